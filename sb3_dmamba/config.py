@@ -1,0 +1,215 @@
+"""Every setting of a model and its training, with its default: the only home of defaults."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_type_hints
+
+from sb3_dmamba.errors import ConfigError
+
+__all__ = ["DecisionMambaConfig", "Memory"]
+
+Memory = Literal["window", "stream"]
+
+
+@dataclass(frozen=True)
+class DecisionMambaConfig:
+    """Settings of a Decision Mamba (or Decision Transformer) and of its training.
+
+    The defaults are the paper's recipe for D4RL locomotion, except where a comment says so;
+    ``sb3_dmamba.list_tasks()`` has the recipe of each task.
+
+    Args:
+        mixer: What mixes the tokens: ``"mamba"`` (Decision Mamba) or ``"attention"`` (Decision
+            Transformer). Nothing else changes between the two.
+        context_length: Steps in a training window, and the steps that ``memory="window"`` sees.
+        hidden_size: Width of every token.
+        n_layers: Number of blocks.
+        channel_mixing: Whether an MLP (4x, GELU) follows the mixer in each block.
+        dropout: Probability of dropping an activation, in training only.
+        d_state: States per channel of the Mamba mixer.
+        d_conv: Taps of its causal convolution.
+        expand: Its inner width over ``hidden_size``.
+        dt_rank: Rank of its step-size projection; None is ``ceil(hidden_size / 16)``.
+        n_heads: Heads of the attention mixer.
+        init: ``"mamba"`` is ``mamba_ssm.Mamba``'s own initialisation; ``"paper"`` is the official
+            code's N(0, 0.02) and zero bias on every linear layer, Mamba's included.
+        encoder: ``"linear"``, ``"nature_cnn"``, or ``"auto"`` by the observation space.
+        embedding: ``"norm"`` puts a LayerNorm on the embedded tokens (the paper's Gym model),
+            ``"tanh"`` a tanh on each embedding (its Atari model).
+        time_encoding: ``"timestep"`` adds a learned embedding of the step in the episode to the
+            three tokens of a step; ``"global"`` adds it together with a learned embedding of the
+            token's place in the window (the paper's Atari model; works with ``memory="window"``).
+        max_timestep: Size of the timestep table; later steps share its last entry.
+        normalize_observations: Whether observations are standardised with the dataset's mean and
+            standard deviation. Images are divided by 255 either way.
+        return_scale: Returns-to-go are divided by this, in the environment's units.
+        memory: How acting remembers: ``"window"`` re-encodes the last ``context_length`` steps at
+            each step, as the paper does; ``"stream"`` carries the recurrent state at a constant
+            cost a step.
+        n_updates: Optimiser steps of one ``fit``.
+        batch_size: Windows in an update.
+        learning_rate: AdamW's, at the top of the schedule.
+        warmup_updates: Updates over which the learning rate rises linearly from zero. (The paper
+            warms up over 10,000 of its 100,000.)
+        lr_schedule: What follows the warm-up: ``"constant"``, or ``"linear"`` or ``"cosine"``
+            decay to ``final_lr_fraction``.
+        final_lr_fraction: The learning rate at the end, as a fraction of ``learning_rate``.
+        decay_updates: Updates after which the decay is complete; None is the end of the run.
+        weight_decay: AdamW's, on the weights of matrix products alone.
+        adam_betas: AdamW's.
+        max_grad_norm: Gradients are clipped to this norm.
+        precision: ``"fp32"``, or ``"bf16"`` for matrix products in bfloat16.
+        backend: Implementation of the operations: ``"auto"`` picks the fastest that works on the
+            device; a name (``"reference"``, ``"cpu"``, ...) is used or raises.
+
+    Raises:
+        ConfigError: A value is out of its range; names the field, the value and the range.
+
+    Source: Ota 2024 (arXiv:2403.19925), appendix; Chen et al. 2021 (arXiv:2106.01345), appendix.
+    """
+
+    mixer: Literal["mamba", "attention"] = "mamba"
+    context_length: int = 20
+    hidden_size: int = 128
+    n_layers: int = 3
+    channel_mixing: bool = True
+    dropout: float = 0.1
+    d_state: int = 16
+    d_conv: int = 4
+    expand: int = 2
+    dt_rank: int | None = None
+    n_heads: int = 1
+    init: Literal["mamba", "paper"] = "mamba"  # the official code's slows learning, see docs
+    encoder: Literal["auto", "linear", "nature_cnn"] = "auto"
+    embedding: Literal["norm", "tanh"] = "norm"
+    time_encoding: Literal["timestep", "global"] = "timestep"
+    max_timestep: int = 1000
+    normalize_observations: bool = True
+    return_scale: float = 1000.0
+    memory: Memory = "window"
+    n_updates: int = 100_000
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    warmup_updates: int = 10_000
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    final_lr_fraction: float = 0.1
+    decay_updates: int | None = None
+    weight_decay: float = 1e-4
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    max_grad_norm: float = 0.25
+    precision: Literal["fp32", "bf16"] = "fp32"
+    backend: str = "auto"
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        for name in _POSITIVE_INTEGERS:
+            _check_integer(name, getattr(self, name), minimum=1)
+        for name in ("dt_rank", "decay_updates"):
+            if getattr(self, name) is not None:
+                _check_integer(name, getattr(self, name), minimum=1)
+        _check_integer("warmup_updates", self.warmup_updates, minimum=0)
+        for name, (low, high) in _RANGES.items():
+            _check_number(name, getattr(self, name), low, high)
+        betas = self.adam_betas
+        if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas):
+            raise ConfigError(f"adam_betas={betas!r}: give two numbers in [0, 1)")
+        object.__setattr__(self, "adam_betas", (float(betas[0]), float(betas[1])))
+        if self.mixer == "attention" and self.hidden_size % self.n_heads:
+            raise ConfigError(
+                f"hidden_size={self.hidden_size} is not a multiple of n_heads={self.n_heads}"
+            )
+        if self.memory == "stream" and self.time_encoding == "global":
+            raise ConfigError(
+                'memory="stream" has no place in the window for time_encoding="global": '
+                'use memory="window" or time_encoding="timestep"'
+            )
+
+    @property
+    def resolved_dt_rank(self) -> int:
+        """Rank of the step-size projection, with None resolved."""
+        return self.dt_rank or math.ceil(self.hidden_size / 16)
+
+    def replace(self, **overrides: Any) -> DecisionMambaConfig:
+        """Return a copy with some fields changed.
+
+        Raises:
+            ConfigError: A name is no field (suggests the nearest), or a value is out of range.
+        """
+        _check_names(overrides)
+        return dataclasses.replace(self, **overrides)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON-compatible values."""
+        return {**dataclasses.asdict(self), "adam_betas": list(self.adam_betas)}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> DecisionMambaConfig:
+        """Build a config from what :meth:`to_dict` returned; absent fields take their defaults.
+
+        Raises:
+            ConfigError: As :meth:`replace`.
+        """
+        _check_names(fields)
+        values = dict(fields)
+        if "adam_betas" in values:
+            values["adam_betas"] = tuple(values["adam_betas"])
+        return cls(**values)
+
+
+_POSITIVE_INTEGERS = (
+    "context_length",
+    "hidden_size",
+    "n_layers",
+    "d_state",
+    "d_conv",
+    "expand",
+    "n_heads",
+    "max_timestep",
+    "n_updates",
+    "batch_size",
+)
+_SMALLEST = math.ulp(0.0)
+_RANGES = {
+    "dropout": (0.0, 1.0 - 1e-9),
+    "return_scale": (_SMALLEST, math.inf),
+    "learning_rate": (_SMALLEST, math.inf),
+    "final_lr_fraction": (0.0, 1.0),
+    "weight_decay": (0.0, math.inf),
+    "max_grad_norm": (_SMALLEST, math.inf),
+}
+
+
+def _check_names(fields: Mapping[str, Any]) -> None:
+    known = [field.name for field in dataclasses.fields(DecisionMambaConfig)]
+    for name in fields:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known settings: {', '.join(known)}"
+            raise ConfigError(f"no setting is called {name!r}: {hint}")
+
+
+def _check_choices(config: DecisionMambaConfig) -> None:
+    hints = get_type_hints(DecisionMambaConfig)
+    for name, hint in hints.items():
+        choices = get_args(hint)
+        value = getattr(config, name)
+        if choices and all(isinstance(choice, str) for choice in choices) and value not in choices:
+            raise ConfigError(f"{name}={value!r}: choose one of {', '.join(map(repr, choices))}")
+        if hint is bool and not isinstance(value, bool):
+            raise ConfigError(f"{name}={value!r}: give True or False")
+
+
+def _check_integer(name: str, value: Any, minimum: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ConfigError(f"{name}={value!r}: give an integer of at least {minimum}")
+
+
+def _check_number(name: str, value: Any, low: float, high: float) -> None:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or not low <= value <= high:
+        raise ConfigError(f"{name}={value!r}: give a finite number in [{low:g}, {high:g}]")
