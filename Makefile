@@ -1,0 +1,47 @@
+# The verbs a contributor needs; .ci/run calls the same ones.
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin/python -m
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check format docs bench dataset clean
+
+help: ## List the verbs
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) pip install -c constraints.txt -e ".[dev]"
+	touch $@
+
+install: $(INSTALLED) ## Make the virtual environment with the tried versions
+
+demo: install ## Train on the bundled Hopper dataset, evaluate, plot (runs/demo)
+	$(VENV)/bin/dmamba demo
+
+test: install ## Run the tests
+	$(RUN) pytest
+
+check: install ## Lint, formatting and types; changes nothing
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy
+
+format: install ## Format, and mend what the linter can
+	$(RUN) ruff format .
+	$(RUN) ruff check --fix .
+
+docs: install ## Build the documentation into site/
+	$(RUN) pip install -c constraints.txt -e ".[docs]"
+	$(RUN) mkdocs build --strict
+
+bench: install ## Time an update, side by side with the peers
+	$(RUN) benchmarks.train_step
+
+dataset: install ## Record the bundled dataset again
+	$(RUN) examples.build_hopper_dataset --output sb3_dmamba/data/bundled
+
+clean: ## Remove the virtual environment, caches and build results
+	rm -rf $(VENV) dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
