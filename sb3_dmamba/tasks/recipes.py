@@ -1,0 +1,214 @@
+"""The named tasks: the paper's nine locomotion datasets and four games, and the bundled dataset.
+
+Every number is the paper's (Ota 2024, arXiv:2403.19925, appendix, and its official code, which
+follows the Decision Transformer's: Chen et al. 2021, arXiv:2106.01345, appendix), unless the
+task's ``source`` says otherwise.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from sb3_dmamba.tasks.task import ReferenceScores, Task
+
+__all__ = ["MEASURED_REFERENCES", "named_tasks"]
+
+_PAPER = "Ota 2024 (arXiv:2403.19925), appendix and official code"
+_D4RL = "D4RL (Fu et al. 2020, arXiv:2004.07219), the same for v0, v1 and v2"
+_GAMER = "a random player and a human gamer, as Chen et al. 2021 normalise, without their rounding"
+_MEASURED = "measured in this environment, 100 episodes each; not D4RL's"
+
+BUNDLED_DATASET = (
+    Path(__file__).parents[1] / "data" / "bundled" / "sb3_dmamba" / "hopper-v0"
+)  # a Minari dataset folder
+
+# Version 5 of the environments changes the rewards: D4RL's scores do not apply to it.
+MEASURED_REFERENCES = {
+    "Hopper-v5": ReferenceScores(16.6, 3521.0, _MEASURED),
+    "Walker2d-v5": ReferenceScores(1.8, 4431.0, _MEASURED),
+}
+
+
+def named_tasks() -> list[Task]:
+    """Return every named task, the bundled one first."""
+    return [_bundled(), *_locomotion(), *_atari()]
+
+
+# --- Gym locomotion ------------------------------------------------------------------------------
+
+_LOCOMOTION_REFERENCES = {
+    "halfcheetah": ReferenceScores(-280.178953, 12135.0, _D4RL),
+    "hopper": ReferenceScores(-20.272305, 3234.3, _D4RL),
+    "walker2d": ReferenceScores(1.629008, 4592.3, _D4RL),
+}
+_LOCOMOTION_ENVS = {
+    "halfcheetah": "HalfCheetah-v4",
+    "hopper": "Hopper-v4",
+    "walker2d": "Walker2d-v4",
+}
+_LOCOMOTION_TARGETS = {
+    "halfcheetah": (6000.0, 12000.0, 24000.0, 120000.0, 240000.0),
+    "hopper": (1800.0, 3600.0, 7200.0, 36000.0, 72000.0),
+    "walker2d": (2500.0, 5000.0, 10000.0, 50000.0, 100000.0),
+}
+_LOCOMOTION_WIDTH_AND_RATE = {  # every other dataset: 128 and 1e-3
+    "hopper-medium-v2": (256, 1e-4),
+    "hopper-medium-replay-v2": (256, 1e-4),
+    "walker2d-medium-v2": (128, 1e-4),
+}
+_LOCOMOTION_RECIPE: dict[str, Any] = {
+    "context_length": 20,
+    "n_layers": 3,
+    "channel_mixing": True,
+    "dropout": 0.1,
+    "embedding": "norm",
+    "time_encoding": "timestep",
+    "max_timestep": 1000,
+    "return_scale": 1000.0,
+    "n_updates": 100_000,
+    "batch_size": 64,
+    "warmup_updates": 10_000,
+    "lr_schedule": "constant",
+    "weight_decay": 1e-4,
+    "max_grad_norm": 0.25,
+}
+
+
+def _locomotion() -> list[Task]:
+    tasks = []
+    for robot, env_id in _LOCOMOTION_ENVS.items():
+        for quality in ("medium", "medium-replay", "medium-expert"):
+            name = f"{robot}-{quality}-v2"
+            width, rate = _LOCOMOTION_WIDTH_AND_RATE.get(name, (128, 1e-3))
+            task = Task(
+                name=name,
+                env_id=env_id,
+                dataset=name,
+                target_returns=_LOCOMOTION_TARGETS[robot],
+                reference=_LOCOMOTION_REFERENCES[robot],
+                overrides={**_LOCOMOTION_RECIPE, "hidden_size": width, "learning_rate": rate},
+                description=f"D4RL {robot} {quality}, the paper's recipe",
+                source={
+                    "env_id": "nearest to D4RL's v2, which needs mujoco-py; v5 changes the rewards",
+                    "dataset": "D4RL (Fu et al. 2020, arXiv:2004.07219), Gym-MuJoCo v2",
+                    "target_returns": _PAPER,
+                    "reference": _D4RL,
+                    "overrides": _PAPER,
+                },
+            )
+            tasks.append(task)
+    return tasks
+
+
+# --- Atari ---------------------------------------------------------------------------------------
+
+_ATARI_TRANSITIONS = 500_000  # of the DQN replay, for each game
+_ATARI_EPOCHS = 10
+_ATARI_BATCH_SIZE = 256
+_ATARI_WARMUP_TOKENS = 512 * 20
+_ATARI_TOKENS_OF_STEP = 3  # in the official code's final_tokens = 2 * N * K * 3
+
+# name: (Gymnasium id, context length, target return, random score, gamer's score)
+_ATARI_GAMES = {
+    "breakout": ("ALE/Breakout-v5", 30, 90.0, 1.7, 30.5),
+    "qbert": ("ALE/Qbert-v5", 30, 14000.0, 163.9, 13455.0),
+    "pong": ("ALE/Pong-v5", 50, 20.0, -20.7, 14.6),
+    "seaquest": ("ALE/Seaquest-v5", 30, 1150.0, 68.4, 42054.7),
+}
+_ATARI_RECIPE: dict[str, Any] = {
+    "hidden_size": 128,
+    "n_layers": 6,
+    "channel_mixing": True,
+    "dropout": 0.1,
+    "encoder": "nature_cnn",
+    "embedding": "tanh",
+    "time_encoding": "global",
+    "max_timestep": 27_000,  # the emulator stops an episode at 108,000 frames, 4 frames a step
+    "return_scale": 1.0,
+    "n_updates": _ATARI_EPOCHS * math.ceil(_ATARI_TRANSITIONS / _ATARI_BATCH_SIZE),
+    "batch_size": _ATARI_BATCH_SIZE,
+    "learning_rate": 6e-4,
+    "lr_schedule": "cosine",
+    "final_lr_fraction": 0.1,
+    "weight_decay": 0.1,
+    "adam_betas": (0.9, 0.95),
+    "max_grad_norm": 1.0,
+}
+
+
+def _atari_schedule(context_length: int) -> dict[str, int]:
+    """Convert the official schedule from what it counts as tokens to updates.
+
+    Its trainer counts one token per action it learns from, so ``batch * K`` an update: warm-up
+    takes 512 * 20 of them, and the cosine reaches its end at 2 * N * K * 3, six epochs in.
+    """
+    tokens_per_update = _ATARI_BATCH_SIZE * context_length
+    final_tokens = 2 * _ATARI_TRANSITIONS * context_length * _ATARI_TOKENS_OF_STEP
+    return {
+        "warmup_updates": math.ceil(_ATARI_WARMUP_TOKENS / tokens_per_update),
+        "decay_updates": math.ceil(final_tokens / tokens_per_update),
+    }
+
+
+def _atari() -> list[Task]:
+    tasks = []
+    for name, (env_id, context_length, target, minimum, maximum) in _ATARI_GAMES.items():
+        overrides = {
+            **_ATARI_RECIPE,
+            "context_length": context_length,
+            **_atari_schedule(context_length),
+        }
+        task = Task(
+            name=name,
+            env_id=env_id,
+            env_kwargs={"frameskip": 1, "repeat_action_probability": 0.0},
+            target_returns=(target,),
+            reference=ReferenceScores(minimum, maximum, _GAMER),
+            overrides=overrides,
+            preprocessing="atari",
+            description=f"Atari {name.capitalize()} from DQN replay, the paper's recipe",
+            source={
+                "env_id": "Arcade Learning Environment 0.11",
+                "env_kwargs": "official code: no sticky actions in evaluation; "
+                "the frames are skipped by the preprocessing",
+                "target_returns": _PAPER,
+                "reference": _GAMER,
+                "overrides": _PAPER,
+                "preprocessing": "Mnih et al. 2015, as in the official code",
+            },
+        )
+        tasks.append(task)
+    return tasks
+
+
+# --- Bundled dataset -----------------------------------------------------------------------------
+
+
+def _bundled() -> Task:
+    return Task(
+        name="hopper-bundled",
+        env_id="Hopper-v5",
+        dataset=str(BUNDLED_DATASET),
+        target_returns=(1000.0, 2000.0, 3000.0),
+        reference=MEASURED_REFERENCES["Hopper-v5"],
+        overrides={
+            "hidden_size": 128,
+            "channel_mixing": False,
+            "n_updates": 3000,
+            "warmup_updates": 600,
+            "learning_rate": 1e-3,
+            "lr_schedule": "linear",
+            "final_lr_fraction": 0.1,
+        },
+        description="The dataset inside this package: SAC stopped early, in minutes on a laptop",
+        source={
+            "env_id": "where the dataset was recorded",
+            "dataset": "recorded by examples/build_hopper_dataset.py, in D4RL's way",
+            "target_returns": "the spread of the dataset's returns",
+            "reference": _MEASURED,
+            "overrides": "the paper's shape without channel mixing (its Table 3), "
+            "with a schedule for a laptop CPU",
+        },
+    )

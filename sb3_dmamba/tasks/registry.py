@@ -1,0 +1,129 @@
+"""From a name to a task: the named ones, Minari ids and Gymnasium ids."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from pathlib import Path
+
+from sb3_dmamba.errors import UnknownTaskError
+from sb3_dmamba.tasks.recipes import MEASURED_REFERENCES, named_tasks
+from sb3_dmamba.tasks.task import ReferenceScores, Task
+
+__all__ = ["get_reference_scores", "get_task", "list_tasks"]
+
+_NAMESPACED_ID = re.compile(r"(?:[\w-]+/)+[\w.-]+-v\d+")
+
+
+def list_tasks() -> list[Task]:
+    """Return the named tasks; any Minari or Gymnasium id works too, see :func:`get_task`."""
+    return named_tasks()
+
+
+def get_task(name: str) -> Task:
+    """Find out what a name stands for.
+
+    In this order: a named task (:func:`list_tasks`), an environment registered with Gymnasium
+    (``"Hopper-v5"``; ``"package:Name-v0"`` imports the package first, ``"ALE/..."`` needs no
+    import), and a Minari dataset (``"hopper/medium-v0"``, or any id found in the local storage).
+    A name is never translated: D4RL's ``"hopper-medium-v2"`` and Minari's ``"hopper/medium-v0"``
+    are different data.
+
+    Args:
+        name: The name, spelled exactly.
+
+    Returns:
+        The task. A Gymnasium id has no dataset and no targets; a Minari id has neither
+        environment nor targets until its dataset, which may name them, is loaded.
+
+    Raises:
+        UnknownTaskError: The name is none of these; suggests close ones.
+    """
+    for task in named_tasks():
+        if task.name == name:
+            return task
+    if name.startswith("ALE/") or _is_registered(name):
+        return _gymnasium_task(name)
+    if _is_local_minari_id(name) or _NAMESPACED_ID.fullmatch(name):
+        return _minari_task(name)
+    raise UnknownTaskError(_explain(name))
+
+
+def get_reference_scores(env_id: str) -> ReferenceScores | None:
+    """Return the scores measured in an environment, to normalise by; None where there are none.
+
+    D4RL's scores belong to its named tasks alone: they are never returned for a bare environment.
+    """
+    return MEASURED_REFERENCES.get(env_id)
+
+
+def _gymnasium_task(env_id: str) -> Task:
+    reference = get_reference_scores(env_id)
+    source = {"env_id": "registered with Gymnasium"}
+    if reference is not None:
+        source["reference"] = reference.source
+    return Task(
+        name=env_id,
+        env_id=env_id,
+        reference=reference,
+        description=f"The environment {env_id}; the dataset is yours to give",
+        source=source,
+    )
+
+
+def _minari_task(dataset_id: str) -> Task:
+    return Task(
+        name=dataset_id,
+        dataset=dataset_id,
+        description=f"The Minari dataset {dataset_id}",
+        source={"dataset": "the Minari id given"},
+    )
+
+
+def _is_registered(name: str) -> bool:
+    import gymnasium
+
+    if name in gymnasium.registry:
+        return True
+    module, _, env_id = name.partition(":")
+    if not module or not env_id:
+        return False
+    try:
+        gymnasium.spec(name)  # imports the module, as gymnasium.make does
+    except (gymnasium.error.Error, ImportError):
+        return False
+    return True
+
+
+def _is_local_minari_id(name: str) -> bool:
+    """Whether Minari's local storage holds the dataset; leaves the storage as it is."""
+    if not re.fullmatch(r"[\w./-]+", name) or ".." in name or name.startswith("/"):
+        return False
+    root = os.environ.get("MINARI_DATASETS_PATH") or Path.home() / ".minari" / "datasets"
+    return (Path(root) / name / "data").is_dir()
+
+
+def _explain(name: str) -> str:
+    close = _close_names(name)
+    hint = f"did you mean {', '.join(map(repr, close))}? " if close else ""
+    return (
+        f"no task is called {name!r}: {hint}`dmamba tasks` lists the named ones; a registered "
+        "Gymnasium id (Hopper-v5) and a Minari id (hopper/medium-v0) work too"
+    )
+
+
+def _close_names(name: str) -> list[str]:
+    """Return up to five names like this one: named tasks it begins, then similar spellings."""
+    import gymnasium
+
+    tasks = [task.name for task in named_tasks()]
+    newest: dict[str, tuple[int, str]] = {}
+    for env_id, spec in gymnasium.registry.items():
+        versioned = (spec.version or 0, env_id)
+        newest[spec.name] = max(newest.get(spec.name, versioned), versioned)
+    candidates = tasks + [env_id for _, env_id in newest.values()]
+    by_lower = {candidate.lower(): candidate for candidate in candidates}
+    begun = [task for task in tasks if name and task.startswith(name.lower())][:2]
+    similar = difflib.get_close_matches(name.lower(), by_lower, n=3)
+    return list(dict.fromkeys(begun + [by_lower[match] for match in similar]))

@@ -1,0 +1,248 @@
+"""Names to tasks: the paper's recipes, Minari and Gymnasium ids, and names that mean nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+from gymnasium.spaces import Discrete
+
+from sb3_dmamba.config import DecisionMambaConfig
+from sb3_dmamba.errors import ConfigError, MissingDependencyError, UnknownTaskError
+from sb3_dmamba.tasks import ReferenceScores, Task, get_reference_scores, get_task, list_tasks
+
+LOCOMOTION = [
+    f"{robot}-{quality}-v2"
+    for robot in ("halfcheetah", "hopper", "walker2d")
+    for quality in ("medium", "medium-replay", "medium-expert")
+]
+GAMES = ["breakout", "qbert", "pong", "seaquest"]
+
+
+def test_the_listed_names_are_the_papers_and_the_bundled_dataset() -> None:
+    assert [task.name for task in list_tasks()] == ["hopper-bundled", *LOCOMOTION, *GAMES]
+
+
+@pytest.mark.parametrize("task", list_tasks(), ids=lambda task: task.name)
+def test_named_tasks_are_complete(task: Task) -> None:
+    assert get_task(task.name) == task
+    assert task.description
+    assert task.env_id is not None
+    assert task.target_returns
+    assert task.reference is not None
+    recorded = {"env_id", "env_kwargs", "dataset", "target_returns", "reference", "overrides"}
+    for name in recorded | {"preprocessing"}:
+        assert bool(getattr(task, name)) == (name in task.source), name
+    assert all(task.source.values())
+
+
+# The table of the paper's appendix, typed again: name -> width, learning rate.
+@pytest.mark.parametrize(
+    ("name", "width", "rate"),
+    [
+        ("halfcheetah-medium-v2", 128, 1e-3),
+        ("halfcheetah-medium-replay-v2", 128, 1e-3),
+        ("halfcheetah-medium-expert-v2", 128, 1e-3),
+        ("hopper-medium-v2", 256, 1e-4),
+        ("hopper-medium-replay-v2", 256, 1e-4),
+        ("hopper-medium-expert-v2", 128, 1e-3),
+        ("walker2d-medium-v2", 128, 1e-4),
+        ("walker2d-medium-replay-v2", 128, 1e-3),
+        ("walker2d-medium-expert-v2", 128, 1e-3),
+    ],
+)
+def test_locomotion_recipe(name: str, width: int, rate: float) -> None:
+    task = get_task(name)
+    config = task.config()
+    assert (config.hidden_size, config.learning_rate) == (width, rate)
+    assert (config.n_layers, config.context_length, config.batch_size) == (3, 20, 64)
+    assert (config.n_updates, config.warmup_updates) == (100_000, 10_000)
+    assert config.lr_schedule == "constant"
+    assert (config.weight_decay, config.max_grad_norm, config.dropout) == (1e-4, 0.25, 0.1)
+    assert config.return_scale == 1000.0
+    assert task.dataset == name
+    assert task.env_id is not None
+    assert task.env_id.endswith("-v4")  # v5 changes the rewards
+
+
+def test_locomotion_targets_and_references() -> None:
+    hopper = get_task("hopper-medium-v2")
+    assert hopper.target_returns == (1800.0, 3600.0, 7200.0, 36000.0, 72000.0)
+    assert hopper.reference is not None
+    assert hopper.reference.normalize(-20.272305) == pytest.approx(0.0)
+    assert hopper.reference.normalize(3234.3) == pytest.approx(100.0)
+    cheetah = get_task("halfcheetah-medium-v2")
+    assert cheetah.target_returns == (6000.0, 12000.0, 24000.0, 120000.0, 240000.0)
+    assert get_task("walker2d-medium-v2").target_returns[0] == 2500.0
+
+
+@pytest.mark.parametrize(("name", "context", "target"), [("breakout", 30, 90), ("pong", 50, 20)])
+def test_atari_recipe(name: str, context: int, target: float) -> None:
+    task = get_task(name)
+    config = task.config()
+    assert task.target_returns == (target,)
+    assert task.preprocessing == "atari"
+    assert (config.context_length, config.n_layers, config.hidden_size) == (context, 6, 128)
+    assert (config.embedding, config.time_encoding) == ("tanh", "global")
+    assert config.encoder == "nature_cnn"
+    assert (config.weight_decay, config.adam_betas) == (0.1, (0.9, 0.95))
+    assert (config.learning_rate, config.lr_schedule) == (6e-4, "cosine")
+    assert (config.max_grad_norm, config.return_scale) == (1.0, 1.0)
+    # 500,000 windows in batches of 256 are 1,953.1 updates an epoch. The official trainer ends
+    # its cosine after 2 * N * K * 3 tokens at one per action: six epochs, whatever K is.
+    assert config.n_updates == 19_540
+    assert config.decay_updates == 11_719
+    assert config.warmup_updates == (1 if context == 50 else 2)
+
+
+def test_bundled_task_needs_nothing_but_the_package() -> None:
+    task = get_task("hopper-bundled")
+    assert task.env_id == "Hopper-v5"
+    assert task.dataset is not None
+    folder = Path(task.dataset)
+    assert folder.parts[-5:] == ("sb3_dmamba", "data", "bundled", "sb3_dmamba", "hopper-v0")
+    assert (folder / "data" / "main_data.hdf5").is_file()
+    assert task.config().n_updates <= 5000
+
+
+def test_gymnasium_id() -> None:
+    task = get_task("CartPole-v1")
+    assert (task.env_id, task.dataset, task.target_returns) == ("CartPole-v1", None, ())
+    assert task.config() == DecisionMambaConfig()
+    assert task.make_env().action_space == Discrete(2)
+
+
+@pytest.mark.parametrize("name", ["hopper/medium-v0", "mujoco/hopper/medium-v0"])
+def test_minari_id_leaves_the_environment_to_the_dataset(name: str) -> None:
+    task = get_task(name)
+    assert (task.dataset, task.env_id, task.target_returns) == (name, None, ())
+    assert task.reference is None
+
+
+def test_minari_id_found_locally(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    with pytest.raises(UnknownTaskError):
+        get_task("mine")
+    (tmp_path / "mine" / "data").mkdir(parents=True)
+    assert get_task("mine").dataset == "mine"
+
+
+def test_d4rl_scores_stay_with_d4rl_names() -> None:
+    measured = get_reference_scores("Hopper-v5")
+    assert measured is not None
+    assert (measured.minimum, measured.maximum) == (16.6, 3521.0)
+    assert get_task("Hopper-v5").reference == measured
+    assert get_reference_scores("Hopper-v4") is None
+    assert get_task("Hopper-v4").reference is None
+    assert get_task("hopper/medium-v0").dataset != get_task("hopper-medium-v2").dataset
+
+
+@pytest.mark.parametrize(
+    ("name", "suggestion"),
+    [
+        ("hoper-medium-v2", "hopper-medium-v2"),
+        ("hopper-medium", "hopper-medium-v2"),
+        ("Breakout", "breakout"),
+        ("hopper", "hopper-bundled"),
+        ("Hoper-v5", "Hopper-v5"),
+    ],
+)
+def test_unknown_name_gets_suggestions(name: str, suggestion: str) -> None:
+    with pytest.raises(UnknownTaskError, match=repr(suggestion)) as raised:
+        get_task(name)
+    assert repr(name) in str(raised.value)
+    assert "dmamba tasks" in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["", "   ", "/", "..", "nowhere:Foo-v0", "qwertyuiop"])
+def test_nonsense_is_no_task(name: str) -> None:
+    with pytest.raises(UnknownTaskError, match="dmamba tasks"):
+        get_task(name)
+
+
+def test_run_of_another_length_keeps_the_recipes_shape() -> None:
+    task = get_task("hopper-medium-v2")
+    assert task.config(n_updates=3000).warmup_updates == 300
+    assert task.config(n_updates=3000, warmup_updates=7).warmup_updates == 7
+    assert task.config(learning_rate=1e-2).warmup_updates == 10_000
+    assert get_task("pong").config(n_updates=1954).decay_updates == 1172
+    assert task.config(n_updates=3000).hidden_size == 256
+
+
+def test_config_names_a_wrong_field() -> None:
+    with pytest.raises(ConfigError, match="learning_rate"):
+        get_task("hopper-medium-v2").config(learning_rat=1.0)
+
+
+def test_invalid_recipe_is_refused() -> None:
+    with pytest.raises(ConfigError, match="hidden_size"):
+        Task("mine", overrides={"hidden_size": 0})
+
+
+@pytest.mark.parametrize("bounds", [(1.0, 1.0), (2.0, 1.0), (float("nan"), 1.0)])
+def test_reference_scores_are_checked(bounds: tuple[float, float]) -> None:
+    with pytest.raises(ConfigError, match="reference scores"):
+        ReferenceScores(*bounds, source="nowhere")
+
+
+def test_changing_a_returned_task_changes_no_other() -> None:
+    task = get_task("hopper-medium-v2")
+    assert isinstance(task.overrides, dict)
+    task.overrides["hidden_size"] = 1
+    assert get_task("hopper-medium-v2").config().hidden_size == 256
+
+
+@pytest.mark.parametrize("name", ["hopper-bundled", "hopper-medium-v2", "pong", "hopper/medium-v0"])
+def test_json_and_pickle_round_trip(name: str) -> None:
+    task = get_task(name)
+    assert Task.from_dict(json.loads(json.dumps(task.to_dict()))).config() == task.config()
+    again = Task.from_dict(json.loads(json.dumps(task.to_dict())))
+    assert dataclasses.replace(again, overrides=task.overrides) == task
+    assert pickle.loads(pickle.dumps(task)) == task  # sent to worker processes
+
+
+def test_from_dict_refuses_unknown_fields() -> None:
+    with pytest.raises(ConfigError, match="colour"):
+        Task.from_dict({"name": "mine", "colour": "red"})
+
+
+@pytest.mark.parametrize("name", ["hopper-medium-v2", "hopper-bundled"])
+def test_make_env_of_mujoco_tasks(name: str) -> None:
+    pytest.importorskip("mujoco", reason="the MuJoCo extra is not installed")
+    with get_task(name).make_env(max_episode_steps=7) as env:
+        assert env.observation_space.shape == (11,)
+        assert env.spec is not None
+        assert env.spec.max_episode_steps == 7
+
+
+def test_make_env_without_an_environment() -> None:
+    with pytest.raises(UnknownTaskError, match="env="):
+        get_task("hopper/medium-v0").make_env()
+
+
+def test_make_env_that_gymnasium_does_not_know() -> None:
+    with pytest.raises(UnknownTaskError, match="Missing-v0"):
+        Task("mine", env_id="Missing-v0").make_env()
+
+
+@pytest.mark.filterwarnings("ignore:.*is out of date:DeprecationWarning")
+def test_make_env_of_a_retired_version() -> None:
+    with pytest.raises(UnknownTaskError, match="Hopper-v2"):
+        get_task("Hopper-v2").make_env()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ale_py") is not None, reason="ale-py is installed")
+def test_atari_without_its_package_names_the_extra() -> None:
+    with pytest.raises(MissingDependencyError, match=r"sb3-dmamba\[atari\]"):
+        get_task("breakout").make_env()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ale_py") is None, reason="ale-py is not installed")
+def test_atari_environment_looks_as_the_data_does() -> None:
+    with get_task("breakout").make_env() as env:
+        assert env.observation_space.shape == (4, 84, 84)
+        assert env.action_space == Discrete(4)
