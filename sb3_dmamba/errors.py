@@ -12,6 +12,7 @@ __all__ = [
     "ConfigError",
     "DatasetError",
     "DecisionMambaError",
+    "EvaluationError",
     "MissingDependencyError",
     "ModelFileError",
     "SpaceError",
@@ -43,12 +44,24 @@ class ConditioningError(DecisionMambaError, ValueError):
     """An observation came without the return still to go."""
 
 
+class EvaluationError(DecisionMambaError, RuntimeError):
+    """An evaluation could not be finished: an environment or a worker process failed."""
+
+
 class ModelFileError(DecisionMambaError, ValueError):
     """A saved model is missing, truncated, tampered with or of a newer format."""
 
 
 class BackendError(DecisionMambaError, RuntimeError):
     """An implementation that was asked for by name does not work here."""
+
+
+class NotFittedError(DecisionMambaError, RuntimeError):
+    """A model was asked to act or to be saved before it was fitted or loaded."""
+
+
+class DivergenceError(DecisionMambaError, ArithmeticError):
+    """Training produced a loss that is not finite."""
 
 
 class MissingDependencyError(DecisionMambaError, ImportError):

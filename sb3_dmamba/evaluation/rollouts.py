@@ -1,0 +1,281 @@
+"""All episodes of an evaluation stepped together, as one batch of the policy."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from sb3_dmamba.data import flat_space, flatten_observation
+from sb3_dmamba.data.spaces import observation_dtype
+from sb3_dmamba.errors import ConfigError, EvaluationError, SpaceError
+from sb3_dmamba.evaluation.planning import DEFAULT_MAX_ENVS, choose_n_workers
+from sb3_dmamba.evaluation.protocols import ActingPolicy, ReferenceScore
+from sb3_dmamba.evaluation.report import EvaluationReport, ReportDetails
+from sb3_dmamba.evaluation.results import TargetResult
+from sb3_dmamba.evaluation.workers import Envs, LocalEnvs, WorkerEnvs
+
+__all__ = ["evaluate_targets"]
+
+MakeEnv = Callable[[], "gym.Env[Any, Any]"]
+OnProgress = Callable[[int, int], None]
+
+
+def evaluate_targets(
+    policy: ActingPolicy,
+    make_env: MakeEnv,
+    target_returns: Any,
+    n_episodes: int,
+    *,
+    n_envs: int | None = None,
+    n_workers: int | None = None,
+    seed: int = 0,
+    memory: str | None = None,
+    deterministic: bool = True,
+    reference: ReferenceScore | None = None,
+    max_episode_steps: int | None = None,
+    details: ReportDetails | None = None,
+    on_progress: OnProgress | None = None,
+) -> EvaluationReport:
+    """Ask a policy for several returns and see what it achieves.
+
+    The episodes of all targets are stepped together, as one batch of the policy. Episode k of
+    every target starts from the environment seed ``seed + k``, so targets are compared on the
+    same starts. Where an episode ends, its environment takes the next one that waits, or its row
+    leaves the batch. Neither ``n_workers`` nor the order in which episodes end changes a result;
+    ``n_envs`` changes it by no more than the rounding of a matrix product over another number of
+    rows (which a chaotic environment can amplify), and, with ``deterministic=False``, by the
+    order in which random numbers are drawn (from ``seed``, not from torch's global generator).
+
+    Args:
+        policy: The policy; see :class:`~sb3_dmamba.evaluation.protocols.ActingPolicy`.
+        make_env: Makes one environment, a new one at each call. Its rewards are what is scored.
+        target_returns: The returns to ask for, in the environment's units: one, or several.
+        n_episodes: Episodes for each target.
+        n_envs: Environments alive at once; None is one for each episode, at most
+            ``DEFAULT_MAX_ENVS``.
+        n_workers: Processes that step the environments; 0 steps them here, None decides by the
+            cost of a step (see :func:`~sb3_dmamba.evaluation.planning.choose_n_workers`).
+        seed: The environment seed of each target's first episode.
+        memory: ``"window"`` or ``"stream"``; None is the policy's own.
+        deterministic: Whether to take the most likely action rather than draw one.
+        reference: The returns that the normalised scores 0 and 100 stand for.
+        max_episode_steps: Episodes are cut after this many steps; None leaves it to the
+            environment.
+        details: What else the report should say: task, dataset, weights, ...
+        on_progress: Called with (episodes finished, episodes in all) as episodes finish.
+
+    Returns:
+        The report, targets in the order given.
+
+    Raises:
+        ConfigError: An argument is out of its range, or ``make_env`` makes no new environments.
+        SpaceError: The environment's spaces are not those of the policy.
+        EvaluationError: A reward is not finite, or a worker process died.
+    """
+    jobs = _Jobs.plan(target_returns, n_episodes, seed)
+    optional = {"n_envs": n_envs, "max_episode_steps": max_episode_steps}
+    for name, value in optional.items():
+        if value is not None:
+            _check_count(name, value, 1)
+    if n_workers is not None:
+        _check_count("n_workers", n_workers, 0)
+    if not callable(make_env):
+        raise ConfigError(f"make_env={make_env!r}: give a function that makes an environment")
+    n_envs = min(n_envs or DEFAULT_MAX_ENVS, len(jobs))
+    started = time.perf_counter()
+    if n_workers is None:
+        n_workers = choose_n_workers(make_env, n_envs, len(jobs), seed, max_episode_steps)
+    envs: Envs
+    envs = WorkerEnvs(make_env, n_envs, n_workers) if n_workers else LocalEnvs(make_env, n_envs)
+    try:
+        _check_envs(envs.description, policy, n_envs)
+        episodes = _Episodes(envs, jobs, max_episode_steps)
+        memory = policy.memory if memory is None else memory
+        with _random_numbers_from(seed, policy):
+            episodes.run(policy, memory, n_envs, deterministic, on_progress)
+    finally:
+        envs.close()
+    by_target = (-1, n_episodes)
+    results = tuple(
+        TargetResult(float(target), returns, lengths, reference)
+        for target, returns, lengths in zip(
+            jobs.targets[::n_episodes],
+            episodes.returns.reshape(by_target),
+            episodes.lengths.reshape(by_target),
+            strict=True,
+        )
+    )
+    return EvaluationReport.from_results(
+        results,
+        details or ReportDetails(),
+        env_id=envs.description["env_id"],
+        memory=str(memory),
+        deterministic=deterministic,
+        eval_seed=seed,
+        seconds=time.perf_counter() - started,
+    )
+
+
+@dataclass(frozen=True)
+class _Jobs:
+    """The episodes to run, target by target."""
+
+    targets: NDArray[np.float64]  # (J,)
+    seeds: NDArray[np.int64]  # (J,)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    @classmethod
+    def plan(cls, target_returns: Any, n_episodes: int, seed: int) -> _Jobs:
+        try:
+            targets = np.atleast_1d(np.asarray(target_returns, dtype=np.float64))
+        except (TypeError, ValueError):
+            targets = np.empty(0)
+        if targets.ndim != 1 or not len(targets) or not np.isfinite(targets).all():
+            raise ConfigError(
+                f"target_returns={target_returns!r}: give one finite number, or a list of them"
+            )
+        _check_count("n_episodes", n_episodes, 1)
+        _check_count("seed", seed, 0)
+        return cls(
+            np.repeat(targets, n_episodes), np.tile(seed + np.arange(n_episodes), len(targets))
+        )
+
+
+class _Episodes:
+    """The episodes under way (a row each), and what became of those that are over."""
+
+    def __init__(self, envs: Envs, jobs: _Jobs, max_episode_steps: int | None) -> None:
+        self.envs = envs
+        self.jobs = jobs
+        self.returns = np.zeros(len(jobs), dtype=np.float64)
+        self.lengths = np.zeros(len(jobs), dtype=np.int64)
+        self._step_limit = max_episode_steps
+        self._observation_space = envs.description["observation_space"]
+        self._observation_dtype = observation_dtype(flat_space(self._observation_space))
+        self._action_space = envs.description["action_space"]
+
+    def run(
+        self,
+        policy: ActingPolicy,
+        memory: Any,
+        n_envs: int,
+        deterministic: bool,
+        on_progress: OnProgress | None,
+    ) -> None:
+        """Run every job, ``n_envs`` at a time."""
+        jobs = self.jobs
+        env = np.arange(n_envs)  # of each row
+        job = np.arange(n_envs)  # of each row
+        n_begun = n_envs
+        state = policy.initial_state(n_envs, memory=memory)
+        observations = self._as_batch(self.envs.reset(env.tolist(), jobs.seeds[job].tolist()))
+        remaining = jobs.targets[job]
+        while len(job):
+            actions, state = policy.act(
+                observations, remaining.astype(np.float32), state, deterministic
+            )
+            shown, rewards, ended = self._step(env, job, actions)
+            observations = self._as_batch(shown)
+            remaining = remaining - rewards
+            if not ended.any():
+                continue
+            over = np.flatnonzero(ended)
+            refilled, dropped = np.split(over, [min(len(over), len(jobs) - n_begun)])
+            if len(refilled):
+                job[refilled] = np.arange(n_begun, n_begun + len(refilled))
+                n_begun += len(refilled)
+                fresh = self.envs.reset(env[refilled].tolist(), jobs.seeds[job[refilled]].tolist())
+                observations[refilled] = self._as_batch(fresh)
+                remaining[refilled] = jobs.targets[job[refilled]]
+                state = state.reset(np.isin(np.arange(len(job)), refilled))
+            if len(dropped):
+                kept = np.delete(np.arange(len(job)), dropped)
+                state = state.take(kept)
+                env, job, remaining = env[kept], job[kept], remaining[kept]
+                observations = observations[kept]
+            if on_progress is not None:
+                on_progress(n_begun - len(job), len(jobs))
+
+    def _step(
+        self, env: NDArray[np.int64], job: NDArray[np.int64], actions: NDArray[Any]
+    ) -> tuple[list[Any], NDArray[np.float64], NDArray[np.bool_]]:
+        """Step the environments, and enter rewards and lengths."""
+        if isinstance(self._action_space, spaces.Box):
+            # a copy: an environment may keep or change its action
+            actions = np.array(actions, dtype=self._action_space.dtype)
+            actions = actions.reshape(-1, *self._action_space.shape)
+        shown, rewards, ended = self.envs.step(env.tolist(), actions)
+        if not np.isfinite(rewards).all():
+            row = int(np.flatnonzero(~np.isfinite(rewards))[0])
+            raise EvaluationError(
+                f"the environment returned the reward {rewards[row]} at step "
+                f"{self.lengths[job[row]]} of the episode with seed {self.jobs.seeds[job[row]]} "
+                f"and target {self.jobs.targets[job[row]]:g}: the return would be meaningless"
+            )
+        self.returns[job] += rewards
+        self.lengths[job] += 1
+        if self._step_limit is not None:
+            ended = ended | (self.lengths[job] >= self._step_limit)
+        return shown, rewards, ended
+
+    def _as_batch(self, observations: list[Any]) -> NDArray[Any]:
+        """Stack observations as (n, *flat shape), float32 or uint8."""
+        space = self._observation_space
+        if not isinstance(space, spaces.Box):
+            observations = [flatten_observation(space, each) for each in observations]
+        return np.stack(observations).astype(self._observation_dtype, copy=False)
+
+
+def _check_count(name: str, value: Any, minimum: int) -> None:
+    is_integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not is_integer or value < minimum:
+        raise ConfigError(f"{name}={value!r}: give an integer of at least {minimum}")
+
+
+def _check_envs(description: dict[str, Any], policy: ActingPolicy, n_envs: int) -> None:
+    if description["not_an_env"] is not None:
+        raise ConfigError(
+            f"make_env() returned {description['not_an_env']}: it must make a gymnasium.Env"
+        )
+    if description["n_distinct"] != n_envs:
+        raise ConfigError(
+            "make_env() returned one environment twice: it must make a new one at each call, "
+            "as lambda: gymnasium.make(...) does"
+        )
+    shown = flat_space(description["observation_space"])
+    if shown.shape != policy.observation_space.shape:
+        raise SpaceError(
+            f"the environment's observations have the flat shape {shown.shape} and the policy "
+            f"takes {policy.observation_space.shape}: evaluate in the environment it learned from"
+        )
+    act, learned = description["action_space"], policy.action_space
+    same = type(act) is type(learned) and (
+        (isinstance(act, spaces.Discrete) and act == learned)
+        or (isinstance(act, spaces.Box) and act.shape == learned.shape)
+    )
+    if not same:
+        raise SpaceError(
+            f"the environment's actions are {act} and the policy's {learned}: evaluate in the "
+            "environment it learned from"
+        )
+
+
+@contextlib.contextmanager
+def _random_numbers_from(seed: int, policy: ActingPolicy) -> Iterator[None]:
+    """Draw torch's random numbers from ``seed``, and leave its generators as they were."""
+    device = torch.device(getattr(policy, "device", "cpu"))
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,105 @@
+"""Acting for callers who pass the rewards themselves, one environment at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sb3_dmamba.errors import ConditioningError, SpaceError
+from sb3_dmamba.evaluation.protocols import ActingPolicy
+from sb3_dmamba.evaluation.wrappers.base import ReturnTracker
+
+__all__ = ["StatefulActor"]
+
+
+class StatefulActor:
+    """A policy that keeps count of the return-to-go from the rewards it is told.
+
+    Speaks the protocol of d3rlpy's stateful wrapper, so d3rlpy's
+    ``evaluate_transformer_with_environment`` and callbacks drive it unchanged::
+
+        actor.reset()
+        observation, reward = env.reset()[0], 0.0
+        while ...:
+            action = actor.predict(observation, reward)
+            observation, reward, terminated, truncated, info = env.step(action)
+
+    Args:
+        policy: The policy.
+        target_return: The return to ask for, in the environment's units.
+        memory: ``"window"`` or ``"stream"``; None is the policy's own.
+        deterministic: Whether to take the most likely action rather than draw one.
+
+    Raises:
+        ConditioningError: ``target_return`` is not one finite number.
+
+    Source: d3rlpy 2.8.1, ``algos/transformer/base.py`` (the protocol).
+    """
+
+    def __init__(
+        self,
+        policy: ActingPolicy,
+        target_return: float,
+        memory: str | None = None,
+        deterministic: bool = True,
+    ) -> None:
+        self._target = float(ReturnTracker(1, target_return).targets[0])
+        self._policy = policy
+        self._memory = policy.memory if memory is None else memory
+        self._deterministic = deterministic
+        self._shape = policy.observation_space.shape or ()
+        self._returns_to_go = np.empty(1, dtype=np.float32)
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin an episode: forget the last one, and ask for the whole target again."""
+        self._state = self._policy.initial_state(1, memory=self._memory)
+        self._remaining = self._target
+        self._is_first = True
+
+    def predict(self, x: NDArray[Any], reward: float) -> Any:
+        """Choose the next action.
+
+        Args:
+            x: One observation (*obs), as the policy's flat observation space has it.
+            reward: The reward of the last action; ignored at an episode's first step.
+
+        Returns:
+            The action: (A,) float32, or an int.
+
+        Raises:
+            SpaceError: ``x`` has another shape than the policy's observations.
+            ConditioningError: ``reward`` is not finite.
+        """
+        observation = np.asarray(x)
+        if observation.shape != self._shape:
+            raise SpaceError(
+                f"the observation has shape {observation.shape} and the policy takes "
+                f"{self._shape}: give one observation, flattened as in training"
+            )
+        if observation.dtype == np.float64:
+            observation = observation.astype(np.float32)
+        if self._is_first:
+            self._is_first = False
+        else:
+            self._remaining -= float(reward)
+            if not np.isfinite(self._remaining):
+                raise ConditioningError(f"reward={reward!r}: give a finite number")
+        self._returns_to_go[0] = self._remaining
+        actions, self._state = self._policy.act(
+            observation[None], self._returns_to_go.copy(), self._state, self._deterministic
+        )
+        action = actions[0]
+        return int(action) if actions.ndim == 1 else action
+
+    @property
+    def target_return(self) -> float:
+        """The return asked for at each episode's start."""
+        return self._target
+
+    @property
+    def return_to_go(self) -> float:
+        """The return still to go, as of the last ``predict``."""
+        return self._remaining

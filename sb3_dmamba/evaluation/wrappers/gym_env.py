@@ -1,0 +1,78 @@
+"""The return-to-go wrapper of one ``gymnasium.Env``."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, SupportsFloat
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.utils import RecordConstructorArgs
+from numpy.typing import NDArray
+
+from sb3_dmamba.data import flatten_observation
+from sb3_dmamba.evaluation.wrappers.base import ReturnToGo, ReturnTracker, conditioned_space
+
+__all__ = ["ReturnToGoEnv"]
+
+Observation = dict[str, NDArray[Any]]
+
+
+class ReturnToGoEnv(ReturnToGo, gym.Wrapper[Observation, Any, Any, Any], RecordConstructorArgs):
+    """:class:`ReturnToGo` for one ``gymnasium.Env``.
+
+    Under Stable-Baselines3's ``EpisodicLifeEnv`` an episode of the wrapper ends with a life, and
+    the return-to-go goes on until the game is over: it is the game's return that was asked for.
+
+    Args:
+        env: The environment.
+        target_return: The return to ask for, in the environment's units.
+
+    Raises:
+        SpaceError: The observations have no flat view.
+        ConditioningError: ``target_return`` is not one finite number.
+    """
+
+    wraps: ClassVar[type[Any]] = gym.Env
+
+    def __init__(self, env: gym.Env[Any, Any], target_return: float) -> None:
+        self._tracker = ReturnTracker(1, target_return)
+        RecordConstructorArgs.__init__(self, target_return=self.target_return)
+        gym.Wrapper.__init__(self, env)
+        self.observation_space = conditioned_space(env.observation_space)
+        self._is_life = env.has_wrapper_attr("was_real_done")
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Start an episode, with the whole target to go."""
+        if not self._is_life or self.env.get_wrapper_attr("was_real_done"):
+            self._tracker.start()
+        observation, info = self.env.reset(seed=seed, options=options)
+        return self._with_return_to_go(observation), info
+
+    def step(self, action: Any) -> tuple[Observation, SupportsFloat, bool, bool, dict[str, Any]]:
+        """Step, and take the reward off the return-to-go.
+
+        Raises:
+            ConditioningError: The reward is not finite.
+        """
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        self._tracker.receive(reward)
+        return self._with_return_to_go(observation), reward, terminated, truncated, info
+
+    @property
+    def target_return(self) -> float:
+        """The return asked for in episodes that start from now on."""
+        return float(self._tracker.targets[0])
+
+    @property
+    def return_to_go(self) -> float:
+        """The return still to go, in the environment's units."""
+        return float(self._tracker.remaining[0])
+
+    def _with_return_to_go(self, observation: Any) -> Observation:
+        flat = flatten_observation(self.env.observation_space, observation)
+        return {
+            "observation": np.asarray(flat),
+            "return_to_go": self._tracker.as_column()[0],
+        }

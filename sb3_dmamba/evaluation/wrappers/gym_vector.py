@@ -1,0 +1,100 @@
+"""The return-to-go wrapper of Gymnasium's vector environments."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+from gymnasium.vector import VectorEnv, VectorWrapper
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+
+from sb3_dmamba.data import flatten_observation
+from sb3_dmamba.evaluation.wrappers.base import (
+    ReturnToGo,
+    ReturnTracker,
+    TargetReturn,
+    conditioned_space,
+)
+
+__all__ = ["ReturnToGoVectorEnv"]
+
+Observations = dict[str, NDArray[Any]]
+
+
+class ReturnToGoVectorEnv(ReturnToGo, VectorWrapper):
+    """:class:`ReturnToGo` for a ``gymnasium.vector.VectorEnv``.
+
+    Follows the environment's autoreset mode. Next-step (Gymnasium 1.0, and the default later):
+    the step after an episode's end only resets, its reward is not counted, and its observation
+    has the whole target to go. Same-step: the step that ends an episode shows the new one's first
+    observation, and ``info["final_obs"]`` gets the wrapped form of the old one's last. Disabled:
+    ``reset(options={"reset_mask": ...})`` starts the masked episodes.
+
+    Args:
+        env: The vector environment.
+        target_return: The return to ask for, in the environment's units: one, or one per
+            environment.
+
+    Raises:
+        SpaceError: The observations have no flat view.
+        ConditioningError: A target is not finite, or their count is not ``env.num_envs``.
+    """
+
+    wraps: ClassVar[type[Any]] = VectorEnv
+
+    def __init__(self, env: VectorEnv[Any, Any, Any], target_return: TargetReturn) -> None:
+        self._tracker = ReturnTracker(env.num_envs, target_return)
+        super().__init__(env)
+        self.single_observation_space = conditioned_space(env.single_observation_space)
+        self.observation_space = batch_space(self.single_observation_space, env.num_envs)
+        # gymnasium 1.0 has no AutoresetMode and always resets on the next step
+        mode = env.metadata.get("autoreset_mode")
+        self._mode: str = "NextStep" if mode is None else str(getattr(mode, "value", mode))
+        self._to_reset = np.zeros(env.num_envs, dtype=np.bool_)
+
+    def reset(
+        self,
+        *,
+        seed: int | list[int] | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> tuple[Any, dict[str, Any]]:
+        """Start an episode in every environment, or in those of ``options["reset_mask"]``."""
+        mask = (options or {}).get("reset_mask")  # read first: gymnasium takes it out
+        rows = slice(None) if mask is None else np.array(mask, dtype=np.bool_)
+        observations, infos = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
+        self._tracker.start(rows)
+        self._to_reset[rows] = False
+        return self._with_returns_to_go(observations), infos
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Step, and take the rewards off the returns-to-go.
+
+        Raises:
+            ConditioningError: A reward is not finite.
+        """
+        observations, rewards, terminated, truncated, infos = self.env.step(actions)
+        self._tracker.receive(rewards, ~self._to_reset)
+        self._tracker.start(self._to_reset)
+        ended = np.logical_or(terminated, truncated)
+        if self._mode == "NextStep":
+            self._to_reset = ended
+        elif self._mode == "SameStep" and ended.any():
+            infos = self._with_final_returns_to_go(infos)
+            self._tracker.start(ended)
+        return self._with_returns_to_go(observations), rewards, terminated, truncated, infos
+
+    def _with_returns_to_go(self, observations: Any) -> Observations:
+        flat = flatten_observation(self.env.single_observation_space, observations, batch=True)
+        return {"observation": flat, "return_to_go": self._tracker.as_column()}
+
+    def _with_final_returns_to_go(self, infos: dict[str, Any]) -> dict[str, Any]:
+        if "final_obs" not in infos:
+            return infos
+        column = self._tracker.as_column()
+        final = infos["final_obs"].copy()  # (n,) objects, None where no episode ended
+        for row, observation in enumerate(final):
+            if observation is not None:
+                flat = flatten_observation(self.env.single_observation_space, observation)
+                final[row] = {"observation": flat, "return_to_go": column[row]}
+        return {**infos, "final_obs": final}

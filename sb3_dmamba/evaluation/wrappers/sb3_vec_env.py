@@ -1,0 +1,103 @@
+"""The return-to-go wrapper of Stable-Baselines3's vector environments."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from stable_baselines3.common.atari_wrappers import EpisodicLifeEnv
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
+
+from sb3_dmamba.data import flatten_observation
+from sb3_dmamba.evaluation.wrappers.base import (
+    ReturnToGo,
+    ReturnTracker,
+    TargetReturn,
+    conditioned_space,
+)
+
+__all__ = ["ReturnToGoVecEnv"]
+
+Observations = dict[str, NDArray[Any]]
+
+
+class ReturnToGoVecEnv(ReturnToGo, VecEnvWrapper):
+    """:class:`ReturnToGo` for a Stable-Baselines3 ``VecEnv``.
+
+    Where a ``VecNormalize`` is inside, the rewards that it scaled are passed on, but the
+    return-to-go is counted with the original ones, so a target means the same with and without
+    it. ``info["terminal_observation"]`` gets the wrapped form of an episode's last observation.
+    Where the environments are under ``EpisodicLifeEnv`` (``AtariWrapper``'s default), the
+    return-to-go goes on over a lost life.
+
+    Args:
+        env: The vector environment.
+        target_return: The return to ask for, in the environment's units: one, or one per
+            environment.
+
+    Raises:
+        SpaceError: The observations have no flat view.
+        ConditioningError: A target is not finite, or their count is not ``env.num_envs``.
+    """
+
+    wraps: ClassVar[type[Any]] = VecEnv
+
+    def __init__(self, env: VecEnv, target_return: TargetReturn) -> None:
+        self._tracker = ReturnTracker(env.num_envs, target_return)
+        super().__init__(env, conditioned_space(env.observation_space))
+        self._reward_source = _innermost_normalizer(env)
+        self._ends_on_lost_life = np.array(env.env_is_wrapped(EpisodicLifeEnv))
+
+    def reset(self) -> Any:
+        """Start an episode in every environment, with the whole target to go."""
+        observations = self.venv.reset()
+        self._tracker.start()
+        return self._with_returns_to_go(observations)
+
+    def step_wait(self) -> Any:
+        """Finish the step, and take the rewards off the returns-to-go.
+
+        Raises:
+            ConditioningError: A reward is not finite.
+        """
+        observations, rewards, dones, infos = self.venv.step_wait()
+        normalizer = self._reward_source
+        raw = rewards if normalizer is None else normalizer.get_original_reward()
+        self._tracker.receive(raw)
+        if dones.any():
+            infos = self._with_terminal_returns_to_go(infos)
+            self._tracker.start(self._truly_ended(dones))
+        return self._with_returns_to_go(observations), rewards, dones, infos
+
+    def _truly_ended(self, dones: NDArray[Any]) -> NDArray[np.bool_]:
+        ended = np.array(dones, dtype=np.bool_)
+        doubtful = np.flatnonzero(ended & self._ends_on_lost_life)
+        if len(doubtful):
+            ended[doubtful] = self.venv.get_attr("was_real_done", indices=doubtful.tolist())
+        return ended
+
+    def _with_returns_to_go(self, observations: Any) -> Observations:
+        flat = flatten_observation(self.venv.observation_space, observations, batch=True)
+        return {"observation": flat, "return_to_go": self._tracker.as_column()}
+
+    def _with_terminal_returns_to_go(self, infos: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        column = self._tracker.as_column()
+        space = self.venv.observation_space
+        wrapped = list(infos)
+        for row, info in enumerate(infos):
+            if "terminal_observation" in info:
+                flat = flatten_observation(space, info["terminal_observation"])
+                terminal = {"observation": flat, "return_to_go": column[row]}
+                wrapped[row] = {**info, "terminal_observation": terminal}
+        return wrapped
+
+
+def _innermost_normalizer(env: VecEnv) -> VecNormalize | None:
+    """Find the ``VecNormalize`` whose original rewards are the environment's."""
+    found = None
+    while isinstance(env, VecEnvWrapper):
+        if isinstance(env, VecNormalize):
+            found = env
+        env = env.venv
+    return found
