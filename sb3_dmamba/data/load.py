@@ -1,0 +1,73 @@
+"""From whatever holds a dataset to :class:`Trajectories`."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from sb3_dmamba.data.sources import SOURCES
+from sb3_dmamba.data.trajectories import Trajectories
+from sb3_dmamba.errors import DatasetError
+
+__all__ = ["load_trajectories"]
+
+
+def load_trajectories(source: Any, **options: Any) -> Trajectories:
+    """Load a dataset.
+
+    Args:
+        source: A Minari id, a ``MinariDataset`` or a Minari folder; a dict of flat arrays with
+            D4RL's keys or Gymnasium's; or ``Trajectories``, which come back as they are.
+        options: What the kind of source takes besides: for a dict of flat arrays
+            ``observation_space``, ``action_space``, ``env_id``, ``env_kwargs`` and ``name``.
+
+    Returns:
+        The episodes.
+
+    Raises:
+        DatasetError: The source is of no known kind, missing or malformed, or does not take an
+            option.
+        SpaceError: Its spaces cannot be learnt.
+    """
+    if isinstance(source, Trajectories):
+        _check_options(options, [], "Trajectories")
+        return source
+    for row in SOURCES:
+        if row.matches(source):
+            loader = row.import_loader()
+            _check_options(options, _option_names(loader), row.accepts)
+            trajectories: Trajectories = loader(source, **options)
+            return trajectories
+    raise DatasetError(f"{_describe(source)}. Accepted: {_accepted()}")
+
+
+def _describe(source: Any) -> str:
+    if not isinstance(source, (str, PathLike)):
+        return f"a {type(source).__module__}.{type(source).__qualname__} is no known dataset"
+    path = Path(source).expanduser()
+    if path.exists():
+        kind = "folder" if path.is_dir() else "file"
+        return f"the {kind} {str(source)!r} is no known dataset"
+    return f"{str(source)!r} is neither a file or folder that exists nor a dataset id"
+
+
+def _accepted() -> str:
+    return "; ".join([*(row.accepts for row in SOURCES), "Trajectories"])
+
+
+def _option_names(loader: Callable[..., Any]) -> list[str]:
+    parameters = list(inspect.signature(loader).parameters.values())
+    return [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+
+
+def _check_options(options: dict[str, Any], known: list[str], kind: str) -> None:
+    for name in options:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            takes = f"it takes {', '.join(known)}" if known else "it takes none"
+            hint = f"did you mean {close[0]!r}?" if close else takes
+            raise DatasetError(f"no option of {kind} is called {name!r}: {hint}")

@@ -1,0 +1,83 @@
+"""Where datasets come from: one module a source, one row here.
+
+Each loader is ``function(source, **options) -> Trajectories``. Rows are tried from the top;
+nothing is imported before its row matches.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+__all__ = ["SOURCES", "Source"]
+
+_MINARI_ID = re.compile(r"([-\w]+/)*[-\w]+-v\d+")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A kind of dataset.
+
+    Args:
+        accepts: What it takes, for error messages.
+        matches: Whether something is of this kind; must be quick and import nothing.
+        loader: ``"module:function"``.
+    """
+
+    accepts: str
+    matches: Callable[[object], bool]
+    loader: str
+
+    def import_loader(self) -> Callable[..., Any]:
+        """Import the function that loads."""
+        module, function = self.loader.split(":")
+        loader: Callable[..., Any] = getattr(import_module(module), function)
+        return loader
+
+
+def _is_minari_object(source: object) -> bool:
+    return any(
+        base.__name__ == "MinariDataset" and base.__module__.partition(".")[0] == "minari"
+        for base in type(source).__mro__
+    )
+
+
+def _is_minari_folder(source: object) -> bool:
+    if not isinstance(source, (str, PathLike)):
+        return False
+    folder = Path(source).expanduser()
+    return (folder / "data").is_dir() or (folder / "metadata.json").is_file()
+
+
+def _is_minari_id(source: object) -> bool:
+    return isinstance(source, str) and _MINARI_ID.fullmatch(source) is not None
+
+
+SOURCES = (
+    Source(
+        "a Minari dataset's folder (with data/main_data.hdf5 inside)",
+        _is_minari_folder,
+        "sb3_dmamba.data.sources.minari:load_minari_folder",
+    ),
+    Source(
+        "a Minari id ('mujoco/hopper/medium-v0')",
+        _is_minari_id,
+        "sb3_dmamba.data.sources.minari:load_minari_id",
+    ),
+    Source(
+        "a minari.MinariDataset",
+        _is_minari_object,
+        "sb3_dmamba.data.sources.minari:load_minari_object",
+    ),
+    Source(
+        "a dict of flat arrays (observations, actions, rewards, terminals, timeouts)",
+        lambda source: isinstance(source, Mapping),
+        "sb3_dmamba.data.sources.arrays:load_arrays",
+    ),
+)
+"""Every kind of source, in the order in which they are tried."""

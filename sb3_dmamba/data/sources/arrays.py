@@ -1,0 +1,161 @@
+"""A dict of flat arrays, with D4RL's keys or Gymnasium's."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from jaxtyping import Bool
+from numpy import ndarray
+
+from sb3_dmamba.data._checks import check_finite
+from sb3_dmamba.data.spaces import check_action_space, flat_space, flatten_observation
+from sb3_dmamba.data.trajectories import Trajectories
+from sb3_dmamba.errors import DatasetError, SpaceError
+
+__all__ = ["load_arrays"]
+
+_TERMINATED = ("terminals", "terminations", "terminated")
+_TRUNCATED = ("timeouts", "truncations", "truncated")
+_KEYS = ("observations", "actions", "rewards", *_TERMINATED, *_TRUNCATED)
+_FRAME_DIMENSIONS = 2  # from here on, uint8 observations are frames
+
+
+def load_arrays(
+    source: Mapping[str, Any],
+    *,
+    observation_space: spaces.Space[Any] | None = None,
+    action_space: spaces.Space[Any] | None = None,
+    env_id: str | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+    name: str = "arrays",
+) -> Trajectories:
+    """Cut flat arrays of steps into episodes.
+
+    An episode ends where either flag is set; what follows the last flag is an episode that
+    collection cut.
+
+    Args:
+        source: ``observations`` (N, ...) (a dict or tuple of arrays where ``observation_space`` is
+            a Dict or Tuple), ``actions`` (N, ...), ``rewards`` (N,), and per step, (N,), at least
+            one of ``terminals`` (or ``terminations``, ``terminated``) and ``timeouts`` (or
+            ``truncations``, ``truncated``). Other keys, such as D4RL's ``infos/qpos``, are
+            left alone.
+        observation_space: The environment's. None: an unbounded Box, or frames of bytes.
+        action_space: The environment's. None: Discrete, up to the largest integer that occurs, or
+            a Box from -1 to 1 if no float lies outside.
+        env_id: What ``gymnasium.make`` takes.
+        env_kwargs: Its other arguments.
+        name: Where the data came from, for people.
+
+    Raises:
+        DatasetError: A key is missing, given twice or nearly right, the arrays do not fit
+            together, or the action space cannot be told from the data.
+        SpaceError: A space cannot be learnt.
+    """
+    _check_keys(source)
+    rewards = np.asarray(source["rewards"])
+    n_steps = rewards.size
+    if not n_steps:
+        raise DatasetError("the dataset is empty: it needs at least one episode of one step")
+    terminated = _read_flags(source, _TERMINATED, n_steps)
+    truncated = _read_flags(source, _TRUNCATED, n_steps)
+    if terminated is None and truncated is None:
+        raise DatasetError(
+            "neither 'terminals' nor 'timeouts' (nor Gymnasium's 'terminations', 'truncations') "
+            "is there: give at least one, or where episodes end is unknown"
+        )
+    terminated = np.zeros(n_steps, dtype=bool) if terminated is None else terminated
+    truncated = np.zeros(n_steps, dtype=bool) if truncated is None else truncated
+    last_steps = np.flatnonzero(terminated | truncated)
+    if not len(last_steps) or last_steps[-1] != n_steps - 1:
+        last_steps = np.append(last_steps, n_steps - 1)
+
+    actions = np.asarray(source["actions"])
+    observations, flat = _flatten(source["observations"], observation_space)
+    return Trajectories(
+        observations=observations,
+        actions=actions,
+        rewards=rewards,
+        terminated=terminated[last_steps],
+        truncated=truncated[last_steps],
+        episode_offsets=np.concatenate([[0], last_steps + 1]),
+        observation_space=flat,
+        action_space=check_action_space(action_space or _infer_action_space(actions)),
+        env_id=env_id,
+        env_kwargs=env_kwargs or {},
+        source=name,
+    )
+
+
+def _check_keys(source: Mapping[str, Any]) -> None:
+    for key in ("observations", "actions", "rewards"):
+        if key not in source:
+            raise DatasetError(
+                f"the dict has no {key!r}, only {', '.join(map(repr, source)) or 'nothing'}: it "
+                f"needs observations, actions, rewards, and terminals or timeouts"
+            )
+    for key in source:
+        if key not in _KEYS:
+            close = difflib.get_close_matches(str(key), _KEYS, n=1, cutoff=0.85)
+            if close:
+                raise DatasetError(
+                    f"the dict has {key!r}: rename it to {close[0]!r}, or leave it out"
+                )
+
+
+def _read_flags(
+    source: Mapping[str, Any], names: tuple[str, ...], n_steps: int
+) -> Bool[ndarray, "N"] | None:
+    given = [name for name in names if name in source]
+    if not given:
+        return None
+    if len(given) > 1:
+        raise DatasetError(f"the dict has {' and '.join(map(repr, given))}: give one of them")
+    flags = np.asarray(source[given[0]])
+    if flags.shape != (n_steps,):
+        raise DatasetError(f"{given[0]} have shape {flags.shape}: there are {n_steps} rewards")
+    return flags.astype(bool)
+
+
+def _flatten(
+    observations: Any, space: spaces.Space[Any] | None
+) -> tuple[ndarray[Any, Any], spaces.Box]:
+    if space is not None and not isinstance(space, spaces.Box):
+        flat = flat_space(space)
+        try:
+            return flatten_observation(space, observations, batch=True), flat
+        except SpaceError as error:
+            raise DatasetError(f"observations: {error}") from error
+    if isinstance(observations, (Mapping, tuple)):
+        raise DatasetError(
+            f"observations are a {type(observations).__name__}: pass observation_space, the Dict or "
+            f"Tuple that they come from"
+        )
+    array = np.asarray(observations)
+    if space is not None:
+        return array, space
+    if array.dtype == np.uint8 and array.ndim > _FRAME_DIMENSIONS:
+        return array, spaces.Box(0, 255, array.shape[1:], np.uint8)
+    return array, spaces.Box(-np.inf, np.inf, array.shape[1:], np.float32)
+
+
+def _infer_action_space(actions: ndarray[Any, Any]) -> spaces.Space[Any]:
+    if actions.dtype.kind in "iu" and actions.ndim == 1:
+        if actions.min() < 0:
+            raise DatasetError(
+                f"actions[{int(actions.argmin())}] is {actions.min()}: pass action_space, the "
+                f"environment's Discrete"
+            )
+        return spaces.Discrete(int(actions.max()) + 1)
+    if actions.dtype.kind == "f" and actions.ndim > 1:
+        check_finite("actions", actions)
+        if np.abs(actions).max() <= 1.0:
+            return spaces.Box(-1.0, 1.0, actions.shape[1:], np.float32)
+    raise DatasetError(
+        f"the action space cannot be told from actions of shape {actions.shape} and dtype "
+        f"{actions.dtype}, {actions.min()} to {actions.max()}: pass action_space, the environment's"
+    )

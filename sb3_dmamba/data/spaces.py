@@ -1,0 +1,211 @@
+"""The flat view of an observation space, and which action spaces can be learnt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from gymnasium.spaces.utils import flatten_space
+from numpy import ndarray
+from stable_baselines3.common.preprocessing import is_image_space
+
+from sb3_dmamba.errors import SpaceError
+
+__all__ = ["check_action_space", "flat_space", "flatten_observation", "observation_dtype"]
+
+_COMPOSITE = (spaces.Dict, spaces.Tuple)
+_ONE_HOT = (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+
+
+def flat_space(space: spaces.Space[Any]) -> spaces.Box:
+    """Return the Box that observations of a space become.
+
+    A Box stays as it is, images included. Discrete, MultiDiscrete and MultiBinary become one-hot
+    (or binary) vectors, Dict and Tuple the concatenation of their parts in the space's own order,
+    all float32.
+
+    Args:
+        space: An environment's observation space.
+
+    Returns:
+        The space of what :func:`flatten_observation` returns.
+
+    Raises:
+        SpaceError: No flat view is honest: text, sequences, graphs, unions, or images inside a
+            Dict or Tuple. Names the part.
+    """
+    if isinstance(space, spaces.Box):
+        return space
+    _check_flattenable(space, "the observation space")
+    box = flatten_space(space)
+    assert isinstance(box, spaces.Box)
+    low, high = box.low.astype(np.float32), box.high.astype(np.float32)
+    return spaces.Box(low, high, dtype=np.float32)
+
+
+def flatten_observation(
+    space: spaces.Space[Any], observation: Any, batch: bool = False
+) -> ndarray[Any, Any]:
+    """Map an observation to its place in :func:`flat_space`.
+
+    Args:
+        space: The observation space of one environment.
+        observation: An observation of it; with ``batch``, what a vector environment returns:
+            every array with a leading axis of environments.
+        batch: Whether there is that leading axis.
+
+    Returns:
+        The flat observation, of ``flat_space(space)``'s dtype and shape, after the leading axis
+        if ``batch``.
+
+    Raises:
+        SpaceError: The space has no flat view, or the observation does not fit the space.
+    """
+    if isinstance(space, spaces.Box):
+        values = _as_array(space, observation, "the observation")
+        _check_shape(space, values, batch, "the observation")
+        return values
+    _check_flattenable(space, "the observation space")
+    parts: list[ndarray] = []
+    _collect_parts(space, observation, batch, "the observation", parts)
+    rows = {len(part) for part in parts}
+    if len(rows) > 1:
+        raise SpaceError(
+            f"the observation's parts are {sorted(rows)} long: every part needs one row per "
+            f"environment"
+        )
+    flat = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+    return flat if batch else flat[0]
+
+
+def observation_dtype(space: spaces.Box) -> type[np.uint8] | type[np.float32]:
+    """Return what observations of a flat space are stored as: uint8 frames, float32 the rest."""
+    is_frame = space.dtype == np.uint8 and len(space.shape) >= 2
+    return np.uint8 if is_frame else np.float32
+
+
+def check_action_space(space: spaces.Space[Any]) -> spaces.Box | spaces.Discrete:
+    """Return the space if its actions can be learnt.
+
+    Args:
+        space: An environment's action space. A Discrete space may start anywhere: actions keep
+            the environment's own numbers.
+
+    Raises:
+        SpaceError: It is neither a one-dimensional Box of floats nor Discrete.
+    """
+    if isinstance(space, spaces.Discrete):
+        return space
+    if isinstance(space, spaces.Box):
+        if space.dtype is None or space.dtype.kind != "f":
+            raise SpaceError(
+                f"the action space {space} holds {space.dtype}: only Boxes of floats can be learnt"
+            )
+        if len(space.shape) != 1 or space.shape[0] == 0:
+            raise SpaceError(
+                f"the action space {space} has shape {space.shape}: wrap the environment so that "
+                f"its actions are vectors (gymnasium.wrappers.RescaleAction, TransformAction)"
+            )
+        return space
+    hint = {
+        "MultiDiscrete": "enumerate the combinations in one Discrete space",
+        "MultiBinary": "enumerate the combinations in one Discrete space",
+    }.get(type(space).__name__, "wrap the environment so that its actions are one of these")
+    raise SpaceError(
+        f"the action space {space} is not supported, only Box (vectors of floats) and Discrete: "
+        f"{hint}"
+    )
+
+
+def _check_flattenable(space: spaces.Space[Any], name: str) -> None:
+    """Raise SpaceError if a part of the space has no honest flat view."""
+    if isinstance(space, _COMPOSITE):
+        children = _children(space)
+        if not children:
+            raise SpaceError(f"{name} is empty: {space}")
+        for key, child in children:
+            where = f"{name}[{key!r}]"
+            if isinstance(child, spaces.Box) and is_image_space(child):
+                raise SpaceError(
+                    f"{where} holds images ({child}), which cannot be flattened with the rest: "
+                    f"keep the images alone, or turn them into features, in a wrapper"
+                )
+            _check_flattenable(child, where)
+    elif not isinstance(space, (spaces.Box, *_ONE_HOT)):
+        raise SpaceError(
+            f"{name} is {type(space).__name__}, which has no vector of a fixed length: "
+            f"supported are Box, Discrete, MultiDiscrete, MultiBinary, and Dict and Tuple of them"
+        )
+
+
+def _children(space: spaces.Dict | spaces.Tuple) -> list[tuple[Any, spaces.Space[Any]]]:
+    if isinstance(space, spaces.Dict):
+        return list(space.spaces.items())
+    return list(enumerate(space.spaces))
+
+
+def _collect_parts(
+    space: spaces.Space[Any], value: Any, batch: bool, name: str, parts: list[ndarray]
+) -> None:
+    """Append each leaf's (rows, size) float32 array, in the order of gymnasium's flattening."""
+    if isinstance(space, _COMPOSITE):
+        is_container = isinstance(
+            value, Mapping if isinstance(space, spaces.Dict) else (tuple, list)
+        )
+        children = _children(space)
+        if not is_container or len(value) != len(children):
+            raise SpaceError(f"{name} is {_describe(value)} and does not fit {space}")
+        for key, child in children:
+            if isinstance(space, spaces.Dict) and key not in value:
+                raise SpaceError(f"{name} has no {key!r}: it has {', '.join(map(repr, value))}")
+            _collect_parts(child, value[key], batch, f"{name}[{key!r}]", parts)
+        return
+    values = _as_array(space, value, name)
+    _check_shape(space, values, batch, name)
+    rows = len(values) if batch else 1
+    if isinstance(space, (spaces.Box, spaces.MultiBinary)):
+        parts.append(values.reshape(rows, -1).astype(np.float32))
+    else:
+        parts.append(_one_hot(space, values.reshape(rows, -1), name))
+
+
+def _one_hot(space: spaces.Space[Any], values: ndarray, name: str) -> ndarray:
+    """Turn (rows, variables) integers into (rows, sum of their sizes) ones and zeros."""
+    if isinstance(space, spaces.MultiDiscrete):
+        sizes, first = space.nvec.reshape(-1), space.start.reshape(-1)
+    else:
+        assert isinstance(space, spaces.Discrete)
+        sizes, first = np.array([space.n]), np.array([space.start])
+    classes = values.astype(np.int64) - first
+    bad = np.argwhere((classes < 0) | (classes >= sizes))
+    if len(bad):
+        raise SpaceError(f"{name} holds {values[tuple(bad[0])]}, which is not in {space}")
+    columns = classes + np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    flat = np.zeros((len(values), int(sizes.sum())), dtype=np.float32)
+    flat[np.arange(len(values))[:, None], columns] = 1.0
+    return flat
+
+
+def _as_array(space: spaces.Space[Any], value: Any, name: str) -> ndarray:
+    try:
+        if isinstance(space, spaces.Box):
+            return np.asarray(value, dtype=space.dtype)
+        return np.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise SpaceError(f"{name} is {_describe(value)} and does not fit {space}") from error
+
+
+def _check_shape(space: spaces.Space[Any], values: ndarray, batch: bool, name: str) -> None:
+    space_shape = space.shape or ()
+    shape = values.shape[1:] if batch else values.shape
+    if shape != space_shape or (batch and values.ndim == 0) or values.dtype.kind not in "biuf":
+        expected = ("environments", *space_shape) if batch else space_shape
+        raise SpaceError(
+            f"{name} has shape {values.shape} and dtype {values.dtype}: {space} needs {expected}"
+        )
+
+
+def _describe(value: Any) -> str:
+    return f"a {type(value).__name__}"

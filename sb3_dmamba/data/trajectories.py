@@ -1,0 +1,352 @@
+"""The one container that every dataset becomes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, overload
+
+import numpy as np
+from gymnasium import spaces
+from jaxtyping import Bool, Float32, Float64, Int64, Num, Shaped
+from numpy import ndarray
+
+from sb3_dmamba.data._checks import (
+    check_box_actions,
+    check_discrete_actions,
+    check_finite,
+    check_offsets,
+)
+from sb3_dmamba.data.returns import compute_returns, compute_returns_to_go
+from sb3_dmamba.data.spaces import check_action_space, observation_dtype
+from sb3_dmamba.data.summary import TrajectoriesSummary
+from sb3_dmamba.errors import DatasetError, SpaceError
+
+__all__ = ["Episode", "Trajectories"]
+
+
+@dataclass(frozen=True, eq=False)
+class Episode:
+    """One episode: views of a :class:`Trajectories`' arrays.
+
+    Args:
+        observations: What each action was chosen on, (T, *obs).
+        actions: The actions, (T, A) float32 or (T,) int64.
+        rewards: What each action earned, (T,) float32, in the environment's units.
+        terminated: Whether the environment ended it.
+        truncated: Whether a limit (of time, mostly) ended it.
+        return_: The sum of the rewards, accumulated in float64.
+    """
+
+    observations: Num[ndarray, "T *obs"]
+    actions: Num[ndarray, "T *action"]
+    rewards: Float32[ndarray, "T"]
+    terminated: bool
+    truncated: bool
+    return_: float
+
+    def __len__(self) -> int:
+        return len(self.rewards)
+
+    def __repr__(self) -> str:
+        return f"Episode({len(self)} steps, return {self.return_:.4g})"
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectories:
+    """Recorded episodes: flat arrays of steps, cut into episodes by offsets.
+
+    ``len()`` counts episodes; an integer index gives an :class:`Episode` of views, a slice or an
+    array of indices or of booleans another ``Trajectories``. An episode that was neither
+    terminated nor truncated was cut when collection stopped; it is kept, and counted in
+    :meth:`summary`.
+
+    Args:
+        observations: What each action was chosen on, (N, *obs), flat view: float32, or uint8
+            where the space holds frames of bytes. May be memory-mapped.
+        actions: (N, A) float32 for a Box, (N,) int64 for Discrete, in the environment's own
+            numbers (a Discrete space may start anywhere).
+        rewards: What each action earned, (N,) float32, in the environment's units.
+        terminated: Per episode, whether the environment ended it, (E,).
+        truncated: Per episode, whether a limit ended it, (E,).
+        episode_offsets: First step of each episode, and at the end N: (E+1,) int64.
+        observation_space: The flat view of the environment's observation space.
+        action_space: The environment's action space.
+        env_id: What ``gymnasium.make`` takes, where it is known.
+        env_kwargs: Its other arguments, which JSON can hold.
+        source: Where the data came from, for people.
+
+    Raises:
+        DatasetError: The data is empty, has mismatched lengths, wrong shapes or dtypes, values
+            that are not finite or actions outside their space. Names the first bad index.
+        SpaceError: The action space cannot be learnt, or the observation space is no Box.
+    """
+
+    observations: Num[ndarray, "N *obs"]
+    actions: Num[ndarray, "N *action"]
+    rewards: Float32[ndarray, "N"]
+    terminated: Bool[ndarray, "E"]
+    truncated: Bool[ndarray, "E"]
+    episode_offsets: Int64[ndarray, "E+1"]
+    observation_space: spaces.Box
+    action_space: spaces.Box | spaces.Discrete
+    env_id: str | None = None
+    env_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.observation_space, spaces.Box):
+            raise SpaceError(
+                f"observation_space is {self.observation_space}: give the flat view, "
+                f"flat_space(space), and observations from flatten_observation(space, ...)"
+            )
+        check_action_space(self.action_space)
+        for name in _ARRAYS:
+            object.__setattr__(self, name, np.asanyarray(getattr(self, name)))
+        if self.rewards.size == 0:
+            raise DatasetError("the dataset is empty: it needs at least one episode of one step")
+        self._check_lengths()
+        check_offsets(self.episode_offsets, len(self.rewards))
+        self._convert_arrays()
+        offsets = self.episode_offsets
+        check_finite("observations", self.observations, offsets)
+        check_finite("rewards", self.rewards, offsets)
+        check_finite("actions", self.actions, offsets)
+        if isinstance(self.action_space, spaces.Box):
+            check_box_actions(self.actions, self.action_space, offsets)
+        else:
+            check_discrete_actions(self.actions, self.action_space, offsets)
+        object.__setattr__(self, "env_kwargs", _check_json(dict(self.env_kwargs)))
+
+    @classmethod
+    def from_episodes(
+        cls,
+        observations: Sequence[Num[ndarray, "T *obs"]],
+        actions: Sequence[Num[ndarray, "T *action"]],
+        rewards: Sequence[Num[ndarray, "T"]],
+        terminated: Sequence[bool] | Bool[ndarray, "E"],
+        truncated: Sequence[bool] | Bool[ndarray, "E"],
+        *,
+        observation_space: spaces.Box,
+        action_space: spaces.Box | spaces.Discrete,
+        env_id: str | None = None,
+        env_kwargs: Mapping[str, Any] | None = None,
+        source: str = "",
+    ) -> Trajectories:
+        """Join one array per episode; every argument is as the class has it.
+
+        Raises:
+            DatasetError: As the class, or the lists or the arrays of an episode differ in length.
+            SpaceError: As the class.
+        """
+        lists = {"observations": observations, "actions": actions, "rewards": rewards}
+        for name, values in lists.items():
+            if len(values) != len(terminated):
+                raise DatasetError(
+                    f"{len(values)} episodes of {name} and {len(terminated)} of terminated: "
+                    f"give one entry per episode in each"
+                )
+        if not len(rewards):
+            raise DatasetError("the dataset is empty: it needs at least one episode of one step")
+        for episode, lengths in enumerate(
+            zip(*(map(len, values) for values in lists.values()), strict=True)
+        ):
+            if len(set(lengths)) > 1:
+                raise DatasetError(
+                    f"episode {episode} has {lengths[0]} observations, {lengths[1]} actions and "
+                    f"{lengths[2]} rewards: give one of each per step (without the observation "
+                    f"after the last step)"
+                )
+        return cls(
+            observations=np.concatenate([np.asarray(part) for part in observations]),
+            actions=np.concatenate([np.asarray(part) for part in actions]),
+            rewards=np.concatenate([np.asarray(part) for part in rewards]),
+            terminated=np.asarray(terminated),
+            truncated=np.asarray(truncated),
+            episode_offsets=np.concatenate([[0], np.cumsum([len(part) for part in rewards])]),
+            observation_space=observation_space,
+            action_space=action_space,
+            env_id=env_id,
+            env_kwargs=env_kwargs or {},
+            source=source,
+        )
+
+    def __len__(self) -> int:
+        return len(self.episode_offsets) - 1
+
+    def __iter__(self) -> Iterator[Episode]:
+        return (self[episode] for episode in range(len(self)))
+
+    def __repr__(self) -> str:
+        return f"Trajectories({len(self)} episodes, {self.n_steps} steps, source={self.source!r})"
+
+    @overload
+    def __getitem__(self, index: int | np.integer[Any]) -> Episode: ...
+
+    @overload
+    def __getitem__(self, index: slice | Sequence[int] | Shaped[ndarray, "n"]) -> Trajectories: ...
+
+    def __getitem__(
+        self, index: int | np.integer[Any] | slice | Sequence[int] | Shaped[ndarray, "n"]
+    ) -> Episode | Trajectories:
+        """Return an episode, or the selected episodes in the order asked for.
+
+        Raises:
+            DatasetError: The selection is empty or of a wrong type.
+            IndexError: There is no such episode.
+        """
+        if not isinstance(index, (int, np.integer)):
+            return self._select(index)
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"episode {index}: there are {len(self)}")
+        episode = int(index) % len(self)
+        steps = slice(self.episode_offsets[episode], self.episode_offsets[episode + 1])
+        return Episode(
+            observations=self.observations[steps],
+            actions=self.actions[steps],
+            rewards=self.rewards[steps],
+            terminated=bool(self.terminated[episode]),
+            truncated=bool(self.truncated[episode]),
+            return_=float(self.returns[episode]),
+        )
+
+    @property
+    def n_steps(self) -> int:
+        """Number of steps in all episodes."""
+        return len(self.rewards)
+
+    @cached_property
+    def lengths(self) -> Int64[ndarray, "E"]:
+        """Steps of each episode."""
+        return np.diff(self.episode_offsets)
+
+    @cached_property
+    def returns(self) -> Float64[ndarray, "E"]:
+        """Return of each episode, in the environment's units."""
+        return compute_returns(self.rewards, self.episode_offsets)
+
+    @cached_property
+    def returns_to_go(self) -> Float32[ndarray, "N"]:
+        """Rewards still to come at each step, its own included, in the environment's units."""
+        return compute_returns_to_go(self.rewards, self.episode_offsets)
+
+    @property
+    def cut(self) -> Bool[ndarray, "E"]:
+        """Per episode, whether collection stopped before it was terminated or truncated."""
+        cut: Bool[ndarray, "E"] = ~(self.terminated | self.truncated)
+        return cut
+
+    def drop_cut_episodes(self) -> Trajectories:
+        """Return the episodes that were terminated or truncated.
+
+        Raises:
+            DatasetError: None was.
+        """
+        return self if not self.cut.any() else self[~self.cut]
+
+    def summary(self) -> TrajectoriesSummary:
+        """Describe the data; prints as text, and as a table in rich."""
+        return TrajectoriesSummary.from_arrays(
+            returns=self.returns,
+            lengths=self.lengths,
+            terminated=self.terminated,
+            truncated=self.truncated,
+            observation_space=str(self.observation_space),
+            action_space=str(self.action_space),
+            env_id=self.env_id,
+            source=self.source,
+        )
+
+    def _select(self, index: slice | Sequence[int] | Shaped[ndarray, "n"]) -> Trajectories:
+        if not isinstance(index, slice):
+            index = np.asarray(index)
+            if index.ndim != 1 or (len(index) and index.dtype.kind not in "biu"):
+                raise DatasetError(
+                    f"episodes cannot be selected with {index!r}: give an integer, a slice, or a "
+                    f"one-dimensional array of integers or booleans"
+                )
+            index = index if len(index) else index.astype(np.int64)
+        episodes = np.arange(len(self))[index]
+        if not len(episodes):
+            raise DatasetError(f"{index!r} selects none of the {len(self)} episodes")
+        lengths = self.lengths[episodes]
+        starts = self.episode_offsets[episodes]
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        steps: slice | ndarray
+        if np.array_equal(episodes, np.arange(episodes[0], episodes[0] + len(episodes))):
+            steps = slice(starts[0], starts[0] + offsets[-1])  # views
+        else:
+            steps = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
+        return Trajectories(
+            observations=self.observations[steps],
+            actions=self.actions[steps],
+            rewards=self.rewards[steps],
+            terminated=self.terminated[episodes],
+            truncated=self.truncated[episodes],
+            episode_offsets=offsets,
+            observation_space=self.observation_space,
+            action_space=self.action_space,
+            env_id=self.env_id,
+            env_kwargs=self.env_kwargs,
+            source=self.source,
+        )
+
+    def _check_lengths(self) -> None:
+        n_steps, n_episodes = len(self.rewards), max(self.episode_offsets.size - 1, 0)
+        action_shape = self.action_space.shape
+        expected = {
+            "observations": (n_steps, *self.observation_space.shape),
+            "actions": (n_steps, *(action_shape or ())),
+            "rewards": (n_steps,),
+            "terminated": (n_episodes,),
+            "truncated": (n_episodes,),
+        }
+        for name, shape in expected.items():
+            found = np.shape(getattr(self, name))
+            if found != shape:
+                raise DatasetError(
+                    f"{name} have shape {found} where {shape} is needed: there are {n_steps} "
+                    f"rewards, {n_episodes} episodes, observations in {self.observation_space} and "
+                    f"actions in {self.action_space}"
+                )
+
+    def _convert_arrays(self) -> None:
+        discrete = isinstance(self.action_space, spaces.Discrete)
+        if discrete and self.actions.dtype.kind not in "iu":
+            raise DatasetError(
+                f"actions are {self.actions.dtype} and the action space is {self.action_space}: "
+                f"give integers, or the Box they lie in"
+            )
+        dtypes = {
+            "observations": observation_dtype(self.observation_space),
+            "actions": np.int64 if discrete else np.float32,
+            "rewards": np.float32,
+            "terminated": np.bool_,
+            "truncated": np.bool_,
+            "episode_offsets": np.int64,
+        }
+        for name, dtype in dtypes.items():
+            array = getattr(self, name)
+            if dtype is np.uint8 and array.dtype != np.uint8:
+                raise DatasetError(
+                    f"{name} are {array.dtype} and the space is {self.observation_space}: "
+                    f"give the frames as uint8"
+                )
+            with np.errstate(over="ignore"):  # too large for float32: named by check_finite
+                object.__setattr__(self, name, array.astype(dtype, copy=False))
+
+
+_ARRAYS = ("observations", "actions", "rewards", "terminated", "truncated", "episode_offsets")
+
+
+def _check_json(env_kwargs: dict[str, Any]) -> dict[str, Any]:
+    try:
+        json.dumps(env_kwargs)
+    except (TypeError, ValueError) as error:
+        raise DatasetError(
+            f"env_kwargs={env_kwargs!r} cannot be written as JSON ({error}): "
+            f"keep to numbers, strings, booleans, lists and dicts"
+        ) from error
+    return env_kwargs

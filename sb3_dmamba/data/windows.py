@@ -1,0 +1,175 @@
+"""Windows of consecutive steps, drawn at random or one after the other."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, Int64, Num
+from numpy import ndarray
+from torch import Tensor
+
+from sb3_dmamba.data.trajectories import Trajectories
+from sb3_dmamba.errors import ConfigError, DatasetError
+
+__all__ = ["WindowBatch", "WindowSampler"]
+
+
+@dataclass(frozen=True, eq=False)
+class WindowBatch:
+    """B windows of K steps, each from one episode, with zeros to the right of its end.
+
+    Args:
+        observations: (B, K, *obs), float32 or uint8, as stored.
+        actions: (B, K, A) float32 or (B, K) int64, as stored.
+        returns_to_go: (B, K) float32, in the environment's units.
+        timesteps: (B, K) int64, steps since the episode's start.
+        padding_mask: (B, K), True where the step is real.
+    """
+
+    observations: Num[Tensor, "B K *obs"]
+    actions: Num[Tensor, "B K *action"]
+    returns_to_go: Float[Tensor, "B K"]
+    timesteps: Int[Tensor, "B K"]
+    padding_mask: Bool[Tensor, "B K"]
+
+    def __len__(self) -> int:
+        return len(self.padding_mask)
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> WindowBatch:
+        """Return the batch on a device."""
+        tensors = self._tensors()
+        return WindowBatch(
+            **{name: t.to(device, non_blocking=non_blocking) for name, t in tensors.items()}
+        )
+
+    def pin_memory(self) -> WindowBatch:
+        """Return the batch in page-locked memory, from which copies to a GPU can overlap."""
+        return WindowBatch(**{name: t.pin_memory() for name, t in self._tensors().items()})
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+
+class WindowSampler:
+    """Draws batches of windows; every step is equally likely to be a window's first.
+
+    The batch of an update is a pure function of the seed and the update's number, so a run that
+    is resumed draws what it would have drawn, with no state to keep.
+
+    Args:
+        trajectories: The episodes. Windows never cross from one into the next.
+        context_length: Steps in a window, K; longer than an episode is allowed.
+        batch_size: Windows in a batch, B.
+        seed: A non-negative integer.
+
+    Raises:
+        ConfigError: A number is out of its range.
+
+    Source: Chen et al. 2021 (arXiv:2106.01345) draw episodes weighted by their length and then a
+    first step uniformly, which is the same distribution; theirs pad on the left.
+    """
+
+    def __init__(
+        self, trajectories: Trajectories, context_length: int, batch_size: int, seed: int = 0
+    ) -> None:
+        for name, value, minimum in (
+            ("context_length", context_length, 1),
+            ("batch_size", batch_size, 1),
+            ("seed", seed, 0),
+        ):
+            _check_integer(name, value, minimum)
+        self.trajectories = trajectories
+        self.context_length = int(context_length)
+        self.batch_size = int(batch_size)
+        self.seed = int(seed)
+        self._within_window = np.arange(self.context_length)
+
+    def sample(self, update: int) -> WindowBatch:
+        """Draw the batch of an update.
+
+        Args:
+            update: The update's number, from 0.
+
+        Returns:
+            ``batch_size`` windows; the same ones whenever seed and number are the same.
+
+        Raises:
+            ConfigError: ``update`` is not a non-negative integer.
+        """
+        _check_integer("update", update, 0)
+        generator = np.random.default_rng((self.seed, int(update)))
+        return self._gather(generator.integers(self.trajectories.n_steps, size=self.batch_size))
+
+    def window_at(self, first_steps: Int64[ndarray, "B"]) -> WindowBatch:
+        """Return the windows that begin at given steps.
+
+        Args:
+            first_steps: Flat indices of steps, 0 to N - 1.
+
+        Raises:
+            DatasetError: An index is no step of the data; names the first.
+        """
+        steps = np.atleast_1d(np.asarray(first_steps))
+        if steps.ndim != 1 or len(steps) == 0 or steps.dtype.kind not in "iu":
+            raise DatasetError(f"first_steps={first_steps!r}: give at least one integer")
+        n_steps = self.trajectories.n_steps
+        bad = np.flatnonzero((steps < 0) | (steps >= n_steps))
+        if len(bad):
+            raise DatasetError(
+                f"first_steps[{bad[0]}] is {steps[bad[0]]}: steps go from 0 to {n_steps - 1}"
+            )
+        return self._gather(steps.astype(np.int64, copy=False))
+
+    def iterate_all(self) -> Iterator[WindowBatch]:
+        """Yield every step exactly once, in order, in windows that do not overlap.
+
+        The last window of an episode is padded, and the last batch may be smaller.
+        """
+        lengths, offsets = self.trajectories.lengths, self.trajectories.episode_offsets
+        windows = -(-lengths // self.context_length)  # per episode, rounded up
+        before = np.concatenate([[0], np.cumsum(windows)])
+        place = np.arange(before[-1]) - np.repeat(before[:-1], windows)  # window in its episode
+        first_steps = np.repeat(offsets[:-1], windows) + place * self.context_length
+        for start in range(0, len(first_steps), self.batch_size):
+            yield self._gather(first_steps[start : start + self.batch_size])
+
+    def _gather(self, first_steps: Int64[ndarray, "B"]) -> WindowBatch:
+        data = self.trajectories
+        episodes = np.searchsorted(data.episode_offsets, first_steps, side="right") - 1
+        ends = data.episode_offsets[episodes + 1]
+        steps = first_steps[:, None] + self._within_window  # (B, K)
+        real = steps < ends[:, None]
+        padding = None if real.all() else ~real
+        timesteps = steps - data.episode_offsets[episodes][:, None]
+        if padding is not None:
+            timesteps[padding] = 0
+            np.minimum(steps, ends[:, None] - 1, out=steps)
+        return WindowBatch(
+            observations=_take(data.observations, steps, padding),
+            actions=_take(data.actions, steps, padding),
+            returns_to_go=_take(data.returns_to_go, steps, padding),
+            timesteps=torch.from_numpy(timesteps),
+            padding_mask=torch.from_numpy(real),
+        )
+
+
+def _take(
+    array: Num[ndarray, "N *rest"],
+    steps: Int64[ndarray, "B K"],
+    padding: Bool[ndarray, "B K"] | None,
+) -> Num[Tensor, "B K *rest"]:
+    """Gather rows into a new tensor, with zeros where there is padding."""
+    rows = np.empty((*steps.shape, *array.shape[1:]), dtype=array.dtype)
+    array.take(steps, axis=0, out=rows, mode="clip")  # "raise" would copy once more
+    if padding is not None:
+        rows[padding] = 0
+    return torch.from_numpy(rows)
+
+
+def _check_integer(name: str, value: int, minimum: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < minimum:
+        raise ConfigError(f"{name}={value!r}: give an integer of at least {minimum}")
