@@ -46,10 +46,6 @@ class ReferenceScores:
                 "give two finite numbers, the maximum above the minimum"
             )
 
-    def normalize(self, episode_return: float) -> float:
-        """Return ``100 * (episode_return - minimum) / (maximum - minimum)``."""
-        return 100.0 * (episode_return - self.minimum) / (self.maximum - self.minimum)
-
 
 @dataclass(frozen=True)
 class Task:
