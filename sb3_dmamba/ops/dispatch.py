@@ -1,0 +1,132 @@
+"""Which implementation of an operation runs: names, what works here, and "auto".
+
+An operation is a folder with one module an implementation, each holding a function of the folder's
+name. To add a backend, add those modules and one row to ``_BACKENDS``.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from sb3_dmamba.errors import BackendError
+
+__all__ = ["available_backends", "resolve_backend"]
+
+_logger = logging.getLogger("sb3_dmamba")
+
+
+def _why_not_reference(device_type: str) -> str | None:
+    return None
+
+
+def _why_not_cpu(device_type: str) -> str | None:
+    if device_type != "cpu":
+        return f"it runs on the CPU and the tensors are on {device_type!r}: move them to the CPU"
+    try:
+        import numba  # noqa: F401
+    except ImportError as error:
+        return f"Numba cannot be imported ({error}): pip install -U numba"
+    return None
+
+
+# Fastest first. Each row: a function of a device type that says why the backend does not work
+# there and what to do, or None where it works.
+_BACKENDS: dict[str, Callable[[str], str | None]] = {
+    "cpu": _why_not_cpu,
+    "reference": _why_not_reference,
+}
+
+
+def available_backends(device: str | torch.device = "cpu") -> list[str]:
+    """List the backends that work on a device, the fastest first.
+
+    Args:
+        device: Where the tensors live.
+
+    Returns:
+        Names for :func:`resolve_backend`; the first is what ``"auto"`` means there.
+    """
+    device_type = torch.device(device).type
+    return [name for name, why_not in _BACKENDS.items() if why_not(device_type) is None]
+
+
+def resolve_backend(name: str, device: str | torch.device = "cpu") -> str:
+    """Turn a backend's name, or ``"auto"``, into the backend that will run.
+
+    Args:
+        name: ``"auto"`` picks the fastest that works on the device, and says which through the
+            logger "sb3_dmamba", once a device type. Any other name is used as it is or refused.
+        device: Where the tensors live.
+
+    Returns:
+        A backend's name, never ``"auto"``.
+
+    Raises:
+        BackendError: No backend has this name, or it does not work here; says why and what to do.
+    """
+    return _resolve(name, torch.device(device).type)
+
+
+@functools.cache
+def _resolve(name: str, device_type: str) -> str:
+    if name == "auto":
+        chosen = available_backends(device_type)[0]
+        _logger.info("operations on %r run on the backend %r", device_type, chosen)
+        return chosen
+    if name not in _BACKENDS:
+        known = ", ".join(map(repr, ("auto", *_BACKENDS)))
+        raise BackendError(f"backend={name!r}: no backend has this name, choose one of {known}")
+    reason = _BACKENDS[name](device_type)
+    if reason is not None:
+        raise BackendError(f"backend={name!r} does not work here: {reason}")
+    return name
+
+
+@functools.cache
+def get_implementation(operation: str, name: str, device_type: str) -> Callable[..., Any]:
+    """Return the function that implements an operation.
+
+    Args:
+        operation: Name of the operation's folder.
+        name: A backend's name, or ``"auto"``.
+        device_type: Type of the device that the tensors are on.
+
+    Raises:
+        BackendError: As :func:`resolve_backend`.
+    """
+    backend = _resolve(name, device_type)
+    module = importlib.import_module(f"sb3_dmamba.ops.{operation}.{backend}")
+    implementation: Callable[..., Any] = getattr(module, operation)
+    return implementation
+
+
+def check_tensor(
+    name: str, tensor: torch.Tensor, shape: tuple[int, ...], letters: str, like: torch.Tensor
+) -> None:
+    """Check one argument of an operation against the sizes that the others imply.
+
+    Args:
+        name: The argument's name, for the message.
+        tensor: The argument.
+        shape: The shape it has to have.
+        letters: The shape in letters, for the message.
+        like: The argument whose device it has to share.
+
+    Raises:
+        ValueError: The shape, kind or device is wrong; names the argument, what it has and what it
+            needs.
+    """
+    if tensor.shape != shape:
+        raise ValueError(
+            f"{name} has shape {tuple(tensor.shape)}, expected {letters} = {tuple(shape)}"
+        )
+    if not tensor.dtype.is_floating_point:
+        raise ValueError(f"{name} has dtype {tensor.dtype}, expected a floating point one")
+    if tensor.device != like.device:
+        raise ValueError(f"{name} is on {tensor.device}, expected {like.device} as the input")

@@ -1,0 +1,317 @@
+"""Numba kernels of the selective scan, forward and backward.
+
+Channels run along the lanes of a vector, so the sum over states stays in a register and every
+``B`` and ``C`` entry is one broadcast. A worker takes sequences (backward: groups of sequences)
+from a shared counter until none is left; what it computes for one does not depend on who takes it.
+
+Arguments come as one block of 64-bit integers (addresses, sizes and strides in bytes; 0 for what
+is absent); the names below are the places in it. Rows of states are stored ``[block][state]
+[lane]``, padded to whole vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sb3_dmamba.ops._simd import (
+    LN_2,
+    LOG2_E,
+    copy_scaled,
+    exp2,
+    exp_minus_abs,
+    fetch_increment,
+    fma,
+    load,
+    load_int,
+    load_lanes,
+    sigmoid_from_exp,
+    softplus_from_exp,
+    splat,
+    splat_load,
+    store,
+    store_lanes,
+    store_sum,
+)
+
+# fmt: off
+# The argument block; ``cpu`` packs it in this order. X, X_B, X_T: address, strides along B and L.
+(COUNTER, BATCH, LENGTH, CHANNELS, STATES, SOFTPLUS, CHUNK,
+ U, U_B, U_T, DELTA, DELTA_B, DELTA_T, B_IN, B_B, B_T, C_IN, C_B, C_T, Z, Z_B, Z_T,
+ A_IN, D_IN, BIAS, INITIAL, CHECKPOINTS, Y, FINAL,
+ GRAD_Y, GRAD_Y_B, GRAD_Y_T, GRAD_FINAL, D_U, D_DELTA, D_B, D_C, D_Z, D_INITIAL,
+ PARTIALS, GROUP_SIZE) = (8 * place for place in range(41))
+# fmt: on
+
+
+def build_forward(bits: int, digest: int) -> Callable[[int, int], None]:
+    """Make the forward kernel for floats of ``bits`` bits; see ``forward_scratch``."""
+    size = bits // 8
+    width = 512 // bits
+
+    def scan_forward(p: int, scratch: int) -> None:
+        _ = digest  # a cached kernel is found again only while its sources are the same
+        length, channels, n = load_int(p + LENGTH), load_int(p + CHANNELS), load_int(p + STATES)
+        blocks = (channels + width - 1) // width
+        softplus, chunk = load_int(p + SOFTPLUS), load_int(p + CHUNK)
+        z_in, bias_in, d_in = load_int(p + Z), load_int(p + BIAS), load_int(p + D_IN)
+        u_t, delta_t, z_t = load_int(p + U_T), load_int(p + DELTA_T), load_int(p + Z_T)
+        b_t, c_t = load_int(p + B_T), load_int(p + C_T)
+        a_in, initial, final = load_int(p + A_IN), load_int(p + INITIAL), load_int(p + FINAL)
+        checkpoint = load_int(p + CHECKPOINTS)
+        n_chunks = (length + chunk - 1) // chunk
+        state, rates = scratch, scratch + 64 * n
+        zero = splat(0.0, bits)
+        for block in range(blocks):
+            for s in range(n):
+                row = rates + 64 * (block * n + s)
+                store(row, zero)
+                for lane in range(min(width, channels - block * width)):
+                    source = a_in + size * ((block * width + lane) * n + s)
+                    copy_scaled(row + size * lane, source, bits, LOG2_E)
+        while True:
+            b = fetch_increment(p + COUNTER)
+            if b >= load_int(p + BATCH):
+                break
+            for block in range(blocks):
+                lanes = min(width, channels - block * width)
+                rate = rates + 64 * block * n
+                for s in range(n):
+                    store(state + 64 * s, zero)
+                if initial != 0:
+                    source = initial + size * (b * channels + block * width) * n
+                    for lane in range(lanes):
+                        for s in range(n):
+                            place = state + 64 * s + size * lane
+                            copy_scaled(place, source + size * (lane * n + s), bits, 1.0)
+                bias, skip = zero, zero
+                if bias_in != 0:
+                    bias = load_lanes(bias_in + 64 * block, lanes, bits)
+                if d_in != 0:
+                    skip = load_lanes(d_in + 64 * block, lanes, bits)
+                u_row = load_int(p + U) + b * load_int(p + U_B) + 64 * block
+                delta_row = load_int(p + DELTA) + b * load_int(p + DELTA_B) + 64 * block
+                z_row = z_in + b * load_int(p + Z_B) + 64 * block
+                b_row = load_int(p + B_IN) + b * load_int(p + B_B)
+                c_row = load_int(p + C_IN) + b * load_int(p + C_B)
+                y_row = load_int(p + Y) + size * b * length * channels + 64 * block
+                until_checkpoint = 0
+                saved = checkpoint + 64 * n * (b * n_chunks * blocks + block)
+                for _t in range(length):
+                    if checkpoint != 0:
+                        if until_checkpoint == 0:
+                            for s in range(n):
+                                store(saved + 64 * s, load(state + 64 * s, bits))
+                            saved += 64 * n * blocks
+                            until_checkpoint = chunk
+                        until_checkpoint -= 1
+                    u = load_lanes(u_row, lanes, bits)
+                    step = load_lanes(delta_row, lanes, bits) + bias
+                    if softplus != 0:
+                        step = softplus_from_exp(step, exp_minus_abs(step))
+                    step_u = step * u
+                    y = skip * u
+                    for s in range(n):
+                        decay = exp2(step * load(rate + 64 * s, bits))
+                        inflow = step_u * splat_load(b_row + size * s, bits)
+                        h = fma(decay, load(state + 64 * s, bits), inflow)
+                        store(state + 64 * s, h)
+                        y = fma(h, splat_load(c_row + size * s, bits), y)
+                    if z_in != 0:
+                        z = load_lanes(z_row, lanes, bits)
+                        y = y * (z * sigmoid_from_exp(z, exp_minus_abs(z)))
+                    store_lanes(y_row, lanes, y)
+                    u_row += u_t
+                    delta_row += delta_t
+                    z_row += z_t
+                    b_row += b_t
+                    c_row += c_t
+                    y_row += size * channels
+                if final != 0:
+                    target = final + size * (b * channels + block * width) * n
+                    for lane in range(lanes):
+                        for s in range(n):
+                            place = state + 64 * s + size * lane
+                            copy_scaled(target + size * (lane * n + s), place, bits, 1.0)
+
+    return scan_forward
+
+
+def build_backward(bits: int, digest: int) -> Callable[[int, int], None]:
+    """Make the backward kernel for floats of ``bits`` bits; see ``backward_scratch``."""
+    size = bits // 8
+    width = 512 // bits
+
+    def scan_backward(p: int, scratch: int) -> None:
+        _ = digest
+        length, channels, n = load_int(p + LENGTH), load_int(p + CHANNELS), load_int(p + STATES)
+        blocks = (channels + width - 1) // width
+        softplus, chunk = load_int(p + SOFTPLUS), load_int(p + CHUNK)
+        z_in, bias_in, d_in = load_int(p + Z), load_int(p + BIAS), load_int(p + D_IN)
+        u_t, delta_t, z_t = load_int(p + U_T), load_int(p + DELTA_T), load_int(p + Z_T)
+        b_t, c_t, grad_y_t = load_int(p + B_T), load_int(p + C_T), load_int(p + GRAD_Y_T)
+        a_in, grad_final = load_int(p + A_IN), load_int(p + GRAD_FINAL)
+        d_initial, batch = load_int(p + D_INITIAL), load_int(p + BATCH)
+        group_size = load_int(p + GROUP_SIZE)
+        n_chunks = (length + chunk - 1) // chunk
+        row_size = 64 * n
+        # Scratch, in rows of n vectors: what one block needs in a chunk comes first.
+        states = scratch
+        decays = states + (chunk + 1) * row_size
+        sums_b = decays + chunk * row_size
+        sums_c = sums_b + chunk * row_size
+        steps = sums_c + chunk * row_size
+        slopes = steps + 64 * chunk
+        inputs = slopes + 64 * chunk
+        grads = inputs + 64 * chunk
+        rates = grads + 64 * chunk
+        carries = rates + blocks * row_size
+        zero, ln_2 = splat(0.0, bits), splat(LN_2, bits)
+        for block in range(blocks):
+            for s in range(n):
+                row = rates + 64 * (block * n + s)
+                store(row, zero)
+                for lane in range(min(width, channels - block * width)):
+                    source = a_in + size * ((block * width + lane) * n + s)
+                    copy_scaled(row + size * lane, source, bits, LOG2_E)
+        while True:
+            group = fetch_increment(p + COUNTER)
+            if group * group_size >= batch:
+                break
+            partials = load_int(p + PARTIALS) + group * blocks * (n + 2) * 64
+            for i in range(blocks * (n + 2)):
+                store(partials + 64 * i, zero)
+            for b in range(group * group_size, min(batch, (group + 1) * group_size)):
+                for i in range(blocks * n):
+                    store(carries + 64 * i, zero)
+                if grad_final != 0:
+                    for channel in range(channels):
+                        target = carries + row_size * (channel // width) + size * (channel % width)
+                        source = grad_final + size * (b * channels + channel) * n
+                        for s in range(n):
+                            copy_scaled(target + 64 * s, source + size * s, bits, 1.0)
+                for chunk_index in range(n_chunks - 1, -1, -1):
+                    start = chunk_index * chunk
+                    steps_here = min(chunk, length - start)
+                    for i in range(2 * chunk * n):
+                        store(sums_b + 64 * i, zero)
+                    b_rows = load_int(p + B_IN) + b * load_int(p + B_B) + start * b_t
+                    c_rows = load_int(p + C_IN) + b * load_int(p + C_B) + start * c_t
+                    u_rows = load_int(p + U) + b * load_int(p + U_B) + start * u_t
+                    delta_rows = load_int(p + DELTA) + b * load_int(p + DELTA_B) + start * delta_t
+                    z_rows = z_in + b * load_int(p + Z_B) + start * z_t
+                    grad_rows = load_int(p + GRAD_Y) + b * load_int(p + GRAD_Y_B) + start * grad_y_t
+                    dense = size * (b * length + start) * channels
+                    for block in range(blocks):
+                        lanes = min(width, channels - block * width)
+                        offset = 64 * block
+                        rate = rates + block * row_size
+                        carry = carries + block * row_size
+                        partial = partials + block * (n + 2) * 64
+                        bias, skip = zero, zero
+                        if bias_in != 0:
+                            bias = load_lanes(bias_in + offset, lanes, bits)
+                        if d_in != 0:
+                            skip = load_lanes(d_in + offset, lanes, bits)
+                        saved = load_int(p + CHECKPOINTS) + row_size * (
+                            (b * n_chunks + chunk_index) * blocks + block
+                        )
+                        for s in range(n):
+                            store(states + 64 * s, load(saved + 64 * s, bits))
+                        # Forward again, keeping states and decays.
+                        for t in range(steps_here):
+                            u = load_lanes(u_rows + t * u_t + offset, lanes, bits)
+                            step = load_lanes(delta_rows + t * delta_t + offset, lanes, bits) + bias
+                            slope = splat(1.0, bits)
+                            if softplus != 0:
+                                e = exp_minus_abs(step)
+                                slope = sigmoid_from_exp(step, e)
+                                step = softplus_from_exp(step, e)
+                            step_u = step * u
+                            y = skip * u
+                            state = states + t * row_size
+                            decay_row = decays + t * row_size
+                            b_row, c_row = b_rows + t * b_t, c_rows + t * c_t
+                            for s in range(n):
+                                decay = exp2(step * load(rate + 64 * s, bits))
+                                store(decay_row + 64 * s, decay)
+                                inflow = step_u * splat_load(b_row + size * s, bits)
+                                h = fma(decay, load(state + 64 * s, bits), inflow)
+                                store(state + row_size + 64 * s, h)
+                                y = fma(h, splat_load(c_row + size * s, bits), y)
+                            grad = load_lanes(grad_rows + t * grad_y_t + offset, lanes, bits)
+                            if z_in != 0:
+                                z = load_lanes(z_rows + t * z_t + offset, lanes, bits)
+                                gate = sigmoid_from_exp(z, exp_minus_abs(z))
+                                silu = z * gate
+                                # silu' = gate + silu * (1 - gate)
+                                d_z = grad * y * (gate + (silu - silu * gate))
+                                target = load_int(p + D_Z) + dense + size * t * channels
+                                store_lanes(target + offset, lanes, d_z)
+                                grad = grad * silu
+                            store(steps + 64 * t, step)
+                            store(slopes + 64 * t, slope)
+                            store(inputs + 64 * t, u)
+                            store(grads + 64 * t, grad)
+                        # Backward, with the carried gradient of the state after this step.
+                        d_skip = load(partial + 64 * n, bits)
+                        d_bias = load(partial + 64 * n + 64, bits)
+                        for t in range(steps_here - 1, -1, -1):
+                            step, u = load(steps + 64 * t, bits), load(inputs + 64 * t, bits)
+                            grad = load(grads + 64 * t, bits)
+                            step_u = step * u
+                            d_step_u, d_exponent = zero, zero
+                            state = states + t * row_size
+                            decay_row = decays + t * row_size
+                            sum_b, sum_c = sums_b + t * row_size, sums_c + t * row_size
+                            b_row, c_row = b_rows + t * b_t, c_rows + t * c_t
+                            for s in range(n):
+                                at = 64 * s
+                                d_h = fma(
+                                    grad,
+                                    splat_load(c_row + size * s, bits),
+                                    load(carry + at, bits),
+                                )
+                                h = load(state + row_size + at, bits)
+                                store(sum_c + at, fma(grad, h, load(sum_c + at, bits)))
+                                store(sum_b + at, fma(d_h, step_u, load(sum_b + at, bits)))
+                                d_step_u = fma(d_h, splat_load(b_row + size * s, bits), d_step_u)
+                                d_before = d_h * load(decay_row + at, bits)
+                                store(carry + at, d_before)
+                                d_log = d_before * load(state + at, bits)
+                                d_exponent = fma(d_log, load(rate + at, bits), d_exponent)
+                                store(partial + at, fma(d_log, step, load(partial + at, bits)))
+                            d_u = fma(d_step_u, step, grad * skip)
+                            d_delta = fma(d_step_u, u, d_exponent * ln_2)
+                            d_delta = d_delta * load(slopes + 64 * t, bits)
+                            d_skip = fma(grad, u, d_skip)
+                            d_bias = d_bias + d_delta
+                            place = dense + size * t * channels + offset
+                            store_lanes(load_int(p + D_U) + place, lanes, d_u)
+                            store_lanes(load_int(p + D_DELTA) + place, lanes, d_delta)
+                        store(partial + 64 * n, d_skip)
+                        store(partial + 64 * n + 64, d_bias)
+                    first = size * (b * length + start) * n
+                    for i in range(steps_here * n):
+                        place = first + size * i
+                        store_sum(load_int(p + D_B) + place, load(sums_b + 64 * i, bits))
+                        store_sum(load_int(p + D_C) + place, load(sums_c + 64 * i, bits))
+                if d_initial != 0:
+                    for channel in range(channels):
+                        source = carries + row_size * (channel // width) + size * (channel % width)
+                        target = d_initial + size * (b * channels + channel) * n
+                        for s in range(n):
+                            copy_scaled(target + size * s, source + 64 * s, bits, 1.0)
+
+    return scan_backward
+
+
+def forward_scratch(channels: int, states: int, bits: int) -> int:
+    """Return the bytes of scratch that a worker of the forward kernel needs."""
+    blocks = -(-channels * bits // 512)
+    return 64 * states * (1 + blocks)
+
+
+def backward_scratch(channels: int, states: int, chunk: int, bits: int) -> int:
+    """Return the bytes of scratch that a worker of the backward kernel needs."""
+    blocks = -(-channels * bits // 512)
+    return 64 * (states * (4 * chunk + 1 + 2 * blocks) + 4 * chunk)

@@ -1,0 +1,53 @@
+"""The selective scan in plain PyTorch: readable, any device and dtype, differentiable."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    initial_state: Tensor | None,
+    return_final_state: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Compute the selective scan; shapes are those of :func:`sb3_dmamba.ops.selective_scan`.
+
+    Source: Gu and Dao 2023 (arXiv:2312.00752), algorithm 2 and equation 2a.
+    """
+    dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
+    x, step, rate = u.to(dtype), delta.to(dtype), A.to(dtype)
+    inward, outward = B.to(dtype), C.to(dtype)
+    batch, length, channels = u.shape
+
+    if delta_bias is not None:
+        step = step + delta_bias.to(dtype)
+    if delta_softplus:
+        step = functional.softplus(step)
+    if initial_state is None:
+        state = x.new_zeros(batch, channels, A.shape[1])
+    else:
+        state = initial_state.to(dtype)
+
+    outputs = []
+    for t in range(length):
+        decay = torch.exp(step[:, t, :, None] * rate)  # (B, D, N)
+        inflow = (step[:, t] * x[:, t])[:, :, None] * inward[:, t, None, :]  # (B, D, N)
+        state = decay * state + inflow
+        outputs.append((state * outward[:, t, None, :]).sum(-1))  # (B, D)
+    y = torch.stack(outputs, 1) if outputs else torch.zeros_like(x)  # (B, L, D)
+
+    if D is not None:
+        y = y + x * D.to(dtype)
+    if z is not None:
+        y = y * functional.silu(z.to(dtype))
+    return y.to(u.dtype), state if return_final_state else None
