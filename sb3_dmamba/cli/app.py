@@ -1,0 +1,76 @@
+"""The application: its commands, its help, its version.
+
+Importing it loads neither torch nor any room that does: ``dmamba --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from sb3_dmamba.cli.demo import demo
+from sb3_dmamba.cli.evaluate import evaluate
+from sb3_dmamba.cli.tasks import tasks
+from sb3_dmamba.cli.train import train
+
+__all__ = ["app", "main"]
+
+_EXAMPLES = """[bold]Examples[/bold]
+
+dmamba demo   [dim]train on the bundled Hopper data and see what it reaches[/dim]
+
+dmamba train hopper/medium-v0 --updates 10000 --output runs/hopper
+
+dmamba evaluate runs/hopper/model.zip --target 2000 --target 3600 --episodes 50
+"""
+
+app = typer.Typer(
+    name="dmamba",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from sb3_dmamba import __version__
+
+        typer.echo(f"sb3_dmamba {__version__}")
+        raise typer.Exit
+
+
+@app.callback(epilog=_EXAMPLES)
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """Decision Mamba: learn from recorded data, then ask for the return you want."""
+
+
+app.command(
+    epilog="[bold]Examples[/bold]\n\ndmamba demo\n\ndmamba demo --updates 500 --episodes 10 --json"
+)(demo)
+app.command(
+    epilog="[bold]Examples[/bold]\n\n"
+    "dmamba train hopper/medium-v0 --updates 10000 --checkpoint-every 1000\n\n"
+    "dmamba train hopper-bundled --set mixer=attention --set hidden_size=256\n\n"
+    "dmamba train --resume runs/hopper-medium-v0/checkpoints/model_3000_steps.zip"
+)(train)
+app.command(
+    epilog="[bold]Examples[/bold]\n\n"
+    "dmamba evaluate runs/demo/model.zip\n\n"
+    "dmamba evaluate runs/demo/model.zip --target 3000 --memory stream --plot hopper.png"
+)(evaluate)
+app.command(epilog="[bold]Examples[/bold]\n\ndmamba tasks\n\ndmamba tasks --json")(tasks)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

@@ -1,0 +1,109 @@
+"""``dmamba demo``: the whole story on the bundled dataset, in minutes on a laptop CPU."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sb3_dmamba.cli.output import (
+    DebugOption,
+    JsonOption,
+    Output,
+    command_output,
+    import_algorithm,
+    make_csv_logger,
+    print_files,
+)
+
+if TYPE_CHECKING:
+    from sb3_dmamba.evaluation import EvaluationReport
+
+__all__ = ["demo"]
+
+_TASK = "hopper-bundled"
+
+
+def demo(
+    updates: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Optimiser steps.", show_default="the task's"),
+    ] = None,
+    episodes: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Episodes of each target.")
+    ] = 50,
+    seed: Annotated[
+        int, typer.Option(metavar="N", help="Of weights, batches, dropout and episodes.")
+    ] = 0,
+    output: Annotated[
+        Path,
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder for model, plot, report and log; files there are replaced.",
+            rich_help_panel="Output",
+        ),
+    ] = Path("runs/demo"),
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Train on the Hopper data inside this package, evaluate, plot: a few minutes on two cores."""
+    with command_output(as_json, debug) as out:
+        _run(out, updates, episodes, seed, output)
+
+
+def _run(out: Output, updates: int | None, episodes: int, seed: int, folder: Path) -> None:
+    decision_mamba = import_algorithm()
+    from sb3_dmamba.data import load_trajectories
+    from sb3_dmamba.tasks import get_task
+
+    overrides: dict[str, Any] = {} if updates is None else {"n_updates": updates}
+    model = decision_mamba(_TASK, seed=seed, **overrides)
+    trajectories = load_trajectories(get_task(_TASK).dataset)
+    summary = trajectories.summary()
+    out.console.print(summary)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    model.set_logger(make_csv_logger(folder))
+    start = time.perf_counter()
+    model.fit(trajectories, progress_bar=True)
+    model.logger.close()
+    seconds = time.perf_counter() - start
+    out.console.print(f"trained {model.num_timesteps:,} updates in {seconds:.0f} s")
+
+    report = model.evaluate(n_episodes=episodes)
+    out.console.print(report)
+    files = {
+        "model": folder / "model.zip",
+        "plot": folder / "returns.png",
+        "report": folder / "report.json",
+        "progress": folder / "progress.csv",
+    }
+    model.save(files["model"])
+    report.plot(files["plot"])
+    report.to_json(files["report"])
+    print_files(out, files.values())
+    out.console.print(_conclusion(report, summary.returns.mean), highlight=False)
+    out.emit(
+        {
+            "dataset": summary.to_dict(),
+            "config": model.config.to_dict(),
+            "training_seconds": seconds,
+            "gain": report.best.mean - summary.returns.mean,
+            "files": {name: str(path) for name, path in files.items()},
+            "report": json.loads(report.to_json()),
+        }
+    )
+
+
+def _conclusion(report: EvaluationReport, data_mean: float) -> str:
+    best = report.best
+    difference = best.mean - data_mean
+    side = "above" if difference >= 0 else "below"
+    return (
+        f"Asked for {best.target_return:,.0f}, it reaches {best.mean:,.0f} ± "
+        f"{best.standard_error:,.0f} (mean ± standard error of {best.n_episodes} episodes): "
+        f"{abs(difference):,.0f} {side} the data's mean return of {data_mean:,.0f}."
+    )

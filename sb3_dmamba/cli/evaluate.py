@@ -1,0 +1,96 @@
+"""``dmamba evaluate``: what a saved model reaches when asked for returns."""
+
+from __future__ import annotations
+
+import json
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sb3_dmamba.cli.output import (
+    DebugOption,
+    JsonOption,
+    command_output,
+    import_algorithm,
+    print_files,
+)
+
+if TYPE_CHECKING:
+    from sb3_dmamba.config import Memory
+
+__all__ = ["MemoryChoice", "evaluate"]
+
+
+class MemoryChoice(str, Enum):
+    """``config.Memory`` for the command line."""
+
+    window = "window"
+    stream = "stream"
+
+
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="A model file that train or demo wrote.")],
+    target: Annotated[
+        list[float] | None,
+        typer.Option(
+            metavar="RETURN",
+            help="Return to ask for; repeat it for several.",
+            show_default="the task's, or spread over the dataset's returns",
+        ),
+    ] = None,
+    episodes: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Episodes of each target.")
+    ] = 10,
+    memory: Annotated[
+        MemoryChoice | None,
+        typer.Option(
+            help="Re-encode the last steps (window) or carry the state (stream).",
+            show_default="the model's",
+        ),
+    ] = None,
+    env: Annotated[
+        str | None,
+        typer.Option(
+            help="Gymnasium id or task to act in.", metavar="ID", show_default="the model's"
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Seed of the first episode.", show_default="the model's"),
+    ] = None,
+    device: Annotated[
+        str, typer.Option(metavar="NAME", help="Where to compute: auto, cpu, cuda.")
+    ] = "auto",
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Write the report there, as JSON.", rich_help_panel="Output"
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write achieved against asked there (PNG, PDF, SVG).",
+            rich_help_panel="Output",
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Act for whole episodes of each target return and report what was reached."""
+    with command_output(as_json, debug) as out:
+        decision_mamba = import_algorithm()
+        chosen: Memory | None = None if memory is None else memory.value
+        report = decision_mamba.load(model, device=device).evaluate(
+            target or None, episodes, env=env, memory=chosen, seed=seed
+        )
+        out.console.print(report)
+        for path, write in ((output, report.to_json), (plot, report.plot)):
+            if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write(path)
+                print_files(out, [path])
+        out.emit(json.loads(report.to_json()))

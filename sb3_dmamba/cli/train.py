@@ -1,0 +1,262 @@
+"""``dmamba train``: from a task to a model file, resumable."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sb3_dmamba.cli.output import (
+    DebugOption,
+    JsonOption,
+    Output,
+    command_output,
+    import_algorithm,
+    make_csv_logger,
+    print_files,
+)
+from sb3_dmamba.cli.settings import parse_settings
+from sb3_dmamba.errors import ConfigError, DatasetError
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.callbacks import BaseCallback
+
+    from sb3_dmamba.algorithm import DecisionMamba
+    from sb3_dmamba.data import Trajectories
+
+__all__ = ["train"]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What was asked for on the command line."""
+
+    task: str | None
+    resume: Path | None
+    dataset: str | None
+    output: Path
+    updates: int | None
+    settings: dict[str, Any]
+    seed: int | None
+    device: str
+    checkpoint_every: int
+    eval_every: int
+    tensorboard: Path | None
+
+    @property
+    def model_path(self) -> Path:
+        return self.output / "model.zip"
+
+
+def train(
+    task: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="TASK",
+            help="A named task, a Minari id or a Gymnasium id; left out with --resume.",
+            show_default=False,
+        ),
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            help="Minari id or dataset folder to learn from.",
+            metavar="SOURCE",
+            show_default="the task's",
+        ),
+    ] = None,
+    updates: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Optimiser steps; with --resume, how many more.",
+            show_default="the task's, or what was left",
+        ),
+    ] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="A field of DecisionMambaConfig, such as hidden_size=256; repeat it for several.",
+            metavar="FIELD=VALUE",
+            show_default="the task's recipe",
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Of weights, batches and dropout.", show_default="drawn, and printed"
+        ),
+    ] = None,
+    device: Annotated[
+        str, typer.Option(metavar="NAME", help="Where to compute: auto, cpu, cuda.")
+    ] = "auto",
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            help="Continue from this checkpoint or model, exactly as if it had not stopped.",
+            metavar="MODEL",
+            show_default=False,
+            rich_help_panel="Checkpoints and evaluation",
+        ),
+    ] = None,
+    checkpoint_every: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Updates between two checkpoints; 0 is none.",
+            rich_help_panel="Checkpoints and evaluation",
+        ),
+    ] = 0,
+    eval_every: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Updates between two evaluations at the task's target; 0 is none.",
+            rich_help_panel="Checkpoints and evaluation",
+        ),
+    ] = 0,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder for model.zip, progress.csv and checkpoints.",
+            show_default="runs/TASK",
+            rich_help_panel="Output",
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite", help="Replace a model already there.", rich_help_panel="Output"
+        ),
+    ] = False,
+    tensorboard: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Log to TensorBoard there.", rich_help_panel="Output"),
+    ] = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Train on a task's recorded data and write the model."""
+    if (task is None) == (resume is None):
+        raise typer.BadParameter("give a task to start from, or --resume with a checkpoint: one of")
+    if resume is not None and (setting or seed is not None):
+        raise typer.BadParameter(
+            "--resume continues with the checkpoint's settings and seed: leave --set and --seed out"
+        )
+    with command_output(as_json, debug) as out:
+        plan = _Plan(
+            task=task,
+            resume=resume,
+            dataset=dataset,
+            output=output or _default_output(task, resume),
+            updates=updates,
+            settings=parse_settings(setting or []),
+            seed=seed,
+            device=device,
+            checkpoint_every=checkpoint_every,
+            eval_every=eval_every,
+            tensorboard=tensorboard,
+        )
+        if plan.model_path.exists() and not overwrite and resume is None:
+            raise ConfigError(
+                f"{plan.model_path} exists: give another --output, --resume to train it on, "
+                "or --overwrite"
+            )
+        _run(plan, out)
+
+
+def _default_output(task: str | None, resume: Path | None) -> Path:
+    if resume is None:
+        return Path("runs") / str(task).replace("/", "-").replace(":", "-")
+    return resume.parent.parent if resume.parent.name == "checkpoints" else resume.parent
+
+
+def _run(plan: _Plan, out: Output) -> None:
+    model = _make_model(plan)
+    trajectories = _load_dataset(plan, model)
+    out.console.print(trajectories.summary())
+    out.console.print(f"seed {model.seed}, device {model.device}", highlight=False)
+    first = model.num_timesteps
+    model.set_logger(make_csv_logger(plan.output, first, plan.tensorboard))
+    start = time.perf_counter()
+    try:
+        model.fit(
+            trajectories,
+            plan.updates if plan.resume is not None else None,
+            callback=_make_callback(plan),
+            eval_freq=plan.eval_every,
+            progress_bar=True,
+        )
+    except KeyboardInterrupt:
+        _print_latest_checkpoint(plan)
+        raise
+    finally:
+        model.logger.close()
+    seconds = time.perf_counter() - start
+    model.save(plan.model_path)
+    done = model.num_timesteps - first
+    out.console.print(f"{done:,} updates in {seconds:.0f} s", highlight=False)
+    print_files(out, [plan.model_path])
+    out.console.print(f"next: dmamba evaluate {plan.model_path}", soft_wrap=True, highlight=False)
+    out.emit(
+        {
+            "model": str(plan.model_path),
+            "updates": done,
+            "total_updates": model.num_timesteps,
+            "seconds": seconds,
+            "seed": model.seed,
+            "device": str(model.device),
+            "dataset": trajectories.summary().to_dict(),
+            "config": model.config.to_dict(),
+        }
+    )
+
+
+def _make_model(plan: _Plan) -> DecisionMamba:
+    decision_mamba = import_algorithm()
+    if plan.resume is None:
+        updates = {} if plan.updates is None else {"n_updates": plan.updates}
+        settings = {**plan.settings, **updates}
+        return decision_mamba(plan.task, seed=plan.seed, device=plan.device, **settings)
+    model = decision_mamba.load(plan.resume, device=plan.device)
+    if plan.updates is None and model.num_timesteps >= model._total_timesteps:
+        raise ConfigError(
+            f"{plan.resume} has done all of its {model.num_timesteps:,} updates: "
+            "say with --updates how many more"
+        )
+    return model
+
+
+def _load_dataset(plan: _Plan, model: DecisionMamba) -> Trajectories:
+    from sb3_dmamba.data import load_trajectories
+
+    source = plan.dataset
+    if source is None and model.task is not None:
+        source = model.task.dataset
+    if source is None:
+        raise DatasetError("there is nothing to learn from: name a dataset with --dataset")
+    return load_trajectories(source)
+
+
+def _make_callback(plan: _Plan) -> BaseCallback | None:
+    from stable_baselines3.common.callbacks import CheckpointCallback
+
+    if not plan.checkpoint_every:
+        return None
+    folder = plan.output / "checkpoints"
+    return CheckpointCallback(plan.checkpoint_every, str(folder), name_prefix="model")
+
+
+def _print_latest_checkpoint(plan: _Plan) -> None:
+    checkpoints = list((plan.output / "checkpoints").glob("model_*_steps.zip"))
+    if checkpoints:
+        latest = max(checkpoints, key=lambda path: path.stat().st_mtime)
+        typer.echo(f"Continue with: dmamba train --resume {latest}", err=True)
