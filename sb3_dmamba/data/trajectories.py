@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,16 +12,10 @@ from gymnasium import spaces
 from jaxtyping import Bool, Float32, Float64, Int64, Num, Shaped
 from numpy import ndarray
 
-from sb3_dmamba.data._checks import (
-    check_box_actions,
-    check_discrete_actions,
-    check_finite,
-    check_offsets,
-)
+from sb3_dmamba.data._validation import ARRAYS, check_json, validate_arrays
 from sb3_dmamba.data.returns import compute_returns, compute_returns_to_go
-from sb3_dmamba.data.spaces import check_action_space, observation_dtype
 from sb3_dmamba.data.summary import TrajectoriesSummary
-from sb3_dmamba.errors import DatasetError, SpaceError
+from sb3_dmamba.errors import DatasetError
 
 __all__ = ["Episode", "Trajectories"]
 
@@ -97,28 +90,12 @@ class Trajectories:
     source: str = ""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.observation_space, spaces.Box):
-            raise SpaceError(
-                f"observation_space is {self.observation_space}: give the flat view, "
-                f"flat_space(space), and observations from flatten_observation(space, ...)"
-            )
-        check_action_space(self.action_space)
-        for name in _ARRAYS:
-            object.__setattr__(self, name, np.asanyarray(getattr(self, name)))
-        if self.rewards.size == 0:
-            raise DatasetError("the dataset is empty: it needs at least one episode of one step")
-        self._check_lengths()
-        check_offsets(self.episode_offsets, len(self.rewards))
-        self._convert_arrays()
-        offsets = self.episode_offsets
-        check_finite("observations", self.observations, offsets)
-        check_finite("rewards", self.rewards, offsets)
-        check_finite("actions", self.actions, offsets)
-        if isinstance(self.action_space, spaces.Box):
-            check_box_actions(self.actions, self.action_space, offsets)
-        else:
-            check_discrete_actions(self.actions, self.action_space, offsets)
-        object.__setattr__(self, "env_kwargs", _check_json(dict(self.env_kwargs)))
+        given = {name: getattr(self, name) for name in ARRAYS}
+        for name, array in validate_arrays(
+            given, self.observation_space, self.action_space
+        ).items():
+            object.__setattr__(self, name, array)
+        object.__setattr__(self, "env_kwargs", check_json(self.env_kwargs))
 
     @classmethod
     def from_episodes(
@@ -292,61 +269,3 @@ class Trajectories:
             env_kwargs=self.env_kwargs,
             source=self.source,
         )
-
-    def _check_lengths(self) -> None:
-        n_steps, n_episodes = len(self.rewards), max(self.episode_offsets.size - 1, 0)
-        action_shape = self.action_space.shape
-        expected = {
-            "observations": (n_steps, *self.observation_space.shape),
-            "actions": (n_steps, *(action_shape or ())),
-            "rewards": (n_steps,),
-            "terminated": (n_episodes,),
-            "truncated": (n_episodes,),
-        }
-        for name, shape in expected.items():
-            found = np.shape(getattr(self, name))
-            if found != shape:
-                raise DatasetError(
-                    f"{name} have shape {found} where {shape} is needed: there are {n_steps} "
-                    f"rewards, {n_episodes} episodes, observations in {self.observation_space} and "
-                    f"actions in {self.action_space}"
-                )
-
-    def _convert_arrays(self) -> None:
-        discrete = isinstance(self.action_space, spaces.Discrete)
-        if discrete and self.actions.dtype.kind not in "iu":
-            raise DatasetError(
-                f"actions are {self.actions.dtype} and the action space is {self.action_space}: "
-                f"give integers, or the Box they lie in"
-            )
-        dtypes = {
-            "observations": observation_dtype(self.observation_space),
-            "actions": np.int64 if discrete else np.float32,
-            "rewards": np.float32,
-            "terminated": np.bool_,
-            "truncated": np.bool_,
-            "episode_offsets": np.int64,
-        }
-        for name, dtype in dtypes.items():
-            array = getattr(self, name)
-            if dtype is np.uint8 and array.dtype != np.uint8:
-                raise DatasetError(
-                    f"{name} are {array.dtype} and the space is {self.observation_space}: "
-                    f"give the frames as uint8"
-                )
-            with np.errstate(over="ignore"):  # too large for float32: named by check_finite
-                object.__setattr__(self, name, array.astype(dtype, copy=False))
-
-
-_ARRAYS = ("observations", "actions", "rewards", "terminated", "truncated", "episode_offsets")
-
-
-def _check_json(env_kwargs: dict[str, Any]) -> dict[str, Any]:
-    try:
-        json.dumps(env_kwargs)
-    except (TypeError, ValueError) as error:
-        raise DatasetError(
-            f"env_kwargs={env_kwargs!r} cannot be written as JSON ({error}): "
-            f"keep to numbers, strings, booleans, lists and dicts"
-        ) from error
-    return env_kwargs

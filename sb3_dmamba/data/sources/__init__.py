@@ -16,7 +16,8 @@ from typing import Any
 
 __all__ = ["SOURCES", "Source"]
 
-_MINARI_ID = re.compile(r"([-\w]+/)*[-\w]+-v\d+")
+# Minari's own ids end in a version; with a namespace one that is missing is likely forgotten.
+_MINARI_ID = re.compile(r"([-\w]+/)+[-\w]+|[-\w]+-v\d+")
 
 
 @dataclass(frozen=True)

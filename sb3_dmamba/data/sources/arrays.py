@@ -132,8 +132,8 @@ def _flatten(
             raise DatasetError(f"observations: {error}") from error
     if isinstance(observations, (Mapping, tuple)):
         raise DatasetError(
-            f"observations are a {type(observations).__name__}: pass observation_space, the Dict or "
-            f"Tuple that they come from"
+            f"observations are a {type(observations).__name__}: pass observation_space, the Dict "
+            f"or Tuple that they come from"
         )
     array = np.asarray(observations)
     if space is not None:

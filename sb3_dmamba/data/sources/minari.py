@@ -137,7 +137,7 @@ def _read_environment(metadata: dict[str, Any], folder: Path) -> tuple[str | Non
             f"the dataset in {folder} was recorded from {env_id} through {', '.join(wrappers)}, "
             f"which its metadata cannot rebuild: pass the environment yourself to evaluate",
             UserWarning,
-            stacklevel=2,
+            stacklevel=5,  # whoever called load_trajectories
         )
         return None, {}
     if spec.get("max_episode_steps") is not None:
@@ -162,6 +162,6 @@ def _not_found(dataset_id: str, root: Path) -> str:
     else:
         there = "no dataset is there"
     return (
-        f"no Minari dataset {dataset_id!r} in {root} ({there}): download it with "
+        f"{dataset_id!r} is no folder and no Minari dataset in {root} ({there}): download it with "
         f"'minari download {dataset_id}', or set MINARI_DATASETS_PATH to where it is"
     )
