@@ -36,26 +36,30 @@ def _table(named: list[Task]) -> Table:
 
     table = Table(
         title="Named tasks",
-        caption="0 and 100: the returns with these normalised scores",
+        caption="dmamba tasks --json has every setting, and where it is from",
         box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
         title_justify="left",
         caption_justify="left",
     )
-    for name in ("task", "environment"):
-        table.add_column(name, no_wrap=True)
-    for name in ("targets", "width", "K", "updates", "lr", "0 and 100"):
-        table.add_column(name, justify="right")
+    table.add_column("task", no_wrap=True)
+    table.add_column("environment", no_wrap=True)
+    table.add_column("targets", justify="right")
+    for name in ("width", "updates"):
+        table.add_column(name, justify="right", no_wrap=True)
     for task in named:
         config = task.config()
-        reference = task.reference
         table.add_row(
             task.name,
             task.env_id,
-            " ".join(f"{target:g}" for target in task.target_returns),
+            _shorten(task.target_returns),
             str(config.hidden_size),
-            str(config.context_length),
             f"{config.n_updates:,}",
-            f"{config.learning_rate:g}",
-            f"{reference.minimum:.1f} {reference.maximum:.1f}" if reference else "-",
         )
     return table
+
+
+def _shorten(targets: tuple[float, ...]) -> str:
+    texts = [f"{target:g}" for target in targets]
+    return texts[0] if len(texts) == 1 else f"{texts[0]}..{texts[-1]}"

@@ -1,0 +1,168 @@
+"""The only home of defaults: its checks, its JSON, its documentation."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import re
+from typing import Any
+
+import pytest
+
+from sb3_dmamba.config import DecisionMambaConfig
+from sb3_dmamba.errors import ConfigError
+
+FIELDS = [field.name for field in dataclasses.fields(DecisionMambaConfig)]
+
+# A valid value other than the default, for every field.
+OTHER_VALUES: dict[str, Any] = {
+    "mixer": "attention",
+    "context_length": 7,
+    "hidden_size": 96,
+    "n_layers": 2,
+    "channel_mixing": False,
+    "dropout": 0.0,
+    "d_state": 8,
+    "d_conv": 2,
+    "expand": 1,
+    "dt_rank": 3,
+    "n_heads": 4,
+    "init": "paper",
+    "encoder": "nature_cnn",
+    "embedding": "tanh",
+    "time_encoding": "global",
+    "max_timestep": 10,
+    "normalize_observations": False,
+    "return_scale": 1.0,
+    "memory": "stream",
+    "n_updates": 5,
+    "batch_size": 3,
+    "learning_rate": 6e-4,
+    "warmup_updates": 0,
+    "lr_schedule": "cosine",
+    "final_lr_fraction": 0.0,
+    "decay_updates": 4,
+    "weight_decay": 0.0,
+    "adam_betas": (0.8, 0.95),
+    "max_grad_norm": 1.0,
+    "precision": "bf16",
+    "backend": "reference",
+}
+
+BAD_INTEGERS = [0, -1, 1.0, 1.5, True, "3", float("nan")]
+BAD_NUMBERS = [-0.1, float("nan"), float("inf"), -float("inf"), "0.1", None, True]
+BAD_VALUES: dict[str, list[Any]] = {
+    "mixer": ["mamba2", "Mamba", "", None, 1],
+    "context_length": [*BAD_INTEGERS, None],
+    "hidden_size": [*BAD_INTEGERS, None],
+    "n_layers": [*BAD_INTEGERS, None],
+    "channel_mixing": [0, 1, "yes", None],
+    "dropout": [*BAD_NUMBERS, 1.0, 1.5],
+    "d_state": [*BAD_INTEGERS, None],
+    "d_conv": [*BAD_INTEGERS, None],
+    "expand": [*BAD_INTEGERS, None],
+    "dt_rank": BAD_INTEGERS,
+    "n_heads": [*BAD_INTEGERS, None],
+    "init": ["", "normal", None],
+    "encoder": ["cnn", None],
+    "embedding": ["relu", None],
+    "time_encoding": ["none", None],
+    "max_timestep": [*BAD_INTEGERS, None],
+    "normalize_observations": [0, "no", None],
+    "return_scale": [*BAD_NUMBERS, 0.0],
+    "memory": ["both", None],
+    "n_updates": [*BAD_INTEGERS, None],
+    "batch_size": [*BAD_INTEGERS, None],
+    "learning_rate": [*BAD_NUMBERS, 0.0],
+    "warmup_updates": [-1, 0.5, True, "3"],
+    "lr_schedule": ["step", None],
+    "final_lr_fraction": [*BAD_NUMBERS, 1.1],
+    "decay_updates": BAD_INTEGERS,
+    "weight_decay": BAD_NUMBERS,
+    "adam_betas": [
+        (0.9,),
+        (0.9, 1.0),
+        (-0.1, 0.9),
+        (0.9, float("nan")),
+        (0.9, 0.9, 0.9),
+        ("a", "b"),
+        0.9,
+        None,
+    ],
+    "max_grad_norm": [*BAD_NUMBERS, 0.0],
+    "precision": ["fp16", "float32", None],
+    "backend": ["", None, 3],
+}
+
+
+def test_the_tables_cover_every_field() -> None:
+    assert list(OTHER_VALUES) == FIELDS
+    assert list(BAD_VALUES) == FIELDS
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_changed_field_survives_json(name: str) -> None:
+    config = DecisionMambaConfig().replace(**{name: OTHER_VALUES[name]})
+    assert getattr(config, name) == OTHER_VALUES[name] != getattr(DecisionMambaConfig(), name)
+    again = DecisionMambaConfig.from_dict(json.loads(json.dumps(config.to_dict())))
+    assert again == config
+    assert type(getattr(again, name)) is type(getattr(config, name))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in BAD_VALUES.items() for value in values]
+)
+def test_a_bad_value_is_named(name: str, value: Any) -> None:
+    with pytest.raises(ConfigError) as raised:
+        DecisionMambaConfig(**{name: value})
+    assert str(raised.value).startswith(f"{name}={value!r}: ")
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_bad_value_in_a_file_is_named(name: str) -> None:
+    with pytest.raises(ConfigError, match=name):
+        DecisionMambaConfig.from_dict({name: BAD_VALUES[name][0]})
+
+
+def test_absent_fields_take_their_defaults() -> None:
+    assert DecisionMambaConfig.from_dict({}) == DecisionMambaConfig()
+    config = DecisionMambaConfig.from_dict({"hidden_size": 64})
+    assert config == DecisionMambaConfig(hidden_size=64)
+
+
+def test_unknown_fields_get_a_suggestion() -> None:
+    for change in (DecisionMambaConfig().replace, lambda **f: DecisionMambaConfig.from_dict(f)):
+        with pytest.raises(ConfigError, match="'hiden_size': did you mean 'hidden_size'"):
+            change(hiden_size=64)
+        with pytest.raises(ConfigError, match="known settings: mixer, context_length"):
+            change(zzz=1)
+
+
+def test_combinations_that_cannot_work() -> None:
+    with pytest.raises(ConfigError, match="n_heads=3"):
+        DecisionMambaConfig(mixer="attention", n_heads=3)
+    assert DecisionMambaConfig(n_heads=3).n_heads == 3  # Mamba has none
+    with pytest.raises(ConfigError, match="time_encoding"):
+        DecisionMambaConfig(memory="stream", time_encoding="global")
+
+
+def test_rank_of_the_step_size() -> None:
+    assert DecisionMambaConfig(hidden_size=128).resolved_dt_rank == 8
+    assert DecisionMambaConfig(hidden_size=100).resolved_dt_rank == 7
+    assert DecisionMambaConfig(dt_rank=3).resolved_dt_rank == 3
+
+
+def test_is_frozen_and_replace_copies() -> None:
+    config = DecisionMambaConfig()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.hidden_size = 1  # type: ignore[misc]
+    assert config.replace(hidden_size=64).hidden_size == 64
+    assert config.hidden_size == 128
+
+
+def test_docstring_lists_exactly_the_fields() -> None:
+    text = inspect.getdoc(DecisionMambaConfig)
+    assert text is not None
+    arguments = text.split("Args:\n")[1].split("\n\n")[0]
+    assert re.findall(r"^    (\w+): ", arguments, flags=re.MULTILINE) == FIELDS
