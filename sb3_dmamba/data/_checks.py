@@ -75,10 +75,10 @@ def check_box_actions(
         if not inside.all():
             row, column = (int(i) for i in np.argwhere(~inside)[0])
             raise DatasetError(
-                f"actions[{start + row}, {column}] is {chunk[row, column]}"
+                f"actions[{start + row}, {column}] is {chunk[row, column]:g}"
                 f"{describe_step(start + row, offsets)}, outside the action space's "
-                f"[{space.low[column]}, {space.high[column]}]: clip the recorded actions to the "
-                f"space, or describe them with a wider Box"
+                f"[{space.low[column]:g}, {space.high[column]:g}]: clip the recorded actions to "
+                f"the space, or describe them with a wider Box"
             )
 
 
