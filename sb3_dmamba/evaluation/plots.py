@@ -79,6 +79,9 @@ def _limit_returns(report: EvaluationReport, ax: Axes) -> tuple[float, float]:
     near = targets[(targets > low - 5 * room) & (targets < high + 5 * room)]
     low, high = min([low, *(near - room)]), max([high, *(near + room)])
     ax.set_ylim(low, high)
+    if high - low > 10.0:
+        ax.yaxis.set_major_formatter("{x:,.0f}")
+        ax.xaxis.set_major_formatter("{x:,.0f}")
     if targets[0] > 0 and targets[-1] > _LOG_RANGE * targets[0]:
         ax.set_xscale("log")
         ax.set_xlim(targets[0] / 1.35, targets[-1] * 1.35)
@@ -160,7 +163,7 @@ def _to_unit(
 ) -> NDArray[np.float64]:
     """Map positions on the axis to 0..1 of its width."""
     if is_log:
-        return np.log(values / left) / np.log(right / left)
+        return np.asarray(np.log(values / left) / np.log(right / left))
     return (values - left) / (right - left)
 
 

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from rich import box
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
+from rich.text import Text
 
 from sb3_dmamba.errors import ConfigError
 from sb3_dmamba.evaluation.protocols import ReferenceScore
@@ -187,18 +188,15 @@ class EvaluationReport(ReportDetails):
 
         return plot_report(self, path=path, ax=ax)
 
-    def __rich__(self) -> Table:
+    def __rich__(self) -> Group:
         """Return the table that rich prints."""
         subject = self.task or self.env_id or "evaluation"
         where = f" on {self.env_id}" if self.env_id and self.env_id != subject else ""
-        table = Table(
-            title=f"{subject}{where}: achieved against asked",
-            caption=self._caption(),
-            box=box.SIMPLE_HEAD,
-            title_justify="left",
-            title_style="bold",
-            caption_justify="left",
-        )
+        title = Text(f"{subject}{where}: achieved against asked", style="bold")
+        return Group(title, self._table(), Text(self._caption(), style="dim"))
+
+    def _table(self) -> Table:
+        table = Table(box=box.SIMPLE_HEAD)
         has_scores = self.reference is not None
         names = ["asked", "mean return", "95 % interval", "std", "steps", "episodes"]
         for name in [*names[:3], *(["normalised"] if has_scores else []), *names[3:]]:
@@ -235,9 +233,10 @@ class EvaluationReport(ReportDetails):
             None if self.n_updates is None else f"{self.n_updates:,} updates",
             None if self.training_seed is None else f"training seed {self.training_seed}",
         ]
-        last_seed = self.eval_seed + self.n_episodes - 1
+        n = self.n_episodes
+        seeds = f"s {self.eval_seed} to {self.eval_seed + n - 1}" if n > 1 else f" {self.eval_seed}"
         runs = [
-            f"episode seeds {self.eval_seed} to {last_seed}",
+            f"episode seed{seeds}",
             "most likely actions" if self.deterministic else "actions drawn",
             f"{self.seconds:.1f} s",
         ]

@@ -1,0 +1,316 @@
+"""Roll-outs against episodes worked out one after the other, by hand."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from sb3_dmamba.errors import ConfigError, EvaluationError, SpaceError
+from sb3_dmamba.evaluation import EvaluationReport, evaluate_targets, planning
+from sb3_dmamba.tasks import ReferenceScores
+from tests.evaluation.toys import SeededEnv, ToyPolicy, episode_length, expected_episode
+
+TARGETS = [30.0, -5.5, 12.25]
+SHARED = SeededEnv()
+
+
+def evaluate(make_env: Any = SeededEnv, n: int = 7, **options: Any) -> EvaluationReport:
+    policy = options.pop("policy", None) or ToyPolicy(SeededEnv())
+    return evaluate_targets(policy, make_env, TARGETS, n, **{"n_workers": 0, "seed": 3, **options})
+
+
+def assert_equal(first: EvaluationReport, second: EvaluationReport) -> None:
+    for one, other in zip(first.results, second.results, strict=True):
+        assert one.target_return == other.target_return
+        np.testing.assert_array_equal(one.returns, other.returns)
+        np.testing.assert_array_equal(one.lengths, other.lengths)
+
+
+@pytest.mark.parametrize("n_envs", [None, 1, 2, 5, 21, 50])
+def test_returns_lengths_seeds_and_order_are_those_of_single_episodes(n_envs: int | None) -> None:
+    report = evaluate(n_envs=n_envs)
+    assert [result.target_return for result in report.results] == TARGETS
+    for result in report.results:
+        seeds = range(3, 10)
+        expected = [expected_episode(result.target_return, seed)[0] for seed in seeds]
+        np.testing.assert_array_equal(result.returns, expected)
+        np.testing.assert_array_equal(result.lengths, [episode_length(seed) for seed in seeds])
+
+
+@pytest.mark.parametrize("n_envs", [None, 2])
+def test_returns_to_go_are_the_target_less_the_rewards_so_far(n_envs: int | None) -> None:
+    policy = ToyPolicy(SeededEnv())
+    evaluate(policy=policy, n_envs=n_envs)
+    shown = sorted(
+        (float(seed), float(t), float(to_go))
+        for observations, returns_to_go in policy.batches
+        for (seed, t), to_go in zip(observations, returns_to_go, strict=True)
+    )
+    expected = sorted(
+        (float(seed), float(t), to_go)
+        for target in TARGETS
+        for seed in range(3, 10)
+        for t, to_go in enumerate(expected_episode(target, seed)[1])
+    )
+    assert shown == expected
+
+
+def test_finished_rows_leave_the_batch() -> None:
+    policy = ToyPolicy(SeededEnv())
+    evaluate(policy=policy)
+    sizes = [len(returns_to_go) for _, returns_to_go in policy.batches]
+    lengths = [episode_length(seed) for _ in TARGETS for seed in range(3, 10)]
+    assert sizes == [sum(length > t for length in lengths) for t in range(max(lengths))]
+
+
+@pytest.mark.parametrize("kind", ["dict", "image"])
+def test_other_observations_are_flattened_or_kept_as_images(kind: str) -> None:
+    env = SeededEnv(kind)
+    report = evaluate(lambda: SeededEnv(kind), policy=ToyPolicy(env), n_envs=4)
+    assert_equal(report, evaluate())
+
+
+def test_discrete_actions_reach_the_environment_as_integers() -> None:
+    policy = ToyPolicy(SeededEnv(actions="discrete"))
+    report = evaluate(lambda: SeededEnv(actions="discrete"), policy=policy, n_envs=4)
+    for result in report.results:
+        expected = [
+            expected_episode(result.target_return, s, discrete=True)[0] for s in range(3, 10)
+        ]
+        np.testing.assert_array_equal(result.returns, expected)
+
+
+def test_workers_change_nothing() -> None:
+    closure = {"kind": "dict"}  # make_env is a closure of a test: only cloudpickle can send it
+    policy = ToyPolicy(SeededEnv("dict"))
+    in_workers = evaluate(lambda: SeededEnv(closure["kind"]), policy=policy, n_workers=2, n_envs=5)
+    assert_equal(in_workers, evaluate())
+
+
+def test_more_workers_than_environments() -> None:
+    assert_equal(evaluate(n=1, n_workers=2, n_envs=1), evaluate(n=1))
+
+
+class BrokenEnv(SeededEnv):
+    """Fails in its second step, in the way asked for."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+
+    def step(self, action: Any) -> Any:
+        if self.t == 1 and self.how == "exit":
+            os._exit(7)
+        if self.t == 1 and self.how == "raise":
+            raise ArithmeticError("the simulation diverged")
+        if self.t == 1 and self.how == "unpicklable":
+            error = ArithmeticError("cannot travel")
+            error.payload = lambda: 0  # type: ignore[attr-defined]
+            raise error
+        if self.how == "print":
+            print("{hello")  # noqa: T201
+        shown, reward, *rest = super().step(action)
+        return shown, float("nan") if self.t == 2 and self.how == "nan" else reward, *rest
+
+
+def test_a_dead_worker_is_an_error_and_no_hang() -> None:
+    with pytest.raises(EvaluationError, match=r"exit status 7.*n_workers=0"):
+        evaluate(lambda: BrokenEnv("exit"), n_workers=2)
+
+
+def test_what_an_environment_raises_in_a_worker_is_raised_here() -> None:
+    with pytest.raises(ArithmeticError, match="diverged") as caught:
+        evaluate(lambda: BrokenEnv("raise"), n_workers=2)
+    assert "in step" in str(caught.value.__cause__)
+    with pytest.raises(EvaluationError, match="cannot travel"):
+        evaluate(lambda: BrokenEnv("unpicklable"), n_workers=1)
+
+
+def test_what_an_environment_prints_in_a_worker_does_no_harm() -> None:
+    assert_equal(evaluate(lambda: BrokenEnv("print"), n_workers=1), evaluate())
+
+
+def test_a_reward_that_is_not_finite_is_an_error() -> None:
+    with pytest.raises(EvaluationError, match=r"reward nan at step 1 .*seed 3 and target 30"):
+        evaluate(lambda: BrokenEnv("nan"))
+
+
+class Interrupting(ToyPolicy):
+    def act(self, *arguments: Any, **options: Any) -> Any:
+        if len(self.batches) == 2:
+            raise KeyboardInterrupt
+        return super().act(*arguments, **options)
+
+
+@pytest.mark.parametrize("n_workers", [0, 2])
+def test_an_interrupted_evaluation_leaves_nothing_behind(n_workers: int) -> None:
+    made: list[SeededEnv] = []
+
+    def make_env() -> SeededEnv:
+        made.append(SeededEnv())
+        return made[-1]
+
+    before = _children()
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(make_env, policy=Interrupting(SeededEnv()), n_workers=n_workers)
+    assert _children() == before
+    assert len(made) == (21 if n_workers == 0 else 0)
+    assert all(env.is_closed for env in made)
+
+
+def _children() -> set[str]:
+    path = Path(f"/proc/self/task/{os.getpid()}/children")
+    return set(path.read_text().split()) if path.exists() else set()
+
+
+def test_environments_are_closed_when_one_cannot_be_made() -> None:
+    made: list[SeededEnv] = []
+
+    def make_env() -> SeededEnv:
+        if len(made) == 3:
+            raise OSError("no display")
+        made.append(SeededEnv())
+        return made[-1]
+
+    with pytest.raises(OSError, match="no display"):
+        evaluate(make_env)
+    assert all(env.is_closed for env in made)
+
+
+def test_the_report_says_how_it_was_made() -> None:
+    progress: list[tuple[int, int]] = []
+    policy = ToyPolicy(SeededEnv(), memory="stream")
+    reference = ReferenceScores(10.0, 30.0, "by hand")
+    report = evaluate(
+        policy=policy, reference=reference, on_progress=lambda *counts: progress.append(counts)
+    )
+    assert (report.memory, report.eval_seed, report.deterministic) == ("stream", 3, True)
+    assert report.n_episodes == 7
+    assert report.seconds > 0
+    first = report.results[0]
+    assert first.normalized_score == pytest.approx(100 * (first.mean - 10) / 20)
+    assert progress[-1] == (21, 21)
+    assert progress == sorted(progress)
+    assert evaluate(policy=policy, memory="window").memory == "window"
+    assert policy.memories_asked == ["stream", "window"]
+
+
+def test_episodes_can_be_cut() -> None:
+    report = evaluate(max_episode_steps=3)
+    for result in report.results:
+        expected = [min(3, episode_length(seed)) for seed in range(3, 10)]
+        np.testing.assert_array_equal(result.lengths, expected)
+
+
+def test_drawn_actions_repeat_by_seed_and_leave_the_generator_alone() -> None:
+    class Drawing(ToyPolicy):
+        def act(self, *arguments: Any, **options: Any) -> Any:
+            actions, state = super().act(*arguments, **options)
+            drawn = (torch.randint(-4, 5, actions.shape) / 4).numpy().astype(np.float32)
+            return drawn, state
+
+    before = torch.random.get_rng_state()
+    first = evaluate(policy=Drawing(SeededEnv()), deterministic=False)
+    assert torch.equal(before, torch.random.get_rng_state())
+    torch.manual_seed(99)
+    assert_equal(first, evaluate(policy=Drawing(SeededEnv()), deterministic=False))
+    assert not first.deterministic
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n": 0}, "n_episodes=0"),
+        ({"n": 2.0}, "n_episodes=2.0"),
+        ({"n_envs": 0}, "n_envs=0"),
+        ({"n_workers": -1}, "n_workers=-1"),
+        ({"seed": -1}, "seed=-1"),
+        ({"max_episode_steps": 0}, "max_episode_steps=0"),
+        ({"make_env": "CartPole-v1"}, "function that makes"),
+        ({"make_env": lambda: None}, "returned None"),
+        ({"make_env": lambda: SHARED}, "a new one at each call"),
+    ],
+)
+def test_wrong_arguments(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        evaluate(**options)
+
+
+@pytest.mark.parametrize("targets", [[], [1.0, float("nan")], float("inf"), "much", [[1.0]], None])
+def test_wrong_targets(targets: Any) -> None:
+    with pytest.raises(ConfigError, match="target_returns="):
+        evaluate_targets(ToyPolicy(SeededEnv()), SeededEnv, targets, 2)
+
+
+def test_one_target_may_be_a_number() -> None:
+    report = evaluate_targets(ToyPolicy(SeededEnv()), SeededEnv, 30, 7, seed=3, n_workers=0)
+    np.testing.assert_array_equal(report.results[0].returns, evaluate().results[0].returns)
+
+
+def test_spaces_that_are_not_the_policys() -> None:
+    with pytest.raises(SpaceError, match=r"flat shape \(41,\).*\(2,\)"):
+        evaluate(lambda: SeededEnv("dict"))
+    with pytest.raises(SpaceError, match=r"Discrete\(5\)"):
+        evaluate(lambda: SeededEnv(actions="discrete"))
+
+
+def test_workers_are_chosen_by_what_a_step_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "_count_usable_cores", lambda: 4)
+
+    def choose(step_seconds: float, n_envs: int = 100, n_jobs: int = 100) -> int:
+        monkeypatch.setattr(planning, "_measure_step", lambda *_: (step_seconds, 1000))
+        return planning.choose_n_workers(SeededEnv, n_envs, n_jobs, seed=0)
+
+    assert choose(1e-3) == 4
+    assert choose(1e-3, n_envs=3) == 3
+    assert choose(1e-5) == 0
+    assert choose(1e-3, n_envs=1) == 0
+    assert choose(1e-3, n_jobs=5) == 0
+    monkeypatch.undo()
+    seconds, limit = planning._measure_step(lambda: gym.make("CartPole-v1"), 0)
+    assert 0 < seconds < 0.01
+    assert limit == 500
+
+
+class FeedbackPolicy(ToyPolicy):
+    """A hand-written controller of CartPole and Pendulum that ignores the target."""
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        assert isinstance(env.observation_space, spaces.Box)
+        self.observation_space = env.observation_space
+        self.action_space = env.action_space
+        self.memory = "window"
+        self.memories_asked = []
+
+    def act(
+        self, observations: Any, returns_to_go: Any, state: Any, deterministic: bool = True
+    ) -> Any:
+        if isinstance(self.action_space, spaces.Discrete):
+            return (observations[:, 2] + observations[:, 3] > 0).astype(np.int64), state
+        return np.clip(-observations[:, 2:], -2, 2), state
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
+def test_real_environments_one_after_the_other(env_id: str) -> None:
+    env = gym.make(env_id)
+    policy = FeedbackPolicy(env)
+    report = evaluate_targets(policy, lambda: gym.make(env_id), [1, 2], 3, seed=5, n_envs=4)
+    assert report.env_id == env_id
+    for seed, got, length in zip(
+        (5, 6, 7), report.results[1].returns, report.results[1].lengths, strict=True
+    ):
+        shown, _ = env.reset(seed=seed)
+        total, steps, over = 0.0, 0, False
+        while not over:
+            action, _ = policy.act(shown[None], None, None)
+            shown, reward, terminated, truncated, _ = env.step(action[0])
+            total, steps, over = total + float(reward), steps + 1, terminated or truncated
+        assert (got, length) == (pytest.approx(total, rel=1e-12), steps)
+    np.testing.assert_array_equal(report.results[0].returns, report.results[1].returns)

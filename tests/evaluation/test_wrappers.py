@@ -1,0 +1,348 @@
+"""The return-to-go in observations, against sums made by hand, in all three kinds."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+from gymnasium.utils.env_checker import check_env as gymnasium_check_env
+from gymnasium.vector import SyncVectorEnv
+from stable_baselines3.common.atari_wrappers import EpisodicLifeEnv
+from stable_baselines3.common.env_checker import check_env as sb3_check_env
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecMonitor, VecNormalize
+
+from sb3_dmamba.errors import ConditioningError, SpaceError
+from sb3_dmamba.evaluation import (
+    ReturnToGo,
+    ReturnToGoEnv,
+    ReturnToGoVecEnv,
+    ReturnToGoVectorEnv,
+)
+from tests.evaluation.toys import SeededEnv, episode_length
+
+ACTION = np.array([0.25, 0.5], dtype=np.float32)  # pays seed + step + 0.75
+
+
+def rewards_of(seed: int) -> list[float]:
+    return [seed + t + 0.75 for t in range(episode_length(seed))]
+
+
+def expected_to_go(target: float, seed: int) -> list[float]:
+    return [target, *(target - np.cumsum(rewards_of(seed)))]
+
+
+# --- one environment ---------------------------------------------------------------------------
+
+
+def test_env_counts_down_and_starts_again() -> None:
+    env = ReturnToGo(SeededEnv(), 20.0)
+    assert isinstance(env, ReturnToGoEnv)
+    assert isinstance(env, ReturnToGo)
+    for seed in (5, 2):
+        shown, _ = env.reset(seed=seed)
+        seen, over = [shown["return_to_go"].item()], False
+        while not over:
+            shown, _, terminated, truncated, _ = env.step(ACTION)
+            over = terminated or truncated
+            seen.append(shown["return_to_go"].item())
+            assert shown in env.observation_space
+        assert seen == expected_to_go(20.0, seed)
+        assert env.return_to_go == seen[-1]
+
+
+def test_a_new_target_counts_from_the_next_episode_on() -> None:
+    env = ReturnToGo(SeededEnv(), 20.0)
+    env.reset(seed=2)
+    env.set_target_return(-4)
+    assert env.step(ACTION)[0]["return_to_go"].item() == 20.0 - 2.75
+    assert env.target_return == -4.0
+    assert env.reset(seed=2)[0]["return_to_go"].item() == -4.0
+
+
+def test_sums_are_float64_inside() -> None:
+    class Steady(SeededEnv):
+        def step(self, action: Any) -> Any:
+            return self._show(), 0.1, False, False, {}
+
+    env = ReturnToGo(Steady(), 1e6)
+    env.reset(seed=0)
+    for _ in range(1000):
+        shown = env.step(ACTION)[0]
+    assert abs(env.return_to_go - (1e6 - 100.0)) < 1e-6  # float32 sums would be off by 1.25
+    assert shown["return_to_go"].dtype == np.float32
+
+
+@pytest.mark.parametrize("kind", ["box", "dict", "image"])
+def test_observations_are_flat(kind: str) -> None:
+    env: Any = ReturnToGo(SeededEnv(kind), 20.0)
+    shown, _ = env.reset(seed=3)
+    assert shown in env.observation_space
+    size = {"box": (2,), "dict": (41,), "image": (2, 3)}[kind]
+    assert shown["observation"].shape == size
+    assert shown["observation"].dtype == env.observation_space["observation"].dtype
+
+
+def test_env_passes_both_checkers_and_keeps_what_it_wraps() -> None:
+    class Flat(SeededEnv):
+        def step(self, action: Any) -> Any:
+            shown, reward, terminated, truncated, info = super().step(action)
+            return shown, reward, terminated, truncated, info
+
+        def reset(self, **options: Any) -> Any:
+            return super().reset(seed=options.get("seed") or 3)
+
+    env = ReturnToGo(Flat(), 20.0)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        sb3_check_env(env)
+        gymnasium_check_env(ReturnToGo(Flat(), 20.0), skip_render_check=True)
+    # what cannot be avoided: gymnasium would rather see no wrapper, and bounded returns
+    allowed = ("different from the unwrapped", "is infinity", "is -infinity", "not having a spec")
+    messages = [str(each.message) for each in caught]
+    assert [text for text in messages if not any(part in text for part in allowed)] == []
+    assert env.metadata["render_fps"] == 7
+    assert env.render_mode == "rgb_array"
+    assert np.asarray(env.render()).shape == (4, 4, 3)
+
+
+def test_env_can_be_made_again_from_its_spec_and_pickled() -> None:
+    env = ReturnToGo(gym.make("CartPole-v1"), 50.0)
+    assert env.spec is not None
+    again = gym.make(env.spec)
+    assert isinstance(again, ReturnToGoEnv)
+    assert again.target_return == 50.0
+    copy = pickle.loads(pickle.dumps(ReturnToGo(SeededEnv(), 3.0)))
+    assert copy.reset(seed=2)[0]["return_to_go"].item() == 3.0
+
+
+def test_sb3_can_wrap_with_it() -> None:
+    wrapper: Any = ReturnToGo
+    venv = make_vec_env(SeededEnv, 2, wrapper_class=wrapper, wrapper_kwargs={"target_return": 9.0})
+    assert venv.env_is_wrapped(wrapper) == [True, True]
+    shown = venv.reset()
+    assert isinstance(shown, dict)
+    np.testing.assert_array_equal(shown["return_to_go"], [[9.0], [9.0]])
+
+
+# --- Gymnasium's vector environments -----------------------------------------------------------
+
+
+def vector(n: int, **options: Any) -> ReturnToGoVectorEnv:
+    targets = [20.0, 30.0, 40.0][:n]
+    return ReturnToGo(SyncVectorEnv([SeededEnv for _ in range(n)], **options), targets)
+
+
+AutoresetMode: Any = getattr(gym.vector, "AutoresetMode", None)  # Gymnasium 1.1 and later
+needs_modes = pytest.mark.skipif(
+    AutoresetMode is None, reason="this Gymnasium has no autoreset modes"
+)
+
+
+def to_go(shown: Any) -> list[float]:
+    return [float(value) for value in shown["return_to_go"][:, 0]]
+
+
+@pytest.mark.parametrize("mode", [None, pytest.param("NextStep", marks=needs_modes)])
+def test_vector_env_with_next_step_autoreset(mode: str | None) -> None:
+    env = vector(3, **({} if mode is None else {"autoreset_mode": AutoresetMode(mode)}))
+    assert isinstance(env, ReturnToGoVectorEnv)
+    shown, _ = env.reset(seed=4)  # seeds 4, 5, 6 last 2, 3, 4 steps; then 5, 6, 7
+    rows = [to_go(shown)]
+    for _ in range(9):
+        shown, *_ = env.step(np.tile(ACTION, (3, 1)))
+        assert shown in env.observation_space
+        rows.append(to_go(shown))
+    for row, (target, seed) in enumerate([(20.0, 4), (30.0, 5), (40.0, 6)]):
+        # an episode ends; the next step only resets
+        expected = [value for s in range(seed, seed + 4) for value in expected_to_go(target, s)]
+        assert [values[row] for values in rows] == expected[:10]
+
+
+@needs_modes
+def test_vector_env_with_same_step_autoreset() -> None:
+    env = vector(2, autoreset_mode=AutoresetMode("SameStep"))
+    env.reset(seed=4)
+    actions = np.tile(ACTION, (2, 1))
+    env.step(actions)
+    shown, _, terminated, _, infos = env.step(actions)
+    assert terminated.tolist() == [True, False]
+    assert to_go(shown) == [20.0, expected_to_go(30.0, 5)[2]]
+    final = infos["final_obs"]
+    assert final[0]["return_to_go"].item() == expected_to_go(20.0, 4)[-1]
+    np.testing.assert_array_equal(final[0]["observation"], [4, 2])
+    assert final[1] is None
+
+
+@needs_modes
+def test_vector_env_without_autoreset() -> None:
+    env = vector(2, autoreset_mode=AutoresetMode("Disabled"))
+    env.reset(seed=4)
+    actions = np.tile(ACTION, (2, 1))
+    env.step(actions)
+    shown, *_ = env.step(actions)
+    assert to_go(shown) == [expected_to_go(20.0, 4)[-1], expected_to_go(30.0, 5)[2]]
+    shown, _ = env.reset(options={"reset_mask": np.array([True, False])})
+    assert to_go(shown) == [20.0, expected_to_go(30.0, 5)[2]]
+
+
+def test_vector_env_flattens_and_changes_targets() -> None:
+    env: Any = ReturnToGo(SyncVectorEnv([lambda: SeededEnv("dict")] * 2), 20.0)
+    shown, _ = env.reset(seed=3)
+    assert shown["observation"].shape == (2, 41)
+    assert shown in env.observation_space
+    assert env.single_observation_space["observation"].shape == (41,)
+    env.set_target_return([1.0, 2.0])
+    shown, *_ = env.step(np.tile(ACTION, (2, 1)))
+    assert to_go(shown) == [20.0 - 3.75, 20.0 - 4.75]
+    assert to_go(env.reset(seed=3)[0]) == [1.0, 2.0]
+    np.testing.assert_array_equal(env.target_return, [1.0, 2.0])
+
+
+# --- Stable-Baselines3's vector environments ---------------------------------------------------
+
+
+def roll(
+    env: ReturnToGoVecEnv, n_steps: int
+) -> tuple[list[list[float]], list[list[dict[str, Any]]]]:
+    env.seed(4)
+    rows, all_infos = [to_go(env.reset())], []
+    for _ in range(n_steps):
+        shown, _, _, infos = env.step(np.tile(ACTION, (env.num_envs, 1)))
+        rows.append(to_go(shown))
+        all_infos.append(infos)
+    return rows, all_infos
+
+
+def same_step(target: float, seed: int) -> list[float]:
+    """The returns-to-go that a same-step autoreset shows, over four episodes."""
+    return [value for s in range(seed, seed + 4) for value in expected_to_go(target, s)[:-1]]
+
+
+@pytest.mark.parametrize("inside", ["nothing", "VecMonitor", "VecNormalize", "both"])
+def test_vec_env_counts_in_the_environments_units(inside: str) -> None:
+    venv: Any = DummyVecEnv([SeededEnv, SeededEnv])
+    if inside in ("VecMonitor", "both"):
+        venv = VecMonitor(venv)
+    if inside in ("VecNormalize", "both"):
+        venv = VecNormalize(venv, gamma=0.9)
+    env = ReturnToGo(VecFrameStack(venv, 1) if inside == "both" else venv, [20.0, 30.0])
+    assert isinstance(env, ReturnToGoVecEnv)
+    rows, all_infos = roll(env, 8)
+    for row, (target, seed) in enumerate([(20.0, 4), (30.0, 5)]):
+        assert [values[row] for values in rows] == same_step(target, seed)[:9]
+    terminal = all_infos[1][0]["terminal_observation"]  # seed 4 lasts two steps
+    assert terminal["return_to_go"].item() == expected_to_go(20.0, 4)[-1]
+    assert terminal["observation"].shape == (2,)
+    if inside == "nothing":
+        np.testing.assert_array_equal(terminal["observation"], [4, 2])
+    if inside == "VecMonitor":
+        assert all_infos[1][0]["episode"]["r"] == sum(rewards_of(4))
+
+
+def test_vec_env_passes_scaled_rewards_on() -> None:
+    env = ReturnToGo(VecNormalize(DummyVecEnv([SeededEnv]), norm_obs=False), 20.0)
+    env.seed(4)
+    env.reset()
+    _, rewards, _, _ = env.step(ACTION[None])
+    assert rewards[0] != 4.75
+    assert env.return_to_go.tolist() == [20.0 - 4.75]
+
+
+def test_vec_env_flattens_and_changes_targets() -> None:
+    env: Any = ReturnToGo(DummyVecEnv([lambda: SeededEnv("dict")] * 2), 20.0)
+    env.seed(4)
+    shown = env.reset()
+    assert shown["observation"].shape == (2, 41)
+    assert {key: value.shape for key, value in shown.items()} == {
+        "observation": (2, 41),
+        "return_to_go": (2, 1),
+    }
+    assert isinstance(env.observation_space, spaces.Dict)
+    env.set_target_return([1.0, 2.0])
+    for _ in range(2):
+        shown, *_ = env.step(np.tile(ACTION, (2, 1)))
+    assert to_go(shown) == [1.0, expected_to_go(20.0, 5)[2]]  # only the first has begun again
+
+
+class Lives(SeededEnv):
+    """Two lives of two steps each, as an Atari emulator counts them."""
+
+    @property
+    def ale(self) -> Lives:
+        return self
+
+    def lives(self) -> int:
+        return 2 if self.t < 2 else 1 if self.t < 4 else 0
+
+    def step(self, action: Any) -> Any:
+        self.t += 1
+        return self._show(), 1.0, self.t >= 6, False, {}
+
+
+def test_a_lost_life_does_not_start_the_return_again() -> None:
+    env = ReturnToGo(EpisodicLifeEnv(Lives()), 10.0)
+    shown, _ = env.reset(seed=0)
+    assert shown["return_to_go"].item() == 10.0
+    env.step(ACTION)
+    _, _, terminated, *_ = env.step(ACTION)
+    assert terminated
+    assert env.reset()[0]["return_to_go"].item() == 8.0  # the game goes on
+
+    venv: Any = ReturnToGo(DummyVecEnv([lambda: EpisodicLifeEnv(Lives())]), 10.0)
+    venv.reset()
+    seen = []
+    for _ in range(5):
+        shown, _, dones, _ = venv.step(ACTION[None])
+        seen.append((shown["return_to_go"].item(), bool(dones[0])))
+    # step 2 loses a life; the reset plays one step unseen; the game is over at its sixth
+    assert seen == [(9.0, False), (8.0, True), (7.0, False), (6.0, False), (10.0, True)]
+
+
+# --- mistakes ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", [float("nan"), float("inf"), "much", None, [1.0, 2.0], [[1.0]]])
+@pytest.mark.parametrize(
+    "make",
+    [SeededEnv, lambda: SyncVectorEnv([SeededEnv] * 3), lambda: DummyVecEnv([SeededEnv] * 3)],
+)
+def test_wrong_targets(make: Any, target: Any) -> None:
+    with pytest.raises(ConditioningError, match="target_return"):
+        ReturnToGo(make(), target)
+    env = ReturnToGo(make(), 1.0)
+    with pytest.raises(ConditioningError, match="target_return"):
+        env.set_target_return(target)
+    assert np.all(env.target_return == 1.0)
+
+
+@pytest.mark.parametrize("env", [None, "CartPole-v1", SeededEnv])
+def test_wrong_environments(env: Any) -> None:
+    with pytest.raises(SpaceError, match=r"gymnasium\.Env"):
+        ReturnToGo(env, 1.0)
+
+
+def test_observations_without_a_flat_view() -> None:
+    class Talking(SeededEnv):
+        def __init__(self) -> None:
+            super().__init__()
+            self.observation_space = spaces.Text(5)
+
+    with pytest.raises(SpaceError, match="Text"):
+        ReturnToGo(Talking(), 1.0)
+
+
+def test_a_reward_that_is_not_finite() -> None:
+    class Broken(SeededEnv):
+        def step(self, action: Any) -> Any:
+            return self._show(), float("nan"), False, False, {}
+
+    env = ReturnToGo(Broken(), 1.0)
+    env.reset(seed=0)
+    with pytest.raises(ConditioningError, match="nan"):
+        env.step(ACTION)
