@@ -1,0 +1,264 @@
+"""Scores, and what a report prints, exports, reads back and draws."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+from rich.console import Console
+
+from sb3_dmamba.errors import ConfigError
+from sb3_dmamba.evaluation import (
+    EvaluationReport,
+    ReportDetails,
+    TargetResult,
+    compute_confidence_interval,
+    compute_normalized_score,
+    compute_standard_error,
+)
+from sb3_dmamba.tasks import ReferenceScores
+
+REFERENCE = ReferenceScores(-20.0, 3234.0, "somebody's table")
+
+
+def make_report(**options: Any) -> EvaluationReport:
+    results = (
+        TargetResult(
+            1800.0, np.array([1700.0, 1900.0, 1750.5]), np.array([500, 600, 550]), REFERENCE
+        ),
+        TargetResult(
+            3600.0, np.array([3000.0, 2800.0, 2900.25]), np.array([900, 800, 1000]), REFERENCE
+        ),
+        TargetResult(
+            7200.0, np.array([2000.0, 2100.0, 2500.0]), np.array([900, 800, 1000]), REFERENCE
+        ),
+    )
+    details = ReportDetails(
+        task="hopper-medium-v2",
+        dataset="hopper.h5",
+        dataset_returns=np.array([500.0, 1000.0, 3100.0]),
+        mixer="mamba",
+        training_seed=12,
+        weights="best",
+        n_updates=10_000,
+    )
+    conditions = {"env_id": "Hopper-v4", "memory": "stream", "eval_seed": 7, "seconds": 12.5}
+    return EvaluationReport.from_results(results, details, **{**conditions, **options})
+
+
+# --- scores ------------------------------------------------------------------------------------
+
+
+def test_standard_error_by_hand() -> None:
+    assert compute_standard_error(np.array([1.0, 2.0, 3.0, 6.0])) == pytest.approx(
+        math.sqrt((4 + 1 + 0 + 9) / 3) / 2
+    )
+    assert math.isnan(compute_standard_error(np.array([1.0])))
+
+
+def test_normalised_score_by_hand() -> None:
+    # D4RL: Decision Transformer's 67.6 on hopper-medium is a return of 2180
+    assert compute_normalized_score(2179.82, -20.272305, 3234.3) == pytest.approx(67.6, abs=1e-3)
+    assert compute_normalized_score(-20.272305, -20.272305, 3234.3) == 0.0
+    np.testing.assert_array_equal(compute_normalized_score(np.array([1.0, 2.0]), 1.0, 3.0), [0, 50])
+    with pytest.raises(ConfigError, match="maximum must be larger"):
+        compute_normalized_score(1.0, 3.0, 3.0)
+
+
+def test_confidence_interval_covers_as_often_as_it_says() -> None:
+    random = np.random.default_rng(1)
+    samples = random.exponential(1000.0, size=(300, 60))
+    bounds = np.array([compute_confidence_interval(each, n_resamples=400) for each in samples])
+    covered = np.mean((bounds[:, 0] <= 1000.0) & (bounds[:, 1] >= 1000.0))
+    assert 0.90 <= covered <= 0.97
+    halves = np.array(
+        [compute_confidence_interval(each, level=0.5, n_resamples=400) for each in samples]
+    )
+    covered = np.mean((halves[:, 0] <= 1000.0) & (halves[:, 1] >= 1000.0))
+    assert 0.42 <= covered <= 0.57
+
+
+def test_confidence_interval_agrees_with_the_normal_one_and_repeats() -> None:
+    returns = np.random.default_rng(0).normal(2000.0, 300.0, 200)
+    low, high = compute_confidence_interval(returns)
+    error = compute_standard_error(returns)
+    assert low == pytest.approx(returns.mean() - 1.96 * error, abs=0.1 * error)
+    assert high == pytest.approx(returns.mean() + 1.96 * error, abs=0.1 * error)
+    assert compute_confidence_interval(returns) == (low, high)
+
+
+def test_confidence_interval_of_little_data() -> None:
+    assert all(math.isnan(end) for end in compute_confidence_interval(np.array([5.0])))
+    assert compute_confidence_interval(np.array([5.0, 5.0])) == (5.0, 5.0)
+    with pytest.raises(ConfigError, match="level=95"):
+        compute_confidence_interval(np.array([5.0, 6.0]), level=95)
+
+
+# --- results and reports -----------------------------------------------------------------------
+
+
+def test_a_results_figures_by_hand() -> None:
+    result = make_report().results[0]
+    assert result.mean == pytest.approx(5350.5 / 3)
+    assert result.std == pytest.approx(np.std([1700, 1900, 1750.5], ddof=1))
+    assert result.standard_error == pytest.approx(result.std / math.sqrt(3))
+    assert result.mean_length == 550.0
+    assert result.normalized_score == pytest.approx(100 * (result.mean + 20) / 3254)
+    low, high = result.confidence_interval
+    assert 1700 <= low < result.mean < high <= 1900
+
+
+def test_best_is_the_highest_mean() -> None:
+    assert make_report().best.target_return == 3600.0
+
+
+def test_to_pandas() -> None:
+    frame = make_report().to_pandas()
+    assert frame["target_return"].tolist() == [1800.0, 3600.0, 7200.0]
+    assert frame["mean"].tolist() == [result.mean for result in make_report().results]
+    assert frame["n_episodes"].tolist() == [3, 3, 3]
+    assert {"std", "standard_error", "ci_low", "ci_high", "normalized_score", "mean_length"} < {
+        *frame.columns
+    }
+    assert frame.attrs["memory"] == "stream"
+    assert frame.attrs["reference"]["maximum"] == 3234.0
+
+
+def test_json_round_trip_keeps_everything(tmp_path: Path) -> None:
+    report = make_report(deterministic=False)
+    path = tmp_path / "report.json"
+    text = report.to_json(path)
+    for again in (
+        EvaluationReport.from_json(text),
+        EvaluationReport.from_json(path),
+        EvaluationReport.from_json(str(path)),
+    ):
+        assert again.to_json() == text
+        assert str(again) == str(report)
+        assert again.reference == REFERENCE
+        assert again.dataset_returns is not None
+        np.testing.assert_array_equal(again.dataset_returns, [500.0, 1000.0, 3100.0])
+        for one, other in zip(again.results, report.results, strict=True):
+            np.testing.assert_array_equal(one.returns, other.returns)
+            np.testing.assert_array_equal(one.lengths, other.lengths)
+    fields = json.loads(text)
+    expected = {
+        "task": "hopper-medium-v2",
+        "env_id": "Hopper-v4",
+        "dataset": "hopper.h5",
+        "mixer": "mamba",
+        "memory": "stream",
+        "deterministic": False,
+        "training_seed": 12,
+        "eval_seed": 7,
+        "weights": "best",
+        "n_updates": 10_000,
+        "n_episodes": 3,
+        "seconds": 12.5,
+    }
+    assert {name: fields[name] for name in expected} == expected
+
+
+def test_a_report_of_nothing_but_one_episode() -> None:
+    report = EvaluationReport(results=(TargetResult(1.0, np.array([2.0]), np.array([3])),))
+    fields = json.loads(report.to_json())
+    assert fields["results"][0]["ci_low"] is None
+    assert math.isnan(EvaluationReport.from_json(report.to_json()).results[0].std)
+    assert " - " in str(report)
+    assert "normalised" not in str(report)
+    report.plot()
+
+
+def test_printing_says_all_that_a_comparison_needs() -> None:
+    text = str(make_report())
+    assert "\x1b" not in text
+    for words in (
+        "hopper-medium-v2 on Hopper-v4",
+        "dataset hopper.h5 (mean return 1,533, highest 3,100)",
+        "mamba, memory stream, best weights, 10,000 updates, training seed 12",
+        "episode seeds 7 to 9",
+        "95 % interval",
+        "somebody's table",
+    ):
+        assert words in text
+    row = next(line.split() for line in text.splitlines() if line.split()[:1] == ["3,600"])
+    assert row[:5] == ["3,600", "2,900", "2,800", "to", "3,000"]
+    assert row[5] == f"{make_report().best.normalized_score:.1f}"
+    assert row[-1] == "3"
+    rich = io.StringIO()
+    Console(file=rich, force_terminal=True, width=100).print(make_report())
+    assert "\x1b[1m" in rich.getvalue()  # the best target is bold
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{}", "not an evaluation report"),
+        ("{ nonsense", "not an evaluation report"),
+        ('{"format": 99}', "format 99.*upgrade"),
+        ('{"format": 1, "reference": null, "results": [], "n_episodes": 1}', "results is empty"),
+        ('{"format": 1, "reference": null, "results": [{}]}', "not an evaluation report"),
+    ],
+)
+def test_what_is_no_report(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        EvaluationReport.from_json(text)
+
+
+def test_wrong_parts() -> None:
+    with pytest.raises(ConfigError, match="weights='latest'"):
+        ReportDetails(weights="latest")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="dataset_returns"):
+        ReportDetails(dataset_returns=np.array([1.0, np.nan]))
+    with pytest.raises(ConfigError, match="shape"):
+        TargetResult(1.0, np.array([]), np.array([]))
+    with pytest.raises(ConfigError, match="2 returns and lengths of shape"):
+        TargetResult(1.0, np.array([1.0, 2.0]), np.array([1]))
+
+
+# --- plots -------------------------------------------------------------------------------------
+
+
+def test_plot_draws_means_intervals_identity_and_dataset(tmp_path: Path) -> None:
+    report = make_report()
+    figure = report.plot(tmp_path / "plot.png")
+    axes = figure.axes[0]
+    lines = {line.get_label(): line for line in axes.get_lines()}
+    identity = lines["achieved = asked"]
+    np.testing.assert_array_equal(identity.get_xdata(), identity.get_ydata())
+    assert report.dataset_returns is not None
+    np.testing.assert_array_equal(
+        lines["dataset's mean"].get_ydata(), report.dataset_returns.mean()
+    )
+    np.testing.assert_array_equal(lines["dataset's highest"].get_ydata(), 3100.0)
+    (bars,) = axes.containers
+    np.testing.assert_array_equal(bars[0].get_ydata(), [result.mean for result in report.results])
+    (side,) = axes.child_axes
+    assert sum(patch.get_width() for patch in side.patches) == 3  # type: ignore[attr-defined]
+    with Image.open(tmp_path / "plot.png") as image:
+        assert np.asarray(image.convert("L")).std() > 10
+
+
+def test_plot_clips_no_label() -> None:
+    figure = make_report().plot()
+    figure.draw_without_rendering()
+    assert figure.axes[0].get_tightbbox() is not None
+    box, page = figure.get_tightbbox(), figure.bbox_inches
+    assert box.x0 >= 0 and box.y0 >= 0  # noqa: PT018
+    assert box.x1 <= page.x1 and box.y1 <= page.y1  # noqa: PT018
+
+
+def test_plot_into_given_axes_and_without_pyplot() -> None:
+    figure = Figure()
+    axes = figure.add_subplot()
+    report = dataclasses.replace(make_report(), dataset_returns=None)
+    assert report.plot(ax=axes) is figure
+    assert not axes.child_axes

@@ -1,0 +1,75 @@
+"""The actor for callers who pass rewards themselves, driven by hand and by d3rlpy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sb3_dmamba.errors import ConditioningError, SpaceError
+from sb3_dmamba.evaluation import StatefulActor
+from tests.evaluation.toys import SeededEnv, ToyPolicy, expected_episode
+
+
+def play(actor: StatefulActor, seed: int, first_reward: float = 0.0) -> float:
+    env = SeededEnv()
+    actor.reset()
+    shown, _ = env.reset(seed=seed)
+    reward, total, over = first_reward, 0.0, False
+    while not over:
+        shown, reward, terminated, truncated, _ = env.step(actor.predict(shown, reward))
+        total += reward
+        over = terminated or truncated
+    return total
+
+
+@pytest.mark.parametrize("first_reward", [0.0, 123.0])
+def test_episodes_are_those_worked_out_by_hand(first_reward: float) -> None:
+    policy = ToyPolicy(SeededEnv())
+    actor = StatefulActor(policy, 12.25)
+    seen: list[float] = []
+    for seed in (3, 6):  # the second must know nothing of the first
+        total, to_go = expected_episode(12.25, seed)
+        assert play(actor, seed, first_reward) == total
+        seen += to_go
+        assert actor.return_to_go == to_go[-1]
+    assert [float(returns[0]) for _, returns in policy.batches] == seen
+
+
+def test_d3rlpy_evaluates_it_unchanged() -> None:
+    metrics = pytest.importorskip("d3rlpy.metrics", exc_type=ImportError)
+
+    class Unseeded(SeededEnv):  # d3rlpy resets without a seed: seeds 0, 1, 2, ...
+        pass
+
+    actor = StatefulActor(ToyPolicy(SeededEnv()), 30.0)
+    mean = metrics.evaluate_transformer_with_environment(actor, Unseeded(), n_trials=5)
+    assert mean == np.mean([expected_episode(30.0, seed)[0] for seed in range(5)])
+
+
+def test_discrete_actions_are_ints() -> None:
+    actor = StatefulActor(ToyPolicy(SeededEnv(actions="discrete")), 5.0)
+    assert type(actor.predict(np.array([3.0, 0.0]), 0.0)) is int
+
+
+def test_the_memory_is_the_policys_or_the_one_asked_for() -> None:
+    policy = ToyPolicy(SeededEnv(), memory="stream")
+    StatefulActor(policy, 1.0)
+    StatefulActor(policy, 1.0, memory="window")
+    assert policy.memories_asked == ["stream", "window"]
+
+
+@pytest.mark.parametrize("target", [float("nan"), float("inf"), "much", None, [1.0, 2.0]])
+def test_wrong_targets(target: Any) -> None:
+    with pytest.raises(ConditioningError, match="target_return"):
+        StatefulActor(ToyPolicy(SeededEnv()), target)
+
+
+def test_wrong_observations_and_rewards() -> None:
+    actor = StatefulActor(ToyPolicy(SeededEnv()), 1.0)
+    with pytest.raises(SpaceError, match=r"shape \(1, 2\).*\(2,\)"):
+        actor.predict(np.zeros((1, 2)), 0.0)
+    actor.predict(np.array([3.0, 0.0]), float("nan"))  # the first reward is not looked at
+    with pytest.raises(ConditioningError, match="reward=nan"):
+        actor.predict(np.array([3.0, 1.0]), float("nan"))
