@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -68,19 +69,22 @@ def make_minari(minari_root: Path) -> MakeMinari:
                     infos={"unread": np.full((len(done) + 1, 2), np.nan)},
                 )
             )
-        return minari.create_dataset_from_buffers(
-            dataset_id,
-            buffer=buffers,
-            observation_space=observation_space,
-            action_space=action_space,
-            algorithm_name="none",
-            author="tests",
-            author_email="tests@example.org",
-            code_permalink="none",
-            description="made by a test",
-            requirements=[],
-            **options,
-        )
+        with warnings.catch_warnings():
+            # Minari advises about what a test need not write down; reading stays strict.
+            warnings.filterwarnings("ignore", "`eval_env` is set to None|env_spec is None")
+            return minari.create_dataset_from_buffers(
+                dataset_id,
+                buffer=buffers,
+                observation_space=observation_space,
+                action_space=action_space,
+                algorithm_name="none",
+                author="tests",
+                author_email="tests@example.org",
+                code_permalink="none",
+                description="made by a test",
+                requirements=[],
+                **options,
+            )
 
     return make
 

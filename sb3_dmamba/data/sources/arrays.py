@@ -75,6 +75,13 @@ def load_arrays(
         last_steps = np.append(last_steps, n_steps - 1)
 
     actions = np.asarray(source["actions"])
+    if actions.shape[:1] != (n_steps,) or actions.dtype.kind not in "iuf":
+        raise DatasetError(
+            f"actions have shape {actions.shape} and dtype {actions.dtype}: give one number or "
+            f"vector for each of the {n_steps} rewards"
+        )
+    if action_space is None:
+        action_space = _infer_action_space(actions)
     observations, flat = _flatten(source["observations"], observation_space)
     return Trajectories(
         observations=observations,
@@ -84,7 +91,7 @@ def load_arrays(
         truncated=truncated[last_steps],
         episode_offsets=np.concatenate([[0], last_steps + 1]),
         observation_space=flat,
-        action_space=check_action_space(action_space or _infer_action_space(actions)),
+        action_space=check_action_space(action_space),
         env_id=env_id,
         env_kwargs=env_kwargs or {},
         source=name,

@@ -1,0 +1,344 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import h5py
+import minari
+import numpy as np
+import pytest
+from gymnasium import spaces
+from gymnasium.spaces.utils import flatten
+
+from sb3_dmamba.data import load_trajectories
+from sb3_dmamba.errors import DatasetError, SpaceError
+
+MakeMinari = Callable[..., minari.MinariDataset]
+LENGTHS = [3, 1, 4]
+FRAME = spaces.Box(0, 255, (32, 40, 3), np.uint8)
+VECTOR = spaces.Box(-np.inf, np.inf, (2,), np.float64)
+ACTIONS = spaces.Box(-1, 1, (2,), np.float32)
+
+
+def _stack(space: spaces.Space[Any], samples: list[Any]) -> Any:
+    """Arrange samples as Minari's buffers hold them."""
+    if isinstance(space, spaces.Dict):
+        return {key: _stack(part, [s[key] for s in samples]) for key, part in space.items()}
+    if isinstance(space, spaces.Tuple):
+        return tuple(_stack(part, [s[i] for s in samples]) for i, part in enumerate(space))
+    return samples if isinstance(space, spaces.Text) else np.asarray(samples)
+
+
+def _episodes(space: spaces.Space[Any], extra: int) -> list[list[Any]]:
+    space.seed(0)
+    return [[space.sample() for _ in range(length + extra)] for length in LENGTHS]
+
+
+def _make(make_minari: MakeMinari, space: spaces.Space[Any], **options: Any) -> list[list[Any]]:
+    """Write "box/small-v0" with that observation space; return the observations."""
+    seen, done = _episodes(space, 1), _episodes(ACTIONS, 0)
+    make_minari(
+        "box/small-v0",
+        space,
+        ACTIONS,
+        [_stack(space, samples) for samples in seen],
+        [np.array(samples) for samples in done],
+        ["terminated", "truncated", "cut"],
+        **options,
+    )
+    return seen
+
+
+def test_values(make_minari: MakeMinari) -> None:
+    seen = _make(make_minari, VECTOR)
+    data = load_trajectories("box/small-v0")
+    assert data.lengths.tolist() == LENGTHS
+    # The observation after the last step goes; nothing shifts.
+    expected = np.concatenate([samples[:-1] for samples in seen])
+    np.testing.assert_array_equal(data.observations, expected.astype(np.float32))
+    actions = np.concatenate(_episodes(ACTIONS, 0))
+    np.testing.assert_array_equal(data.actions, actions)
+    assert data.rewards.tolist() == [0, 1, 2, 10, 20, 21, 22, 23]
+    assert data.terminated.tolist() == [True, False, False]
+    assert data.truncated.tolist() == [False, True, False]
+    assert data.summary().cut == 1
+    assert (data.observation_space, data.action_space) == (VECTOR, ACTIONS)
+    assert (data.env_id, data.env_kwargs, data.source) == (None, {}, "minari:box/small-v0")
+
+
+def test_agrees_with_minaris_own_reader(make_minari: MakeMinari) -> None:
+    _make(make_minari, VECTOR)
+    data = load_trajectories("box/small-v0")
+    for ours, theirs in zip(
+        data, minari.load_dataset("box/small-v0").iterate_episodes(), strict=True
+    ):
+        np.testing.assert_array_equal(ours.observations, np.float32(theirs.observations[:-1]))
+        np.testing.assert_array_equal(ours.actions, theirs.actions)
+        np.testing.assert_array_equal(ours.rewards, theirs.rewards)
+        assert ours.terminated == theirs.terminations[-1]
+        assert ours.truncated == theirs.truncations[-1]
+
+
+SPACES: list[spaces.Space[Any]] = [
+    spaces.Box(-5, 5, (2, 3), np.float32),
+    spaces.Box(-5, 5, (3,), np.int64),
+    spaces.Discrete(5),
+    spaces.Discrete(5, start=-2),
+    spaces.MultiDiscrete([3, 4]),
+    spaces.MultiBinary(3),
+    spaces.Dict(
+        goal=VECTOR, mode=spaces.Discrete(3), more=spaces.Dict(a=spaces.Tuple([VECTOR, VECTOR]))
+    ),
+    spaces.Tuple([spaces.Discrete(3), spaces.Dict(x=VECTOR), spaces.MultiBinary(2)]),
+]
+
+
+@pytest.mark.parametrize("space", SPACES, ids=str)
+def test_observation_spaces(make_minari: MakeMinari, space: spaces.Space[Any]) -> None:
+    seen = _make(make_minari, space)
+    data = load_trajectories("box/small-v0")
+    is_box = isinstance(space, spaces.Box)
+    for episode, samples in zip(data, seen, strict=True):
+        flat = [np.asarray(s if is_box else flatten(space, s)) for s in samples[:-1]]
+        np.testing.assert_allclose(episode.observations, flat, rtol=1e-6)
+        assert episode.observations.dtype == np.float32
+
+
+def test_discrete_actions(make_minari: MakeMinari) -> None:
+    space = spaces.Discrete(3, start=1)
+    actions = [np.array([1, 2, 3]), np.array([3])]
+    make_minari("d-v0", VECTOR, space, [np.zeros((4, 2)), np.zeros((2, 2))], actions)
+    data = load_trajectories("d-v0")
+    assert data.actions.dtype == np.int64
+    assert data.actions.tolist() == [1, 2, 3, 3]
+
+
+@pytest.mark.parametrize("jpeg", [True, False])
+@pytest.mark.parametrize("space", [FRAME, spaces.Box(0, 255, (33, 40), np.uint8)], ids=str)
+def test_frames_stay_bytes(make_minari: MakeMinari, space: spaces.Box, jpeg: bool) -> None:
+    # Smooth frames, so that JPEG is nearly lossless.
+    ramp = np.linspace(0, 255, space.shape[1])
+    frame = np.broadcast_to(ramp.reshape(1, -1, *[1] * (len(space.shape) - 2)), space.shape)
+    seen = [np.stack([frame * (step + 1) / 9 for step in range(n + 1)]) for n in LENGTHS]
+    seen = [frames.astype(np.uint8) for frames in seen]
+    actions = [np.array(samples) for samples in _episodes(ACTIONS, 0)]
+    make_minari("frames-v0", space, ACTIONS, seen, actions, jpeg_encoding=jpeg)
+    data = load_trajectories("frames-v0")
+    assert data.observations.dtype == np.uint8
+    expected = np.concatenate([frames[:-1] for frames in seen])
+    difference = np.abs(data.observations.astype(int) - expected)
+    assert difference.max() <= (6 if jpeg else 0)
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        (spaces.Text(4), "is Text"),
+        (spaces.Dict(camera=FRAME, x=VECTOR), r"\['camera'\] holds images"),
+    ],
+)
+def test_spaces_without_a_flat_view(
+    make_minari: MakeMinari, space: spaces.Space[Any], message: str
+) -> None:
+    _make(make_minari, space)
+    with pytest.raises(SpaceError, match=message):
+        load_trajectories("box/small-v0")
+
+
+def test_unsupported_actions(make_minari: MakeMinari) -> None:
+    make_minari(
+        "m-v0", VECTOR, spaces.MultiDiscrete([2, 2]), [np.zeros((2, 2))], [np.ones((1, 2), int)]
+    )
+    with pytest.raises(SpaceError, match="action space MultiDiscrete"):
+        load_trajectories("m-v0")
+
+
+def test_a_dataset_object_and_its_selection(make_minari: MakeMinari) -> None:
+    _make(make_minari, VECTOR)
+    dataset = minari.load_dataset("box/small-v0")
+    assert load_trajectories(dataset).lengths.tolist() == LENGTHS
+    chosen = dataset.filter_episodes(lambda episode: len(episode.rewards) > 1)
+    assert load_trajectories(chosen).rewards.tolist() == [0, 1, 2, 20, 21, 22, 23]
+
+
+def test_a_folder_anywhere_that_cannot_be_written(
+    make_minari: MakeMinari,
+    minari_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _make(make_minari, VECTOR)
+    folder = tmp_path / "elsewhere"
+    shutil.move(minari_root / "box" / "small-v0", folder)
+    monkeypatch.delenv("MINARI_DATASETS_PATH")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    monkeypatch.chdir(tmp_path)
+    for source in (folder, str(folder), "elsewhere", folder / "data"):
+        assert load_trajectories(source).lengths.tolist() == LENGTHS
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    assert not (tmp_path / "home").exists()
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod(0o755)
+
+
+def test_without_an_environment_variable(
+    make_minari: MakeMinari, minari_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _make(make_minari, VECTOR)
+    monkeypatch.delenv("MINARI_DATASETS_PATH")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(minari_root, tmp_path / ".minari" / "datasets")
+    assert len(load_trajectories("box/small-v0")) == 3
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (
+            "box/smal-v0",
+            r"in .*minari \(near names there: box/small-v0\).*minari download box/smal",
+        ),
+        ("mujoco/hopper/medium-v0", r"there are box/small-v0\).*MINARI_DATASETS_PATH"),
+        ("box/small", "near names there: box/small-v0"),
+    ],
+)
+def test_not_found(make_minari: MakeMinari, asked: str, message: str) -> None:
+    _make(make_minari, VECTOR)
+    with pytest.raises(DatasetError, match=message):
+        load_trajectories(asked)
+
+
+def test_not_found_where_there_is_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "nowhere"))
+    with pytest.raises(DatasetError, match="no dataset is there"):
+        load_trajectories("mujoco/hopper/medium-v0")
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_the_environment_is_recovered(make_minari: MakeMinari) -> None:
+    spec = gymnasium.spec("CartPole-v1")
+    spec.kwargs = {"sutton_barto_reward": True}
+    _make(make_minari, VECTOR, env=spec)
+    data = load_trajectories("box/small-v0")
+    assert data.env_id == "CartPole-v1"
+    assert data.env_kwargs == {"sutton_barto_reward": True, "max_episode_steps": 500}
+    assert gymnasium.make(data.env_id, **data.env_kwargs).spec is not None
+
+
+def test_the_package_that_registers_an_environment_is_named(
+    make_minari: MakeMinari, minari_root: Path
+) -> None:
+    _make(make_minari, VECTOR, env="CartPole-v1")
+    _edit(
+        minari_root,
+        env_spec=json.dumps(
+            {"id": "Far-v0", "entry_point": "no_such_package.envs:Far", "kwargs": {"size": 2}}
+        ),
+    )
+    data = load_trajectories("box/small-v0")  # without importing the package
+    assert (data.env_id, data.env_kwargs) == ("no_such_package:Far-v0", {"size": 2})
+
+
+def test_wrappers_that_cannot_be_rebuilt_are_told(
+    make_minari: MakeMinari, minari_root: Path
+) -> None:
+    env = gymnasium.wrappers.ClipReward(gymnasium.make("CartPole-v1"), 0, 1)
+    assert env.spec is not None
+    _make(make_minari, VECTOR)
+    _edit(minari_root, env_spec=env.spec.to_json())
+    with pytest.warns(UserWarning, match="CartPole-v1 through .*ClipReward") as caught:
+        data = load_trajectories("box/small-v0")
+    assert caught[0].filename == __file__
+    assert (data.env_id, data.env_kwargs) == (None, {})
+
+
+def _edit(root: Path, **changes: Any) -> None:
+    """Change the metadata of "box/small-v0"; None takes a key out."""
+    file = root / "box" / "small-v0" / "data" / "metadata.json"
+    metadata = {**json.loads(file.read_text()), **changes}
+    file.write_text(json.dumps({k: v for k, v in metadata.items() if v is not None}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data_format": "arrow"}, "stored as 'arrow': only 'hdf5'"),
+        ({"total_episodes": 0}, "has no episodes"),
+        ({"total_episodes": 4}, r"main_data.hdf5, / has no 'episode_3'"),
+        ({"observation_space": None}, "metadata.json has no observation_space"),
+        ({"observation_space": '{"type": "Cube"}'}, "observation_space is no space"),
+        ({"action_space": "not JSON"}, "action_space is no space"),
+        ({"env_spec": "[]"}, "env_spec is malformed"),
+    ],
+)
+def test_bad_metadata(
+    make_minari: MakeMinari, minari_root: Path, changes: dict[str, Any], message: str
+) -> None:
+    _make(make_minari, VECTOR)
+    _edit(minari_root, **changes)
+    with pytest.raises(DatasetError, match=message):
+        load_trajectories("box/small-v0")
+
+
+def _replace(group: h5py.Group, key: str, values: Any) -> None:
+    del group[key]
+    if values is not None:
+        group[key] = values
+
+
+NAN = np.array([[0, 0], [0, np.nan], [0, 0], [0, 0], [0, 0]])
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "message"),
+    [
+        ("rewards", None, r"main_data.hdf5, /episode_2 has no 'rewards'"),
+        ("rewards", np.zeros(0), "/episode_2: the episode has no steps"),
+        ("rewards", np.zeros((4, 1)), r"/episode_2: rewards have shape \(4, 1\)"),
+        ("rewards", np.array([0, 0, 0, np.inf]), r"rewards\[7\] is inf \(episode 2, step 3\)"),
+        ("observations", None, "has no 'observations'"),
+        ("observations", np.zeros((3, 2)), "does not hold one observation for each of the 4"),
+        ("observations", np.zeros((5, 3)), r"/episode_2: the observation has shape \(4, 3\)"),
+        ("observations", np.zeros((5, 2, 1)), "frame 0 is no image"),
+        ("observations", NAN, r"observations\[5, 1\] is nan \(episode 2, step 1\)"),
+        ("actions", np.zeros((5, 2)), r"/episode_2: actions have shape \(5, 2\)"),
+        ("actions", np.full((4, 2), 2.0), r"actions\[4, 0\] is 2 \(episode 2, step 0\), outside"),
+        ("terminations", np.array([0, 1, 0, 0]), r"terminations\[1\] is set before the last step"),
+        ("truncations", np.zeros(3), r"truncations have shape \(3,\)"),
+    ],
+)
+def test_bad_episodes(
+    make_minari: MakeMinari, minari_root: Path, key: str, values: Any, message: str
+) -> None:
+    _make(make_minari, VECTOR)
+    with h5py.File(minari_root / "box" / "small-v0" / "data" / "main_data.hdf5", "a") as file:
+        _replace(file["episode_2"], key, values)
+    with pytest.raises(DatasetError, match=message):
+        load_trajectories("box/small-v0")
+
+
+def test_damaged_files(make_minari: MakeMinari, minari_root: Path) -> None:
+    _make(make_minari, VECTOR)
+    data = minari_root / "box" / "small-v0" / "data"
+    whole = (data / "main_data.hdf5").read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"", b"not HDF5"):
+        (data / "main_data.hdf5").write_bytes(damaged)
+        with pytest.raises(DatasetError, match=r"main_data.hdf5 is damaged or no HDF5 file"):
+            load_trajectories("box/small-v0")
+    (data / "main_data.hdf5").unlink()
+    with pytest.raises(DatasetError, match=r"main_data.hdf5 does not exist"):
+        load_trajectories("box/small-v0")
+    for text in ("{", "[]"):
+        (data / "metadata.json").write_text(text)
+        with pytest.raises(DatasetError, match=r"metadata.json .*: download the dataset again"):
+            load_trajectories("box/small-v0")
+    (data / "metadata.json").unlink()
+    with pytest.raises(DatasetError, match=r"has no metadata.json"):
+        load_trajectories("box/small-v0")
