@@ -54,8 +54,8 @@ class DecisionMambaConfig:
         n_updates: Optimiser steps of one ``fit``.
         batch_size: Windows in an update.
         learning_rate: AdamW's, at the top of the schedule.
-        warmup_updates: Updates over which the learning rate rises linearly from zero. (The paper
-            warms up over 10,000 of its 100,000.)
+        warmup_updates: Updates over which the learning rate rises linearly from zero; None is a
+            tenth of the run, as the paper's 10,000 of 100,000.
         lr_schedule: What follows the warm-up: ``"constant"``, or ``"linear"`` or ``"cosine"``
             decay to ``final_lr_fraction``.
         final_lr_fraction: The learning rate at the end, as a fraction of ``learning_rate``.
@@ -95,7 +95,7 @@ class DecisionMambaConfig:
     n_updates: int = 100_000
     batch_size: int = 64
     learning_rate: float = 1e-3
-    warmup_updates: int = 10_000
+    warmup_updates: int | None = None
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
     final_lr_fraction: float = 0.1
     decay_updates: int | None = None
@@ -112,13 +112,13 @@ class DecisionMambaConfig:
         for name in ("dt_rank", "decay_updates"):
             if getattr(self, name) is not None:
                 _check_integer(name, getattr(self, name), minimum=1)
-        _check_integer("warmup_updates", self.warmup_updates, minimum=0)
+        if self.warmup_updates is not None:
+            _check_integer("warmup_updates", self.warmup_updates, minimum=0)
         for name, (low, high) in _RANGES.items():
             _check_number(name, getattr(self, name), low, high)
-        betas = self.adam_betas
-        if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas):
-            raise ConfigError(f"adam_betas={betas!r}: give two numbers in [0, 1)")
-        object.__setattr__(self, "adam_betas", (float(betas[0]), float(betas[1])))
+        object.__setattr__(self, "adam_betas", _check_betas(self.adam_betas))
+        if not isinstance(self.backend, str) or not self.backend:
+            raise ConfigError(f'backend={self.backend!r}: give "auto" or an implementation\'s name')
         if self.mixer == "attention" and self.hidden_size % self.n_heads:
             raise ConfigError(
                 f"hidden_size={self.hidden_size} is not a multiple of n_heads={self.n_heads}"
@@ -155,10 +155,7 @@ class DecisionMambaConfig:
             ConfigError: As :meth:`replace`.
         """
         _check_names(fields)
-        values = dict(fields)
-        if "adam_betas" in values:
-            values["adam_betas"] = tuple(values["adam_betas"])
-        return cls(**values)
+        return cls(**fields)
 
 
 _POSITIVE_INTEGERS = (
@@ -213,3 +210,13 @@ def _check_number(name: str, value: Any, low: float, high: float) -> None:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not is_number or not math.isfinite(value) or not low <= value <= high:
         raise ConfigError(f"{name}={value!r}: give a finite number in [{low:g}, {high:g}]")
+
+
+def _check_betas(betas: Any) -> tuple[float, float]:
+    try:
+        first, second = betas
+        if 0.0 <= first < 1.0 and 0.0 <= second < 1.0:
+            return float(first), float(second)
+    except (TypeError, ValueError):
+        pass
+    raise ConfigError(f"adam_betas={betas!r}: give two numbers in [0, 1)")

@@ -1,0 +1,15 @@
+"""The sequence model: token embedding, mixers, blocks, heads, and the policy that acts with it."""
+
+from sb3_dmamba.networks.attention import AttentionMixer
+from sb3_dmamba.networks.mamba import MambaMixer
+from sb3_dmamba.networks.policy import DecisionMambaPolicy
+from sb3_dmamba.networks.sequence_model import SequenceModel
+from sb3_dmamba.networks.state import ActingState
+
+__all__ = [
+    "ActingState",
+    "AttentionMixer",
+    "DecisionMambaPolicy",
+    "MambaMixer",
+    "SequenceModel",
+]

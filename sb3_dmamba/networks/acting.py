@@ -1,0 +1,208 @@
+"""One step of acting under each of the two memories."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from gymnasium import spaces
+from jaxtyping import Float, Num
+from torch import Tensor
+
+from sb3_dmamba.networks.embedding import TOKENS_PER_STEP
+from sb3_dmamba.networks.sequence_model import SequenceModel
+from sb3_dmamba.networks.state import ActingState
+
+__all__ = ["StreamMemory", "WindowMemory"]
+
+
+def _action_rows(space: spaces.Space, *lead: int) -> Tensor:
+    """Zeros in the shape and type that actions are stored and encoded in."""
+    if isinstance(space, spaces.Discrete):
+        return torch.zeros(lead, dtype=torch.int64)
+    assert isinstance(space, spaces.Box)
+    return torch.zeros(*lead, math.prod(space.shape))
+
+
+def _observation_rows(space: spaces.Box, *lead: int) -> Tensor:
+    is_bytes = space.dtype == "uint8"
+    return torch.zeros(*lead, *space.shape, dtype=torch.uint8 if is_bytes else torch.float32)
+
+
+class StreamMemory:
+    """Carry the recurrent state over the whole episode, at a constant cost a step.
+
+    Args:
+        model: The model that acts.
+        action_space: Its action space.
+    """
+
+    def __init__(self, model: SequenceModel, action_space: spaces.Space) -> None:
+        self.model = model
+        self.action_space = action_space
+
+    def initial_state(self, n_envs: int) -> ActingState:
+        """Return the state of ``n_envs`` episodes that have not begun."""
+        layers = self.model.initial_layers(n_envs)
+        device = layers[0][next(iter(layers[0]))].device
+        return ActingState(
+            "stream",
+            {
+                "timestep": torch.zeros(n_envs, dtype=torch.int64, device=device),
+                "action": _action_rows(self.action_space, n_envs).to(device),
+                **_pack(layers),
+            },
+        )
+
+    def encode(
+        self,
+        observations: Num[Tensor, "B *obs"],
+        returns_to_go: Float[Tensor, " B"],
+        state: ActingState,
+    ) -> tuple[Float[Tensor, "B A"], dict[str, Tensor]]:
+        """Predict at the newest step; return the prediction and the tensors to remember."""
+        starts = state.tensors["timestep"] == 0
+        n_starts = int(starts.sum())
+        if n_starts == 0 or n_starts == len(starts):
+            return self._encode(observations, returns_to_go, state.tensors, first=n_starts > 0)
+        # An episode's first step has no action before it: rows of both kinds go separately.
+        predictions: Tensor | None = None
+        remembered: dict[str, Tensor] = {}
+        for rows, first in ((starts, True), (~starts, False)):
+            tensors = {name: tensor[rows] for name, tensor in state.tensors.items()}
+            some, new = self._encode(observations[rows], returns_to_go[rows], tensors, first=first)
+            if predictions is None:
+                predictions = some.new_zeros(len(starts), *some.shape[1:])
+                remembered = {
+                    name: part.new_zeros(len(starts), *part.shape[1:]) for name, part in new.items()
+                }
+            predictions[rows] = some
+            for name, part in new.items():
+                remembered[name][rows] = part
+        assert predictions is not None
+        return predictions, remembered
+
+    def _encode(
+        self,
+        observations: Tensor,
+        returns_to_go: Tensor,
+        tensors: dict[str, Tensor],
+        *,
+        first: bool,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        previous_actions = None if first else tensors["action"]
+        tokens = self.model.embed_step(
+            previous_actions, returns_to_go, observations, tensors["timestep"]
+        )
+        prediction, layers = self.model.step(tokens, _unpack(tensors, len(self.model.blocks)))
+        return prediction, _pack(layers)
+
+    def remember_action(
+        self, actions: Tensor, state: ActingState, remembered: dict[str, Tensor]
+    ) -> ActingState:
+        """Return the state after ``actions`` were taken."""
+        timestep = state.tensors["timestep"] + 1
+        return ActingState("stream", {"timestep": timestep, "action": actions, **remembered})
+
+
+class WindowMemory:
+    """Re-encode the last ``context_length`` steps at each step, as the paper does.
+
+    Args:
+        model: The model that acts.
+        observation_space: Its observation space.
+        action_space: Its action space.
+        context_length: Steps to look back on, the current one included.
+    """
+
+    def __init__(
+        self,
+        model: SequenceModel,
+        observation_space: spaces.Box,
+        action_space: spaces.Space,
+        context_length: int,
+    ) -> None:
+        self.model = model
+        self.observation_space = observation_space
+        self.action_space = action_space
+        self.context_length = context_length
+
+    def initial_state(self, n_envs: int) -> ActingState:
+        """Return the state of ``n_envs`` episodes that have not begun."""
+        device = next(self.model.parameters()).device
+        shape = (n_envs, self.context_length)
+        tensors = {
+            "timestep": torch.zeros(n_envs, dtype=torch.int64),
+            "observations": _observation_rows(self.observation_space, *shape),
+            "actions": _action_rows(self.action_space, *shape),
+            "returns_to_go": torch.zeros(shape),
+        }
+        return ActingState("window", {name: rows.to(device) for name, rows in tensors.items()})
+
+    def encode(
+        self,
+        observations: Num[Tensor, "B *obs"],
+        returns_to_go: Float[Tensor, " B"],
+        state: ActingState,
+    ) -> tuple[Float[Tensor, "B A"], dict[str, Tensor]]:
+        """Predict at the newest step; return the prediction and the tensors to remember."""
+        timestep = state.tensors["timestep"]
+        place = timestep.clamp_max(self.context_length - 1)  # of the newest step in its window
+        window = self._shift_full_windows(state)
+        row = torch.arange(len(timestep), device=timestep.device)
+        window["observations"][row, place] = observations.to(window["observations"].dtype)
+        window["returns_to_go"][row, place] = returns_to_go
+
+        # Rows of different ages are padded on the right, where a causal model cannot see it.
+        n_steps = int(place.max()) + 1
+        offset = torch.arange(n_steps, device=timestep.device)
+        tokens = self.model.embedding(
+            window["observations"][:, :n_steps],
+            window["actions"][:, :n_steps],
+            window["returns_to_go"][:, :n_steps],
+            (timestep - place)[:, None] + offset,
+        )[:, :-1]  # the newest action is what we are about to choose
+        *inner, last = self.model.blocks
+        for block in inner:
+            tokens = block(tokens)
+        state_tokens = last(tokens, slice(1, None, TOKENS_PER_STEP))[row, place]
+        return self.model.predict(state_tokens), window
+
+    def remember_action(
+        self, actions: Tensor, state: ActingState, remembered: dict[str, Tensor]
+    ) -> ActingState:
+        """Return the state after ``actions`` were taken."""
+        timestep = state.tensors["timestep"]
+        place = timestep.clamp_max(self.context_length - 1)
+        row = torch.arange(len(timestep), device=timestep.device)
+        remembered["actions"][row, place] = actions
+        return ActingState("window", {"timestep": timestep + 1, **remembered})
+
+    def _shift_full_windows(self, state: ActingState) -> dict[str, Tensor]:
+        """Copy the windows, those that are full without their oldest step."""
+        names = ("observations", "actions", "returns_to_go")
+        full = state.tensors["timestep"] >= self.context_length
+        shifted = {}
+        for name in names:
+            rows = state.tensors[name]
+            moved = torch.roll(rows, -1, dims=1)
+            where = full.view(-1, *([1] * (rows.dim() - 1)))
+            shifted[name] = torch.where(where, moved, rows)
+        return shifted
+
+
+def _pack(layers: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {
+        f"layer{index}.{name}": tensor
+        for index, layer in enumerate(layers)
+        for name, tensor in layer.items()
+    }
+
+
+def _unpack(tensors: dict[str, Tensor], n_layers: int) -> list[dict[str, Tensor]]:
+    layers: list[dict[str, Tensor]] = [{} for _ in range(n_layers)]
+    for key, tensor in tensors.items():
+        if key.startswith("layer"):
+            index, name = key.removeprefix("layer").split(".")
+            layers[int(index)][name] = tensor
+    return layers

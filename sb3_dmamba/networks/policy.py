@@ -1,0 +1,173 @@
+"""The policy: the sequence model as Stable-Baselines3 and the evaluation see it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import PyTorchObs
+from torch import Tensor
+
+from sb3_dmamba.config import DecisionMambaConfig, Memory
+from sb3_dmamba.data import ObservationStatistics
+from sb3_dmamba.errors import ConditioningError, ConfigError, SpaceError
+from sb3_dmamba.networks.acting import StreamMemory, WindowMemory
+from sb3_dmamba.networks.sequence_model import SequenceModel
+from sb3_dmamba.networks.state import ActingState
+
+__all__ = ["DecisionMambaPolicy"]
+
+
+class DecisionMambaPolicy(BasePolicy):
+    """A :class:`SequenceModel` that acts.
+
+    Args:
+        observation_space: Flat observations or images, without the return-to-go.
+        action_space: Bounded Box or Discrete.
+        config: Architecture and default memory.
+        statistics: What observations are standardised with, or None.
+
+    Raises:
+        SpaceError: A space that no encoder or head fits.
+    """
+
+    observation_space: spaces.Box
+
+    def __init__(
+        self,
+        observation_space: spaces.Box,
+        action_space: spaces.Space,
+        config: DecisionMambaConfig,
+        statistics: ObservationStatistics | None = None,
+    ) -> None:
+        super().__init__(observation_space, action_space)
+        self.config = config
+        self.memory: Memory = config.memory
+        self.model = SequenceModel(observation_space, action_space, config, statistics)
+        self._memories = {
+            "stream": StreamMemory(self.model, action_space),
+            "window": WindowMemory(
+                self.model, observation_space, action_space, config.context_length
+            ),
+        }
+
+    def initial_state(self, n_envs: int, memory: Memory | None = None) -> ActingState:
+        """Return the memory of ``n_envs`` episodes that have not begun.
+
+        Args:
+            n_envs: Number of environments acted in together.
+            memory: ``"window"`` or ``"stream"``; None is the config's.
+
+        Raises:
+            ConfigError: An unknown memory, or one that the time encoding rules out.
+        """
+        memory = memory or self.memory
+        if memory not in self._memories:
+            raise ConfigError(f"memory={memory!r}: choose one of {', '.join(self._memories)}")
+        if memory != self.memory:
+            self.config.replace(memory=memory)  # raises where the combination cannot work
+        return self._memories[memory].initial_state(n_envs)
+
+    @torch.no_grad()
+    def act(
+        self,
+        observations: np.ndarray,
+        returns_to_go: np.ndarray,
+        state: ActingState,
+        deterministic: bool = True,
+    ) -> tuple[np.ndarray, ActingState]:
+        """Choose the next action in each environment.
+
+        Args:
+            observations: Shape (n, *observation_space.shape).
+            returns_to_go: Shape (n,), in the environment's units.
+            state: What :meth:`initial_state` or the last call returned.
+            deterministic: Whether a discrete action is the likeliest one, or drawn.
+
+        Returns:
+            Actions of shape (n, *action_space.shape), float32 or int64, and the state after
+            they were taken; ``state`` itself is left as it was.
+
+        Raises:
+            SpaceError: Observations are not of the space's shape.
+        """
+        expected = (len(state), *self.observation_space.shape)
+        if observations.shape != expected:
+            raise SpaceError(
+                f"observations have shape {observations.shape}, and {expected} was expected"
+            )
+        memory = self._memories[state.memory]
+        device = state.tensors["timestep"].device
+        inputs = torch.as_tensor(observations, device=device)
+        if inputs.dtype != torch.uint8:
+            inputs = inputs.float()
+        returns = torch.as_tensor(np.asarray(returns_to_go, dtype=np.float32), device=device)
+        if self.training:
+            self.set_training_mode(False)
+        predictions, remembered = memory.encode(inputs, returns, state)
+        actions = self.model.head.act(predictions, deterministic)
+        stored = actions.flatten(1) if actions.dim() > 1 else actions
+        return actions.cpu().numpy(), memory.remember_action(stored, state, remembered)
+
+    def predict(
+        self,
+        observation: np.ndarray | Mapping[str, np.ndarray],
+        state: Any = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = True,
+    ) -> tuple[np.ndarray, Any]:
+        """Choose actions, in Stable-Baselines3's protocol.
+
+        Args:
+            observation: What a :class:`~sb3_dmamba.ReturnToGo` environment gives: a mapping with
+                ``"observation"`` and ``"return_to_go"``, of one environment or of several.
+            state: What the last call returned; None at the first.
+            episode_start: Shape (n,), True where a new episode starts.
+            deterministic: Whether a discrete action is the likeliest one, or drawn.
+
+        Returns:
+            The actions, and the state to pass to the next call.
+
+        Raises:
+            ConditioningError: The observation has no return-to-go, or ``state`` is not one that
+                this method returned for as many environments.
+            SpaceError: The observation is not of the space's shape.
+        """
+        if not isinstance(observation, Mapping) or "return_to_go" not in observation:
+            raise ConditioningError(
+                "the observation has no return_to_go, and no policy can know how much return is "
+                "still to come: wrap the environment, env = ReturnToGo(env, target_return), or "
+                "use model.get_env(); if you hold the rewards yourself, use "
+                "model.as_stateful_wrapper(target_return)"
+            )
+        observations = np.asarray(observation["observation"])
+        single = observations.ndim == len(self.observation_space.shape)
+        if single:
+            observations = observations[np.newaxis]
+        returns_to_go = np.asarray(observation["return_to_go"], dtype=np.float32).reshape(-1)
+        n_envs = len(observations)
+        if len(returns_to_go) != n_envs:
+            raise ConditioningError(
+                f"{n_envs} observations came with {len(returns_to_go)} returns-to-go: give one each"
+            )
+        if state is None:
+            state = self.initial_state(n_envs)
+        elif not isinstance(state, ActingState) or len(state) != n_envs:
+            held = (
+                f"of {len(state)} environments" if isinstance(state, ActingState) else repr(state)
+            )
+            raise ConditioningError(
+                f"state is {held}, and {n_envs} observations came: pass the state that the last "
+                f"predict returned, or None at the first step"
+            )
+        if episode_start is not None:
+            state = state.reset(np.broadcast_to(np.asarray(episode_start, dtype=bool), (n_envs,)))
+        actions, new_state = self.act(observations, returns_to_go, state, deterministic)
+        return (actions[0] if single else actions), new_state
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:
+        raise NotImplementedError("the policy needs its memory: call predict or act")

@@ -1,0 +1,75 @@
+"""What acting remembers from one step to the next, for a batch of environments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from sb3_dmamba.config import Memory
+
+__all__ = ["ActingState"]
+
+
+@dataclass(frozen=True)
+class ActingState:
+    """Memory of a policy that acts in several environments of different ages.
+
+    Every tensor has one row an environment, and a new episode is a row of zeros; so rows can be
+    dropped, reordered, joined, pickled and moved without knowing what they hold.
+
+    Args:
+        memory: Which of the two memories this is.
+        tensors: The rows, by name.
+    """
+
+    memory: Memory
+    tensors: dict[str, Tensor]
+
+    def __len__(self) -> int:
+        """Return the number of environments."""
+        return len(self.tensors["timestep"])
+
+    def take(self, rows: ArrayLike) -> ActingState:
+        """Keep some environments, in the order given.
+
+        Args:
+            rows: Integer indices, shape (m,); an index may repeat.
+        """
+        index = torch.as_tensor(np.asarray(rows, dtype=np.int64))
+        index = index.to(self.tensors["timestep"].device)
+        return self._replace({name: tensor[index] for name, tensor in self.tensors.items()})
+
+    def reset(self, starts: ArrayLike) -> ActingState:
+        """Start a new episode in some environments.
+
+        Args:
+            starts: Shape (n,), True where an episode starts.
+        """
+        flags = np.asarray(starts, dtype=bool)
+        if not flags.any():
+            return self
+        index = torch.as_tensor(flags, device=self.tensors["timestep"].device)
+        cleared = {name: tensor.clone() for name, tensor in self.tensors.items()}
+        for tensor in cleared.values():
+            tensor[index] = 0
+        return self._replace(cleared)
+
+    def to(self, device: torch.device | str) -> ActingState:
+        """Move every row to a device."""
+        return self._replace({name: tensor.to(device) for name, tensor in self.tensors.items()})
+
+    @staticmethod
+    def concatenate(states: Sequence[ActingState]) -> ActingState:
+        """Join the environments of several states of one policy and memory, in order."""
+        first = states[0]
+        return first._replace(
+            {name: torch.cat([state.tensors[name] for state in states]) for name in first.tensors}
+        )
+
+    def _replace(self, tensors: dict[str, Tensor]) -> ActingState:
+        return ActingState(self.memory, tensors)

@@ -1,0 +1,1 @@
+"""Updates, schedules, checkpoints."""

@@ -1,0 +1,229 @@
+"""The model file: a zip of JSON and safetensors, written atomically, read without unpickling."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as dump_tensors
+from torch import Tensor
+
+from sb3_dmamba.errors import ModelFileError, SpaceError
+
+__all__ = [
+    "FORMAT_VERSION",
+    "ModelFile",
+    "optimizer_from_tensors",
+    "optimizer_to_tensors",
+    "space_from_json",
+    "space_to_json",
+]
+
+FORMAT_VERSION = 1
+_HEADER = "model.json"
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """What a model file holds.
+
+    Args:
+        header: JSON-compatible description: config, task, spaces, counters.
+        tensors: Groups of named tensors; each becomes one safetensors member.
+    """
+
+    header: dict[str, Any]
+    tensors: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+
+    def write(self, path: str | os.PathLike[str] | BinaryIO) -> None:
+        """Write the file; whatever goes wrong, a file already at ``path`` stays whole.
+
+        Args:
+            path: Where to write; folders on the way are made. Or an open binary file.
+
+        Raises:
+            OSError: The place cannot be written to.
+        """
+        if not isinstance(path, (str, os.PathLike)):
+            path.write(self._to_bytes())
+            return
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(
+            prefix=f".{target.name}.", suffix=".partial", dir=target.parent
+        )
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(self._to_bytes())
+                file.flush()
+                os.fsync(file.fileno())
+            # mkstemp's files are private; a model file has the permissions any new file has.
+            umask = os.umask(0)
+            os.umask(umask)
+            Path(temporary).chmod(0o666 & ~umask)
+            Path(temporary).replace(target)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+    def _to_bytes(self) -> bytes:
+        header = {"format_version": FORMAT_VERSION, **self.header}
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+            archive.writestr(_HEADER, json.dumps(header, indent=2, allow_nan=False))
+            for group, tensors in self.tensors.items():
+                contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+                archive.writestr(f"{group}.safetensors", dump_tensors(contiguous))
+        return buffer.getvalue()
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str] | BinaryIO) -> ModelFile:
+        """Read a model file; ``.zip`` is added where the path alone names no file.
+
+        Args:
+            path: Path or open binary file.
+
+        Raises:
+            ModelFileError: The file is missing, is no model file, is damaged, or was written by a
+                newer version.
+        """
+        source: Path | BinaryIO
+        if isinstance(path, (str, os.PathLike)):
+            source = Path(path)
+            if not source.is_file() and Path(f"{source}.zip").is_file():
+                source = Path(f"{source}.zip")
+            if not source.is_file():
+                raise ModelFileError(f"there is no model file at {source} (nor {source}.zip)")
+        else:
+            source = path
+        try:
+            with zipfile.ZipFile(source) as archive:
+                return cls._from_archive(archive, str(path))
+        except (zipfile.BadZipFile, EOFError, SafetensorError, KeyError, ValueError) as error:
+            if isinstance(error, ModelFileError):
+                raise
+            raise ModelFileError(
+                f"{path} is not a whole sb3_dmamba model file ({error}): it was cut off, changed, "
+                f"or written by something else; use another copy or an earlier checkpoint"
+            ) from error
+
+    @classmethod
+    def _from_archive(cls, archive: zipfile.ZipFile, name: str) -> ModelFile:
+        if _HEADER not in archive.namelist():
+            raise ModelFileError(
+                f"{name} has no {_HEADER}, so it is not an sb3_dmamba model file (models of "
+                f"Stable-Baselines3's own algorithms are loaded by their own classes)"
+            )
+        header = json.loads(archive.read(_HEADER))
+        if not isinstance(header, dict):
+            raise ModelFileError(f"{_HEADER} of {name} is no JSON object")
+        version = header.get("format_version")
+        if not isinstance(version, int) or version > FORMAT_VERSION:
+            raise ModelFileError(
+                f"{name} has format version {version!r}, and this sb3_dmamba reads up to "
+                f"{FORMAT_VERSION}: upgrade with pip install -U sb3-dmamba"
+            )
+        tensors = {
+            member.removesuffix(".safetensors"): load_tensors(archive.read(member))
+            for member in archive.namelist()
+            if member.endswith(".safetensors")
+        }
+        return cls(header, tensors)
+
+
+def optimizer_to_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return the optimiser's moments and step counts as named tensors."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{index}.{name}": torch.as_tensor(value)
+        for index, entries in state.items()
+        for name, value in entries.items()
+    }
+
+
+def optimizer_from_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Restore what :func:`optimizer_to_tensors` returned.
+
+    Raises:
+        ModelFileError: The tensors belong to another model.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        index, _, name = key.partition(".")
+        if not index.isdigit() or int(index) >= len(parameters):
+            raise ModelFileError(f"the optimiser state has an entry {key!r} for no parameter")
+        if name != "step" and tensor.shape != parameters[int(index)].shape:
+            raise ModelFileError(
+                f"the optimiser state {key!r} has shape {tuple(tensor.shape)}, and its parameter "
+                f"{tuple(parameters[int(index)].shape)}"
+            )
+        state.setdefault(int(index), {})[name] = tensor
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def space_to_json(space: spaces.Space) -> dict[str, Any]:
+    """Describe a Box or Discrete space in JSON.
+
+    Raises:
+        SpaceError: The space is of another kind.
+    """
+    if isinstance(space, spaces.Discrete):
+        return {"type": "Discrete", "n": int(space.n), "start": int(space.start)}
+    if isinstance(space, spaces.Box):
+        return {
+            "type": "Box",
+            "shape": list(space.shape),
+            "dtype": str(space.dtype),
+            "low": _bound_to_json(space.low),
+            "high": _bound_to_json(space.high),
+        }
+    raise SpaceError(f"space {space} cannot be saved: only Box and Discrete can")
+
+
+def space_from_json(description: Mapping[str, Any]) -> spaces.Space:
+    """Build the space that :func:`space_to_json` described.
+
+    Raises:
+        ModelFileError: The description is of no known space.
+    """
+    try:
+        if description["type"] == "Discrete":
+            return spaces.Discrete(description["n"], start=description["start"])
+        if description["type"] == "Box":
+            shape, dtype = tuple(description["shape"]), np.dtype(description["dtype"])
+            low, high = (
+                np.broadcast_to(np.array(description[key], np.float64), shape).astype(dtype)
+                for key in ("low", "high")
+            )
+            return spaces.Box(low, high, shape, dtype.type)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelFileError(f"the model file describes a broken space: {description}") from error
+    raise ModelFileError(f"the model file describes an unknown space: {description}")
+
+
+def _bound_to_json(bound: np.ndarray) -> Any:
+    """Write one number where all are alike; infinities, which JSON lacks, as strings."""
+    values = bound.reshape(-1)[:1] if np.unique(bound).size == 1 else bound
+    as_text = np.where(np.isfinite(values), None, values.astype(str))
+
+    def encode(value: Any, text: Any) -> Any:
+        if isinstance(value, list):
+            return [encode(*pair) for pair in zip(value, text, strict=True)]
+        return value if text is None else text
+
+    encoded = encode(values.tolist(), as_text.tolist())
+    return encoded[0] if values is not bound else encoded

@@ -1,0 +1,111 @@
+"""One optimiser step: a batch of windows in, changed weights out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sb3_dmamba.config import DecisionMambaConfig
+from sb3_dmamba.data import WindowBatch, WindowSampler
+from sb3_dmamba.networks import DecisionMambaPolicy
+from sb3_dmamba.training.checkpoints import optimizer_from_tensors, optimizer_to_tensors
+from sb3_dmamba.training.optimizer import make_optimizer
+from sb3_dmamba.training.schedule import compute_learning_rate
+from sb3_dmamba.training.seeding import local_seed
+
+__all__ = ["UpdateMetrics", "Updater", "compute_loss"]
+
+_DROPOUT_STREAM = 1  # keeps dropout's random numbers apart from the sampler's
+
+
+@dataclass(frozen=True)
+class UpdateMetrics:
+    """What one update measured; tensors stay on the device until somebody reads them."""
+
+    loss: Tensor
+    grad_norm: Tensor
+    learning_rate: float
+
+
+def compute_loss(policy: DecisionMambaPolicy, batch: WindowBatch) -> Tensor:
+    """Return the mean loss over the real steps of a batch; padding counts for nothing.
+
+    Args:
+        policy: In training or evaluation mode, as it is.
+        batch: Windows on the policy's device.
+
+    Returns:
+        A scalar: squared error (actions scaled to [-1, 1]) or cross-entropy, averaged over steps.
+    """
+    predictions = policy.model(
+        batch.observations, batch.actions, batch.returns_to_go, batch.timesteps
+    )
+    losses = policy.model.head.losses(predictions, batch.actions)  # (B, K)
+    mask = batch.padding_mask
+    # where, not a product: whatever padding holds, it must not reach the sum.
+    return torch.where(mask, losses, 0.0).sum() / mask.sum()
+
+
+class Updater:
+    """Run updates; the n-th one is a function of the weights, the seed and n alone.
+
+    Args:
+        policy: The policy to train, on its device.
+        config: Optimiser, schedule, precision.
+        seed: Seed of dropout; the sampler has the same one.
+    """
+
+    def __init__(self, policy: DecisionMambaPolicy, config: DecisionMambaConfig, seed: int) -> None:
+        self.policy = policy
+        self.config = config
+        self.seed = seed
+        self.optimizer = make_optimizer(policy, config)
+        self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def update(
+        self, sampler: WindowSampler, n_done: int, schedule_step: int, n_updates: int
+    ) -> UpdateMetrics:
+        """Take one optimiser step.
+
+        Args:
+            sampler: Where the batch comes from.
+            n_done: Updates this model has had in its life; picks the batch and the dropout.
+            schedule_step: Updates of this run so far; with ``n_updates`` sets the learning rate.
+            n_updates: Updates of the whole run.
+
+        Returns:
+            Loss, gradient norm before clipping, and learning rate.
+        """
+        device = self.policy.device
+        learning_rate = compute_learning_rate(self.config, schedule_step, n_updates)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        batch = sampler.sample(n_done).to(device)
+        self.policy.set_training_mode(True)
+        bf16 = self.config.precision == "bf16"
+        with (
+            local_seed(device, self.seed, n_done, _DROPOUT_STREAM),
+            torch.autocast(device.type, torch.bfloat16, enabled=bf16),
+        ):
+            loss = compute_loss(self.policy, batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        grad_norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.config.max_grad_norm)
+        self.optimizer.step()
+        return UpdateMetrics(loss.detach(), grad_norm.detach(), learning_rate)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the optimiser's moments and steps as named tensors."""
+        return optimizer_to_tensors(self.optimizer)
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what :meth:`state` returned; an empty one starts the optimiser anew.
+
+        Raises:
+            ModelFileError: The tensors belong to another model.
+        """
+        if state:
+            optimizer_from_tensors(self.optimizer, state)
