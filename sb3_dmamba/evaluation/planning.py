@@ -14,7 +14,7 @@ __all__ = ["DEFAULT_MAX_ENVS", "choose_n_workers"]
 DEFAULT_MAX_ENVS = 128
 """Environments alive at once at most, unless ``n_envs`` says otherwise."""
 
-_WORTHWHILE_SECONDS = 10.0  # a worker takes 2 to 5 s to import what an environment needs
+_WORTHWHILE_SECONDS = 20.0  # a worker takes 1 to 5 s to import what an environment needs
 _WORTHWHILE_STEP_SECONDS = 2e-3  # a request to a worker and its answer take 0.2 to 0.5 ms
 _PROBE_SECONDS = 0.1
 _PROBE_STEPS = 200
@@ -30,10 +30,11 @@ def choose_n_workers(
 ) -> int:
     """Decide how many processes should step the environments, by what a step costs.
 
-    Steps one environment with random actions for up to 0.1 s. One worker per usable core is worth
-    its start where the steps of all episodes, were each to reach its step limit (1000 where there
-    is none), would take 10 s longer in one process, and worth its messages where one step of all
-    environments takes 2 ms longer. Otherwise the environments stay in this process.
+    Steps one environment with random actions for up to 0.1 s of processor time (which a busy
+    machine does not stretch). One worker per usable core is worth its start where the steps of all
+    episodes, were each to reach its step limit (1000 where there is none), would take 20 s longer
+    in one process, and worth its messages where one step of all environments takes 2 ms longer.
+    Otherwise the environments stay in this process.
 
     Args:
         make_env: Makes one environment.
@@ -78,9 +79,9 @@ def _measure_step(make_env: Callable[[], Any], seed: int) -> tuple[float, int | 
         spent, n_steps = 0.0, 0
         while spent < _PROBE_SECONDS and n_steps < _PROBE_STEPS:
             action = env.action_space.sample()
-            started = time.perf_counter()
+            started = time.process_time()
             _, _, terminated, truncated, _ = env.step(action)
-            spent += time.perf_counter() - started
+            spent += time.process_time() - started
             n_steps += 1
             if terminated or truncated:
                 env.reset()

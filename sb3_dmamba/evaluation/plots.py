@@ -88,7 +88,7 @@ def _limit_returns(report: EvaluationReport, ax: Axes) -> tuple[float, float]:
         ax.set_xticks(targets, [f"{target:,.0f}" for target in targets])
         ax.minorticks_off()
     else:
-        span = (targets[-1] - targets[0]) or room * 4
+        span = (targets[-1] - targets[0]) or high - low
         ax.set_xlim(targets[0] - 0.12 * span, targets[-1] + 0.12 * span)
     return low, high
 
@@ -184,5 +184,6 @@ def _describe(report: EvaluationReport) -> str:
     second = [f"memory {report.memory}", f"{report.weights} weights"]
     if report.n_updates is not None:
         second.append(f"{report.n_updates:,} updates")
-    second.append(f"{report.n_episodes} episodes a target")
+    n = report.n_episodes
+    second.append(f"{n} episode{'s' if n > 1 else ''} a target")
     return ", ".join([*filter(None, first), *second])

@@ -138,9 +138,9 @@ class ReturnTracker:
         """Begin an episode in ``rows`` ((n,) bool, or all)."""
         self.remaining[rows] = self.targets[rows]
 
-    def receive(self, rewards: Any, rows: NDArray[np.bool_] | slice = slice(None)) -> None:
-        """Take the rewards (n,) of one step off the returns-to-go of ``rows``."""
-        self.remaining[rows] -= np.asarray(rewards, dtype=np.float64).reshape(self.n)[rows]
+    def receive(self, rewards: Any) -> None:
+        """Take the rewards (n,) of one step off the returns-to-go."""
+        self.remaining -= np.asarray(rewards, dtype=np.float64).reshape(self.n)
         if not np.isfinite(self.remaining).all():
             raise ConditioningError(
                 f"the environment returned the reward(s) {rewards!r}: the return-to-go is no "

@@ -74,8 +74,8 @@ class ReturnToGoVectorEnv(ReturnToGo, VectorWrapper):
             ConditioningError: A reward is not finite.
         """
         observations, rewards, terminated, truncated, infos = self.env.step(actions)
-        self._tracker.receive(rewards, ~self._to_reset)
-        self._tracker.start(self._to_reset)
+        self._tracker.receive(rewards)
+        self._tracker.start(self._to_reset)  # whose step was a reset and paid nothing
         ended = np.logical_or(terminated, truncated)
         if self._mode == "NextStep":
             self._to_reset = ended
