@@ -49,7 +49,7 @@ def load_kernel(operation: str, builder: str, bits: int) -> Kernel:
             compiled = cfunc("void(int64, int64)", cache=True)(function)
         except (RuntimeError, OSError):  # no folder to cache in: compile for this process alone
             compiled = cfunc("void(int64, int64)")(function)
-        call = compiled.ctypes
+        call: Any = compiled.ctypes
         call.owner = compiled  # the machine code lives as long as this object
         return cast(Kernel, call)
 

@@ -9,6 +9,9 @@ registers, fours of NEON ones). Memory is addressed by integers, as ``Tensor.dat
 Imported only when a kernel is first needed, because it imports Numba.
 """
 
+# llvmlite and Numba's internals have no types.
+# mypy: disable-error-code="no-untyped-call,import-untyped,misc"
+
 from __future__ import annotations
 
 import math
@@ -18,6 +21,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba.core import cgutils, types
+from numba.core.registry import cpu_target
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
@@ -41,7 +45,7 @@ _EXP2_RANGE = {32: (-127.0, 128.0), 64: (-1023.0, 1024.0)}
 _LOG1P_TERMS = {32: 8, 64: 17}
 
 
-class VectorType(types.Type):  # type: ignore[misc]
+class VectorType(types.Type):
     """Numba's type of a 512-bit vector of floats.
 
     Args:
@@ -87,7 +91,37 @@ def _fma(builder: Any, a: Any, b: Any, c: Any, bits: int) -> Any:
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [a, b, c])
 
 
-def _exp2(builder: Any, x: Any, bits: int) -> Any:
+def _polynomial(builder: Any, r: Any, bits: int) -> Any:
+    *rest, result = (_constant(c, bits) for c in _EXP2_COEFFICIENTS[bits])
+    for coefficient in reversed(rest):
+        result = _fma(builder, result, r, coefficient, bits)
+    return result
+
+
+def _has_avx512() -> bool:
+    # The target that Numba compiles for, which NUMBA_CPU_NAME may have narrowed.
+    return "+avx512f" in cpu_target.target_context.codegen().magic_tuple()[-1]
+
+
+def _exp2_avx512(builder: Any, x: Any, bits: int) -> Any:
+    # AVX-512 rounds and scales by a power of two in one instruction each, at the edges too.
+    vector, lanes = _llvm_type(bits), VECTOR_BITS // bits
+    round_type = ir.FunctionType(vector, [vector])
+    round_name = f"llvm.rint.v{lanes}f{bits}"
+    nearest = builder.call(
+        cgutils.get_or_insert_function(builder.module, round_type, round_name), [x]
+    )
+    result = _polynomial(builder, builder.fsub(x, nearest), bits)
+    mask = ir.IntType(lanes)
+    scale_type = ir.FunctionType(vector, [vector, vector, vector, mask, _I32])
+    scale_name = f"llvm.x86.avx512.mask.scalef.{'ps' if bits == 32 else 'pd'}.512"
+    scale = cgutils.get_or_insert_function(builder.module, scale_type, scale_name)
+    current_rounding = ir.Constant(_I32, 4)
+    arguments = [result, nearest, _constant(0.0, bits), ir.Constant(mask, -1), current_rounding]
+    return builder.call(scale, arguments)
+
+
+def _exp2_portable(builder: Any, x: Any, bits: int) -> Any:
     low, high = (_constant(edge, bits) for edge in _EXP2_RANGE[bits])
     mantissa = _MANTISSA_BITS[bits]
     # Both comparisons are false for NaN, which therefore passes through.
@@ -96,15 +130,16 @@ def _exp2(builder: Any, x: Any, bits: int) -> Any:
     # Adding 1.5 * 2**mantissa leaves the nearest integer in the lowest bits.
     shifter = _constant(1.5 * 2.0**mantissa, bits)
     shifted = builder.fadd(x, shifter)
-    r = builder.fsub(x, builder.fsub(shifted, shifter))
-    *rest, result = (_constant(c, bits) for c in _EXP2_COEFFICIENTS[bits])
-    for coefficient in reversed(rest):
-        result = _fma(builder, result, r, coefficient, bits)
+    result = _polynomial(builder, builder.fsub(x, builder.fsub(shifted, shifter)), bits)
     integers = ir.VectorType(ir.IntType(bits), VECTOR_BITS // bits)
     shift = ir.Constant(integers, [mantissa] * (VECTOR_BITS // bits))
     exponent = builder.shl(builder.bitcast(shifted, integers), shift)
     total = builder.add(builder.bitcast(result, integers), exponent)
     return builder.bitcast(total, _llvm_type(bits))
+
+
+def _exp2(builder: Any, x: Any, bits: int) -> Any:
+    return (_exp2_avx512 if _has_avx512() else _exp2_portable)(builder, x, bits)
 
 
 def _sigmoid_from_exp(builder: Any, x: Any, e: Any, bits: int) -> Any:
@@ -307,9 +342,7 @@ load: Any = intrinsic(prefer_literal=True)(_load)  #: (address, bits)
 store: Any = intrinsic(_store)  #: (address, vector)
 load_lanes: Any = intrinsic(prefer_literal=True)(_load_lanes)  #: (address, lanes, bits): rest is 0
 store_lanes: Any = intrinsic(_store_lanes)  #: (address, lanes, vector): the first lanes only
-splat_load: Any = intrinsic(prefer_literal=True)(
-    _splat_load
-)  #: (address, bits): one float, repeated
+splat_load: Any = intrinsic(prefer_literal=True)(_splat_load)  #: (address, bits): one float
 splat: Any = intrinsic(prefer_literal=True)(_splat_value)  #: (float, bits)
 copy_scaled: Any = intrinsic(prefer_literal=True)(_copy_scaled)  #: *target = factor * *source
 store_sum: Any = intrinsic(_store_sum)  #: (address, vector): stores the sum of the lanes
@@ -318,7 +351,7 @@ fetch_increment: Any = intrinsic(_fetch_increment)  #: (address): atomically, re
 
 
 def _register_operator(function: Any, method: str) -> None:
-    class _Template(AbstractTemplate):  # type: ignore[misc]
+    class _Template(AbstractTemplate):
         def generic(self, args: Any, kws: Any) -> Any:
             if len(args) == 2 and all(isinstance(arg, VectorType) for arg in args):
                 return signature(args[0], *args)

@@ -59,7 +59,11 @@ def build_forward(bits: int, digest: int) -> Callable[[int, int], None]:
         a_in, initial, final = load_int(p + A_IN), load_int(p + INITIAL), load_int(p + FINAL)
         checkpoint = load_int(p + CHECKPOINTS)
         n_chunks = (length + chunk - 1) // chunk
-        state, rates = scratch, scratch + 64 * n
+        steps = scratch
+        inputs = steps + 64 * chunk
+        outputs = inputs + 64 * chunk
+        state = outputs + 64 * chunk
+        rates = state + 64 * n
         zero = splat(0.0, bits)
         for block in range(blocks):
             for s in range(n):
@@ -94,38 +98,43 @@ def build_forward(bits: int, digest: int) -> Callable[[int, int], None]:
                 b_row = load_int(p + B_IN) + b * load_int(p + B_B)
                 c_row = load_int(p + C_IN) + b * load_int(p + C_B)
                 y_row = load_int(p + Y) + size * b * length * channels + 64 * block
-                until_checkpoint = 0
                 saved = checkpoint + 64 * n * (b * n_chunks * blocks + block)
-                for _t in range(length):
+                for start in range(0, length, chunk):
+                    steps_here = min(chunk, length - start)
                     if checkpoint != 0:
-                        if until_checkpoint == 0:
-                            for s in range(n):
-                                store(saved + 64 * s, load(state + 64 * s, bits))
-                            saved += 64 * n * blocks
-                            until_checkpoint = chunk
-                        until_checkpoint -= 1
-                    u = load_lanes(u_row, lanes, bits)
-                    step = load_lanes(delta_row, lanes, bits) + bias
-                    if softplus != 0:
-                        step = softplus_from_exp(step, exp_minus_abs(step))
-                    step_u = step * u
-                    y = skip * u
-                    for s in range(n):
-                        decay = exp2(step * load(rate + 64 * s, bits))
-                        inflow = step_u * splat_load(b_row + size * s, bits)
-                        h = fma(decay, load(state + 64 * s, bits), inflow)
-                        store(state + 64 * s, h)
-                        y = fma(h, splat_load(c_row + size * s, bits), y)
-                    if z_in != 0:
-                        z = load_lanes(z_row, lanes, bits)
-                        y = y * (z * sigmoid_from_exp(z, exp_minus_abs(z)))
-                    store_lanes(y_row, lanes, y)
-                    u_row += u_t
-                    delta_row += delta_t
-                    z_row += z_t
-                    b_row += b_t
-                    c_row += c_t
-                    y_row += size * channels
+                        for s in range(n):
+                            store(saved + 64 * s, load(state + 64 * s, bits))
+                        saved += 64 * n * blocks
+                    for t in range(steps_here):
+                        u = load_lanes(u_row, lanes, bits)
+                        step = load_lanes(delta_row, lanes, bits) + bias
+                        if softplus != 0:
+                            step = softplus_from_exp(step, exp_minus_abs(step))
+                        store(steps + 64 * t, step)
+                        store(inputs + 64 * t, step * u)
+                        store(outputs + 64 * t, skip * u)
+                        u_row += u_t
+                        delta_row += delta_t
+                    for t in range(steps_here):
+                        step, step_u = load(steps + 64 * t, bits), load(inputs + 64 * t, bits)
+                        y = load(outputs + 64 * t, bits)
+                        for s in range(n):
+                            decay = exp2(step * load(rate + 64 * s, bits))
+                            inflow = step_u * splat_load(b_row + size * s, bits)
+                            h = fma(decay, load(state + 64 * s, bits), inflow)
+                            store(state + 64 * s, h)
+                            y = fma(h, splat_load(c_row + size * s, bits), y)
+                        store(outputs + 64 * t, y)
+                        b_row += b_t
+                        c_row += c_t
+                    for t in range(steps_here):
+                        y = load(outputs + 64 * t, bits)
+                        if z_in != 0:
+                            z = load_lanes(z_row, lanes, bits)
+                            y = y * (z * sigmoid_from_exp(z, exp_minus_abs(z)))
+                        store_lanes(y_row, lanes, y)
+                        z_row += z_t
+                        y_row += size * channels
                 if final != 0:
                     target = final + size * (b * channels + block * width) * n
                     for lane in range(lanes):
@@ -163,7 +172,8 @@ def build_backward(bits: int, digest: int) -> Callable[[int, int], None]:
         slopes = steps + 64 * chunk
         inputs = slopes + 64 * chunk
         grads = inputs + 64 * chunk
-        rates = grads + 64 * chunk
+        gates = grads + 64 * chunk
+        rates = gates + 64 * chunk
         carries = rates + blocks * row_size
         zero, ln_2 = splat(0.0, bits), splat(LN_2, bits)
         for block in range(blocks):
@@ -217,15 +227,28 @@ def build_backward(bits: int, digest: int) -> Callable[[int, int], None]:
                         )
                         for s in range(n):
                             store(states + 64 * s, load(saved + 64 * s, bits))
-                        # Forward again, keeping states and decays.
+                        # What depends on one token alone first: its long chains overlap here.
                         for t in range(steps_here):
                             u = load_lanes(u_rows + t * u_t + offset, lanes, bits)
                             step = load_lanes(delta_rows + t * delta_t + offset, lanes, bits) + bias
-                            slope = splat(1.0, bits)
                             if softplus != 0:
                                 e = exp_minus_abs(step)
-                                slope = sigmoid_from_exp(step, e)
+                                store(slopes + 64 * t, sigmoid_from_exp(step, e))
                                 step = softplus_from_exp(step, e)
+                            store(steps + 64 * t, step)
+                            store(inputs + 64 * t, u)
+                            grad = load_lanes(grad_rows + t * grad_y_t + offset, lanes, bits)
+                            if z_in != 0:
+                                z = load_lanes(z_rows + t * z_t + offset, lanes, bits)
+                                gate = sigmoid_from_exp(z, exp_minus_abs(z))
+                                silu = z * gate
+                                # silu' = gate + silu * (1 - gate)
+                                store(gates + 64 * t, grad * (gate + (silu - silu * gate)))
+                                grad = grad * silu
+                            store(grads + 64 * t, grad)
+                        # Forward again, keeping states and decays.
+                        for t in range(steps_here):
+                            step, u = load(steps + 64 * t, bits), load(inputs + 64 * t, bits)
                             step_u = step * u
                             y = skip * u
                             state = states + t * row_size
@@ -233,25 +256,15 @@ def build_backward(bits: int, digest: int) -> Callable[[int, int], None]:
                             b_row, c_row = b_rows + t * b_t, c_rows + t * c_t
                             for s in range(n):
                                 decay = exp2(step * load(rate + 64 * s, bits))
-                                store(decay_row + 64 * s, decay)
                                 inflow = step_u * splat_load(b_row + size * s, bits)
                                 h = fma(decay, load(state + 64 * s, bits), inflow)
+                                store(decay_row + 64 * s, decay)
                                 store(state + row_size + 64 * s, h)
                                 y = fma(h, splat_load(c_row + size * s, bits), y)
-                            grad = load_lanes(grad_rows + t * grad_y_t + offset, lanes, bits)
                             if z_in != 0:
-                                z = load_lanes(z_rows + t * z_t + offset, lanes, bits)
-                                gate = sigmoid_from_exp(z, exp_minus_abs(z))
-                                silu = z * gate
-                                # silu' = gate + silu * (1 - gate)
-                                d_z = grad * y * (gate + (silu - silu * gate))
                                 target = load_int(p + D_Z) + dense + size * t * channels
+                                d_z = load(gates + 64 * t, bits) * y
                                 store_lanes(target + offset, lanes, d_z)
-                                grad = grad * silu
-                            store(steps + 64 * t, step)
-                            store(slopes + 64 * t, slope)
-                            store(inputs + 64 * t, u)
-                            store(grads + 64 * t, grad)
                         # Backward, with the carried gradient of the state after this step.
                         d_skip = load(partial + 64 * n, bits)
                         d_bias = load(partial + 64 * n + 64, bits)
@@ -265,24 +278,31 @@ def build_backward(bits: int, digest: int) -> Callable[[int, int], None]:
                             sum_b, sum_c = sums_b + t * row_size, sums_c + t * row_size
                             b_row, c_row = b_rows + t * b_t, c_rows + t * c_t
                             for s in range(n):
+                                # All loads before all stores: rows of different arrays share
+                                # the low bits of their addresses, and a load waits for a store
+                                # before it that looks the same.
                                 at = 64 * s
-                                d_h = fma(
-                                    grad,
-                                    splat_load(c_row + size * s, bits),
-                                    load(carry + at, bits),
+                                carried = load(carry + at, bits)
+                                before, after = (
+                                    load(state + at, bits),
+                                    load(state + row_size + at, bits),
                                 )
-                                h = load(state + row_size + at, bits)
-                                store(sum_c + at, fma(grad, h, load(sum_c + at, bits)))
-                                store(sum_b + at, fma(d_h, step_u, load(sum_b + at, bits)))
+                                decay = load(decay_row + at, bits)
+                                d_rate = load(partial + at, bits)
+                                old_b, old_c = load(sum_b + at, bits), load(sum_c + at, bits)
+                                d_h = fma(grad, splat_load(c_row + size * s, bits), carried)
                                 d_step_u = fma(d_h, splat_load(b_row + size * s, bits), d_step_u)
-                                d_before = d_h * load(decay_row + at, bits)
-                                store(carry + at, d_before)
-                                d_log = d_before * load(state + at, bits)
+                                d_before = d_h * decay
+                                d_log = d_before * before
                                 d_exponent = fma(d_log, load(rate + at, bits), d_exponent)
-                                store(partial + at, fma(d_log, step, load(partial + at, bits)))
+                                store(carry + at, d_before)
+                                store(partial + at, fma(d_log, step, d_rate))
+                                store(sum_b + at, fma(d_h, step_u, old_b))
+                                store(sum_c + at, fma(grad, after, old_c))
                             d_u = fma(d_step_u, step, grad * skip)
                             d_delta = fma(d_step_u, u, d_exponent * ln_2)
-                            d_delta = d_delta * load(slopes + 64 * t, bits)
+                            if softplus != 0:
+                                d_delta = d_delta * load(slopes + 64 * t, bits)
                             d_skip = fma(grad, u, d_skip)
                             d_bias = d_bias + d_delta
                             place = dense + size * t * channels + offset
@@ -305,13 +325,13 @@ def build_backward(bits: int, digest: int) -> Callable[[int, int], None]:
     return scan_backward
 
 
-def forward_scratch(channels: int, states: int, bits: int) -> int:
+def forward_scratch(channels: int, states: int, chunk: int, bits: int) -> int:
     """Return the bytes of scratch that a worker of the forward kernel needs."""
     blocks = -(-channels * bits // 512)
-    return 64 * states * (1 + blocks)
+    return 64 * (states * (1 + blocks) + 3 * chunk)
 
 
 def backward_scratch(channels: int, states: int, chunk: int, bits: int) -> int:
     """Return the bytes of scratch that a worker of the backward kernel needs."""
     blocks = -(-channels * bits // 512)
-    return 64 * (states * (4 * chunk + 1 + 2 * blocks) + 4 * chunk)
+    return 64 * (states * (4 * chunk + 1 + 2 * blocks) + 5 * chunk)

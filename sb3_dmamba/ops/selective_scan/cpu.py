@@ -16,9 +16,10 @@ from torch.autograd.function import once_differentiable
 
 from sb3_dmamba.ops import _cpu
 
-# Tokens whose states and decays the backward pass holds at once: at 16 states about 2 KB a token
-# plus 2 KB of sums, 32 KB in all, which fits a first-level cache of 48 KB (and mostly one of 32).
-CHUNK = 8
+# Tokens whose states and decays the backward pass holds at once, and the distance of the
+# checkpoints. At 16 states a token takes 4 KB there: 128 KB, at home in a second-level cache. Fewer
+# would fit the first level and were slower here: every chunk has a price (checkpoint, carries).
+CHUNK = 32
 # Sequences are summed into this many partial gradients of the parameters at most. It bounds the
 # threads of the backward pass, and fixes the order of summation whatever their number.
 MAX_GROUPS = 32
@@ -105,7 +106,7 @@ def _forward(
     _cpu.call_kernel(
         _cpu.load_kernel("selective_scan", "build_forward", bits),
         arguments,
-        forward_scratch(channels, states, bits),
+        forward_scratch(channels, states, CHUNK, bits),
         batch,
         batch * length * channels * states,
     )
