@@ -46,11 +46,11 @@ class Spread:
 
     def format(self) -> tuple[str, str, str]:
         """Return mean ± std, the range and the quartiles as text."""
-        return (
-            f"{self.mean:.1f} ± {self.std:.1f}",
-            f"{self.min:.1f} to {self.max:.1f}",
-            f"{self.quartile_1:.1f} | {self.median:.1f} | {self.quartile_3:.1f}",
+        digits = 1 if max(abs(self.min), abs(self.max)) >= 10 else 3
+        mean, std, smallest, first, median, third, largest = (
+            f"{value:.{digits}f}" for value in dataclasses.astuple(self)
         )
+        return f"{mean} ± {std}", f"{smallest} to {largest}", f"{first} | {median} | {third}"
 
 
 @dataclass(frozen=True)

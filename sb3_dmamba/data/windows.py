@@ -147,7 +147,6 @@ class WindowSampler:
         timesteps = steps - data.episode_offsets[episodes][:, None]
         if padding is not None:
             timesteps[padding] = 0
-            np.minimum(steps, ends[:, None] - 1, out=steps)
         return WindowBatch(
             observations=_take(data.observations, steps, padding),
             actions=_take(data.actions, steps, padding),
@@ -164,7 +163,8 @@ def _take(
 ) -> Num[Tensor, "B K *rest"]:
     """Gather rows into a new tensor, with zeros where there is padding."""
     rows = np.empty((*steps.shape, *array.shape[1:]), dtype=array.dtype)
-    array.take(steps, axis=0, out=rows, mode="clip")  # "raise" would copy once more
+    # "clip" keeps padding after the last episode inside; "raise" would also copy once more.
+    array.take(steps, axis=0, out=rows, mode="clip")
     if padding is not None:
         rows[padding] = 0
     return torch.from_numpy(rows)

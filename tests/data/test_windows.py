@@ -130,7 +130,8 @@ def test_pure_in_seed_and_update(make_trajectories: Make) -> None:
         sampler.sample(update)
     _assert_equal(sampler.sample(11), expected)
     _assert_equal(WindowSampler(data, 5, 16, seed=3).sample(11), expected)
-    for other in (sampler.sample(12), WindowSampler(data, 5, 16, seed=4).sample(11)):
+    neighbour = WindowSampler(data, 5, 16, seed=4)
+    for other in (sampler.sample(12), neighbour.sample(11), neighbour.sample(10)):
         assert not torch.equal(other.observations, expected.observations)
 
 

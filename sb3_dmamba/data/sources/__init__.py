@@ -52,7 +52,8 @@ def _is_minari_folder(source: object) -> bool:
     if not isinstance(source, (str, PathLike)):
         return False
     folder = Path(source).expanduser()
-    return (folder / "data").is_dir() or (folder / "metadata.json").is_file()
+    files = ("data/metadata.json", "data/main_data.hdf5", "main_data.hdf5")
+    return any((folder / file).is_file() for file in files)
 
 
 def _is_minari_id(source: object) -> bool:
