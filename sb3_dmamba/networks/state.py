@@ -50,7 +50,7 @@ class ActingState:
         Args:
             starts: Shape (n,), True where an episode starts.
         """
-        flags = np.asarray(starts, dtype=bool)
+        flags = np.array(starts, dtype=bool)
         if not flags.any():
             return self
         index = torch.as_tensor(flags, device=self.tensors["timestep"].device)
