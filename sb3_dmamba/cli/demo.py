@@ -36,7 +36,7 @@ def demo(
         int, typer.Option(min=1, metavar="N", help="Episodes of each target.")
     ] = 50,
     seed: Annotated[
-        int, typer.Option(metavar="N", help="Of weights, batches, dropout and episodes.")
+        int, typer.Option(min=0, metavar="N", help="Of weights, batches, dropout and episodes.")
     ] = 0,
     output: Annotated[
         Path,

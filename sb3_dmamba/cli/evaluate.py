@@ -12,6 +12,7 @@ import typer
 from sb3_dmamba.cli.output import (
     DebugOption,
     JsonOption,
+    check_device,
     command_output,
     import_algorithm,
     print_files,
@@ -23,11 +24,21 @@ if TYPE_CHECKING:
 __all__ = ["MemoryChoice", "evaluate"]
 
 
+_PLOT_FORMATS = (".png", ".pdf", ".svg")
+
+
 class MemoryChoice(str, Enum):
     """``config.Memory`` for the command line."""
 
     window = "window"
     stream = "stream"
+
+
+def _check_format(path: Path | None) -> Path | None:
+    """Refuse a format before minutes are spent on what goes into the file."""
+    if path is not None and path.suffix.lower() not in _PLOT_FORMATS:
+        raise typer.BadParameter(f"{path} ends in none of {', '.join(_PLOT_FORMATS)}")
+    return path
 
 
 def evaluate(
@@ -58,7 +69,9 @@ def evaluate(
     ] = None,
     seed: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Seed of the first episode.", show_default="the model's"),
+        typer.Option(
+            min=0, metavar="N", help="Seed of the first episode.", show_default="the model's"
+        ),
     ] = None,
     device: Annotated[
         str, typer.Option(metavar="NAME", help="Where to compute: auto, cpu, cuda.")
@@ -73,7 +86,8 @@ def evaluate(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Write achieved against asked there (PNG, PDF, SVG).",
+            help="Write achieved against asked there (.png, .pdf or .svg).",
+            callback=_check_format,
             rich_help_panel="Output",
         ),
     ] = None,
@@ -84,7 +98,7 @@ def evaluate(
     with command_output(as_json, debug) as out:
         decision_mamba = import_algorithm()
         chosen: Memory | None = None if memory is None else memory.value
-        report = decision_mamba.load(model, device=device).evaluate(
+        report = decision_mamba.load(model, device=check_device(device)).evaluate(
             target or None, episodes, env=env, memory=chosen, seed=seed
         )
         out.console.print(report)

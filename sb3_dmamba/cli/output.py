@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sb3_dmamba.errors import DecisionMambaError, MissingDependencyError
+from sb3_dmamba.errors import ConfigError, DecisionMambaError, MissingDependencyError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,6 +25,7 @@ __all__ = [
     "DebugOption",
     "JsonOption",
     "Output",
+    "check_device",
     "command_output",
     "import_algorithm",
     "make_csv_logger",
@@ -65,7 +66,7 @@ class Output:
     def emit(self, document: Any) -> None:
         """Print the JSON document, where JSON was asked for."""
         if self.as_json:
-            json.dump(document, self.stdout, indent=2, allow_nan=False)
+            json.dump(document, self.stdout, allow_nan=False)
             self.stdout.write("\n")
 
 
@@ -97,6 +98,24 @@ def command_output(as_json: bool, debug: bool) -> Iterator[Output]:
         label = typer.style(type(error).__name__, fg="red", bold=True)
         typer.echo(f"{label}: {error}", err=True)
         raise typer.Exit(EXIT_ERROR) from None
+
+
+def check_device(name: str) -> str:
+    """Return the name of a device that works here; Stable-Baselines3 would fall back silently.
+
+    Raises:
+        ConfigError: There is no such device, here or at all.
+    """
+    import torch
+
+    if name == "auto":
+        return name
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0].split(". ")[0]
+        raise ConfigError(f"device {name!r} does not work here ({reason}): try auto") from error
+    return name
 
 
 def import_algorithm() -> type[DecisionMamba]:

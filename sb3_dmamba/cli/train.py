@@ -13,6 +13,7 @@ from sb3_dmamba.cli.output import (
     DebugOption,
     JsonOption,
     Output,
+    check_device,
     command_output,
     import_algorithm,
     make_csv_logger,
@@ -89,7 +90,10 @@ def train(
     seed: Annotated[
         int | None,
         typer.Option(
-            metavar="N", help="Of weights, batches and dropout.", show_default="drawn, and printed"
+            min=0,
+            metavar="N",
+            help="Of weights, batches and dropout.",
+            show_default="drawn, and printed",
         ),
     ] = None,
     device: Annotated[
@@ -146,7 +150,7 @@ def train(
 ) -> None:
     """Train on a task's recorded data and write the model."""
     if (task is None) == (resume is None):
-        raise typer.BadParameter("give a task to start from, or --resume with a checkpoint: one of")
+        raise typer.BadParameter("give either a task to start from or a checkpoint to --resume")
     if resume is not None and (setting or seed is not None):
         raise typer.BadParameter(
             "--resume continues with the checkpoint's settings and seed: leave --set and --seed out"
@@ -222,11 +226,12 @@ def _run(plan: _Plan, out: Output) -> None:
 
 def _make_model(plan: _Plan) -> DecisionMamba:
     decision_mamba = import_algorithm()
+    device = check_device(plan.device)
     if plan.resume is None:
         updates = {} if plan.updates is None else {"n_updates": plan.updates}
         settings = {**plan.settings, **updates}
-        return decision_mamba(plan.task, seed=plan.seed, device=plan.device, **settings)
-    model = decision_mamba.load(plan.resume, device=plan.device)
+        return decision_mamba(plan.task, seed=plan.seed, device=device, **settings)
+    model = decision_mamba.load(plan.resume, device=device)
     if plan.updates is None and model.num_timesteps >= model._total_timesteps:
         raise ConfigError(
             f"{plan.resume} has done all of its {model.num_timesteps:,} updates: "

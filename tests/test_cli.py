@@ -1,0 +1,407 @@
+"""``dmamba``: what it prints where, what it writes, and how it fails."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import gymnasium
+import minari
+import numpy as np
+import pytest
+import torch
+from minari.data_collector import EpisodeBuffer
+from typer.testing import CliRunner, Result
+
+from sb3_dmamba.algorithm import DecisionMamba
+from sb3_dmamba.cli import app, demo, evaluate
+from sb3_dmamba.cli.settings import parse_settings
+from sb3_dmamba.config import DecisionMambaConfig, Memory
+from sb3_dmamba.errors import ConfigError, DatasetError
+from sb3_dmamba.tasks import get_task, list_tasks
+
+DATASET = "cartpole/tiny-v0"
+TINY = ["--set", "hidden_size=16", "--set", "n_layers=1", "--set", "context_length=4"]
+TINY += ["--set", "batch_size=8", "--set", "channel_mixing=false", "--set", "backend=reference"]
+
+
+@pytest.fixture(scope="module")
+def minari_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of random CartPole episodes in a folder of its own."""
+    root = tmp_path_factory.mktemp("minari")
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        patch.setenv("MINARI_DATASETS_PATH", str(root))
+        # Minari advises about what a test need not write down.
+        warnings.filterwarnings("ignore", "`eval_env` is set to None")
+        minari.create_dataset_from_buffers(
+            DATASET,
+            buffer=list(_record_episodes(12)),
+            env=gymnasium.make("CartPole-v1"),
+            algorithm_name="random",
+            author="tests",
+            author_email="tests@example.org",
+            code_permalink="none",
+            description="made by a test",
+            requirements=[],
+        )
+    return root
+
+
+def _record_episodes(n: int) -> Iterator[EpisodeBuffer]:
+    env = gymnasium.make("CartPole-v1")
+    env.action_space.seed(0)
+    for episode in range(n):
+        observations, actions, terminations = [env.reset(seed=episode)[0]], [], [False]
+        while not terminations[-1]:
+            actions.append(env.action_space.sample())
+            observation, _, terminated, _, _ = env.step(actions[-1])
+            observations.append(observation)
+            terminations.append(terminated)
+        yield EpisodeBuffer(
+            id=episode,
+            observations=observations,
+            actions=actions,
+            rewards=[1.0] * len(actions),
+            terminations=terminations[1:],
+            truncations=[False] * len(actions),
+        )
+
+
+@pytest.fixture(autouse=True)
+def _workplace(minari_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run every command in an empty folder, with the tiny dataset within reach."""
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(minari_root))
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.chdir(tmp_path)
+
+
+def run(*arguments: str, exit_code: int = 0) -> Result:
+    """Run a command and check its exit code."""
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == exit_code, f"{result.exception!r}\n{result.output}"
+    return result
+
+
+def train(*arguments: str, updates: int = 6) -> Result:
+    """Train on the tiny dataset with a tiny network."""
+    return run("train", DATASET, *TINY, "--seed", "3", "--updates", str(updates), *arguments)
+
+
+# --- Help and tasks -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["demo", "train", "evaluate", "tasks"])
+def test_help_explains_every_option(command: str) -> None:
+    text = re.sub(r"\x1b\[[0-9;]*m", "", run(command, "--help").stdout)
+    assert "Examples" in text
+    assert "Output" in text
+    for option in ("--json", "--debug"):
+        assert option in text
+    rows = [line.strip("│ ") for line in text.splitlines() if re.match(r"│ +\*? *-", line)]
+    assert rows
+    for row in rows:
+        assert len(row.split("  ")[-1].split()) >= 2, f"no help: {row}"
+
+
+def test_root_help_names_the_commands_and_version() -> None:
+    text = run("--help").stdout
+    assert all(command in text for command in ("demo", "train", "evaluate", "tasks"))
+    assert re.fullmatch(r"sb3_dmamba \d+\.\d+\.\d+\S*\n", run("--version").stdout)
+
+
+def test_tasks_prints_a_row_each() -> None:
+    text = run("tasks").stdout
+    for task in list_tasks():
+        assert re.search(rf"^ *{re.escape(task.name)} ", text, flags=re.MULTILINE)
+
+
+def test_tasks_json_is_one_document() -> None:
+    tasks = json.loads(run("tasks", "--json").stdout)
+    assert [task["name"] for task in tasks] == [task.name for task in list_tasks()]
+    hopper = next(task for task in tasks if task["name"] == "hopper-medium-v2")
+    assert hopper["overrides"]["hidden_size"] == 256
+    assert hopper["source"]["overrides"]
+
+
+# --- Train and evaluate -------------------------------------------------------------------------
+
+
+def test_train_writes_model_and_log_where_asked() -> None:
+    result = train("--output", "out/here", "--checkpoint-every", "3", "--eval-every", "4")
+    assert sorted(str(path.relative_to("out/here")) for path in Path("out/here").rglob("*")) == [
+        "checkpoints",
+        "checkpoints/model_3_steps.zip",
+        "checkpoints/model_6_steps.zip",
+        "model.zip",
+        "progress.csv",
+    ]
+    assert "dmamba evaluate out/here/model.zip" in result.stdout
+    header = Path("out/here/progress.csv").read_text(encoding="utf-8").splitlines()[0].split(",")
+    assert {"train/loss", "train/learning_rate", "eval/mean_reward"} <= set(header)
+    model = DecisionMamba.load("out/here/model.zip")
+    assert model.num_timesteps == 6
+    assert model.seed == 3
+    assert model.config.hidden_size == 16
+    assert model.config.n_updates == 6
+
+
+def test_train_json_says_what_was_done() -> None:
+    document = json.loads(train("--json").stdout)
+    assert document["model"] == "runs/cartpole-tiny-v0/model.zip"
+    assert Path(document["model"]).is_file()
+    assert (document["updates"], document["total_updates"], document["seed"]) == (6, 6, 3)
+    assert document["dataset"]["episodes"] == 12
+    assert DecisionMambaConfig.from_dict(document["config"]).context_length == 4
+
+
+def test_train_on_a_gymnasium_id_with_a_dataset() -> None:
+    run("train", "CartPole-v1", *TINY, "--dataset", DATASET, "--updates", "2", "--output", "out")
+    model = DecisionMamba.load("out/model.zip")
+    assert model.task is not None
+    assert model.task.name == "CartPole-v1"
+
+
+def test_train_to_tensorboard() -> None:
+    pytest.importorskip("tensorboard", reason="the TensorBoard extra is not installed")
+    train("--tensorboard", "logs/run")
+    assert list(Path("logs/run").glob("events.out.tfevents.*"))
+
+
+def test_resumed_run_equals_an_uninterrupted_one() -> None:
+    train("--output", "whole", "--checkpoint-every", "2")
+    Path("half/checkpoints").mkdir(parents=True)
+    checkpoint = Path("half/checkpoints/model_2_steps.zip")
+    checkpoint.write_bytes(Path("whole/checkpoints/model_2_steps.zip").read_bytes())
+    result = run("train", "--resume", str(checkpoint), "--json")
+    document = json.loads(result.stdout)
+    assert (document["updates"], document["total_updates"]) == (4, 6)
+    whole = DecisionMamba.load("whole/model.zip").policy.state_dict()
+    resumed = DecisionMamba.load("half/model.zip").policy.state_dict()
+    assert whole.keys() == resumed.keys()
+    for name, weights in whole.items():
+        assert torch.equal(weights, resumed[name]), name
+    assert Path("half/progress-from-2.csv").is_file()
+
+
+def test_resuming_a_finished_run_needs_a_number() -> None:
+    train("--output", "out")
+    result = run("train", "--resume", "out/model.zip", exit_code=1)
+    assert "--updates" in result.stderr
+    run("train", "--resume", "out/model.zip", "--updates", "3")
+    assert DecisionMamba.load("out/model.zip").num_timesteps == 9
+
+
+def test_train_keeps_a_model_that_is_there() -> None:
+    train("--output", "out")
+    before = Path("out/model.zip").read_bytes()
+    arguments = ["train", DATASET, *TINY, "--updates", "1", "--output", "out"]
+    result = run(*arguments, exit_code=1)
+    assert "--overwrite" in result.stderr
+    assert Path("out/model.zip").read_bytes() == before
+    run(*arguments, "--overwrite")
+    assert Path("out/model.zip").read_bytes() != before
+
+
+def test_evaluate_reports_what_the_model_does() -> None:
+    train("--output", "out")
+    arguments = ["evaluate", "out/model.zip", "--target", "20", "--target", "50", "--episodes", "2"]
+    arguments += ["--seed", "5", "--memory", "stream"]
+    document = json.loads(
+        run(*arguments, "--output", "new/report.json", "--plot", "new/plot.png", "--json").stdout
+    )
+    report = DecisionMamba.load("out/model.zip").evaluate([20, 50], 2, memory="stream", seed=5)
+    expected = json.loads(report.to_json())
+    for each in (document, expected):
+        del each["seconds"]
+    assert document == expected
+    written = json.loads(Path("new/report.json").read_text(encoding="utf-8"))
+    assert written["results"] == document["results"]
+    assert Path("new/plot.png").read_bytes().startswith(b"\x89PNG")
+    assert "stream" in run(*arguments).stdout
+
+
+def test_evaluate_in_another_environment_that_does_not_fit() -> None:
+    train("--output", "out")
+    result = run("evaluate", "out/model.zip", "--env", "Pendulum-v1", exit_code=1)
+    assert result.stderr.startswith("SpaceError: ")
+
+
+def test_memory_choices_are_the_configs() -> None:
+    assert [choice.value for choice in evaluate.MemoryChoice] == list(get_args(Memory))
+
+
+# --- Demo ---------------------------------------------------------------------------------------
+
+
+def test_demo_tells_the_whole_story(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "_TASK", DATASET)
+    text = run("demo", "--updates", "3", "--episodes", "2").stdout
+    assert "Dataset" in text
+    assert "mean return" in text
+    assert re.search(r"the data's mean return of \d+\.\s*$", text)
+    for name in ("model.zip", "returns.png", "report.json", "progress.csv"):
+        assert Path("runs/demo", name).is_file()
+        assert f"wrote runs/demo/{name}" in text
+
+
+def test_demo_json_again_over_the_last_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "_TASK", DATASET)
+    arguments = ["demo", "--updates", "2", "--episodes", "2", "--seed", "1", "--output", "out"]
+    first, second = (json.loads(run(*arguments, "--json").stdout) for _ in range(2))
+    assert first["report"]["results"] == second["report"]["results"]  # same seed twice
+    means = [np.mean(result["returns"]) for result in first["report"]["results"]]
+    assert first["gain"] == pytest.approx(max(means) - first["dataset"]["returns"]["mean"])
+    assert first["config"]["n_updates"] == 2
+    assert all(Path(path).is_file() for path in first["files"].values())
+
+
+def test_demo_on_the_bundled_dataset() -> None:
+    pytest.importorskip("mujoco", reason="the MuJoCo extra is not installed")
+    document = json.loads(run("demo", "--updates", "2", "--episodes", "1", "--json").stdout)
+    asked = [result["target_return"] for result in document["report"]["results"]]
+    assert asked == list(get_task("hopper-bundled").target_returns)
+    assert document["report"]["env_id"] == "Hopper-v5"
+    assert document["report"]["reference"]["maximum"] == 3521.0
+
+
+# --- Mistakes -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "hoper-medium-v2"], "UnknownTaskError: .*'hopper-medium-v2'"),
+        (["train", "cartpole/absent-v0"], "DatasetError: .*cartpole/absent-v0"),
+        (["train", "CartPole-v1"], "DatasetError: .*--dataset"),
+        (["train", DATASET, "--set", "hiden_size=3"], "ConfigError: .*'hidden_size'"),
+        (["train", DATASET, "--set", "hidden_size"], "ConfigError: .*field=value"),
+        (["train", DATASET, "--set", "hidden_size=big"], "ConfigError: .*whole number"),
+        (["train", DATASET, "--set", "hidden_size=0"], "ConfigError: hidden_size=0"),
+        (["train", DATASET, "--device", "abacus"], "ConfigError: device 'abacus'"),
+        (["train", "--resume", "absent.zip"], "ModelFileError: .*absent.zip"),
+        (["evaluate", "absent.zip"], "ModelFileError: .*absent.zip"),
+        (["evaluate", "pyproject.txt"], "ModelFileError: .*pyproject.txt"),
+    ],
+)
+def test_a_mistake_is_one_clean_line_on_stderr(arguments: list[str], message: str) -> None:
+    Path("pyproject.txt").write_text("no model", encoding="utf-8")
+    result = run(*arguments, "--json", exit_code=1)
+    assert result.stdout == ""
+    assert re.match(message, result.stderr), result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not Path("runs").exists()
+
+
+def test_debug_lets_the_traceback_through() -> None:
+    result = CliRunner().invoke(app, ["train", "CartPole-v1", "--debug"])
+    assert isinstance(result.exception, DatasetError)
+
+
+def test_output_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "_TASK", DATASET)
+    Path("taken").write_text("a file", encoding="utf-8")
+    result = run("demo", "--output", "taken/here", "--updates", "1", exit_code=1)
+    assert "taken" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train"],
+        ["train", DATASET, "--resume", "model.zip"],
+        ["train", "--resume", "model.zip", "--seed", "1"],
+        ["train", "--resume", "model.zip", "--set", "dropout=0"],
+        ["train", DATASET, "--updates", "0"],
+        ["evaluate"],
+        ["evaluate", "model.zip", "--memory", "elephant"],
+        ["evaluate", "model.zip", "--episodes", "0"],
+        ["evaluate", "model.zip", "--plot", "plot.doc"],
+        ["train", DATASET, "--seed", "-1"],
+        ["demo", "--updates", "many"],
+        ["demon"],
+    ],
+)
+def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
+    result = run(*arguments, exit_code=2)
+    assert "Usage: " in result.stderr
+
+
+def test_interrupt_exits_with_130_and_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    train("--output", "out", "--checkpoint-every", "2", updates=2)
+
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(DecisionMamba, "fit", interrupt)
+    result = run("train", DATASET, *TINY, "--output", "out", "--overwrite", exit_code=130)
+    assert "Interrupted" in result.stderr
+    assert "dmamba train --resume out/checkpoints/model_2_steps.zip" in result.stderr
+
+
+# --- Settings -----------------------------------------------------------------------------------
+
+
+def test_every_field_reads_back_from_text() -> None:
+    config = DecisionMambaConfig(dt_rank=5, decay_updates=7, warmup_updates=3, channel_mixing=False)
+    texts = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        texts.append(f"{field.name}={text}")
+    values = parse_settings(texts)
+    assert DecisionMambaConfig(**values) == config
+    for name, value in values.items():
+        assert type(value) is type(getattr(config, name)), name
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("dt_rank=none", {"dt_rank": None}),
+        ("dt_rank = 4", {"dt_rank": 4}),
+        ("n_updates=10_000", {"n_updates": 10_000}),
+        ("channel_mixing=No", {"channel_mixing": False}),
+        ("normalize_observations=TRUE", {"normalize_observations": True}),
+        ("adam_betas=(0.9, 0.95)", {"adam_betas": (0.9, 0.95)}),
+        ("learning_rate=1e-4", {"learning_rate": 1e-4}),
+        ("backend=a=b", {"backend": "a=b"}),
+    ],
+)
+def test_setting(text: str, expected: dict[str, Any]) -> None:
+    assert parse_settings([text]) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("dt_rank=few", "a whole number, or none"),
+        ("channel_mixing=maybe", "true or false"),
+        ("adam_betas=0.9", "two numbers"),
+        ("learning_rate=", "a number"),
+        ("=3", "known settings"),
+    ],
+)
+def test_setting_that_does_not_read(text: str, hint: str) -> None:
+    with pytest.raises(ConfigError, match=hint):
+        parse_settings([text])
+
+
+# --- As a process -------------------------------------------------------------------------------
+
+
+def test_the_installed_command_runs() -> None:
+    code = "import sys; sys.argv[0] = 'dmamba'; from sb3_dmamba.cli import main; main()"
+    command = [sys.executable, "-c", code, "train", DATASET, *TINY, "--updates", "2", "--json"]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert finished.returncode == 0, finished.stderr
+    assert json.loads(finished.stdout)["updates"] == 2
+    assert "Gym has been unmaintained" not in finished.stderr
