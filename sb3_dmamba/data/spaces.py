@@ -47,7 +47,7 @@ def flat_space(space: spaces.Space[Any]) -> spaces.Box:
 
 def flatten_observation(
     space: spaces.Space[Any], observation: Any, batch: bool = False
-) -> ndarray[Any, Any]:
+) -> ndarray:
     """Map an observation to its place in :func:`flat_space`.
 
     Args:

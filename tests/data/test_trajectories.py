@@ -13,7 +13,7 @@ import pytest
 from gymnasium import spaces
 from rich.console import Console
 
-from sb3_dmamba.data import Episode, Trajectories
+from sb3_dmamba.data import Episode, Trajectories, _checks
 from sb3_dmamba.errors import DatasetError, SpaceError
 
 Make = Callable[..., Trajectories]
@@ -181,8 +181,16 @@ BAD: list[tuple[dict[str, Any], str]] = [
 ]
 
 
+@pytest.mark.parametrize("chunk_bytes", [1, _checks.CHUNK_BYTES])
 @pytest.mark.parametrize(("changes", "message"), BAD)
-def test_bad_data(make_trajectories: Make, changes: dict[str, Any], message: str) -> None:
+def test_bad_data(
+    make_trajectories: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+    message: str,
+    chunk_bytes: int,
+) -> None:
+    monkeypatch.setattr(_checks, "CHUNK_BYTES", chunk_bytes)
     for name, change in changes.items():
         if isinstance(change, tuple):  # spoil one entry: where, and what with
             array = np.array(getattr(make_trajectories(LENGTHS), name))

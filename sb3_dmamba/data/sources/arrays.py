@@ -130,7 +130,7 @@ def _read_flags(
 
 def _flatten(
     observations: Any, space: spaces.Space[Any] | None
-) -> tuple[ndarray[Any, Any], spaces.Box]:
+) -> tuple[ndarray, spaces.Box]:
     if space is not None and not isinstance(space, spaces.Box):
         flat = flat_space(space)
         try:
@@ -150,7 +150,7 @@ def _flatten(
     return array, spaces.Box(-np.inf, np.inf, array.shape[1:], np.float32)
 
 
-def _infer_action_space(actions: ndarray[Any, Any]) -> spaces.Space[Any]:
+def _infer_action_space(actions: ndarray) -> spaces.Space[Any]:
     if actions.dtype.kind in "iu" and actions.ndim == 1:
         if actions.min() < 0:
             raise DatasetError(
