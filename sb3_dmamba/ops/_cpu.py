@@ -27,12 +27,12 @@ _compile_lock = threading.RLock()
 
 
 @functools.cache
-def load_kernel(operation: str, builder: str, bits: int) -> Kernel:
+def load_kernel(module_name: str, builder: str, bits: int) -> Kernel:
     """Compile a kernel, or load it from Numba's cache.
 
     Args:
-        operation: Name of the operation's folder.
-        builder: Function of its ``_kernels`` module that makes the kernel.
+        module_name: Module below ``sb3_dmamba.ops`` that holds the builder.
+        builder: Function that makes the kernel.
         bits: Width of a float, 32 or 64.
 
     Returns:
@@ -42,9 +42,9 @@ def load_kernel(operation: str, builder: str, bits: int) -> Kernel:
     with _compile_lock:
         from numba import cfunc
 
-        module = importlib.import_module(f"sb3_dmamba.ops.{operation}._kernels")
+        module = importlib.import_module(f"sb3_dmamba.ops.{module_name}")
         build = getattr(module, builder)
-        function = build(bits, _source_digest(module))
+        function = build(bits, _source_digest())
         try:
             compiled = cfunc("void(int64, int64)", cache=True)(function)
         except (RuntimeError, OSError):  # no folder to cache in: compile for this process alone
@@ -54,10 +54,10 @@ def load_kernel(operation: str, builder: str, bits: int) -> Kernel:
         return cast(Kernel, call)
 
 
-def _source_digest(module: Any) -> int:
+def _source_digest() -> int:
     # Numba looks at the time stamp of a kernel's own file, and not at what the file imports.
-    paths = [Path(module.__file__), Path(__file__).with_name("_simd.py")]
-    return zlib.crc32(b"".join(path.read_bytes() for path in paths if path.exists()))
+    sources = sorted(Path(__file__).parent.rglob("*.py"))
+    return zlib.crc32(b"".join(path.read_bytes() for path in sources))
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -70,18 +70,47 @@ def float_bits(dtype: torch.dtype) -> int:
     return _FLOAT_BITS[dtype]
 
 
+def prepare(tensors: list[Tensor | None], n_sequences: int, dtype: torch.dtype) -> bool:
+    """Bring tensors, in place in the list, into the dtype and layout that kernels read.
+
+    Args:
+        tensors: Sequences (B, L, ...), which need a contiguous last dimension alone, and then
+            parameters and states, which need to be contiguous. None is left as it is.
+        n_sequences: How many of them are sequences.
+        dtype: The dtype to compute in.
+
+    Returns:
+        Whether a gradient will be wanted.
+    """
+    wants_gradient = False
+    for place, x in enumerate(tensors):
+        if x is None:
+            continue
+        if x.dtype is not dtype:
+            x = tensors[place] = x.to(dtype)
+        if not x.is_contiguous() and (place >= n_sequences or x.stride(-1) != 1):
+            x = tensors[place] = x.contiguous()
+        if x.requires_grad:
+            wants_gradient = True
+    return wants_gradient and torch.is_grad_enabled()
+
+
 def rows(x: Tensor) -> Tensor:
     """Return a tensor whose last dimension is contiguous, itself where it is so already."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def row_arguments(x: Tensor | None) -> tuple[int, int, int]:
-    """Return address, batch stride and time stride (in bytes) of a (B, L, ...) tensor."""
+def row_arguments(x: Tensor | None, size: int) -> tuple[int, int, int]:
+    """Return address, batch stride and time stride (in bytes) of a (B, L, ...) tensor.
+
+    Args:
+        x: The tensor; None gives zeros.
+        size: Bytes of one of its elements.
+    """
     if x is None:
         return 0, 0, 0
-    size = x.element_size()
-    strides = x.stride()
-    return x.data_ptr(), strides[0] * size, strides[1] * size
+    batch_stride, time_stride, _ = x.stride()
+    return x.data_ptr(), batch_stride * size, time_stride * size
 
 
 def address(x: Tensor | None) -> int:
@@ -106,12 +135,33 @@ def call_kernel(
         n_units: Independent units of work; more workers than that make no sense.
         work: Work in all, comparable with ``PARALLEL_THRESHOLD``.
     """
+    block = array("q", arguments)
     n_workers = 1
     if work >= PARALLEL_THRESHOLD and n_units > 1:
         n_workers = min(torch.get_num_threads(), n_units)
-    stride = -(-scratch_bytes // 4096) * 4096 + 64 if n_workers > 1 else scratch_bytes
+    if n_workers == 1:
+        kernel(block.buffer_info()[0], _own_scratch(scratch_bytes))
+        return
+    stride = -(-scratch_bytes // 64) * 64 + 4096 + 64  # workers share no page
     memory = empty((stride * n_workers + 64) // 4, dtype=torch.float32)
     start = -(-memory.data_ptr() // 64) * 64
-    block = array("q", arguments)
     scratches = [start + stride * worker for worker in range(n_workers)]
     run_kernel(kernel, block.buffer_info()[0], scratches, (memory, block))
+
+
+class _Scratch(threading.local):
+    memory: Tensor | None = None
+    size = 0
+    start = 0
+
+
+_scratch = _Scratch()
+
+
+def _own_scratch(size: int) -> int:
+    """Return the address of this thread's own scratch, kept from call to call for speed."""
+    if _scratch.size < size:
+        _scratch.memory = empty((size + 64) // 4 + 1, dtype=torch.float32)
+        _scratch.start = -(-_scratch.memory.data_ptr() // 64) * 64
+        _scratch.size = size
+    return _scratch.start

@@ -31,7 +31,7 @@ from sb3_dmamba.ops._simd import (
 
 
 def build_forward(bits: int, digest: int) -> Callable[[int, int], None]:
-    """Make the forward kernel for floats of ``bits`` bits; see ``forward_scratch``."""
+    """Make the forward kernel for floats of ``bits`` bits."""
     size = bits // 8
     width = 512 // bits
 
@@ -92,7 +92,7 @@ def build_forward(bits: int, digest: int) -> Callable[[int, int], None]:
 
 
 def build_backward(bits: int, digest: int) -> Callable[[int, int], None]:
-    """Make the backward kernel for floats of ``bits`` bits; see ``backward_scratch``."""
+    """Make the backward kernel for floats of ``bits`` bits."""
     size = bits // 8
     width = 512 // bits
 
@@ -181,13 +181,3 @@ def build_backward(bits: int, digest: int) -> Callable[[int, int], None]:
                             store_lanes(place, lanes, d_x)
 
     return conv_backward
-
-
-def forward_scratch(channels: int, taps: int, bits: int) -> int:
-    """Return the bytes of scratch that a worker of the forward kernel needs."""
-    return 64 * -(-channels * bits // 512) * taps
-
-
-def backward_scratch(channels: int, taps: int, length: int, bits: int) -> int:
-    """Return the bytes of scratch that a worker of the backward kernel needs."""
-    return 64 * (-(-channels * bits // 512) * taps + length)

@@ -5,6 +5,7 @@ Computes in float32 (float64 for float64 input); half precision is cast on the w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -27,53 +28,41 @@ def causal_conv1d(
 ) -> tuple[Tensor, Tensor | None]:
     """Compute the convolution; shapes are those of :func:`sb3_dmamba.ops.causal_conv1d`."""
     dtype = _cpu.compute_dtype(x)
-    given = (x, weight, bias, initial_state)
-    tensors = tuple(t if t is None or t.dtype is dtype else t.to(dtype) for t in given)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+    tensors = [x, weight, bias, initial_state]
+    if _cpu.prepare(tensors, 1, dtype):
         y, final = _CausalConv.apply(silu, return_final_state, *tensors)  # type: ignore[no-untyped-call]
     else:
-        y, final = _forward(silu, return_final_state, _layout(tensors))
+        y, final = _forward(silu, return_final_state, tensors)
     if x.dtype is not dtype:
         y, final = y.to(x.dtype), None if final is None else final.to(x.dtype)
     return y, final
 
 
-def _layout(tensors: tuple[Any, ...]) -> tuple[Any, ...]:
-    x, weight, bias, initial = tensors
-    return (
-        _cpu.rows(x),
-        weight.contiguous(),
-        None if bias is None else bias.contiguous(),
-        None if initial is None else initial.contiguous(),
-    )
-
-
-def _common_arguments(silu: bool, tensors: tuple[Any, ...]) -> tuple[int, ...]:
+def _common_arguments(silu: bool, size: int, tensors: Sequence[Any]) -> tuple[int, ...]:
     """Pack what both kernels take; the order is that of ``_kernels``."""
     x, weight, bias, initial = tensors
     return (
         *(0, *x.shape, weight.shape[1], int(silu)),
-        *_cpu.row_arguments(x),
+        *_cpu.row_arguments(x, size),
         *(weight.data_ptr(), _cpu.address(bias), _cpu.address(initial)),
     )
 
 
 def _forward(
-    silu: bool, return_final_state: bool, tensors: tuple[Any, ...]
+    silu: bool, return_final_state: bool, tensors: Sequence[Any]
 ) -> tuple[Tensor, Tensor | None]:
-    from sb3_dmamba.ops.causal_conv1d._kernels import forward_scratch
-
     x, weight = tensors[0], tensors[1]
     batch, length, channels = x.shape
     taps, dtype = weight.shape[1], x.dtype
     bits = _cpu.float_bits(dtype)
+    blocks = -(-channels * bits // 512)
     y = _cpu.empty(batch, length, channels, dtype=dtype)
     final = _cpu.empty(batch, taps - 1, channels, dtype=dtype) if return_final_state else None
-    arguments = (*_common_arguments(silu, tensors), y.data_ptr(), _cpu.address(final))
+    arguments = (*_common_arguments(silu, bits // 8, tensors), y.data_ptr(), _cpu.address(final))
     _cpu.call_kernel(
-        _cpu.load_kernel("causal_conv1d", "build_forward", bits),
+        _cpu.load_kernel("causal_conv1d._kernels", "build_forward", bits),
         arguments,
-        forward_scratch(channels, taps, bits),
+        64 * blocks * taps,
         batch,
         batch * length * channels * taps,
     )
@@ -85,11 +74,10 @@ class _CausalConv(torch.autograd.Function):
     def forward(
         ctx: Any, silu: bool, return_final_state: bool, *inputs: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        tensors = _layout(inputs)
-        ctx.save_for_backward(*tensors)
+        ctx.save_for_backward(*inputs)
         ctx.silu = silu
         ctx.set_materialize_grads(False)
-        return _forward(silu, return_final_state, tensors)
+        return _forward(silu, return_final_state, inputs)
 
     @staticmethod
     @once_differentiable
@@ -102,10 +90,8 @@ class _CausalConv(torch.autograd.Function):
 
 
 def _backward(
-    silu: bool, tensors: tuple[Any, ...], grad_y: Tensor | None, grad_final: Tensor | None
+    silu: bool, tensors: Sequence[Any], grad_y: Tensor | None, grad_final: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    from sb3_dmamba.ops.causal_conv1d._kernels import backward_scratch
-
     x, weight, bias, initial = tensors
     batch, length, channels = x.shape
     taps, dtype = weight.shape[1], x.dtype
@@ -122,14 +108,14 @@ def _backward(
     # Of each group: the weight's gradient, then the bias's as one more tap.
     partials = _cpu.empty(n_groups, blocks, taps + 1, width, dtype=dtype)
     arguments = (
-        *_common_arguments(silu, tensors),
-        *(0, 0, *_cpu.row_arguments(grad_y), _cpu.address(grad_final)),
+        *_common_arguments(silu, bits // 8, tensors),
+        *(0, 0, *_cpu.row_arguments(grad_y, bits // 8), _cpu.address(grad_final)),
         *(d_x.data_ptr(), _cpu.address(d_initial), partials.data_ptr(), group_size),
     )
     _cpu.call_kernel(
-        _cpu.load_kernel("causal_conv1d", "build_backward", bits),
+        _cpu.load_kernel("causal_conv1d._kernels", "build_backward", bits),
         arguments,
-        backward_scratch(channels, taps, length, bits),
+        64 * (blocks * taps + length),
         n_groups,
         batch * length * channels * taps,
     )

@@ -8,6 +8,7 @@ tokens, so its working set stays in cache however long the sequence.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -40,73 +41,52 @@ def selective_scan(
 ) -> tuple[Tensor, Tensor | None]:
     """Compute the selective scan; shapes are those of :func:`sb3_dmamba.ops.selective_scan`."""
     dtype = _cpu.compute_dtype(u)
-    given = (u, delta, A, B, C, D, z, delta_bias, initial_state)
-    tensors = tuple(x if x is None or x.dtype is dtype else x.to(dtype) for x in given)
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
+    tensors = [u, delta, B, C, z, A, D, delta_bias, initial_state]
+    if _cpu.prepare(tensors, 5, dtype):
         y, final = _SelectiveScan.apply(delta_softplus, return_final_state, *tensors)  # type: ignore[no-untyped-call]
     else:
-        tensors = _layout(tensors)
         y, final, _ = _forward(delta_softplus, return_final_state, False, tensors)
     return (y if y.dtype is u.dtype else y.to(u.dtype)), final
 
 
-def _layout(tensors: tuple[Tensor | None, ...]) -> tuple[Any, ...]:
-    u, delta, A, B, C, D, z, bias, initial = tensors
-    rows = _cpu.rows
+def _common_arguments(softplus: bool, size: int, tensors: Sequence[Any]) -> tuple[int, ...]:
+    """Pack what both kernels take; the order is that of ``_arguments``."""
+    u, delta, B, C, z, A, D, bias, initial = tensors
     return (
-        rows(u),  # type: ignore[arg-type]
-        rows(delta),  # type: ignore[arg-type]
-        A.contiguous(),  # type: ignore[union-attr]
-        rows(B),  # type: ignore[arg-type]
-        rows(C),  # type: ignore[arg-type]
-        None if D is None else D.contiguous(),
-        None if z is None else rows(z),
-        None if bias is None else bias.contiguous(),
-        None if initial is None else initial.contiguous(),
-    )
-
-
-def _common_arguments(softplus: bool, tensors: tuple[Any, ...]) -> tuple[int, ...]:
-    """Pack what both kernels take; the order is that of ``_kernels``."""
-    u, delta, A, B, C, D, z, bias, initial = tensors
-    batch, length, channels = u.shape
-    return (
-        *(0, batch, length, channels, A.shape[1], int(softplus), CHUNK),
-        *_cpu.row_arguments(u),
-        *_cpu.row_arguments(delta),
-        *_cpu.row_arguments(B),
-        *_cpu.row_arguments(C),
-        *_cpu.row_arguments(z),
+        *(0, *u.shape, A.shape[1], int(softplus), CHUNK),
+        *_cpu.row_arguments(u, size),
+        *_cpu.row_arguments(delta, size),
+        *_cpu.row_arguments(B, size),
+        *_cpu.row_arguments(C, size),
+        *_cpu.row_arguments(z, size),
         *(A.data_ptr(), _cpu.address(D), _cpu.address(bias), _cpu.address(initial)),
     )
 
 
 def _forward(
-    softplus: bool, return_final_state: bool, save: bool, tensors: tuple[Any, ...]
+    softplus: bool, return_final_state: bool, save: bool, tensors: Sequence[Any]
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    from sb3_dmamba.ops.selective_scan._kernels import forward_scratch
-
-    u, A = tensors[0], tensors[2]
+    u, A = tensors[0], tensors[5]
     batch, length, channels = u.shape
     states = A.shape[1]
     dtype = u.dtype
     bits = _cpu.float_bits(dtype)
+    width = 512 // bits
+    blocks = -(-channels // width)
     y = _cpu.empty(batch, length, channels, dtype=dtype)
     final = _cpu.empty(batch, channels, states, dtype=dtype) if return_final_state else None
     checkpoints = None
     if save:
-        width = 512 // bits
-        blocks = -(-channels // width)
         n_chunks = -(-length // CHUNK)
         checkpoints = _cpu.empty(batch, n_chunks, blocks, states, width, dtype=dtype)
     arguments = (
-        *_common_arguments(softplus, tensors),
+        *_common_arguments(softplus, bits // 8, tensors),
         *(_cpu.address(checkpoints), y.data_ptr(), _cpu.address(final)),
     )
     _cpu.call_kernel(
-        _cpu.load_kernel("selective_scan", "build_forward", bits),
+        _cpu.load_kernel("selective_scan._forward", "build_forward", bits),
         arguments,
-        forward_scratch(channels, states, CHUNK, bits),
+        64 * (states * (1 + blocks) + 3 * CHUNK),
         batch,
         batch * length * channels * states,
     )
@@ -118,9 +98,8 @@ class _SelectiveScan(torch.autograd.Function):
     def forward(
         ctx: Any, softplus: bool, return_final_state: bool, *inputs: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        tensors = _layout(inputs)
-        y, final, checkpoints = _forward(softplus, return_final_state, True, tensors)
-        ctx.save_for_backward(*tensors, checkpoints)
+        y, final, checkpoints = _forward(softplus, return_final_state, True, inputs)
+        ctx.save_for_backward(*inputs, checkpoints)
         ctx.softplus = softplus
         ctx.set_materialize_grads(False)
         return y, final
@@ -131,21 +110,19 @@ class _SelectiveScan(torch.autograd.Function):
         *tensors, checkpoints = ctx.saved_tensors
         if grad_y is None and grad_final is None:
             return (None,) * 11
-        gradients = _backward(ctx.softplus, tuple(tensors), checkpoints, grad_y, grad_final)
+        gradients = _backward(ctx.softplus, tensors, checkpoints, grad_y, grad_final)
         needed = zip(gradients, ctx.needs_input_grad[2:], strict=True)
         return None, None, *(gradient if need else None for gradient, need in needed)
 
 
 def _backward(
     softplus: bool,
-    tensors: tuple[Any, ...],
+    tensors: Sequence[Any],
     checkpoints: Tensor,
     grad_y: Tensor | None,
     grad_final: Tensor | None,
 ) -> tuple[Tensor | None, ...]:
-    from sb3_dmamba.ops.selective_scan._kernels import backward_scratch
-
-    u, _, A, _, _, D, z, bias, initial = tensors
+    u, _, _, _, z, A, D, bias, initial = tensors
     batch, length, channels = u.shape
     states, dtype = A.shape[1], u.dtype
     bits = _cpu.float_bits(dtype)
@@ -165,17 +142,17 @@ def _backward(
     # Of each group: A's gradient, then D's and the bias's as two more states.
     partials = _cpu.empty(n_groups, blocks, states + 2, width, dtype=dtype)
     arguments = (
-        *_common_arguments(softplus, tensors),
+        *_common_arguments(softplus, bits // 8, tensors),
         *(checkpoints.data_ptr(), 0, 0),
-        *_cpu.row_arguments(grad_y),
+        *_cpu.row_arguments(grad_y, bits // 8),
         *(_cpu.address(grad_final), d_u.data_ptr(), d_delta.data_ptr(), d_B.data_ptr()),
         *(d_C.data_ptr(), _cpu.address(d_z), _cpu.address(d_initial)),
         *(partials.data_ptr(), group_size),
     )
     _cpu.call_kernel(
-        _cpu.load_kernel("selective_scan", "build_backward", bits),
+        _cpu.load_kernel("selective_scan._backward", "build_backward", bits),
         arguments,
-        backward_scratch(channels, states, CHUNK, bits),
+        64 * (states * (4 * CHUNK + 1 + 2 * blocks) + 5 * CHUNK),
         n_groups,
         batch * length * channels * states,
     )
@@ -183,4 +160,4 @@ def _backward(
     d_A = total[:, :states].contiguous()
     d_D = None if D is None else total[:, states].contiguous()
     d_bias = None if bias is None else total[:, states + 1].contiguous()
-    return d_u, d_delta, d_A, d_B, d_C, d_D, d_z, d_bias, d_initial
+    return d_u, d_delta, d_B, d_C, d_z, d_A, d_D, d_bias, d_initial
