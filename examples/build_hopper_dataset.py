@@ -37,8 +37,11 @@ from stable_baselines3.common.monitor import Monitor
 
 ENV_ID = "Hopper-v5"
 DATASET_ID = "sb3_dmamba/hopper-v0"
+LEARNING_STARTS = 10_000  # steps of random actions, which the replay buffer keeps too
 EVAL_FREQ = 5_000  # environment steps between evaluations of the agent being trained
 N_EVAL_EPISODES = 10
+
+SMALLEST_COMPRESSED = 4_096  # bytes; below, a compressed array's index outweighs what it saves
 
 Episode = dict[str, np.ndarray]
 
@@ -57,7 +60,7 @@ def train_until_medium(stop_at: float, max_steps: int, seed: int) -> SAC:
     agent = SAC(
         "MlpPolicy",
         Monitor(gym.make(ENV_ID)),
-        learning_starts=10_000,
+        learning_starts=LEARNING_STARTS,
         buffer_size=max_steps,
         seed=seed,
         verbose=1,
@@ -104,6 +107,7 @@ def split_replay_buffer(buffer: ReplayBuffer) -> list[Episode]:
 def roll_out(agent: SAC, n_steps: int, seed: int) -> list[Episode]:
     """Record whole episodes of ``agent``, actions sampled, until they hold ``n_steps`` steps."""
     env = gym.make(ENV_ID)
+    agent.set_random_seed(seed)
     episodes: list[Episode] = []
     collected = 0
     while collected < n_steps:
@@ -150,7 +154,7 @@ def write_minari(parts: dict[str, list[Episode]], output: Path, description: str
     """Write the episodes as a compressed Minari dataset, replacing ``output`` at the end only.
 
     Args:
-        parts: Episodes of each part; the part's name is stored as each episode's ``part``.
+        parts: Episodes of each part, written one part after the other.
         output: Folder that will hold ``sb3_dmamba/hopper-v0``.
         description: The dataset's description.
     """
@@ -160,7 +164,7 @@ def write_minari(parts: dict[str, list[Episode]], output: Path, description: str
         from minari.data_collector import EpisodeBuffer
 
         buffers = []
-        for name, episodes in parts.items():
+        for episodes in parts.values():
             for episode in episodes:
                 buffers.append(
                     EpisodeBuffer(
@@ -170,19 +174,17 @@ def write_minari(parts: dict[str, list[Episode]], output: Path, description: str
                         rewards=episode["rewards"].astype(np.float32).tolist(),
                         terminations=episode["terminations"].tolist(),
                         truncations=episode["truncations"].tolist(),
-                        infos={"part": [name] * (len(episode["rewards"]) + 1)},
                     )
                 )
         env = gym.make(ENV_ID)
         float32_space = gym.spaces.Box(-np.inf, np.inf, env.observation_space.shape, np.float32)
         minari.create_dataset_from_buffers(
             dataset_id=DATASET_ID,
-            buffer=[_without_infos(buffer) for buffer in buffers],
+            buffer=buffers,
             env=env,
             observation_space=float32_space,
             algorithm_name="SAC (Stable-Baselines3), stopped early",
             author="sb3_dmamba contributors",
-            code_permalink="https://github.com/sb3-dmamba/sb3-dmamba",
             description=description,
         )
         made = Path(scratch) / DATASET_ID
@@ -196,22 +198,17 @@ def write_minari(parts: dict[str, list[Episode]], output: Path, description: str
         partial.rename(target)
 
 
-def _without_infos(buffer: Any) -> Any:
-    buffer.infos = None
-    return buffer
-
-
 def _compress(path: Path) -> None:
     """Rewrite an HDF5 file with gzip and byte shuffle; Minari itself writes it uncompressed."""
     packed = path.with_suffix(".packed")
-    with h5py.File(path) as source, h5py.File(packed, "w", libver=("earliest", "v110")) as copy:
+    with h5py.File(path) as source, h5py.File(packed, "w", libver=("v110", "v110")) as copy:
         copy.attrs.update(source.attrs)
 
         def visit(name: str, node: Any) -> None:
             if isinstance(node, h5py.Group):
                 copy.require_group(name).attrs.update(node.attrs)
             else:
-                small = node.size < 64
+                small = node.nbytes < SMALLEST_COMPRESSED
                 options = {} if small else {"compression": "gzip", "compression_opts": 9}
                 stored = copy.create_dataset(
                     name, data=node[()], shuffle=not small or None, **options
@@ -227,18 +224,25 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("sb3_dmamba/data/bundled"))
     parser.add_argument("--stop-at", type=float, default=1500.0, help="mean return that ends SAC")
     parser.add_argument("--max-steps", type=int, default=200_000, help="SAC steps at the most")
-    parser.add_argument("--replay-steps", type=int, default=60_000, help="steps kept of the buffer")
-    parser.add_argument("--medium-steps", type=int, default=40_000, help="steps of the roll-outs")
+    parser.add_argument("--replay-steps", type=int, default=45_000, help="steps kept of the buffer")
+    parser.add_argument("--medium-steps", type=int, default=35_000, help="steps of the roll-outs")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--scratch", type=Path, help="also save the agent and its buffer here")
+    parser.add_argument(
+        "--scratch",
+        type=Path,
+        help="keep the agent and its buffer here, and go on from there if there are some",
+    )
     arguments = parser.parse_args()
 
     torch.set_num_threads(1)  # SAC's networks are too small to share
-    agent = train_until_medium(arguments.stop_at, arguments.max_steps, arguments.seed)
-    if arguments.scratch:
-        arguments.scratch.mkdir(parents=True, exist_ok=True)
-        agent.save(arguments.scratch / "agent")
-        agent.save_replay_buffer(arguments.scratch / "buffer")
+    if arguments.scratch and (arguments.scratch / "buffer.pkl").exists():
+        agent = SAC.load(arguments.scratch / "agent")
+        agent.load_replay_buffer(arguments.scratch / "buffer")
+    else:
+        agent = train_until_medium(arguments.stop_at, arguments.max_steps, arguments.seed)
+        if arguments.scratch:
+            agent.save(arguments.scratch / "agent")
+            agent.save_replay_buffer(arguments.scratch / "buffer")
     assert isinstance(agent.replay_buffer, ReplayBuffer)
     parts = {
         "replay": thin(split_replay_buffer(agent.replay_buffer), arguments.replay_steps),
@@ -252,8 +256,8 @@ def main() -> None:
             f"(std {returns.std():.1f}, {returns.min():.1f} to {returns.max():.1f})"
         )
     description = (
-        f"Hopper-v5, SAC (SB3 defaults, seed {arguments.seed}) stopped after "
-        f"{agent.num_timesteps} steps at mean return {arguments.stop_at:g}: its replay buffer "
+        f"Hopper-v5, SAC (SB3 defaults, {LEARNING_STARTS} random steps first, seed {arguments.seed}) stopped after "
+        f"{agent.num_timesteps} steps, at a mean return of {arguments.stop_at:g} or more: its replay buffer "
         f"({len(parts['replay'])} episodes), then roll-outs of the stopped policy "
         f"({len(parts['medium'])} episodes)."
     )

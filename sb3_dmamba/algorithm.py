@@ -31,7 +31,7 @@ from sb3_dmamba.environments import (
     set_target_return,
     wrap,
 )
-from sb3_dmamba.errors import ConfigError, DatasetError, NotFittedError
+from sb3_dmamba.errors import ConfigError, DatasetError, MissingDependencyError, NotFittedError
 from sb3_dmamba.evaluation import EvaluationReport, ReportDetails, StatefulActor, evaluate_targets
 from sb3_dmamba.evaluation.wrappers.base import conditioned_space
 from sb3_dmamba.files import SavedModel
@@ -222,15 +222,19 @@ class DecisionMamba(BaseAlgorithm):
                 statistics = compute_observation_statistics(trajectories)
             self._build(trajectories.observation_space, trajectories.action_space, statistics)
         self._check(trajectories, "the dataset")
-        if self.env is not None:
-            self._check(self.env, "the environment")
         self._trajectories = trajectories
         self.dataset = DatasetInfo.of(trajectories)
+        try:
+            venv = self.get_env()
+        except MissingDependencyError:
+            return  # learning needs no environment
+        if venv is not None:
+            self._check(venv, "the environment")
 
     def _build(
         self,
         observation_space: spaces.Box,
-        action_space: spaces.Space,
+        action_space: spaces.Space[Any],
         statistics: ObservationStatistics | None,
     ) -> None:
         assert self.seed is not None
@@ -397,7 +401,7 @@ class DecisionMamba(BaseAlgorithm):
 
     # --- Files ---------------------------------------------------------------------------------
 
-    def save(
+    def save(  # type: ignore[override]  # any path, and files that are only writable
         self,
         path: str | os.PathLike[str] | BinaryIO,
         exclude: Iterable[str] | None = None,

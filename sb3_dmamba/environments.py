@@ -95,7 +95,7 @@ class Surroundings:
         return max((target for target in targets if target <= best), default=targets[0])
 
 
-def is_conditioned(space: spaces.Space) -> bool:
+def is_conditioned(space: spaces.Space[Any]) -> bool:
     """Whether observations of this space carry a return-to-go."""
     return isinstance(space, spaces.Dict) and set(space.spaces) == {"observation", "return_to_go"}
 
@@ -177,7 +177,10 @@ def wrap(environment: Environment, target_return: float) -> VecEnv:
 
 
 def check_spaces(
-    observation_space: spaces.Space, action_space: spaces.Space, environment: Any, what: str
+    observation_space: spaces.Space[Any],
+    action_space: spaces.Space[Any],
+    environment: Any,
+    what: str,
 ) -> None:
     """Check that an environment's or a dataset's spaces are those the model was made for.
 

@@ -43,7 +43,7 @@ class SavedModel:
     task: Task | None
     dataset: DatasetInfo
     observation_space: spaces.Box
-    action_space: spaces.Space
+    action_space: spaces.Space[Any]
     target_return: float | None
     seed: int
     counters: dict[str, int]

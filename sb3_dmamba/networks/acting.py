@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from gymnasium import spaces
 from jaxtyping import Float, Num
 from torch import Tensor
 
-from sb3_dmamba.networks.embedding import TOKENS_PER_STEP
 from sb3_dmamba.networks.sequence_model import SequenceModel
 from sb3_dmamba.networks.state import ActingState
 
 __all__ = ["StreamMemory", "WindowMemory"]
 
 
-def _action_rows(space: spaces.Space, *lead: int) -> Tensor:
+def _action_rows(space: spaces.Space[Any], *lead: int) -> Tensor:
     """Zeros in the shape and type that actions are stored and encoded in."""
     if isinstance(space, spaces.Discrete):
         return torch.zeros(lead, dtype=torch.int64)
@@ -37,7 +37,7 @@ class StreamMemory:
         action_space: Its action space.
     """
 
-    def __init__(self, model: SequenceModel, action_space: spaces.Space) -> None:
+    def __init__(self, model: SequenceModel, action_space: spaces.Space[Any]) -> None:
         self.model = model
         self.action_space = action_space
 
@@ -119,7 +119,7 @@ class WindowMemory:
         self,
         model: SequenceModel,
         observation_space: spaces.Box,
-        action_space: spaces.Space,
+        action_space: spaces.Space[Any],
         context_length: int,
     ) -> None:
         self.model = model
@@ -162,10 +162,7 @@ class WindowMemory:
             window["returns_to_go"][:, :n_steps],
             (timestep - place)[:, None] + offset,
         )[:, :-1]  # the newest action is what we are about to choose
-        *inner, last = self.model.blocks
-        for block in inner:
-            tokens = block(tokens)
-        state_tokens = last(tokens, slice(1, None, TOKENS_PER_STEP))[row, place]
+        state_tokens = self.model.mix(tokens)[row, place]
         return self.model.predict(state_tokens), window
 
     def remember_action(

@@ -84,7 +84,8 @@ class AttentionMixer(nn.Module):
         }
 
     def _split_heads(self, projected: Float[Tensor, "B L H"]) -> Float[Tensor, "B heads L size"]:
-        return projected.unflatten(-1, (self.n_heads, self.head_size)).transpose(1, 2)
+        heads = projected.view(*projected.shape[:2], self.n_heads, self.head_size)
+        return heads.transpose(1, 2)
 
     def _attend(
         self,

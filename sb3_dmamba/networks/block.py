@@ -11,7 +11,10 @@ from sb3_dmamba.networks.mamba import MambaMixer
 
 __all__ = ["Block"]
 
-_MIXERS = {"mamba": MambaMixer, "attention": AttentionMixer}
+_MIXERS: dict[str, type[MambaMixer | AttentionMixer]] = {
+    "mamba": MambaMixer,
+    "attention": AttentionMixer,
+}
 _CHANNEL_MIXING_RATIO = 4
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from gymnasium import spaces
 from jaxtyping import Float, Int, Num
@@ -32,7 +34,7 @@ class TokenEmbedding(nn.Module):
     def __init__(
         self,
         observation_space: spaces.Box,
-        action_space: spaces.Space,
+        action_space: spaces.Space[Any],
         config: DecisionMambaConfig,
         statistics: ObservationStatistics | None,
     ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from gymnasium import spaces
@@ -93,13 +93,13 @@ class NatureCNNEncoder(nn.Module):
         if self.channels_last:
             images = images.movedim(-1, 1)
         encoded: Tensor = self.projection(self.convolutions(images.float() / 255.0))
-        return encoded.unflatten(0, observations.shape[:2])  # (B, K, H)
+        return encoded.view(*observations.shape[:2], -1)  # (B, K, H)
 
 
 class ActionEncoder(nn.Module):
     """Embed an action: a table for discrete ones, a projection for continuous ones."""
 
-    def __init__(self, space: spaces.Space, hidden_size: int) -> None:
+    def __init__(self, space: spaces.Space[Any], hidden_size: int) -> None:
         super().__init__()
         self.start = int(space.start) if isinstance(space, spaces.Discrete) else None
         self.projection: nn.Module

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from gymnasium import spaces
@@ -104,7 +105,7 @@ class DiscreteHead(nn.Module):
 ActionHead = ContinuousHead | DiscreteHead
 
 
-def make_head(space: spaces.Space, hidden_size: int) -> ActionHead:
+def make_head(space: spaces.Space[Any], hidden_size: int) -> ActionHead:
     """Build the head that fits the action space.
 
     Raises:

@@ -40,7 +40,7 @@ class DecisionMambaPolicy(BasePolicy):
     def __init__(
         self,
         observation_space: spaces.Box,
-        action_space: spaces.Space,
+        action_space: spaces.Space[Any],
         config: DecisionMambaConfig,
         statistics: ObservationStatistics | None = None,
     ) -> None:
@@ -48,14 +48,14 @@ class DecisionMambaPolicy(BasePolicy):
         self.config = config
         self.memory: Memory = config.memory
         self.model = SequenceModel(observation_space, action_space, config, statistics)
-        self._memories = {
+        self._memories: dict[str, StreamMemory | WindowMemory] = {
             "stream": StreamMemory(self.model, action_space),
             "window": WindowMemory(
                 self.model, observation_space, action_space, config.context_length
             ),
         }
 
-    def initial_state(self, n_envs: int, memory: Memory | None = None) -> ActingState:
+    def initial_state(self, n_envs: int, memory: str | None = None) -> ActingState:
         """Return the memory of ``n_envs`` episodes that have not begun.
 
         Args:
@@ -102,10 +102,10 @@ class DecisionMambaPolicy(BasePolicy):
             )
         memory = self._memories[state.memory]
         device = state.tensors["timestep"].device
-        inputs = torch.as_tensor(observations, device=device)
+        inputs = torch.tensor(observations, device=device)  # a copy: the array may be read-only
         if inputs.dtype != torch.uint8:
             inputs = inputs.float()
-        returns = torch.as_tensor(np.asarray(returns_to_go, dtype=np.float32), device=device)
+        returns = torch.tensor(returns_to_go, dtype=torch.float32, device=device)
         if self.training:
             self.set_training_mode(False)
         predictions, remembered = memory.encode(inputs, returns, state)
@@ -158,7 +158,7 @@ class DecisionMambaPolicy(BasePolicy):
             state = self.initial_state(n_envs)
         elif not isinstance(state, ActingState) or len(state) != n_envs:
             held = (
-                f"of {len(state)} environments" if isinstance(state, ActingState) else repr(state)
+                f"{len(state)} environments'" if isinstance(state, ActingState) else repr(state)
             )
             raise ConditioningError(
                 f"state is {held}, and {n_envs} observations came: pass the state that the last "

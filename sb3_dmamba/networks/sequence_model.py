@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from gymnasium import spaces
 from jaxtyping import Float, Int, Num
@@ -37,7 +39,7 @@ class SequenceModel(nn.Module):
     def __init__(
         self,
         observation_space: spaces.Box,
-        action_space: spaces.Space,
+        action_space: spaces.Space[Any],
         config: DecisionMambaConfig,
         statistics: ObservationStatistics | None,
     ) -> None:
@@ -68,9 +70,20 @@ class SequenceModel(nn.Module):
             The head's predictions: actions, or logits.
         """
         tokens = self.dropout(self.embedding(observations, actions, returns_to_go, timesteps))
-        for block in self.blocks[:-1]:
+        return self.predict(self.mix(tokens))
+
+    def mix(self, tokens: Float[Tensor, "B L H"]) -> Float[Tensor, "B K H"]:
+        """Run embedded windows through every block, and return the state tokens alone."""
+        *inner, last = self.layers
+        for block in inner:
             tokens = block(tokens)
-        return self.predict(self.blocks[-1](tokens, _STATE_TOKENS))
+        state_tokens: Tensor = last(tokens, _STATE_TOKENS)
+        return state_tokens
+
+    @property
+    def layers(self) -> list[Block]:
+        """The blocks, first to last."""
+        return cast("list[Block]", list(self.blocks))
 
     def predict(self, state_tokens: Float[Tensor, "*batch H"]) -> Float[Tensor, "*batch A"]:
         """Read the prediction off the last block's output at a state token."""
@@ -79,7 +92,7 @@ class SequenceModel(nn.Module):
 
     def initial_layers(self, batch_size: int) -> list[dict[str, Tensor]]:
         """Return each block's recurrent state before the first token."""
-        return [block.mixer.initial_state(batch_size) for block in self.blocks]
+        return [block.mixer.initial_state(batch_size) for block in self.layers]
 
     def step(
         self, tokens: Float[Tensor, "B L H"], layers: list[dict[str, Tensor]]
@@ -94,7 +107,7 @@ class SequenceModel(nn.Module):
             The prediction at the last token, and the states after it.
         """
         new_layers = []
-        for block, state in zip(self.blocks, layers, strict=True):
+        for block, state in zip(self.layers, layers, strict=True):
             tokens, new_state = block.step(tokens, state)
             new_layers.append(new_state)
         return self.predict(tokens[:, -1]), new_layers

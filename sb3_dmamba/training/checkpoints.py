@@ -175,7 +175,7 @@ def optimizer_from_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[st
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
-def space_to_json(space: spaces.Space) -> dict[str, Any]:
+def space_to_json(space: spaces.Space[Any]) -> dict[str, Any]:
     """Describe a Box or Discrete space in JSON.
 
     Raises:
@@ -194,7 +194,7 @@ def space_to_json(space: spaces.Space) -> dict[str, Any]:
     raise SpaceError(f"space {space} cannot be saved: only Box and Discrete can")
 
 
-def space_from_json(description: Mapping[str, Any]) -> spaces.Space:
+def space_from_json(description: Mapping[str, Any]) -> spaces.Space[Any]:
     """Build the space that :func:`space_to_json` described.
 
     Raises:
@@ -216,14 +216,7 @@ def space_from_json(description: Mapping[str, Any]) -> spaces.Space:
 
 
 def _bound_to_json(bound: np.ndarray) -> Any:
-    """Write one number where all are alike; infinities, which JSON lacks, as strings."""
-    values = bound.reshape(-1)[:1] if np.unique(bound).size == 1 else bound
-    as_text = np.where(np.isfinite(values), None, values.astype(str))
-
-    def encode(value: Any, text: Any) -> Any:
-        if isinstance(value, list):
-            return [encode(*pair) for pair in zip(value, text, strict=True)]
-        return value if text is None else text
-
-    encoded = encode(values.tolist(), as_text.tolist())
-    return encoded[0] if values is not bound else encoded
+    """Write numbers as strings, since JSON has no infinity; one where all are alike."""
+    if np.unique(bound).size == 1:
+        return str(bound.reshape(-1)[0])
+    return bound.astype(str).tolist()

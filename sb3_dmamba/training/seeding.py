@@ -27,7 +27,7 @@ def local_seed(device: torch.device, *entropy: int) -> Iterator[None]:
     devices = [device] if device.type == "cuda" else []
     seed = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1))
     with torch.random.fork_rng(devices, device_type="cuda"):
-        torch.random.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         if devices:
             torch.cuda.manual_seed(seed)
         yield

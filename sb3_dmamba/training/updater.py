@@ -92,7 +92,7 @@ class Updater:
         ):
             loss = compute_loss(self.policy, batch)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         grad_norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.config.max_grad_norm)
         self.optimizer.step()
         return UpdateMetrics(loss.detach(), grad_norm.detach(), learning_rate)

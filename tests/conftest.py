@@ -1,0 +1,24 @@
+"""Settings of the whole suite: shapes are checked as they are annotated."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+# Before anything imports these rooms: their shape annotations become assertions.
+install_import_hook(["sb3_dmamba.networks"], "beartype.beartype")
+
+SHARED_DATA = Path(
+    os.environ.get("SB3_DMAMBA_SHARED_DATA") or Path(__file__).parents[2] / "shared" / "data"
+)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of recorded real datasets that lies beside a development checkout."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"no shared datasets at {SHARED_DATA} (set SB3_DMAMBA_SHARED_DATA)")
+    return SHARED_DATA

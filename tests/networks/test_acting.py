@@ -1,0 +1,222 @@
+"""Acting step by step against the model over whole sequences."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sb3_dmamba.config import DecisionMambaConfig, Memory
+from sb3_dmamba.errors import ConditioningError, ConfigError, SpaceError
+from sb3_dmamba.networks import ActingState, DecisionMambaPolicy
+from tests.toys import random_trajectories
+
+K = 5
+CONFIG = DecisionMambaConfig(hidden_size=16, n_layers=2, context_length=K, d_state=4, n_heads=2)
+T = 12  # longer than the window
+
+
+def make_policy(n_actions: int | None = None, **overrides: Any) -> DecisionMambaPolicy:
+    data = random_trajectories(n_actions=n_actions)
+    torch.manual_seed(0)
+    config = CONFIG.replace(**overrides)
+    policy = DecisionMambaPolicy(data.observation_space, data.action_space, config)
+    policy.set_training_mode(False)
+    return policy
+
+
+def run(
+    policy: DecisionMambaPolicy,
+    memory: Memory,
+    observations: np.ndarray,
+    returns_to_go: np.ndarray,
+    n_steps: int = T,
+) -> np.ndarray:
+    """Act along recorded observations; return the actions, (T, n, ...)."""
+    state = policy.initial_state(observations.shape[1], memory)
+    actions = []
+    for step in range(n_steps):
+        action, state = policy.act(observations[step], returns_to_go[step], state)
+        actions.append(action)
+    return np.stack(actions)
+
+
+def recorded(n_envs: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    observations = rng.normal(size=(T, n_envs, 3)).astype(np.float32)
+    return observations, 1000.0 * rng.normal(size=(T, n_envs)).astype(np.float32)
+
+
+def predict_window(
+    policy: DecisionMambaPolicy,
+    observations: np.ndarray,
+    returns_to_go: np.ndarray,
+    actions: np.ndarray,
+    first: int,
+    last: int,
+) -> np.ndarray:
+    """Run the model over steps first..last at once; return the prediction at the last one."""
+    window = slice(first, last + 1)
+    n_envs = observations.shape[1]
+    with torch.no_grad():
+        prediction = policy.model(
+            torch.as_tensor(observations[window]).transpose(0, 1),
+            torch.as_tensor(actions[window]).transpose(0, 1),
+            torch.as_tensor(returns_to_go[window]).transpose(0, 1),
+            torch.arange(first, last + 1).repeat(n_envs, 1),
+        )[:, -1]
+        return np.asarray(policy.model.head.act(prediction, deterministic=True))
+
+
+@pytest.mark.parametrize("n_actions", [None, 4])
+@pytest.mark.parametrize(
+    "overrides", [{}, {"mixer": "attention"}, {"time_encoding": "global"}], ids=str
+)
+def test_window_equals_reencoding_the_last_steps(
+    overrides: dict[str, Any], n_actions: int | None
+) -> None:
+    policy = make_policy(n_actions, **overrides)
+    observations, returns_to_go = recorded(3)
+    actions = run(policy, "window", observations, returns_to_go)
+    for step in range(T):
+        first = max(0, step - K + 1)
+        expected = predict_window(policy, observations, returns_to_go, actions, first, step)
+        np.testing.assert_allclose(actions[step], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_stream_equals_the_model_over_the_whole_episode() -> None:
+    policy = make_policy()
+    observations, returns_to_go = recorded(3)
+    actions = run(policy, "stream", observations, returns_to_go)
+    for step in range(T):
+        expected = predict_window(policy, observations, returns_to_go, actions, 0, step)
+        np.testing.assert_allclose(actions[step], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_stream_of_attention_equals_the_model_while_nothing_is_forgotten() -> None:
+    policy = make_policy(mixer="attention")
+    observations, returns_to_go = recorded(3)
+    actions = run(policy, "stream", observations, returns_to_go)
+    for step in range(K):
+        expected = predict_window(policy, observations, returns_to_go, actions, 0, step)
+        np.testing.assert_allclose(actions[step], expected, rtol=1e-4, atol=1e-5)
+    window = run(policy, "window", observations, returns_to_go)
+    assert np.abs(actions[K + 1 :] - window[K + 1 :]).max() > 1e-4  # after which the two differ
+
+
+@pytest.mark.parametrize("mixer", ["mamba", "attention"])
+@pytest.mark.parametrize("memory", ["window", "stream"])
+def test_environments_of_different_ages_do_not_disturb_each_other(
+    memory: Memory, mixer: str
+) -> None:
+    policy = make_policy(mixer=mixer)
+    observations, returns_to_go = recorded(3)
+    alone = run(policy, memory, observations, returns_to_go)
+    # The middle environment starts a new episode at step 4, the others go on.
+    state = policy.initial_state(3, memory)
+    for step in range(T):
+        state = state.reset([False, step == 4, False])
+        age = np.array([step, step - 4 if step >= 4 else step, step])
+        rows = np.arange(3)
+        action, state = policy.act(observations[age, rows], returns_to_go[age, rows], state)
+        np.testing.assert_allclose(action, alone[age, rows], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("mixer", ["mamba", "attention"])
+@pytest.mark.parametrize("memory", ["window", "stream"])
+def test_states_are_dropped_reordered_joined_and_pickled(memory: Memory, mixer: str) -> None:
+    policy = make_policy(mixer=mixer)
+    observations, returns_to_go = recorded(3)
+    alone = run(policy, memory, observations, returns_to_go)
+    state = policy.initial_state(3, memory)
+    for step in range(7):
+        _, state = policy.act(observations[step], returns_to_go[step], state)
+    order = [2, 0]
+    parts = [state.take([2]), pickle.loads(pickle.dumps(state.take([0])))]
+    state = ActingState.concatenate(parts)
+    for step in range(7, T):
+        action, state = policy.act(observations[step, order], returns_to_go[step, order], state)
+        np.testing.assert_allclose(action, alone[step, order], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("mixer", ["mamba", "attention"])
+@pytest.mark.parametrize("memory", ["window", "stream"])
+def test_acting_leaves_the_given_state_alone(memory: Memory, mixer: str) -> None:
+    policy = make_policy(mixer=mixer)
+    observations, returns_to_go = recorded(2)
+    state = policy.initial_state(2, memory)
+    for step in range(K + 2):
+        first, after = policy.act(observations[step], returns_to_go[step], state)
+        second, _ = policy.act(observations[step], returns_to_go[step], state)
+        np.testing.assert_array_equal(first, second)
+        state = after
+
+
+@pytest.mark.parametrize("mixer", ["mamba", "attention"])
+def test_a_stream_holds_as_much_at_step_1000_as_at_step_10(mixer: str) -> None:
+    policy = make_policy(mixer=mixer)
+    observations, returns_to_go = recorded(1)
+    state = policy.initial_state(1, "stream")
+    sizes = set()
+    for step in range(40):
+        _, state = policy.act(observations[step % T], returns_to_go[step % T], state)
+        sizes.add(sum(tensor.numel() for tensor in state.tensors.values()))
+    assert len(sizes) == 1
+
+
+def test_predict_speaks_stable_baselines3s_protocol() -> None:
+    policy = make_policy()
+    observations, returns_to_go = recorded(2)
+    expected = run(policy, "window", observations, returns_to_go, 4)
+    state = None
+    for step in range(4):
+        seen = {"observation": observations[step], "return_to_go": returns_to_go[step][:, None]}
+        start = np.array([step == 0] * 2)
+        action, state = policy.predict(seen, state, episode_start=start)
+        np.testing.assert_allclose(action, expected[step], rtol=1e-5, atol=1e-6)
+    again, _ = policy.predict(
+        {"observation": observations[0], "return_to_go": returns_to_go[0]}, state, np.ones(2, bool)
+    )
+    np.testing.assert_allclose(again, expected[0], rtol=1e-5, atol=1e-6)
+    single, _ = policy.predict(
+        {"observation": observations[0, 0], "return_to_go": returns_to_go[0, :1]}
+    )
+    np.testing.assert_allclose(single, expected[0, 0], rtol=1e-5, atol=1e-6)
+
+
+def test_actions_stay_in_the_space_and_may_start_anywhere() -> None:
+    from gymnasium import spaces
+
+    box = spaces.Box(np.float32([-2.0, 0.5]), np.float32([-1.0, 0.75]))
+    observed = spaces.Box(-1.0, 1.0, (3,), np.float32)
+    policy = DecisionMambaPolicy(observed, box, CONFIG)
+    observations, returns_to_go = recorded(2)
+    for action in run(policy, "window", observations, returns_to_go).reshape(-1, 2):
+        assert box.contains(action)
+    discrete = spaces.Discrete(3, start=5)
+    policy = DecisionMambaPolicy(observed, discrete, CONFIG)
+    chosen = run(policy, "stream", observations, returns_to_go)
+    assert chosen.dtype == np.int64
+    assert all(discrete.contains(action) for action in chosen.ravel())
+
+
+def test_a_plain_observation_is_refused_with_the_line_to_write() -> None:
+    policy = make_policy()
+    with pytest.raises(ConditioningError, match=r"ReturnToGo\(env, target_return\)"):
+        policy.predict(np.zeros(3, np.float32))
+    with pytest.raises(ConditioningError, match="1 returns-to-go"):
+        policy.predict({"observation": np.zeros((2, 3), np.float32), "return_to_go": np.ones(1)})
+    seen = {"observation": np.zeros((2, 3), np.float32), "return_to_go": np.ones(2)}
+    of_three = policy.initial_state(3)
+    with pytest.raises(ConditioningError, match="state is 3 environments'"):
+        policy.predict(seen, of_three)
+    with pytest.raises(SpaceError, match=r"\(1, 4\).*\(1, 3\)"):
+        policy.predict({"observation": np.zeros((1, 4), np.float32), "return_to_go": np.ones(1)})
+    with pytest.raises(ConfigError, match="memory='forever'"):
+        policy.initial_state(1, "forever")
+    globally_timed = make_policy(time_encoding="global")
+    with pytest.raises(ConfigError, match='memory="window"'):
+        globally_timed.initial_state(1, "stream")
