@@ -154,6 +154,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"rewards": (9, np.inf)}, r"rewards\[9\] is inf \(episode 3, step 1\)"),
     ({"actions": ((3, 0), np.nan)}, r"actions\[3, 0\] is nan \(episode 1, step 0\)"),
     ({"actions": ((4, 1), 1.01)}, r"actions\[4, 1\] is 1.01.* \(episode 2, step 0\), outside"),
+    ({"actions": ((9, 0), -1.01)}, r"actions\[9, 0\] is -1.01 \(episode 3, step 1\), outside"),
     ({"observations": np.full((10, 3), 1e300)}, r"observations\[0, 0\] is inf"),
     ({"observations": np.zeros((9, 3))}, r"observations have shape \(9, 3\) where \(10, 3\)"),
     ({"observations": np.zeros((10, 4))}, r"observations have shape \(10, 4\) where \(10, 3\)"),
