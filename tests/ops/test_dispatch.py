@@ -1,0 +1,85 @@
+"""Names of backends, what "auto" means, and what importing costs."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from sb3_dmamba.errors import BackendError
+from sb3_dmamba.ops import available_backends, dispatch, resolve_backend, selective_scan
+from tests.ops.cases import scan_inputs
+
+
+def test_available() -> None:
+    assert available_backends() == ["cpu", "reference"]
+    assert available_backends(torch.device("meta")) == ["reference"]
+
+
+def test_auto_is_the_fastest_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+    dispatch._resolve.cache_clear()
+    with caplog.at_level(logging.INFO, "sb3_dmamba"):
+        assert [resolve_backend("auto", "cpu") for _ in range(3)] == ["cpu"] * 3
+    assert [record.name for record in caplog.records] == ["sb3_dmamba"]
+    assert "'cpu'" in caplog.text
+
+
+def test_a_name_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BackendError, match=r"move them to the CPU"):
+        resolve_backend("cpu", "meta")
+    dispatch._resolve.cache_clear()
+    monkeypatch.setitem(sys.modules, "numba", None)
+    with pytest.raises(BackendError, match=r"Numba cannot be imported.*pip install"):
+        resolve_backend("cpu", "cpu")
+    assert resolve_backend("auto", "cpu") == "reference"
+    dispatch._resolve.cache_clear()
+
+
+def test_unknown_names_list_the_known() -> None:
+    with pytest.raises(BackendError, match=r"'gpu'.*'auto', 'cpu', 'reference'"):
+        resolve_backend("gpu")
+    with pytest.raises(BackendError, match="'gpu'"):
+        selective_scan(*list(scan_inputs(1, 1, 1, 1).values())[:5], backend="gpu")
+
+
+def run(code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_import_is_light() -> None:
+    code = (
+        "import sys, sb3_dmamba.ops; print([m for m in ('numba', 'llvmlite') if m in sys.modules])"
+    )
+    assert run(code).strip() == "[]"
+
+
+SCAN = """
+import torch
+from sb3_dmamba.ops import selective_scan
+x = torch.ones(2, 3, 4, requires_grad=True)
+y = selective_scan(x, x, -torch.ones(4, 1), x[..., :1], x[..., :1], backend="cpu")
+y.sum().backward()
+"""
+
+
+def test_works_without_a_folder_to_cache_in() -> None:
+    code = """
+import numba.core.caching as caching
+implementation = getattr(caching, "CacheImpl", None) or caching._CacheImpl
+assert implementation._locator_classes
+implementation._locator_classes = []
+"""
+    assert run(code + SCAN + "print(x.grad.isfinite().all().item())").strip() == "True"
+
+
+def test_works_for_a_cpu_without_avx512() -> None:
+    code = "import os; os.environ['NUMBA_CPU_NAME'] = 'generic'\n" + SCAN
+    here = float(run(SCAN + "print(y.sum().item())"))
+    assert float(run(code + "print(y.sum().item())")) == pytest.approx(here, rel=1e-6)

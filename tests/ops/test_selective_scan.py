@@ -1,0 +1,304 @@
+"""The selective scan: the reference against hand-worked values, every backend against it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mambapy.pscan import pscan
+from torch import Tensor
+
+from sb3_dmamba.ops import available_backends, selective_scan
+from tests.ops.cases import TOLERANCES, assert_same, evaluate, relative_error, scan, scan_inputs
+
+BACKENDS = available_backends("cpu")
+FUSED = [name for name in BACKENDS if name != "reference"]
+SHAPES = [
+    (1, 1, 1, 1),
+    (2, 5, 3, 2),
+    (1, 3, 256, 16),
+    (3, 37, 40, 5),
+    (2, 64, 17, 1),
+    (5, 33, 16, 16),
+    (2, 97, 32, 4),
+    (40, 2, 20, 3),
+]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_hand_worked(backend: str) -> None:
+    one = torch.ones(1, 2, 1)
+    decay = math.exp(-0.5)
+    # Step 0.5 throughout, rate -1, h0 = 4: h1 = 4 e^-0.5 + 0.5 * 3 * 2, h2 = h1 e^-0.5 + 0.5 * 3.
+    y, final = selective_scan(
+        u=2 * one - torch.tensor([[[0.0], [1.0]]]),
+        delta=0.25 * one,
+        A=torch.tensor([[-1.0]]),
+        B=3 * one,
+        C=torch.tensor([[[1.0], [10.0]]]),
+        D=torch.tensor([100.0]),
+        delta_bias=torch.tensor([0.25]),
+        initial_state=torch.full((1, 1, 1), 4.0),
+        return_final_state=True,
+        backend=backend,
+    )
+    first = 4 * decay + 3
+    second = first * decay + 1.5
+    expected = torch.tensor([first + 200, 10 * second + 100])
+    torch.testing.assert_close(y.flatten(), expected)
+    torch.testing.assert_close(final.flatten(), torch.tensor([second]))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_softplus_and_gate(backend: str) -> None:
+    # log(1 + e^0) = log 2; silu(1) = 1 / (1 + 1/e).
+    ones = torch.ones(1, 1, 1)
+    y = selective_scan(
+        ones, 0 * ones, -ones[0], ones, ones, z=ones, delta_softplus=True, backend=backend
+    )
+    assert y.item() == pytest.approx(math.log(2) / (1 + math.exp(-1)), rel=1e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradcheck(backend: str) -> None:
+    tensors = scan_inputs(2, 5, 3, 2)
+    names = list(tensors)
+    values = [x.double().detach().requires_grad_() for x in tensors.values()]
+
+    def function(*values: Tensor) -> tuple[Tensor, Tensor]:
+        return scan(dict(zip(names, values, strict=True)), backend)
+
+    assert torch.autograd.gradcheck(function, values)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("backend", FUSED)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_against_reference(shape: tuple[int, ...], backend: str, dtype: torch.dtype) -> None:
+    # Rounded first: the reference sees the same numbers, in float64.
+    tensors = {name: x.to(dtype).float() for name, x in scan_inputs(*shape).items()}
+    expected = evaluate(scan, tensors, "reference", torch.float64)
+    assert_same(evaluate(scan, tensors, backend, dtype), expected, dtype)
+
+
+@pytest.mark.parametrize("softplus", [False, True])
+@pytest.mark.parametrize("absent", ["D", "z", "delta_bias", "initial_state", "D z initial_state"])
+@pytest.mark.parametrize("backend", FUSED)
+def test_absent_arguments(backend: str, absent: str, softplus: bool) -> None:
+    tensors = scan_inputs(2, 35, 19, 3)
+    if not softplus:
+        tensors["delta"] = tensors["delta"].abs()
+        tensors["delta_bias"] = tensors["delta_bias"].abs()
+    for name in absent.split():
+        del tensors[name]
+    expected = evaluate(scan, tensors, "reference", torch.float64, delta_softplus=softplus)
+    results = evaluate(scan, tensors, backend, torch.float32, delta_softplus=softplus)
+    assert_same(results, expected, torch.float32)
+
+
+@pytest.mark.parametrize("name", list(scan_inputs(1, 1, 1, 1)))
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradient_of_one_input(backend: str, name: str) -> None:
+    tensors = scan_inputs(2, 6, 5, 3)
+    expected = evaluate(scan, tensors, "reference", torch.float64, {name})
+    assert_same(evaluate(scan, tensors, backend, torch.float32, {name}), expected, torch.float32)
+
+
+@pytest.mark.parametrize("backend", FUSED)
+@pytest.mark.parametrize("output", [0, 1], ids=["y", "final_state"])
+def test_gradient_of_one_output(backend: str, output: int) -> None:
+    gradients = []
+    for name, dtype in (("reference", torch.float64), (backend, torch.float32)):
+        tensors = {k: x.to(dtype).requires_grad_() for k, x in scan_inputs(2, 6, 5, 3).items()}
+        out = scan(tensors, name)[output]
+        # expand() gives the gradient a stride of zero.
+        grads = torch.autograd.grad(out.sum(), list(tensors.values()), allow_unused=True)
+        gradients.append(grads)
+    for name, wanted, value in zip(scan_inputs(1, 1, 1, 1), *gradients, strict=True):
+        if wanted is not None:
+            assert relative_error(value, wanted) < TOLERANCES[torch.float32], name
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("cuts", [[1], [32], [7, 8, 40], list(range(1, 70))], ids=len)
+def test_chunks_equal_the_whole(backend: str, cuts: list[int]) -> None:
+    tensors = scan_inputs(2, 70, 20, 4)
+    whole, final = scan(tensors, backend)
+    state, pieces = tensors["initial_state"], []
+    for start, stop in zip([0, *cuts], [*cuts, 70], strict=True):
+        piece = {
+            name: x[:, start:stop] if name in ("u", "delta", "B", "C", "z") else x
+            for name, x in tensors.items()
+        }
+        y, state = scan({**piece, "initial_state": state}, backend)
+        pieces.append(y)
+    if backend == "reference":  # PyTorch's own SiLU rounds differently by position in memory
+        assert_same({"y": torch.cat(pieces, 1), "h": state}, {"y": whole, "h": final}, whole.dtype)
+    else:
+        assert torch.equal(torch.cat(pieces, 1), whole)
+        assert torch.equal(state, final)
+
+
+@pytest.mark.parametrize("backend", FUSED)
+def test_gradients_through_chunks(backend: str) -> None:
+    def in_chunks(tensors: dict[str, Tensor], name: str, **options: Any) -> tuple[Tensor, Tensor]:
+        state, pieces = tensors["initial_state"], []
+        for part in (slice(0, 1), slice(1, 40), slice(40, 50)):
+            piece = {
+                k: x[:, part] if k in ("u", "delta", "B", "C", "z") else x
+                for k, x in tensors.items()
+            }
+            y, state = scan({**piece, "initial_state": state}, name)
+            pieces.append(y)
+        return torch.cat(pieces, 1), state
+
+    tensors = scan_inputs(3, 50, 17, 4)
+    expected = evaluate(scan, tensors, "reference", torch.float64)
+    assert_same(evaluate(in_chunks, tensors, backend, torch.float32), expected, torch.float32)
+
+
+@pytest.mark.parametrize("backend", FUSED)
+@pytest.mark.parametrize("layout", ["transposed", "expanded", "parameters", "sliced"])
+def test_layouts(backend: str, layout: str) -> None:
+    tensors = scan_inputs(3, 9, 18, 4)
+    if layout == "transposed":
+        tensors = {
+            k: x.transpose(1, 2).contiguous().transpose(1, 2) if x.ndim == 3 else x
+            for k, x in tensors.items()
+        }
+    elif layout == "expanded":
+        tensors = {k: x[:1].expand_as(x) if x.ndim == 3 else x for k, x in tensors.items()}
+    elif layout == "sliced":
+        tensors = {
+            k: x[:, ::2] if k in ("u", "delta", "B", "C", "z") else x for k, x in tensors.items()
+        }
+    else:
+        tensors["A"] = tensors["A"].t().contiguous().t()
+        tensors["D"] = tensors["D"].repeat_interleave(2)[::2]
+    y, final = scan(tensors, backend)
+    expected = scan({k: x.double() for k, x in tensors.items()}, "reference")
+    assert relative_error(y, expected[0]) < TOLERANCES[torch.float32]
+    assert relative_error(final, expected[1]) < TOLERANCES[torch.float32]
+
+
+@pytest.mark.parametrize("backend", FUSED)
+@pytest.mark.parametrize("scale", [30.0, 300.0])
+def test_large_steps(backend: str, scale: float) -> None:
+    # Past softplus' linear end and past the underflow of the decay.
+    tensors = scan_inputs(2, 8, 16, 4)
+    tensors["delta"] = scale * tensors["delta"]
+    expected = evaluate(scan, tensors, "reference", torch.float64)
+    results = evaluate(scan, tensors, backend, torch.float32)
+    assert all(torch.isfinite(x).all() for x in results.values())
+    assert_same(results, expected, torch.float32)
+
+
+@pytest.mark.parametrize("backend", FUSED)
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_not_finite_values_stay_so(backend: str, value: float) -> None:
+    tensors = scan_inputs(2, 6, 20, 3)
+    tensors["u"][0, 2, 5] = value
+    y, final = scan(tensors, backend)
+    wanted, wanted_final = scan(tensors, "reference")
+    assert torch.equal(y.isfinite(), wanted.isfinite())
+    assert torch.equal(final.isfinite(), wanted_final.isfinite())
+
+
+@pytest.mark.parametrize("backend", FUSED)
+def test_growing_states(backend: str) -> None:
+    # No structure of A is assumed: positive rates grow, up to infinity.
+    tensors = scan_inputs(1, 4, 5, 3)
+    tensors["A"] = -tensors["A"]
+    assert relative_error(scan(tensors, backend)[0], scan(tensors, "reference")[0]) < 1e-5
+    tensors["A"] = torch.full_like(tensors["A"], 1e4)
+    assert scan(tensors, backend)[1].isinf().all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    backend=st.sampled_from(BACKENDS),
+    length=st.integers(2, 70),
+    channels=st.integers(1, 20),
+    data=st.data(),
+)
+def test_later_tokens_change_nothing_earlier(
+    backend: str, length: int, channels: int, data: st.DataObject
+) -> None:
+    token = data.draw(st.integers(1, length - 1))
+    tensors = {name: x.clone() for name, x in scan_inputs(2, length, channels, 3).items()}
+    y, _ = scan(tensors, backend)
+    for name in ("u", "delta", "B", "C", "z"):
+        tensors[name][:, token:] += 1.0
+    changed, _ = scan(tensors, backend)
+    assert torch.equal(y[:, :token], changed[:, :token])
+    assert not torch.equal(y[:, token], changed[:, token])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_against_mambapy(backend: str) -> None:
+    tensors = scan_inputs(2, 21, 12, 4)
+    u, delta, A, B, C, D = (tensors[name] for name in ("u", "delta", "A", "B", "C", "D"))
+    step = torch.nn.functional.softplus(delta)
+    inputs = (step * u).unsqueeze(-1) * B.unsqueeze(2)
+    states = pscan(torch.exp(step.unsqueeze(-1) * A), inputs)
+    expected = (states @ C.unsqueeze(-1)).squeeze(3) + D * u
+    y = selective_scan(u, delta, A, B, C, D, delta_softplus=True, backend=backend)
+    assert relative_error(y, expected) < TOLERANCES[torch.float32]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_autocast_changes_nothing(backend: str) -> None:
+    tensors = scan_inputs(2, 12, 16, 4)
+    plain = evaluate(scan, tensors, backend, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = evaluate(scan, tensors, backend, torch.float32)
+    for name, value in plain.items():
+        assert torch.equal(value, cast[name]), name
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_dtypes_of_the_outputs(backend: str) -> None:
+    tensors = scan_inputs(1, 2, 3, 2)
+    mixed = {**tensors, **{k: tensors[k].bfloat16() for k in ("u", "delta", "B", "C", "z")}}
+    y, final = scan(mixed, backend)
+    assert (y.dtype, final.dtype) == (torch.bfloat16, torch.float32)
+    y, final = scan({k: x.double() for k, x in tensors.items()}, backend)
+    assert (y.dtype, final.dtype) == (torch.float64, torch.float64)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("shape", [(0, 3, 4, 2), (2, 0, 4, 2)], ids=["no batch", "no tokens"])
+def test_empty(backend: str, shape: tuple[int, ...]) -> None:
+    tensors = scan_inputs(*shape)
+    tensors = {name: x.requires_grad_() for name, x in tensors.items()}
+    y, final = scan(tensors, backend)
+    assert y.shape == tensors["u"].shape
+    assert torch.equal(final, tensors["initial_state"])
+    final.sum().backward()
+    gradient = tensors["initial_state"].grad
+    assert gradient is not None
+    assert torch.equal(gradient, torch.ones_like(gradient))
+
+
+@pytest.mark.parametrize("name", list(scan_inputs(1, 1, 1, 1)))
+def test_bad_shapes_are_named(name: str) -> None:
+    tensors = scan_inputs(2, 5, 4, 3)
+    shape = tuple(tensors[name].shape)
+    tensors[name] = tensors[name].new_zeros(*shape[:-1], shape[-1] + 1)
+    with pytest.raises(ValueError, match=r"shape") as error:
+        scan(tensors, "auto")
+    assert str((*shape[:-1], shape[-1] + 1)) in str(error.value) or name in ("u", "A")
+
+
+def test_bad_kinds_are_named() -> None:
+    tensors = scan_inputs(2, 5, 4, 3)
+    with pytest.raises(ValueError, match="expected \\(B, L, D\\)"):
+        scan({**tensors, "u": tensors["u"][0]}, "auto")
+    with pytest.raises(ValueError, match=r"B has dtype torch.int64"):
+        scan({**tensors, "B": tensors["B"].long()}, "auto")
+    with pytest.raises(ValueError, match="delta is on meta"):
+        scan({**tensors, "delta": tensors["delta"].to("meta")}, "auto")
