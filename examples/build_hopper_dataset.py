@@ -256,10 +256,10 @@ def main() -> None:
             f"(std {returns.std():.1f}, {returns.min():.1f} to {returns.max():.1f})"
         )
     description = (
-        f"Hopper-v5, SAC (SB3 defaults, {LEARNING_STARTS} random steps first, seed {arguments.seed}) stopped after "
-        f"{agent.num_timesteps} steps, at a mean return of {arguments.stop_at:g} or more: its replay buffer "
-        f"({len(parts['replay'])} episodes), then roll-outs of the stopped policy "
-        f"({len(parts['medium'])} episodes)."
+        f"Hopper-v5, SAC (SB3 defaults, {LEARNING_STARTS} random steps first, seed "
+        f"{arguments.seed}) stopped after {agent.num_timesteps} steps, at a mean return of "
+        f"{arguments.stop_at:g} or more: its replay buffer ({len(parts['replay'])} episodes), "
+        f"then roll-outs of the stopped policy ({len(parts['medium'])} episodes)."
     )
     write_minari(parts, arguments.output, description)
 

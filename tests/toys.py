@@ -59,8 +59,9 @@ def random_trajectories(
     observation_shape: tuple[int, ...] = (3,),
     n_actions: int | None = None,
     seed: int = 0,
+    action_size: int = 2,
 ) -> Trajectories:
-    """Noise in the shape of a dataset, with two continuous actions or ``n_actions`` discrete."""
+    """Noise in the shape of a dataset; actions are continuous unless ``n_actions`` is given."""
     rng = np.random.default_rng(seed)
     n_steps = sum(lengths)
     is_image = len(observation_shape) == 3
@@ -72,8 +73,8 @@ def random_trajectories(
         observation_space = spaces.Box(-np.inf, np.inf, observation_shape, np.float32)
     action_space: spaces.Space[Any]
     if n_actions is None:
-        actions = rng.uniform(-1.0, 1.0, (n_steps, 2)).astype(np.float32)
-        action_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
+        actions = rng.uniform(-1.0, 1.0, (n_steps, action_size)).astype(np.float32)
+        action_space = spaces.Box(-1.0, 1.0, (action_size,), np.float32)
     else:
         actions = rng.integers(0, n_actions, n_steps)
         action_space = spaces.Discrete(n_actions)

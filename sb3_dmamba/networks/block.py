@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.networks.attention import AttentionMixer
+from sb3_dmamba.networks.dropout import Dropout
 from sb3_dmamba.networks.mamba import MambaMixer
 
 __all__ = ["Block"]
@@ -32,7 +33,7 @@ class Block(nn.Module):
         width = config.hidden_size
         self.norm = nn.LayerNorm(width)
         self.mixer: MambaMixer | AttentionMixer = _MIXERS[config.mixer](config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.channel_mixer: nn.Sequential | None = None
         if config.channel_mixing:
             self.channel_mixer = nn.Sequential(
@@ -40,7 +41,7 @@ class Block(nn.Module):
                 nn.Linear(width, _CHANNEL_MIXING_RATIO * width),
                 nn.GELU(),
                 nn.Linear(_CHANNEL_MIXING_RATIO * width, width),
-                nn.Dropout(config.dropout),
+                Dropout(config.dropout),
             )
 
     def forward(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from jaxtyping import Float, Num
@@ -24,7 +25,7 @@ class LinearEncoder(nn.Module):
     """Standardise a flat observation and project it.
 
     Args:
-        shape: Shape of one observation; flattened first.
+        space: Space of one observation; flattened first. Bytes are divided by 255.
         hidden_size: Width of the result.
         statistics: Mean and standard deviation to standardise with, or None for neither.
     """
@@ -33,12 +34,13 @@ class LinearEncoder(nn.Module):
     std: Tensor
 
     def __init__(
-        self, shape: tuple[int, ...], hidden_size: int, statistics: ObservationStatistics | None
+        self, space: spaces.Box, hidden_size: int, statistics: ObservationStatistics | None
     ) -> None:
         super().__init__()
-        size = math.prod(shape)
+        size = math.prod(space.shape)
+        scale = 255.0 if space.dtype == np.uint8 else 1.0
         mean = torch.zeros(size) if statistics is None else torch.as_tensor(statistics.mean)
-        std = torch.ones(size) if statistics is None else torch.as_tensor(statistics.std)
+        std = torch.full((size,), scale) if statistics is None else torch.as_tensor(statistics.std)
         # Buffers, so that the normalisation travels with the weights wherever they go.
         self.register_buffer("mean", mean.reshape(size).float().clone())
         self.register_buffer("std", std.reshape(size).float().clone())
@@ -137,4 +139,4 @@ def make_observation_encoder(
         )
     if kind == "nature_cnn" or (kind == "auto" and looks_like_images):
         return NatureCNNEncoder(space, config.hidden_size)
-    return LinearEncoder(space.shape, config.hidden_size, statistics)
+    return LinearEncoder(space, config.hidden_size, statistics)

@@ -157,9 +157,7 @@ class DecisionMambaPolicy(BasePolicy):
         if state is None:
             state = self.initial_state(n_envs)
         elif not isinstance(state, ActingState) or len(state) != n_envs:
-            held = (
-                f"{len(state)} environments'" if isinstance(state, ActingState) else repr(state)
-            )
+            held = f"{len(state)} environments'" if isinstance(state, ActingState) else repr(state)
             raise ConditioningError(
                 f"state is {held}, and {n_envs} observations came: pass the state that the last "
                 f"predict returned, or None at the first step"

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.data import ObservationStatistics
 from sb3_dmamba.networks.block import Block
+from sb3_dmamba.networks.dropout import Dropout
 from sb3_dmamba.networks.embedding import TOKENS_PER_STEP, TokenEmbedding
 from sb3_dmamba.networks.heads import make_head
 from sb3_dmamba.networks.initialization import initialize
@@ -45,7 +46,7 @@ class SequenceModel(nn.Module):
     ) -> None:
         super().__init__()
         self.embedding = TokenEmbedding(observation_space, action_space, config, statistics)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = nn.LayerNorm(config.hidden_size)
         self.head = make_head(action_space, config.hidden_size)
