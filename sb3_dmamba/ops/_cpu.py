@@ -1,6 +1,7 @@
 """What the operations' ``cpu`` implementations share: compiled kernels, arguments, scratch.
 
-Nothing here imports Numba until a kernel is first called.
+Nothing here imports Numba until a kernel is first called. On AVX-512 a kernel compiles in about a
+second; later processes find it in Numba's cache.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from torch import Tensor
 
 from sb3_dmamba.ops._threads import Kernel, run_kernel
 
-# Work (products of sizes, about 0.2 ns each) below which a second thread is not worth its wake-up
-# of some 30 microseconds; acting stays below, training above.
-PARALLEL_THRESHOLD = 1 << 20
+# Work (products of sizes) below which a second thread is not worth its wake-up of some tens of
+# microseconds: about 0.3 ms of a scan's forward pass. Acting stays below, training above.
+PARALLEL_THRESHOLD = 1 << 21
 
 _FLOAT_BITS = {torch.float32: 32, torch.float64: 64}
 _compile_lock = threading.RLock()
@@ -121,6 +122,14 @@ def address(x: Tensor | None) -> int:
 def empty(*shape: int, dtype: torch.dtype) -> Tensor:
     """Allocate memory that a kernel fills completely (tests poison it)."""
     return torch.empty(shape, dtype=dtype)
+
+
+def sum_groups(partials: Tensor) -> Tensor:
+    """Sum over the first dimension, in order, whatever the number of threads.
+
+    NumPy's sum stays in this thread: waking torch's pool would take longer than the sum.
+    """
+    return torch.from_numpy(partials.numpy().sum(axis=0))
 
 
 def call_kernel(

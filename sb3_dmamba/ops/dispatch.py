@@ -106,27 +106,28 @@ def get_implementation(operation: str, name: str, device_type: str) -> Callable[
     return implementation
 
 
-def check_tensor(
-    name: str, tensor: torch.Tensor, shape: tuple[int, ...], letters: str, like: torch.Tensor
+def check_tensors(
+    like: torch.Tensor, *expected: tuple[str, torch.Tensor | None, tuple[int, ...], str]
 ) -> None:
-    """Check one argument of an operation against the sizes that the others imply.
+    """Check an operation's arguments against the sizes, and the device, that its input implies.
 
     Args:
-        name: The argument's name, for the message.
-        tensor: The argument.
-        shape: The shape it has to have.
-        letters: The shape in letters, for the message.
-        like: The argument whose device it has to share.
+        like: The input; every argument has to be on its device.
+        expected: For each argument its name, its value (None is passed over), the shape it has to
+            have, and that shape in letters.
 
     Raises:
-        ValueError: The shape, kind or device is wrong; names the argument, what it has and what it
-            needs.
+        ValueError: A shape, kind or device is wrong; names the argument, what it is and should be.
     """
-    if tensor.shape != shape:
-        raise ValueError(
-            f"{name} has shape {tuple(tensor.shape)}, expected {letters} = {tuple(shape)}"
-        )
-    if not tensor.dtype.is_floating_point:
-        raise ValueError(f"{name} has dtype {tensor.dtype}, expected a floating point one")
-    if tensor.device != like.device:
-        raise ValueError(f"{name} is on {tensor.device}, expected {like.device} as the input")
+    dtype, device = like.dtype, like.device
+    for name, tensor, shape, letters in expected:
+        if tensor is None:
+            continue
+        if tensor.shape != shape:
+            raise ValueError(
+                f"{name} has shape {tuple(tensor.shape)}, expected {letters} = {tuple(shape)}"
+            )
+        if (tensor.dtype is not dtype or tensor is like) and not tensor.is_floating_point():
+            raise ValueError(f"{name} has dtype {tensor.dtype}, expected a floating point one")
+        if tensor.device != device:
+            raise ValueError(f"{name} is on {tensor.device}, expected {device} as the input")

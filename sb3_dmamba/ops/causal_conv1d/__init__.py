@@ -7,7 +7,7 @@ from typing import Literal, overload
 from jaxtyping import Float
 from torch import Tensor
 
-from sb3_dmamba.ops.dispatch import check_tensor, get_implementation
+from sb3_dmamba.ops.dispatch import check_tensors, get_implementation
 
 __all__ = ["causal_conv1d"]
 
@@ -81,12 +81,13 @@ def causal_conv1d(
         raise ValueError(f"activation={activation!r}: give 'silu' or None")
     batch, _, channels = x.shape
     taps = weight.shape[1]
-    check_tensor("x", x, x.shape, "(B, L, D)", x)
-    check_tensor("weight", weight, (channels, taps), "(D, W)", x)
-    if bias is not None:
-        check_tensor("bias", bias, (channels,), "(D,)", x)
-    if initial_state is not None:
-        check_tensor("initial_state", initial_state, (batch, taps - 1, channels), "(B, W-1, D)", x)
+    check_tensors(
+        x,
+        ("x", x, x.shape, "(B, L, D)"),
+        ("weight", weight, (channels, taps), "(D, W)"),
+        ("bias", bias, (channels,), "(D,)"),
+        ("initial_state", initial_state, (batch, taps - 1, channels), "(B, W-1, D)"),
+    )
     implementation = get_implementation("causal_conv1d", backend, x.device.type)
     y, final_state = implementation(
         x, weight, bias, activation == "silu", initial_state, return_final_state

@@ -119,7 +119,7 @@ def _backward(
         n_groups,
         batch * length * channels * taps,
     )
-    total = partials.sum(0).transpose(1, 2).reshape(blocks * width, taps + 1)[:channels]
+    total = _cpu.sum_groups(partials).transpose(1, 2).reshape(blocks * width, taps + 1)[:channels]
     d_weight = total[:, :taps].contiguous()
     d_bias = None if bias is None else total[:, taps].contiguous()
     return d_x, d_weight, d_bias, d_initial

@@ -7,7 +7,7 @@ from typing import Literal, overload
 from jaxtyping import Float
 from torch import Tensor
 
-from sb3_dmamba.ops.dispatch import check_tensor, get_implementation
+from sb3_dmamba.ops.dispatch import check_tensors, get_implementation
 
 __all__ = ["selective_scan"]
 
@@ -103,19 +103,18 @@ def selective_scan(
         )
     batch, length, channels = shape = u.shape
     states = A.shape[1]
-    check_tensor("u", u, shape, "(B, L, D)", u)
-    check_tensor("delta", delta, shape, "(B, L, D)", u)
-    check_tensor("A", A, (channels, states), "(D, N)", u)
-    check_tensor("B", B, (batch, length, states), "(B, L, N)", u)
-    check_tensor("C", C, (batch, length, states), "(B, L, N)", u)
-    if D is not None:
-        check_tensor("D", D, (channels,), "(D,)", u)
-    if z is not None:
-        check_tensor("z", z, shape, "(B, L, D)", u)
-    if delta_bias is not None:
-        check_tensor("delta_bias", delta_bias, (channels,), "(D,)", u)
-    if initial_state is not None:
-        check_tensor("initial_state", initial_state, (batch, channels, states), "(B, D, N)", u)
+    check_tensors(
+        u,
+        ("u", u, shape, "(B, L, D)"),
+        ("delta", delta, shape, "(B, L, D)"),
+        ("A", A, (channels, states), "(D, N)"),
+        ("B", B, (batch, length, states), "(B, L, N)"),
+        ("C", C, (batch, length, states), "(B, L, N)"),
+        ("D", D, (channels,), "(D,)"),
+        ("z", z, shape, "(B, L, D)"),
+        ("delta_bias", delta_bias, (channels,), "(D,)"),
+        ("initial_state", initial_state, (batch, channels, states), "(B, D, N)"),
+    )
     implementation = get_implementation("selective_scan", backend, u.device.type)
     y, final_state = implementation(
         u,

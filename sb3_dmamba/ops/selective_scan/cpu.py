@@ -156,7 +156,7 @@ def _backward(
         n_groups,
         batch * length * channels * states,
     )
-    total = partials.sum(0).transpose(1, 2).reshape(blocks * width, states + 2)[:channels]
+    total = _cpu.sum_groups(partials).transpose(1, 2).reshape(blocks * width, states + 2)[:channels]
     d_A = total[:, :states].contiguous()
     d_D = None if D is None else total[:, states].contiguous()
     d_bias = None if bias is None else total[:, states + 1].contiguous()
