@@ -40,6 +40,10 @@ class StreamMemory:
     def __init__(self, model: SequenceModel, action_space: spaces.Space[Any]) -> None:
         self.model = model
         self.action_space = action_space
+        self._keys = [  # of each layer: (name in its state, name in ours)
+            [(name, f"layer{index}.{name}") for name in layer]
+            for index, layer in enumerate(model.initial_layers(0))
+        ]
 
     def initial_state(self, n_envs: int) -> ActingState:
         """Return the state of ``n_envs`` episodes that have not begun."""
@@ -50,7 +54,7 @@ class StreamMemory:
             {
                 "timestep": torch.zeros(n_envs, dtype=torch.int64, device=device),
                 "action": _action_rows(self.action_space, n_envs).to(device),
-                **_pack(layers),
+                **self._pack(layers),
             },
         )
 
@@ -94,8 +98,16 @@ class StreamMemory:
         tokens = self.model.embed_step(
             previous_actions, returns_to_go, observations, tensors["timestep"]
         )
-        prediction, layers = self.model.step(tokens, _unpack(tensors, len(self.model.blocks)))
-        return prediction, _pack(layers)
+        layers = [{name: tensors[key] for name, key in names} for names in self._keys]
+        prediction, new_layers = self.model.step(tokens, layers)
+        return prediction, self._pack(new_layers)
+
+    def _pack(self, layers: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        return {
+            key: layer[name]
+            for names, layer in zip(self._keys, layers, strict=True)
+            for name, key in names
+        }
 
     def remember_action(
         self, actions: Tensor, state: ActingState, remembered: dict[str, Tensor]
@@ -186,20 +198,3 @@ class WindowMemory:
             where = full.view(-1, *([1] * (rows.dim() - 1)))
             shifted[name] = torch.where(where, moved, rows)
         return shifted
-
-
-def _pack(layers: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {
-        f"layer{index}.{name}": tensor
-        for index, layer in enumerate(layers)
-        for name, tensor in layer.items()
-    }
-
-
-def _unpack(tensors: dict[str, Tensor], n_layers: int) -> list[dict[str, Tensor]]:
-    layers: list[dict[str, Tensor]] = [{} for _ in range(n_layers)]
-    for key, tensor in tensors.items():
-        if key.startswith("layer"):
-            index, name = key.removeprefix("layer").split(".")
-            layers[int(index)][name] = tensor
-    return layers

@@ -28,6 +28,8 @@ class ContinuousHead(nn.Module):
 
     low: Tensor
     high: Tensor
+    center: Tensor
+    half_range: Tensor
 
     def __init__(self, space: spaces.Box, hidden_size: int) -> None:
         super().__init__()
@@ -39,13 +41,21 @@ class ContinuousHead(nn.Module):
             )
         self.shape = space.shape
         self.projection = nn.Linear(hidden_size, math.prod(space.shape))
-        self.register_buffer("low", torch.as_tensor(space.low).float().reshape(-1))
-        self.register_buffer("high", torch.as_tensor(space.high).float().reshape(-1))
+        low = torch.tensor(space.low, dtype=torch.float32).flatten()
+        high = torch.tensor(space.high, dtype=torch.float32).flatten()
+        bounds = {
+            "low": low,
+            "high": high,
+            "center": (low + high) / 2,
+            "half_range": (high - low) / 2,
+        }
+        for name, bound in bounds.items():  # the space has them: no need to save them
+            self.register_buffer(name, bound, persistent=False)
 
     def forward(self, tokens: Float[Tensor, "*batch H"]) -> Float[Tensor, "*batch A"]:
         """Predict actions in the units of the space, flat."""
         squashed = torch.tanh(self.projection(tokens).float())
-        return self.low + (squashed + 1.0) * (0.5 * (self.high - self.low))
+        return torch.addcmul(self.center, self.half_range, squashed)
 
     def losses(
         self, predictions: Float[Tensor, "*batch A"], actions: Num[Tensor, "*batch _"]
@@ -55,15 +65,15 @@ class ContinuousHead(nn.Module):
         Errors are measured where the bounds are -1 and 1, so that a wide dimension of the action
         weighs no more than a narrow one.
         """
-        error = (predictions - actions.flatten(2)) / (0.5 * (self.high - self.low))
+        error = (predictions - actions.flatten(2)) / self.half_range
         return error.square().mean(dim=-1)
 
     def act(
         self, predictions: Float[Tensor, "B A"], deterministic: bool
     ) -> Float[Tensor, "B *act"]:
         """Return the predicted actions; this head has no randomness to leave out."""
-        clipped = predictions.clamp(self.low, self.high)
-        return clipped.reshape(-1, *self.shape)
+        # Rounding can carry a saturated tanh past a bound.
+        return predictions.clamp(self.low, self.high).reshape(-1, *self.shape)
 
 
 class DiscreteHead(nn.Module):

@@ -45,6 +45,7 @@ class MambaMixer(nn.Module):
         self.A_log = nn.Parameter(torch.arange(1, n_states + 1.0).log().repeat(inner, 1))
         self.D = nn.Parameter(torch.ones(inner))
         self.out_proj = nn.Linear(inner, width, bias=False)
+        self._cached_rates: tuple[tuple[int, int], Tensor] | None = None
         self._init_step_size()
 
     def _init_step_size(self) -> None:
@@ -79,7 +80,7 @@ class MambaMixer(nn.Module):
             The mixed tokens, at ``readout``.
         """
         if readout is None:
-            inputs, gate = self.in_proj(tokens).split(self.inner, dim=-1)
+            inputs, gate = self.in_proj(tokens).chunk(2, dim=-1)
             mixed, _ = self._mix(inputs, gate, None)
         else:
             weight_in, weight_gate = self.in_proj.weight.split(self.inner)
@@ -96,9 +97,18 @@ class MambaMixer(nn.Module):
         Returns:
             The mixed tokens and the state after them; ``state`` itself is left as it was.
         """
-        inputs, gate = self.in_proj(tokens).split(self.inner, dim=-1)
+        inputs, gate = self.in_proj(tokens).chunk(2, dim=-1)
         mixed, new_state = self._mix(inputs, gate, state)
         return self.out_proj(mixed), new_state
+
+    def _rates(self) -> Float[Tensor, "D N"]:
+        """Return the (negative) rate of each state; computed once per change when only acting."""
+        if torch.is_grad_enabled():
+            return -torch.exp(self.A_log.float())
+        version = (self.A_log._version, self.A_log.data_ptr())
+        if self._cached_rates is None or self._cached_rates[0] != version:
+            self._cached_rates = version, -torch.exp(self.A_log.float())
+        return self._cached_rates[1]
 
     def _mix(
         self,
@@ -115,13 +125,14 @@ class MambaMixer(nn.Module):
             return_final_state=True,
             backend=self.backend,
         )
-        low_rank_step, b, c = self.x_proj(convolved).split(
+        # split_with_sizes is what split calls, without the Python in between: acting notices.
+        low_rank_step, b, c = self.x_proj(convolved).split_with_sizes(
             [self.dt_rank, self.n_states, self.n_states], dim=-1
         )
         mixed, scan_state = selective_scan(
             convolved,
             F.linear(low_rank_step, self.dt_proj.weight),
-            -torch.exp(self.A_log.float()),
+            self._rates(),
             b,
             c,
             self.D.float(),

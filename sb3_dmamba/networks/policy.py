@@ -72,7 +72,7 @@ class DecisionMambaPolicy(BasePolicy):
             self.config.replace(memory=memory)  # raises where the combination cannot work
         return self._memories[memory].initial_state(n_envs)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def act(
         self,
         observations: np.ndarray,
