@@ -1,0 +1,1 @@
+"""Experiments as commands: what the documentation's results come from."""
