@@ -18,7 +18,7 @@ class ChoiceEnv(gym.Env[np.ndarray, int]):
 
     def __init__(self) -> None:
         self.observation_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
-        self.action_space = spaces.Discrete(2)
+        self.action_space: spaces.Space[Any] = spaces.Discrete(2)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -64,14 +64,15 @@ def random_trajectories(
     """Noise in the shape of a dataset; actions are continuous unless ``n_actions`` is given."""
     rng = np.random.default_rng(seed)
     n_steps = sum(lengths)
-    is_image = len(observation_shape) == 3
-    if is_image:
+    observations: np.ndarray
+    if len(observation_shape) == 3:  # images
         observations = rng.integers(0, 256, (n_steps, *observation_shape), dtype=np.uint8)
         observation_space = spaces.Box(0, 255, observation_shape, np.uint8)
     else:
         observations = rng.normal(size=(n_steps, *observation_shape)).astype(np.float32)
         observation_space = spaces.Box(-np.inf, np.inf, observation_shape, np.float32)
     action_space: spaces.Space[Any]
+    actions: np.ndarray
     if n_actions is None:
         actions = rng.uniform(-1.0, 1.0, (n_steps, action_size)).astype(np.float32)
         action_space = spaces.Box(-1.0, 1.0, (action_size,), np.float32)

@@ -190,7 +190,7 @@ def test_predict_speaks_stable_baselines3s_protocol() -> None:
 def test_actions_stay_in_the_space_and_may_start_anywhere() -> None:
     from gymnasium import spaces
 
-    box = spaces.Box(np.float32([-2.0, 0.5]), np.float32([-1.0, 0.75]))
+    box = spaces.Box(np.array([-2.0, 0.5], np.float32), np.array([-1.0, 0.75], np.float32))
     observed = spaces.Box(-1.0, 1.0, (3,), np.float32)
     policy = DecisionMambaPolicy(observed, box, CONFIG)
     observations, returns_to_go = recorded(2)
@@ -209,7 +209,10 @@ def test_a_plain_observation_is_refused_with_the_line_to_write() -> None:
         policy.predict(np.zeros(3, np.float32))
     with pytest.raises(ConditioningError, match="1 returns-to-go"):
         policy.predict({"observation": np.zeros((2, 3), np.float32), "return_to_go": np.ones(1)})
-    seen = {"observation": np.zeros((2, 3), np.float32), "return_to_go": np.ones(2)}
+    seen: dict[str, np.ndarray] = {
+        "observation": np.zeros((2, 3), np.float32),
+        "return_to_go": np.ones(2),
+    }
     of_three = policy.initial_state(3)
     with pytest.raises(ConditioningError, match="state is 3 environments'"):
         policy.predict(seen, of_three)
