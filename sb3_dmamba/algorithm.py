@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterable, Sequence
 from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import torch
-from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.type_aliases import MaybeCallback
@@ -17,36 +17,32 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_dmamba.config import DecisionMambaConfig, Memory
 from sb3_dmamba.data import (
     DatasetInfo,
-    ObservationStatistics,
     Trajectories,
     WindowSampler,
     compute_observation_statistics,
     load_trajectories,
 )
-from sb3_dmamba.environments import (
-    Environment,
-    Surroundings,
-    check_spaces,
-    make_factory,
-    set_target_return,
-    wrap,
+from sb3_dmamba.environments import Environment, Surroundings, check_spaces, make_factory, wrap
+from sb3_dmamba.errors import (
+    ConfigError,
+    DatasetError,
+    MissingDependencyError,
+    NotFittedError,
+    UnknownTaskError,
 )
-from sb3_dmamba.errors import ConfigError, DatasetError, MissingDependencyError, NotFittedError
 from sb3_dmamba.evaluation import EvaluationReport, ReportDetails, StatefulActor, evaluate_targets
 from sb3_dmamba.evaluation.wrappers.base import conditioned_space
-from sb3_dmamba.files import SavedModel
+from sb3_dmamba.files import COUNTERS, SavedModel
 from sb3_dmamba.networks import DecisionMambaPolicy
-from sb3_dmamba.tasks import Task, get_reference_scores, get_task
+from sb3_dmamba.tasks import Task, get_task
+from sb3_dmamba.training.callbacks import as_callbacks
 from sb3_dmamba.training.loop import run_updates
-from sb3_dmamba.training.seeding import draw_seed, local_seed
+from sb3_dmamba.training.seeding import draw_seed
 from sb3_dmamba.training.updater import Updater
 
 __all__ = ["DecisionMamba"]
 
 Self = TypeVar("Self", bound="DecisionMamba")
-
-_WEIGHT_STREAM = 0  # keeps the initial weights' random numbers apart from training's
-_COUNTERS = ("num_timesteps", "_total_timesteps", "_n_updates")
 
 
 class DecisionMamba(BaseAlgorithm):
@@ -106,14 +102,12 @@ class DecisionMamba(BaseAlgorithm):
             verbose=verbose,
             device=device,
             support_multi_env=True,
-            seed=draw_seed() if seed is None else seed,
+            seed=draw_seed() if seed is None else _check_count("seed", seed, 0),
         )
         self.n_envs = 1
-        self.dataset = DatasetInfo()
-        self._given_env = env
+        self._surroundings = Surroundings(env, self.task)
         self._trajectories: Trajectories | None = None
         self._updater: Updater | None = None
-        self._target_return: float | None = None
 
     # --- Training ------------------------------------------------------------------------------
 
@@ -154,12 +148,15 @@ class DecisionMamba(BaseAlgorithm):
             ConfigError: ``n_steps``, ``eval_freq`` or ``log_interval`` is out of range.
             DatasetError: There is no dataset, or it cannot be used.
             SpaceError: It does not fit the model or its environment.
+            UnknownTaskError: An environment is needed for ``eval_freq`` or a callback, and none
+                is known.
+            ConditioningError: A callback evaluates in an environment without return-to-go.
             DivergenceError: The loss stopped being finite; the message says when.
         """
-        _check_count("log_interval", log_interval, 1)
-        _check_count("eval_freq", eval_freq, 0)
+        log_interval = _check_count("log_interval", log_interval, 1)
+        eval_freq = _check_count("eval_freq", eval_freq, 0)
         if n_steps is not None:
-            _check_count("n_steps", n_steps, 1)
+            n_steps = _check_count("n_steps", n_steps, 1)
         trajectories = self._resolve_dataset(dataset)
         self._set_up(trajectories)
         if reset_num_timesteps:
@@ -170,8 +167,7 @@ class DecisionMamba(BaseAlgorithm):
         self._total_timesteps = self.num_timesteps + n_steps
         if eval_freq > 0:
             evaluation = self._make_eval_callback(eval_env, eval_freq, n_eval_episodes)
-            given = callback if isinstance(callback, list) else [callback] if callback else []
-            callback = [*given, evaluation]
+            callback = [*as_callbacks(callback), evaluation]
         assert self._updater is not None
         assert self.seed is not None
         sampler = WindowSampler(
@@ -215,36 +211,30 @@ class DecisionMamba(BaseAlgorithm):
         )
 
     def _set_up(self, trajectories: Trajectories) -> None:
-        """Build the networks at the first call; check that the dataset fits them at later ones."""
+        """Build the networks at the first call; check that the dataset fits them at every one."""
         if self._updater is None:
+            assert self.seed is not None
             statistics = None
             if self.config.normalize_observations:
                 statistics = compute_observation_statistics(trajectories)
-            self._build(trajectories.observation_space, trajectories.action_space, statistics)
+            spaces_ = trajectories.observation_space, trajectories.action_space
+            self._adopt(Updater.create(*spaces_, self.config, statistics, self.seed, self.device))
         self._check(trajectories, "the dataset")
-        self._trajectories = trajectories
-        self.dataset = DatasetInfo.of(trajectories)
+        if trajectories is not self._trajectories:
+            self._trajectories = trajectories
+            self._surroundings.remember(DatasetInfo.of(trajectories))
         try:
-            venv = self.get_env()
-        except MissingDependencyError:
-            return  # learning needs no environment
-        if venv is not None:
-            self._check(venv, "the environment")
+            self.get_env()
+        except (MissingDependencyError, UnknownTaskError):
+            if self._surroundings.given is not None:
+                raise
+            # Learning needs no environment; whoever needs it will be told.
 
-    def _build(
-        self,
-        observation_space: spaces.Box,
-        action_space: spaces.Space[Any],
-        statistics: ObservationStatistics | None,
-    ) -> None:
-        assert self.seed is not None
-        with local_seed(self.device, self.seed, _WEIGHT_STREAM):
-            policy = DecisionMambaPolicy(observation_space, action_space, self.config, statistics)
-        self.policy = policy.to(self.device)
-        self.observation_space = conditioned_space(observation_space)
-        self.action_space = action_space
-        self._updater = Updater(self.policy, self.config, self.seed)
-        self.policy.optimizer = self._updater.optimizer
+    def _adopt(self, updater: Updater) -> None:
+        self._updater = updater
+        self.policy = updater.policy
+        self.observation_space = conditioned_space(updater.policy.observation_space)
+        self.action_space = updater.policy.action_space
 
     def _setup_model(self) -> None:
         """Stable-Baselines3's hook; the networks are built when the spaces are known, in fit."""
@@ -259,8 +249,6 @@ class DecisionMamba(BaseAlgorithm):
         environment = self._surroundings.require() if env is None else env
         venv = wrap(environment, self.target_return)
         self._check(venv, "the environment")
-        if self._surroundings.find() is None:
-            self.set_env(environment)  # the callback compares its environment with the model's
         return EvalCallback(
             venv, eval_freq=eval_freq, n_eval_episodes=n_episodes, verbose=self.verbose
         )
@@ -272,17 +260,16 @@ class DecisionMamba(BaseAlgorithm):
         """Return that :meth:`get_env` asks for at the start of an episode; may be set.
 
         By default the highest of the task's targets that the dataset has reached (else the
-        lowest), or without a task the dataset's best return.
+        lowest), or without a task the dataset's best return. None goes back to that.
+
+        Raises:
+            ConfigError: There is no default, or a value is not finite.
         """
-        if self._target_return is None:
-            return self._surroundings.default_target_return()
-        return self._target_return
+        return self._surroundings.target_return
 
     @target_return.setter
-    def target_return(self, value: float) -> None:
-        self._target_return = float(value)
-        if self.env is not None:
-            set_target_return(self.env, self._target_return)
+    def target_return(self, value: float | None) -> None:
+        self._surroundings.target_return = value
 
     def predict(
         self,
@@ -310,27 +297,66 @@ class DecisionMamba(BaseAlgorithm):
         return StatefulActor(self._built_policy(), target_return, memory, deterministic)
 
     def get_env(self) -> VecEnv | None:
-        """Return the environment to act in, conditioned on ``target_return``; None if unknown."""
-        environment = self._surroundings.find()
-        if self.env is None and environment is not None:
-            self.set_env(environment)
-        return self.env
+        """Return the environment to act in, conditioned on ``target_return``; None if unknown.
+
+        Raises:
+            UnknownTaskError: Its name is not known here.
+            MissingDependencyError: Its package is not installed.
+            SpaceError: Its spaces are not the model's.
+            ConfigError: Nothing says which return to ask for.
+        """
+        venv = self._surroundings.make()
+        if venv is not None and venv is not self.env and self._updater is not None:
+            self._check(venv, "the environment")
+        self.env = venv
+        self.n_envs = 1 if venv is None else venv.num_envs
+        return venv
 
     def set_env(self, env: Environment, force_reset: bool = True) -> None:
         """Set the environment to act in; it is vectorised and conditioned where it is not.
 
+        Args:
+            env: A Gymnasium id, an environment (``VecEnv`` included), or a function that makes
+                one. One that shows the return-to-go already keeps its own target.
+            force_reset: Stable-Baselines3's; learning holds no observation that could be stale.
+
         Raises:
-            SpaceError: Its spaces are not the model's.
+            SpaceError: Its spaces are not the model's; the model keeps the one it had.
+            UnknownTaskError: Its name is not known.
         """
-        venv = wrap(env, self.target_return)
+        before = self._surroundings.given
+        self._surroundings.give(env)
+        if self._updater is None:
+            return  # made and checked when the spaces are known
+        try:
+            self.get_env()
+        except Exception:
+            self._surroundings.given = before
+            raise
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """Change the seed of later batches and dropout, and of the environment.
+
+        Args:
+            seed: A non-negative integer; None changes nothing. Global generators, which this
+                algorithm does not use, stay as they are.
+
+        Raises:
+            ConfigError: It is no non-negative integer.
+        """
+        if seed is None:
+            return
+        self.seed = _check_count("seed", seed, 0)
         if self._updater is not None:
-            self._check(venv, "the environment")
-        self._given_env = env
-        self.env, self.n_envs = venv, venv.num_envs
+            self._updater.seed = self.seed
+            self.action_space.seed(self.seed)
+        if self.env is not None:
+            self.env.seed(self.seed)
 
     @property
-    def _surroundings(self) -> Surroundings:
-        return Surroundings(self._given_env, self.task, self.dataset)
+    def dataset(self) -> DatasetInfo:
+        """What the model was fitted to last."""
+        return self._surroundings.dataset
 
     def _built_policy(self) -> DecisionMambaPolicy:
         if self._updater is None:
@@ -387,7 +413,7 @@ class DecisionMamba(BaseAlgorithm):
             seed=self.seed if seed is None else seed,
             memory=memory,
             deterministic=deterministic,
-            reference=self._reference_scores(env),
+            reference=None if env is not None else self._surroundings.reference_scores(),
             details=ReportDetails(
                 task=None if self.task is None else self.task.name,
                 dataset=self.dataset.source or None,
@@ -416,22 +442,26 @@ class DecisionMamba(BaseAlgorithm):
 
         Raises:
             NotFittedError: The model has no weights yet.
+            ConfigError: ``exclude`` names something else.
+            OSError: The file cannot be written; one that was there is as it was.
         """
         policy = self._built_policy()
         assert self._updater is not None
         assert self.seed is not None
-        with_optimizer = "optimizer" not in (exclude or ())
+        excluded = {exclude} if isinstance(exclude, str) else set(exclude or ())
+        if not excluded <= {"optimizer"}:
+            raise ConfigError(f"exclude={exclude!r}: only 'optimizer' can be left out")
         SavedModel(
             config=self.config,
             task=self.task,
             dataset=self.dataset,
             observation_space=policy.observation_space,
             action_space=self.action_space,
-            target_return=self._target_return,
+            target_return=self._surroundings.given_target_return,
             seed=self.seed,
-            counters={name: getattr(self, name) for name in _COUNTERS},
+            counters={name: getattr(self, name) for name in COUNTERS},
             policy=policy.state_dict(),
-            optimizer=self._updater.state() if with_optimizer else {},
+            optimizer={} if excluded else self._updater.state(),
         ).write(path)
 
     @classmethod
@@ -467,29 +497,47 @@ class DecisionMamba(BaseAlgorithm):
             verbose=verbose,
             tensorboard_log=tensorboard_log,
         )
-        model.dataset = saved.dataset
-        model._target_return = saved.target_return
-        model._build(saved.observation_space, saved.action_space, None)
-        assert model._updater is not None
-        saved.restore(model.policy, model._updater)
-        for name in _COUNTERS:
+        model._surroundings.remember(saved.dataset)
+        model.target_return = saved.target_return
+        model._adopt(saved.restore(model.device))
+        for name in COUNTERS:
             setattr(model, name, saved.counters[name])
         if env is not None:
             model.set_env(env)
         return model
 
+    def set_parameters(
+        self,
+        load_path_or_dict: Any,
+        exact_match: bool = True,
+        device: torch.device | str = "auto",
+    ) -> None:
+        """Take over weights and optimiser state, from :meth:`get_parameters` or a model file.
+
+        Args:
+            load_path_or_dict: State dictionaries by name, or what :meth:`load` takes.
+            exact_match: Whether everything must be given; needs to be True for a file.
+            device: Stable-Baselines3's; the model stays where it is.
+
+        Raises:
+            NotFittedError: The model has no weights that could be replaced.
+            ModelFileError: The file is damaged, or holds another kind of model.
+        """
+        self._built_policy()
+        if isinstance(load_path_or_dict, dict):
+            # Copied: torch's optimisers would share their moments with the giver's.
+            super().set_parameters(copy.deepcopy(load_path_or_dict), exact_match, device)
+            return
+        saved = SavedModel.read(load_path_or_dict)
+        assert self._updater is not None
+        saved.restore_into(self._updater)
+
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        self._built_policy()
         return ["policy", "policy.optimizer"], []
 
-    def _reference_scores(self, env: Environment | None) -> Any:
-        """Return what scores are normalised by; an environment given for once has none."""
-        if env is not None or self._given_env is not None:
-            return None
-        if self.task is not None and self.task.reference is not None:
-            return self.task.reference
-        return get_reference_scores(self.dataset.env_id or "")
 
-
-def _check_count(name: str, value: Any, minimum: int) -> None:
+def _check_count(name: str, value: Any, minimum: int) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < minimum:
         raise ConfigError(f"{name}={value!r}: give an integer of at least {minimum}")
+    return int(value)

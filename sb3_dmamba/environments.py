@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
+from numbers import Real
 from typing import Any, cast
 
 import gymnasium as gym
@@ -16,7 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from sb3_dmamba.data import DatasetInfo, flat_space
 from sb3_dmamba.errors import ConfigError, SpaceError, UnknownTaskError
 from sb3_dmamba.evaluation import ReturnToGo
-from sb3_dmamba.tasks import Task, get_task
+from sb3_dmamba.tasks import ReferenceScores, Task, get_reference_scores, get_task
 
 __all__ = [
     "Environment",
@@ -34,19 +35,32 @@ Environment = str | gym.Env[Any, Any] | VecEnv | MakeEnv
 _DEFAULT_TARGET_QUANTILES = (0.5, 0.9, 1.0)
 
 
-@dataclass(frozen=True)
 class Surroundings:
     """Where a model acts and what for: what the user gave, else its task's, else its dataset's.
+
+    Nothing is made before it is needed.
 
     Args:
         given: Environment that the user passed.
         task: The model's task.
-        dataset: What the model was fitted to.
     """
 
-    given: Environment | None
-    task: Task | None
-    dataset: DatasetInfo
+    def __init__(self, given: Environment | None, task: Task | None) -> None:
+        self.given = given
+        self.task = task
+        self.dataset = DatasetInfo()
+        self._target_return: float | None = None
+        self._venv: VecEnv | None = None
+
+    def remember(self, dataset: DatasetInfo) -> None:
+        """Note what the model was fitted to; where and for what it acts may depend on it."""
+        self.dataset = dataset
+        self._venv = None
+
+    def give(self, environment: Environment) -> None:
+        """Act in another environment from now on."""
+        self.given = environment
+        self._venv = None
 
     def find(self) -> Environment | None:
         """Return the environment to act in, not made yet; None where nobody names one."""
@@ -68,9 +82,52 @@ class Surroundings:
         environment = self.find()
         if environment is None:
             raise UnknownTaskError(
-                "neither the task nor the dataset names an environment: pass one with env="
+                "neither the task nor the dataset names an environment: pass one with env=, or "
+                "model.set_env"
             )
         return environment
+
+    def make(self) -> VecEnv | None:
+        """Return the environment to act in, made at the first call; None where nobody names one.
+
+        Raises:
+            UnknownTaskError: The environment is not known here.
+            MissingDependencyError: Its package is not installed.
+            ConfigError: No target return is known.
+        """
+        environment = self.find()
+        if self._venv is None and environment is not None:
+            target = np.nan if _conditions_itself(environment) else self.target_return
+            self._venv = wrap(environment, target)
+        return self._venv
+
+    @property
+    def target_return(self) -> float:
+        """Return asked for at the start of an episode; may be set, or set to None.
+
+        By default the highest of the task's targets that the dataset has reached (else the
+        lowest), or without a task the dataset's best return.
+        """
+        if self._target_return is not None:
+            return self._target_return
+        best = self.dataset.returns.max(initial=-np.inf)
+        if self.task is not None and self.task.target_returns:
+            targets = sorted(self.task.target_returns)
+            return max((target for target in targets if target <= best), default=targets[0])
+        if not np.isfinite(best):
+            raise _no_target_is_known()
+        return float(best)
+
+    @target_return.setter
+    def target_return(self, value: float | None) -> None:
+        self._target_return = None if value is None else _as_finite(value)
+        if self._venv is not None:
+            set_target_return(self._venv, self.target_return)
+
+    @property
+    def given_target_return(self) -> float | None:
+        """The target return that was set, if one was."""
+        return self._target_return
 
     def target_returns(self) -> tuple[float, ...]:
         """Return the targets worth asking for: the task's, or quantiles of the dataset's returns.
@@ -80,24 +137,42 @@ class Surroundings:
         """
         if self.task is not None and self.task.target_returns:
             return self.task.target_returns
-        if len(self.dataset.returns):
-            quantiles = np.quantile(self.dataset.returns, _DEFAULT_TARGET_QUANTILES)
-            return tuple(dict.fromkeys(float(target) for target in np.round(quantiles, 1)))
-        raise ConfigError(
-            "no target return is known, neither from the task nor from a dataset: pass one, or "
-            "set model.target_return"
-        )
+        if not len(self.dataset.returns):
+            raise _no_target_is_known()
+        quantiles = np.quantile(self.dataset.returns, _DEFAULT_TARGET_QUANTILES)
+        return tuple(dict.fromkeys(float(f"{target:.4g}") for target in quantiles))
 
-    def default_target_return(self) -> float:
-        """Return the highest target that the dataset has reached, else the lowest."""
-        targets = sorted(self.target_returns())
-        best = self.dataset.returns.max(initial=-np.inf)
-        return max((target for target in targets if target <= best), default=targets[0])
+    def reference_scores(self) -> ReferenceScores | None:
+        """Return what scores are normalised by; an environment that was given has none."""
+        if self.given is not None:
+            return None
+        if self.task is not None and self.task.reference is not None:
+            return self.task.reference
+        return get_reference_scores(self.dataset.env_id or "")
+
+
+def _as_finite(value: Any) -> float:
+    if not isinstance(value, Real) or not math.isfinite(value):
+        raise ConfigError(f"target_return={value!r}: give a finite number")
+    return float(value)
+
+
+def _no_target_is_known() -> ConfigError:
+    return ConfigError(
+        "no target return is known, neither from the task nor from a dataset: pass one, or "
+        "set model.target_return"
+    )
 
 
 def is_conditioned(space: spaces.Space[Any]) -> bool:
     """Whether observations of this space carry a return-to-go."""
     return isinstance(space, spaces.Dict) and set(space.spaces) == {"observation", "return_to_go"}
+
+
+def _conditions_itself(environment: Environment) -> bool:
+    if not isinstance(environment, (gym.Env, VecEnv)):
+        return False
+    return is_conditioned(environment.observation_space)
 
 
 def make_factory(environment: Environment) -> MakeEnv:
@@ -120,7 +195,7 @@ def make_factory(environment: Environment) -> MakeEnv:
         )
     if isinstance(environment, gym.Env):
         while isinstance(environment, (ReturnToGo, Monitor)):  # ours, not the user's
-            environment = environment.env  # type: ignore[union-attr]
+            environment = environment.env
         return _remake(environment)
     if callable(environment):
         return environment

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 from gymnasium import spaces
-from torch import Tensor, nn
+from torch import Tensor
 
 import sb3_dmamba
 from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.data import DatasetInfo
-from sb3_dmamba.errors import ConfigError, ModelFileError
+from sb3_dmamba.errors import ConfigError, ModelFileError, SpaceError
+from sb3_dmamba.networks import DecisionMambaPolicy
 from sb3_dmamba.tasks import Task
 from sb3_dmamba.training.checkpoints import ModelFile, space_from_json, space_to_json
 from sb3_dmamba.training.updater import Updater
 
-__all__ = ["SavedModel"]
+__all__ = ["COUNTERS", "SavedModel"]
+
+COUNTERS = ("num_timesteps", "_total_timesteps", "_n_updates")
 
 
 @dataclass(frozen=True)
@@ -77,20 +82,6 @@ class SavedModel:
         }
         ModelFile(header, tensors).write(path)
 
-    def restore(self, policy: nn.Module, updater: Updater) -> None:
-        """Put weights and optimiser state into networks built from this model's config.
-
-        Raises:
-            ModelFileError: They do not fit; says which.
-        """
-        try:
-            policy.load_state_dict(self.policy)
-        except RuntimeError as error:
-            raise ModelFileError(
-                f"the weights in the file do not fit its own config, so it was changed: {error}"
-            ) from error
-        updater.restore(self.optimizer)
-
     @classmethod
     def read(cls, path: str | os.PathLike[str] | BinaryIO) -> SavedModel:
         """Read a model file.
@@ -99,31 +90,118 @@ class SavedModel:
             ModelFileError: The file is missing, damaged, no model file, or of a newer version.
         """
         file = ModelFile.read(path)
-        header = file.header
         try:
-            observation_space = space_from_json(header["observation_space"])
-            if not isinstance(observation_space, spaces.Box):
-                raise ModelFileError(f"{path} has observations {observation_space}, not a Box")
-            dataset = header["dataset"]
-            return cls(
-                config=DecisionMambaConfig.from_dict(header["config"]),
-                task=None if header["task"] is None else Task.from_dict(header["task"]),
-                dataset=DatasetInfo(
-                    dataset["source"],
-                    dataset["env_id"],
-                    dataset["env_kwargs"],
-                    file.tensors["dataset"]["returns"].numpy(),
-                ),
-                observation_space=observation_space,
-                action_space=space_from_json(header["action_space"]),
-                target_return=header["target_return"],
-                seed=int(header["seed"]),
-                counters={name: int(count) for name, count in header["counters"].items()},
-                policy=file.tensors["policy"],
-                optimizer=file.tensors["optimizer"],
-            )
-        except (KeyError, TypeError, AttributeError, ConfigError) as error:
+            return cls._from_file(file.header, file.tensors)
+        except ModelFileError:
+            raise
+        except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise ModelFileError(
                 f"{path} does not describe a whole model ({type(error).__name__}: {error}): it "
                 f"was changed, or written by something else"
             ) from error
+
+    @classmethod
+    def _from_file(
+        cls, header: Mapping[str, Any], tensors: Mapping[str, dict[str, Tensor]]
+    ) -> SavedModel:
+        target = _expect(header["target_return"], float, int, type(None))
+        if target is not None and not np.isfinite(target):
+            raise ModelFileError(f"the model file has target_return {target}")
+        return cls(
+            config=DecisionMambaConfig.from_dict(_expect(header["config"], dict)),
+            task=_read_task(header["task"]),
+            dataset=_read_dataset(_expect(header["dataset"], dict), tensors["dataset"]["returns"]),
+            observation_space=_expect(space_from_json(header["observation_space"]), spaces.Box),
+            action_space=space_from_json(header["action_space"]),
+            target_return=target,
+            seed=_read_count(header["seed"]),
+            counters={name: _read_count(header["counters"][name]) for name in COUNTERS},
+            policy=tensors["policy"],
+            optimizer=tensors["optimizer"],
+        )
+
+    def restore(self, device: torch.device) -> Updater:
+        """Build the networks and put weights and optimiser state into them.
+
+        Raises:
+            ModelFileError: They do not fit the config and spaces of the same file; says which.
+        """
+        try:
+            self._check_weights()
+            updater = Updater.create(
+                self.observation_space, self.action_space, self.config, None, self.seed, device
+            )
+        except (SpaceError, ConfigError, RuntimeError, ValueError) as error:
+            raise ModelFileError(
+                f"the model file describes a model that cannot be built, so it was changed: {error}"
+            ) from error
+        self.restore_into(updater)
+        return updater
+
+    def restore_into(self, updater: Updater) -> None:
+        """Put weights and optimiser state into networks that exist.
+
+        Raises:
+            ModelFileError: They do not fit; says which.
+        """
+        try:
+            updater.policy.load_state_dict(self.policy)
+        except RuntimeError as error:
+            raise ModelFileError(
+                f"the weights in the file do not fit the model: {error}"
+            ) from error
+        updater.restore(self.optimizer)
+
+    def _check_weights(self) -> None:
+        """Check the weights' shapes before any memory is set aside for what the config says."""
+        if self.config.n_layers > len(self.policy):
+            raise ModelFileError(f"the model file has no weights of {self.config.n_layers} layers")
+        with torch.device("meta"):
+            blank = DecisionMambaPolicy(self.observation_space, self.action_space, self.config)
+        expected = {name: _describe(tensor) for name, tensor in blank.state_dict().items()}
+        found = {name: _describe(tensor) for name, tensor in self.policy.items()}
+        for name in sorted(expected.keys() | found.keys()):
+            if expected.get(name) != found.get(name):
+                raise ModelFileError(
+                    f"the weights in the file do not fit its own config, so it was changed: {name} "
+                    f"is {found.get(name, 'absent')}, and should be {expected.get(name, 'absent')}"
+                )
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{tensor.dtype} of shape {tuple(tensor.shape)}"
+
+
+def _read_task(fields: Any) -> Task | None:
+    if fields is None:
+        return None
+    task = Task.from_dict(_expect(fields, dict))
+    _expect(task.name, str)
+    for text in (task.env_id, task.dataset):
+        _expect(text, str, type(None))
+    return task
+
+
+def _read_dataset(fields: Mapping[str, Any], returns: Tensor) -> DatasetInfo:
+    if returns.ndim != 1 or not bool(torch.isfinite(returns).all()):
+        raise ModelFileError(f"the returns of the dataset are {_describe(returns)}, or not finite")
+    return DatasetInfo(
+        _expect(fields["source"], str),
+        _expect(fields["env_id"], str, type(None)),
+        _expect(fields["env_kwargs"], dict),
+        returns.to(torch.float64).numpy(),
+    )
+
+
+def _read_count(value: Any) -> int:
+    count: int = _expect(value, int)
+    if isinstance(value, bool) or count < 0:
+        raise ModelFileError(f"the model file has {value!r} where a count belongs")
+    return count
+
+
+def _expect(value: Any, *kinds: type[Any]) -> Any:
+    if not isinstance(value, kinds):
+        names = " or ".join(kind.__name__ for kind in kinds)
+        raise ModelFileError(f"the model file has {value!r} where {names} belongs")
+    return value

@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import json
 import os
+import struct
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +35,22 @@ __all__ = [
 
 FORMAT_VERSION = 1
 _HEADER = "model.json"
+# What reading a damaged zip, JSON or safetensors can raise; ValueError and RuntimeError have the
+# decoders', NotImplementedError and RecursionError below them.
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    SafetensorError,
+    ValueError,
+    RuntimeError,
+    LookupError,
+    EOFError,
+    OSError,
+    OverflowError,
+    MemoryError,
+)
+_MOMENTS = {"step", "exp_avg", "exp_avg_sq"}  # AdamW's, of each parameter
 
 
 @dataclass(frozen=True)
@@ -98,24 +116,28 @@ class ModelFile:
         Raises:
             ModelFileError: The file is missing, is no model file, is damaged, or was written by a
                 newer version.
+            OSError: The file may not be opened.
         """
-        source: Path | BinaryIO
-        if isinstance(path, (str, os.PathLike)):
-            source = Path(path)
-            if not source.is_file() and Path(f"{source}.zip").is_file():
-                source = Path(f"{source}.zip")
-            if not source.is_file():
-                raise ModelFileError(f"there is no model file at {source} (nor {source}.zip)")
-        else:
-            source = path
+        if not isinstance(path, (str, os.PathLike)):
+            return cls._from_stream(path, f"the model in {path!r}")
+        source = Path(path)
+        if not source.is_file() and Path(f"{source}.zip").is_file():
+            source = Path(f"{source}.zip")
+        if not source.is_file():
+            raise ModelFileError(f"there is no model file at {source} (nor {source}.zip)")
+        with source.open("rb") as file:
+            return cls._from_stream(file, str(source))
+
+    @classmethod
+    def _from_stream(cls, stream: BinaryIO, name: str) -> ModelFile:
         try:
-            with zipfile.ZipFile(source) as archive:
-                return cls._from_archive(archive, str(path))
-        except (zipfile.BadZipFile, EOFError, SafetensorError, KeyError, ValueError) as error:
-            if isinstance(error, ModelFileError):
-                raise
+            with zipfile.ZipFile(stream) as archive:
+                return cls._from_archive(archive, name)
+        except ModelFileError:
+            raise
+        except _DAMAGE as error:
             raise ModelFileError(
-                f"{path} is not a whole sb3_dmamba model file ({error}): it was cut off, changed, "
+                f"{name} is not a whole sb3_dmamba model file ({error}): it was cut off, changed, "
                 f"or written by something else; use another copy or an earlier checkpoint"
             ) from error
 
@@ -130,9 +152,9 @@ class ModelFile:
         if not isinstance(header, dict):
             raise ModelFileError(f"{_HEADER} of {name} is no JSON object")
         version = header.get("format_version")
-        if not isinstance(version, int) or version > FORMAT_VERSION:
+        if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
             raise ModelFileError(
-                f"{name} has format version {version!r}, and this sb3_dmamba reads up to "
+                f"{name} has format version {version!r}, and this sb3_dmamba reads 1 to "
                 f"{FORMAT_VERSION}: upgrade with pip install -U sb3-dmamba"
             )
         tensors = {
@@ -163,14 +185,20 @@ def optimizer_from_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[st
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         index, _, name = key.partition(".")
-        if not index.isdigit() or int(index) >= len(parameters):
+        is_known = index.isdecimal() and int(index) < len(parameters) and name in _MOMENTS
+        if not is_known:
             raise ModelFileError(f"the optimiser state has an entry {key!r} for no parameter")
-        if name != "step" and tensor.shape != parameters[int(index)].shape:
+        shape = torch.Size() if name == "step" else parameters[int(index)].shape
+        if tensor.shape != shape or not tensor.is_floating_point():
             raise ModelFileError(
-                f"the optimiser state {key!r} has shape {tuple(tensor.shape)}, and its parameter "
-                f"{tuple(parameters[int(index)].shape)}"
+                f"the optimiser state {key!r} is {tensor.dtype} of shape {tuple(tensor.shape)}, "
+                f"and its parameter's {tuple(shape)}"
             )
         state.setdefault(int(index), {})[name] = tensor
+    for index_, entries in state.items():
+        if entries.keys() != _MOMENTS:
+            missing = ", ".join(sorted(_MOMENTS - entries.keys()))
+            raise ModelFileError(f"the optimiser state of parameter {index_} lacks {missing}")
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
@@ -210,7 +238,7 @@ def space_from_json(description: Mapping[str, Any]) -> spaces.Space[Any]:
                 for key in ("low", "high")
             )
             return spaces.Box(low, high, shape, dtype.type)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AssertionError, MemoryError) as error:
         raise ModelFileError(f"the model file describes a broken space: {description}") from error
     raise ModelFileError(f"the model file describes an unknown space: {description}")
 

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import math
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import configure_logger
 
 from sb3_dmamba.data import WindowSampler
-from sb3_dmamba.errors import DivergenceError
+from sb3_dmamba.errors import DivergenceError, MissingDependencyError
+from sb3_dmamba.training.callbacks import (
+    as_callbacks,
+    explain_missing_environment,
+    start_callbacks,
+)
 from sb3_dmamba.training.progress import UpdateProgress
 from sb3_dmamba.training.updater import UpdateMetrics, Updater
 
@@ -43,25 +49,31 @@ def run_updates(
         progress_bar: Whether to show one.
 
     Raises:
-        DivergenceError: The mean loss since the last line is not finite.
+        DivergenceError: A loss or gradient since the last line is not finite.
+        ConditioningError: A callback evaluates in an environment without return-to-go.
+        UnknownTaskError: A callback needs an environment, and none is known.
+        MissingDependencyError: A log for TensorBoard is wanted, and it is not installed.
     """
     if not model._custom_logger:
-        is_new_run = model.num_timesteps == 0
-        model._logger = configure_logger(model.verbose, model.tensorboard_log, log_name, is_new_run)
+        model._logger = _make_logger(model, log_name)
     progress = [UpdateProgress()] if progress_bar else []
-    user = [] if callback is None else callback if isinstance(callback, list) else [callback]
-    merged = model._init_callback([*map(_as_callback, user), *progress])
     try:
-        _run(model, updater, sampler, merged, log_interval)
+        with explain_missing_environment(model):
+            callbacks = start_callbacks(model, [*as_callbacks(callback), *progress])
+            _run(model, updater, sampler, callbacks, log_interval)
     finally:
         for bar in progress:
             bar.close()
 
 
-def _as_callback(callback: Any) -> BaseCallback:
-    if isinstance(callback, BaseCallback):
-        return callback
-    return ConvertCallback(callback)
+def _make_logger(model: BaseAlgorithm, log_name: str) -> Logger:
+    is_new_run = model.num_timesteps == 0
+    try:
+        return configure_logger(model.verbose, model.tensorboard_log, log_name, is_new_run)
+    except ImportError as error:
+        raise MissingDependencyError(
+            "tensorboard", "write logs for TensorBoard", "tensorboard"
+        ) from error
 
 
 def _run(
@@ -94,18 +106,19 @@ def _run(
 
 
 def _log(model: BaseAlgorithm, recent: list[UpdateMetrics], updates_per_second: float) -> None:
-    loss = float(torch.stack([metrics.loss for metrics in recent]).mean())
-    if not math.isfinite(loss):
-        raise DivergenceError(
-            f"the loss is {loss} at update {model._n_updates}: lower learning_rate "
-            f"({recent[-1].learning_rate:g} now) or max_grad_norm, lengthen warmup_updates, or go "
-            f"back to precision='fp32'"
-        )
+    losses = torch.stack([metrics.loss for metrics in recent]).tolist()
+    grad_norms = torch.stack([metrics.grad_norm for metrics in recent]).tolist()
+    for index, (loss, grad_norm) in enumerate(zip(losses, grad_norms, strict=True)):
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            raise DivergenceError(
+                f"update {model._n_updates - len(recent) + index + 1} had loss {loss} and gradient "
+                f"norm {grad_norm}, and the weights since then are spoilt: go back to a checkpoint "
+                f"from before, and lower learning_rate ({recent[index].learning_rate:g} then) or "
+                f"max_grad_norm, lengthen warmup_updates, or use precision='fp32'"
+            )
     logger = model.logger
-    logger.record("train/loss", loss)
-    logger.record(
-        "train/grad_norm", float(torch.stack([metrics.grad_norm for metrics in recent]).mean())
-    )
+    logger.record("train/loss", sum(losses) / len(losses))
+    logger.record("train/grad_norm", sum(grad_norms) / len(grad_norms))
     logger.record("train/learning_rate", recent[-1].learning_rate)
     logger.record("train/n_updates", model._n_updates, exclude="tensorboard")
     logger.record("time/updates_per_second", updates_per_second)

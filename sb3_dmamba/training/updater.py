@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from gymnasium import spaces
 from torch import Tensor
 
 from sb3_dmamba.config import DecisionMambaConfig
-from sb3_dmamba.data import WindowBatch, WindowSampler
+from sb3_dmamba.data import ObservationStatistics, WindowBatch, WindowSampler
 from sb3_dmamba.networks import DecisionMambaPolicy
 from sb3_dmamba.training.checkpoints import optimizer_from_tensors, optimizer_to_tensors
 from sb3_dmamba.training.optimizer import make_optimizer
@@ -18,7 +20,7 @@ from sb3_dmamba.training.seeding import local_seed
 
 __all__ = ["UpdateMetrics", "Updater", "compute_loss"]
 
-_DROPOUT_STREAM = 1  # keeps dropout's random numbers apart from the sampler's
+_WEIGHT_STREAM, _DROPOUT_STREAM = 0, 1  # independent random numbers from one seed
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,11 @@ def compute_loss(policy: DecisionMambaPolicy, batch: WindowBatch) -> Tensor:
     predictions = policy.model(
         batch.observations, batch.actions, batch.returns_to_go, batch.timesteps
     )
-    losses = policy.model.head.losses(predictions, batch.actions)  # (B, K)
+    # Selected before and after: whatever padding holds, NaN included, must reach neither the sum
+    # nor, through the derivative of a loss that it is part of, the gradients.
     mask = batch.padding_mask
-    # where, not a product: whatever padding holds, it must not reach the sum.
+    predictions = torch.where(mask.unsqueeze(-1), predictions, 0.0)
+    losses = policy.model.head.losses(predictions, batch.actions)  # (B, K)
     return torch.where(mask, losses, 0.0).sum() / mask.sum()
 
 
@@ -63,7 +67,27 @@ class Updater:
         self.config = config
         self.seed = seed
         self.optimizer = make_optimizer(policy, config)
+        policy.optimizer = self.optimizer  # where Stable-Baselines3 looks for it
         self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    @classmethod
+    def create(
+        cls,
+        observation_space: spaces.Box,
+        action_space: spaces.Space[Any],
+        config: DecisionMambaConfig,
+        statistics: ObservationStatistics | None,
+        seed: int,
+        device: torch.device,
+    ) -> Updater:
+        """Build a policy with the weights of a seed, and what trains it.
+
+        Raises:
+            SpaceError: A space that no encoder or head fits.
+        """
+        with local_seed(device, seed, _WEIGHT_STREAM):
+            policy = DecisionMambaPolicy(observation_space, action_space, config, statistics)
+        return cls(policy.to(device), config, seed)
 
     def update(
         self, sampler: WindowSampler, n_done: int, schedule_step: int, n_updates: int
