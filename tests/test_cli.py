@@ -161,6 +161,19 @@ def test_train_json_says_what_was_done() -> None:
     assert DecisionMambaConfig.from_dict(document["config"]).context_length == 4
 
 
+def test_json_stands_alone_whatever_else_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    fit = DecisionMamba.fit
+
+    def noisy_fit(self: DecisionMamba, *args: Any, **kwargs: Any) -> DecisionMamba:
+        print("a callback's chatter")  # noqa: T201
+        return fit(self, *args, **kwargs)
+
+    monkeypatch.setattr(DecisionMamba, "fit", noisy_fit)
+    result = train("--json")
+    assert json.loads(result.stdout)["updates"] == 6
+    assert "a callback's chatter" in result.stderr
+
+
 def test_train_on_a_gymnasium_id_with_a_dataset() -> None:
     run("train", "CartPole-v1", *TINY, "--dataset", DATASET, "--updates", "2", "--output", "out")
     model = DecisionMamba.load("out/model.zip")
