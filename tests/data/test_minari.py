@@ -342,3 +342,17 @@ def test_damaged_files(make_minari: MakeMinari, minari_root: Path) -> None:
     (data / "metadata.json").unlink()
     with pytest.raises(DatasetError, match=r"has no metadata.json"):
         load_trajectories("box/small-v0")
+
+
+def test_the_bundled_dataset_is_found_by_its_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    bundled = load_trajectories("sb3_dmamba/hopper-v0")
+    assert (len(bundled), bundled.n_steps, bundled.env_id) == (549, 79_963, "Hopper-v5")
+    assert bundled.source == "minari:sb3_dmamba/hopper-v0"
+    # What data/bundled/README.md says of the two parts.
+    replay, medium = bundled.returns[:474], bundled.returns[474:]
+    assert abs(replay.mean() - 221.4) < 0.05
+    assert abs(medium.mean() - 1392.0) < 0.05
+    assert abs(medium.max() - 2913.2) < 0.05

@@ -20,10 +20,13 @@ __all__ = ["load_minari_folder", "load_minari_id", "load_minari_object"]
 
 _METADATA_FILE = "metadata.json"
 _MAIN_FILE = "main_data.hdf5"
+_BUNDLED = Path(__file__).parents[1] / "bundled"  # laid out as Minari lays out its own folder
 
 
 def load_minari_id(source: str) -> Trajectories:
     """Load a dataset from Minari's folder (``MINARI_DATASETS_PATH``, or ~/.minari/datasets).
+
+    The dataset that this package carries, ``"sb3_dmamba/hopper-v0"``, is found everywhere.
 
     Raises:
         DatasetError: It is not there (lists near names that are, and how to download it), or is
@@ -31,10 +34,11 @@ def load_minari_id(source: str) -> Trajectories:
         SpaceError: Its spaces cannot be learnt.
     """
     root = Path(os.environ.get("MINARI_DATASETS_PATH") or Path.home() / ".minari" / "datasets")
-    folder = root / source / "data"
-    if not folder.is_dir():
-        raise DatasetError(_not_found(source, root))
-    return _load(folder)
+    for place in (root, _BUNDLED):
+        folder = place / source / "data"
+        if folder.is_dir():
+            return _load(folder)
+    raise DatasetError(_not_found(source, root))
 
 
 def load_minari_folder(source: str | os.PathLike[str]) -> Trajectories:
