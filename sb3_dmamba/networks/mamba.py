@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -45,7 +46,7 @@ class MambaMixer(nn.Module):
         self.A_log = nn.Parameter(torch.arange(1, n_states + 1.0).log().repeat(inner, 1))
         self.D = nn.Parameter(torch.ones(inner))
         self.out_proj = nn.Linear(inner, width, bias=False)
-        self._cached_rates: tuple[tuple[int, int], Tensor] | None = None
+        self._cached_operands: tuple[tuple[int, int], _Operands] | None = None
         self._init_step_size()
 
     def _init_step_size(self) -> None:
@@ -101,14 +102,30 @@ class MambaMixer(nn.Module):
         mixed, new_state = self._mix(inputs, gate, state)
         return self.out_proj(mixed), new_state
 
-    def _rates(self) -> Float[Tensor, "D N"]:
-        """Return the (negative) rate of each state; computed once per change when only acting."""
+    def _operands(self) -> _Operands:
+        """Return the parameters as the operations take them; when only acting, made once.
+
+        All but the rates are views, which follow their parameters; the rates are computed again
+        when ``A_log`` has changed.
+        """
+        a_log: Tensor = self.A_log
         if torch.is_grad_enabled():
-            return -torch.exp(self.A_log.float())
-        version = (self.A_log._version, self.A_log.data_ptr())
-        if self._cached_rates is None or self._cached_rates[0] != version:
-            self._cached_rates = version, -torch.exp(self.A_log.float())
-        return self._cached_rates[1]
+            return self._make_operands(a_log)
+        version = (a_log._version, a_log.data_ptr())
+        if self._cached_operands is None or self._cached_operands[0] != version:
+            self._cached_operands = version, self._make_operands(a_log)
+        return self._cached_operands[1]
+
+    def _make_operands(self, a_log: Tensor) -> _Operands:
+        return _Operands(
+            convolution_weight=self.conv1d.weight.squeeze(1),
+            convolution_bias=self.conv1d.bias,
+            projection=self.x_proj.weight,
+            step_weight=self.dt_proj.weight,
+            step_bias=self.dt_proj.bias.float(),
+            rates=-torch.exp(a_log.float()),
+            skip=self.D.float(),
+        )
 
     def _mix(
         self,
@@ -116,31 +133,42 @@ class MambaMixer(nn.Module):
         gate: Float[Tensor, "B L D"] | None,
         state: dict[str, Tensor] | None,
     ) -> tuple[Float[Tensor, "B L D"], dict[str, Tensor]]:
+        operands = self._operands()
         convolved, convolution_state = causal_conv1d(
             inputs,
-            self.conv1d.weight.squeeze(1),
-            self.conv1d.bias,
+            operands.convolution_weight,
+            operands.convolution_bias,
             activation="silu",
             initial_state=None if state is None else state["convolution"],
             return_final_state=True,
             backend=self.backend,
         )
         # split_with_sizes is what split calls, without the Python in between: acting notices.
-        low_rank_step, b, c = self.x_proj(convolved).split_with_sizes(
+        low_rank_step, b, c = F.linear(convolved, operands.projection).split_with_sizes(
             [self.dt_rank, self.n_states, self.n_states], dim=-1
         )
         mixed, scan_state = selective_scan(
             convolved,
-            F.linear(low_rank_step, self.dt_proj.weight),
-            self._rates(),
+            F.linear(low_rank_step, operands.step_weight),
+            operands.rates,
             b,
             c,
-            self.D.float(),
+            operands.skip,
             gate,
-            self.dt_proj.bias.float(),
+            operands.step_bias,
             delta_softplus=True,
             initial_state=None if state is None else state["scan"],
             return_final_state=True,
             backend=self.backend,
         )
         return mixed, {"convolution": convolution_state, "scan": scan_state}
+
+
+class _Operands(NamedTuple):
+    convolution_weight: Tensor  # (D, taps)
+    convolution_bias: Tensor | None  # (D,)
+    projection: Tensor  # (rank + 2N, D)
+    step_weight: Tensor  # (D, rank)
+    step_bias: Tensor  # (D,)
+    rates: Tensor  # (D, N), negative
+    skip: Tensor  # (D,)

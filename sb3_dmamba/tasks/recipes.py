@@ -8,7 +8,6 @@ task's ``source`` says otherwise.
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 from sb3_dmamba.tasks.task import ReferenceScores, Task
@@ -20,9 +19,7 @@ _D4RL = "D4RL (Fu et al. 2020, arXiv:2004.07219), the same for v0, v1 and v2"
 _GAMER = "a random player and a human gamer, as Chen et al. 2021 normalise, without their rounding"
 _MEASURED = "measured in this environment, 100 episodes each; not D4RL's"
 
-BUNDLED_DATASET = (
-    Path(__file__).parents[1] / "data" / "bundled" / "sb3_dmamba" / "hopper-v0"
-)  # a Minari dataset folder
+BUNDLED_DATASET = "sb3_dmamba/hopper-v0"  # found in the package by this Minari id
 
 # Version 5 of the environments changes the rewards: D4RL's scores do not apply to it.
 MEASURED_REFERENCES = {
@@ -190,7 +187,7 @@ def _bundled() -> Task:
     return Task(
         name="hopper-bundled",
         env_id="Hopper-v5",
-        dataset=str(BUNDLED_DATASET),
+        dataset=BUNDLED_DATASET,
         target_returns=(1000.0, 2000.0, 3000.0),
         reference=MEASURED_REFERENCES["Hopper-v5"],
         overrides={

@@ -8,7 +8,6 @@ import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sb3_dmamba.config import DecisionMambaConfig
@@ -20,9 +19,6 @@ if TYPE_CHECKING:
 __all__ = ["ReferenceScores", "Task"]
 
 Preprocessing = Literal["atari"]
-
-_PACKAGE = Path(__file__).parents[1]
-_IN_PACKAGE = "sb3_dmamba:"  # in files: the bundled dataset, wherever the package is installed
 
 
 @dataclass(frozen=True)
@@ -153,15 +149,8 @@ class Task:
         return _preprocess_atari(env) if self.preprocessing == "atari" else env
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON-compatible values, the same wherever the package lies."""
-        dataset = self.dataset
-        if dataset is not None and Path(dataset).is_relative_to(_PACKAGE):
-            dataset = _IN_PACKAGE + Path(dataset).relative_to(_PACKAGE).as_posix()
-        return {
-            **dataclasses.asdict(self),
-            "target_returns": list(self.target_returns),
-            "dataset": dataset,
-        }
+        """Return the fields as JSON-compatible values."""
+        return {**dataclasses.asdict(self), "target_returns": list(self.target_returns)}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Task:
@@ -171,9 +160,6 @@ class Task:
             ConfigError: A field is unknown, or its value cannot be one.
         """
         values = dict(fields)
-        dataset = values.get("dataset")
-        if isinstance(dataset, str) and dataset.startswith(_IN_PACKAGE):
-            values["dataset"] = str(_PACKAGE / dataset.removeprefix(_IN_PACKAGE))
         try:
             if values.get("reference") is not None:
                 values["reference"] = ReferenceScores(**values["reference"])

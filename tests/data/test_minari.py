@@ -356,3 +356,11 @@ def test_the_bundled_dataset_is_found_by_its_id(
     assert abs(replay.mean() - 221.4) < 0.05
     assert abs(medium.mean() - 1392.0) < 0.05
     assert abs(medium.max() - 2913.2) < 0.05
+
+
+def test_a_d4rl_name_is_not_taken_for_a_minari_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    with pytest.raises(DatasetError, match=r"'hopper-medium-v2' is D4RL's name.*terminals"):
+        load_trajectories("hopper-medium-v2")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 from typing import Any
 
@@ -223,3 +224,22 @@ def test_a_plain_observation_is_refused_with_the_line_to_write() -> None:
     globally_timed = make_policy(time_encoding="global")
     with pytest.raises(ConfigError, match='memory="window"'):
         globally_timed.initial_state(1, "stream")
+
+
+@pytest.mark.parametrize("memory", ["window", "stream"])
+def test_acting_follows_the_weights_as_they_change(memory: Memory) -> None:
+    policy = make_policy()
+    observations, returns_to_go = recorded(2)
+    run(policy, memory, observations, returns_to_go, 2)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    fresh = make_policy()
+    fresh.load_state_dict(policy.state_dict())
+    expected = run(fresh, memory, observations, returns_to_go, 4)
+    np.testing.assert_array_equal(run(policy, memory, observations, returns_to_go, 4), expected)
+    copied = copy.deepcopy(policy)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.zero_()
+    np.testing.assert_array_equal(run(copied, memory, observations, returns_to_go, 4), expected)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ __all__ = ["load_minari_folder", "load_minari_id", "load_minari_object"]
 
 _METADATA_FILE = "metadata.json"
 _MAIN_FILE = "main_data.hdf5"
+_D4RL_NAME = re.compile(r"(halfcheetah|hopper|walker2d|ant)-[a-z-]+-v[0-2]")
 _BUNDLED = Path(__file__).parents[1] / "bundled"  # laid out as Minari lays out its own folder
 
 
@@ -154,6 +156,12 @@ def _read_environment(metadata: dict[str, Any], folder: Path) -> tuple[str | Non
 
 
 def _not_found(dataset_id: str, root: Path) -> str:
+    if _D4RL_NAME.fullmatch(dataset_id):
+        return (
+            f"{dataset_id!r} is D4RL's name of a dataset, which is no Minari dataset, and D4RL's "
+            f"files are not read yet: pass the arrays of its HDF5 file, fit(dict of observations, "
+            f"actions, rewards, terminals, timeouts)"
+        )
     local = sorted(
         file.parent.parent.relative_to(root).as_posix()
         for file in root.glob(f"**/data/{_METADATA_FILE}")
