@@ -165,7 +165,7 @@ class DecisionMambaPolicy(BasePolicy):
         if episode_start is not None:
             state = state.reset(np.broadcast_to(np.asarray(episode_start, dtype=bool), (n_envs,)))
         actions, new_state = self.act(observations, returns_to_go, state, deterministic)
-        return (actions[0] if single else actions), new_state
+        return (actions.squeeze(axis=0) if single else actions), new_state
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:
         raise NotImplementedError("the policy needs its memory: call predict or act")

@@ -135,8 +135,15 @@ def test_a_failure_closes_the_progress_bar(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("n_steps", 0), ("n_steps", -1), ("n_steps", 2.5), ("n_steps", True)]
-    + [("log_interval", 0), ("eval_freq", -1), ("eval_freq", 0.5)],
+    [
+        ("n_steps", 0),
+        ("n_steps", -1),
+        ("n_steps", 2.5),
+        ("n_steps", True),
+        ("log_interval", 0),
+        ("eval_freq", -1),
+        ("eval_freq", 0.5),
+    ],
 )
 def test_counts_out_of_range(name: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=rf"{name}={value}"):

@@ -1,0 +1,531 @@
+"""The algorithm from outside: learning, continuing, acting, evaluating."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import CheckpointCallback
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+
+from sb3_dmamba import DecisionMamba, DecisionMambaConfig, ReturnToGo, Trajectories
+from sb3_dmamba.errors import (
+    ConditioningError,
+    ConfigError,
+    DatasetError,
+    NotFittedError,
+    SpaceError,
+    UnknownTaskError,
+)
+from sb3_dmamba.tasks import Task
+from tests.models import (
+    MIXERS,
+    TINY,
+    Recorder,
+    differences,
+    everything_in,
+    global_generators,
+    tiny_model,
+)
+from tests.toys import CHOICE_LENGTH, ChoiceEnv, choice_trajectories, random_trajectories
+
+DATA = choice_trajectories(50)
+FAST = {"hidden_size": 16, "n_layers": 1, "context_length": CHOICE_LENGTH, "batch_size": 32}
+FAST |= {"return_scale": 10.0, "learning_rate": 1e-2, "max_grad_norm": 1.0, "warmup_updates": 10}
+FAST |= {"dropout": 0.0}
+
+
+# --- Reproducibility ---------------------------------------------------------------------------
+
+
+def train(mixer: str, n_steps: int = 12, seed: int = 3, **fit: Any) -> DecisionMamba:
+    return tiny_model(ChoiceEnv, mixer=mixer, seed=seed).fit(DATA, n_steps, **fit)
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_one_seed_one_result(mixer: str) -> None:
+    first = everything_in(train(mixer))
+    torch.rand(1)
+    assert differences(first, everything_in(train(mixer))) == []
+    changed = differences(first, everything_in(train(mixer, seed=4)))
+    assert {name for name in first if "exp_avg" in name} <= set(changed)
+
+
+def test_without_a_seed_every_model_is_another() -> None:
+    models = [tiny_model(seed=None).fit(DATA, 1) for _ in range(2)]
+    assert models[0].seed != models[1].seed
+    assert differences(*map(everything_in, models)) != []
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_global_generators_are_left_alone(mixer: str, tmp_path: Path) -> None:
+    before = global_generators()
+    model = tiny_model(ChoiceEnv, mixer=mixer, seed=None)
+    assert global_generators() == before
+    model.fit(DATA, 3, eval_freq=2, n_eval_episodes=2)
+    assert global_generators() == before
+    model.evaluate([2.0, 5.0], 3, deterministic=False, n_workers=0)
+    assert global_generators() == before
+    model.save(tmp_path / "model")
+    DecisionMamba.load(tmp_path / "model")
+    assert global_generators() == before
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+@pytest.mark.parametrize("stop_at", [1, 7])
+def test_interrupted_and_continued_is_uninterrupted(
+    mixer: str, stop_at: int, tmp_path: Path
+) -> None:
+    whole = Recorder()
+    expected = everything_in(train(mixer, callback=whole))
+
+    before, after = Recorder(stop_at), Recorder()
+    model = train(mixer, callback=before)
+    assert model.num_timesteps == stop_at
+    model.save(tmp_path / "model")
+    model.fit(callback=after)  # with no number, the rest of the run
+    assert differences(expected, everything_in(model)) == []
+    assert before.learning_rates + after.learning_rates == whole.learning_rates
+    assert before.losses + after.losses == whole.losses
+    assert after.seen == list(range(stop_at + 1, 13))
+
+    loaded = DecisionMamba.load(tmp_path / "model").fit(DATA, 12 - stop_at)
+    assert differences(expected, everything_in(loaded)) == []
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_evaluations_in_between_change_nothing(mixer: str) -> None:
+    expected = everything_in(train(mixer))
+    assert differences(expected, everything_in(train(mixer, eval_freq=1))) == []
+    assert differences(expected, everything_in(train(mixer, log_interval=1))) == []
+    model = train(mixer, callback=Recorder(stop_at=5), eval_freq=2, n_eval_episodes=1)
+    model.evaluate(5.0, 2, deterministic=False, n_workers=0)
+    assert differences(expected, everything_in(model.fit(eval_freq=3))) == []
+
+
+CONTINUE = """
+import random, sys
+from sb3_dmamba import DecisionMamba
+from tests.toys import ChoiceEnv, choice_trajectories
+random.seed(0)
+before = random.getstate()
+for path in sys.argv[1:]:
+    model = DecisionMamba.load(path).fit(choice_trajectories(50))
+    model.save(path + ".continued.zip")
+    model.evaluate(5.0, 2, env=ChoiceEnv, n_workers=0)
+assert random.getstate() == before
+"""
+
+
+def test_a_checkpoint_continues_in_another_process(tmp_path: Path) -> None:
+    expected, paths = {}, {}
+    for mixer in MIXERS:
+        callback = CheckpointCallback(5, str(tmp_path), name_prefix=mixer)
+        expected[mixer] = everything_in(train(mixer, callback=callback))
+        paths[mixer] = str(tmp_path / f"{mixer}_5_steps.zip")
+        assert (tmp_path / f"{mixer}_10_steps.zip").is_file()
+    command = [sys.executable, "-c", CONTINUE, *paths.values()]
+    subprocess.run(command, check=True, cwd=Path(__file__).parents[1], timeout=120)
+    for mixer in MIXERS:
+        model = DecisionMamba.load(f"{paths[mixer]}.continued.zip")
+        assert differences(expected[mixer], everything_in(model)) == []
+
+
+# --- Continuing --------------------------------------------------------------------------------
+
+
+def test_fit_again_continues() -> None:
+    recorder = Recorder()
+    model = tiny_model().fit(DATA, 4)
+    first = everything_in(model)
+    model.fit(n_steps=3, callback=recorder)
+    assert recorder.seen == [5, 6, 7]
+    assert (model.num_timesteps, model._total_timesteps, model._n_updates) == (7, 7, 7)
+    assert differences(first, everything_in(model)) != []
+    for name, step in model.policy.optimizer.state_dict()["state"].items():
+        assert int(step["step"]) == 7, name
+
+
+def test_fit_without_a_number_takes_the_configs() -> None:
+    model = tiny_model(n_updates=6).fit(DATA)
+    assert model.num_timesteps == 6
+    assert model.fit().num_timesteps == 12
+    assert model.fit(n_steps=np.int64(2)).num_timesteps == 14
+    assert type(model._total_timesteps) is int
+
+
+def test_learn_is_fit() -> None:
+    model = tiny_model().fit(DATA, 4)
+    recorder = Recorder()
+    assert model.learn(5, recorder, 1, "name", True, False) is model
+    assert recorder.seen == [1, 2, 3, 4, 5]  # the schedule starts again
+    assert (model.num_timesteps, model._n_updates) == (5, 9)  # the batches do not
+    model.learn(total_timesteps=2, reset_num_timesteps=False)
+    assert (model.num_timesteps, model._n_updates) == (7, 11)
+
+
+def test_learn_on_the_tasks_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sb3_dmamba.algorithm.load_trajectories", {"toy": DATA}.__getitem__)
+    model = tiny_model(Task(name="toy", dataset="toy"))
+    assert model.learn(2).num_timesteps == 2
+    assert model.dataset.source == DATA.source
+
+
+def test_fit_on_other_data_keeps_the_normalisation() -> None:
+    model = tiny_model().fit(DATA, 2)
+    mean = model.policy.state_dict()["model.embedding.observation_encoder.mean"].clone()
+    assert mean.any()
+    other = choice_trajectories(5, seed=1)
+    model.fit(other, 2)
+    assert torch.equal(mean, model.policy.state_dict()["model.embedding.observation_encoder.mean"])
+    assert model.dataset.returns.tolist() == other.returns.tolist()
+
+
+# --- Learning something ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_it_does_what_is_asked_in_a_discrete_task(mixer: str) -> None:
+    model = DecisionMamba(ChoiceEnv, seed=0, mixer=mixer, **FAST).fit(
+        choice_trajectories(), 150 if mixer == "mamba" else 300
+    )
+    # Drawn: each action is 1 with the probability that keeps the return on course. Likeliest: 1
+    # whenever at least half of the remaining steps must be 1, which comes out right as well,
+    # because the return-to-go remembers what is still owed.
+    for deterministic in (False, True):
+        for memory in ("window", "stream"):
+            report = model.evaluate(
+                [2.0, 5.0, 9.0], 20, memory=memory, deterministic=deterministic, n_workers=0
+            )
+            for result in report.results:
+                assert abs(result.mean - result.target_return) < 0.75, (deterministic, memory)
+
+
+class DialEnv(gym.Env[np.ndarray, np.ndarray]):
+    """Ten steps; pays 1 less the distance of the action to what is shown, in [0, 1]."""
+
+    def __init__(self) -> None:
+        self.observation_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+        self.action_space = spaces.Box(-2.0, 2.0, (1,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, Any]:
+        super().reset(seed=seed)
+        self.t = 0
+        return self._show(), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, Any]:
+        reward = max(0.0, 1.0 - abs(float(action[0]) - float(self.shown[0])))
+        self.t += 1
+        return self._show(), reward, False, self.t == 10, {}
+
+    def _show(self) -> np.ndarray:
+        self.shown = self.np_random.uniform(-1.0, 1.0, 1).astype(np.float32)
+        return self.shown
+
+
+def dial_trajectories(n_episodes: int = 200) -> Trajectories:
+    """Each episode misses what is shown by one constant, from nothing to 1."""
+    rng = np.random.default_rng(0)
+    shown = rng.uniform(-1.0, 1.0, (10 * n_episodes, 1)).astype(np.float32)
+    miss = np.repeat(rng.uniform(0.0, 1.0, n_episodes), 10).astype(np.float32)
+    return Trajectories(
+        observations=shown,
+        actions=shown + miss[:, None],
+        rewards=1.0 - miss,
+        terminated=np.zeros(n_episodes, dtype=bool),
+        truncated=np.ones(n_episodes, dtype=bool),
+        episode_offsets=np.arange(0, 10 * n_episodes + 1, 10),
+        observation_space=DialEnv().observation_space,
+        action_space=DialEnv().action_space,
+    )
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_it_does_what_is_asked_in_a_continuous_task(mixer: str) -> None:
+    model = DecisionMamba(DialEnv, seed=0, mixer=mixer, **FAST).fit(dial_trajectories(), 200)
+    report = model.evaluate([3.0, 6.0, 9.0], 10, n_workers=0)
+    for result in report.results:
+        assert abs(result.mean - result.target_return) < 0.75
+
+
+# --- Evaluating --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model() -> DecisionMamba:
+    return tiny_model(ChoiceEnv).fit(DATA, 12)
+
+
+def test_the_report_says_what_was_done(model: DecisionMamba) -> None:
+    report = model.evaluate([2.0, 5.0], 3, memory="stream", seed=7, n_workers=0)
+    assert (report.dataset, report.mixer, report.memory) == (DATA.source, "mamba", "stream")
+    assert (report.training_seed, report.eval_seed, report.n_updates) == (3, 7, 12)
+    assert (report.task, report.weights, report.deterministic) == (None, "last", True)
+    assert report.dataset_returns is not None
+    assert report.dataset_returns.tolist() == DATA.returns.tolist()
+    assert [result.target_return for result in report.results] == [2.0, 5.0]
+    assert [result.n_episodes for result in report.results] == [3, 3]
+    assert model.evaluate(2.0, 1, n_workers=0).eval_seed == 3  # the model's own
+    assert model.evaluate(2.0, 1, n_workers=0).memory == "window"  # the config's
+    text = str(report)
+    for part in (DATA.source, "mamba", "memory stream", "12 updates", "training seed 3"):
+        assert part in text
+
+
+def test_targets_by_default(model: DecisionMamba) -> None:
+    asked = [each.target_return for each in model.evaluate(n_episodes=1, n_workers=0).results]
+    np.testing.assert_allclose(asked, np.quantile(DATA.returns, [0.5, 0.9, 1.0]), rtol=1e-3)
+    task = Task(name="toy", target_returns=(4.0, 1.0))
+    other = tiny_model(task, env=ChoiceEnv).fit(DATA, 1)
+    report = other.evaluate(n_episodes=1, n_workers=0)
+    assert [each.target_return for each in report.results] == [4.0, 1.0]
+    assert report.task == "toy"
+
+
+def test_actions_are_drawn_where_asked(model: DecisionMamba) -> None:
+    likeliest = model.evaluate(5.0, 8, n_workers=0).results[0].returns
+    drawn = model.evaluate(5.0, 8, deterministic=False, n_workers=0).results[0].returns
+    again = model.evaluate(5.0, 8, deterministic=False, n_workers=0).results[0].returns
+    assert len(set(drawn.tolist())) > 2
+    assert drawn.tolist() == again.tolist() != likeliest.tolist()
+
+
+def test_evaluate_policy_agrees_with_evaluate(model: DecisionMamba) -> None:
+    report = model.evaluate([2.0, 7.0], 4, seed=100, n_workers=0)
+    for result in report.results:
+        target = result.target_return
+        venv = DummyVecEnv([lambda target=target: ReturnToGo(ChoiceEnv(), target)] * 4)
+        venv.seed(100)
+        with pytest.warns(UserWarning, match="Monitor"):
+            returns, lengths = evaluate_policy(model, venv, 4, return_episode_rewards=True)
+        assert returns == result.returns.tolist()
+        assert lengths == result.lengths.tolist()
+
+
+def test_normalised_scores_come_with_the_tasks_environment() -> None:
+    from sb3_dmamba.tasks import ReferenceScores
+
+    gym.register("Choice-v0", ChoiceEnv)
+    try:
+        scores = ReferenceScores(0.0, 10.0, "by hand")
+        model = tiny_model(Task(name="toy", env_id="Choice-v0", reference=scores)).fit(DATA, 1)
+        assert model.get_env() is not None
+        result = model.evaluate(5.0, 2, n_workers=0).results[0]
+        assert result.normalized_score == pytest.approx(10.0 * result.mean)
+        assert model.evaluate(5.0, 2, env=ChoiceEnv, n_workers=0).reference is None
+        model.set_env(ChoiceEnv())
+        assert model.evaluate(5.0, 2, env="Choice-v0", n_workers=0).reference is None
+    finally:
+        del gym.registry["Choice-v0"]
+
+
+# --- Stable-Baselines3 -------------------------------------------------------------------------
+
+
+def test_it_is_an_algorithm(model: DecisionMamba) -> None:
+    assert isinstance(model, BaseAlgorithm)
+    venv = model.get_env()
+    assert isinstance(venv, VecEnv)
+    assert venv is model.get_env() is model.env
+    mean, _ = evaluate_policy(model, venv, 3)
+    assert 0.0 <= float(np.mean(mean)) <= CHOICE_LENGTH
+    with pytest.warns(UserWarning, match="Monitor"):
+        evaluate_policy(model, ReturnToGo(ChoiceEnv(), 5.0), 2)
+    with pytest.warns(UserWarning, match="Monitor"):
+        evaluate_policy(model, ReturnToGo(DummyVecEnv([ChoiceEnv] * 2), 5.0), 2)
+
+
+def test_predict_over_an_episode(model: DecisionMamba) -> None:
+    env = ReturnToGo(ChoiceEnv(), 5.0)
+    observation, _ = env.reset(seed=0)
+    state, actions = None, []
+    for _ in range(CHOICE_LENGTH):
+        action, state = model.predict(observation, state)
+        assert env.action_space.contains(action)
+        actions.append(int(action))
+        observation, *_ = env.step(action)
+    assert sum(actions) == pytest.approx(
+        model.evaluate(5.0, 1, seed=0, n_workers=0).results[0].mean
+    )
+
+
+def test_parameters_move_between_models(model: DecisionMamba, tmp_path: Path) -> None:
+    model.save(tmp_path / "model")
+    expected = everything_in(model)
+    by_dict, by_file = tiny_model(seed=9).fit(DATA, 1), tiny_model(seed=9).fit(DATA, 1)
+    by_dict.set_parameters(model.get_parameters())
+    by_file.set_parameters(tmp_path / "model")
+    for other in (by_dict, by_file):
+        assert differences(expected, everything_in(other)) == ["counters"]
+        other.fit(n_steps=2)
+    assert differences(expected, everything_in(model)) == []  # nothing is shared
+    with pytest.raises(ValueError, match="do not match"):
+        by_dict.set_parameters({"policy": model.policy.state_dict()})
+
+
+def test_set_random_seed_is_the_batches_seed() -> None:
+    first, second, third = (tiny_model(ChoiceEnv).fit(DATA, 2) for _ in range(3))
+    before = global_generators()
+    second.set_random_seed(11)
+    second.set_random_seed(None)
+    third.set_random_seed(12)
+    assert global_generators() == before
+    results = [everything_in(each.fit(n_steps=1)) for each in (first, second, third)]
+    assert differences(results[0], results[1]) != []
+    assert differences(results[1], results[2]) != []
+    assert second.seed == 11
+    tiny_model().set_random_seed(1)
+    with pytest.raises(ConfigError, match="seed=-1"):
+        first.set_random_seed(-1)
+
+
+# --- Mistakes ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model: model.predict({"observation": np.zeros(2), "return_to_go": np.ones(1)}),
+        lambda model: model.save("nowhere"),
+        lambda model: model.evaluate(5.0),
+        lambda model: model.as_stateful_wrapper(5.0),
+        lambda model: model.get_parameters(),
+        lambda model: model.set_parameters({}),
+    ],
+)
+def test_before_fit(call: Any) -> None:
+    with pytest.raises(NotFittedError, match="fit"):
+        call(tiny_model(ChoiceEnv))
+
+
+def test_there_is_no_dataset() -> None:
+    for call in (lambda model: model.fit(), lambda model: model.learn(5)):
+        with pytest.raises(DatasetError, match="no dataset"):
+            call(tiny_model())
+    with pytest.raises(DatasetError, match="no known dataset"):
+        tiny_model().fit(5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"observations": np.full((500, 2), np.nan, np.float32)}, r"observations.*0"),
+        ({"rewards": np.zeros(499, np.float32)}, "499"),
+        ({"actions": np.full(500, 2)}, "2"),
+    ],
+)
+def test_data_that_cannot_be(change: dict[str, Any], message: str) -> None:
+    arrays = {
+        "observations": DATA.observations,
+        "actions": DATA.actions,
+        "rewards": DATA.rewards,
+        "terminals": np.arange(1, 501) % 10 == 0,
+    }
+    model = tiny_model()
+    with pytest.raises(DatasetError, match=message):
+        model.fit(_with_spaces({**arrays, **change}), 1)
+    with pytest.raises(DatasetError):
+        model.fit({name: array[:0] for name, array in arrays.items()}, 1)
+    model.fit(DATA, 1)  # a failure spoils nothing
+
+
+def _with_spaces(arrays: dict[str, Any]) -> Trajectories:
+    from sb3_dmamba import load_trajectories
+
+    return load_trajectories(arrays, action_space=spaces.Discrete(2))
+
+
+def test_another_dataset_than_the_first() -> None:
+    model = tiny_model().fit(DATA, 2)
+    before = everything_in(model)
+    with pytest.raises(SpaceError, match=r"dataset has actions Box"):
+        model.fit(random_trajectories(observation_shape=(2,)), 1)
+    with pytest.raises(SpaceError, match=r"dataset has observations of shape \(3,\)"):
+        model.fit(random_trajectories(n_actions=2), 1)
+    assert differences(before, everything_in(model)) == []
+    assert model.dataset.source == DATA.source
+    model.fit(n_steps=1)
+
+
+def test_a_dataset_that_is_not_the_environments() -> None:
+    for env in (ChoiceEnv(), ChoiceEnv, DummyVecEnv([ChoiceEnv])):
+        with pytest.raises(SpaceError, match="environment has"):
+            tiny_model(env).fit(random_trajectories(observation_shape=(2,)), 1)
+    with pytest.raises(SpaceError, match="environment has observations"):
+        tiny_model("CartPole-v1").fit(DATA, 1)
+
+
+@pytest.mark.parametrize(
+    "space", [spaces.MultiDiscrete([2, 2]), spaces.MultiBinary(2), spaces.Box(-np.inf, 1.0, (2,))]
+)
+def test_actions_that_no_head_fits(space: spaces.Space[Any]) -> None:
+    data = random_trajectories()
+    actions = np.zeros((data.n_steps, 2), data.actions.dtype)
+    arrays = {"observations": data.observations, "actions": actions, "rewards": data.rewards}
+    arrays["terminals"] = np.arange(data.n_steps) == data.n_steps - 1
+    from sb3_dmamba import load_trajectories
+
+    with pytest.raises(SpaceError):
+        tiny_model().fit(load_trajectories(arrays, action_space=space), 1)
+
+
+def test_a_window_longer_than_every_episode() -> None:
+    for mixer in MIXERS:
+        model = tiny_model(ChoiceEnv, context_length=64, mixer=mixer).fit(DATA, 2)
+        report = model.evaluate(5.0, 2, n_workers=0)
+        assert report.results[0].lengths.tolist() == [CHOICE_LENGTH] * 2
+
+
+def test_an_unknown_task() -> None:
+    with pytest.raises(UnknownTaskError, match="hopper-medium-v2"):
+        DecisionMamba("hopper-medum-v2")
+
+
+def test_unwrapped_environments(model: DecisionMamba) -> None:
+    with pytest.raises(ConditioningError, match="ReturnToGo"):
+        model.predict(np.zeros(2, np.float32))
+    with pytest.warns(UserWarning, match="Monitor"), pytest.raises(ConditioningError):
+        evaluate_policy(model, ChoiceEnv(), 1)
+    with pytest.warns(UserWarning, match="Monitor"), pytest.raises(ConditioningError):
+        evaluate_policy(model, DummyVecEnv([ChoiceEnv]), 1)
+
+
+def test_settings_of_the_constructor() -> None:
+    config = DecisionMambaConfig(**TINY)
+    assert DecisionMamba(None, config=config, n_layers=3).config == config.replace(n_layers=3)
+    with pytest.raises(ConfigError, match="hidden_size"):
+        DecisionMamba(None, hiden_size=3)
+    with pytest.raises(ConfigError, match="leave env out"):
+        DecisionMamba(ChoiceEnv(), env=ChoiceEnv())
+    for seed in (-1, 1.5, True):
+        with pytest.raises(ConfigError, match=f"seed={seed}"):
+            DecisionMamba(None, seed=seed)
+    assert type(DecisionMamba(None, seed=np.int64(4)).seed) is int
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "high", [1.0]])
+def test_target_returns_that_cannot_be(value: Any, model: DecisionMamba) -> None:
+    before = model.target_return
+    with pytest.raises(ConfigError, match="target_return"):
+        model.target_return = value
+    assert model.target_return == before
+
+
+# --- d3rlpy ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("memory", ["window", "stream"])
+def test_d3rlpys_evaluation_drives_the_stateful_wrapper(model: DecisionMamba, memory: Any) -> None:
+    code = pytest.importorskip("d3rlpy.metrics.utility", reason="the d3rlpy extra is missing")
+    actor = model.as_stateful_wrapper(6.0, memory=memory)
+    score = code.evaluate_transformer_with_environment(actor, ChoiceEnv(), n_trials=2)
+    assert 0.0 <= score <= CHOICE_LENGTH
