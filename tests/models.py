@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import KVWriter, Logger
 from torch import Tensor
 
 from sb3_dmamba import DecisionMamba
@@ -81,3 +82,23 @@ class Recorder(BaseCallback):
         self.learning_rates.append(self.locals["metrics"].learning_rate)
         self.losses.append(float(self.locals["metrics"].loss))
         return self.num_timesteps != self.stop_at
+
+
+class Memory(KVWriter):
+    """A logger's output that keeps everything."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[int, dict[str, Any]]] = []
+
+    def write(self, key_values: dict[str, Any], key_excluded: Any, step: int = 0) -> None:
+        self.rows.append((step, dict(key_values)))
+
+    def close(self) -> None:
+        pass
+
+
+def use_memory(model: DecisionMamba) -> Memory:
+    """Let a model log to memory."""
+    memory = Memory()
+    model.set_logger(Logger(None, [memory]))
+    return memory

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,13 @@ from stable_baselines3.common.callbacks import CheckpointCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-from sb3_dmamba import DecisionMamba, DecisionMambaConfig, ReturnToGo, Trajectories
+from sb3_dmamba import (
+    DecisionMamba,
+    DecisionMambaConfig,
+    ReturnToGo,
+    Trajectories,
+    load_trajectories,
+)
 from sb3_dmamba.errors import (
     ConditioningError,
     ConfigError,
@@ -26,7 +33,7 @@ from sb3_dmamba.errors import (
     SpaceError,
     UnknownTaskError,
 )
-from sb3_dmamba.tasks import Task
+from sb3_dmamba.tasks import ReferenceScores, Task
 from tests.models import (
     MIXERS,
     TINY,
@@ -39,9 +46,17 @@ from tests.models import (
 from tests.toys import CHOICE_LENGTH, ChoiceEnv, choice_trajectories, random_trajectories
 
 DATA = choice_trajectories(50)
-FAST = {"hidden_size": 16, "n_layers": 1, "context_length": CHOICE_LENGTH, "batch_size": 32}
-FAST |= {"return_scale": 10.0, "learning_rate": 1e-2, "max_grad_norm": 1.0, "warmup_updates": 10}
-FAST |= {"dropout": 0.0}
+FAST: dict[str, Any] = {
+    "hidden_size": 16,
+    "n_layers": 1,
+    "context_length": CHOICE_LENGTH,
+    "batch_size": 32,
+    "return_scale": 10.0,
+    "learning_rate": 1e-2,
+    "warmup_updates": 10,
+    "max_grad_norm": 1.0,
+    "dropout": 0.0,
+}
 
 
 # --- Reproducibility ---------------------------------------------------------------------------
@@ -159,7 +174,8 @@ def test_fit_without_a_number_takes_the_configs() -> None:
     model = tiny_model(n_updates=6).fit(DATA)
     assert model.num_timesteps == 6
     assert model.fit().num_timesteps == 12
-    assert model.fit(n_steps=np.int64(2)).num_timesteps == 14
+    two: Any = np.int64(2)
+    assert model.fit(n_steps=two).num_timesteps == 14
     assert type(model._total_timesteps) is int
 
 
@@ -244,8 +260,8 @@ def dial_trajectories(n_episodes: int = 200) -> Trajectories:
         terminated=np.zeros(n_episodes, dtype=bool),
         truncated=np.ones(n_episodes, dtype=bool),
         episode_offsets=np.arange(0, 10 * n_episodes + 1, 10),
-        observation_space=DialEnv().observation_space,
-        action_space=DialEnv().action_space,
+        observation_space=spaces.Box(-1.0, 1.0, (1,), np.float32),
+        action_space=spaces.Box(-2.0, 2.0, (1,), np.float32),
     )
 
 
@@ -303,7 +319,8 @@ def test_evaluate_policy_agrees_with_evaluate(model: DecisionMamba) -> None:
     report = model.evaluate([2.0, 7.0], 4, seed=100, n_workers=0)
     for result in report.results:
         target = result.target_return
-        venv = DummyVecEnv([lambda target=target: ReturnToGo(ChoiceEnv(), target)] * 4)
+        make: Any = partial(ReturnToGo, target_return=target)
+        venv = DummyVecEnv([partial(make, ChoiceEnv()) for _ in range(4)])
         venv.seed(100)
         with pytest.warns(UserWarning, match="Monitor"):
             returns, lengths = evaluate_policy(model, venv, 4, return_episode_rewards=True)
@@ -312,9 +329,7 @@ def test_evaluate_policy_agrees_with_evaluate(model: DecisionMamba) -> None:
 
 
 def test_normalised_scores_come_with_the_tasks_environment() -> None:
-    from sb3_dmamba.tasks import ReferenceScores
-
-    gym.register("Choice-v0", ChoiceEnv)
+    gym.register("Choice-v0", "tests.toys:ChoiceEnv")
     try:
         scores = ReferenceScores(0.0, 10.0, "by hand")
         model = tiny_model(Task(name="toy", env_id="Choice-v0", reference=scores)).fit(DATA, 1)
@@ -408,9 +423,10 @@ def test_before_fit(call: Any) -> None:
 
 
 def test_there_is_no_dataset() -> None:
-    for call in (lambda model: model.fit(), lambda model: model.learn(5)):
-        with pytest.raises(DatasetError, match="no dataset"):
-            call(tiny_model())
+    with pytest.raises(DatasetError, match="no dataset"):
+        tiny_model().fit()
+    with pytest.raises(DatasetError, match="no dataset"):
+        tiny_model().learn(5)
     with pytest.raises(DatasetError, match="no known dataset"):
         tiny_model().fit(5)
 
@@ -439,8 +455,6 @@ def test_data_that_cannot_be(change: dict[str, Any], message: str) -> None:
 
 
 def _with_spaces(arrays: dict[str, Any]) -> Trajectories:
-    from sb3_dmamba import load_trajectories
-
     return load_trajectories(arrays, action_space=spaces.Discrete(2))
 
 
@@ -472,8 +486,6 @@ def test_actions_that_no_head_fits(space: spaces.Space[Any]) -> None:
     actions = np.zeros((data.n_steps, 2), data.actions.dtype)
     arrays = {"observations": data.observations, "actions": actions, "rewards": data.rewards}
     arrays["terminals"] = np.arange(data.n_steps) == data.n_steps - 1
-    from sb3_dmamba import load_trajectories
-
     with pytest.raises(SpaceError):
         tiny_model().fit(load_trajectories(arrays, action_space=space), 1)
 
@@ -506,10 +518,12 @@ def test_settings_of_the_constructor() -> None:
         DecisionMamba(None, hiden_size=3)
     with pytest.raises(ConfigError, match="leave env out"):
         DecisionMamba(ChoiceEnv(), env=ChoiceEnv())
-    for seed in (-1, 1.5, True):
-        with pytest.raises(ConfigError, match=f"seed={seed}"):
-            DecisionMamba(None, seed=seed)
-    assert type(DecisionMamba(None, seed=np.int64(4)).seed) is int
+    bad: Any
+    for bad in (-1, 1.5, True):
+        with pytest.raises(ConfigError, match=f"seed={bad}"):
+            DecisionMamba(None, seed=bad)
+    bad = np.int64(4)  # not bad at all
+    assert type(DecisionMamba(None, seed=bad).seed) is int
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), "high", [1.0]])

@@ -7,33 +7,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from stable_baselines3.common.logger import KVWriter, Logger, configure
+from stable_baselines3.common.logger import configure
 
 from sb3_dmamba.data import WindowSampler
 from sb3_dmamba.errors import ConfigError, DivergenceError, MissingDependencyError
 from sb3_dmamba.training.updater import UpdateMetrics, Updater
-from tests.models import Recorder, tiny_model
+from tests.models import Recorder, tiny_model, use_memory
 from tests.toys import choice_trajectories, random_trajectories
 
 DATA = choice_trajectories(20)
 
 
-class Memory(KVWriter):
-    """A logger's output that keeps everything."""
-
-    def __init__(self) -> None:
-        self.rows: list[tuple[int, dict[str, Any]]] = []
-
-    def write(self, key_values: dict[str, Any], key_excluded: Any, step: int = 0) -> None:
-        self.rows.append((step, dict(key_values)))
-
-    def close(self) -> None:
-        pass
-
-
 def test_what_is_logged_and_when() -> None:
-    model, recorder, memory = tiny_model(), Recorder(), Memory()
-    model.set_logger(Logger(None, [memory]))
+    model, recorder = tiny_model(), Recorder()
+    memory = use_memory(model)
     model.fit(DATA, 10, callback=recorder, log_interval=4)
     assert [step for step, _ in memory.rows] == [4, 8, 10]
     for (step, row), since in zip(memory.rows, (0, 4, 8), strict=True):
@@ -45,9 +32,8 @@ def test_what_is_logged_and_when() -> None:
 
 
 def test_a_run_that_is_stopped_logs_what_it_did() -> None:
-    model, memory = tiny_model(), Memory()
-    model.set_logger(Logger(None, [memory]))
-    recorder = Recorder(stop_at=3)
+    model, recorder = tiny_model(), Recorder(stop_at=3)
+    memory = use_memory(model)
     model.fit(DATA, 10, callback=recorder)
     assert [step for step, _ in memory.rows] == [3]
     assert (recorder.starts, recorder.ends) == (1, 1)

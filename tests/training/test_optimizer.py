@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
@@ -12,7 +13,7 @@ from sb3_dmamba.networks import DecisionMambaPolicy
 from sb3_dmamba.training.optimizer import make_optimizer, split_by_decay
 
 FLAT = spaces.Box(-1.0, 1.0, (3,))
-IMAGE = spaces.Box(0, 255, (4, 36, 36), "uint8")
+IMAGE = spaces.Box(0, 255, (4, 36, 36), np.uint8)
 MOVES = spaces.Box(-1.0, 1.0, (2,))
 CHOICES = spaces.Discrete(5)
 CASES: list[tuple[Any, Any, dict[str, Any]]] = [

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 
@@ -8,9 +9,10 @@ from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.training.schedule import compute_learning_rate
 
 PEAK = 0.5
+Settings = dict[str, Any]
 
 
-def rate(update: int, n_updates: int = 100, **settings: object) -> float:
+def rate(update: int, n_updates: int = 100, **settings: Any) -> float:
     config = DecisionMambaConfig().replace(learning_rate=PEAK, **settings)
     return compute_learning_rate(config, update, n_updates)
 
@@ -44,7 +46,7 @@ def test_no_warm_up() -> None:
     [(20, 0.5), (40, 0.5 * 0.8), (60, 0.5 * 0.6), (80, 0.5 * 0.4), (100, 0.1), (5000, 0.1)],
 )
 def test_linear(update: int, expected: float) -> None:
-    settings = {"lr_schedule": "linear", "warmup_updates": 20, "final_lr_fraction": 0.2}
+    settings: Settings = {"lr_schedule": "linear", "warmup_updates": 20, "final_lr_fraction": 0.2}
     assert rate(update, **settings) == pytest.approx(expected, rel=1e-12)
 
 
@@ -53,7 +55,7 @@ def test_linear(update: int, expected: float) -> None:
     [(20, 1.0), (40, math.sqrt(0.5)), (60, 0.0), (80, -math.sqrt(0.5)), (100, -1.0), (5000, -1.0)],
 )
 def test_cosine(update: int, cosine: float) -> None:
-    settings = {"lr_schedule": "cosine", "warmup_updates": 20, "final_lr_fraction": 0.2}
+    settings: Settings = {"lr_schedule": "cosine", "warmup_updates": 20, "final_lr_fraction": 0.2}
     expected = PEAK * (0.2 + 0.8 * (1.0 + cosine) / 2.0)
     assert rate(update, **settings) == pytest.approx(expected, rel=1e-12)
 
@@ -61,12 +63,12 @@ def test_cosine(update: int, cosine: float) -> None:
 @pytest.mark.parametrize(("update", "expected"), [(10, 0.5), (20, 0.375), (30, 0.25), (50, 0.0)])
 @pytest.mark.parametrize("n_updates", [100, 60])
 def test_decay_ends_where_it_is_told_to(update: int, expected: float, n_updates: int) -> None:
-    settings = {"warmup_updates": 10, "decay_updates": 50, "final_lr_fraction": 0.0}
+    settings: Settings = {"warmup_updates": 10, "decay_updates": 50, "final_lr_fraction": 0.0}
     value = rate(update, n_updates, lr_schedule="linear", **settings)
     assert value == pytest.approx(expected, abs=1e-12)
 
 
 def test_a_decay_inside_the_warm_up_is_over_after_it() -> None:
-    settings = {"warmup_updates": 10, "decay_updates": 5, "lr_schedule": "linear"}
+    settings: Settings = {"warmup_updates": 10, "decay_updates": 5, "lr_schedule": "linear"}
     assert rate(9, **settings) == PEAK
     assert rate(11, **settings) == pytest.approx(0.1 * PEAK)

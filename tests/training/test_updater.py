@@ -58,7 +58,7 @@ MASK = [[True, True], [True, False]]
 
 
 def continuous_case(padding: float) -> tuple[Any, WindowBatch]:
-    space = spaces.Box(np.float32([-2.0, 0.0]), np.float32([2.0, 1.0]))
+    space = spaces.Box(np.array([-2.0, 0.0], "f4"), np.array([2.0, 1.0], "f4"))
     predictions = [[[1.0, 0.5], [0.0, 0.0]], [[-1.0, 1.0], [padding, padding]]]
     actions = [[[0.0, 0.5], [2.0, 1.0]], [[-1.0, 0.75], [0.0, 0.0]]]
     policy: Any = FixedPolicy(space, torch.tensor(predictions))
