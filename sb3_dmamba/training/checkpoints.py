@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import struct
 import tempfile
@@ -50,6 +51,7 @@ _DAMAGE = (
     OverflowError,
     MemoryError,
 )
+_MOST_ELEMENTS = 1 << 24  # of an observation; a file that says more was made to fill memory
 _MOMENTS = {"step", "exp_avg", "exp_avg_sq"}  # AdamW's, of each parameter
 
 
@@ -233,6 +235,8 @@ def space_from_json(description: Mapping[str, Any]) -> spaces.Space[Any]:
             return spaces.Discrete(description["n"], start=description["start"])
         if description["type"] == "Box":
             shape, dtype = tuple(description["shape"]), np.dtype(description["dtype"])
+            if math.prod(shape) > _MOST_ELEMENTS:
+                raise ModelFileError(f"the model file describes a space of shape {shape}")
             low, high = (
                 np.broadcast_to(np.array(description[key], np.float64), shape).astype(dtype)
                 for key in ("low", "high")
