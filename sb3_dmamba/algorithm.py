@@ -331,7 +331,7 @@ class DecisionMamba(BaseAlgorithm):
         try:
             self.get_env()
         except Exception:
-            self._surroundings.given = before
+            self._surroundings.give(before)
             raise
 
     def set_random_seed(self, seed: int | None = None) -> None:

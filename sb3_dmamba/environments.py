@@ -57,8 +57,8 @@ class Surroundings:
         self.dataset = dataset
         self._venv = None
 
-    def give(self, environment: Environment) -> None:
-        """Act in another environment from now on."""
+    def give(self, environment: Environment | None) -> None:
+        """Act in another environment from now on; None is the task's, or the dataset's."""
         self.given = environment
         self._venv = None
 

@@ -1,0 +1,296 @@
+"""Where a model acts, and for what return."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+from gymnasium.wrappers import TimeLimit, TransformReward
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+
+from sb3_dmamba import ReturnToGo
+from sb3_dmamba.data import DatasetInfo
+from sb3_dmamba.environments import (
+    Surroundings,
+    check_spaces,
+    is_conditioned,
+    make_factory,
+    set_target_return,
+    wrap,
+)
+from sb3_dmamba.errors import ConfigError, SpaceError, UnknownTaskError
+from sb3_dmamba.tasks import ReferenceScores, Task
+from tests.models import tiny_model
+from tests.toys import ChoiceEnv, choice_trajectories
+
+DATA = choice_trajectories(50)
+SCORES = ReferenceScores(0.0, 10.0, "by hand")
+
+
+@pytest.fixture
+def choice_id() -> Iterator[str]:
+    gym.register("Choice-v0", "tests.toys:ChoiceEnv", max_episode_steps=10)
+    yield "Choice-v0"
+    del gym.registry["Choice-v0"]
+
+
+def info(returns: list[float], env_id: str | None = None) -> DatasetInfo:
+    return DatasetInfo("by hand", env_id, {}, np.array(returns))
+
+
+# --- Target returns ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("targets", "returns", "expected"),
+    [
+        ((5.0, 1.0, 9.0), [0.0, 6.0], 5.0),  # the highest that was reached
+        ((5.0, 1.0, 9.0), [9.0], 9.0),
+        ((5.0, 9.0), [1.0], 5.0),  # none was
+        ((5.0, 9.0), [], 5.0),
+        ((), [1.0, 3.26, 2.0], 3.26),
+        ((), [0.0301, 0.0302], 0.0302),
+        ((), [-20.0, -3.0], -3.0),
+    ],
+)
+def test_default_target(targets: Any, returns: list[float], expected: float) -> None:
+    surroundings = Surroundings(None, Task(name="toy", target_returns=targets))
+    surroundings.remember(info(returns))
+    assert surroundings.target_return == expected
+
+
+def test_the_best_return_is_the_target_whatever_its_digits() -> None:
+    for best in np.random.default_rng(0).uniform(0.0, 5000.0, 50):
+        surroundings = Surroundings(None, None)
+        surroundings.remember(info([0.0, float(best)]))
+        assert surroundings.target_return == best
+
+
+@pytest.mark.parametrize(
+    ("returns", "expected"),
+    [
+        ([0.0, 10.0], (5.0, 9.0, 10.0)),
+        ([3222.36], (3222.0,)),
+        ([0.0, 0.04], (0.02, 0.036, 0.04)),
+    ],
+)
+def test_targets_worth_asking_for(returns: list[float], expected: tuple[float, ...]) -> None:
+    surroundings = Surroundings(None, None)
+    surroundings.remember(info(returns))
+    assert surroundings.target_returns() == expected
+
+
+def test_no_target_is_known() -> None:
+    surroundings = Surroundings(ChoiceEnv, None)
+    for call in (surroundings.target_returns, lambda: surroundings.target_return):
+        with pytest.raises(ConfigError, match=r"set model\.target_return"):
+            call()
+    with pytest.raises(ConfigError):
+        surroundings.make()
+    surroundings.target_return = 3.0
+    venv = surroundings.make()
+    assert venv is not None
+    assert venv.reset()["return_to_go"].tolist() == [[3.0]]  # type: ignore[call-overload]
+
+
+def asked(venv: VecEnv | None) -> list[float]:
+    assert venv is not None
+    observation: Any = venv.reset()
+    returns: list[float] = observation["return_to_go"][:, 0].tolist()
+    return returns
+
+
+def test_a_target_that_is_set_is_asked_for() -> None:
+    model = tiny_model(ChoiceEnv).fit(DATA, 1)
+    venv = model.get_env()
+    assert asked(venv) == [DATA.returns.max()]
+    model.target_return = 4
+    assert model.get_env() is venv
+    assert asked(venv) == [4.0]
+    model.target_return = None
+    assert asked(model.get_env()) == [DATA.returns.max()]
+
+
+@pytest.mark.parametrize("vectorised", [False, True])
+def test_an_environment_with_its_own_target_keeps_it(vectorised: bool) -> None:
+    env: Any = Monitor(ChoiceEnv())
+    if vectorised:
+        env = DummyVecEnv([lambda: Monitor(ChoiceEnv())] * 2)
+    model = tiny_model(None, env=ReturnToGo(env, 3.0))
+    assert asked(model.get_env()) == [3.0] * (1 + vectorised)
+    model.fit(DATA, 1)
+    assert asked(model.get_env()) == [3.0] * (1 + vectorised)
+    model.target_return = 4.0
+    assert asked(model.get_env()) == [4.0] * (1 + vectorised)
+
+
+def test_other_data_other_target() -> None:
+    model = tiny_model(ChoiceEnv).fit(DATA, 1)
+    model.get_env()
+    other = DATA[:1]
+    model.fit(other, 1)
+    assert asked(model.get_env()) == [other.returns.max()]
+
+
+# --- Which environment -------------------------------------------------------------------------
+
+
+def test_given_then_task_then_dataset(choice_id: str) -> None:
+    by_task = Task(name="toy", env_id=choice_id, reference=SCORES)
+    surroundings = Surroundings(None, None)
+    assert surroundings.find() is None
+    assert surroundings.make() is None
+    with pytest.raises(UnknownTaskError, match="pass one with env="):
+        surroundings.require()
+    surroundings.remember(info([5.0], env_id=choice_id))
+    (env,) = surroundings.make().get_attr("unwrapped")  # type: ignore[union-attr]
+    assert isinstance(env, ChoiceEnv)
+    surroundings = Surroundings(None, by_task)
+    assert surroundings.reference_scores() == SCORES
+    surroundings.give(ChoiceEnv)
+    assert surroundings.find() is ChoiceEnv
+    assert surroundings.reference_scores() is None
+
+
+def test_the_datasets_arguments_reach_its_environment(choice_id: str) -> None:
+    trajectories = dataclasses.replace(DATA, env_id=choice_id, env_kwargs={"max_episode_steps": 4})
+    model = tiny_model().fit(trajectories, 1)
+    report = model.evaluate(5.0, 2, n_workers=0)
+    assert report.env_id == choice_id
+    assert report.results[0].lengths.tolist() == [4, 4]
+
+
+def test_set_env() -> None:
+    model = tiny_model(ChoiceEnv).fit(DATA, 1)
+    before = model.get_env()
+    venv = DummyVecEnv([ChoiceEnv] * 3)
+    model.set_env(venv)
+    assert isinstance(model.get_env(), ReturnToGo)
+    assert (model.n_envs, model.env) == (3, model.get_env())
+    assert model.get_env() is not before
+    for bad, error in (
+        (gym.make("CartPole-v1"), SpaceError),
+        ("No-v0", UnknownTaskError),
+        (5, UnknownTaskError),
+    ):
+        with pytest.raises(error):
+            model.set_env(bad)  # type: ignore[arg-type]
+        assert model.get_env().num_envs == 3  # type: ignore[union-attr]
+
+
+def test_set_env_before_fit() -> None:
+    model = tiny_model()
+    assert model.get_env() is None
+    model.set_env(ChoiceEnv())
+    model.fit(DATA, 1)
+    assert asked(model.get_env()) == [DATA.returns.max()]
+
+
+# --- Making and wrapping -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["id", "function", "env", "monitored", "vectorised"])
+def test_wrap(kind: str, choice_id: str) -> None:
+    environment: Any = {
+        "id": choice_id,
+        "function": ChoiceEnv,
+        "env": ChoiceEnv(),
+        "monitored": Monitor(ChoiceEnv()),
+        "vectorised": DummyVecEnv([ChoiceEnv] * 2),
+    }[kind]
+    venv = wrap(environment, 6.0)
+    assert isinstance(venv, VecEnv)
+    assert is_conditioned(venv.observation_space)
+    assert set(asked(venv)) == {6.0}
+    set_target_return(venv, 2.0)
+    assert set(asked(venv)) == {2.0}
+    assert wrap(venv, 9.0) is venv
+    if kind != "vectorised":
+        assert venv.env_is_wrapped(Monitor) == [True]  # so that nothing has to warn
+
+
+@pytest.mark.parametrize("wrapper", [Monitor, lambda env: ReturnToGo(env, 5.0), lambda env: env])
+def test_an_environment_is_made_again_as_it_was(wrapper: Any, choice_id: str) -> None:
+    make = make_factory(wrapper(TimeLimit(gym.make(choice_id), 3)))
+    first, second = make(), make()
+    assert first is not second
+    first.reset(seed=0)
+    steps = [first.step(1)[3] for _ in range(3)]
+    assert steps == [False, False, True]
+    assert not is_conditioned(first.observation_space)
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        (ChoiceEnv(), r"env=lambda: ChoiceEnv\(\.\.\.\)"),
+        (TimeLimit(ChoiceEnv(), 3), "cannot be made again"),
+        (DummyVecEnv([ChoiceEnv]), "VecEnv cannot be made again"),
+        (5, "env=5 is no environment"),
+        ("Hoper-v5", "did you mean"),
+    ],
+)
+def test_an_environment_that_cannot_be_made_again(environment: Any, message: str) -> None:
+    with pytest.raises(UnknownTaskError, match=message):
+        make_factory(environment)
+    with pytest.raises(UnknownTaskError, match=message):
+        tiny_model().fit(DATA, 1).evaluate(5.0, 1, env=environment)
+
+
+def test_a_wrapper_that_recorded_nothing(choice_id: str) -> None:
+    class Forgetful(gym.RewardWrapper[Any, Any]):
+        def reward(self, reward: Any) -> Any:
+            return 2.0 * float(reward)
+
+    with pytest.raises(UnknownTaskError, match="cannot be made again"):
+        make_factory(Forgetful(gym.make(choice_id)))
+    make = make_factory(TransformReward(gym.make(choice_id), lambda reward: 2.0 * float(reward)))
+    env = make()
+    env.reset(seed=0)
+    assert env.step(1)[1] == 2.0
+
+
+# --- Spaces ------------------------------------------------------------------------------------
+
+BOX, PAIR = spaces.Box(-1.0, 1.0, (2,)), spaces.Discrete(2)
+
+
+class Shown:
+    def __init__(self, observations: spaces.Space[Any], actions: spaces.Space[Any]) -> None:
+        self.observation_space, self.action_space = observations, actions
+
+
+@pytest.mark.parametrize(
+    ("observations", "actions"),
+    [
+        (BOX, spaces.Discrete(3)),
+        (BOX, spaces.Discrete(2, start=1)),
+        (BOX, BOX),
+        (BOX, spaces.MultiDiscrete([2])),
+        (spaces.Box(-1.0, 1.0, (3,)), PAIR),
+        (spaces.Box(-1.0, 1.0, (2, 1)), PAIR),
+        (spaces.Discrete(5), PAIR),
+    ],
+)
+def test_spaces_that_differ(observations: Any, actions: Any) -> None:
+    with pytest.raises(SpaceError, match="the toy has"):
+        check_spaces(BOX, PAIR, Shown(observations, actions), "the toy")
+
+
+@pytest.mark.parametrize(
+    "observations",
+    [
+        BOX,
+        spaces.Discrete(2),
+        spaces.Dict(a=spaces.Box(0.0, 1.0, (1,)), b=spaces.Box(0.0, 1.0, (1,))),
+        spaces.Dict(observation=BOX, return_to_go=spaces.Box(-np.inf, np.inf, (1,))),
+    ],
+)
+def test_spaces_that_are_alike(observations: Any) -> None:
+    check_spaces(BOX, PAIR, Shown(observations, spaces.Discrete(2)), "the toy")

@@ -1,0 +1,158 @@
+"""The names and signatures that users write against."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+import sb3_dmamba
+from sb3_dmamba import (
+    DecisionMamba,
+    DecisionMambaConfig,
+    EvaluationReport,
+    ReturnToGo,
+    Trajectories,
+    errors,
+    list_tasks,
+    load_trajectories,
+)
+
+NAMES = [
+    "DecisionMamba",
+    "DecisionMambaConfig",
+    "EvaluationReport",
+    "ReturnToGo",
+    "Trajectories",
+    "__version__",
+    "list_tasks",
+    "load_trajectories",
+]
+
+
+def parameters(function: Callable[..., Any]) -> str:
+    """Write a signature down: ``name``, ``name=default``, ``*`` before keyword-only ones."""
+    parts: list[str] = []
+    for each in inspect.signature(function).parameters.values():
+        if each.kind is each.KEYWORD_ONLY and "*" not in parts:
+            parts.append("*")
+        stars = "**" if each.kind is each.VAR_KEYWORD else ""
+        default = "" if each.default is each.empty else f"={each.default!r}"
+        parts.append(f"{stars}{each.name}{default}")
+    return ", ".join(parts)
+
+
+def test_names() -> None:
+    assert sorted(sb3_dmamba.__all__) == NAMES
+    assert dir(sb3_dmamba) == NAMES
+    for name in NAMES:
+        assert getattr(sb3_dmamba, name) is not None
+    with pytest.raises(AttributeError, match="DecisionMambo"):
+        _ = sb3_dmamba.DecisionMambo
+    major, minor, patch = sb3_dmamba.__version__.split(".")
+    assert all(part.isdecimal() for part in (major, minor, patch))
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (
+            DecisionMamba,
+            "task, *, config=None, env=None, seed=None, device='auto', verbose=0, "
+            "tensorboard_log=None, **overrides",
+        ),
+        (
+            DecisionMamba.fit,
+            "self, dataset=None, n_steps=None, *, callback=None, eval_env=None, eval_freq=0, "
+            "n_eval_episodes=5, log_interval=100, tb_log_name='DecisionMamba', "
+            "progress_bar=False, reset_num_timesteps=False",
+        ),
+        (
+            DecisionMamba.learn,
+            "self, total_timesteps, callback=None, log_interval=100, tb_log_name='DecisionMamba', "
+            "reset_num_timesteps=True, progress_bar=False",
+        ),
+        (
+            DecisionMamba.predict,
+            "self, observation, state=None, episode_start=None, deterministic=True",
+        ),
+        (
+            DecisionMamba.as_stateful_wrapper,
+            "self, target_return, *, memory=None, deterministic=True",
+        ),
+        (
+            DecisionMamba.evaluate,
+            "self, target_returns=None, n_episodes=10, *, env=None, memory=None, "
+            "deterministic=True, seed=None, n_envs=None, n_workers=None",
+        ),
+        (DecisionMamba.save, "self, path, exclude=None, include=None"),
+        (
+            DecisionMamba.load,
+            "path, env=None, device='auto', *, verbose=0, tensorboard_log=None",
+        ),
+        (DecisionMamba.get_env, "self"),
+        (DecisionMamba.set_env, "self, env, force_reset=True"),
+        (load_trajectories, "source, **options"),
+        (list_tasks, ""),
+        (EvaluationReport.to_pandas, "self"),
+        (EvaluationReport.plot, "self, path=None, ax=None"),
+    ],
+)
+def test_signatures(function: Callable[..., Any], expected: str) -> None:
+    assert parameters(function) == expected
+
+
+@pytest.mark.parametrize("name", ["learn", "predict", "save", "load", "get_env", "set_env"])
+def test_scripts_for_stable_baselines3_pass_the_same_positions(name: str) -> None:
+    ours = list(inspect.signature(getattr(DecisionMamba, name)).parameters)
+    theirs = list(inspect.signature(getattr(BaseAlgorithm, name)).parameters)
+    shared = [each for each in theirs if each in ours]
+    assert ours[: len(shared)] == shared
+    assert theirs[: len(shared)] == shared
+
+
+def test_the_container() -> None:
+    fields = {field.name for field in dataclasses.fields(Trajectories)}
+    assert fields >= {
+        "observations",
+        "actions",
+        "rewards",
+        "terminated",
+        "truncated",
+        "episode_offsets",
+        "observation_space",
+        "action_space",
+        "env_id",
+        "source",
+    }
+    for name in ("__len__", "__getitem__", "returns", "summary"):
+        assert hasattr(Trajectories, name)
+
+
+def test_the_wrapper_and_the_config() -> None:
+    assert list(inspect.signature(ReturnToGo.__new__).parameters) == ["cls", "env", "target_return"]
+    assert dataclasses.is_dataclass(DecisionMambaConfig)
+    assert isinstance(DecisionMamba.logger, property)
+
+
+def test_every_error_is_one_of_the_packages_and_a_built_in() -> None:
+    for name in errors.__all__:
+        error = getattr(errors, name)
+        assert issubclass(error, errors.DecisionMambaError)
+        if error is not errors.DecisionMambaError:
+            assert any(base.__module__ == "builtins" for base in error.__bases__)
+        assert error.__doc__
+
+
+@pytest.mark.parametrize(
+    "thing", [DecisionMamba, DecisionMambaConfig, ReturnToGo, Trajectories, EvaluationReport]
+)
+def test_everything_public_is_described(thing: type[Any]) -> None:
+    assert thing.__doc__
+    for name, member in vars(thing).items():
+        if not name.startswith("_") and (callable(member) or isinstance(member, property)):
+            assert inspect.getdoc(getattr(thing, name)), name
