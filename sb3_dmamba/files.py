@@ -127,11 +127,11 @@ class SavedModel:
             ModelFileError: They do not fit the config and spaces of the same file; says which.
         """
         try:
-            self._check_weights()
+            self._check_weights(self._blank_weights())
             updater = Updater.create(
                 self.observation_space, self.action_space, self.config, None, self.seed, device
             )
-        except (SpaceError, ConfigError, RuntimeError, ValueError) as error:
+        except (SpaceError, ConfigError, RuntimeError) as error:
             raise ModelFileError(
                 f"the model file describes a model that cannot be built, so it was changed: {error}"
             ) from error
@@ -142,29 +142,29 @@ class SavedModel:
         """Put weights and optimiser state into networks that exist.
 
         Raises:
-            ModelFileError: They do not fit; says which.
+            ModelFileError: They do not fit; says which. The networks are then as they were.
         """
-        try:
-            updater.policy.load_state_dict(self.policy)
-        except RuntimeError as error:
-            raise ModelFileError(
-                f"the weights in the file do not fit the model: {error}"
-            ) from error
+        self._check_weights(updater.policy.state_dict())
         updater.restore(self.optimizer)
+        updater.policy.load_state_dict(self.policy)
 
-    def _check_weights(self) -> None:
-        """Check the weights' shapes before any memory is set aside for what the config says."""
+    def _blank_weights(self) -> dict[str, Tensor]:
+        """Return the shapes that the config calls for, without setting any memory aside."""
         if self.config.n_layers > len(self.policy):
             raise ModelFileError(f"the model file has no weights of {self.config.n_layers} layers")
         with torch.device("meta"):
             blank = DecisionMambaPolicy(self.observation_space, self.action_space, self.config)
-        expected = {name: _describe(tensor) for name, tensor in blank.state_dict().items()}
+        return blank.state_dict()
+
+    def _check_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Check names, types and shapes; torch would overwrite what fits before it complains."""
+        expected = {name: _describe(tensor) for name, tensor in weights.items()}
         found = {name: _describe(tensor) for name, tensor in self.policy.items()}
         for name in sorted(expected.keys() | found.keys()):
             if expected.get(name) != found.get(name):
                 raise ModelFileError(
-                    f"the weights in the file do not fit its own config, so it was changed: {name} "
-                    f"is {found.get(name, 'absent')}, and should be {expected.get(name, 'absent')}"
+                    f"the weights in the file do not fit: {name} is {found.get(name, 'absent')}, "
+                    f"and should be {expected.get(name, 'absent')}"
                 )
 
 

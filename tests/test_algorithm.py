@@ -190,7 +190,9 @@ def test_learn_is_fit() -> None:
 
 
 def test_learn_on_the_tasks_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sb3_dmamba.algorithm.load_trajectories", {"toy": DATA}.__getitem__)
+    monkeypatch.setattr(
+        "sb3_dmamba.algorithm.decision_mamba.load_trajectories", {"toy": DATA}.__getitem__
+    )
     model = tiny_model(Task(name="toy", dataset="toy"))
     assert model.learn(2).num_timesteps == 2
     assert model.dataset.source == DATA.source

@@ -343,8 +343,17 @@ def test_a_model_of_stable_baselines3(tmp_path: Path) -> None:
 
 def test_parameters_of_another_shape(saved: bytes) -> None:
     model = tiny_model(n_layers=2).fit(DATA, 1)
-    with pytest.raises(ModelFileError, match="do not fit"):
-        model.set_parameters(io.BytesIO(saved))
+    before = everything_in(model)
+    broken = rewrite(saved, tensors=change_first(lambda tensor: torch.zeros(7), "optimizer"))
+    for file in (io.BytesIO(saved), broken):
+        with pytest.raises(ModelFileError, match="do not fit"):
+            model.set_parameters(file)
+    same_shape = tiny_model(n_layers=1).fit(DATA, 1)
+    unchanged = everything_in(same_shape)
+    with pytest.raises(ModelFileError, match="optimiser"):
+        same_shape.set_parameters(broken)
+    assert differences(before, everything_in(model)) == []
+    assert differences(unchanged, everything_in(same_shape)) == []
 
 
 class Bomb:

@@ -1,0 +1,293 @@
+"""What a fitted model does: act, in an environment of Stable-Baselines3's making, and be scored."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_dmamba.config import DecisionMambaConfig, Memory
+from sb3_dmamba.data import DatasetInfo
+from sb3_dmamba.environments import Environment, Surroundings, check_spaces, make_factory
+from sb3_dmamba.errors import ConfigError, NotFittedError
+from sb3_dmamba.evaluation import EvaluationReport, ReportDetails, StatefulActor, evaluate_targets
+from sb3_dmamba.evaluation.wrappers.base import conditioned_space
+from sb3_dmamba.files import SavedModel
+from sb3_dmamba.networks import DecisionMambaPolicy
+from sb3_dmamba.tasks import Task
+from sb3_dmamba.training.updater import Updater
+
+__all__ = ["ActingAlgorithm", "check_count"]
+
+
+class ActingAlgorithm(BaseAlgorithm):
+    """A Stable-Baselines3 algorithm as far as it does not learn: policy, environment, scores.
+
+    Args:
+        config: Settings.
+        surroundings: Where it acts and what for.
+        seed: Seed of the weights, the batches and dropout.
+        device: ``"auto"`` is CUDA where there is one.
+        verbose: 0 is silent, 1 prints the log.
+        tensorboard_log: Folder for TensorBoard.
+    """
+
+    policy: DecisionMambaPolicy
+    seed: int
+    task: Task | None
+
+    def __init__(
+        self,
+        config: DecisionMambaConfig,
+        surroundings: Surroundings,
+        seed: int,
+        device: torch.device | str,
+        verbose: int,
+        tensorboard_log: str | None,
+    ) -> None:
+        super().__init__(
+            DecisionMambaPolicy,
+            env=None,
+            learning_rate=config.learning_rate,
+            tensorboard_log=tensorboard_log,
+            verbose=verbose,
+            device=device,
+            support_multi_env=True,
+            seed=seed,
+        )
+        self.config = config
+        self.task = surroundings.task
+        self.n_envs = 1
+        self._surroundings = surroundings
+        self._updater: Updater | None = None
+
+    # --- The policy ----------------------------------------------------------------------------
+
+    def _setup_model(self) -> None:
+        """Stable-Baselines3's hook; the networks are built when the spaces are known, in fit."""
+
+    def _adopt(self, updater: Updater) -> None:
+        self._updater = updater
+        self.policy = updater.policy
+        self.observation_space = conditioned_space(updater.policy.observation_space)
+        self.action_space = updater.policy.action_space
+
+    def _built_policy(self) -> DecisionMambaPolicy:
+        if self._updater is None:
+            raise NotFittedError("the model has no weights yet: call fit, or DecisionMamba.load")
+        return self.policy
+
+    def _check(self, environment: Any, what: str) -> None:
+        check_spaces(self.policy.observation_space, self.action_space, environment, what)
+
+    def set_parameters(
+        self,
+        load_path_or_dict: Any,
+        exact_match: bool = True,
+        device: torch.device | str = "auto",
+    ) -> None:
+        """Take over weights and optimiser state, from :meth:`get_parameters` or a model file.
+
+        Args:
+            load_path_or_dict: State dictionaries by name, or what :meth:`load` takes.
+            exact_match: Whether everything must be given; a file always gives everything.
+            device: Stable-Baselines3's; the model stays where it is.
+
+        Raises:
+            NotFittedError: The model has no weights that could be replaced.
+            ModelFileError: The file is damaged, or its model is another; this one is as it was.
+        """
+        self._built_policy()
+        if isinstance(load_path_or_dict, dict):
+            # Copied: torch's optimisers would share their moments with the giver's.
+            super().set_parameters(copy.deepcopy(load_path_or_dict), exact_match, device)
+            return
+        saved = SavedModel.read(load_path_or_dict)
+        assert self._updater is not None
+        saved.restore_into(self._updater)
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        self._built_policy()
+        return ["policy", "policy.optimizer"], []
+
+    # --- Acting --------------------------------------------------------------------------------
+
+    @property
+    def target_return(self) -> float:
+        """Return that :meth:`get_env` asks for at the start of an episode; may be set.
+
+        By default the highest of the task's targets that the dataset has reached (else the
+        lowest), or without a task the dataset's best return. None goes back to that.
+
+        Raises:
+            ConfigError: There is no default, or a value is not finite.
+        """
+        return self._surroundings.target_return
+
+    @target_return.setter
+    def target_return(self, value: float | None) -> None:
+        self._surroundings.target_return = value
+
+    def predict(
+        self,
+        observation: Any,
+        state: Any = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = True,
+    ) -> tuple[np.ndarray, Any]:
+        """Choose actions; see :meth:`DecisionMambaPolicy.predict`."""
+        return self._built_policy().predict(observation, state, episode_start, deterministic)
+
+    def as_stateful_wrapper(
+        self, target_return: float, *, memory: Memory | None = None, deterministic: bool = True
+    ) -> StatefulActor:
+        """Return an actor for one environment whose caller passes the rewards itself.
+
+        Args:
+            target_return: Return to ask for at the start of each episode.
+            memory: ``"window"`` or ``"stream"``; None is the config's.
+            deterministic: Whether a discrete action is the likeliest one, or drawn.
+
+        Returns:
+            An actor with d3rlpy's protocol: ``predict(x, reward)`` and ``reset()``.
+        """
+        return StatefulActor(self._built_policy(), target_return, memory, deterministic)
+
+    def get_env(self) -> VecEnv | None:
+        """Return the environment to act in, conditioned on ``target_return``; None if unknown.
+
+        Raises:
+            UnknownTaskError: Its name is not known here.
+            MissingDependencyError: Its package is not installed.
+            SpaceError: Its spaces are not the model's.
+            ConfigError: Nothing says which return to ask for.
+        """
+        venv = self._surroundings.make()
+        if venv is not None and venv is not self.env and self._updater is not None:
+            self._check(venv, "the environment")
+        self.env = venv
+        self.n_envs = 1 if venv is None else venv.num_envs
+        return venv
+
+    def set_env(self, env: Environment, force_reset: bool = True) -> None:
+        """Set the environment to act in; it is vectorised and conditioned where it is not.
+
+        Args:
+            env: A Gymnasium id, an environment (``VecEnv`` included), or a function that makes
+                one. One that shows the return-to-go already keeps its own target.
+            force_reset: Stable-Baselines3's; learning holds no observation that could be stale.
+
+        Raises:
+            SpaceError: Its spaces are not the model's; the model keeps the one it had.
+            UnknownTaskError: Its name is not known.
+        """
+        before = self._surroundings.given
+        self._surroundings.give(env)
+        if self._updater is None:
+            return  # made and checked when the spaces are known
+        try:
+            self.get_env()
+        except Exception:
+            self._surroundings.give(before)
+            raise
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """Change the seed of later batches and dropout, and of the environment.
+
+        Args:
+            seed: A non-negative integer; None changes nothing. Global generators, which this
+                algorithm does not use, stay as they are.
+
+        Raises:
+            ConfigError: It is no non-negative integer.
+        """
+        if seed is None:
+            return
+        self.seed = check_count("seed", seed, 0)
+        if self._updater is not None:
+            self._updater.seed = self.seed
+            self.action_space.seed(self.seed)
+        if self.env is not None:
+            self.env.seed(self.seed)
+
+    @property
+    def dataset(self) -> DatasetInfo:
+        """What the model was fitted to last."""
+        return self._surroundings.dataset
+
+    # --- Evaluation ----------------------------------------------------------------------------
+
+    def evaluate(
+        self,
+        target_returns: float | Sequence[float] | None = None,
+        n_episodes: int = 10,
+        *,
+        env: Environment | None = None,
+        memory: Memory | None = None,
+        deterministic: bool = True,
+        seed: int | None = None,
+        n_envs: int | None = None,
+        n_workers: int | None = None,
+    ) -> EvaluationReport:
+        """Act for whole episodes, every target and episode together, and report the returns.
+
+        Args:
+            target_returns: Returns to ask for; None takes the task's, or the dataset's median,
+                90th percentile and best.
+            n_episodes: Episodes of each target.
+            env: Where to act; None is the model's environment.
+            memory: ``"window"`` or ``"stream"``; None is the config's.
+            deterministic: Whether a discrete action is the likeliest one, or drawn.
+            seed: Episode k of every target starts from environment seed ``seed + k``; None is
+                the model's seed.
+            n_envs: Environments that live at once; None decides.
+            n_workers: Subprocesses that step them; None decides.
+
+        Returns:
+            The report: print it, ``.plot(path)`` it, or ``.to_pandas()`` it.
+
+        Raises:
+            NotFittedError: The model has no weights yet.
+            UnknownTaskError: No environment is known, or it cannot be made again.
+            SpaceError: The environment's spaces are not the model's.
+        """
+        policy = self._built_policy()
+        if target_returns is None:
+            target_returns = self._surroundings.target_returns()
+        return evaluate_targets(
+            policy,
+            make_factory(self._surroundings.require() if env is None else env),
+            target_returns,
+            n_episodes,
+            n_envs=n_envs,
+            n_workers=n_workers,
+            seed=self.seed if seed is None else seed,
+            memory=memory,
+            deterministic=deterministic,
+            reference=None if env is not None else self._surroundings.reference_scores(),
+            details=ReportDetails(
+                task=None if self.task is None else self.task.name,
+                dataset=self.dataset.source or None,
+                dataset_returns=self.dataset.returns if len(self.dataset.returns) else None,
+                mixer=self.config.mixer,
+                training_seed=self.seed,
+                n_updates=self._n_updates,
+                weights="last",
+            ),
+        )
+
+
+def check_count(name: str, value: Any, minimum: int) -> int:
+    """Return a count as an int.
+
+    Raises:
+        ConfigError: It is no integer, or too small; names it.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < minimum:
+        raise ConfigError(f"{name}={value!r}: give an integer of at least {minimum}")
+    return int(value)
