@@ -40,6 +40,15 @@ def load_kernel(module_name: str, builder: str, bits: int) -> Kernel:
         A function of (address of the argument block, address of scratch) that releases the
         interpreter lock.
     """
+    compiled = compile_function(module_name, builder, "void(int64, int64)", bits)
+    call: Any = compiled.ctypes
+    call.owner = compiled  # the machine code lives as long as this object
+    call.address = compiled.address
+    return cast(Kernel, call)
+
+
+def compile_function(module_name: str, builder: str, signature: str, bits: int) -> Any:
+    """Compile a function to machine code with C's calling convention, or load it from the cache."""
     with _compile_lock:
         from numba import cfunc
 
@@ -47,12 +56,9 @@ def load_kernel(module_name: str, builder: str, bits: int) -> Kernel:
         build = getattr(module, builder)
         function = build(bits, _source_digest())
         try:
-            compiled = cfunc("void(int64, int64)", cache=True)(function)
+            return cfunc(signature, cache=True)(function)
         except (RuntimeError, OSError):  # no folder to cache in: compile for this process alone
-            compiled = cfunc("void(int64, int64)")(function)
-        call: Any = compiled.ctypes
-        call.owner = compiled  # the machine code lives as long as this object
-        return cast(Kernel, call)
+            return cfunc(signature)(function)
 
 
 def _source_digest() -> int:

@@ -207,6 +207,14 @@ def _fetch_increment(typing_context: Any, address: Any) -> Any:
     return types.int64(types.int64), codegen
 
 
+def _call_kernel_at(typing_context: Any, address: Any, block: Any, scratch: Any) -> Any:
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> None:
+        kernel = ir.FunctionType(ir.VoidType(), [code.I64, code.I64])
+        builder.call(builder.inttoptr(args[0], kernel.as_pointer()), args[1:])
+
+    return types.void(types.int64, types.int64, types.int64), codegen
+
+
 load: Any = intrinsic(prefer_literal=True)(_load)  #: (address, bits)
 store: Any = intrinsic(_store)  #: (address, vector)
 load_lanes: Any = intrinsic(prefer_literal=True)(_load_lanes)  #: (address, lanes, bits): rest is 0
@@ -216,6 +224,7 @@ splat: Any = intrinsic(prefer_literal=True)(_splat_value)  #: (float, bits)
 copy_scaled: Any = intrinsic(prefer_literal=True)(_copy_scaled)  #: *target = factor * *source
 store_sum: Any = intrinsic(_store_sum)  #: (address, vector): stores the sum of the lanes
 load_int: Any = intrinsic(_load_int)  #: (address)
+call_kernel_at: Any = intrinsic(_call_kernel_at)  #: (address of a kernel, block, scratch)
 fetch_increment: Any = intrinsic(_fetch_increment)  #: (address): atomically, returns the old value
 
 

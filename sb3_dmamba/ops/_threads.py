@@ -1,22 +1,32 @@
-"""A few persistent Python threads that run kernels beside the caller.
+"""Running a kernel on several threads: torch's own where they can be borrowed, or else our own.
 
+Ours are a few persistent Python threads beside the caller.
 Kernels release the interpreter lock and share their work through an atomic counter, so a helper
 that comes late, or never, costs nothing but its share: the caller works too, takes back the tickets
 that nobody has picked up, and waits only for helpers that have begun. Hence no deadlock when calls
-nest or come from several threads, and none after a fork. Torch's own threads are left alone; their
-number (``torch.set_num_threads``) is the number used here.
+nest or come from several threads, and none after a fork. ``torch.set_num_threads`` sets the number
+of either kind.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
 from queue import SimpleQueue
+from typing import Protocol
 
-__all__ = ["run_kernel"]
+from sb3_dmamba.ops import _team
 
-Kernel = Callable[[int, int], None]
+__all__ = ["Kernel", "run_kernel"]
+
+
+class Kernel(Protocol):
+    """A compiled function of (address of the argument block, address of scratch)."""
+
+    address: int
+
+    def __call__(self, block: int, scratch: int, /) -> None:
+        """Run; the interpreter lock is released."""
 
 
 class _Job:
@@ -75,9 +85,13 @@ def _help(queue: SimpleQueue[_Job]) -> None:
 _pool = _Pool()
 
 
+_is_forked = False
+
+
 def _forget_threads() -> None:
-    global _pool
+    global _pool, _is_forked
     _pool = _Pool()
+    _is_forked = True  # OpenMP's threads have not come along, and its runtime does not know it
 
 
 if hasattr(os, "register_at_fork"):
@@ -85,7 +99,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def run_kernel(kernel: Kernel, block: int, scratches: list[int], keep: object) -> None:
-    """Run a kernel in this thread and, at most, one helper for each further scratch address.
+    """Run a kernel in this thread and, at most, one other for each further scratch address.
 
     Args:
         kernel: Compiled function of (argument block, scratch); its workers share the work.
@@ -95,6 +109,10 @@ def run_kernel(kernel: Kernel, block: int, scratches: list[int], keep: object) -
     """
     if len(scratches) == 1:
         kernel(block, scratches[0])
+        return
+    team = None if _is_forked else _team.find_team()
+    if team is not None:
+        team(kernel.address, block, scratches)
         return
     pool = _pool
     n_helpers = len(scratches) - 1

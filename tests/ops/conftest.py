@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from sb3_dmamba.ops import _cpu
+from sb3_dmamba.ops import _cpu, _team
 
 
 @pytest.fixture(autouse=True)
@@ -18,9 +18,13 @@ def _poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_cpu, "empty", poisoned)
 
 
-@pytest.fixture
-def two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+@pytest.fixture(params=["torch's threads", "our threads"])
+def two_threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let two threads share even the smallest work."""
+    if request.param == "our threads":
+        monkeypatch.setattr(_team, "find_team", lambda: None)
+    elif _team.find_team() is None:
+        pytest.skip("torch's threads cannot be borrowed here")
     monkeypatch.setattr(_cpu, "PARALLEL_THRESHOLD", 0)
     before = torch.get_num_threads()
     torch.set_num_threads(2)

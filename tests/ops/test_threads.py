@@ -25,10 +25,11 @@ def assert_equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
         assert torch.equal(value, second[name]), name
 
 
-def test_two_threads_equal_one(request: pytest.FixtureRequest) -> None:
+@pytest.mark.usefixtures("two_threads")
+def test_two_threads_equal_one() -> None:
     torch.set_num_threads(1)
     alone = results()
-    request.getfixturevalue("two_threads")
+    torch.set_num_threads(2)
     for _ in range(20):
         assert_equal(alone, results())
     torch.set_num_threads(5)  # more than there are helpers so far
