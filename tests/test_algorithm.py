@@ -25,6 +25,7 @@ from sb3_dmamba import (
     Trajectories,
     load_trajectories,
 )
+from sb3_dmamba.data import WindowSampler
 from sb3_dmamba.errors import (
     ConditioningError,
     ConfigError,
@@ -187,6 +188,20 @@ def test_learn_is_fit() -> None:
     assert (model.num_timesteps, model._n_updates) == (5, 9)  # the batches do not
     model.learn(total_timesteps=2, reset_num_timesteps=False)
     assert (model.num_timesteps, model._n_updates) == (7, 11)
+
+
+def test_every_batch_is_a_new_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    drawn, sample = [], WindowSampler.sample
+
+    def note(self: WindowSampler, update: int) -> Any:
+        drawn.append(update)
+        return sample(self, update)
+
+    monkeypatch.setattr(WindowSampler, "sample", note)
+    model = tiny_model().fit(DATA, 2).learn(2).fit(n_steps=1, reset_num_timesteps=True)
+    model.save(tmp_path / "model")
+    DecisionMamba.load(tmp_path / "model").fit(DATA, 2)
+    assert drawn == [0, 1, 2, 3, 4, 5, 6]
 
 
 def test_learn_on_the_tasks_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -389,7 +404,7 @@ def test_parameters_move_between_models(model: DecisionMamba, tmp_path: Path) ->
         by_dict.set_parameters({"policy": model.policy.state_dict()})
 
 
-def test_set_random_seed_is_the_batches_seed() -> None:
+def test_set_random_seed_is_the_batches_seed(tmp_path: Path) -> None:
     first, second, third = (tiny_model(ChoiceEnv).fit(DATA, 2) for _ in range(3))
     before = global_generators()
     second.set_random_seed(11)
@@ -400,6 +415,9 @@ def test_set_random_seed_is_the_batches_seed() -> None:
     assert differences(results[0], results[1]) != []
     assert differences(results[1], results[2]) != []
     assert second.seed == 11
+    second.save(tmp_path / "model")  # dropout's seed is the same as the file's
+    continued = everything_in(DecisionMamba.load(tmp_path / "model").fit(DATA, 2))
+    assert differences(everything_in(second.fit(n_steps=2)), continued) == []
     tiny_model().set_random_seed(1)
     with pytest.raises(ConfigError, match="seed=-1"):
         first.set_random_seed(-1)

@@ -147,6 +147,14 @@ def test_fit_evaluates_in_its_own_environment() -> None:
         model.fit(n_steps=1, eval_freq=1, n_eval_episodes=0)
 
 
+def test_the_two_environments_may_be_of_different_kinds() -> None:
+    venv = make_vec_env(ChoiceEnv, 2)
+    model = tiny_model(ChoiceEnv).fit(DATA, 2, eval_env=venv, eval_freq=1, n_eval_episodes=2)
+    callback = EvalCallback(ReturnToGo(venv, 5.0), eval_freq=1, n_eval_episodes=2, verbose=0)
+    model.fit(n_steps=2, callback=callback)
+    assert not isinstance(model.get_env(), type(callback.eval_env))
+
+
 def test_fit_has_nowhere_to_evaluate() -> None:
     with pytest.raises(UnknownTaskError, match="names an environment"):
         tiny_model().fit(DATA, 4, eval_freq=2)

@@ -6,10 +6,8 @@ import io
 import json
 import math
 import os
-import struct
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,8 +38,6 @@ _HEADER = "model.json"
 # decoders', NotImplementedError and RecursionError below them.
 _DAMAGE = (
     zipfile.BadZipFile,
-    zlib.error,
-    struct.error,
     SafetensorError,
     ValueError,
     RuntimeError,
@@ -149,6 +145,11 @@ class ModelFile:
             raise ModelFileError(
                 f"{name} has no {_HEADER}, so it is not an sb3_dmamba model file (models of "
                 f"Stable-Baselines3's own algorithms are loaded by their own classes)"
+            )
+        if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+            raise ModelFileError(
+                f"{name} has compressed members, which no sb3_dmamba model file has (they could "
+                f"grow to any size): use the file as it was saved"
             )
         header = json.loads(archive.read(_HEADER))
         if not isinstance(header, dict):

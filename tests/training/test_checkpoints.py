@@ -108,6 +108,26 @@ def test_every_flipped_byte_is_noticed_or_harmless(mask: int) -> None:
     assert n_noticed > 0.5 * len(whole)
 
 
+@pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA])
+def test_a_compressed_file_is_none_of_ours(compression: int, tmp_path: Path) -> None:
+    path = tmp_path / "model.zip"
+    with (
+        zipfile.ZipFile(io.BytesIO(as_bytes())) as source,
+        zipfile.ZipFile(path, "w", compression) as target,
+    ):
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
+    with pytest.raises(ModelFileError, match="compressed"):
+        ModelFile.read(path)
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[place] ^= 0x55
+        path.write_bytes(bytes(damaged))
+        with pytest.raises(ModelFileError):
+            ModelFile.read(path)
+
+
 def make_zip(members: dict[str, bytes | str]) -> io.BytesIO:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -112,11 +113,13 @@ def test_a_failure_closes_the_progress_bar(monkeypatch: pytest.MonkeyPatch) -> N
     def fail(self: WindowSampler, update: int) -> None:
         raise OSError("gone")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(WindowSampler, "sample", fail)
-        with pytest.raises(OSError, match="gone"):
-            tiny_model().fit(DATA, 5, progress_bar=True)
-    tiny_model().fit(DATA, 2, progress_bar=True)  # rich allows one at a time
+    monkeypatch.setattr(WindowSampler, "sample", fail)
+    before = set(threading.enumerate())
+    with pytest.raises(OSError, match="gone"):
+        tiny_model().fit(DATA, 5, progress_bar=True)
+    for thread in set(threading.enumerate()) - before:  # rich's, which draws the bar
+        thread.join(5.0)
+        assert not thread.is_alive()
 
 
 @pytest.mark.parametrize(
