@@ -43,7 +43,8 @@ class DecisionMambaConfig:
             ``"tanh"`` a tanh on each embedding (its Atari model).
         time_encoding: ``"timestep"`` adds a learned embedding of the step in the episode to the
             three tokens of a step; ``"global"`` adds it together with a learned embedding of the
-            token's place in the window (the paper's Atari model; works with ``memory="window"``).
+            token's place in the window (the paper's Atari model; works with ``memory="window"``);
+            ``"none"`` adds nothing, for a mixer that knows the order by itself.
         max_timestep: Size of the timestep table; later steps share its last entry.
         normalize_observations: Whether observations are standardised with the dataset's mean and
             standard deviation. Images are divided by 255 either way.
@@ -87,7 +88,7 @@ class DecisionMambaConfig:
     init: Literal["mamba", "paper"] = "mamba"  # the official code's slows learning, see docs
     encoder: Literal["auto", "linear", "nature_cnn"] = "auto"
     embedding: Literal["norm", "tanh"] = "norm"
-    time_encoding: Literal["timestep", "global"] = "timestep"
+    time_encoding: Literal["timestep", "global", "none"] = "timestep"
     max_timestep: int = 1000
     normalize_observations: bool = True
     return_scale: float = 1000.0

@@ -67,7 +67,7 @@ BAD_VALUES: dict[str, list[Any]] = {
     "init": ["", "normal", None],
     "encoder": ["cnn", None],
     "embedding": ["relu", None],
-    "time_encoding": ["none", None],
+    "time_encoding": ["rotary", None],
     "max_timestep": [*BAD_INTEGERS, None],
     "normalize_observations": [0, "no", None],
     "return_scale": [*BAD_NUMBERS, 0.0],

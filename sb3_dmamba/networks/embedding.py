@@ -46,7 +46,9 @@ class TokenEmbedding(nn.Module):
         self.action_encoder = ActionEncoder(action_space, width)
         self.return_encoder = nn.Linear(1, width)
         self.activation = nn.Tanh() if config.embedding == "tanh" else nn.Identity()
-        self.timestep_table = nn.Embedding(config.max_timestep, width)
+        self.timestep_table: nn.Embedding | None = None
+        if config.time_encoding != "none":
+            self.timestep_table = nn.Embedding(config.max_timestep, width)
         self.position_table: nn.Parameter | None = None
         if config.time_encoding == "global":
             n_positions = TOKENS_PER_STEP * config.context_length
@@ -105,7 +107,9 @@ class TokenEmbedding(nn.Module):
     def finish(
         self, tokens: Float[Tensor, "B *tokens H"], timesteps: Int[Tensor, "B *broadcastable"]
     ) -> Float[Tensor, "B *tokens H"]:
-        """Add the embedding of the time step and normalise."""
-        table_index = timesteps.clamp(0, self.max_timestep - 1)
-        finished: Tensor = self.norm(tokens + self.timestep_table(table_index))
+        """Add the embedding of the time step, if there is one, and normalise."""
+        if self.timestep_table is not None:
+            table_index = timesteps.clamp(0, self.max_timestep - 1)
+            tokens = tokens + self.timestep_table(table_index)
+        finished: Tensor = self.norm(tokens)
         return finished

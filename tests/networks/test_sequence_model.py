@@ -24,6 +24,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"mixer": "attention", "n_heads": 2},
     {"embedding": "tanh", "time_encoding": "global"},
     {"init": "paper"},
+    {"time_encoding": "none"},
     {"n_layers": 1, "normalize_observations": False},
 ]
 
