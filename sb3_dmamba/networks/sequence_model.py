@@ -70,8 +70,14 @@ class SequenceModel(nn.Module):
         Returns:
             The head's predictions: actions, or logits.
         """
-        tokens = self.dropout(self.embedding(observations, actions, returns_to_go, timesteps))
-        return self.predict(self.mix(tokens))
+        # Under bf16 the blocks run in half precision, but not what comes in and goes out: a
+        # return-to-go of 3,600 would be known to the nearest 16, an action to the nearest 0.004.
+        device = returns_to_go.device.type
+        with torch.autocast(device, enabled=False):
+            tokens = self.dropout(self.embedding(observations, actions, returns_to_go, timesteps))
+        state_tokens = self.mix(tokens)
+        with torch.autocast(device, enabled=False):
+            return self.predict(state_tokens.float())
 
     def mix(self, tokens: Float[Tensor, "B L H"]) -> Float[Tensor, "B K H"]:
         """Run embedded windows through every block, and return the state tokens alone."""
