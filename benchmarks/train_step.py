@@ -105,7 +105,7 @@ def count_products(config: DecisionMambaConfig) -> float:
     every_token = width * inner + inner * n_projected + config.resolved_dt_rank * inner
     some_tokens = 2 * width * inner  # gate and output; in the last block at state tokens alone
     per_token = config.n_layers * every_token + (config.n_layers - 1 + 1 / 3) * some_tokens
-    n_tokens = 3 * config.context_length * config.batch_size
+    n_tokens = (3 * config.context_length - 1) * config.batch_size
     return 3 * 2 * n_tokens * per_token  # forward, and two products each backward
 
 

@@ -173,7 +173,7 @@ class WindowMemory:
             window["actions"][:, :n_steps],
             window["returns_to_go"][:, :n_steps],
             (timestep - place)[:, None] + offset,
-        )[:, :-1]  # the newest action is what we are about to choose
+        )
         state_tokens = self.model.mix(tokens)[row, place]
         return self.model.predict(state_tokens), window
 

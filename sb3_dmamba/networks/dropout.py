@@ -34,7 +34,7 @@ class Dropout(nn.Module):
             return activations
         if activations.device.type != "cpu":
             return nn.functional.dropout(activations, self.p)
-        n_dropped = round(self.p * _LEVELS)
+        n_dropped = min(round(self.p * _LEVELS), _LEVELS - 1)
         n_draws = -(-activations.numel() // _PER_DRAW)
         draws = torch.empty(n_draws, dtype=torch.int64)
         draws.random_(torch.iinfo(torch.int64).min, None)

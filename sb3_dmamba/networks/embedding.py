@@ -51,7 +51,7 @@ class TokenEmbedding(nn.Module):
             self.timestep_table = nn.Embedding(config.max_timestep, width)
         self.position_table: nn.Parameter | None = None
         if config.time_encoding == "global":
-            n_positions = TOKENS_PER_STEP * config.context_length
+            n_positions = TOKENS_PER_STEP * config.context_length - 1
             self.position_table = nn.Parameter(torch.zeros(n_positions, width))
         self.norm = nn.LayerNorm(width) if config.embedding == "norm" else nn.Identity()
 
@@ -62,7 +62,9 @@ class TokenEmbedding(nn.Module):
         returns_to_go: Float[Tensor, "B K"],
         timesteps: Int[Tensor, "B K"],
     ) -> Float[Tensor, "B L H"]:
-        """Embed K steps as L = 3K tokens: R_0, s_0, a_0, R_1, s_1, ...
+        """Embed K steps as L = 3K - 1 tokens: R_0, s_0, a_0, R_1, ..., s_{K-1}.
+
+        The last action is left out: it comes after everything that is predicted.
 
         Args:
             observations: As the environment gives them.
@@ -82,11 +84,14 @@ class TokenEmbedding(nn.Module):
             dim=2,
         )  # (B, K, 3, H)
         if self.position_table is None:
-            return self.finish(tokens, timesteps.unsqueeze(2)).flatten(1, 2)
-        # The Atari model adds the *window's* place in the episode, and each token's in the window.
-        tokens = tokens.flatten(1, 2)  # (B, 3K, H)
-        tokens = tokens + self.position_table[: tokens.shape[1]]
-        return self.finish(tokens, timesteps[:, :1])
+            timed = self.add_time(tokens, timesteps.unsqueeze(2))
+        else:  # the Atari model adds the *window's* place in the episode
+            timed = self.add_time(tokens, timesteps[:, :1].unsqueeze(2))
+        sequence = timed.flatten(1, 2)[:, :-1]  # (B, 3K - 1, H)
+        if self.position_table is not None:
+            sequence = sequence + self.position_table[: sequence.shape[1]]
+        normed: Tensor = self.norm(sequence)
+        return normed
 
     def embed_returns(self, returns_to_go: Float[Tensor, "B K"]) -> Float[Tensor, "B K H"]:
         """Embed returns-to-go, before time is added."""
@@ -104,12 +109,12 @@ class TokenEmbedding(nn.Module):
         embedded: Tensor = self.activation(self.action_encoder(actions))
         return embedded
 
-    def finish(
+    def add_time(
         self, tokens: Float[Tensor, "B *tokens H"], timesteps: Int[Tensor, "B *broadcastable"]
     ) -> Float[Tensor, "B *tokens H"]:
-        """Add the embedding of the time step, if there is one, and normalise."""
-        if self.timestep_table is not None:
-            table_index = timesteps.clamp(0, self.max_timestep - 1)
-            tokens = tokens + self.timestep_table(table_index)
-        finished: Tensor = self.norm(tokens)
-        return finished
+        """Add the embedding of the time step, if there is one."""
+        if self.timestep_table is None:
+            return tokens
+        table_index = timesteps.clamp(0, self.max_timestep - 1)
+        timed: Tensor = tokens + self.timestep_table(table_index)
+        return timed

@@ -147,4 +147,6 @@ class SequenceModel(nn.Module):
         if previous_actions is not None:
             parts.insert(0, embedding.embed_actions(previous_actions.unsqueeze(1)))
             times.insert(0, now - 1)
-        return embedding.finish(torch.cat(parts, dim=1), torch.cat(times, dim=1))
+        tokens = embedding.add_time(torch.cat(parts, dim=1), torch.cat(times, dim=1))
+        normed: Tensor = embedding.norm(tokens)
+        return normed
