@@ -45,9 +45,7 @@ def flat_space(space: spaces.Space[Any]) -> spaces.Box:
     return spaces.Box(low, high, dtype=np.float32)
 
 
-def flatten_observation(
-    space: spaces.Space[Any], observation: Any, batch: bool = False
-) -> ndarray:
+def flatten_observation(space: spaces.Space[Any], observation: Any, batch: bool = False) -> ndarray:
     """Map an observation to its place in :func:`flat_space`.
 
     Args:

@@ -128,9 +128,7 @@ def _read_flags(
     return flags.astype(bool)
 
 
-def _flatten(
-    observations: Any, space: spaces.Space[Any] | None
-) -> tuple[ndarray, spaces.Box]:
+def _flatten(observations: Any, space: spaces.Space[Any] | None) -> tuple[ndarray, spaces.Box]:
     if space is not None and not isinstance(space, spaces.Box):
         flat = flat_space(space)
         try:
