@@ -118,15 +118,11 @@ class MambaMixer(nn.Module):
         return self._cached_operands[1]
 
     def _make_operands(self, a_log: Tensor) -> _Operands:
-        step_weight = self.dt_proj.weight.t()
-        if step_weight.requires_grad and torch.is_grad_enabled():
-            # The gradient then comes from a product that is faster for so low a rank.
-            step_weight = step_weight.contiguous()
         return _Operands(
             convolution_weight=self.conv1d.weight.squeeze(1),
             convolution_bias=self.conv1d.bias,
             projection=self.x_proj.weight,
-            step_weight=step_weight,
+            step_weight=self.dt_proj.weight,
             step_bias=self.dt_proj.bias.float(),
             rates=-torch.exp(a_log.float()),
             skip=self.D.float(),
@@ -154,13 +150,14 @@ class MambaMixer(nn.Module):
         )
         mixed, scan_state = selective_scan(
             convolved,
-            low_rank_step @ operands.step_weight,
+            low_rank_step,
             operands.rates,
             b,
             c,
             operands.skip,
             gate,
             operands.step_bias,
+            delta_weight=operands.step_weight,
             delta_softplus=True,
             initial_state=None if state is None else state["scan"],
             return_final_state=True,
@@ -173,7 +170,7 @@ class _Operands(NamedTuple):
     convolution_weight: Tensor  # (D, taps)
     convolution_bias: Tensor | None  # (D,)
     projection: Tensor  # (rank + 2N, D)
-    step_weight: Tensor  # (rank, D)
+    step_weight: Tensor  # (D, rank)
     step_bias: Tensor  # (D,)
     rates: Tensor  # (D, N), negative
     skip: Tensor  # (D,)

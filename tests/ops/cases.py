@@ -22,26 +22,33 @@ Tensors = dict[str, Tensor]
 Operation = Callable[..., tuple[Tensor, Tensor]]
 
 
-def scan_inputs(batch: int, length: int, channels: int, states: int, seed: int = 0) -> Tensors:
-    """Make inputs as the mixer gives them: slices of bigger buffers."""
+def scan_inputs(
+    batch: int, length: int, channels: int, states: int, rank: int | None = None, seed: int = 0
+) -> Tensors:
+    """Make inputs as the mixer gives them: slices of bigger buffers. No rank: whole steps."""
     random = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=random)
 
     xz = normal(batch, length, 2 * channels)
-    projected = normal(batch, length, 3 + 2 * states)
-    return {
+    width = 3 if rank is None else rank
+    projected = normal(batch, length, width + 2 * states)
+    tensors = {
         "u": xz[..., :channels],
         "delta": normal(batch, length, channels),
         "A": -4 * torch.rand(channels, states, generator=random),
-        "B": projected[..., 3 : 3 + states],
-        "C": projected[..., 3 + states :],
+        "B": projected[..., width : width + states],
+        "C": projected[..., width + states :],
         "D": normal(channels),
         "z": xz[..., channels:],
         "delta_bias": normal(channels),
         "initial_state": normal(batch, channels, states),
     }
+    if rank is not None:
+        tensors["delta"] = projected[..., :rank]
+        tensors["delta_weight"] = normal(channels, rank)
+    return tensors
 
 
 def conv_inputs(batch: int, length: int, channels: int, taps: int, seed: int = 0) -> Tensors:

@@ -17,7 +17,7 @@ from tests.ops.cases import TOLERANCES, assert_same, evaluate, relative_error, s
 
 BACKENDS = available_backends("cpu")
 FUSED = [name for name in BACKENDS if name != "reference"]
-SHAPES = [
+SHAPES: list[tuple[int, ...]] = [
     (1, 1, 1, 1),
     (2, 5, 3, 2),
     (1, 3, 256, 16),
@@ -27,6 +27,9 @@ SHAPES = [
     (2, 97, 32, 4),
     (40, 2, 20, 3),
 ]
+# The same with steps of low rank.
+SHAPES += [(*shape, rank) for shape, rank in zip(SHAPES, (1, 2, 8, 3, 1, 8, 3, 5), strict=True)]
+RANKS = [None, 3]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -54,6 +57,33 @@ def test_hand_worked(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_steps_of_low_rank(backend: str) -> None:
+    # Steps 2 * 3 + 1 * 5 - 1 = 10 and 2 * 0 + 1 * 4 - 1 = 3; no decay, from zero: y = step.
+    ones = torch.ones(1, 1, 2)
+    y = selective_scan(
+        ones,
+        torch.tensor([[[2.0, 1.0]]]),
+        torch.zeros(2, 1),
+        ones[..., :1],
+        ones[..., :1],
+        delta_bias=-ones[0, 0],
+        delta_weight=torch.tensor([[3.0, 5.0], [0.0, 4.0]]),
+        backend=backend,
+    )
+    assert y.tolist() == [[[10.0, 3.0]]]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_rank_zero_leaves_the_bias(backend: str) -> None:
+    tensors = scan_inputs(2, 5, 19, 3, rank=0)
+    whole = {**tensors, "delta": torch.zeros(2, 5, 19)}
+    del whole["delta_weight"]
+    expected, _ = scan(whole, "reference")
+    results = evaluate(scan, tensors, backend, torch.float32)
+    assert relative_error(results["y"], expected) < TOLERANCES[torch.float32]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_softplus_and_gate(backend: str) -> None:
     # log(1 + e^0) = log 2; silu(1) = 1 / (1 + 1/e).
     ones = torch.ones(1, 1, 1)
@@ -63,9 +93,10 @@ def test_softplus_and_gate(backend: str) -> None:
     assert y.item() == pytest.approx(math.log(2) / (1 + math.exp(-1)), rel=1e-6)
 
 
+@pytest.mark.parametrize("rank", RANKS)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_gradcheck(backend: str) -> None:
-    tensors = scan_inputs(2, 5, 3, 2)
+def test_gradcheck(backend: str, rank: int | None) -> None:
+    tensors = scan_inputs(2, 5, 3, 2, rank)
     names = list(tensors)
     values = [x.double().detach().requires_grad_() for x in tensors.values()]
 
@@ -100,33 +131,39 @@ def test_absent_arguments(backend: str, absent: str, softplus: bool) -> None:
     assert_same(results, expected, torch.float32)
 
 
-@pytest.mark.parametrize("name", list(scan_inputs(1, 1, 1, 1)))
+@pytest.mark.parametrize(
+    ("name", "rank"), [(name, rank) for rank in RANKS for name in scan_inputs(1, 1, 1, 1, rank)]
+)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_gradient_of_one_input(backend: str, name: str) -> None:
-    tensors = scan_inputs(2, 6, 5, 3)
+def test_gradient_of_one_input(backend: str, name: str, rank: int | None) -> None:
+    tensors = scan_inputs(2, 6, 5, 3, rank)
     expected = evaluate(scan, tensors, "reference", torch.float64, {name})
     assert_same(evaluate(scan, tensors, backend, torch.float32, {name}), expected, torch.float32)
 
 
+@pytest.mark.parametrize("rank", RANKS)
 @pytest.mark.parametrize("backend", FUSED)
 @pytest.mark.parametrize("output", [0, 1], ids=["y", "final_state"])
-def test_gradient_of_one_output(backend: str, output: int) -> None:
+def test_gradient_of_one_output(backend: str, output: int, rank: int | None) -> None:
     gradients = []
     for name, dtype in (("reference", torch.float64), (backend, torch.float32)):
-        tensors = {k: x.to(dtype).requires_grad_() for k, x in scan_inputs(2, 6, 5, 3).items()}
+        tensors = {
+            k: x.to(dtype).requires_grad_() for k, x in scan_inputs(2, 6, 5, 3, rank).items()
+        }
         out = scan(tensors, name)[output]
         # expand() gives the gradient a stride of zero.
         grads = torch.autograd.grad(out.sum(), list(tensors.values()), allow_unused=True)
         gradients.append(grads)
-    for name, wanted, value in zip(scan_inputs(1, 1, 1, 1), *gradients, strict=True):
+    for name, wanted, value in zip(scan_inputs(1, 1, 1, 1, rank), *gradients, strict=True):
         if wanted is not None:
             assert relative_error(value, wanted) < TOLERANCES[torch.float32], name
 
 
+@pytest.mark.parametrize("rank", RANKS)
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("cuts", [[1], [32], [7, 8, 40], list(range(1, 70))], ids=len)
-def test_chunks_equal_the_whole(backend: str, cuts: list[int]) -> None:
-    tensors = scan_inputs(2, 70, 20, 4)
+def test_chunks_equal_the_whole(backend: str, cuts: list[int], rank: int | None) -> None:
+    tensors = scan_inputs(2, 70, 20, 4, rank)
     whole, final = scan(tensors, backend)
     state, pieces = tensors["initial_state"], []
     for start, stop in zip([0, *cuts], [*cuts, 70], strict=True):
@@ -143,8 +180,9 @@ def test_chunks_equal_the_whole(backend: str, cuts: list[int]) -> None:
         assert torch.equal(state, final)
 
 
+@pytest.mark.parametrize("rank", RANKS)
 @pytest.mark.parametrize("backend", FUSED)
-def test_gradients_through_chunks(backend: str) -> None:
+def test_gradients_through_chunks(backend: str, rank: int | None) -> None:
     def in_chunks(tensors: dict[str, Tensor], name: str, **options: Any) -> tuple[Tensor, Tensor]:
         state, pieces = tensors["initial_state"], []
         for part in (slice(0, 1), slice(1, 40), slice(40, 50)):
@@ -156,15 +194,16 @@ def test_gradients_through_chunks(backend: str) -> None:
             pieces.append(y)
         return torch.cat(pieces, 1), state
 
-    tensors = scan_inputs(3, 50, 17, 4)
+    tensors = scan_inputs(3, 50, 17, 4, rank)
     expected = evaluate(scan, tensors, "reference", torch.float64)
     assert_same(evaluate(in_chunks, tensors, backend, torch.float32), expected, torch.float32)
 
 
+@pytest.mark.parametrize("rank", RANKS)
 @pytest.mark.parametrize("backend", FUSED)
 @pytest.mark.parametrize("layout", ["transposed", "expanded", "parameters", "sliced"])
-def test_layouts(backend: str, layout: str) -> None:
-    tensors = scan_inputs(3, 9, 18, 4)
+def test_layouts(backend: str, layout: str, rank: int | None) -> None:
+    tensors = scan_inputs(3, 9, 18, 4, rank)
     if layout == "transposed":
         tensors = {
             k: x.transpose(1, 2).contiguous().transpose(1, 2) if x.ndim == 3 else x
@@ -179,17 +218,20 @@ def test_layouts(backend: str, layout: str) -> None:
     else:
         tensors["A"] = tensors["A"].t().contiguous().t()
         tensors["D"] = tensors["D"].repeat_interleave(2)[::2]
+        if rank is not None:
+            tensors["delta_weight"] = tensors["delta_weight"].t().contiguous().t()
     y, final = scan(tensors, backend)
     expected = scan({k: x.double() for k, x in tensors.items()}, "reference")
     assert relative_error(y, expected[0]) < TOLERANCES[torch.float32]
     assert relative_error(final, expected[1]) < TOLERANCES[torch.float32]
 
 
+@pytest.mark.parametrize("rank", RANKS)
 @pytest.mark.parametrize("backend", FUSED)
 @pytest.mark.parametrize("scale", [30.0, 300.0])
-def test_large_steps(backend: str, scale: float) -> None:
+def test_large_steps(backend: str, scale: float, rank: int | None) -> None:
     # Past softplus' linear end and past the underflow of the decay.
-    tensors = scan_inputs(2, 8, 16, 4)
+    tensors = scan_inputs(2, 8, 16, 4, rank)
     tensors["delta"] = scale * tensors["delta"]
     expected = evaluate(scan, tensors, "reference", torch.float64)
     results = evaluate(scan, tensors, backend, torch.float32)
@@ -197,10 +239,11 @@ def test_large_steps(backend: str, scale: float) -> None:
     assert_same(results, expected, torch.float32)
 
 
+@pytest.mark.parametrize("rank", RANKS)
 @pytest.mark.parametrize("backend", FUSED)
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_not_finite_values_stay_so(backend: str, value: float) -> None:
-    tensors = scan_inputs(2, 6, 20, 3)
+def test_not_finite_values_stay_so(backend: str, value: float, rank: int | None) -> None:
+    tensors = scan_inputs(2, 6, 20, 3, rank)
     tensors["u"][0, 2, 5] = value
     y, final = scan(tensors, backend)
     wanted, wanted_final = scan(tensors, "reference")
@@ -223,13 +266,14 @@ def test_growing_states(backend: str) -> None:
     backend=st.sampled_from(BACKENDS),
     length=st.integers(2, 70),
     channels=st.integers(1, 20),
+    rank=st.sampled_from(RANKS),
     data=st.data(),
 )
 def test_later_tokens_change_nothing_earlier(
-    backend: str, length: int, channels: int, data: st.DataObject
+    backend: str, length: int, channels: int, rank: int | None, data: st.DataObject
 ) -> None:
     token = data.draw(st.integers(1, length - 1))
-    tensors = {name: x.clone() for name, x in scan_inputs(2, length, channels, 3).items()}
+    tensors = {name: x.clone() for name, x in scan_inputs(2, length, channels, 3, rank).items()}
     y, _ = scan(tensors, backend)
     for name in ("u", "delta", "B", "C", "z"):
         tensors[name][:, token:] += 1.0
@@ -250,9 +294,10 @@ def test_against_mambapy(backend: str) -> None:
     assert relative_error(y, expected) < TOLERANCES[torch.float32]
 
 
+@pytest.mark.parametrize("rank", RANKS)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_autocast_changes_nothing(backend: str) -> None:
-    tensors = scan_inputs(2, 12, 16, 4)
+def test_autocast_changes_nothing(backend: str, rank: int | None) -> None:
+    tensors = scan_inputs(2, 12, 16, 4, rank)
     plain = evaluate(scan, tensors, backend, torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         cast = evaluate(scan, tensors, backend, torch.float32)
@@ -292,6 +337,20 @@ def test_bad_shapes_are_named(name: str) -> None:
     with pytest.raises(ValueError, match=r"shape") as error:
         scan(tensors, "auto")
     assert str((*shape[:-1], shape[-1] + 1)) in str(error.value) or name in ("u", "A")
+
+
+@pytest.mark.parametrize("shape", [(), (4,), (5, 2), (4, 2, 1)], ids=str)
+def test_bad_shapes_of_the_weight_are_named(shape: tuple[int, ...]) -> None:
+    tensors = scan_inputs(2, 5, 4, 3, rank=2)
+    tensors["delta_weight"] = torch.zeros(shape)
+    with pytest.raises(ValueError, match=r"delta_weight has shape .* expected \(D, R\)"):
+        scan(tensors, "auto")
+
+
+def test_rank_of_delta_is_that_of_the_weight() -> None:
+    tensors = scan_inputs(2, 5, 4, 3, rank=2)
+    with pytest.raises(ValueError, match=r"delta has shape \(2, 5, 2\), expected \(B, L, R\)"):
+        scan({**tensors, "delta_weight": torch.zeros(4, 3)}, "auto")
 
 
 def test_bad_kinds_are_named() -> None:

@@ -15,7 +15,7 @@ from tests.ops.cases import conv, conv_inputs, evaluate, scan, scan_inputs
 
 
 def results(seed: int = 0) -> dict[str, Tensor]:
-    scanned = evaluate(scan, scan_inputs(37, 40, 24, 4, seed), "cpu", torch.float32)
+    scanned = evaluate(scan, scan_inputs(37, 40, 24, 4, 3, seed), "cpu", torch.float32)
     convolved = evaluate(conv, conv_inputs(37, 40, 24, 4, seed), "cpu", torch.float32)
     return {**scanned, **{f"conv {name}": value for name, value in convolved.items()}}
 

@@ -23,6 +23,7 @@ def selective_scan(
     z: Tensor | None = None,
     delta_bias: Tensor | None = None,
     *,
+    delta_weight: Tensor | None = None,
     delta_softplus: bool = False,
     initial_state: Tensor | None = None,
     return_final_state: Literal[False] = False,
@@ -41,6 +42,7 @@ def selective_scan(
     z: Tensor | None = None,
     delta_bias: Tensor | None = None,
     *,
+    delta_weight: Tensor | None = None,
     delta_softplus: bool = False,
     initial_state: Tensor | None = None,
     return_final_state: Literal[True],
@@ -50,7 +52,7 @@ def selective_scan(
 
 def selective_scan(
     u: Float[Tensor, "B L D"],
-    delta: Float[Tensor, "B L D"],
+    delta: Float[Tensor, "B L D"] | Float[Tensor, "B L R"],
     A: Float[Tensor, "D N"],
     B: Float[Tensor, "B L N"],
     C: Float[Tensor, "B L N"],
@@ -58,6 +60,7 @@ def selective_scan(
     z: Float[Tensor, "B L D"] | None = None,
     delta_bias: Float[Tensor, " D"] | None = None,
     *,
+    delta_weight: Float[Tensor, "D R"] | None = None,
     delta_softplus: bool = False,
     initial_state: Float[Tensor, "B D N"] | None = None,
     return_final_state: bool = False,
@@ -75,13 +78,16 @@ def selective_scan(
 
     Args:
         u: Input, shape (B, L, D). This and every other sequence may be a strided view.
-        delta: Step sizes before bias and softplus, shape (B, L, D).
+        delta: Step sizes before bias and softplus, shape (B, L, D), or (B, L, R)
+            of rank R: see ``delta_weight``.
         A: Rates, shape (D, N); negative where the state is to decay.
         B: Weights of the input, shape (B, L, N).
         C: Weights of the states, shape (B, L, N).
         D: Weight of the skip connection, shape (D,); None leaves it out.
         z: Gate before SiLU, shape (B, L, D); None leaves it out.
         delta_bias: Added to ``delta``, shape (D,).
+        delta_weight: Shape (D, R); ``delta @ delta_weight.T`` then takes the place of ``delta``,
+            and is never in memory as a whole.
         delta_softplus: Whether ``delta + delta_bias`` goes through softplus.
         initial_state: State before the first token, shape (B, D, N); None is zero.
         return_final_state: Whether to return the state after the last token too.
@@ -103,10 +109,15 @@ def selective_scan(
         )
     batch, length, channels = shape = u.shape
     states = A.shape[1]
+    rank = () if delta_weight is None else tuple(delta_weight.shape[-1:])
+    delta_shape, delta_letters = tuple(shape), "(B, L, D)"
+    if delta_weight is not None:
+        delta_shape, delta_letters = (batch, length, *rank), "(B, L, R)"
     check_tensors(
         u,
         ("u", u, shape, "(B, L, D)"),
-        ("delta", delta, shape, "(B, L, D)"),
+        ("delta_weight", delta_weight, (channels, *rank), "(D, R)"),
+        ("delta", delta, delta_shape, delta_letters),
         ("A", A, (channels, states), "(D, N)"),
         ("B", B, (batch, length, states), "(B, L, N)"),
         ("C", C, (batch, length, states), "(B, L, N)"),
@@ -125,6 +136,7 @@ def selective_scan(
         D,
         z,
         delta_bias,
+        delta_weight,
         delta_softplus,
         initial_state,
         return_final_state,

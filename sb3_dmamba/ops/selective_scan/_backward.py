@@ -53,6 +53,7 @@ from sb3_dmamba.ops.selective_scan._arguments import (
     DELTA,
     DELTA_B,
     DELTA_T,
+    DELTA_WEIGHT,
     GRAD_FINAL,
     GRAD_Y,
     GRAD_Y_B,
@@ -60,6 +61,7 @@ from sb3_dmamba.ops.selective_scan._arguments import (
     GROUP_SIZE,
     LENGTH,
     PARTIALS,
+    RANK,
     SOFTPLUS,
     STATES,
     U_B,
@@ -79,7 +81,9 @@ def build_backward(bits: int, digest: int) -> Callable[[int, int], None]:
     def scan_backward(p: int, scratch: int) -> None:
         _ = digest
         length, channels, n = load_int(p + LENGTH), load_int(p + CHANNELS), load_int(p + STATES)
+        rank, weight_in = load_int(p + RANK), load_int(p + DELTA_WEIGHT)
         blocks = (channels + width - 1) // width
+        parts = n + 2 + max(rank, 0)
         softplus, chunk = load_int(p + SOFTPLUS), load_int(p + CHUNK)
         z_in, bias_in, d_in = load_int(p + Z), load_int(p + BIAS), load_int(p + D_IN)
         u_t, delta_t, z_t = load_int(p + U_T), load_int(p + DELTA_T), load_int(p + Z_T)
@@ -101,6 +105,9 @@ def build_backward(bits: int, digest: int) -> Callable[[int, int], None]:
         gates = grads + 64 * chunk
         rates = gates + 64 * chunk
         carries = rates + blocks * row_size
+        weights = carries + blocks * row_size
+        d_steps = weights + 64 * blocks * max(rank, 0)
+        d_steps_t = 64 * (blocks | 1)  # odd: rows do not compete for the same cache lines
         zero, ln_2 = splat(0.0, bits), splat(LN_2, bits)
         for block in range(blocks):
             for s in range(n):
@@ -109,12 +116,18 @@ def build_backward(bits: int, digest: int) -> Callable[[int, int], None]:
                 for lane in range(min(width, channels - block * width)):
                     source = a_in + size * ((block * width + lane) * n + s)
                     copy_scaled(row + size * lane, source, bits, LOG2_E)
+            for r in range(rank):
+                row = weights + 64 * (block * rank + r)
+                store(row, zero)
+                for lane in range(min(width, channels - block * width)):
+                    source = weight_in + size * ((block * width + lane) * rank + r)
+                    copy_scaled(row + size * lane, source, bits, 1.0)
         while True:
             group = fetch_increment(p + COUNTER)
             if group * group_size >= batch:
                 break
-            partials = load_int(p + PARTIALS) + group * blocks * (n + 2) * 64
-            for i in range(blocks * (n + 2)):
+            partials = load_int(p + PARTIALS) + group * blocks * parts * 64
+            for i in range(blocks * parts):
                 store(partials + 64 * i, zero)
             for b in range(group * group_size, min(batch, (group + 1) * group_size)):
                 for i in range(blocks * n):
@@ -142,7 +155,8 @@ def build_backward(bits: int, digest: int) -> Callable[[int, int], None]:
                         offset = 64 * block
                         rate = rates + block * row_size
                         carry = carries + block * row_size
-                        partial = partials + block * (n + 2) * 64
+                        partial = partials + block * parts * 64
+                        weight = weights + 64 * block * rank
                         bias, skip = zero, zero
                         if bias_in != 0:
                             bias = load_lanes(bias_in + offset, lanes, bits)
@@ -156,7 +170,13 @@ def build_backward(bits: int, digest: int) -> Callable[[int, int], None]:
                         # What depends on one token alone first: its long chains overlap here.
                         for t in range(steps_here):
                             u = load_lanes(u_rows + t * u_t + offset, lanes, bits)
-                            step = load_lanes(delta_rows + t * delta_t + offset, lanes, bits) + bias
+                            step = bias
+                            delta_row = delta_rows + t * delta_t
+                            if rank < 0:
+                                step = load_lanes(delta_row + offset, lanes, bits) + bias
+                            for r in range(rank):
+                                low = splat_load(delta_row + size * r, bits)
+                                step = fma(low, load(weight + 64 * r, bits), step)
                             if softplus != 0:
                                 e = exp_minus_abs(step)
                                 store(slopes + 64 * t, sigmoid_from_exp(step, e))
@@ -233,9 +253,28 @@ def build_backward(bits: int, digest: int) -> Callable[[int, int], None]:
                             d_bias = d_bias + d_delta
                             place = dense + size * t * channels + offset
                             store_lanes(load_int(p + D_U) + place, lanes, d_u)
-                            store_lanes(load_int(p + D_DELTA) + place, lanes, d_delta)
+                            if rank < 0:
+                                store_lanes(load_int(p + D_DELTA) + place, lanes, d_delta)
+                            else:
+                                store(d_steps + t * d_steps_t + offset, d_delta)
                         store(partial + 64 * n, d_skip)
                         store(partial + 64 * n + 64, d_bias)
+                        for r in range(rank):
+                            d_weight = load(partial + 64 * (n + 2 + r), bits)
+                            for t in range(steps_here):
+                                low = splat_load(delta_rows + t * delta_t + size * r, bits)
+                                d_step = load(d_steps + t * d_steps_t + offset, bits)
+                                d_weight = fma(d_step, low, d_weight)
+                            store(partial + 64 * (n + 2 + r), d_weight)
+                    for t in range(steps_here):
+                        place = load_int(p + D_DELTA) + size * (b * length + start + t) * rank
+                        for r in range(rank):
+                            d_low = zero
+                            for block in range(blocks):
+                                d_step = load(d_steps + t * d_steps_t + 64 * block, bits)
+                                weight = weights + 64 * (block * rank + r)
+                                d_low = fma(d_step, load(weight, bits), d_low)
+                            store_sum(place + size * r, d_low)
                     first = size * (b * length + start) * n
                     for i in range(steps_here * n):
                         place = first + size * i

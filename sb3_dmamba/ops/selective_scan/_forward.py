@@ -45,9 +45,11 @@ from sb3_dmamba.ops.selective_scan._arguments import (
     DELTA,
     DELTA_B,
     DELTA_T,
+    DELTA_WEIGHT,
     FINAL,
     INITIAL,
     LENGTH,
+    RANK,
     SOFTPLUS,
     STATES,
     U_B,
@@ -63,7 +65,7 @@ from sb3_dmamba.ops.selective_scan._arguments import (
 def build_forward(bits: int, digest: int) -> Callable[[int, int], None]:
     """Make the forward kernel for floats of ``bits`` bits. Scratch is in 64-byte vectors:
 
-    3 rows of a chunk, one block's states, and the rates of all blocks.
+    3 rows of a chunk, one block's states, the rates and the weights of the steps of all blocks.
     """
     size = bits // 8
     width = 512 // bits
@@ -71,6 +73,7 @@ def build_forward(bits: int, digest: int) -> Callable[[int, int], None]:
     def scan_forward(p: int, scratch: int) -> None:
         _ = digest  # a cached kernel is found again only while its sources are the same
         length, channels, n = load_int(p + LENGTH), load_int(p + CHANNELS), load_int(p + STATES)
+        rank, weight_in = load_int(p + RANK), load_int(p + DELTA_WEIGHT)
         blocks = (channels + width - 1) // width
         softplus, chunk = load_int(p + SOFTPLUS), load_int(p + CHUNK)
         z_in, bias_in, d_in = load_int(p + Z), load_int(p + BIAS), load_int(p + D_IN)
@@ -84,6 +87,7 @@ def build_forward(bits: int, digest: int) -> Callable[[int, int], None]:
         outputs = inputs + 64 * chunk
         state = outputs + 64 * chunk
         rates = state + 64 * n
+        weights = rates + 64 * blocks * n
         zero = splat(0.0, bits)
         for block in range(blocks):
             for s in range(n):
@@ -92,6 +96,12 @@ def build_forward(bits: int, digest: int) -> Callable[[int, int], None]:
                 for lane in range(min(width, channels - block * width)):
                     source = a_in + size * ((block * width + lane) * n + s)
                     copy_scaled(row + size * lane, source, bits, LOG2_E)
+            for r in range(rank):
+                row = weights + 64 * (block * rank + r)
+                store(row, zero)
+                for lane in range(min(width, channels - block * width)):
+                    source = weight_in + size * ((block * width + lane) * rank + r)
+                    copy_scaled(row + size * lane, source, bits, 1.0)
         while True:
             b = fetch_increment(p + COUNTER)
             if b >= load_int(p + BATCH):
@@ -113,7 +123,10 @@ def build_forward(bits: int, digest: int) -> Callable[[int, int], None]:
                 if d_in != 0:
                     skip = load_lanes(d_in + 64 * block, lanes, bits)
                 u_row = load_int(p + U) + b * load_int(p + U_B) + 64 * block
-                delta_row = load_int(p + DELTA) + b * load_int(p + DELTA_B) + 64 * block
+                delta_row = load_int(p + DELTA) + b * load_int(p + DELTA_B)
+                if rank < 0:
+                    delta_row += 64 * block
+                weight = weights + 64 * block * rank
                 z_row = z_in + b * load_int(p + Z_B) + 64 * block
                 b_row = load_int(p + B_IN) + b * load_int(p + B_B)
                 c_row = load_int(p + C_IN) + b * load_int(p + C_B)
@@ -127,7 +140,12 @@ def build_forward(bits: int, digest: int) -> Callable[[int, int], None]:
                         saved += 64 * n * blocks
                     for t in range(steps_here):
                         u = load_lanes(u_row, lanes, bits)
-                        step = load_lanes(delta_row, lanes, bits) + bias
+                        step = bias
+                        if rank < 0:
+                            step = load_lanes(delta_row, lanes, bits) + bias
+                        for r in range(rank):
+                            low = splat_load(delta_row + size * r, bits)
+                            step = fma(low, load(weight + 64 * r, bits), step)
                         if softplus != 0:
                             step = softplus_from_exp(step, exp_minus_abs(step))
                         store(steps + 64 * t, step)

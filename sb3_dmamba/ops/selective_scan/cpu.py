@@ -35,13 +35,14 @@ def selective_scan(
     D: Tensor | None,
     z: Tensor | None,
     delta_bias: Tensor | None,
+    delta_weight: Tensor | None,
     delta_softplus: bool,
     initial_state: Tensor | None,
     return_final_state: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Compute the selective scan; shapes are those of :func:`sb3_dmamba.ops.selective_scan`."""
     dtype = _cpu.compute_dtype(u)
-    tensors = [u, delta, B, C, z, A, D, delta_bias, initial_state]
+    tensors = [u, delta, B, C, z, A, D, delta_bias, initial_state, delta_weight]
     if _cpu.prepare(tensors, 5, dtype):
         y, final = _SelectiveScan.apply(delta_softplus, return_final_state, *tensors)  # type: ignore[no-untyped-call]
     else:
@@ -51,16 +52,22 @@ def selective_scan(
 
 def _common_arguments(softplus: bool, size: int, tensors: Sequence[Any]) -> tuple[int, ...]:
     """Pack what both kernels take; the order is that of ``_arguments``."""
-    u, delta, B, C, z, A, D, bias, initial = tensors
+    u, delta, B, C, z, A, D, bias, initial, weight = tensors
     return (
-        *(0, *u.shape, A.shape[1], int(softplus), CHUNK),
+        *(0, *u.shape, A.shape[1], _rank(weight), int(softplus), CHUNK),
         *_cpu.row_arguments(u, size),
         *_cpu.row_arguments(delta, size),
         *_cpu.row_arguments(B, size),
         *_cpu.row_arguments(C, size),
         *_cpu.row_arguments(z, size),
         *(A.data_ptr(), _cpu.address(D), _cpu.address(bias), _cpu.address(initial)),
+        _cpu.address(weight),
     )
+
+
+def _rank(weight: Tensor | None) -> int:
+    """Return the rank of the step sizes, -1 where they come as they are."""
+    return -1 if weight is None else weight.shape[1]
 
 
 def _forward(
@@ -68,7 +75,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     u, A = tensors[0], tensors[5]
     batch, length, channels = u.shape
-    states = A.shape[1]
+    states, rank = A.shape[1], _rank(tensors[9])
     dtype = u.dtype
     bits = _cpu.float_bits(dtype)
     width = 512 // bits
@@ -86,7 +93,7 @@ def _forward(
     _cpu.call_kernel(
         _cpu.load_kernel("selective_scan._forward", "build_forward", bits),
         arguments,
-        64 * (states * (1 + blocks) + 3 * CHUNK),
+        64 * (states * (1 + blocks) + max(rank, 0) * blocks + 3 * CHUNK),
         batch,
         batch * length * channels * states,
     )
@@ -109,7 +116,7 @@ class _SelectiveScan(torch.autograd.Function):
     def backward(ctx: Any, grad_y: Tensor | None, grad_final: Tensor | None) -> tuple[Any, ...]:
         *tensors, checkpoints = ctx.saved_tensors
         if grad_y is None and grad_final is None:
-            return (None,) * 11
+            return (None,) * 12
         gradients = _backward(ctx.softplus, tensors, checkpoints, grad_y, grad_final)
         needed = zip(gradients, ctx.needs_input_grad[2:], strict=True)
         return None, None, *(gradient if need else None for gradient, need in needed)
@@ -122,9 +129,10 @@ def _backward(
     grad_y: Tensor | None,
     grad_final: Tensor | None,
 ) -> tuple[Tensor | None, ...]:
-    u, _, _, _, z, A, D, bias, initial = tensors
+    u, delta, _, _, z, A, D, bias, initial, weight = tensors
     batch, length, channels = u.shape
     states, dtype = A.shape[1], u.dtype
+    rank = 0 if weight is None else weight.shape[1]
     bits = _cpu.float_bits(dtype)
     width = 512 // bits
     blocks = -(-channels // width)
@@ -132,15 +140,16 @@ def _backward(
     grad_final = None if grad_final is None else grad_final.contiguous()
 
     d_u = _cpu.empty(batch, length, channels, dtype=dtype)
-    d_delta = _cpu.empty(batch, length, channels, dtype=dtype)
+    d_delta = _cpu.empty(*delta.shape, dtype=dtype)
     d_B = _cpu.empty(batch, length, states, dtype=dtype)
     d_C = _cpu.empty(batch, length, states, dtype=dtype)
     d_z = None if z is None else _cpu.empty(batch, length, channels, dtype=dtype)
     d_initial = None if initial is None else _cpu.empty(batch, channels, states, dtype=dtype)
     group_size = -(-batch // MAX_GROUPS)
     n_groups = -(-batch // max(group_size, 1))
-    # Of each group: A's gradient, then D's and the bias's as two more states.
-    partials = _cpu.empty(n_groups, blocks, states + 2, width, dtype=dtype)
+    # Of each group: A's gradient, then D's, the bias's and the weight's as more states.
+    parts = states + 2 + rank
+    partials = _cpu.empty(n_groups, blocks, parts, width, dtype=dtype)
     arguments = (
         *_common_arguments(softplus, bits // 8, tensors),
         *(checkpoints.data_ptr(), 0, 0),
@@ -152,12 +161,13 @@ def _backward(
     _cpu.call_kernel(
         _cpu.load_kernel("selective_scan._backward", "build_backward", bits),
         arguments,
-        64 * (states * (4 * CHUNK + 1 + 2 * blocks) + 5 * CHUNK),
+        64 * (states * (4 * CHUNK + 1 + 2 * blocks) + rank * blocks + (blocks + 6) * CHUNK),
         n_groups,
         batch * length * channels * states,
     )
-    total = _cpu.sum_groups(partials).transpose(1, 2).reshape(blocks * width, states + 2)[:channels]
+    total = _cpu.sum_groups(partials).transpose(1, 2).reshape(blocks * width, parts)[:channels]
     d_A = total[:, :states].contiguous()
     d_D = None if D is None else total[:, states].contiguous()
     d_bias = None if bias is None else total[:, states + 1].contiguous()
-    return d_u, d_delta, d_B, d_C, d_z, d_A, d_D, d_bias, d_initial
+    d_weight = None if weight is None else total[:, states + 2 :].contiguous()
+    return d_u, d_delta, d_B, d_C, d_z, d_A, d_D, d_bias, d_initial, d_weight

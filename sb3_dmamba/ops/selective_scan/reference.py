@@ -16,6 +16,7 @@ def selective_scan(
     D: Tensor | None,
     z: Tensor | None,
     delta_bias: Tensor | None,
+    delta_weight: Tensor | None,
     delta_softplus: bool,
     initial_state: Tensor | None,
     return_final_state: bool,
@@ -29,6 +30,9 @@ def selective_scan(
     inward, outward = B.to(dtype), C.to(dtype)
     batch, length, channels = u.shape
 
+    if delta_weight is not None:
+        # Not a matrix product, which autocast would round.
+        step = (step[:, :, None] * delta_weight.to(dtype)).sum(-1)  # (B, L, D)
     if delta_bias is not None:
         step = step + delta_bias.to(dtype)
     if delta_softplus:
