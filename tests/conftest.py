@@ -6,10 +6,15 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from jaxtyping import install_import_hook
 
 # Before anything imports these rooms: their shape annotations become assertions.
 install_import_hook(["sb3_dmamba.networks"], "beartype.beartype")
+
+# The networks here are tiny, and OpenMP's threads stumble over each other on a busy machine. Tests
+# of threads set their own number.
+torch.set_num_threads(1)
 
 SHARED_DATA = Path(
     os.environ.get("SB3_DMAMBA_SHARED_DATA") or Path(__file__).parents[2] / "shared" / "data"
