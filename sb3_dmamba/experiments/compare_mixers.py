@@ -24,6 +24,10 @@ __all__ = ["Run", "compute_row", "main"]
 
 CHECKPOINT_EVERY = 500  # updates
 
+# Up to the best in the data, then beyond it, as the paper asks on Hopper: a return-to-go that runs
+# out says that the episode is about to end, and a target out of reach never runs out.
+TARGETS = [1500.0, 2500.0, 3600.0, 7200.0, 36_000.0]
+
 # The paper's shape, at a laptop's budget: a tenth of its updates, so a schedule that decays. The
 # channel mixing is each architecture's own: Table 3 of the paper removes Mamba's at no loss.
 RECIPE: dict[str, Any] = {
@@ -188,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--updates", type=int, default=10_000)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
-    parser.add_argument("--targets", nargs="+", type=float, default=[1500.0, 2500.0, 3600.0])
+    parser.add_argument("--targets", nargs="+", type=float, default=TARGETS)
     parser.add_argument("--episodes", type=int, default=50)
     parser.add_argument("--eval-seed", type=int, default=10_000)
     parser.add_argument("--jobs", type=int, default=1, help="models trained side by side")
