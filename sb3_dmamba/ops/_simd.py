@@ -192,6 +192,21 @@ def _store_sum(typing_context: Any, address: Any, vector: Any) -> Any:
     return types.void(types.int64, vector), codegen
 
 
+def _prefetch(to_write: int) -> Any:
+    def resolve(typing_context: Any, address: Any) -> Any:
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> None:
+            pointer = code.pointer(builder, args[0], code.I64)
+            kind = ir.FunctionType(ir.VoidType(), [pointer.type, code.I32, code.I32, code.I32])
+            function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+            keep, data = 3, 1
+            hints = [ir.Constant(code.I32, hint) for hint in (to_write, keep, data)]
+            builder.call(function, [pointer, *hints])
+
+        return types.void(types.int64), codegen
+
+    return intrinsic(resolve)
+
+
 def _load_int(typing_context: Any, address: Any) -> Any:
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return builder.load(code.pointer(builder, args[0], code.I64))
@@ -223,6 +238,8 @@ splat_load: Any = intrinsic(prefer_literal=True)(_splat_load)  #: (address, bits
 splat: Any = intrinsic(prefer_literal=True)(_splat_value)  #: (float, bits)
 copy_scaled: Any = intrinsic(prefer_literal=True)(_copy_scaled)  #: *target = factor * *source
 store_sum: Any = intrinsic(_store_sum)  #: (address, vector): stores the sum of the lanes
+prefetch: Any = _prefetch(0)  #: (address): of a line that will be read; any address will do
+prefetch_to_write: Any = _prefetch(1)  #: (address): of a line that will be written
 load_int: Any = intrinsic(_load_int)  #: (address)
 call_kernel_at: Any = intrinsic(_call_kernel_at)  #: (address of a kernel, block, scratch)
 fetch_increment: Any = intrinsic(_fetch_increment)  #: (address): atomically, returns the old value

@@ -16,6 +16,8 @@ from sb3_dmamba.ops._simd import (
     load,
     load_int,
     load_lanes,
+    prefetch,
+    prefetch_to_write,
     sigmoid_from_exp,
     splat,
     store,
@@ -78,6 +80,9 @@ def build_forward(bits: int, digest: int) -> Callable[[int, int], None]:
                     if silu != 0:
                         y = y * sigmoid_from_exp(y, exp_minus_abs(y))
                     store_lanes(y_rows + t * row + offset, lanes, y)
+                    # The next block's lines: the hardware foresees none in a walk down the rows.
+                    prefetch(x_rows + t * x_t + offset + 64)
+                    prefetch_to_write(y_rows + t * row + offset + 64)
                 if final != 0:
                     for k in range(past):
                         source = length - past + k
@@ -152,6 +157,9 @@ def build_backward(bits: int, digest: int) -> Callable[[int, int], None]:
                             # silu' = gate * (1 + y * (1 - gate))
                             grad = grad * (gate * fma(y, one - gate, one))
                         store(grads + 64 * t, grad)
+                        prefetch(x_rows + t * x_t + offset + 64)
+                        prefetch(grad_rows + t * grad_y_t + offset + 64)
+                        prefetch_to_write(d_x_rows + t * row + offset + 64)
                         d_bias = d_bias + grad
                         for k in range(taps):
                             source = t - past + k

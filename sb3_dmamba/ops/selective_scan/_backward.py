@@ -20,6 +20,8 @@ from sb3_dmamba.ops._simd import (
     load,
     load_int,
     load_lanes,
+    prefetch,
+    prefetch_to_write,
     sigmoid_from_exp,
     softplus_from_exp,
     splat,
@@ -174,6 +176,7 @@ def build_backward(bits: int, digest: int) -> Callable[[int, int], None]:
                             delta_row = delta_rows + t * delta_t
                             if rank < 0:
                                 step = load_lanes(delta_row + offset, lanes, bits) + bias
+                                prefetch(delta_row + offset + 64)
                             for r in range(rank):
                                 low = splat_load(delta_row + size * r, bits)
                                 step = fma(low, load(weight + 64 * r, bits), step)
@@ -181,10 +184,14 @@ def build_backward(bits: int, digest: int) -> Callable[[int, int], None]:
                                 e = exp_minus_abs(step)
                                 store(slopes + 64 * t, sigmoid_from_exp(step, e))
                                 step = softplus_from_exp(step, e)
+                            # The next block's lines: the hardware foresees none here.
+                            prefetch(u_rows + t * u_t + offset + 64)
+                            prefetch(grad_rows + t * grad_y_t + offset + 64)
                             store(steps + 64 * t, step)
                             store(inputs + 64 * t, u)
                             grad = load_lanes(grad_rows + t * grad_y_t + offset, lanes, bits)
                             if z_in != 0:
+                                prefetch(z_rows + t * z_t + offset + 64)
                                 z = load_lanes(z_rows + t * z_t + offset, lanes, bits)
                                 gate = sigmoid_from_exp(z, exp_minus_abs(z))
                                 silu = z * gate
@@ -211,6 +218,7 @@ def build_backward(bits: int, digest: int) -> Callable[[int, int], None]:
                                 target = load_int(p + D_Z) + dense + size * t * channels
                                 d_z = load(gates + 64 * t, bits) * y
                                 store_lanes(target + offset, lanes, d_z)
+                                prefetch_to_write(target + offset + 64)
                         # Backward, with the carried gradient of the state after this step.
                         d_skip = load(partial + 64 * n, bits)
                         d_bias = load(partial + 64 * n + 64, bits)
@@ -253,8 +261,10 @@ def build_backward(bits: int, digest: int) -> Callable[[int, int], None]:
                             d_bias = d_bias + d_delta
                             place = dense + size * t * channels + offset
                             store_lanes(load_int(p + D_U) + place, lanes, d_u)
+                            prefetch_to_write(load_int(p + D_U) + place + 64)
                             if rank < 0:
                                 store_lanes(load_int(p + D_DELTA) + place, lanes, d_delta)
+                                prefetch_to_write(load_int(p + D_DELTA) + place + 64)
                             else:
                                 store(d_steps + t * d_steps_t + offset, d_delta)
                         store(partial + 64 * n, d_skip)

@@ -19,6 +19,8 @@ from sb3_dmamba.ops._simd import (
     load,
     load_int,
     load_lanes,
+    prefetch,
+    prefetch_to_write,
     sigmoid_from_exp,
     softplus_from_exp,
     splat,
@@ -143,11 +145,14 @@ def build_forward(bits: int, digest: int) -> Callable[[int, int], None]:
                         step = bias
                         if rank < 0:
                             step = load_lanes(delta_row, lanes, bits) + bias
+                            prefetch(delta_row + 64)
                         for r in range(rank):
                             low = splat_load(delta_row + size * r, bits)
                             step = fma(low, load(weight + 64 * r, bits), step)
                         if softplus != 0:
                             step = softplus_from_exp(step, exp_minus_abs(step))
+                        # The next block's line: the hardware foresees none here.
+                        prefetch(u_row + 64)
                         store(steps + 64 * t, step)
                         store(inputs + 64 * t, step * u)
                         store(outputs + 64 * t, skip * u)
@@ -169,8 +174,10 @@ def build_forward(bits: int, digest: int) -> Callable[[int, int], None]:
                         y = load(outputs + 64 * t, bits)
                         if z_in != 0:
                             z = load_lanes(z_row, lanes, bits)
+                            prefetch(z_row + 64)
                             y = y * (z * sigmoid_from_exp(z, exp_minus_abs(z)))
                         store_lanes(y_row, lanes, y)
+                        prefetch_to_write(y_row + 64)
                         z_row += z_t
                         y_row += size * channels
                 if final != 0:
