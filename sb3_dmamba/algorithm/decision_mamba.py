@@ -47,7 +47,7 @@ class DecisionMamba(ActingAlgorithm):
         config: Settings; None takes the task's recipe, or the paper's defaults.
         env: Environment to act in, where it is not the task's.
         seed: Seed of the weights, the batches and dropout; None draws one. Two runs with one
-            seed, dataset and machine give the same weights.
+            seed and dataset give the same weights on one machine with one number of threads.
         device: ``"auto"`` is CUDA where there is one.
         verbose: 0 is silent, 1 prints the log.
         tensorboard_log: Folder for TensorBoard.
