@@ -125,7 +125,7 @@ def measure_peak(rounds: int = 30) -> float:
     return 2 * n_tokens * width * width / best
 
 
-def compare(data: Trajectories, rounds: int) -> Table:
+def compare(data: Trajectories, rounds: int, block: int) -> Table:
     contenders = {
         "sb3_dmamba, Mamba": make_update(data, PAPER),
         "sb3_dmamba, Mamba, bf16": make_update(data, PAPER.replace(precision="bf16")),
@@ -135,7 +135,7 @@ def compare(data: Trajectories, rounds: int) -> Table:
         ),
         "d3rlpy DecisionTransformer": make_peer_update(data),
     }
-    times = measure({name: update for name, (update, _) in contenders.items()}, rounds)
+    times = measure({name: update for name, (update, _) in contenders.items()}, rounds, block)
     slow, n_slow = make_update(data, PAPER, mambapy=True)
     contenders["the same on mambapy's blocks"] = (slow, n_slow)
     times["the same on mambapy's blocks"] = measure({"slow": slow}, 1, block=3)["slow"]
@@ -188,6 +188,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=5, help="turns of each contender")
+    parser.add_argument("--block", type=int, default=BLOCK, help="updates a turn; 1 alternates")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     data = random_trajectories((1000,) * 20, (11,), action_size=3)
@@ -196,7 +197,7 @@ def main() -> None:
         f"{platform.processor() or platform.machine()}, {options.threads} threads, "
         f"torch {torch.__version__}, d3rlpy {d3rlpy.__version__}"
     )
-    console.print(compare(data, options.rounds))
+    console.print(compare(data, options.rounds, options.block))
     console.print(sweep_contexts(data, options.rounds))
 
 
