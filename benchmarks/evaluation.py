@@ -26,7 +26,7 @@ ENV_ID = "Hopper-v5"
 CONTEXT = 20
 TARGETS = [1800.0, 3600.0, 7200.0, 36_000.0, 72_000.0]
 N_EPISODES = 20
-N_STEPS = 60
+N_STEPS = 200
 
 
 def make_env() -> gym.Env[Any, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sb3_dmamba.config import DecisionMambaConfig
-from sb3_dmamba.ops import causal_conv1d, selective_scan
+from sb3_dmamba.ops import MambaWeights, causal_conv1d, mamba_step, selective_scan
 
 __all__ = ["MambaMixer"]
 
@@ -46,7 +45,7 @@ class MambaMixer(nn.Module):
         self.A_log = nn.Parameter(torch.arange(1, n_states + 1.0).log().repeat(inner, 1))
         self.D = nn.Parameter(torch.ones(inner))
         self.out_proj = nn.Linear(inner, width, bias=False)
-        self._cached_operands: tuple[tuple[int, int], _Operands] | None = None
+        self._kept_weights: tuple[list[tuple[int, int]], MambaWeights] | None = None
         self._init_step_size()
 
     def _init_step_size(self) -> None:
@@ -81,96 +80,87 @@ class MambaMixer(nn.Module):
             The mixed tokens, at ``readout``.
         """
         # Two products in place of one and a split: the gradients of the halves need no joining.
-        weight_in, weight_gate = self.in_proj.weight.chunk(2)
+        weights = self._weights()
+        weight_in, weight_gate = weights.in_proj.chunk(2)
         inputs = F.linear(tokens, weight_in)
         if readout is None:
-            mixed, _ = self._mix(inputs, F.linear(tokens, weight_gate), None)
+            mixed = self._mix(inputs, F.linear(tokens, weight_gate), weights)
         else:
-            mixed, _ = self._mix(inputs, None, None)
+            mixed = self._mix(inputs, None, weights)
             mixed = mixed[:, readout] * F.silu(F.linear(tokens[:, readout], weight_gate))
-        output: Tensor = self.out_proj(mixed)
-        return output
-
-    def step(
-        self, tokens: Float[Tensor, "B L H"], state: dict[str, Tensor]
-    ) -> tuple[Float[Tensor, "B L H"], dict[str, Tensor]]:
-        """Mix the next few tokens of each sequence, continuing from ``state``.
-
-        Returns:
-            The mixed tokens and the state after them; ``state`` itself is left as it was.
-        """
-        inputs, gate = self.in_proj(tokens).chunk(2, dim=-1)
-        mixed, new_state = self._mix(inputs, gate, state)
-        return self.out_proj(mixed), new_state
-
-    def _operands(self) -> _Operands:
-        """Return the parameters as the operations take them; when only acting, made once.
-
-        All but the rates are views, which follow their parameters; the rates are computed again
-        when ``A_log`` has changed.
-        """
-        a_log: Tensor = self.A_log
-        if torch.is_grad_enabled():
-            return self._make_operands(a_log)
-        version = (a_log._version, a_log.data_ptr())
-        if self._cached_operands is None or self._cached_operands[0] != version:
-            self._cached_operands = version, self._make_operands(a_log)
-        return self._cached_operands[1]
-
-    def _make_operands(self, a_log: Tensor) -> _Operands:
-        return _Operands(
-            convolution_weight=self.conv1d.weight.squeeze(1),
-            convolution_bias=self.conv1d.bias,
-            projection=self.x_proj.weight,
-            step_weight=self.dt_proj.weight,
-            step_bias=self.dt_proj.bias.float(),
-            rates=-torch.exp(a_log.float()),
-            skip=self.D.float(),
-        )
+        return F.linear(mixed, weights.out_proj)
 
     def _mix(
         self,
         inputs: Float[Tensor, "B L D"],
         gate: Float[Tensor, "B L D"] | None,
-        state: dict[str, Tensor] | None,
-    ) -> tuple[Float[Tensor, "B L D"], dict[str, Tensor]]:
-        operands = self._operands()
-        convolved, convolution_state = causal_conv1d(
+        weights: MambaWeights,
+    ) -> Float[Tensor, "B L D"]:
+        convolved = causal_conv1d(
             inputs,
-            operands.convolution_weight,
-            operands.convolution_bias,
+            weights.conv1d,
+            weights.conv1d_bias,
             activation="silu",
-            initial_state=None if state is None else state["convolution"],
-            return_final_state=True,
             backend=self.backend,
         )
-        # split_with_sizes is what split calls, without the Python in between: acting notices.
-        low_rank_step, b, c = F.linear(convolved, operands.projection).split_with_sizes(
+        low_rank_step, b, c = F.linear(convolved, weights.x_proj).split(
             [self.dt_rank, self.n_states, self.n_states], dim=-1
         )
-        mixed, scan_state = selective_scan(
+        return selective_scan(
             convolved,
             low_rank_step,
-            operands.rates,
+            weights.A,
             b,
             c,
-            operands.skip,
+            weights.D,
             gate,
-            operands.step_bias,
-            delta_weight=operands.step_weight,
+            weights.dt_bias,
+            delta_weight=weights.dt_proj,
             delta_softplus=True,
-            initial_state=None if state is None else state["scan"],
-            return_final_state=True,
             backend=self.backend,
         )
-        return mixed, {"convolution": convolution_state, "scan": scan_state}
 
+    def step(
+        self, tokens: Float[Tensor, "B L H"], state: dict[str, Tensor]
+    ) -> tuple[Float[Tensor, "B L H"], dict[str, Tensor]]:
+        """Mix the next few tokens of each sequence, continuing from ``state``; without gradients.
 
-class _Operands(NamedTuple):
-    convolution_weight: Tensor  # (D, taps)
-    convolution_bias: Tensor | None  # (D,)
-    projection: Tensor  # (rank + 2N, D)
-    step_weight: Tensor  # (D, rank)
-    step_bias: Tensor  # (D,)
-    rates: Tensor  # (D, N), negative
-    skip: Tensor  # (D,)
+        Returns:
+            The mixed tokens and the state after them; ``state`` itself is left as it was.
+        """
+        with torch.no_grad():
+            mixed, convolution, scan = mamba_step(
+                tokens, self._weights(), state["convolution"], state["scan"], backend=self.backend
+            )
+        return mixed, {"convolution": convolution, "scan": scan}
+
+    def _weights(self) -> MambaWeights:
+        """Return the weights as the operations take them; without gradients, as kept from before.
+
+        All but the rates are views of the parameters; what is kept is made anew when one of them
+        has changed.
+        """
+        if torch.is_grad_enabled():
+            return self._make_weights()
+        versions = [
+            (weight._version, weight.data_ptr())
+            for module in (self, *self.children())
+            for weight in module._parameters.values()  # parameters() takes ten times as long
+            if weight is not None
+        ]
+        if self._kept_weights is None or self._kept_weights[0] != versions:
+            self._kept_weights = versions, self._make_weights()
+        return self._kept_weights[1]
+
+    def _make_weights(self) -> MambaWeights:
+        return MambaWeights(
+            in_proj=self.in_proj.weight,
+            conv1d=self.conv1d.weight.squeeze(1),
+            conv1d_bias=self.conv1d.bias,
+            x_proj=self.x_proj.weight,
+            dt_proj=self.dt_proj.weight,
+            dt_bias=self.dt_proj.bias.float(),
+            A=-torch.exp(self.A_log.float()),
+            D=self.D.float(),
+            out_proj=self.out_proj.weight,
+        )

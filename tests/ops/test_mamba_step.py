@@ -1,0 +1,142 @@
+"""The mixer's step: against the reference, chunk by chunk, and what it leaves alone."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor
+
+from sb3_dmamba.ops import MambaWeights, available_backends, mamba_step
+from tests.ops.cases import TOLERANCES, relative_error
+
+BACKENDS = available_backends("cpu")
+FUSED = [name for name in BACKENDS if name != "reference"]
+# batch, length, width, inner, states, taps, rank
+SHAPES = [
+    (1, 3, 128, 256, 16, 4, 8),  # acting in one environment, as the defaults have it
+    (9, 2, 32, 64, 16, 4, 2),
+    (1, 1, 1, 1, 1, 1, 1),
+    (5, 4, 33, 70, 20, 3, 3),  # nothing is a multiple of anything
+    (3, 17, 20, 24, 5, 2, 4),  # more tokens than a unit of work has rows
+    (0, 3, 16, 32, 16, 4, 1),
+]
+Case = tuple[Tensor, MambaWeights, Tensor, Tensor]
+
+
+def make_case(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, seed: int = 0) -> Case:
+    batch, length, width, inner, states, taps, rank = shape
+    random = torch.Generator().manual_seed(seed)
+
+    def normal(*size: int, over: int = 1) -> Tensor:
+        return torch.randn(size, generator=random).div(over**0.5).to(dtype)
+
+    weights = MambaWeights(
+        in_proj=normal(2 * inner, width, over=width),
+        conv1d=normal(inner, taps),
+        conv1d_bias=normal(inner),
+        x_proj=normal(rank + 2 * states, inner, over=inner),
+        dt_proj=normal(inner, rank, over=rank),
+        dt_bias=normal(inner),
+        A=-4 * torch.rand(inner, states, generator=random).to(dtype),
+        D=normal(inner),
+        out_proj=normal(width, inner, over=inner),
+    )
+    states_ = normal(batch, taps - 1, inner), normal(batch, inner, states)
+    return normal(batch, length, width), weights, *states_
+
+
+def as_double(case: Case) -> Case:
+    tokens, weights, convolution, scan = case
+    fields = {
+        field.name: getattr(weights, field.name).double()
+        for field in dataclasses.fields(weights)
+        if field.name != "prepared" and getattr(weights, field.name) is not None
+    }
+    if weights.conv1d_bias is None:
+        fields["conv1d_bias"] = None
+    return tokens.double(), MambaWeights(**fields), convolution.double(), scan.double()
+
+
+def assert_like_reference(case: Case, backend: str, dtype: torch.dtype) -> None:
+    results = mamba_step(*case, backend=backend)
+    expected = mamba_step(*as_double(case), backend="reference")
+    for name, value, right in zip(("mixed", "conv", "scan"), results, expected, strict=True):
+        assert value.dtype is dtype
+        assert value.shape == right.shape
+        assert relative_error(value, right) < TOLERANCES[dtype], name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("backend", FUSED)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_against_reference(shape: tuple[int, ...], backend: str, dtype: torch.dtype) -> None:
+    assert_like_reference(make_case(shape, dtype), backend, dtype)
+
+
+@pytest.mark.parametrize("backend", FUSED)
+@pytest.mark.usefixtures("two_threads")
+def test_two_threads(backend: str) -> None:
+    assert_like_reference(make_case((30, 3, 32, 64, 16, 4, 2)), backend, torch.float32)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_without_a_bias(backend: str) -> None:
+    tokens, weights, conv, scan = make_case((2, 3, 20, 24, 5, 4, 4))
+    weights = dataclasses.replace(weights, conv1d_bias=None, prepared={})
+    assert_like_reference((tokens, weights, conv, scan), backend, torch.float32)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("cuts", [[1], [2, 3], list(range(1, 7))], ids=len)
+def test_chunks_equal_the_whole(backend: str, cuts: list[int]) -> None:
+    tokens, weights, *before = make_case((2, 7, 20, 40, 16, 4, 2), torch.float64)
+    whole, *after = mamba_step(tokens, weights, *before, backend=backend)
+    pieces, states = [], before
+    for start, stop in zip([0, *cuts], [*cuts, 7], strict=True):
+        piece, *states = mamba_step(tokens[:, start:stop], weights, *states, backend=backend)
+        pieces.append(piece)
+    for value, expected in zip([torch.cat(pieces, 1), *states], [whole, *after], strict=True):
+        torch.testing.assert_close(value, expected)
+
+
+@pytest.mark.parametrize("backend", FUSED)
+def test_an_environment_does_not_depend_on_its_neighbours(backend: str) -> None:
+    tokens, weights, *states = make_case((11, 3, 20, 40, 16, 4, 2))
+    together = mamba_step(tokens, weights, *states, backend=backend)
+    for row in range(11):
+        alone = mamba_step(
+            tokens[row : row + 1], weights, *(x[row : row + 1] for x in states), backend=backend
+        )
+        for value, expected in zip(alone, together, strict=True):
+            assert torch.equal(value[0], expected[row])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_states_given_are_left_alone(backend: str) -> None:
+    tokens, weights, *states = make_case((2, 3, 20, 40, 16, 4, 2))
+    copies = [x.clone() for x in states]
+    mamba_step(tokens, weights, *states, backend=backend)
+    assert all(torch.equal(x, copy) for x, copy in zip(states, copies, strict=True))
+
+
+@pytest.mark.parametrize("backend", FUSED)
+def test_strided_inputs(backend: str) -> None:
+    tokens, weights, *states = make_case((3, 3, 20, 40, 16, 4, 2))
+    strided = [x.mT.contiguous().mT for x in (tokens, *states)]
+    expected = mamba_step(tokens, weights, *states, backend=backend)
+    for value, right in zip(
+        mamba_step(strided[0], weights, *strided[1:], backend=backend), expected, strict=True
+    ):
+        assert torch.equal(value, right)
+
+
+@pytest.mark.parametrize("place", [0, 2, 3])
+def test_bad_shapes_are_named(place: int) -> None:
+    case = list(make_case((2, 3, 20, 40, 16, 4, 2)))
+    case[place] = case[place][..., :-1]  # type: ignore[index]
+    with pytest.raises(ValueError, match="has shape"):
+        mamba_step(*case)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="L at least 1"):
+        mamba_step(torch.zeros(2, 0, 20), *make_case((2, 3, 20, 40, 16, 4, 2))[1:])
