@@ -22,9 +22,9 @@ from typer.testing import CliRunner, Result
 
 from sb3_dmamba.algorithm import DecisionMamba
 from sb3_dmamba.cli import app, demo, evaluate
-from sb3_dmamba.cli.settings import parse_settings
 from sb3_dmamba.config import DecisionMambaConfig, Memory
 from sb3_dmamba.errors import ConfigError, DatasetError
+from sb3_dmamba.settings import parse_settings
 from sb3_dmamba.tasks import get_task, list_tasks
 
 DATASET = "cartpole/tiny-v0"

@@ -21,6 +21,7 @@ PACKAGE = Path(sb3_dmamba.__file__).parent
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "config": {"errors"},
+    "settings": {"config", "errors"},
     "tasks": {"config", "errors"},
     "data": {"config", "errors"},
     "ops": {"errors"},
@@ -31,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "files": {"training", "tasks", "data", "config", "networks", "errors"},
     "d3rlpy": {"networks", "data", "config", "errors"},
 }
-MAY_IMPORT["algorithm"] = set(MAY_IMPORT) - {"ops", "d3rlpy"}
+MAY_IMPORT["algorithm"] = set(MAY_IMPORT) - {"ops", "d3rlpy", "settings"}
 for _room in ("__init__", "experiments", "cli"):  # each may use everything before it
     MAY_IMPORT[_room] = set(MAY_IMPORT)
 

@@ -19,8 +19,8 @@ from sb3_dmamba.cli.output import (
     make_csv_logger,
     print_files,
 )
-from sb3_dmamba.cli.settings import parse_settings
 from sb3_dmamba.errors import ConfigError, DatasetError
+from sb3_dmamba.settings import parse_settings
 
 if TYPE_CHECKING:
     from stable_baselines3.common.callbacks import BaseCallback

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, get_args
@@ -19,6 +19,7 @@ from typing import Any, get_args
 import numpy as np
 
 from sb3_dmamba.config import Memory
+from sb3_dmamba.settings import parse_settings
 
 __all__ = ["Run", "compute_row", "main"]
 
@@ -63,6 +64,7 @@ class Run:
         n_episodes: Episodes of each target.
         eval_seed: First episode's environment seed, the same for every model.
         output: Folder of models and reports.
+        settings: Fields of ``DecisionMambaConfig`` that differ from the recipe.
     """
 
     dataset: str
@@ -74,11 +76,15 @@ class Run:
     n_episodes: int
     eval_seed: int
     output: Path
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         """What the run's files are called."""
-        return f"{self.mixer}-{self.precision}-{self.n_updates}-seed{self.seed}"
+        changed = [f"{name}={value}" for name, value in sorted(self.settings.items())]
+        return "-".join(
+            [self.mixer, self.precision, str(self.n_updates), *changed, f"seed{self.seed}"]
+        )
 
     def report_path(self, memory: str) -> Path:
         """Where the evaluation under one memory is kept."""
@@ -112,7 +118,12 @@ class Run:
         if path.exists():
             model = DecisionMamba.load(path)
         else:
-            settings = {**RECIPE, **MIXERS[self.mixer], "precision": self.precision}
+            settings = {
+                **RECIPE,
+                **MIXERS[self.mixer],
+                "precision": self.precision,
+                **self.settings,
+            }
             model = DecisionMamba(None, seed=self.seed, n_updates=self.n_updates, **settings)
         remaining = self.n_updates - model.num_timesteps
         if remaining > 0:
@@ -196,6 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--episodes", type=int, default=50)
     parser.add_argument("--eval-seed", type=int, default=10_000)
     parser.add_argument("--jobs", type=int, default=1, help="models trained side by side")
+    parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="settings")
     parser.add_argument("--output", type=Path, default=Path("runs/compare_mixers"))
     options = parser.parse_args(arguments)
     options.output.mkdir(parents=True, exist_ok=True)
@@ -210,6 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             n_episodes=options.episodes,
             eval_seed=options.eval_seed,
             output=options.output,
+            settings=parse_settings(options.set),
         )
         for seed in options.seeds
         for mixer in options.mixers
