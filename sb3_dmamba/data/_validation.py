@@ -16,6 +16,7 @@ from sb3_dmamba.data._checks import (
     check_finite,
     check_offsets,
 )
+from sb3_dmamba.data.frames import check_frame_stack, frame_shape
 from sb3_dmamba.data.spaces import check_action_space, observation_dtype
 from sb3_dmamba.errors import DatasetError, SpaceError
 
@@ -28,6 +29,7 @@ def validate_arrays(
     arrays: Mapping[str, Any],
     observation_space: spaces.Space[Any],
     action_space: spaces.Space[Any],
+    frame_stack: int = 1,
 ) -> dict[str, ndarray]:
     """Return the arrays with the dtypes they are stored in, or say what is wrong with them.
 
@@ -35,6 +37,7 @@ def validate_arrays(
         arrays: One for each of :data:`ARRAYS`.
         observation_space: Flat view of the environment's.
         action_space: The environment's.
+        frame_stack: Frames in an observation, which are stored one by one where it is more than 1.
 
     Raises:
         DatasetError: The first thing that is wrong with the arrays.
@@ -45,11 +48,13 @@ def validate_arrays(
             f"observation_space is {observation_space}: give the flat view, flat_space(space), "
             f"and observations from flatten_observation(space, ...)"
         )
+    frame_stack = check_frame_stack(frame_stack, observation_space)
     action_space = check_action_space(action_space)
     found = {name: np.asanyarray(arrays[name]) for name in ARRAYS}
     if found["rewards"].size == 0:
         raise DatasetError("the dataset is empty: it needs at least one episode of one step")
-    _check_shapes(found, observation_space, action_space)
+    stored_shape = frame_shape(observation_space, frame_stack)
+    _check_shapes(found, stored_shape, observation_space, action_space)
     check_offsets(found["episode_offsets"], len(found["rewards"]))
     stored = _convert(found, observation_space, action_space)
     offsets = stored["episode_offsets"]
@@ -80,13 +85,16 @@ def check_json(env_kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_shapes(
     arrays: Mapping[str, ndarray],
+    stored_shape: tuple[int, ...],
     observation_space: spaces.Box,
     action_space: spaces.Box | spaces.Discrete,
 ) -> None:
+    stacked = stored_shape != observation_space.shape
+    frames = ", whose frames are stored one by one (frame_stack)," if stacked else ""
     n_steps, n_episodes = arrays["rewards"].size, max(arrays["episode_offsets"].size - 1, 0)
     expected = {
         "rewards": (n_steps,),
-        "observations": (n_steps, *observation_space.shape),
+        "observations": (n_steps, *stored_shape),
         "actions": (n_steps, *(action_space.shape or ())),
         "terminated": (n_episodes,),
         "truncated": (n_episodes,),
@@ -96,7 +104,7 @@ def _check_shapes(
             raise DatasetError(
                 f"{name} have shape {arrays[name].shape} where {shape} is needed: there are "
                 f"{n_steps} rewards and {n_episodes} episodes, observations in "
-                f"{observation_space} and actions in {action_space}"
+                f"{observation_space}{frames} and actions in {action_space}"
             )
 
 

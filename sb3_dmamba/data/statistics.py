@@ -33,6 +33,9 @@ class ObservationStatistics:
 def compute_observation_statistics(trajectories: Trajectories) -> ObservationStatistics | None:
     """Compute the mean and standard deviation of each dimension over all steps.
 
+    Where single frames are stored and stacked when drawn, every frame of a stack gets those of
+    the frames: the zeros before an episode's start are left out.
+
     Accumulated in float64, a chunk at a time: memory-mapped observations are never held at once.
 
     Args:
@@ -63,4 +66,8 @@ def compute_observation_statistics(trajectories: Trajectories) -> ObservationSta
     std = np.sqrt(squares / count)
     constant = std <= _CONSTANT * np.maximum(np.abs(mean), _CONSTANT)
     std = np.where(constant, 1.0, std)
-    return ObservationStatistics(mean.astype(np.float32), std.astype(np.float32))
+    shape = trajectories.observation_space.shape  # of stacks, where single frames are stored
+    return ObservationStatistics(
+        np.broadcast_to(mean, shape).astype(np.float32),
+        np.broadcast_to(std, shape).astype(np.float32),
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,7 +13,9 @@ from gymnasium import spaces
 from jaxtyping import Bool, Float32, Float64, Int64, Num, Shaped
 from numpy import ndarray
 
+from sb3_dmamba.data._selection import check_steps, select_episodes, select_steps
 from sb3_dmamba.data._validation import ARRAYS, check_json, validate_arrays
+from sb3_dmamba.data.frames import gather_stacks
 from sb3_dmamba.data.returns import compute_returns, compute_returns_to_go
 from sb3_dmamba.data.summary import TrajectoriesSummary
 from sb3_dmamba.errors import DatasetError
@@ -25,7 +28,8 @@ class Episode:
     """One episode: views of a :class:`Trajectories`' arrays.
 
     Args:
-        observations: What each action was chosen on, (T, *obs).
+        observations: What each action was chosen on, (T, *obs); single frames where they are
+            stacked when drawn.
         actions: The actions, (T, A) float32 or (T,) int64.
         rewards: What each action earned, (T,) float32, in the environment's units.
         terminated: Whether the environment ended it.
@@ -70,6 +74,9 @@ class Trajectories:
         env_id: What ``gymnasium.make`` takes, where it is known.
         env_kwargs: Its other arguments, which JSON can hold.
         source: Where the data came from, for people.
+        frame_stack: Frames in one observation. Where more than 1, ``observations`` holds single
+            frames once, (N, *frame) uint8, ``observation_space`` is what the policy sees,
+            (frame_stack, *frame), and :meth:`stack_frames` makes the one from the other.
 
     Raises:
         DatasetError: The data is empty, has mismatched lengths, wrong shapes or dtypes, values
@@ -88,13 +95,15 @@ class Trajectories:
     env_id: str | None = None
     env_kwargs: Mapping[str, Any] = field(default_factory=dict)
     source: str = ""
+    frame_stack: int = 1
 
     def __post_init__(self) -> None:
         given = {name: getattr(self, name) for name in ARRAYS}
-        for name, array in validate_arrays(
-            given, self.observation_space, self.action_space
-        ).items():
+        spaces_ = self.observation_space, self.action_space
+        stored = validate_arrays(given, *spaces_, self.frame_stack)
+        for name, array in stored.items():
             object.__setattr__(self, name, array)
+        object.__setattr__(self, "frame_stack", int(self.frame_stack))
         object.__setattr__(self, "env_kwargs", check_json(self.env_kwargs))
 
     @classmethod
@@ -111,6 +120,7 @@ class Trajectories:
         env_id: str | None = None,
         env_kwargs: Mapping[str, Any] | None = None,
         source: str = "",
+        frame_stack: int = 1,
     ) -> Trajectories:
         """Join one array per episode; every argument is as the class has it.
 
@@ -148,6 +158,7 @@ class Trajectories:
             env_id=env_id,
             env_kwargs=env_kwargs or {},
             source=source,
+            frame_stack=frame_stack,
         )
 
     def __len__(self) -> int:
@@ -209,6 +220,30 @@ class Trajectories:
         """Rewards still to come at each step, its own included, in the environment's units."""
         return compute_returns_to_go(self.rewards, self.episode_offsets)
 
+    def stack_frames(self, steps: Int64[ndarray, "M"]) -> Num[ndarray, "M *obs"]:
+        """Return what the policy sees at given steps, in ``observation_space``.
+
+        Args:
+            steps: Flat indices, 0 to N - 1, in any order.
+
+        Returns:
+            The last ``frame_stack`` frames up to each step, oldest first, (M, frame_stack, *frame);
+            zeros before the episode's start. With a ``frame_stack`` of 1, the observations.
+
+        Raises:
+            DatasetError: An index is no step of the data; names the first.
+
+        Source: Dopamine's replay buffer and Stable-Baselines3's ``VecFrameStack`` pad alike.
+        """
+        steps = check_steps(steps, self.n_steps)
+        if self.frame_stack == 1:
+            observations: Num[ndarray, "M *obs"] = self.observations[steps]
+            return observations
+        episodes = np.searchsorted(self.episode_offsets, steps, side="right") - 1
+        return gather_stacks(
+            self.observations, steps, self.episode_offsets[episodes], self.frame_stack
+        )
+
     @property
     def cut(self) -> Bool[ndarray, "E"]:
         """Per episode, whether collection stopped before it was terminated or truncated."""
@@ -237,35 +272,14 @@ class Trajectories:
         )
 
     def _select(self, index: slice | Sequence[int] | Shaped[ndarray, "n"]) -> Trajectories:
-        if not isinstance(index, slice):
-            index = np.asarray(index)
-            if index.ndim != 1 or (len(index) and index.dtype.kind not in "biu"):
-                raise DatasetError(
-                    f"episodes cannot be selected with {index!r}: give an integer, a slice, or a "
-                    f"one-dimensional array of integers or booleans"
-                )
-            index = index if len(index) else index.astype(np.int64)
-        episodes = np.arange(len(self))[index]
-        if not len(episodes):
-            raise DatasetError(f"{index!r} selects none of the {len(self)} episodes")
-        lengths = self.lengths[episodes]
-        starts = self.episode_offsets[episodes]
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-        steps: slice | ndarray
-        if np.array_equal(episodes, np.arange(episodes[0], episodes[0] + len(episodes))):
-            steps = slice(starts[0], starts[0] + offsets[-1])  # views
-        else:
-            steps = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
-        return Trajectories(
+        episodes = select_episodes(index, len(self))
+        steps, offsets = select_steps(episodes, self.episode_offsets)
+        return dataclasses.replace(
+            self,
             observations=self.observations[steps],
             actions=self.actions[steps],
             rewards=self.rewards[steps],
             terminated=self.terminated[episodes],
             truncated=self.truncated[episodes],
             episode_offsets=offsets,
-            observation_space=self.observation_space,
-            action_space=self.action_space,
-            env_id=self.env_id,
-            env_kwargs=self.env_kwargs,
-            source=self.source,
         )

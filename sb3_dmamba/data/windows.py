@@ -12,8 +12,9 @@ from jaxtyping import Bool, Float, Int, Int64, Num
 from numpy import ndarray
 from torch import Tensor
 
+from sb3_dmamba.data._selection import check_steps
 from sb3_dmamba.data.trajectories import Trajectories
-from sb3_dmamba.errors import ConfigError, DatasetError
+from sb3_dmamba.errors import ConfigError
 
 __all__ = ["WindowBatch", "WindowSampler"]
 
@@ -23,7 +24,8 @@ class WindowBatch:
     """B windows of K steps, each from one episode, with zeros to the right of its end.
 
     Args:
-        observations: (B, K, *obs), float32 or uint8, as stored.
+        observations: (B, K, *obs), float32 or uint8, as stored; frames stacked, oldest first,
+            with zeros before the episode's start.
         actions: (B, K, A) float32 or (B, K) int64, as stored.
         returns_to_go: (B, K) float32, in the environment's units.
         timesteps: (B, K) int64, steps since the episode's start.
@@ -113,16 +115,7 @@ class WindowSampler:
         Raises:
             DatasetError: An index is no step of the data; names the first.
         """
-        steps = np.atleast_1d(np.asarray(first_steps))
-        if steps.ndim != 1 or len(steps) == 0 or steps.dtype.kind not in "iu":
-            raise DatasetError(f"first_steps={first_steps!r}: give at least one integer")
-        n_steps = self.trajectories.n_steps
-        bad = np.flatnonzero((steps < 0) | (steps >= n_steps))
-        if len(bad):
-            raise DatasetError(
-                f"first_steps[{bad[0]}] is {steps[bad[0]]}: steps go from 0 to {n_steps - 1}"
-            )
-        return self._gather(steps.astype(np.int64, copy=False))
+        return self._gather(check_steps(first_steps, self.trajectories.n_steps, "first_steps"))
 
     def iterate_all(self) -> Iterator[WindowBatch]:
         """Yield every step exactly once, in order, in windows that do not overlap.
@@ -148,12 +141,25 @@ class WindowSampler:
         if padding is not None:
             timesteps[padding] = 0
         return WindowBatch(
-            observations=_take(data.observations, steps, padding),
+            observations=_take_observations(data, steps, padding),
             actions=_take(data.actions, steps, padding),
             returns_to_go=_take(data.returns_to_go, steps, padding),
             timesteps=torch.from_numpy(timesteps),
             padding_mask=torch.from_numpy(real),
         )
+
+
+def _take_observations(
+    data: Trajectories, steps: Int64[ndarray, "B K"], padding: Bool[ndarray, "B K"] | None
+) -> Num[Tensor, "B K *obs"]:
+    """Gather observations, stacking their frames where they are stored one by one."""
+    if data.frame_stack == 1:
+        return _take(data.observations, steps, padding)
+    inside = np.minimum(steps.reshape(-1), data.n_steps - 1)
+    stacks = data.stack_frames(inside).reshape(*steps.shape, *data.observation_space.shape)
+    if padding is not None:
+        stacks[padding] = 0
+    return torch.from_numpy(stacks)
 
 
 def _take(

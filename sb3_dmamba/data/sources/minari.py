@@ -89,6 +89,7 @@ def _load(folder: Path, episodes: list[int] | None = None) -> Trajectories:
         env_id=env_id,
         env_kwargs=env_kwargs,
         source=f"minari:{metadata.get('dataset_id', folder.parent)}",
+        frame_stack=1,  # arrays is a plain dict, which may hold no other field
     )
 
 
