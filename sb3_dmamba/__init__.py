@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from sb3_dmamba.atari import register_if_gymnasium_is_loaded
+
 if TYPE_CHECKING:
     from sb3_dmamba.algorithm import DecisionMamba as DecisionMamba
     from sb3_dmamba.config import DecisionMambaConfig as DecisionMambaConfig
@@ -39,6 +41,8 @@ __all__ = [
     "list_tasks",
     "load_trajectories",
 ]
+
+register_if_gymnasium_is_loaded()  # gymnasium.make("sb3_dmamba:...") imports us to find the id
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,50 @@
+"""Atari games as DQN-replay data shows them: one Gymnasium id, and what a name of a game means.
+
+Light: the emulator, OpenCV and Gymnasium are imported when a game is made.
+"""
+
+from __future__ import annotations
+
+import sys
+
+__all__ = ["ATARI_ID", "MINIMAL_ACTIONS", "register", "register_if_gymnasium_is_loaded"]
+
+_REGISTERED_ID = "sb3_dmamba/Atari-v0"
+
+ATARI_ID = f"sb3_dmamba:{_REGISTERED_ID}"
+"""What ``gymnasium.make`` takes, with ``game="Breakout"`` and the rest of
+:class:`~sb3_dmamba.atari.game.AtariGame`'s arguments; importing the package registers it."""
+
+MINIMAL_ACTIONS = {
+    "Breakout": ("NOOP", "FIRE", "RIGHT", "LEFT"),
+    "Qbert": ("NOOP", "FIRE", "UP", "RIGHT", "LEFT", "DOWN"),
+    "Pong": ("NOOP", "FIRE", "RIGHT", "LEFT", "RIGHTFIRE", "LEFTFIRE"),
+    "Seaquest": (
+        *("NOOP", "FIRE", "UP", "RIGHT", "LEFT", "DOWN"),
+        *("UPRIGHT", "UPLEFT", "DOWNRIGHT", "DOWNLEFT"),
+        *("UPFIRE", "RIGHTFIRE", "LEFTFIRE", "DOWNFIRE"),
+        *("UPRIGHTFIRE", "UPLEFTFIRE", "DOWNRIGHTFIRE", "DOWNLEFTFIRE"),
+    ),
+}
+"""The actions that the paper's games react to, in the order of the data's action numbers.
+
+Source: the emulator's ``getMinimalActionSet``; a test compares.
+"""
+
+
+def register() -> None:
+    """Make the id known to Gymnasium, once."""
+    from gymnasium.envs.registration import register as register_id
+    from gymnasium.envs.registration import registry
+
+    if _REGISTERED_ID not in registry:
+        register_id(_REGISTERED_ID, entry_point="sb3_dmamba.atari.game:AtariGame")
+
+
+def register_if_gymnasium_is_loaded() -> None:
+    """Register without importing Gymnasium, for the import of the package.
+
+    ``gymnasium.make("sb3_dmamba:...")`` imports the package and then expects to find the id.
+    """
+    if "gymnasium.envs.registration" in sys.modules:
+        register()
