@@ -1,0 +1,151 @@
+"""Reading memory-mapped arrays without keeping their pages resident.
+
+Pages of a mapping that were touched count as the process's memory until the kernel wants them
+back. What reads much of an array goes through here: files that this package mapped are read with
+``pread`` into private memory, so none of their pages is ever mapped in; pages of anybody else's
+read-only map are handed back after each read. Arrays in memory cost nothing more than before.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from dataclasses import dataclass
+from typing import IO, Any
+from weakref import WeakKeyDictionary, finalize
+
+import numpy as np
+from jaxtyping import Int64, Shaped
+from numpy import ndarray
+
+from sb3_dmamba.errors import DatasetError
+
+__all__ = ["SCRATCH_BYTES", "map_file", "read_rows", "take_rows"]
+
+SCRATCH_BYTES = 1 << 26
+"""Above this size, what is computed from a mapped array becomes a mapped temporary file itself."""
+
+_HAS_PREAD = hasattr(os, "preadv")  # not on Windows, where plain mapped reads do
+
+
+@dataclass(frozen=True)
+class _MappedFile:
+    """The file behind a mapping, which starts at the file's first byte.
+
+    Args:
+        descriptor: Of the open file; closed when the mapping goes.
+        address: Where in memory the mapping starts.
+        name: For messages.
+    """
+
+    descriptor: int
+    address: int
+    name: str
+
+
+_FILES: WeakKeyDictionary[mmap.mmap, _MappedFile] = WeakKeyDictionary()
+
+
+def map_file(
+    handle: IO[bytes], dtype: np.dtype[Any], shape: tuple[int, ...], offset: int, name: str
+) -> np.memmap[Any, Any]:
+    """Map an open file read-only, and remember it so that rows can be read without the map.
+
+    Args:
+        handle: The open file, which the caller may close afterwards.
+        dtype: Of the array.
+        shape: Of the array.
+        offset: Bytes before the array; less than a page.
+        name: The file's name, for messages.
+
+    Returns:
+        The array.
+    """
+    assert offset < mmap.ALLOCATIONGRANULARITY  # the mapping then starts at the first byte
+    array = np.memmap(handle, dtype, "r", offset, shape)
+    mapping = array._mmap  # type: ignore[attr-defined]
+    descriptor = os.dup(handle.fileno())
+    finalize(mapping, os.close, descriptor).atexit = False
+    _FILES[mapping] = _MappedFile(descriptor, array.ctypes.data - offset, name)
+    return array
+
+
+def read_rows(array: Shaped[ndarray, "N *rest"], start: int, stop: int) -> ndarray:
+    """Return consecutive rows: a view of an array in memory, a private copy of a mapped one's."""
+    file = _file_behind(array)
+    if file is not None:
+        stop = min(stop, len(array))
+        rows = np.empty((max(stop - start, 0), *array.shape[1:]), array.dtype)
+        _read_into(file, array, start, rows)
+        return rows
+    rows = array[start:stop]
+    if _is_read_only_map(array):
+        rows = np.array(rows)
+        _release(array)
+    return rows
+
+
+def take_rows(
+    array: Shaped[ndarray, "N *rest"], steps: Int64[ndarray, "*where"], out: ndarray
+) -> None:
+    """Gather rows, as ``array.take(steps, axis=0, out=out, mode="clip")`` does.
+
+    Runs of consecutive steps of a mapped array, such as windows and stacks of frames are made of,
+    are read at once.
+
+    Args:
+        array: Where from.
+        steps: Row numbers; those outside the array give its first or last row.
+        out: Where to, (*where, *rest), contiguous, of the array's dtype.
+
+    Raises:
+        DatasetError: The file behind the array has become shorter.
+    """
+    file = _file_behind(array)
+    if file is None:
+        # "raise" instead of "clip" would copy once more.
+        array.take(steps, axis=0, out=out, mode="clip")
+        if _is_read_only_map(array):
+            _release(array)
+        return
+    flat = np.clip(steps.reshape(-1), 0, len(array) - 1)
+    rows = out.reshape(len(flat), *array.shape[1:])
+    breaks = np.flatnonzero(np.diff(flat) != 1) + 1
+    firsts = [0, *breaks.tolist()]
+    for first, end in zip(firsts, [*firsts[1:], len(flat)], strict=True):
+        _read_into(file, array, int(flat[first]), rows[first:end])
+
+
+def _file_behind(array: ndarray) -> _MappedFile | None:
+    if not _HAS_PREAD or not isinstance(array, np.memmap) or not array.flags.c_contiguous:
+        return None
+    mapping = getattr(array, "_mmap", None)
+    return None if mapping is None else _FILES.get(mapping)
+
+
+def _is_read_only_map(array: ndarray) -> bool:
+    return isinstance(array, np.memmap) and array.mode == "r"
+
+
+def _release(array: ndarray) -> None:
+    """Hand back the pages of a read-only map; what is read again comes from the page cache."""
+    mapping = getattr(array, "_mmap", None)
+    if mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapping.madvise(mmap.MADV_DONTNEED)
+
+
+def _read_into(file: _MappedFile, array: ndarray, first: int, rows: ndarray) -> None:
+    """Fill ``rows``, which are contiguous, with the array's from ``first`` on."""
+    if not rows.size:
+        return
+    start = array.__array_interface__["data"][0] - file.address
+    position = start + first * array.strides[0]
+    view = rows.data.cast("B")
+    while view:
+        count = os.preadv(file.descriptor, [view], position)
+        if count == 0:
+            raise DatasetError(
+                f"{file.name} ends at byte {position}, and was longer when it was opened: it was "
+                f"changed since; do not write to a store that is in use"
+            )
+        view, position = view[count:], position + count

@@ -1,0 +1,292 @@
+"""The package's own format: a folder of ``.npy`` files that are mapped, and one of JSON.
+
+``observations.npy``, ``actions.npy``, ``rewards.npy``, ``terminated.npy``, ``truncated.npy`` and
+``episode_offsets.npy`` are :class:`~sb3_dmamba.data.Trajectories`' arrays, which NumPy reads as
+they are; ``trajectories.json`` has the spaces and the rest. Episodes are checked when they are
+written, so opening a store looks at sizes and types and reads none of its steps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from jaxtyping import Num
+from numpy import ndarray
+from typing_extensions import Self
+
+from sb3_dmamba.data._mapped import read_rows
+from sb3_dmamba.data._npy import NpyStream
+from sb3_dmamba.data._store_format import HEADER_NAME, header_to_json, read_store, row_types
+from sb3_dmamba.data._validation import ARRAYS, check_json
+from sb3_dmamba.data.frames import check_frame_stack
+from sb3_dmamba.data.spaces import check_action_space
+from sb3_dmamba.data.trajectories import Trajectories
+from sb3_dmamba.data.transforms import assemble
+from sb3_dmamba.errors import DatasetError, SpaceError
+
+__all__ = ["TrajectoriesWriter", "load_store", "open_store", "save_store"]
+
+_COPY_BYTES = 1 << 24
+
+
+class TrajectoriesWriter:
+    """Writes a store episode by episode, in the memory of one episode.
+
+    A context manager::
+
+        with TrajectoriesWriter(folder, observation_space=..., action_space=...) as writer:
+            for episode in episodes:
+                writer.append(obs, actions, rewards, terminated=True, truncated=False)
+            data = writer.finish()
+
+    Everything is written under a temporary name beside ``folder`` and renamed by :meth:`finish`:
+    after an exception, or without :meth:`finish`, ``folder`` is as it was before.
+
+    Args:
+        folder: Where the store will be; folders on the way are made.
+        observation_space: Flat view of the environment's observation space; with ``frame_stack``,
+            of whole stacks.
+        action_space: The environment's action space.
+        env_id: What ``gymnasium.make`` takes, where it is known.
+        env_kwargs: Its other arguments, which JSON can hold.
+        source: Where the data came from, for people.
+        frame_stack: Frames in an observation; where more than 1, single frames are appended.
+        overwrite: Whether a store that is there already is replaced. Nothing else ever is.
+
+    Raises:
+        DatasetError: ``folder`` exists and may not be replaced, ``env_kwargs`` are no JSON, or
+            ``frame_stack`` is no positive integer.
+        SpaceError: The spaces cannot be learnt, or do not hold such stacks.
+        OSError: The folder cannot be made.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        observation_space: spaces.Box,
+        action_space: spaces.Box | spaces.Discrete,
+        env_id: str | None = None,
+        env_kwargs: Mapping[str, Any] | None = None,
+        source: str = "",
+        frame_stack: int = 1,
+        overwrite: bool = False,
+    ) -> None:
+        if not isinstance(observation_space, spaces.Box):
+            raise SpaceError(f"observation_space is {observation_space}: give flat_space(space)")
+        self._folder = Path(folder).expanduser()
+        self._overwrite = overwrite
+        self._check_place()
+        self._fields: dict[str, Any] = {
+            "observation_space": observation_space,
+            "action_space": check_action_space(action_space),
+            "env_id": env_id,
+            "env_kwargs": check_json(env_kwargs or {}),
+            "source": source,
+            "frame_stack": check_frame_stack(frame_stack, observation_space),
+        }
+        self._terminated: list[bool] = []
+        self._truncated: list[bool] = []
+        self._offsets = [0]
+        self._temporary: Path | None = None
+        self._streams: dict[str, NpyStream] = {}
+
+    def __enter__(self) -> Self:
+        if self._temporary is not None:
+            raise DatasetError(f"the writer of {self._folder} was entered before: make another")
+        parent = self._folder.parent
+        parent.mkdir(parents=True, exist_ok=True)
+        self._temporary = Path(
+            tempfile.mkdtemp(prefix=f".{self._folder.name}.", suffix=".partial", dir=parent)
+        )
+        for name, (dtype, shape) in row_types(self._fields).items():
+            self._streams[name] = NpyStream(self._temporary / f"{name}.npy", dtype, shape)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for stream in self._streams.values():
+            stream.abandon()
+        self._streams = {}
+        if self._temporary is not None:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+
+    @property
+    def n_episodes(self) -> int:
+        """Episodes written so far."""
+        return len(self._terminated)
+
+    @property
+    def n_steps(self) -> int:
+        """Steps written so far."""
+        return self._offsets[-1]
+
+    def append(
+        self,
+        observations: Num[ndarray, "T *obs"],
+        actions: Num[ndarray, "T *action"],
+        rewards: Num[ndarray, "T"],
+        *,
+        terminated: bool,
+        truncated: bool,
+    ) -> None:
+        """Write one episode.
+
+        Args:
+            observations: What each action was chosen on, (T, *obs), or (T, *frame) where frames
+                are stacked; without the observation after the last step.
+            actions: (T, A) for a Box, (T,) for Discrete.
+            rewards: (T,), in the environment's units.
+            terminated: Whether the environment ended the episode.
+            truncated: Whether a limit ended it.
+
+        Raises:
+            DatasetError: The episode is not such as :class:`Trajectories` takes, names it; or the
+                writer is not open.
+            OSError: The disk is full.
+        """
+        self._check_open()
+        try:
+            episode = Trajectories.from_episodes(
+                [observations], [actions], [rewards], [terminated], [truncated], **self._fields
+            )
+        except DatasetError as error:
+            raise DatasetError(f"episode {self.n_episodes} to be written: {error}") from error
+        self._append_all(episode)
+
+    def _append_all(self, episodes: Trajectories) -> None:
+        """Write episodes that were checked, a piece at a time."""
+        self._check_open()
+        for name, stream in self._streams.items():
+            array = getattr(episodes, name)
+            step = max(1, _COPY_BYTES // max(1, array[:1].nbytes))
+            for start in range(0, len(array), step):
+                stream.write(read_rows(array, start, start + step))
+        self._terminated += episodes.terminated.tolist()
+        self._truncated += episodes.truncated.tolist()
+        self._offsets += (self.n_steps + episodes.episode_offsets[1:]).tolist()
+
+    def finish(self) -> Trajectories:
+        """Put the store at its place and open it.
+
+        Raises:
+            DatasetError: No episode was written, the writer is not open, or something else has
+                appeared at the place meanwhile.
+            OSError: The disk is full.
+        """
+        self._check_open()
+        if not self.n_episodes:
+            raise DatasetError(f"no episode was written to {self._folder}: a store needs one")
+        self._check_place()
+        assert self._temporary is not None
+        for stream in self._streams.values():
+            stream.finish()
+        self._streams = {}
+        per_episode = {
+            "terminated": np.array(self._terminated, np.bool_),
+            "truncated": np.array(self._truncated, np.bool_),
+            "episode_offsets": np.array(self._offsets, np.int64),
+        }
+        for name, array in per_episode.items():
+            stream = NpyStream(self._temporary / f"{name}.npy", array.dtype, ())
+            stream.write(array)
+            stream.finish()
+        self._write_header()
+        self._move_into_place()
+        return open_store(self._folder)
+
+    def _write_header(self) -> None:
+        assert self._temporary is not None
+        header = header_to_json(self._fields, self.n_episodes, self.n_steps)
+        with (self._temporary / HEADER_NAME).open("w", encoding="utf-8") as file:
+            json.dump(header, file, indent=2)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _move_into_place(self) -> None:
+        assert self._temporary is not None
+        # mkdtemp's folders are private; a store has the permissions any new folder has.
+        umask = os.umask(0)
+        os.umask(umask)
+        self._temporary.chmod(0o777 & ~umask)
+        if not self._folder.exists():
+            self._temporary.replace(self._folder)
+            return
+        # The old store goes away only once the new one is whole.
+        old = Path(tempfile.mkdtemp(suffix=".old", prefix=".", dir=self._folder.parent))
+        self._folder.replace(old / "store")
+        self._temporary.replace(self._folder)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def _check_place(self) -> None:
+        if not self._folder.exists():
+            return
+        if not self._folder.is_dir():
+            raise DatasetError(f"{self._folder} is a file: give a folder's name for the store")
+        contents = {path.name for path in self._folder.iterdir()}
+        if contents and HEADER_NAME not in contents:
+            raise DatasetError(f"{self._folder} holds something else than a store: name another")
+        if contents and not self._overwrite:
+            raise DatasetError(
+                f"{self._folder} holds a store already: name another folder or pass overwrite=True"
+            )
+
+    def _check_open(self) -> None:
+        if not self._streams:
+            raise DatasetError(
+                f"the writer of {self._folder} is not open: write within "
+                f"'with TrajectoriesWriter(...) as writer:' and before finish()"
+            )
+
+
+def save_store(
+    trajectories: Trajectories, folder: str | os.PathLike[str], overwrite: bool = False
+) -> None:
+    """See :meth:`Trajectories.save`."""
+    fields = {
+        field.name: getattr(trajectories, field.name)
+        for field in dataclasses.fields(trajectories)
+        if field.name not in ARRAYS
+    }
+    with TrajectoriesWriter(folder, overwrite=overwrite, **fields) as writer:
+        writer._append_all(trajectories)
+        writer.finish()
+
+
+def open_store(folder: str | os.PathLike[str], verify: bool = False) -> Trajectories:
+    """See :meth:`Trajectories.open`."""
+    path = Path(folder).expanduser()
+    fields = read_store(path)
+    if not verify:
+        return assemble(fields)
+    try:
+        return Trajectories(**fields)
+    except DatasetError as error:
+        raise DatasetError(f"the store {path} holds what was never written: {error}") from error
+
+
+def load_store(folder: str | os.PathLike[str], *, verify: bool = False) -> Trajectories:
+    """Open a folder that :meth:`Trajectories.save` or :class:`TrajectoriesWriter` wrote.
+
+    Args:
+        folder: The folder.
+        verify: Whether every value is looked at, as it was when it was written.
+
+    Raises:
+        DatasetError: A file is missing, damaged or of a newer version; names it.
+    """
+    return open_store(folder, verify)
