@@ -9,6 +9,7 @@ from gymnasium import spaces
 from jaxtyping import Int64
 from numpy import ndarray
 
+from sb3_dmamba.data._mapped import read_rows
 from sb3_dmamba.errors import DatasetError
 
 CHUNK_BYTES = 1 << 26
@@ -28,7 +29,7 @@ def check_finite(name: str, array: ndarray, offsets: Int64[ndarray, "E+1"] | Non
         return
     step = rows_per_chunk(array)
     for start in range(0, len(array), step):
-        finite = np.isfinite(array[start : start + step])
+        finite = np.isfinite(read_rows(array, start, start + step))
         if not finite.all():
             index = tuple(int(i) for i in np.argwhere(~finite)[0])
             index = (start + index[0], *index[1:])
@@ -70,7 +71,7 @@ def check_box_actions(
     high = _loosen(space.high.astype(np.float64), 1)
     step = rows_per_chunk(actions)
     for start in range(0, len(actions), step):
-        chunk = actions[start : start + step]
+        chunk = read_rows(actions, start, start + step)
         inside = (chunk >= low) & (chunk <= high)
         if not inside.all():
             row, column = (int(i) for i in np.argwhere(~inside)[0])
@@ -87,13 +88,16 @@ def check_discrete_actions(
 ) -> None:
     """Raise DatasetError if an action is none of the space's."""
     first, end = int(space.start), int(space.start) + int(space.n)
-    bad = np.flatnonzero((actions < first) | (actions >= end))
-    if len(bad):
-        step = int(bad[0])
-        raise DatasetError(
-            f"actions[{step}] is {actions[step]}{describe_step(step, offsets)}: "
-            f"{space} allows {first} to {end - 1}"
-        )
+    rows = rows_per_chunk(actions)
+    for start in range(0, len(actions), rows):
+        chunk = read_rows(actions, start, start + rows)
+        bad = np.flatnonzero((chunk < first) | (chunk >= end))
+        if len(bad):
+            step = start + int(bad[0])
+            raise DatasetError(
+                f"actions[{step}] is {actions[step]}{describe_step(step, offsets)}: "
+                f"{space} allows {first} to {end - 1}"
+            )
 
 
 def describe_step(step: int, offsets: Any) -> str:

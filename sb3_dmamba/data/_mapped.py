@@ -1,4 +1,4 @@
-"""Reading memory-mapped arrays without keeping their pages resident.
+"""Memory-mapped arrays: reading them without keeping their pages, and making new ones of them.
 
 Pages of a mapping that were touched count as the process's memory until the kernel wants them
 back. What reads much of an array goes through here: files that this package mapped are read with
@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import mmap
 import os
+import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Any
 from weakref import WeakKeyDictionary, finalize
 
@@ -20,10 +23,21 @@ from numpy import ndarray
 
 from sb3_dmamba.errors import DatasetError
 
-__all__ = ["SCRATCH_BYTES", "map_file", "read_rows", "take_rows"]
+__all__ = [
+    "as_array",
+    "convert_rows",
+    "is_mapped",
+    "join_rows",
+    "map_file",
+    "read_rows",
+    "take_rows",
+]
 
 SCRATCH_BYTES = 1 << 26
-"""Above this size, what is computed from a mapped array becomes a mapped temporary file itself."""
+"""Above this size, what is made of a mapped array becomes a mapped temporary file."""
+
+_CHUNK_BYTES = 1 << 25
+_FEW_STEPS = 8  # in a run on average: some are then likely to be asked for twice
 
 _HAS_PREAD = hasattr(os, "preadv")  # not on Windows, where plain mapped reads do
 
@@ -36,18 +50,25 @@ class _MappedFile:
         descriptor: Of the open file; closed when the mapping goes.
         address: Where in memory the mapping starts.
         name: For messages.
+        folder: Where there is room for more data of its size.
     """
 
     descriptor: int
     address: int
     name: str
+    folder: Path
 
 
 _FILES: WeakKeyDictionary[mmap.mmap, _MappedFile] = WeakKeyDictionary()
 
 
 def map_file(
-    handle: IO[bytes], dtype: np.dtype[Any], shape: tuple[int, ...], offset: int, name: str
+    handle: IO[bytes],
+    dtype: np.dtype[Any],
+    shape: tuple[int, ...],
+    offset: int,
+    name: str,
+    folder: Path,
 ) -> np.memmap[Any, Any]:
     """Map an open file read-only, and remember it so that rows can be read without the map.
 
@@ -57,6 +78,7 @@ def map_file(
         shape: Of the array.
         offset: Bytes before the array; less than a page.
         name: The file's name, for messages.
+        folder: Where :func:`join_rows` may put what is made of the array.
 
     Returns:
         The array.
@@ -66,8 +88,18 @@ def map_file(
     mapping = array._mmap  # type: ignore[attr-defined]
     descriptor = os.dup(handle.fileno())
     finalize(mapping, os.close, descriptor).atexit = False
-    _FILES[mapping] = _MappedFile(descriptor, array.ctypes.data - offset, name)
+    _FILES[mapping] = _MappedFile(descriptor, array.ctypes.data - offset, name, folder)
     return array
+
+
+def is_mapped(array: ndarray) -> bool:
+    """Say whether an array lies in a file, and may therefore be larger than memory."""
+    return isinstance(array, np.memmap) and getattr(array, "_mmap", None) is not None
+
+
+def as_array(values: Any) -> ndarray:
+    """Return ``np.asarray(values)``, but a memory map as it is."""
+    return values if isinstance(values, np.memmap) else np.asarray(values)
 
 
 def read_rows(array: Shaped[ndarray, "N *rest"], start: int, stop: int) -> ndarray:
@@ -110,10 +142,83 @@ def take_rows(
         return
     flat = np.clip(steps.reshape(-1), 0, len(array) - 1)
     rows = out.reshape(len(flat), *array.shape[1:])
-    breaks = np.flatnonzero(np.diff(flat) != 1) + 1
-    firsts = [0, *breaks.tolist()]
-    for first, end in zip(firsts, [*firsts[1:], len(flat)], strict=True):
-        _read_into(file, array, int(flat[first]), rows[first:end])
+    firsts = _starts_of_runs(flat)
+    if len(firsts) * _FEW_STEPS <= len(flat):
+        _read_runs(file, array, flat, firsts, rows)
+        return
+    wanted, places = np.unique(flat, return_inverse=True)  # stacks of frames overlap
+    once = np.empty((len(wanted), *array.shape[1:]), array.dtype)
+    _read_runs(file, array, wanted, _starts_of_runs(wanted), once)
+    once.take(places, axis=0, out=rows, mode="clip")
+
+
+def join_rows(
+    pieces: Iterable[ndarray], dtype: np.dtype[Any], shape: tuple[int, ...], source: ndarray
+) -> ndarray:
+    """Join pieces that were made of an array, one after the other.
+
+    Args:
+        pieces: Rows, which are asked for one piece at a time.
+        dtype: Of the result.
+        shape: Of the result.
+        source: What the pieces were made of. Where it is mapped and the result is large, so is
+            the result: it becomes a file without a name, on the same disk if that can be written
+            to, that goes when the array goes.
+
+    Raises:
+        OSError: The disk is full.
+    """
+    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    if not is_mapped(source) or size <= SCRATCH_BYTES:
+        joined = np.empty(shape, dtype)
+        start = 0
+        for piece in pieces:
+            joined[start : start + len(piece)] = piece
+            start += len(piece)
+        return joined
+    folder = _folder_beside(source)
+    with tempfile.TemporaryFile(dir=folder) as handle:
+        for piece in pieces:
+            handle.write(np.ascontiguousarray(piece, dtype).data.cast("B"))
+        handle.flush()
+        return map_file(handle, dtype, shape, 0, f"a temporary file in {folder}", folder)
+
+
+def convert_rows(array: Shaped[ndarray, "N *rest"], dtype: np.dtype[Any]) -> ndarray:
+    """Return ``array.astype(dtype, copy=False)``, mapped where a large map must be converted."""
+    if array.dtype == dtype or not is_mapped(array):
+        return array.astype(dtype, copy=False)
+    step = max(1, _CHUNK_BYTES // max(1, array[:1].nbytes))
+    chunks = (
+        read_rows(array, start, start + step).astype(dtype) for start in range(0, len(array), step)
+    )
+    return join_rows(chunks, dtype, array.shape, array)
+
+
+def _starts_of_runs(steps: Int64[ndarray, "n"]) -> list[int]:
+    """Return where runs of consecutive numbers start."""
+    return [0, *(np.flatnonzero(np.diff(steps) != 1) + 1).tolist()]
+
+
+def _read_runs(
+    file: _MappedFile,
+    array: ndarray,
+    steps: Int64[ndarray, "n"],
+    firsts: list[int],
+    rows: ndarray,
+) -> None:
+    for first, end in zip(firsts, [*firsts[1:], len(steps)], strict=True):
+        _read_into(file, array, int(steps[first]), rows[first:end])
+
+
+def _folder_beside(array: ndarray) -> Path:
+    """Return where there is room for data of a mapped array's size."""
+    file = _file_behind(array)
+    name = getattr(array, "filename", None)
+    folder = file.folder if file is not None else Path(name).parent if name else None
+    if folder is None or not os.access(folder, os.W_OK):
+        return Path(tempfile.gettempdir())
+    return folder
 
 
 def _file_behind(array: ndarray) -> _MappedFile | None:

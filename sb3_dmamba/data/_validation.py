@@ -16,6 +16,7 @@ from sb3_dmamba.data._checks import (
     check_finite,
     check_offsets,
 )
+from sb3_dmamba.data._mapped import convert_rows
 from sb3_dmamba.data.frames import check_frame_stack, frame_shape
 from sb3_dmamba.data.spaces import check_action_space, observation_dtype
 from sb3_dmamba.errors import DatasetError, SpaceError
@@ -137,4 +138,4 @@ def _convert(
         if arrays[name].dtype.kind not in "biuf":
             raise DatasetError(f"{name} are {arrays[name].dtype}: give numbers")
     with np.errstate(over="ignore"):  # too large for float32 becomes infinite, which is named
-        return {name: arrays[name].astype(dtype, copy=False) for name, dtype in dtypes.items()}
+        return {name: convert_rows(arrays[name], np.dtype(dtype)) for name, dtype in dtypes.items()}

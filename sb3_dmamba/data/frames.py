@@ -9,6 +9,7 @@ from gymnasium import spaces
 from jaxtyping import Int64, UInt8
 from numpy import ndarray
 
+from sb3_dmamba.data._mapped import take_rows
 from sb3_dmamba.errors import DatasetError, SpaceError
 
 __all__ = ["check_frame_stack", "frame_shape", "gather_stacks"]
@@ -62,8 +63,7 @@ def gather_stacks(
     rows = steps[:, None] + np.arange(1 - frame_stack, 1)  # (M, S)
     before = rows < first_steps[:, None]
     stacks = np.empty((*rows.shape, *frames.shape[1:]), dtype=frames.dtype)
-    # "clip" keeps rows before the first episode inside; "raise" would also copy once more.
-    frames.take(rows, axis=0, out=stacks, mode="clip")
+    take_rows(frames, rows, out=stacks)  # rows before the first episode give its first frame
     if before.any():
         stacks[before] = 0
     return stacks

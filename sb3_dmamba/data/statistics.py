@@ -10,6 +10,7 @@ from numpy import ndarray
 from stable_baselines3.common.preprocessing import is_image_space
 
 from sb3_dmamba.data._checks import rows_per_chunk
+from sb3_dmamba.data._mapped import read_rows
 from sb3_dmamba.data.trajectories import Trajectories
 
 __all__ = ["ObservationStatistics", "compute_observation_statistics"]
@@ -54,7 +55,7 @@ def compute_observation_statistics(trajectories: Trajectories) -> ObservationSta
     squares = np.zeros_like(mean)  # sum of squared differences from the mean
     step = rows_per_chunk(observations)
     for start in range(0, len(observations), step):
-        chunk = observations[start : start + step].astype(np.float64)
+        chunk = read_rows(observations, start, start + step).astype(np.float64)
         chunk_mean = chunk.mean(axis=0)
         chunk -= chunk_mean
         difference = chunk_mean - mean

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int, Int64, Num
 from numpy import ndarray
 from torch import Tensor
 
+from sb3_dmamba.data._mapped import take_rows
 from sb3_dmamba.data._selection import check_steps
 from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.errors import ConfigError
@@ -169,8 +170,7 @@ def _take(
 ) -> Num[Tensor, "B K *rest"]:
     """Gather rows into a new tensor, with zeros where there is padding."""
     rows = np.empty((*steps.shape, *array.shape[1:]), dtype=array.dtype)
-    # "clip" keeps padding after the last episode inside; "raise" would also copy once more.
-    array.take(steps, axis=0, out=rows, mode="clip")
+    take_rows(array, steps, out=rows)  # padding after the last episode gives its last step
     if padding is not None:
         rows[padding] = 0
     return torch.from_numpy(rows)
