@@ -15,6 +15,7 @@ from numpy import ndarray
 
 from sb3_dmamba.data._selection import check_steps, select_episodes, select_steps
 from sb3_dmamba.data._validation import ARRAYS, check_json, validate_arrays
+from sb3_dmamba.data.export import Exports
 from sb3_dmamba.data.frames import gather_stacks
 from sb3_dmamba.data.returns import compute_returns, compute_returns_to_go
 from sb3_dmamba.data.summary import TrajectoriesSummary
@@ -52,7 +53,7 @@ class Episode:
 
 
 @dataclass(frozen=True, eq=False)
-class Trajectories:
+class Trajectories(Exports):
     """Recorded episodes: flat arrays of steps, cut into episodes by offsets.
 
     ``len()`` counts episodes; an integer index gives an :class:`Episode` of views, a slice or an

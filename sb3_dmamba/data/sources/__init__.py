@@ -48,6 +48,25 @@ def _is_minari_object(source: object) -> bool:
     )
 
 
+def _is_d3rlpy_buffer(source: object) -> bool:
+    return _has_base(source, "d3rlpy", "ReplayBufferBase")
+
+
+def _is_sb3_replay_buffer(source: object) -> bool:
+    return _has_base(source, "stable_baselines3", "ReplayBuffer")
+
+
+def _is_sb3_rollout_buffer(source: object) -> bool:
+    return _has_base(source, "stable_baselines3", "RolloutBuffer")
+
+
+def _has_base(source: object, package: str, name: str) -> bool:
+    return any(
+        base.__name__ == name and base.__module__.partition(".")[0] == package
+        for base in type(source).__mro__
+    )
+
+
 def _is_minari_folder(source: object) -> bool:
     if not isinstance(source, (str, PathLike)):
         return False
@@ -75,6 +94,21 @@ SOURCES = (
         "a minari.MinariDataset",
         _is_minari_object,
         "sb3_dmamba.data.sources.minari:load_minari_object",
+    ),
+    Source(
+        "a d3rlpy ReplayBuffer or MDPDataset",
+        _is_d3rlpy_buffer,
+        "sb3_dmamba.data.sources.d3rlpy:load_d3rlpy",
+    ),
+    Source(
+        "a stable_baselines3 ReplayBuffer or DictReplayBuffer",
+        _is_sb3_replay_buffer,
+        "sb3_dmamba.data.sources.sb3:load_replay_buffer",
+    ),
+    Source(
+        "a stable_baselines3 RolloutBuffer or DictRolloutBuffer",
+        _is_sb3_rollout_buffer,
+        "sb3_dmamba.data.sources.sb3:load_rollout_buffer",
     ),
     Source(
         "a dict of flat arrays (observations, actions, rewards, terminals, timeouts)",
