@@ -10,7 +10,7 @@ from numpy import ndarray
 
 from sb3_dmamba.errors import DatasetError
 
-__all__ = ["check_steps", "select_episodes", "select_steps"]
+__all__ = ["check_steps", "select_episodes"]
 
 
 def check_steps(
@@ -50,18 +50,3 @@ def select_episodes(
     if not len(episodes):
         raise DatasetError(f"{index!r} selects none of the {n_episodes} episodes")
     return episodes
-
-
-def select_steps(
-    episodes: Int64[ndarray, "n"], episode_offsets: Int64[ndarray, "E+1"]
-) -> tuple[slice | Int64[ndarray, "steps"], Int64[ndarray, "n+1"]]:
-    """Return the steps of some episodes, and the offsets that cut them into these again.
-
-    Steps are a slice, which makes views, where the episodes follow each other.
-    """
-    starts = episode_offsets[episodes]
-    lengths = episode_offsets[episodes + 1] - starts
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    if np.array_equal(episodes, np.arange(episodes[0], episodes[0] + len(episodes))):
-        return slice(int(starts[0]), int(starts[0] + offsets[-1])), offsets
-    return np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1]), offsets

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from sb3_dmamba.data.frames import check_frame_stack, frame_shape
 from sb3_dmamba.data.spaces import check_action_space, observation_dtype
 from sb3_dmamba.errors import DatasetError, SpaceError
 
-__all__ = ["ARRAYS", "check_json", "validate_arrays"]
+__all__ = ["ARRAYS", "check_episodes", "check_json", "validate_arrays"]
 
 ARRAYS = ("observations", "actions", "rewards", "terminated", "truncated", "episode_offsets")
 
@@ -66,6 +66,37 @@ def validate_arrays(
     else:
         check_discrete_actions(stored["actions"], action_space, offsets)
     return stored
+
+
+def check_episodes(
+    observations: Sequence[ndarray],
+    actions: Sequence[ndarray],
+    rewards: Sequence[ndarray],
+    n_episodes: int,
+) -> None:
+    """Check that there is one array per episode, and one row per step in each.
+
+    Raises:
+        DatasetError: There is not, or there is no episode.
+    """
+    lists = {"observations": observations, "actions": actions, "rewards": rewards}
+    for name, values in lists.items():
+        if len(values) != n_episodes:
+            raise DatasetError(
+                f"{len(values)} episodes of {name} and {n_episodes} of terminated: "
+                f"give one entry per episode in each"
+            )
+    if not len(rewards):
+        raise DatasetError("the dataset is empty: it needs at least one episode of one step")
+    for episode, lengths in enumerate(
+        zip(*(map(len, values) for values in lists.values()), strict=True)
+    ):
+        if len(set(lengths)) > 1:
+            raise DatasetError(
+                f"episode {episode} has {lengths[0]} observations, {lengths[1]} actions and "
+                f"{lengths[2]} rewards: give one of each per step (without the observation "
+                f"after the last step)"
+            )
 
 
 def check_json(env_kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int64, Num
 from numpy import ndarray
 
-from sb3_dmamba.data._checks import check_finite, check_offsets
+from sb3_dmamba.data._checks import check_finite, check_offsets, rows_per_chunk
+from sb3_dmamba.data._mapped import as_array, join_rows, read_rows
 from sb3_dmamba.errors import DatasetError
 
-__all__ = ["compute_returns", "compute_returns_to_go"]
+__all__ = ["compute_returns", "compute_returns_to_go", "iterate_groups"]
 
 
 def compute_returns_to_go(
@@ -37,7 +39,7 @@ def compute_returns_to_go(
 
     Source: Chen et al. 2021 (arXiv:2106.01345), section 3.
     """
-    rewards = np.asarray(rewards)
+    rewards = as_array(rewards)
     if rewards.ndim != 1 or len(rewards) == 0:
         raise DatasetError(
             f"rewards have shape {rewards.shape}: give a one-dimensional array of at least one step"
@@ -46,14 +48,36 @@ def compute_returns_to_go(
     if episode_offsets is None:
         episode_offsets = np.array([0, len(rewards)])
     check_offsets(episode_offsets, len(rewards))
+    pieces = (_sum_backwards(*group) for group in iterate_groups(rewards, episode_offsets))
+    return join_rows(pieces, np.dtype(np.float32), rewards.shape, rewards)
 
+
+def iterate_groups(
+    rewards: Num[ndarray, "N"], episode_offsets: Int64[ndarray, "E+1"]
+) -> Iterator[tuple[Num[ndarray, "n"], Int64[ndarray, "m+1"]]]:
+    """Yield the rewards of as many whole episodes as bounded memory holds, and their offsets."""
+    episode_offsets = np.asarray(episode_offsets)
+    most = rows_per_chunk(rewards)
+    first = 0
+    while first < len(episode_offsets) - 1:
+        start = episode_offsets[first]
+        end = int(np.searchsorted(episode_offsets, start + most, side="right")) - 1
+        end = max(end, first + 1)  # an episode is never cut
+        offsets = episode_offsets[first : end + 1]
+        yield read_rows(rewards, int(start), int(offsets[-1])), offsets - start
+        first = end
+
+
+def _sum_backwards(
+    rewards: Num[ndarray, "n"], offsets: Int64[ndarray, "m+1"]
+) -> Float32[ndarray, "n"]:
     totals = np.empty(len(rewards), dtype=np.float32)
-    lengths = np.diff(episode_offsets)
+    lengths = np.diff(offsets)
     if len(lengths) <= lengths.max():  # the shorter of the two loops
-        for start, end in pairwise(episode_offsets):
+        for start, end in pairwise(offsets):
             totals[start:end] = np.cumsum(rewards[start:end][::-1], dtype=np.float64)[::-1]
     else:
-        _sum_all_episodes_backwards(rewards, np.asarray(episode_offsets), lengths, totals)
+        _sum_all_episodes_backwards(rewards, offsets, lengths, totals)
     return totals
 
 
@@ -91,7 +115,9 @@ def compute_returns(
         DatasetError: The offsets do not cover ``rewards``.
     """
     check_offsets(episode_offsets, len(rewards))
-    returns: Float64[ndarray, "E"] = np.add.reduceat(
-        rewards, episode_offsets[:-1], dtype=np.float64
+    return np.concatenate(
+        [
+            np.add.reduceat(group, offsets[:-1], dtype=np.float64)
+            for group, offsets in iterate_groups(rewards, episode_offsets)
+        ]
     )
-    return returns

@@ -272,7 +272,7 @@ def open_store(folder: str | os.PathLike[str], verify: bool = False) -> Trajecto
     path = Path(folder).expanduser()
     fields = read_store(path)
     if not verify:
-        return assemble(fields)
+        return assemble(Trajectories, fields)
     try:
         return Trajectories(**fields)
     except DatasetError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,13 +13,13 @@ from gymnasium import spaces
 from jaxtyping import Bool, Float32, Float64, Int64, Num, Shaped
 from numpy import ndarray
 
-from sb3_dmamba.data._selection import check_steps, select_episodes, select_steps
-from sb3_dmamba.data._validation import ARRAYS, check_json, validate_arrays
+from sb3_dmamba.data._selection import check_steps, select_episodes
+from sb3_dmamba.data._validation import ARRAYS, check_episodes, check_json, validate_arrays
 from sb3_dmamba.data.export import Exports
 from sb3_dmamba.data.frames import gather_stacks
 from sb3_dmamba.data.returns import compute_returns, compute_returns_to_go
 from sb3_dmamba.data.summary import TrajectoriesSummary
-from sb3_dmamba.errors import DatasetError
+from sb3_dmamba.data.transforms import Transforms, select
 
 __all__ = ["Episode", "Trajectories"]
 
@@ -53,7 +53,7 @@ class Episode:
 
 
 @dataclass(frozen=True, eq=False)
-class Trajectories(Exports):
+class Trajectories(Transforms, Exports):
     """Recorded episodes: flat arrays of steps, cut into episodes by offsets.
 
     ``len()`` counts episodes; an integer index gives an :class:`Episode` of views, a slice or an
@@ -129,24 +129,7 @@ class Trajectories(Exports):
             DatasetError: As the class, or the lists or the arrays of an episode differ in length.
             SpaceError: As the class.
         """
-        lists = {"observations": observations, "actions": actions, "rewards": rewards}
-        for name, values in lists.items():
-            if len(values) != len(terminated):
-                raise DatasetError(
-                    f"{len(values)} episodes of {name} and {len(terminated)} of terminated: "
-                    f"give one entry per episode in each"
-                )
-        if not len(rewards):
-            raise DatasetError("the dataset is empty: it needs at least one episode of one step")
-        for episode, lengths in enumerate(
-            zip(*(map(len, values) for values in lists.values()), strict=True)
-        ):
-            if len(set(lengths)) > 1:
-                raise DatasetError(
-                    f"episode {episode} has {lengths[0]} observations, {lengths[1]} actions and "
-                    f"{lengths[2]} rewards: give one of each per step (without the observation "
-                    f"after the last step)"
-                )
+        check_episodes(observations, actions, rewards, len(terminated))
         return cls(
             observations=np.concatenate([np.asarray(part) for part in observations]),
             actions=np.concatenate([np.asarray(part) for part in actions]),
@@ -187,7 +170,7 @@ class Trajectories(Exports):
             IndexError: There is no such episode.
         """
         if not isinstance(index, (int, np.integer)):
-            return self._select(index)
+            return select(self, select_episodes(index, len(self)))
         if not -len(self) <= index < len(self):
             raise IndexError(f"episode {index}: there are {len(self)}")
         episode = int(index) % len(self)
@@ -251,14 +234,6 @@ class Trajectories(Exports):
         cut: Bool[ndarray, "E"] = ~(self.terminated | self.truncated)
         return cut
 
-    def drop_cut_episodes(self) -> Trajectories:
-        """Return the episodes that were terminated or truncated.
-
-        Raises:
-            DatasetError: None was.
-        """
-        return self if not self.cut.any() else self[~self.cut]
-
     def summary(self) -> TrajectoriesSummary:
         """Describe the data; prints as text, and as a table in rich."""
         return TrajectoriesSummary.from_arrays(
@@ -272,15 +247,38 @@ class Trajectories(Exports):
             source=self.source,
         )
 
-    def _select(self, index: slice | Sequence[int] | Shaped[ndarray, "n"]) -> Trajectories:
-        episodes = select_episodes(index, len(self))
-        steps, offsets = select_steps(episodes, self.episode_offsets)
-        return dataclasses.replace(
-            self,
-            observations=self.observations[steps],
-            actions=self.actions[steps],
-            rewards=self.rewards[steps],
-            terminated=self.terminated[episodes],
-            truncated=self.truncated[episodes],
-            episode_offsets=offsets,
-        )
+    def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Write a store: a folder of ``.npy`` files and a JSON, which :meth:`open` maps.
+
+        It is written under a temporary name and renamed, so it is there whole or not at all.
+
+        Args:
+            folder: Where; folders on the way are made.
+            overwrite: Whether a store that is there already is replaced. Nothing else ever is.
+
+        Raises:
+            DatasetError: ``folder`` exists and may not be replaced.
+            OSError: It cannot be written, or the disk is full.
+        """
+        from sb3_dmamba.data.store import save_store
+
+        save_store(self, folder, overwrite)
+
+    @staticmethod
+    def open(folder: str | os.PathLike[str], *, verify: bool = False) -> Trajectories:
+        """Open a store, memory-mapped: data larger than memory can be learnt from.
+
+        Sizes, types and offsets are checked and no step is read; values were checked when they
+        were written. Windows are then read as they are drawn. Selecting episodes that do not
+        follow each other copies large data to temporary files.
+
+        Args:
+            folder: What :meth:`save` or a ``TrajectoriesWriter`` wrote.
+            verify: Whether every value is looked at again.
+
+        Raises:
+            DatasetError: A file is missing, damaged or of a newer version; names it.
+        """
+        from sb3_dmamba.data.store import open_store
+
+        return open_store(folder, verify)
