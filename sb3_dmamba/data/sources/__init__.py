@@ -14,10 +14,14 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from sb3_dmamba.data.sources._d4rl_names import D4RL_NAME
+
 __all__ = ["SOURCES", "Source"]
 
 # Minari's own ids end in a version; with a namespace one that is missing is likely forgotten.
 _MINARI_ID = re.compile(r"([-\w]+/)+[-\w]+|[-\w]+-v\d+")
+
+_D4RL_SUFFIXES = (".hdf5", ".h5", ".hdf", ".pkl", ".pickle")
 
 
 @dataclass(frozen=True)
@@ -67,12 +71,31 @@ def _has_base(source: object, package: str, name: str) -> bool:
     )
 
 
+def _is_d4rl_name(source: object) -> bool:
+    return isinstance(source, str) and D4RL_NAME.fullmatch(source) is not None
+
+
+def _is_d4rl_file(source: object) -> bool:
+    if not isinstance(source, (str, PathLike)):
+        return False
+    path = Path(source).expanduser()
+    return path.suffix.lower() in _D4RL_SUFFIXES and path.is_file()
+
+
 def _is_minari_folder(source: object) -> bool:
     if not isinstance(source, (str, PathLike)):
         return False
     folder = Path(source).expanduser()
     files = ("data/metadata.json", "data/main_data.hdf5", "main_data.hdf5")
     return any((folder / file).is_file() for file in files)
+
+
+def _is_dqn_replay_folder(source: object) -> bool:
+    if not isinstance(source, (str, PathLike)):
+        return False
+    folder, logs = Path(source).expanduser(), "replay_logs"
+    places = ("", f"{logs}/", f"*/{logs}/") if folder.is_dir() else ()
+    return any(any(folder.glob(f"{place}$store$_*_ckpt.*.gz")) for place in places)
 
 
 def _is_minari_id(source: object) -> bool:
@@ -84,6 +107,21 @@ SOURCES = (
         "a Minari dataset's folder (with data/main_data.hdf5 inside)",
         _is_minari_folder,
         "sb3_dmamba.data.sources.minari:load_minari_folder",
+    ),
+    Source(
+        "an Atari game's folder of the DQN replay (with <run>/replay_logs/$store$_*.gz inside)",
+        _is_dqn_replay_folder,
+        "sb3_dmamba.data.sources.dqn_replay:load_dqn_replay",
+    ),
+    Source(
+        "a D4RL name ('hopper-medium-replay-v2')",
+        _is_d4rl_name,
+        "sb3_dmamba.data.sources.d4rl:load_d4rl_name",
+    ),
+    Source(
+        "a D4RL HDF5 file or a Decision Transformer pickle (.hdf5, .h5, .pkl)",
+        _is_d4rl_file,
+        "sb3_dmamba.data.sources.d4rl:load_d4rl_file",
     ),
     Source(
         "a Minari id ('mujoco/hopper/medium-v0')",

@@ -1,0 +1,47 @@
+"""The games of the DQN replay and how many actions each reacts to."""
+
+from __future__ import annotations
+
+import difflib
+
+from sb3_dmamba.errors import DatasetError
+
+__all__ = ["N_ACTIONS", "canonical_game"]
+
+_BY_COUNT = {
+    3: "Freeway Skiing",
+    4: "Atlantis Breakout",
+    6: "AirRaid Bowling Carnival DemonAttack NameThisGame Pong Pooyan Qbert SpaceInvaders UpNDown",
+    7: "Assault",
+    8: "Gopher Phoenix Tutankham",
+    9: "Asterix BeamRider CrazyClimber Enduro MsPacman VideoPinball",
+    10: "Amidar TimePilot WizardOfWor",
+    14: "Asteroids KungFuMaster",
+    16: "JourneyEscape",
+    18: "Alien BankHeist BattleZone Berzerk Boxing Centipede ChopperCommand DoubleDunk "
+    "ElevatorAction FishingDerby Frostbite Gravitar Hero IceHockey Jamesbond Kangaroo Krull "
+    "MontezumaRevenge Pitfall PrivateEye Riverraid RoadRunner Robotank Seaquest Solaris StarGunner "
+    "Tennis Venture YarsRevenge Zaxxon",
+}
+
+N_ACTIONS = {game: count for count, games in _BY_COUNT.items() for game in games.split()}
+"""Game -> size of its minimal action set, which numbers the data's actions.
+
+Source: ``getMinimalActionSet`` of ale-py 0.11.0, for the 60 games that Dopamine trained on.
+"""
+
+_BY_PLAIN_NAME = {game.lower(): game for game in N_ACTIONS}
+
+
+def canonical_game(name: str) -> str:
+    """Return the game as the DQN replay spells it: "space_invaders" is ``"SpaceInvaders"``.
+
+    Raises:
+        DatasetError: There is no such game; names the nearest.
+    """
+    plain = "".join(character for character in name.lower() if character.isalnum())
+    if plain not in _BY_PLAIN_NAME:
+        close = difflib.get_close_matches(plain, _BY_PLAIN_NAME, n=1)
+        hint = f"did you mean {_BY_PLAIN_NAME[close[0]]!r}?" if close else "pass game='Breakout'"
+        raise DatasetError(f"{name!r} is no game of the DQN replay: {hint}")
+    return _BY_PLAIN_NAME[plain]
