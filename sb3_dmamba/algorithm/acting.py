@@ -144,7 +144,12 @@ class ActingAlgorithm(BaseAlgorithm):
         return self._built_policy().predict(observation, state, episode_start, deterministic)
 
     def as_stateful_wrapper(
-        self, target_return: float, *, memory: Memory | None = None, deterministic: bool = True
+        self,
+        target_return: float,
+        *,
+        memory: Memory | None = None,
+        deterministic: bool = True,
+        clip_rewards: bool | None = None,
     ) -> StatefulActor:
         """Return an actor for one environment whose caller passes the rewards itself.
 
@@ -152,11 +157,14 @@ class ActingAlgorithm(BaseAlgorithm):
             target_return: Return to ask for at the start of each episode.
             memory: ``"window"`` or ``"stream"``; None is the config's.
             deterministic: Whether a discrete action is the likeliest one, or drawn.
+            clip_rewards: Whether the return-to-go counts rewards clipped to [-1, 1]; None is as
+                in the dataset, or the task.
 
         Returns:
             An actor with d3rlpy's protocol: ``predict(x, reward)`` and ``reset()``.
         """
-        return StatefulActor(self._built_policy(), target_return, memory, deterministic)
+        policy, clip = self._built_policy(), self._clips_rewards(clip_rewards)
+        return StatefulActor(policy, target_return, memory, deterministic, clip)
 
     def get_env(self) -> VecEnv | None:
         """Return the environment to act in, conditioned on ``target_return``; None if unknown.
@@ -220,6 +228,9 @@ class ActingAlgorithm(BaseAlgorithm):
         """What the model was fitted to last."""
         return self._surroundings.dataset
 
+    def _clips_rewards(self, asked: bool | None) -> bool:
+        return self._surroundings.clip_rewards if asked is None else asked
+
     # --- Evaluation ----------------------------------------------------------------------------
 
     def evaluate(
@@ -230,6 +241,7 @@ class ActingAlgorithm(BaseAlgorithm):
         env: Environment | None = None,
         memory: Memory | None = None,
         deterministic: bool = True,
+        clip_rewards: bool | None = None,
         seed: int | None = None,
         n_envs: int | None = None,
         n_workers: int | None = None,
@@ -243,6 +255,8 @@ class ActingAlgorithm(BaseAlgorithm):
             env: Where to act; None is the model's environment.
             memory: ``"window"`` or ``"stream"``; None is the config's.
             deterministic: Whether a discrete action is the likeliest one, or drawn.
+            clip_rewards: Whether targets count rewards clipped to [-1, 1] (scores never do);
+                None is as in the dataset, or the task.
             seed: Episode k of every target starts from environment seed ``seed + k``; None is
                 the model's seed.
             n_envs: Environments that live at once; None decides.
@@ -269,6 +283,7 @@ class ActingAlgorithm(BaseAlgorithm):
             seed=self.seed if seed is None else seed,
             memory=memory,
             deterministic=deterministic,
+            clip_rewards=self._clips_rewards(clip_rewards),
             reference=None if env is not None else self._surroundings.reference_scores(),
             details=ReportDetails(
                 task=None if self.task is None else self.task.name,

@@ -219,7 +219,7 @@ class DecisionMamba(ActingAlgorithm):
     ) -> EvalCallback:
         check_count("n_eval_episodes", n_episodes, 1)
         environment = self._surroundings.require() if env is None else env
-        venv = wrap(environment, self.target_return)
+        venv = wrap(environment, self.target_return, self._surroundings.clip_rewards)
         self._check(venv, "the environment")
         return EvalCallback(
             venv, eval_freq=eval_freq, n_eval_episodes=n_episodes, verbose=self.verbose

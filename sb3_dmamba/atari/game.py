@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium import spaces
 from gymnasium.error import DependencyNotInstalled
 from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
 from numpy.typing import NDArray
@@ -55,7 +54,7 @@ class AtariGame(gym.Env[Observation, int]):
     et al. 2020 (arXiv:1907.04543), the DQN replay, recorded with Dopamine's settings.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {
+    metadata = {  # noqa: RUF012  (an instance's, in Gymnasium's declaration)
         "render_modes": ["human", "rgb_array"],
         "render_fps": _FRAMES_PER_SECOND // 4,
     }
@@ -106,16 +105,16 @@ class AtariGame(gym.Env[Observation, int]):
         except DependencyNotInstalled as error:
             raise MissingDependencyError("opencv-python", _PURPOSE, "atari") from error
         self._emulator = emulator
-        self._stack = FrameStackObservation(
+        self._stack: gym.Env[Observation, int] = FrameStackObservation(
             _Lives(self._frames) if terminal_on_life_loss else self._frames,
             stack_size=frame_stack,
             padding_type="zero",
         )
         fps = _FRAMES_PER_SECOND // frame_skip
-        self.metadata = {**type(self).metadata, "render_fps": fps}  # type: ignore[misc]
+        self.metadata = {**type(self).metadata, "render_fps": fps}
         self.render_mode = render_mode
-        self.observation_space: spaces.Box = self._stack.observation_space
-        self.action_space: spaces.Discrete = emulator.action_space
+        self.observation_space = self._stack.observation_space
+        self.action_space = emulator.action_space
         self.was_real_done = True
 
     def reset(
@@ -139,7 +138,7 @@ class AtariGame(gym.Env[Observation, int]):
 
     def close(self) -> None:
         """Close the emulator."""
-        self._stack.close()
+        self._stack.close()  # type: ignore[no-untyped-call]
 
     @property
     def ale(self) -> Any:

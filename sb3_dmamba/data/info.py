@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from sb3_dmamba.atari import ATARI_ID
 from sb3_dmamba.data.trajectories import Trajectories
 
 __all__ = ["DatasetInfo"]
@@ -22,19 +23,28 @@ class DatasetInfo:
         env_id: Environment it was recorded in, if it says.
         env_kwargs: Keyword arguments of ``gymnasium.make``.
         returns: Undiscounted return of each episode, shape (E,), float64.
+        clip_rewards: Whether its rewards were clipped to [-1, 1], so that acting should count
+            them so: True for an Atari game without a larger one, False where any is larger, None
+            where nothing says.
     """
 
     source: str = ""
     env_id: str | None = None
     env_kwargs: Mapping[str, Any] = field(default_factory=dict)
     returns: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    clip_rewards: bool | None = None
 
     @classmethod
     def of(cls, trajectories: Trajectories) -> DatasetInfo:
         """Note what is worth remembering of a dataset."""
+        largest = max(
+            abs(float(trajectories.rewards.max())), abs(float(trajectories.rewards.min()))
+        )
+        is_atari = trajectories.env_id == ATARI_ID
         return cls(
             trajectories.source,
             trajectories.env_id,
             dict(trajectories.env_kwargs),
             np.asarray(trajectories.returns, dtype=np.float64),
+            False if largest > 1.0 else True if is_atari else None,
         )

@@ -18,7 +18,9 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["EnvSlice", "serve"]
+__all__ = ["EnvSlice", "StepResult", "serve"]
+
+StepResult = tuple[list[Any], NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]
 
 
 class EnvSlice:
@@ -34,6 +36,7 @@ class EnvSlice:
         try:
             for _ in range(n_envs):
                 self.envs.append(make_env())
+            self._games = [_Game(env) for env in self.envs]
         except BaseException:
             self.close()
             raise
@@ -53,29 +56,35 @@ class EnvSlice:
 
     def reset(self, slots: Sequence[int], seeds: Sequence[int]) -> list[Any]:
         """Start an episode in each of ``slots`` and return the first observations."""
+        for slot in slots:
+            self._games[slot].begin()
         return [
             self.envs[slot].reset(seed=int(seed))[0]
             for slot, seed in zip(slots, seeds, strict=True)
         ]
 
-    def step(
-        self, slots: Sequence[int], actions: NDArray[Any]
-    ) -> tuple[list[Any], NDArray[np.float64], NDArray[np.bool_]]:
-        """Take one step in each of ``slots``.
+    def step(self, slots: Sequence[int], actions: NDArray[Any]) -> StepResult:
+        """Take one step in each of ``slots``; where that costs a life, the game goes on.
 
         Returns:
-            Observations, rewards (n,) and whether the episodes are over (n,).
+            Observations, rewards (n,), what they are worth in the score (n,), and whether the
+            episodes are over (n,).
         """
         observations = []
-        rewards = np.empty(len(slots), dtype=np.float64)
+        rewards, scores = np.empty((2, len(slots)), dtype=np.float64)
         ended = np.empty(len(slots), dtype=np.bool_)
         for row, slot in enumerate(slots):
             action = int(actions[row]) if actions.ndim == 1 else actions[row]
-            observation, reward, terminated, truncated, _ = self.envs[slot].step(action)
+            env, game = self.envs[slot], self._games[slot]
+            observation, reward, terminated, truncated, _ = env.step(action)
+            is_over = bool(terminated or truncated)
+            if is_over and game.goes_on():
+                observation, is_over = env.reset()[0], False
             observations.append(observation)
             rewards[row] = reward
-            ended[row] = terminated or truncated
-        return observations, rewards, ended
+            scores[row] = game.score(reward)
+            ended[row] = is_over
+        return observations, rewards, scores, ended
 
     def close(self) -> None:
         """Close every environment."""
@@ -83,6 +92,73 @@ class EnvSlice:
             if isinstance(env, gym.Env):
                 env.close()  # type: ignore[no-untyped-call]
         self.envs = []
+
+
+class _Game:
+    """What an environment's wrappers hide of the game: where it really ends, what it really pays.
+
+    Stable-Baselines3's ``EpisodicLifeEnv`` ends an episode with a life and steps unseen between
+    two lives, its ``FireResetEnv`` steps unseen at a start, its ``ClipRewardEnv`` shows the
+    rewards' signs. What all these steps earn is noted below them. They are known by their names
+    and by the attribute ``was_real_done``: importing Stable-Baselines3 would take seconds.
+    """
+
+    def __init__(self, env: Any) -> None:
+        chain = []
+        while isinstance(env, gym.Wrapper):
+            chain.append(env)
+            env = env.env
+        self._keeper: Any = next((each for each in [*chain, env] if _keeps_lives(each)), None)
+        hiding = [each for each in chain if _hides_rewards(each)]
+        self._rewards: _NotedRewards | None = None
+        if hiding:
+            self._rewards = _NotedRewards(hiding[-1].env)
+            hiding[-1].env = self._rewards
+
+    def begin(self) -> None:
+        """Make the next reset start a game, even where the last one was left in its middle."""
+        if self._keeper is not None:
+            self._keeper.was_real_done = True
+
+    def goes_on(self) -> bool:
+        """Say, after an episode's end, whether it cost a life and not the game."""
+        return self._keeper is not None and not self._keeper.was_real_done
+
+    def score(self, reward: Any) -> float:
+        """Return what the game paid since the last call, or since its start."""
+        return float(reward) if self._rewards is None else self._rewards.take()
+
+
+class _NotedRewards(gym.Wrapper[Any, Any, Any, Any]):
+    """Note the sum of the rewards that pass."""
+
+    def __init__(self, env: Any) -> None:
+        super().__init__(env)
+        self._sum = 0.0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        self._sum = 0.0
+        return self.env.reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> Any:
+        result = self.env.step(action)
+        self._sum += float(result[1])
+        return result
+
+    def take(self) -> float:
+        noted, self._sum = self._sum, 0.0
+        return noted
+
+
+def _keeps_lives(env: Any) -> bool:
+    return "was_real_done" in getattr(env, "__dict__", ())
+
+
+def _hides_rewards(env: Any) -> bool:
+    if isinstance(env, gym.Wrapper) and _keeps_lives(env):
+        return True
+    names = {kind.__name__ for kind in type(env).__mro__}
+    return not names.isdisjoint({"EpisodicLifeEnv", "ClipRewardEnv", "FireResetEnv"})
 
 
 def serve() -> None:

@@ -79,6 +79,8 @@ class EvaluationReport(ReportDetails):
         env_id: The environment's id, or None.
         memory: ``"window"`` or ``"stream"``.
         deterministic: Whether actions were the most likely ones rather than drawn.
+        clip_rewards: Whether targets (and the dataset's returns) count rewards clipped to [-1, 1];
+            the returns achieved never do.
         eval_seed: The environment seed of each target's first episode; episode k has this + k.
         seconds: Time that the evaluation took.
 
@@ -90,6 +92,7 @@ class EvaluationReport(ReportDetails):
     env_id: str | None = None
     memory: str = "window"
     deterministic: bool = True
+    clip_rewards: bool = False
     eval_seed: int = 0
     seconds: float = 0.0
 
@@ -243,6 +246,8 @@ class EvaluationReport(ReportDetails):
         lines = [", ".join(filter(None, model)), ", ".join(runs)]
         if self.dataset is not None or self.dataset_returns is not None:
             lines.insert(0, f"dataset {self.dataset or 'unnamed'}{self._dataset_summary()}")
+        if self.clip_rewards:
+            lines.append("asked (and the dataset's) in rewards clipped to [-1, 1], achieved in raw")
         if self.reference is not None:
             low, high = self.reference.minimum, self.reference.maximum
             lines.append(f"normalised: 0 is {low:g}, 100 is {high:g} ({self.reference.source})")

@@ -22,6 +22,7 @@ from sb3_dmamba.evaluation.protocols import ActingPolicy, ReferenceScore
 from sb3_dmamba.evaluation.report import EvaluationReport, ReportDetails
 from sb3_dmamba.evaluation.results import TargetResult
 from sb3_dmamba.evaluation.workers import Envs, LocalEnvs, WorkerEnvs
+from sb3_dmamba.evaluation.wrappers.base import conditioning_rewards
 
 __all__ = ["evaluate_targets"]
 
@@ -40,6 +41,7 @@ def evaluate_targets(
     seed: int = 0,
     memory: str | None = None,
     deterministic: bool = True,
+    clip_rewards: bool = False,
     reference: ReferenceScore | None = None,
     max_episode_steps: int | None = None,
     details: ReportDetails | None = None,
@@ -55,6 +57,10 @@ def evaluate_targets(
     rows (which a chaotic environment can amplify), and, with ``deterministic=False``, by the
     order in which random numbers are drawn (from ``seed``, not from torch's global generator).
 
+    What is scored are whole games with the rewards of the game: under Stable-Baselines3's
+    ``EpisodicLifeEnv`` and ``ClipRewardEnv`` (so ``AtariWrapper``), and where
+    ``sb3_dmamba/Atari-v0`` ends episodes with lives, a lost life ends nothing.
+
     Args:
         policy: The policy; see :class:`~sb3_dmamba.evaluation.protocols.ActingPolicy`.
         make_env: Makes one environment, a new one at each call. Its rewards are what is scored.
@@ -67,6 +73,8 @@ def evaluate_targets(
         seed: The environment seed of each target's first episode.
         memory: ``"window"`` or ``"stream"``; None is the policy's own.
         deterministic: Whether to take the most likely action rather than draw one.
+        clip_rewards: Whether the return-to-go loses rewards clipped to [-1, 1], for a model of
+            data whose rewards were clipped; targets are then in those units, scores never are.
         reference: The returns that the normalised scores 0 and 100 stand for.
         max_episode_steps: Episodes are cut after this many steps; None leaves it to the
             environment.
@@ -98,7 +106,7 @@ def evaluate_targets(
     envs = WorkerEnvs(make_env, n_envs, n_workers) if n_workers else LocalEnvs(make_env, n_envs)
     try:
         _check_envs(envs.description, policy, n_envs)
-        episodes = _Episodes(envs, jobs, max_episode_steps)
+        episodes = _Episodes(envs, jobs, max_episode_steps, clip_rewards)
         memory = policy.memory if memory is None else memory
         with _random_numbers_from(seed, policy):
             episodes.run(policy, memory, n_envs, deterministic, on_progress)
@@ -120,6 +128,7 @@ def evaluate_targets(
         env_id=envs.description["env_id"],
         memory=str(memory),
         deterministic=deterministic,
+        clip_rewards=clip_rewards,
         eval_seed=seed,
         seconds=time.perf_counter() - started,
     )
@@ -155,9 +164,12 @@ class _Jobs:
 class _Episodes:
     """The episodes under way (a row each), and what became of those that are over."""
 
-    def __init__(self, envs: Envs, jobs: _Jobs, max_episode_steps: int | None) -> None:
+    def __init__(
+        self, envs: Envs, jobs: _Jobs, max_episode_steps: int | None, clip_rewards: bool
+    ) -> None:
         self.envs = envs
         self.jobs = jobs
+        self._clip_rewards = clip_rewards
         self.returns = np.zeros(len(jobs), dtype=np.float64)
         self.lengths = np.zeros(len(jobs), dtype=np.int64)
         self._step_limit = max_episode_steps
@@ -187,7 +199,7 @@ class _Episodes:
             )
             shown, rewards, ended = self._step(env, job, actions)
             observations = self._as_batch(shown)
-            remaining = remaining - rewards
+            remaining = remaining - conditioning_rewards(rewards, self._clip_rewards)
             if not ended.any():
                 continue
             over = np.flatnonzero(ended)
@@ -210,12 +222,12 @@ class _Episodes:
     def _step(
         self, env: NDArray[np.int64], job: NDArray[np.int64], actions: NDArray[Any]
     ) -> tuple[list[Any], NDArray[np.float64], NDArray[np.bool_]]:
-        """Step the environments, and enter rewards and lengths."""
+        """Step the environments, and enter scores and lengths; the rewards are conditioned on."""
         if isinstance(self._action_space, spaces.Box):
             # a copy: an environment may keep or change its action
             actions = np.array(actions, dtype=self._action_space.dtype)
             actions = actions.reshape(-1, *self._action_space.shape)
-        shown, rewards, ended = self.envs.step(env.tolist(), actions)
+        shown, rewards, scores, ended = self.envs.step(env.tolist(), actions)
         if not np.isfinite(rewards).all():
             row = int(np.flatnonzero(~np.isfinite(rewards))[0])
             raise EvaluationError(
@@ -223,7 +235,7 @@ class _Episodes:
                 f"{self.lengths[job[row]]} of the episode with seed {self.jobs.seeds[job[row]]} "
                 f"and target {self.jobs.targets[job[row]]:g}: the return would be meaningless"
             )
-        self.returns[job] += rewards
+        self.returns[job] += scores
         self.lengths[job] += 1
         if self._step_limit is not None:
             ended = ended | (self.lengths[job] >= self._step_limit)

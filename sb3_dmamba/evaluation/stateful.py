@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from sb3_dmamba.errors import ConditioningError, SpaceError
 from sb3_dmamba.evaluation.protocols import ActingPolicy
-from sb3_dmamba.evaluation.wrappers.base import ReturnTracker
+from sb3_dmamba.evaluation.wrappers.base import ReturnTracker, conditioning_rewards
 
 __all__ = ["StatefulActor"]
 
@@ -31,6 +31,8 @@ class StatefulActor:
         target_return: The return to ask for, in the environment's units.
         memory: ``"window"`` or ``"stream"``; None is the policy's own.
         deterministic: Whether to take the most likely action rather than draw one.
+        clip_rewards: Whether the return-to-go loses rewards clipped to [-1, 1]; the target is
+            then in those units.
 
     Raises:
         ConditioningError: ``target_return`` is not one finite number.
@@ -44,7 +46,9 @@ class StatefulActor:
         target_return: float,
         memory: str | None = None,
         deterministic: bool = True,
+        clip_rewards: bool = False,
     ) -> None:
+        self._clip_rewards = clip_rewards
         self._target = float(ReturnTracker(1, target_return).targets[0])
         self._policy = policy
         self._memory = policy.memory if memory is None else memory
@@ -84,7 +88,7 @@ class StatefulActor:
         if self._is_first:
             self._is_first = False
         else:
-            self._remaining -= float(reward)
+            self._remaining -= float(conditioning_rewards(float(reward), self._clip_rewards))
             if not np.isfinite(self._remaining):
                 raise ConditioningError(f"reward={reward!r}: give a finite number")
         self._returns_to_go[0] = self._remaining

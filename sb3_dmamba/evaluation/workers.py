@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from sb3_dmamba.errors import EvaluationError
 from sb3_dmamba.evaluation import env_slice
-from sb3_dmamba.evaluation.env_slice import EnvSlice
+from sb3_dmamba.evaluation.env_slice import EnvSlice, StepResult
 
 __all__ = ["Envs", "LocalEnvs", "WorkerEnvs"]
 
@@ -46,9 +46,7 @@ class Envs(Protocol):
     def reset(self, ids: Sequence[int], seeds: Sequence[int]) -> list[Any]:
         """Start an episode in each environment of ``ids``."""
 
-    def step(
-        self, ids: Sequence[int], actions: NDArray[Any]
-    ) -> tuple[list[Any], NDArray[np.float64], NDArray[np.bool_]]:
+    def step(self, ids: Sequence[int], actions: NDArray[Any]) -> StepResult:
         """Take one step in each environment of ``ids``."""
 
     def close(self) -> None:
@@ -107,17 +105,16 @@ class WorkerEnvs:
                 observations[row] = observation
         return observations
 
-    def step(
-        self, ids: Sequence[int], actions: NDArray[Any]
-    ) -> tuple[list[Any], NDArray[np.float64], NDArray[np.bool_]]:
+    def step(self, ids: Sequence[int], actions: NDArray[Any]) -> StepResult:
         """Take one step in each environment of ``ids``, the workers side by side."""
         observations: list[Any] = [None] * len(ids)
-        rewards = np.empty(len(ids), dtype=np.float64)
+        rewards, scores = np.empty((2, len(ids)), dtype=np.float64)
         ended = np.empty(len(ids), dtype=np.bool_)
-        for rows, (shown, rewards[rows], ended[rows]) in self._ask("step", ids, actions):
+        for rows, result in self._ask("step", ids, actions):
+            shown, rewards[rows], scores[rows], ended[rows] = result
             for row, observation in zip(rows, shown, strict=True):
                 observations[row] = observation
-        return observations, rewards, ended
+        return observations, rewards, scores, ended
 
     def close(self) -> None:
         """End the workers; one that does not leave by itself is killed."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from sb3_dmamba.atari import ATARI_ID, MINIMAL_ACTIONS
 from sb3_dmamba.tasks.task import ReferenceScores, Task
 
 __all__ = ["MEASURED_REFERENCES", "named_tasks"]
@@ -107,12 +108,12 @@ _ATARI_BATCH_SIZE = 256
 _ATARI_WARMUP_TOKENS = 512 * 20
 _ATARI_TOKENS_OF_STEP = 3  # in the official code's final_tokens = 2 * N * K * 3
 
-# name: (Gymnasium id, context length, target return, random score, gamer's score)
+# game: (context length, target return, random score, gamer's score)
 _ATARI_GAMES = {
-    "breakout": ("ALE/Breakout-v5", 30, 90.0, 1.7, 30.5),
-    "qbert": ("ALE/Qbert-v5", 30, 14000.0, 163.9, 13455.0),
-    "pong": ("ALE/Pong-v5", 50, 20.0, -20.7, 14.6),
-    "seaquest": ("ALE/Seaquest-v5", 30, 1150.0, 68.4, 42054.7),
+    "Breakout": (30, 90.0, 1.7, 30.5),
+    "Qbert": (30, 14000.0, 163.9, 13455.0),
+    "Pong": (50, 20.0, -20.7, 14.6),
+    "Seaquest": (30, 1150.0, 68.4, 42054.7),
 }
 _ATARI_RECIPE: dict[str, Any] = {
     "hidden_size": 128,
@@ -151,29 +152,31 @@ def _atari_schedule(context_length: int) -> dict[str, int]:
 
 def _atari() -> list[Task]:
     tasks = []
-    for name, (env_id, context_length, target, minimum, maximum) in _ATARI_GAMES.items():
+    for game, (context_length, target, minimum, maximum) in _ATARI_GAMES.items():
         overrides = {
             **_ATARI_RECIPE,
             "context_length": context_length,
             **_atari_schedule(context_length),
         }
         task = Task(
-            name=name,
-            env_id=env_id,
-            env_kwargs={"frameskip": 1, "repeat_action_probability": 0.0},
+            name=game.lower(),
+            env_id=ATARI_ID,
+            env_kwargs={"game": game, "sticky_actions": 0.25, "terminal_on_life_loss": False},
             target_returns=(target,),
             reference=ReferenceScores(minimum, maximum, _GAMER),
             overrides=overrides,
-            preprocessing="atari",
-            description=f"Atari {name.capitalize()} from DQN replay, the paper's recipe",
+            clip_rewards=True,
+            actions=MINIMAL_ACTIONS[game],
+            description=f"Atari {game} from DQN replay, the paper's recipe",
             source={
-                "env_id": "Arcade Learning Environment 0.11",
-                "env_kwargs": "official code: no sticky actions in evaluation; "
-                "the frames are skipped by the preprocessing",
-                "target_returns": _PAPER,
+                "env_id": "Arcade Learning Environment, with DQN replay's preprocessing",
+                "env_kwargs": "how DQN replay was recorded (Agarwal et al. 2020, "
+                "arXiv:1907.04543); the official code evaluates with sticky_actions=0.0",
+                "target_returns": f"{_PAPER}, which takes rewards off them that are not clipped",
                 "reference": _GAMER,
                 "overrides": _PAPER,
-                "preprocessing": "Mnih et al. 2015, as in the official code",
+                "clip_rewards": "DQN replay holds clipped rewards; scores are raw",
+                "actions": "the emulator's minimal set",
             },
         )
         tasks.append(task)

@@ -7,7 +7,9 @@ import os
 import re
 from pathlib import Path
 
+from sb3_dmamba import atari
 from sb3_dmamba.errors import UnknownTaskError
+from sb3_dmamba.tasks.packages import is_known_elsewhere
 from sb3_dmamba.tasks.recipes import MEASURED_REFERENCES, named_tasks
 from sb3_dmamba.tasks.task import ReferenceScores, Task
 
@@ -25,8 +27,9 @@ def get_task(name: str) -> Task:
     """Find out what a name stands for.
 
     In this order: a named task (:func:`list_tasks`), an environment registered with Gymnasium
-    (``"Hopper-v5"``; ``"package:Name-v0"`` imports the package first, ``"ALE/..."`` needs no
-    import), and a Minari dataset (``"hopper/medium-v0"``, or any id found in the local storage).
+    (``"Hopper-v5"``; ``"package:Name-v0"`` imports the package first, ``"ALE/Pong-v5"`` and
+    dm_control's ``"dm_control/cartpole-swingup-v0"`` need no import, ``"gym:Name-v0"`` is the old
+    gym's), and a Minari dataset (``"hopper/medium-v0"``, or any id found in the local storage).
     A name is never translated: D4RL's ``"hopper-medium-v2"`` and Minari's ``"hopper/medium-v0"``
     are different data.
 
@@ -43,7 +46,7 @@ def get_task(name: str) -> Task:
     for task in named_tasks():
         if task.name == name:
             return task
-    if name.startswith("ALE/") or _is_registered(name):
+    if is_known_elsewhere(name) or _is_registered(name):
         return _gymnasium_task(name)
     if _is_local_minari_id(name) or _NAMESPACED_ID.fullmatch(name):
         return _minari_task(name)
@@ -84,6 +87,7 @@ def _minari_task(dataset_id: str) -> Task:
 def _is_registered(name: str) -> bool:
     import gymnasium
 
+    atari.register()
     if name in gymnasium.registry:
         return True
     module, _, env_id = name.partition(":")

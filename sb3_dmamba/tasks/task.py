@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.errors import ConfigError, MissingDependencyError, UnknownTaskError
+from sb3_dmamba.tasks.packages import resolve
 
 if TYPE_CHECKING:
     import gymnasium
 
 __all__ = ["ReferenceScores", "Task"]
-
-Preprocessing = Literal["atari"]
 
 
 @dataclass(frozen=True)
@@ -60,8 +58,9 @@ class Task:
             they are chosen from the dataset.
         reference: Scores that count as 0 and 100; None where nothing published or measured fits.
         overrides: Fields of ``DecisionMambaConfig`` that make up the task's recipe.
-        preprocessing: ``"atari"`` wraps the environment as DQN-replay data was preprocessed: 84x84
-            greyscale, a frame skip of 4, four frames stacked, episodes end at game over only.
+        clip_rewards: Whether the return-to-go counts rewards clipped to [-1, 1], as the DQN
+            replay's are (``target_returns`` too); scores are raw, as ``reference`` is.
+        actions: Names of a Discrete environment's actions, in their order; empty where unknown.
         description: The task in a line.
         source: For each of the fields above that is set, where its value comes from.
 
@@ -76,7 +75,8 @@ class Task:
     target_returns: tuple[float, ...] = ()
     reference: ReferenceScores | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
-    preprocessing: Preprocessing | None = None
+    clip_rewards: bool = False
+    actions: tuple[str, ...] = ()
     description: str = ""
     source: Mapping[str, str] = field(default_factory=dict)
 
@@ -85,6 +85,7 @@ class Task:
             object.__setattr__(self, name, dict(getattr(self, name)))
         targets = tuple(float(target) for target in self.target_returns)
         object.__setattr__(self, "target_returns", targets)
+        object.__setattr__(self, "actions", tuple(self.actions))
         self.config()
 
     def config(self, **overrides: Any) -> DecisionMambaConfig:
@@ -130,13 +131,12 @@ class Task:
                 f"task {self.name!r} names no environment: give one with env=, "
                 "or load its dataset, which may name it"
             )
-        if self.env_id.startswith("ALE/"):
-            _register_atari()
+        env_id, env_kwargs = resolve(self.env_id, {**self.env_kwargs, **kwargs})
         try:
             with warnings.catch_warnings():
                 # Hopper-v4 and its siblings are asked for on purpose: v5 changes the rewards.
                 warnings.filterwarnings("ignore", ".*is out of date", DeprecationWarning)
-                env = gymnasium.make(self.env_id, **{**self.env_kwargs, **kwargs})
+                return gymnasium.make(env_id, **env_kwargs)
         except gymnasium.error.DependencyNotInstalled as error:
             if "mujoco" in str(error) and "mujoco_py" not in str(error):
                 raise MissingDependencyError("mujoco", f"make {self.env_id}", "mujoco") from error
@@ -146,11 +146,11 @@ class Task:
                 f"Gymnasium cannot make {self.env_id!r}: {error} (a package that registers it "
                 'can be named in front: "package:Name-v0")'
             ) from error
-        return _preprocess_atari(env) if self.preprocessing == "atari" else env
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-compatible values."""
-        return {**dataclasses.asdict(self), "target_returns": list(self.target_returns)}
+        lists = {name: list(getattr(self, name)) for name in ("target_returns", "actions")}
+        return {**dataclasses.asdict(self), **lists}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Task:
@@ -160,35 +160,11 @@ class Task:
             ConfigError: A field is unknown, or its value cannot be one.
         """
         values = dict(fields)
+        if values.get("preprocessing", ...) is None:
+            del values["preprocessing"]  # a field of files written before 0.2
         try:
             if values.get("reference") is not None:
                 values["reference"] = ReferenceScores(**values["reference"])
             return cls(**values)
         except TypeError as error:
             raise ConfigError(f"these are not a task's fields: {error}") from error
-
-
-def _register_atari() -> None:
-    """Register the Arcade Learning Environment's games, which ale-py does when imported."""
-    import gymnasium
-
-    try:
-        ale_py = importlib.import_module("ale_py")
-    except ImportError as error:
-        raise MissingDependencyError("ale-py", "play Atari games", "atari") from error
-    gymnasium.register_envs(ale_py)
-
-
-def _preprocess_atari(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
-    """Wrap a game as DQN-replay data was preprocessed; observations are (4, 84, 84) uint8.
-
-    Source: Mnih et al. 2015, Methods; Machado et al. 2018 (arXiv:1709.06009), section 5.
-    """
-    from gymnasium.error import DependencyNotInstalled
-    from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
-
-    try:
-        single = AtariPreprocessing(env, noop_max=30, frame_skip=4, screen_size=84)
-    except DependencyNotInstalled as error:
-        raise MissingDependencyError("opencv-python", "play Atari games", "atari") from error
-    return FrameStackObservation(single, stack_size=4)

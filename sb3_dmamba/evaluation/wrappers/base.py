@@ -21,7 +21,13 @@ if TYPE_CHECKING:
     from sb3_dmamba.evaluation.wrappers.gym_vector import ReturnToGoVectorEnv
     from sb3_dmamba.evaluation.wrappers.sb3_vec_env import ReturnToGoVecEnv
 
-__all__ = ["ReturnToGo", "ReturnTracker", "TargetReturn", "conditioned_space"]
+__all__ = [
+    "ReturnToGo",
+    "ReturnTracker",
+    "TargetReturn",
+    "conditioned_space",
+    "conditioning_rewards",
+]
 
 TargetReturn: TypeAlias = "float | Sequence[float] | NDArray[np.floating[Any]]"
 
@@ -31,8 +37,12 @@ class ReturnToGo:
 
     The observation becomes ``{"observation": flat observation, "return_to_go": (1,) float32}``,
     which is what ``DecisionMamba.predict`` takes. The return-to-go starts each episode at
-    ``target_return`` and loses every reward: ``R_{t+1} = R_t - r_t``, in the environment's units,
-    summed in float64. Calling ``ReturnToGo`` picks the class by the environment:
+    ``target_return`` and loses every reward: ``R_{t+1} = R_t - r_t``, in the environment's units
+    (or clipped to [-1, 1], as Atari data is), summed in float64. The rewards themselves are passed
+    on as they are. Where an episode ends with a life and not with the game (Stable-Baselines3's
+    ``EpisodicLifeEnv``, ``AtariWrapper``'s default, or ``terminal_on_life_loss=True`` of
+    ``sb3_dmamba/Atari-v0``), the return-to-go goes on: it is the game's return that was asked for.
+    Calling ``ReturnToGo`` picks the class by the environment:
     :class:`ReturnToGoEnv`, :class:`ReturnToGoVectorEnv` or :class:`ReturnToGoVecEnv`; all three
     are instances of ``ReturnToGo``.
 
@@ -41,6 +51,8 @@ class ReturnToGo:
             ``VecEnv``. Dict, Tuple and Discrete observations are flattened.
         target_return: The return to ask for, in the environment's units; for the two vector
             kinds also one per environment.
+        clip_rewards: Whether the return-to-go loses rewards clipped to [-1, 1], for a model of
+            data whose rewards were clipped; targets are then in those units.
 
     Raises:
         SpaceError: ``env`` is none of the three kinds, or its observations have no flat view.
@@ -60,14 +72,21 @@ class ReturnToGo:
             ReturnToGo._kinds.append(cls)
 
     @overload
-    def __new__(cls, env: VecEnv, target_return: TargetReturn) -> ReturnToGoVecEnv: ...
+    def __new__(
+        cls, env: VecEnv, target_return: TargetReturn, clip_rewards: bool = False
+    ) -> ReturnToGoVecEnv: ...
     @overload
     def __new__(
-        cls, env: VectorEnv[Any, Any, Any], target_return: TargetReturn
+        cls,
+        env: VectorEnv[Any, Any, Any],
+        target_return: TargetReturn,
+        clip_rewards: bool = False,
     ) -> ReturnToGoVectorEnv: ...
     @overload
-    def __new__(cls, env: gym.Env[Any, Any], target_return: float) -> ReturnToGoEnv: ...
-    def __new__(cls, env: Any = None, target_return: Any = None) -> Any:
+    def __new__(
+        cls, env: gym.Env[Any, Any], target_return: float, clip_rewards: bool = False
+    ) -> ReturnToGoEnv: ...
+    def __new__(cls, env: Any = None, target_return: Any = None, clip_rewards: bool = False) -> Any:
         """Make an instance of the class that fits ``env``; ``__init__`` follows as usual."""
         if cls is not ReturnToGo:
             return super().__new__(cls)
@@ -89,6 +108,11 @@ class ReturnToGo:
         """The return still to go: a float, or (n,) float64; inf-free and unscaled."""
         return self._tracker.remaining.copy()
 
+    @property
+    def clip_rewards(self) -> bool:
+        """Whether the return-to-go loses rewards clipped to [-1, 1]."""
+        return self._tracker.clip_rewards
+
     def set_target_return(self, target_return: TargetReturn) -> None:
         """Ask for another return, from each environment's next episode on.
 
@@ -107,13 +131,15 @@ class ReturnTracker:
     Args:
         n: Number of environments.
         targets: One target return, or one per environment.
+        clip_rewards: Whether rewards are clipped to [-1, 1] before they are taken off.
 
     Raises:
         ConditioningError: As :class:`ReturnToGo`.
     """
 
-    def __init__(self, n: int, targets: TargetReturn) -> None:
+    def __init__(self, n: int, targets: TargetReturn, clip_rewards: bool = False) -> None:
         self.n = n
+        self.clip_rewards = clip_rewards
         self.set_targets(targets)
         self.remaining: NDArray[np.float64] = self.targets.copy()
 
@@ -140,7 +166,8 @@ class ReturnTracker:
 
     def receive(self, rewards: Any) -> None:
         """Take the rewards (n,) of one step off the returns-to-go."""
-        self.remaining -= np.asarray(rewards, dtype=np.float64).reshape(self.n)
+        values = np.asarray(rewards, dtype=np.float64).reshape(self.n)
+        self.remaining -= conditioning_rewards(values, self.clip_rewards)
         if not np.isfinite(self.remaining).all():
             raise ConditioningError(
                 f"the environment returned the reward(s) {rewards!r}: the return-to-go is no "
@@ -150,6 +177,14 @@ class ReturnTracker:
     def as_column(self) -> NDArray[np.float32]:
         """Return the returns-to-go as (n, 1) float32, a fresh array."""
         return self.remaining.astype(np.float32)[:, None]
+
+
+def conditioning_rewards(rewards: Any, clip_rewards: bool) -> Any:
+    """Return what ``rewards`` take off the return-to-go: themselves, or clipped to [-1, 1]."""
+    if not clip_rewards:
+        return rewards
+    # an infinite reward is no reward of +-1: NaN, so that it does not go unnoticed
+    return np.where(np.isfinite(rewards), np.clip(rewards, -1.0, 1.0), np.nan)
 
 
 def conditioned_space(observation_space: gym.Space[Any]) -> spaces.Dict:

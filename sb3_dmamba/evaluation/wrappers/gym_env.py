@@ -20,12 +20,10 @@ Observation = dict[str, NDArray[Any]]
 class ReturnToGoEnv(ReturnToGo, gym.Wrapper[Observation, Any, Any, Any], RecordConstructorArgs):
     """:class:`ReturnToGo` for one ``gymnasium.Env``.
 
-    Under Stable-Baselines3's ``EpisodicLifeEnv`` an episode of the wrapper ends with a life, and
-    the return-to-go goes on until the game is over: it is the game's return that was asked for.
-
     Args:
         env: The environment.
         target_return: The return to ask for, in the environment's units.
+        clip_rewards: Whether the return-to-go loses rewards clipped to [-1, 1].
 
     Raises:
         SpaceError: The observations have no flat view.
@@ -34,20 +32,25 @@ class ReturnToGoEnv(ReturnToGo, gym.Wrapper[Observation, Any, Any, Any], RecordC
 
     wraps: ClassVar[type[Any]] = gym.Env
 
-    def __init__(self, env: gym.Env[Any, Any], target_return: float) -> None:
-        self._tracker = ReturnTracker(1, target_return)
-        RecordConstructorArgs.__init__(self, target_return=self.target_return)
+    def __init__(
+        self, env: gym.Env[Any, Any], target_return: float, clip_rewards: bool = False
+    ) -> None:
+        self._tracker = ReturnTracker(1, target_return, clip_rewards)
+        RecordConstructorArgs.__init__(
+            self, target_return=self.target_return, clip_rewards=clip_rewards
+        )
         gym.Wrapper.__init__(self, env)
         self.observation_space = conditioned_space(env.observation_space)
-        self._is_life = env.has_wrapper_attr("was_real_done")
+        self._may_lose_lives = env.has_wrapper_attr("was_real_done")
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Start an episode, with the whole target to go."""
-        if not self._is_life or self.env.get_wrapper_attr("was_real_done"):
-            self._tracker.start()
+        """Start an episode, with the whole target to go unless the game goes on."""
         observation, info = self.env.reset(seed=seed, options=options)
+        # after a reset it says whether that one began a game
+        if not self._may_lose_lives or self.env.get_wrapper_attr("was_real_done"):
+            self._tracker.start()
         return self._with_return_to_go(observation), info
 
     def step(self, action: Any) -> tuple[Observation, SupportsFloat, bool, bool, dict[str, Any]]:

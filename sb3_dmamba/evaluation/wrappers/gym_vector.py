@@ -29,12 +29,15 @@ class ReturnToGoVectorEnv(ReturnToGo, VectorWrapper):
     the step after an episode's end only resets, its reward is not counted, and its observation
     has the whole target to go. Same-step: the step that ends an episode shows the new one's first
     observation, and ``info["final_obs"]`` gets the wrapped form of the old one's last. Disabled:
-    ``reset(options={"reset_mask": ...})`` starts the masked episodes.
+    ``reset(options={"reset_mask": ...})`` starts the masked episodes. Lost lives are told from
+    ends of games in a ``SyncVectorEnv``, and in any where ``info["is_lost_life"]`` says so, as
+    ``sb3_dmamba/Atari-v0`` does.
 
     Args:
         env: The vector environment.
         target_return: The return to ask for, in the environment's units: one, or one per
             environment.
+        clip_rewards: Whether the return-to-go loses rewards clipped to [-1, 1].
 
     Raises:
         SpaceError: The observations have no flat view.
@@ -43,8 +46,13 @@ class ReturnToGoVectorEnv(ReturnToGo, VectorWrapper):
 
     wraps: ClassVar[type[Any]] = VectorEnv
 
-    def __init__(self, env: VectorEnv[Any, Any, Any], target_return: TargetReturn) -> None:
-        self._tracker = ReturnTracker(env.num_envs, target_return)
+    def __init__(
+        self,
+        env: VectorEnv[Any, Any, Any],
+        target_return: TargetReturn,
+        clip_rewards: bool = False,
+    ) -> None:
+        self._tracker = ReturnTracker(env.num_envs, target_return, clip_rewards)
         super().__init__(env)
         self.single_observation_space = conditioned_space(env.single_observation_space)
         self.observation_space = batch_space(self.single_observation_space, env.num_envs)
@@ -52,6 +60,10 @@ class ReturnToGoVectorEnv(ReturnToGo, VectorWrapper):
         mode = env.metadata.get("autoreset_mode")
         self._mode: str = "NextStep" if mode is None else str(getattr(mode, "value", mode))
         self._to_reset = np.zeros(env.num_envs, dtype=np.bool_)
+        envs = getattr(env.unwrapped, "envs", ())  # those of another process cannot be asked
+        self._with_lives = [
+            (row, each) for row, each in enumerate(envs) if each.has_wrapper_attr("was_real_done")
+        ]
 
     def reset(
         self,
@@ -61,9 +73,11 @@ class ReturnToGoVectorEnv(ReturnToGo, VectorWrapper):
     ) -> tuple[Any, dict[str, Any]]:
         """Start an episode in every environment, or in those of ``options["reset_mask"]``."""
         mask = (options or {}).get("reset_mask")  # read first: gymnasium takes it out
-        rows = slice(None) if mask is None else np.array(mask, dtype=np.bool_)
+        rows: NDArray[np.bool_] = np.ones(self.num_envs, dtype=np.bool_)
+        if mask is not None:
+            rows = np.array(mask, dtype=np.bool_)
         observations, infos = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
-        self._tracker.start(rows)
+        self._tracker.start(rows & ~self._goes_on(infos))
         self._to_reset[rows] = False
         return self._with_returns_to_go(observations), infos
 
@@ -78,11 +92,23 @@ class ReturnToGoVectorEnv(ReturnToGo, VectorWrapper):
         self._tracker.start(self._to_reset)  # whose step was a reset and paid nothing
         ended = np.logical_or(terminated, truncated)
         if self._mode == "NextStep":
-            self._to_reset = ended
+            self._to_reset = ended & ~self._goes_on(infos)
         elif self._mode == "SameStep" and ended.any():
+            goes_on = self._goes_on(infos)
             infos = self._with_final_returns_to_go(infos)
-            self._tracker.start(ended)
+            self._tracker.start(ended & ~goes_on)
         return self._with_returns_to_go(observations), rewards, terminated, truncated, infos
+
+    def _goes_on(self, infos: dict[str, Any]) -> NDArray[np.bool_]:
+        """Say which games go on after an episode's end (or a reset): a life was lost."""
+        said = [infos.get(name, False) for name in ("is_lost_life", "is_continued")]
+        final = infos.get("final_info", {}).get("is_lost_life", False)
+        goes_on = np.zeros(self.num_envs, dtype=np.bool_)
+        for each in (*said, final):
+            goes_on |= np.asarray(each, dtype=np.bool_)
+        for row, env in self._with_lives:
+            goes_on[row] = not env.get_wrapper_attr("was_real_done")
+        return goes_on
 
     def _with_returns_to_go(self, observations: Any) -> Observations:
         flat = flatten_observation(self.env.single_observation_space, observations, batch=True)

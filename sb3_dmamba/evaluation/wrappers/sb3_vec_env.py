@@ -28,13 +28,12 @@ class ReturnToGoVecEnv(ReturnToGo, VecEnvWrapper):
     Where a ``VecNormalize`` is inside, the rewards that it scaled are passed on, but the
     return-to-go is counted with the original ones, so a target means the same with and without
     it. ``info["terminal_observation"]`` gets the wrapped form of an episode's last observation.
-    Where the environments are under ``EpisodicLifeEnv`` (``AtariWrapper``'s default), the
-    return-to-go goes on over a lost life.
 
     Args:
         env: The vector environment.
         target_return: The return to ask for, in the environment's units: one, or one per
             environment.
+        clip_rewards: Whether the return-to-go loses rewards clipped to [-1, 1].
 
     Raises:
         SpaceError: The observations have no flat view.
@@ -43,16 +42,21 @@ class ReturnToGoVecEnv(ReturnToGo, VecEnvWrapper):
 
     wraps: ClassVar[type[Any]] = VecEnv
 
-    def __init__(self, env: VecEnv, target_return: TargetReturn) -> None:
-        self._tracker = ReturnTracker(env.num_envs, target_return)
+    def __init__(
+        self, env: VecEnv, target_return: TargetReturn, clip_rewards: bool = False
+    ) -> None:
+        self._tracker = ReturnTracker(env.num_envs, target_return, clip_rewards)
         super().__init__(env, conditioned_space(env.observation_space))
         self._reward_source = _innermost_normalizer(env)
-        self._ends_on_lost_life = np.array(env.env_is_wrapped(EpisodicLifeEnv))
+        self._may_lose_lives = np.array(env.env_is_wrapped(EpisodicLifeEnv))
+        has_attr = getattr(env, "has_attr", None)  # Stable-Baselines3 2.4 has none
+        if has_attr is not None and has_attr("was_real_done"):
+            self._may_lose_lives[:] = True
 
     def reset(self) -> Any:
-        """Start an episode in every environment, with the whole target to go."""
+        """Start an episode in every environment, with the whole target unless a game goes on."""
         observations = self.venv.reset()
-        self._tracker.start()
+        self._tracker.start(self._truly_ended(np.ones(self.num_envs, dtype=np.bool_)))
         return self._with_returns_to_go(observations)
 
     def step_wait(self) -> Any:
@@ -72,7 +76,7 @@ class ReturnToGoVecEnv(ReturnToGo, VecEnvWrapper):
 
     def _truly_ended(self, dones: NDArray[Any]) -> NDArray[np.bool_]:
         ended = np.array(dones, dtype=np.bool_)
-        doubtful = np.flatnonzero(ended & self._ends_on_lost_life)
+        doubtful = np.flatnonzero(ended & self._may_lose_lives)
         if len(doubtful):
             ended[doubtful] = self.venv.get_attr("was_real_done", indices=doubtful.tolist())
         return ended

@@ -1,0 +1,179 @@
+"""Where a model acts and what for."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from numbers import Real
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_dmamba.atari import ATARI_ID
+from sb3_dmamba.data import DatasetInfo
+from sb3_dmamba.environments.making import Environment, conditions_itself, set_target_return, wrap
+from sb3_dmamba.errors import ConfigError, DatasetError, UnknownTaskError
+from sb3_dmamba.tasks import ReferenceScores, Task, get_reference_scores
+
+__all__ = ["Surroundings"]
+
+_DEFAULT_TARGET_QUANTILES = (0.5, 0.9, 1.0)
+
+
+class Surroundings:
+    """Where a model acts and what for: what the user gave, else its task's, else its dataset's.
+
+    Nothing is made before it is needed.
+
+    Args:
+        given: Environment that the user passed.
+        task: The model's task.
+    """
+
+    def __init__(self, given: Environment | None, task: Task | None) -> None:
+        self.given = given
+        self.task = task
+        self.dataset = DatasetInfo()
+        self._target_return: float | None = None
+        self._venv: VecEnv | None = None
+
+    def remember(self, dataset: DatasetInfo) -> None:
+        """Note what the model was fitted to; where and for what it acts may depend on it.
+
+        Raises:
+            DatasetError: It is of another Atari game than the task.
+        """
+        task_game, game = _game_of(self.task), _game_of(dataset)
+        if None not in (task_game, game) and task_game != game:
+            raise DatasetError(
+                f"the dataset is of the game {dataset.env_kwargs['game']!r}, and the task "
+                f"{self.task.name!r} is not: use the task or the dataset of one game"  # type: ignore[union-attr]
+            )
+        self.dataset = dataset
+        self._venv = None
+
+    def give(self, environment: Environment | None) -> None:
+        """Act in another environment from now on; None is the task's, or the dataset's."""
+        self.given = environment
+        self._venv = None
+
+    def find(self) -> Environment | None:
+        """Return the environment to act in, not made yet; None where nobody names one."""
+        if self.given is not None:
+            return self.given
+        if self.task is not None and self.task.env_id is not None:
+            return self._task_as_recorded(self.task).make_env
+        if self.dataset.env_id is not None:
+            env_id, env_kwargs = self.dataset.env_id, self.dataset.env_kwargs
+            return Task(name=env_id, env_id=env_id, env_kwargs=env_kwargs).make_env
+        return None
+
+    def require(self) -> Environment:
+        """Return the environment to act in, not made yet.
+
+        Raises:
+            UnknownTaskError: Nobody names one.
+        """
+        environment = self.find()
+        if environment is None:
+            raise UnknownTaskError(
+                "neither the task nor the dataset names an environment: pass one with env=, or "
+                "model.set_env"
+            )
+        return environment
+
+    def make(self) -> VecEnv | None:
+        """Return the environment to act in, made at the first call; None where nobody names one.
+
+        Raises:
+            UnknownTaskError: The environment is not known here.
+            MissingDependencyError: Its package is not installed.
+            ConfigError: No target return is known.
+        """
+        environment = self.find()
+        if self._venv is None and environment is not None:
+            target = np.nan if conditions_itself(environment) else self.target_return
+            self._venv = wrap(environment, target, self.clip_rewards)
+        return self._venv
+
+    @property
+    def clip_rewards(self) -> bool:
+        """Whether the return-to-go counts clipped rewards: as in the dataset, else as the task."""
+        if self.dataset.clip_rewards is not None:
+            return self.dataset.clip_rewards
+        return self.task is not None and self.task.clip_rewards
+
+    @property
+    def target_return(self) -> float:
+        """Return asked for at the start of an episode; may be set, or set to None.
+
+        By default the highest of the task's targets that the dataset has reached (else the
+        lowest), or without a task the dataset's best return.
+        """
+        if self._target_return is not None:
+            return self._target_return
+        best = self.dataset.returns.max(initial=-np.inf)
+        if self.task is not None and self.task.target_returns:
+            targets = sorted(self.task.target_returns)
+            return max((target for target in targets if target <= best), default=targets[0])
+        if not np.isfinite(best):
+            raise _no_target_is_known()
+        return float(best)
+
+    @target_return.setter
+    def target_return(self, value: float | None) -> None:
+        self._target_return = None if value is None else _as_finite(value)
+        if self._venv is not None:
+            set_target_return(self._venv, self.target_return)
+
+    @property
+    def given_target_return(self) -> float | None:
+        """The target return that was set, if one was."""
+        return self._target_return
+
+    def target_returns(self) -> tuple[float, ...]:
+        """Return the targets worth asking for: the task's, or quantiles of the dataset's returns.
+
+        Raises:
+            ConfigError: There is neither.
+        """
+        if self.task is not None and self.task.target_returns:
+            return self.task.target_returns
+        if not len(self.dataset.returns):
+            raise _no_target_is_known()
+        quantiles = np.quantile(self.dataset.returns, _DEFAULT_TARGET_QUANTILES)
+        return tuple(dict.fromkeys(float(f"{target:.4g}") for target in quantiles))
+
+    def reference_scores(self) -> ReferenceScores | None:
+        """Return what scores are normalised by; an environment that was given has none."""
+        if self.given is not None:
+            return None
+        if self.task is not None and self.task.reference is not None:
+            return self.task.reference
+        return get_reference_scores(self.dataset.env_id or "")
+
+    def _task_as_recorded(self, task: Task) -> Task:
+        """Return the task; an Atari game with the sticky actions and so on of the dataset."""
+        if not task.env_id == self.dataset.env_id == ATARI_ID:
+            return task
+        return dataclasses.replace(task, env_kwargs={**task.env_kwargs, **self.dataset.env_kwargs})
+
+
+def _as_finite(value: Any) -> float:
+    if not isinstance(value, Real) or not math.isfinite(value):
+        raise ConfigError(f"target_return={value!r}: give a finite number")
+    return float(value)
+
+
+def _no_target_is_known() -> ConfigError:
+    return ConfigError(
+        "no target return is known, neither from the task nor from a dataset: pass one, or "
+        "set model.target_return"
+    )
+
+
+def _game_of(described: Task | DatasetInfo | None) -> str | None:
+    if described is None or described.env_id != ATARI_ID:
+        return None
+    return str(described.env_kwargs.get("game")).replace("_", "").lower()
