@@ -5,6 +5,7 @@ from sb3_dmamba.data.load import load_trajectories
 from sb3_dmamba.data.returns import compute_returns, compute_returns_to_go
 from sb3_dmamba.data.spaces import check_action_space, flat_space, flatten_observation
 from sb3_dmamba.data.statistics import ObservationStatistics, compute_observation_statistics
+from sb3_dmamba.data.store import TrajectoriesWriter
 from sb3_dmamba.data.summary import Spread, TrajectoriesSummary
 from sb3_dmamba.data.trajectories import Episode, Trajectories
 from sb3_dmamba.data.windows import WindowBatch, WindowSampler
@@ -16,6 +17,7 @@ __all__ = [
     "Spread",
     "Trajectories",
     "TrajectoriesSummary",
+    "TrajectoriesWriter",
     "WindowBatch",
     "WindowSampler",
     "check_action_space",

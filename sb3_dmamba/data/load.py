@@ -11,19 +11,32 @@ from typing import Any
 
 from sb3_dmamba.data.sources import SOURCES
 from sb3_dmamba.data.trajectories import Trajectories
+from sb3_dmamba.data.transforms import check_transform, transform
 from sb3_dmamba.errors import DatasetError
 
 __all__ = ["load_trajectories"]
 
 
-def load_trajectories(source: Any, **options: Any) -> Trajectories:
+def load_trajectories(
+    source: Any,
+    *,
+    reward_mode: str = "dense",
+    top_fraction: float | None = None,
+    **options: Any,
+) -> Trajectories:
     """Load a dataset.
 
     Args:
         source: A Minari id, a ``MinariDataset`` or a Minari folder; a dict of flat arrays with
-            D4RL's keys or Gymnasium's; or ``Trajectories``, which come back as they are.
+            D4RL's keys or Gymnasium's; a folder that ``Trajectories.save`` wrote; or
+            ``Trajectories``, which come back as they are.
+        reward_mode: ``"dense"``, the rewards as they are, or ``"delayed"``, as
+            :meth:`Trajectories.with_delayed_rewards` has them.
+        top_fraction: Keep only the episodes with the largest returns, this fraction of their
+            number, as :meth:`Trajectories.take_top` does; None keeps all.
         options: What the kind of source takes besides: for a dict of flat arrays
-            ``observation_space``, ``action_space``, ``env_id``, ``env_kwargs`` and ``name``.
+            ``observation_space``, ``action_space``, ``env_id``, ``env_kwargs`` and ``name``; for
+            a store ``verify``.
 
     Returns:
         The episodes.
@@ -32,7 +45,13 @@ def load_trajectories(source: Any, **options: Any) -> Trajectories:
         DatasetError: The source is of no known kind, missing or malformed, or does not take an
             option.
         SpaceError: Its spaces cannot be learnt.
+        ConfigError: ``reward_mode`` is unknown, or ``top_fraction`` not in (0, 1].
     """
+    check_transform(reward_mode, top_fraction)  # before what may take long
+    return transform(_load(source, options), reward_mode, top_fraction)
+
+
+def _load(source: Any, options: dict[str, Any]) -> Trajectories:
     if isinstance(source, Trajectories):
         _check_options(options, [], "Trajectories")
         return source

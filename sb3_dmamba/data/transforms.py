@@ -19,7 +19,7 @@ from sb3_dmamba.errors import ConfigError
 if TYPE_CHECKING:
     from sb3_dmamba.data.trajectories import Trajectories
 
-__all__ = ["REWARD_MODES", "Transforms", "assemble", "select", "transform"]
+__all__ = ["REWARD_MODES", "Transforms", "assemble", "check_transform", "select", "transform"]
 
 REWARD_MODES = ("dense", "delayed")
 
@@ -47,11 +47,12 @@ class Transforms:
 
         Source: Chen et al. 2021 (arXiv:2106.01345), section 5.1, where the fraction is of steps.
         """
+        _check_fraction("fraction", fraction)
         best = _find_best(self.returns, fraction)
         if len(best) == len(self):
             return self
         chosen = self[best]
-        return replace(chosen, source=_describe(self, f"best {fraction:.4%} of episodes"))
+        return replace(chosen, source=_describe(self, f"the best {100 * fraction:g}% of episodes"))
 
     def with_delayed_rewards(self: Trajectories) -> Trajectories:  # type: ignore[misc]
         """Return the episodes with each one's return as the reward of its last step, zeros before.
@@ -70,25 +71,30 @@ class Transforms:
         return replace(self, rewards=delayed, source=_describe(self, "delayed rewards"))
 
 
+def check_transform(reward_mode: str, top_fraction: float | None) -> None:
+    """Raise ConfigError unless :func:`transform` knows what to do."""
+    if reward_mode not in REWARD_MODES:
+        raise ConfigError(f"reward_mode={reward_mode!r}: choose 'dense' or 'delayed'")
+    if top_fraction is not None:
+        _check_fraction("top_fraction", top_fraction)
+
+
 def transform(
     trajectories: Trajectories, reward_mode: str = "dense", top_fraction: float | None = None
 ) -> Trajectories:
-    """Do to a dataset what the options of ``load_trajectories`` ask for.
-
-    Raises:
-        ConfigError: ``reward_mode`` is unknown, or ``top_fraction`` out of its range.
-    """
-    if reward_mode not in REWARD_MODES:
-        raise ConfigError(f"reward_mode={reward_mode!r}: choose 'dense' or 'delayed'")
+    """Do to a dataset what the options of ``load_trajectories`` ask for."""
     if top_fraction is not None:
         trajectories = trajectories.take_top(top_fraction)
     return trajectories.with_delayed_rewards() if reward_mode == "delayed" else trajectories
 
 
-def _find_best(returns: Float64[ndarray, "E"], fraction: float) -> Int64[ndarray, "n"]:
+def _check_fraction(name: str, fraction: float) -> None:
     is_number = isinstance(fraction, (int, float, np.number)) and not isinstance(fraction, bool)
     if not is_number or not 0 < fraction <= 1:
-        raise ConfigError(f"fraction={fraction!r}: give a number above 0 and up to 1")
+        raise ConfigError(f"{name}={fraction!r}: give a number above 0 and up to 1")
+
+
+def _find_best(returns: Float64[ndarray, "E"], fraction: float) -> Int64[ndarray, "n"]:
     exact = fraction * len(returns)  # 0.29 * 100 is 28.999999999999996
     count = max(1, math.floor(exact * (1 + 1e-12)))
     return np.sort(np.argsort(-returns, kind="stable")[:count])
