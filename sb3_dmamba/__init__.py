@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sb3_dmamba.config import DecisionMambaConfig as DecisionMambaConfig
     from sb3_dmamba.data import Trajectories as Trajectories
     from sb3_dmamba.data import load_trajectories as load_trajectories
+    from sb3_dmamba.data.collect import collect as collect
     from sb3_dmamba.evaluation import EvaluationReport as EvaluationReport
     from sb3_dmamba.evaluation import ReturnToGo as ReturnToGo
     from sb3_dmamba.tasks import list_tasks as list_tasks
@@ -27,6 +28,7 @@ _HOMES = {
     "EvaluationReport": "evaluation",
     "ReturnToGo": "evaluation",
     "Trajectories": "data",
+    "collect": "data.collect",
     "list_tasks": "tasks",
     "load_trajectories": "data",
 }
@@ -38,6 +40,7 @@ __all__ = [
     "ReturnToGo",
     "Trajectories",
     "__version__",
+    "collect",
     "list_tasks",
     "load_trajectories",
 ]

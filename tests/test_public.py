@@ -17,6 +17,7 @@ from sb3_dmamba import (
     EvaluationReport,
     ReturnToGo,
     Trajectories,
+    collect,
     errors,
     list_tasks,
     load_trajectories,
@@ -29,6 +30,7 @@ NAMES = [
     "ReturnToGo",
     "Trajectories",
     "__version__",
+    "collect",
     "list_tasks",
     "load_trajectories",
 ]
@@ -97,6 +99,12 @@ def test_names() -> None:
         (DecisionMamba.get_env, "self"),
         (DecisionMamba.set_env, "self, env, force_reset=True"),
         (load_trajectories, "source, **options"),
+        (
+            collect,
+            "policy, env, n_steps, *, deterministic=False, seed=None, n_envs=1, env_id=None, "
+            "env_kwargs=None, frame_stack=1, folder=None, overwrite=False, progress_bar=False, "
+            "name=None",
+        ),
         (list_tasks, ""),
         (EvaluationReport.to_pandas, "self"),
         (EvaluationReport.plot, "self, path=None, ax=None"),

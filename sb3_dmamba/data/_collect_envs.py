@@ -1,0 +1,295 @@
+"""Environments of every kind as one: batches in, batches out, both kinds of end told apart."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import VectorEnv, VectorWrapper
+from gymnasium.vector.utils import concatenate, create_empty_array
+from jaxtyping import Bool, Float64
+from numpy import ndarray
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
+
+from sb3_dmamba.errors import ConfigError, DatasetError
+
+__all__ = ["Envs", "Opened", "Stepped", "open_envs"]
+
+# Wrappers that leave observations, actions and rewards as they are, or that are undone here.
+_HARMLESS = ("Monitor", "ReturnToGoEnv", "RecordEpisodeStatistics", "RecordVideo")
+_HARMLESS_VECTOR = ("VecNormalize", "VecMonitor", "VecCheckNan", "ReturnToGoVecEnv")
+_OF_VECTORS = ("num_envs", "vectorization_mode", "vector_kwargs", "wrappers", "render_mode")
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """What a step of n environments returned.
+
+    Args:
+        observations: What the policy sees next, batched as the space has it; after an end, of the
+            new episode (or, where ``resets`` says so, of the old one).
+        rewards: In the environment's units, (n,).
+        terminated: Whether the environment ended the episode, (n,).
+        truncated: Whether a limit did, (n,).
+        resets: Where the next step will only reset, (n,).
+    """
+
+    observations: Any
+    rewards: Float64[ndarray, "n"]
+    terminated: Bool[ndarray, "n"]
+    truncated: Bool[ndarray, "n"]
+    resets: Bool[ndarray, "n"]
+
+
+class Envs(Protocol):
+    """What the collector needs of n environments; spaces are those of one."""
+
+    n: int
+    observation_space: spaces.Space[Any]
+    action_space: spaces.Space[Any]
+
+    def reset(self, seed: int | None) -> Any:
+        """Start an episode in every environment; the seeds are ``seed``, ``seed + 1``, ..."""
+
+    def step(self, actions: ndarray) -> Stepped:
+        """Step every environment."""
+
+
+class GymEnvs:
+    """Environments that are stepped one after the other; each ends and resets in one step."""
+
+    def __init__(self, envs: list[gym.Env[Any, Any]]) -> None:
+        self.n = len(envs)
+        self.observation_space = envs[0].observation_space
+        self.action_space = envs[0].action_space
+        self._envs = envs
+
+    def reset(self, seed: int | None) -> Any:
+        seeds = [None if seed is None else seed + index for index in range(self.n)]
+        return self._join(
+            [env.reset(seed=each)[0] for env, each in zip(self._envs, seeds, strict=True)]
+        )
+
+    def step(self, actions: ndarray) -> Stepped:
+        shown, rewards = [], np.zeros(self.n)
+        ends = np.zeros((2, self.n), dtype=bool)
+        for index, env in enumerate(self._envs):
+            observation, reward, *flags, _ = env.step(actions[index])
+            rewards[index], ends[:, index] = float(reward), flags
+            shown.append(env.reset()[0] if any(flags) else observation)
+        return Stepped(self._join(shown), rewards, ends[0], ends[1], np.zeros(self.n, dtype=bool))
+
+    def _join(self, observations: list[Any]) -> Any:
+        empty = create_empty_array(self.observation_space, self.n)
+        return concatenate(self.observation_space, observations, empty)
+
+
+class GymVectorEnvs:
+    """A Gymnasium vector environment, whichever way it resets."""
+
+    def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
+        self.n = env.num_envs
+        self.observation_space = env.single_observation_space
+        self.action_space = env.single_action_space
+        self._env = env
+        # gymnasium 1.0 has no AutoresetMode and always resets on the next step
+        mode = env.metadata.get("autoreset_mode")
+        self._mode = "NextStep" if mode is None else str(getattr(mode, "value", mode))
+
+    def reset(self, seed: int | None) -> Any:
+        return self._env.reset(seed=seed)[0]
+
+    def step(self, actions: ndarray) -> Stepped:
+        observations, rewards, terminated, truncated, _ = self._env.step(actions)
+        ended = np.logical_or(terminated, truncated)
+        if self._mode == "Disabled" and ended.any():
+            observations, _ = self._env.reset(options={"reset_mask": ended.copy()})
+        resets = ended if self._mode == "NextStep" else np.zeros_like(ended)
+        return Stepped(
+            observations,
+            np.asarray(rewards, np.float64),
+            terminated.copy(),
+            truncated.copy(),
+            resets,
+        )
+
+
+class SB3Envs:
+    """A Stable-Baselines3 vector environment."""
+
+    def __init__(self, env: VecEnv) -> None:
+        self.n = env.num_envs
+        self.observation_space = env.observation_space
+        self.action_space = env.action_space
+        self._env = env
+        self._normalize = find_vec_normalize(env)
+
+    def reset(self, seed: int | None) -> Any:
+        if seed is not None:
+            self._env.seed(seed)
+        return self._env.reset()
+
+    def step(self, actions: ndarray) -> Stepped:
+        observations, rewards, done, infos = self._env.step(actions)
+        if self._normalize is not None:
+            rewards = self._normalize.get_original_reward()
+        done = np.asarray(done, dtype=bool)
+        limit = np.array([bool(info.get("TimeLimit.truncated", False)) for info in infos])
+        return Stepped(
+            observations,
+            np.asarray(rewards, np.float64),
+            done & ~limit,
+            done & limit,
+            resets=np.zeros(self.n, dtype=bool),
+        )
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Environments, what they are called, and how to read what is to be recorded.
+
+    Args:
+        envs: The environments.
+        recorded_space: Space of the observations to record.
+        read: Makes them of what the policy sees.
+        env_id: What ``gymnasium.make`` takes, if it is known.
+        env_kwargs: Its other arguments.
+    """
+
+    envs: Envs
+    recorded_space: spaces.Space[Any]
+    read: Callable[[Any], Any]
+    env_id: str | None = None
+    env_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+@contextlib.contextmanager
+def open_envs(env: Any, n_envs: int, env_kwargs: Mapping[str, Any] | None) -> Iterator[Opened]:
+    """Make what is not made yet (and close that at the end), and adapt the rest.
+
+    Raises:
+        ConfigError: ``env`` is nothing of the kind, or cannot be made ``n_envs`` times.
+        DatasetError: The environment's own observations cannot be told from normalised ones.
+    """
+    is_made = isinstance(env, (gym.Env, VectorEnv, VecEnv))
+    if is_made and n_envs != 1:
+        raise ConfigError(
+            f"n_envs={n_envs} and an environment that is made already: give its id, or a function "
+            f"that makes one"
+        )
+    if is_made:
+        with _statistics_kept(env):
+            yield _adapt(env)
+        return
+    if not isinstance(env, str) and not callable(env):
+        raise ConfigError(
+            f"env={env!r}: give a Gymnasium id, an environment (one, or a Gymnasium or "
+            f"Stable-Baselines3 vector), or a function that makes one"
+        )
+    made: list[Any] = []
+    try:
+        for _ in range(n_envs):
+            made.append(gym.make(env, **(env_kwargs or {})) if isinstance(env, str) else env())
+            if not isinstance(made[-1], gym.Env) or any(made[-1] is each for each in made[:-1]):
+                raise ConfigError(
+                    f"env() returned {made[-1]!r}: it must make a new gymnasium.Env at each call"
+                )
+        named = (env, dict(env_kwargs or {})) if isinstance(env, str) else None
+        yield _condition_free(GymEnvs(made), named or describe_environment(made[0]))
+    finally:
+        for each in made:
+            each.close()
+
+
+def _adapt(env: gym.Env[Any, Any] | VectorEnv[Any, Any, Any] | VecEnv) -> Opened:
+    named = describe_environment(env)
+    if isinstance(env, gym.Env):
+        return _condition_free(GymEnvs([env]), named)
+    if isinstance(env, VectorEnv):
+        return _condition_free(GymVectorEnvs(env), named)
+    opened = _condition_free(SB3Envs(env), named)
+    normalize = find_vec_normalize(env)
+    if normalize is None:
+        return opened
+    original = normalize.venv.observation_space
+    if original.shape != opened.recorded_space.shape or type(original) is not type(
+        opened.recorded_space
+    ):
+        raise DatasetError(
+            f"VecNormalize sees observations of {original}, and the policy "
+            f"{opened.recorded_space}: "
+            f"put VecNormalize outside the wrappers that change observations, so that what it "
+            f"normalises can be recorded"
+        )
+    return Opened(opened.envs, original, lambda _: normalize.get_original_obs(), *named)
+
+
+def _condition_free(envs: Envs, named: tuple[str | None, dict[str, Any]]) -> Opened:
+    """Leave the return-to-go, which a wrapper has added to the observations, unrecorded."""
+    space = envs.observation_space
+    if isinstance(space, spaces.Dict) and set(space.spaces) == {"observation", "return_to_go"}:
+        return Opened(envs, space["observation"], lambda seen: seen["observation"], *named)
+    return Opened(envs, space, lambda seen: seen, *named)
+
+
+@contextlib.contextmanager
+def _statistics_kept(env: Any) -> Iterator[None]:
+    """Let a VecNormalize normalise by what it knows, and learn nothing."""
+    normalize = find_vec_normalize(env)
+    if normalize is None:
+        yield
+        return
+    training, normalize.training = normalize.training, False
+    try:
+        yield
+    finally:
+        normalize.training = training
+
+
+def find_vec_normalize(env: Any) -> VecNormalize | None:
+    """Return the VecNormalize among an environment's wrappers."""
+    while isinstance(env, VecEnvWrapper):
+        if isinstance(env, VecNormalize):
+            return env
+        env = env.venv
+    return None
+
+
+def describe_environment(env: Any) -> tuple[str | None, dict[str, Any]]:
+    """Return what ``gymnasium.make`` takes to make it again, or None where that is unknown.
+
+    It is unknown where a wrapper may change what is observed, done or paid.
+    """
+    while isinstance(env, VecEnvWrapper):
+        if type(env).__name__ not in _HARMLESS_VECTOR:
+            return None, {}
+        env = env.venv
+    if isinstance(env, VectorWrapper):
+        return None, {}
+    try:
+        spec = env.get_attr("spec", 0)[0] if isinstance(env, VecEnv) else env.spec
+    except (AttributeError, TypeError, ValueError, EOFError):  # a wrapper that cannot be recorded
+        return None, {}
+    if spec is None or any(each.name not in _HARMLESS for each in spec.additional_wrappers):
+        return None, {}
+    kwargs = {key: value for key, value in spec.kwargs.items() if key not in _OF_VECTORS}
+    registered = gym.registry.get(spec.id)
+    if spec.max_episode_steps != getattr(registered, "max_episode_steps", None):
+        kwargs["max_episode_steps"] = spec.max_episode_steps
+    try:
+        json.dumps(kwargs)
+    except (TypeError, ValueError):
+        return None, {}
+    package = (
+        spec.entry_point.partition(":")[0].partition(".")[0]
+        if isinstance(spec.entry_point, str)
+        else "gymnasium"
+    )
+    # gymnasium.make imports what stands before a colon: the package that registers the id
+    return (spec.id if package == "gymnasium" else f"{package}:{spec.id}"), kwargs
