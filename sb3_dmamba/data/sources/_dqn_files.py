@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import re
+import tokenize
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -134,7 +135,7 @@ class MemberReader:
                     (2, 0): np.lib.format.read_array_header_2_0,
                 }[version]
                 shape, fortran_order, dtype = read(self._file)
-            except (ValueError, KeyError) as error:
+            except (ValueError, KeyError, SyntaxError, tokenize.TokenError) as error:
                 raise self._error(f"it is no array as np.save writes it ({error})") from error
         if fortran_order and len(shape) > 1:
             raise self._error("its array is in Fortran order, which cannot be read row by row")

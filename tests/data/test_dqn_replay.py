@@ -1,0 +1,533 @@
+"""The Atari DQN replay: what is read, what is left out, and what is said of damaged files."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from sb3_dmamba.data import Trajectories, _collecting, load_trajectories
+from sb3_dmamba.data.sources import _dqn_episodes
+from sb3_dmamba.data.sources._dqn_games import N_ACTIONS, canonical_game
+from sb3_dmamba.errors import ConfigError, DatasetError
+from tests.data.dqn_files import FRAME, Played, Recorder, member_path, write_member
+
+LENGTHS = [5, 9, 1, 14, 3, 8, 12, 6]
+
+
+def _record(
+    folder: Path, lengths: Sequence[int] = LENGTHS, capacity: int = 20, log_at: int = 0
+) -> list[Played]:
+    recorder = Recorder(folder, capacity, log_at)
+    played = [Played.random(length, seed) for seed, length in enumerate(lengths)]
+    for episode in played:
+        recorder.play(episode)
+    return played
+
+
+def _assert_equal(data: Trajectories, played: Sequence[Played]) -> None:
+    assert data.lengths.tolist() == [len(episode.actions) for episode in played]
+    for found, expected in zip(data, played, strict=True):
+        np.testing.assert_array_equal(found.observations, expected.observations)
+        np.testing.assert_array_equal(found.actions, expected.actions)
+        np.testing.assert_array_equal(found.rewards, expected.rewards)
+        assert (found.terminated, found.truncated) == (expected.terminated, False)
+
+
+def _cut(episode: Played, start: int, stop: int, terminated: bool = False) -> Played:
+    steps = slice(start, stop)
+    return Played(
+        episode.observations[steps], episode.actions[steps], episode.rewards[steps], terminated
+    )
+
+
+@pytest.fixture
+def logs(tmp_path: Path) -> Path:
+    return tmp_path / "Breakout" / "1" / "replay_logs"
+
+
+# Rows: 3 blank + steps each, 82 in all: four files of 20 rows, and 2 rows that never come.
+@pytest.mark.parametrize("capacity", [20, 41, 82])
+@pytest.mark.parametrize("late_row", [False, True], ids=["whole", "Dopamine's last row"])
+def test_every_step_comes_back(logs: Path, capacity: int, late_row: bool) -> None:
+    played = _record(logs, capacity=capacity, log_at=capacity - 1 if late_row else 0)
+    data = load_trajectories(logs)
+    read = 82 // capacity * capacity - late_row
+    if capacity == 20 and late_row:
+        read = 79
+    expected, row = [], 0
+    for episode in played:
+        row += 3
+        there = min(max(read - row, 0), len(episode.actions))
+        whole = there == len(episode.actions)
+        if there:
+            expected.append(_cut(episode, 0, there, terminated=whole))
+        row += len(episode.actions)
+    _assert_equal(data, expected)
+
+
+def test_what_it_says_of_itself(logs: Path) -> None:
+    _record(logs)
+    data = load_trajectories(logs.parents[1])
+    assert data.observation_space == spaces.Box(0, 255, (4, *FRAME), np.uint8)
+    assert (data.action_space, data.frame_stack) == (spaces.Discrete(4), 4)
+    assert data.observations.dtype == np.uint8
+    assert data.source == "dqn-replay:Breakout/1 (4 checkpoints, 0 to 3)"
+    assert data.env_id == "sb3_dmamba:sb3_dmamba/Atari-v0"
+    assert data.env_kwargs == {
+        "game": "Breakout",
+        "sticky_actions": 0.25,
+        "frame_skip": 4,
+        "terminal_on_life_loss": False,
+        "frame_stack": 4,
+        "noop_max": 30,
+    }
+
+
+def test_settings_beside_the_data(logs: Path) -> None:
+    _record(logs)
+    info = logs.parent / "info.json"
+    info.write_text(json.dumps({"sticky_actions": 0.0, "frame_skip": 3, "else": [1]}))
+    kwargs = load_trajectories(logs.parent).env_kwargs
+    assert (kwargs["sticky_actions"], kwargs["frame_skip"]) == (0.0, 3)
+    for text, message in (
+        ("{", "as JSON"),
+        ("[]", "no JSON object"),
+        ('{"frame_skip": "4"}', "'4'"),
+    ):
+        info.write_text(text)
+        with pytest.raises(DatasetError, match=rf"info\.json.*{message}"):
+            load_trajectories(logs.parent)
+
+
+def test_square_frames_of_another_size(logs: Path) -> None:
+    _record(logs)
+    for number in range(4):
+        write_member(logs, "observation", number, np.ones((20, 40, 40), np.uint8))
+    assert load_trajectories(logs).env_kwargs["screen_size"] == 40
+
+
+def test_single_frames_as_observations(logs: Path) -> None:
+    played = _record(logs)
+    data = load_trajectories(logs, frame_stack=1)
+    assert data.observation_space.shape == FRAME
+    np.testing.assert_array_equal(data[0].observations, played[0].observations)
+
+
+def test_rewards_are_clipped(logs: Path) -> None:
+    _record(logs)
+    rewards = np.linspace(-4, 4, 20)
+    rewards[[0, 1, 2, 8, 9, 10]] = 0  # blank rows
+    write_member(logs, "reward", 0, rewards)
+    data = load_trajectories(logs, checkpoints=[0])
+    assert data.rewards.dtype == np.float32
+    rows = np.r_[3:8, 11:20]
+    np.testing.assert_allclose(data.rewards, np.clip(rewards, -1, 1)[rows], rtol=1e-6)
+
+
+def test_black_screens_are_steps(logs: Path) -> None:
+    """Only the three rows before an episode are left out: the game may show nothing."""
+    episode = Played.random(9, 0)
+    for array in (episode.observations, episode.actions, episode.rewards):
+        array[:2] = 0
+        array[4:8] = 0
+    recorder = Recorder(logs, 24)
+    recorder.play(episode)
+    recorder.play(episode)
+    _assert_equal(load_trajectories(logs), [episode, episode])
+
+
+class TestEpisodesThatStraddleFiles:
+    """Rows 27 to 40 are episode 3 and 40 begins file 2; the padding of episode 6 is 58 to 60."""
+
+    def test_without_the_file_before(self, logs: Path) -> None:
+        played = _record(logs)
+        _assert_equal(load_trajectories(logs, checkpoints=[2]), [played[4], played[5]])
+        kept = load_trajectories(logs, checkpoints=[2], keep_headless=True)
+        tail = _cut(played[3], 13, 14, terminated=True)
+        _assert_equal(kept, [tail, played[4], played[5]])
+
+    def test_across_a_file_that_is_not_there(self, logs: Path) -> None:
+        played = _record(logs)
+        data = load_trajectories(logs, checkpoints=[1, 3])
+        # File 3 begins with the last blank row of episode 6's, so its beginning is there.
+        _assert_equal(data, [played[2], _cut(played[3], 0, 13), played[6], _cut(played[7], 0, 4)])
+        assert data.cut.tolist() == [False, True, False, True]
+
+    def test_without_counters(self, logs: Path) -> None:
+        played = _record(logs)
+        for path in logs.glob("add_count*"):
+            path.unlink()
+        _assert_equal(load_trajectories(logs), [*played[:7], _cut(played[7], 0, 4)])
+
+    def test_rows_that_two_files_have_come_once(self, logs: Path) -> None:
+        recorder = Recorder(logs, 40, log_at=-1)
+        played = [Played.random(length, seed) for seed, length in enumerate([9, 20, 4, 11])]
+        for episode in played:
+            recorder.play(episode)
+            recorder.write()  # after 12, 35, 42 and 56 rows
+        _assert_equal(load_trajectories(logs), played)
+
+    def test_a_replay_that_was_begun_again(self, logs: Path) -> None:
+        first, second = Played.random(9, 0), Played.random(7, 1)
+        for number, episode in enumerate((first, second)):
+            recorder = Recorder(logs, 20, log_at=-1, number=number)
+            recorder.play(episode)
+            recorder.write()
+        _assert_equal(load_trajectories(logs), [first, second])
+
+    def test_rows_that_no_file_has(self, logs: Path) -> None:
+        recorder = Recorder(logs, 10, log_at=-1)
+        played = [Played.random(length, seed) for seed, length in enumerate([4, 30])]
+        for episode in played:
+            recorder.play(episode)
+            recorder.write()  # the last ten rows of the long one are in its file
+        _assert_equal(load_trajectories(logs), [played[0]])
+        tail = _cut(played[1], 20, 30, terminated=True)
+        _assert_equal(load_trajectories(logs, keep_headless=True), [played[0], tail])
+
+
+class TestRecipe:
+    def test_visits(self, logs: Path) -> None:
+        """Each visit takes the next whole episodes of a file; halves are left out."""
+        recorder = Recorder(logs, 100)
+        played = [Played.random(7 + seed % 3, seed) for seed in range(60)]
+        for episode in played:
+            recorder.play(episode)
+        assert recorder.number == 6
+        inside: dict[int, list[Played]] = {number: [] for number in range(6)}
+        row = 0
+        for episode in played:
+            first, row = row, row + 3 + len(episode.actions)
+            # Without a blank row before it, nobody can tell that an episode begins with a file.
+            if (first + 2) // 100 == (row - 1) // 100 and row <= 600:
+                inside[(first + 2) // 100].append(episode)
+        data = load_trajectories(logs, n_buffers=4, trajectories_per_buffer=2, n_steps=100, seed=7)
+        order = np.random.RandomState(7)
+        expected: list[Played] = []
+        queues = {number: list(inside[number]) for number in (2, 3, 4, 5)}
+        while sum(len(episode.actions) for episode in expected) < 100:
+            queue = queues[int(order.choice(np.arange(2, 6), 1)[0])]
+            expected += [queue.pop(0) for _ in range(min(2, len(queue)))]
+        _assert_equal(data, expected)
+        assert 100 <= data.n_steps < 100 + 2 * 9
+        assert data.source == "dqn-replay:Breakout/1 (4 checkpoints, 2 to 5, 100 steps, seed 7)"
+
+    def test_only_what_is_needed_is_read(self, logs: Path) -> None:
+        """The end of the files may be missing, where the recipe never comes there."""
+        played = _record(logs, [60] * 40, capacity=1000)
+        for number in (0, 1):
+            path = member_path(logs, "observation", number)
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        data = load_trajectories(logs, trajectories_per_buffer=1, n_steps=100)
+        assert {len(episode) for episode in data} == {60}
+        found = [episode.observations.tobytes() for episode in data]
+        assert set(found) <= {episode.observations.tobytes() for episode in played}
+
+    def test_a_last_row_that_is_older_than_the_first(self, logs: Path) -> None:
+        """In file order: what is behind the newest row belongs to the pass before."""
+        recorder = Recorder(logs, 20, log_at=14)
+        played = [Played.random(6, seed) for seed in range(8)]  # rows 9 k + 3 to 9 k + 8
+        for episode in played:
+            recorder.play(episode)
+        # File 1 has rows 20 to 33 and behind them 14 to 19: the end of one episode must not become
+        # that of another.
+        data = load_trajectories(logs, checkpoints=[1], n_steps=6, trajectories_per_buffer=9)
+        _assert_equal(data, [played[2]])
+        with pytest.raises(DatasetError, match="have 6 steps"):
+            load_trajectories(logs, checkpoints=[1], n_steps=7)
+
+    def test_too_few_steps(self, logs: Path) -> None:
+        _record(logs)
+        with pytest.raises(DatasetError, match=r"80 rows and n_steps=81 were asked for"):
+            load_trajectories(logs, n_steps=81)
+        with pytest.raises(DatasetError, match=r"have 38 steps in whole episodes and n_steps=70"):
+            load_trajectories(logs, n_steps=70)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"n_steps": 0}, "n_steps=0: give an integer of at least 1"),
+            ({"n_buffers": True}, "n_buffers=True"),
+            ({"seed": None}, "seed=None"),
+            ({"frame_stack": 2.0}, r"frame_stack=2\.0"),
+            ({"trajectories_per_buffer": 3}, "give n_steps too"),
+        ],
+    )
+    def test_bad_numbers(self, logs: Path, options: dict[str, Any], message: str) -> None:
+        _record(logs)
+        with pytest.raises(ConfigError, match=message):
+            load_trajectories(logs, **options)
+
+
+class TestWhereItGoes:
+    def test_into_a_store(self, logs: Path, tmp_path: Path) -> None:
+        _record(logs)
+        in_memory = load_trajectories(logs)
+        for data in (
+            load_trajectories(logs, store=tmp_path / "s"),
+            load_trajectories(tmp_path / "s"),
+        ):
+            assert isinstance(data.observations, np.memmap)
+            np.testing.assert_array_equal(data.observations, in_memory.observations)
+            np.testing.assert_array_equal(data.episode_offsets, in_memory.episode_offsets)
+            assert (data.frame_stack, data.source) == (4, in_memory.source)
+            assert (data.env_id, data.env_kwargs) == (in_memory.env_id, in_memory.env_kwargs)
+        with pytest.raises(DatasetError, match="holds a store already"):
+            load_trajectories(logs, store=tmp_path / "s")
+        again = load_trajectories(logs, store=tmp_path / "s", overwrite=True, checkpoints=[0])
+        assert again.n_steps < in_memory.n_steps
+
+    def test_a_damaged_file_leaves_no_store(self, logs: Path, tmp_path: Path) -> None:
+        _record(logs)
+        path = member_path(logs, "observation", 3)
+        path.write_bytes(path.read_bytes()[:-100])
+        with pytest.raises(DatasetError, match="cut"):
+            load_trajectories(logs, store=tmp_path / "s")
+        assert [entry.name for entry in tmp_path.iterdir()] == ["Breakout"]
+
+    def test_too_large_for_memory(
+        self, logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        _record(logs)
+        expected = load_trajectories(logs)
+        (tmp_path / "room").mkdir()
+        monkeypatch.setenv("TMPDIR", str(tmp_path / "room"))
+        monkeypatch.setattr("tempfile.tempdir", None)
+        monkeypatch.setattr(_collecting, "IN_MEMORY_BYTES", 10 * 30)
+        data = load_trajectories(logs)
+        assert isinstance(data.observations, np.memmap)
+        assert list((tmp_path / "room").iterdir()) == []  # nothing to clean up, ever
+        np.testing.assert_array_equal(data.observations, expected.observations)
+        np.testing.assert_array_equal(data.actions, expected.actions)
+        np.testing.assert_array_equal(data.lengths, expected.lengths)
+
+    def test_no_room_for_it(self, logs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        _record(logs)
+        monkeypatch.setattr(_collecting, "IN_MEMORY_BYTES", 10 * 30)
+
+        def full(*_: object, **__: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("sb3_dmamba.data.store.TrajectoriesWriter.append", full)
+        with pytest.raises(DatasetError, match=r"No space left.*pass store="):
+            load_trajectories(logs)
+
+
+def _truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-12])
+
+
+def _flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-6] ^= 0xFF  # of the checksum
+    path.write_bytes(content)
+
+
+def _replace(path: Path, array: np.ndarray) -> None:
+    with gzip.open(path, "wb") as file:
+        np.save(file, array)
+
+
+def _append(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + gzip.compress(b"more"))
+
+
+DAMAGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    "missing frames": ("observation", Path.unlink, "has no .* get the file"),
+    "missing actions": ("action", Path.unlink, "has no .* get the file"),
+    "missing rewards": ("reward", Path.unlink, "has no .* get the file"),
+    "missing ends": ("terminal", Path.unlink, "has no .* get the file"),
+    "cut frames": ("observation", _truncate, "gzip is cut or damaged after row"),
+    "cut actions": ("action", _truncate, "gzip is cut or damaged"),
+    "wrong checksum": ("observation", _flip, "gzip is cut or damaged after row 20"),
+    "empty": ("reward", lambda path: path.write_bytes(b""), "no array as np.save writes it"),
+    "no gzip": ("terminal", lambda path: path.write_bytes(b"hello" * 9), "gzip is cut or damaged"),
+    "no array": (
+        *("terminal", lambda path: path.write_bytes(gzip.compress(b"hello" * 9))),
+        "no array as np.save writes it",
+    ),
+    "more than promised": ("observation", _append, "goes on after the 20 rows"),
+    "frames of floats": (
+        *("observation", lambda path: _replace(path, np.ones((20, *FRAME), np.float32))),
+        "holds float32, where uint8 belongs",
+    ),
+    "actions of floats": (
+        *("action", lambda path: _replace(path, np.zeros(20))),
+        "holds float64, where integer or unsigned belongs",
+    ),
+    "an object": (
+        *("reward", lambda path: _replace(path, np.array([{}] * 20, dtype=object))),
+        "holds object, where",
+    ),
+    "flat frames": (
+        *("observation", lambda path: _replace(path, np.ones((20, 30), np.uint8))),
+        r"shape \(20, 30\) and not \(rows, height, width\)",
+    ),
+    "column of rewards": (
+        *("reward", lambda path: _replace(path, np.ones((20, 1)))),
+        r"shape \(20, 1\) and not \(rows,\)",
+    ),
+    "Fortran order": (
+        *("observation", lambda path: _replace(path, np.ones((20, *FRAME), np.uint8, order="F"))),
+        "Fortran order",
+    ),
+    "other frames": (
+        *("observation", lambda path: _replace(path, np.ones((20, 3, 3), np.uint8))),
+        r"frames have shape \(3, 3\) and those of checkpoint 0 \(6, 5\)",
+    ),
+    "an action too many": (
+        *("action", lambda path: _replace(path, np.full(20, 4))),
+        "row 0 holds 4, where 0 to 3 belongs",
+    ),
+    "a reward that is none": (
+        *("reward", lambda path: _replace(path, np.where(np.arange(20) == 7, np.nan, 0))),
+        "row 7 holds nan, where a finite number belongs",
+    ),
+    "an end that is none": (
+        *("terminal", lambda path: _replace(path, np.full(20, 2, np.uint8))),
+        "row 0 holds 2, where 0 or 1 belongs",
+    ),
+}
+
+
+class TestDamage:
+    @pytest.mark.parametrize("name", DAMAGE)
+    def test_names_the_file(self, logs: Path, name: str) -> None:
+        _record(logs)
+        member, damage, message = DAMAGE[name]
+        path = member_path(logs, member, 1)
+        damage(path)
+        with pytest.raises(DatasetError, match=message) as caught:
+            load_trajectories(logs)
+        assert path.name in str(caught.value)
+        assert str(path.parent) in str(caught.value)
+
+    def test_lengths_that_differ(self, logs: Path) -> None:
+        _record(logs)
+        _replace(member_path(logs, "reward", 2), np.zeros(19))
+        message = (
+            r"replay_logs: .* checkpoint 2 .*observation 20, action 20, reward 19, terminal 20"
+        )
+        with pytest.raises(DatasetError, match=message):
+            load_trajectories(logs)
+
+    def test_fewer_rows_than_promised(self, logs: Path) -> None:
+        _record(logs)
+        path = member_path(logs, "observation", 0)
+        path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:-45]))
+        with pytest.raises(DatasetError, match="header promises 20 rows and it has fewer"):
+            load_trajectories(logs)
+
+    def test_a_header_that_would_fill_the_memory(self, logs: Path) -> None:
+        _record(logs)
+        path = member_path(logs, "action", 0)
+        content = gzip.decompress(path.read_bytes())
+        path.write_bytes(gzip.compress(content.replace(b"(20,)", b"(10**12,)"[:5])))
+        with pytest.raises(DatasetError, match="no array"):
+            load_trajectories(logs)
+        huge = content.replace(b"(20,), }            ", b"(20000000000000,), }")
+        assert huge != content
+        path.write_bytes(gzip.compress(huge))
+        with pytest.raises(DatasetError, match=r"no gzip of .* bytes holds as many"):
+            load_trajectories(logs)
+
+    def test_no_end_anywhere(self, logs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        _record(logs)
+        monkeypatch.setattr(_dqn_episodes, "_LONGEST_EPISODE", 30)
+        for number in range(4):
+            _replace(member_path(logs, "terminal", number), np.zeros(20, np.uint8))
+        with pytest.raises(DatasetError, match=r"terminal_ckpt.* no episode ends in"):
+            load_trajectories(logs)
+
+    def test_a_counter_that_is_none(self, logs: Path) -> None:
+        _record(logs)
+        _replace(logs / "add_count_ckpt.0.gz", np.zeros(3, np.int64))
+        with pytest.raises(DatasetError, match=r"add_count_ckpt\.0\.gz: it has shape \(3,\)"):
+            load_trajectories(logs)
+
+    def test_nothing_whole(self, logs: Path) -> None:
+        _record(logs, [30], capacity=10)
+        with pytest.raises(DatasetError, match="there is no episode"):
+            load_trajectories(logs, checkpoints=[1])
+
+
+class TestWhere:
+    @pytest.mark.parametrize("levels", [0, 1, 2])
+    def test_any_of_the_folders(self, logs: Path, levels: int) -> None:
+        played = _record(logs)
+        folder = [logs, *logs.parents][levels]
+        _assert_equal(load_trajectories(str(folder)), [*played[:7], _cut(played[7], 0, 4)])
+
+    def test_runs(self, tmp_path: Path) -> None:
+        lengths = {1: [4, 9], 2: [6, 7], 3: [3, 10]}
+        for run, each in lengths.items():
+            _record(tmp_path / "pong" / str(run) / "replay_logs", each, capacity=19)
+        game = tmp_path / "pong"
+        assert load_trajectories(game).lengths.tolist() == [4, 9]
+        assert load_trajectories(game, run=3).lengths.tolist() == [3, 10]
+        with pytest.raises(DatasetError, match="no run 4, only runs 1, 2, 3"):
+            load_trajectories(game, run=4)
+
+    def test_a_game_that_the_folder_does_not_tell(self, tmp_path: Path) -> None:
+        _record(tmp_path / "breakoud")
+        with pytest.raises(DatasetError, match=r"'breakoud' is no game .* mean 'Breakout'"):
+            load_trajectories(tmp_path / "breakoud")
+        data = load_trajectories(tmp_path / "breakoud", game="space_invaders")
+        assert (data.env_kwargs["game"], data.action_space) == ("SpaceInvaders", spaces.Discrete(6))
+        assert data.source.startswith("dqn-replay:SpaceInvaders (4 checkpoints")
+
+    def test_checkpoints_that_are_not_there(self, logs: Path) -> None:
+        _record(logs)
+        with pytest.raises(DatasetError, match=r"checkpoints=\[9\]: .* has \[0, 1, 2, 3\]"):
+            load_trajectories(logs, checkpoints=[9])
+        with pytest.raises(DatasetError, match=r"n_buffers=5 and .* has 4 checkpoints"):
+            load_trajectories(logs, n_buffers=5)
+
+    @pytest.mark.parametrize(
+        ("name", "game"),
+        [("breakout", "Breakout"), ("Ms Pacman", "MsPacman"), ("up_n_down", "UpNDown")],
+    )
+    def test_names_of_games(self, name: str, game: str) -> None:
+        assert canonical_game(name) == game
+        assert len(N_ACTIONS) == 60
+
+
+class TestSharedReplay:
+    """The recorded replay, against the table of episodes beside it."""
+
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def table(shared_data: Path) -> list[dict[str, Any]]:
+        info = shared_data / "dqn-replay" / "Breakout" / "1" / "info.json"
+        episodes: list[dict[str, Any]] = json.loads(info.read_text())["episodes"]
+        return episodes
+
+    def test_every_episode(self, shared_data: Path, table: list[dict[str, Any]]) -> None:
+        data = load_trajectories(shared_data / "dqn-replay" / "Breakout")
+        assert data.lengths.tolist() == [episode["steps"] for episode in table]
+        assert data.returns.tolist() == [episode["return_clipped"] for episode in table]
+        assert data.terminated.tolist() == [episode["complete"] for episode in table]
+        assert data.env_kwargs["sticky_actions"] == 0.0
+        assert data.observations[data.episode_offsets[:-1]].any(axis=(1, 2)).all()
+
+    def test_recipe(self, shared_data: Path, table: list[dict[str, Any]]) -> None:
+        folder = shared_data / "dqn-replay" / "Breakout"
+        data = load_trajectories(folder, n_buffers=2, trajectories_per_buffer=2, n_steps=9000)
+        # Whole episodes of files 1 and 2: those that begin and end within rows 20,000 to 59,999.
+        inside = [
+            e["steps"]
+            for e in table
+            if e["first_row"] // 20_000 == (e["first_row"] + e["steps"] - 1) // 20_000 != 0
+        ]
+        assert set(data.lengths.tolist()) <= set(inside)
+        assert data.terminated.all()
+        assert data.n_steps >= 9000
+        again = load_trajectories(folder, n_buffers=2, trajectories_per_buffer=2, n_steps=9000)
+        np.testing.assert_array_equal(again.actions, data.actions)
