@@ -81,8 +81,8 @@ def load_arrays(
             f"vector for each of the {n_steps} rewards"
         )
     if action_space is None:
-        action_space = _infer_action_space(actions)
-    observations, flat = _flatten(source["observations"], observation_space)
+        action_space = infer_action_space(actions)
+    observations, flat = flatten_observations(source["observations"], observation_space)
     return Trajectories(
         observations=observations,
         actions=actions,
@@ -128,7 +128,9 @@ def _read_flags(
     return flags.astype(bool)
 
 
-def _flatten(observations: Any, space: spaces.Space[Any] | None) -> tuple[ndarray, spaces.Box]:
+def flatten_observations(
+    observations: Any, space: spaces.Space[Any] | None
+) -> tuple[ndarray, spaces.Box]:
     if space is not None and not isinstance(space, spaces.Box):
         flat = flat_space(space)
         try:
@@ -148,7 +150,7 @@ def _flatten(observations: Any, space: spaces.Space[Any] | None) -> tuple[ndarra
     return array, spaces.Box(-np.inf, np.inf, array.shape[1:], np.float32)
 
 
-def _infer_action_space(actions: ndarray) -> spaces.Space[Any]:
+def infer_action_space(actions: ndarray) -> spaces.Space[Any]:
     if actions.dtype.kind in "iu" and actions.ndim == 1:
         if actions.min() < 0:
             raise DatasetError(

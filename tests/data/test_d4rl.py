@@ -1,0 +1,653 @@
+"""D4RL's files, the Decision Transformer's pickles, and D4RL's names of either."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import h5py
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from sb3_dmamba.data import Trajectories, load_trajectories
+from sb3_dmamba.data.sources import _d4rl_layout, _d4rl_names, d4rl
+from sb3_dmamba.data.sources._plain_pickle import load_plain_pickle
+from sb3_dmamba.errors import DatasetError, SpaceError
+from tests.serving import serving
+
+Arrays = dict[str, Any]
+LENGTHS = {"terminated": 4, "timed out": 3, "cut": 2}
+
+
+def flat_arrays(seed: int = 0, n_observations: int = 11, n_actions: int = 3) -> Arrays:
+    """Nine steps as D4RL keeps them: an episode that fell, one that timed out, one that was cut."""
+    generator = np.random.default_rng(seed)
+    return {
+        "observations": generator.normal(size=(9, n_observations)).astype(np.float32),
+        "actions": generator.uniform(-1, 1, size=(9, n_actions)).astype(np.float32),
+        "rewards": generator.normal(size=9).astype(np.float32),
+        "terminals": np.arange(9) == 3,
+        "timeouts": np.arange(9) == 6,
+    }
+
+
+def write(path: Path, arrays: Arrays, **options: Any) -> Path:
+    """Write flat arrays as D4RL does, with what it keeps besides."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        for key, values in arrays.items():
+            is_array = isinstance(values, np.ndarray) and values.ndim
+            file.create_dataset(key, data=values, **(options if is_array else {}))
+        file["next_observations"] = np.zeros((9, 11), np.float32)
+        file["infos/qpos"] = np.full((9, 6), np.nan)
+        file["metadata/algorithm"] = "SAC"
+    return path
+
+
+def episodes(arrays: Arrays, timeouts: bool = False) -> list[Arrays]:
+    """Cut flat arrays as the Decision Transformer's script does, the last episode left out."""
+    keys = ["observations", "actions", "rewards", "terminals", *["timeouts"] * timeouts]
+    return [{key: arrays[key][part] for key in keys} for part in (slice(0, 4), slice(4, 7))]
+
+
+def check(data: Trajectories, arrays: Arrays, lengths: list[int]) -> None:
+    steps = sum(lengths)
+    assert data.lengths.tolist() == lengths
+    for key in ("observations", "actions", "rewards"):
+        np.testing.assert_array_equal(getattr(data, key), np.float32(arrays[key][:steps]))
+    assert data.terminated.tolist() == [True, False, False][: len(lengths)]
+    assert data.truncated.tolist() == [False, True, False][: len(lengths)]
+
+
+# --- Flat HDF5 files ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"compression": "gzip", "chunks": True}])
+def test_hdf5(tmp_path: Path, options: dict[str, Any]) -> None:
+    arrays = flat_arrays()
+    path = write(tmp_path / "mine.hdf5", arrays, **options)
+    for source in (path, str(path)):
+        data = load_trajectories(source)
+        check(data, arrays, [4, 3, 2])
+        assert data.cut.tolist() == [False, False, True]
+        assert (data.env_id, data.env_kwargs, data.source) == (None, {}, f"d4rl:{path}")
+        assert data.observation_space == spaces.Box(-np.inf, np.inf, (11,), np.float32)
+        assert data.action_space == spaces.Box(-1.0, 1.0, (3,), np.float32)
+
+
+def test_what_people_write_besides(tmp_path: Path) -> None:
+    arrays = flat_arrays()
+    other: Arrays = {key: arrays[key].astype(np.float64) for key in ("observations", "actions")}
+    other["rewards"] = arrays["rewards"][:, None]
+    other["terminations"] = arrays["terminals"][:, None].astype(np.uint8)
+    other["truncations"] = arrays["timeouts"].astype(np.float32)
+    check(load_trajectories(write(tmp_path / "data.h5", other)), arrays, [4, 3, 2])
+
+
+def test_discrete_actions_and_frames(tmp_path: Path) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (9, 36, 36), np.uint8)
+    actions = np.arange(9)[:, None] % 4
+    path = write(tmp_path / "a.hdf5", {**flat_arrays(), "observations": frames, "actions": actions})
+    data = load_trajectories(path)
+    assert data.observations.dtype == np.uint8
+    np.testing.assert_array_equal(data.observations, frames)
+    assert data.actions.tolist() == (np.arange(9) % 4).tolist()
+    assert data.action_space == spaces.Discrete(4)
+
+
+def test_spaces_that_are_given(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.hdf5", {**flat_arrays(), "actions": np.full((9, 1), 1.5)})
+    with pytest.raises(DatasetError, match=r"a.hdf5: the action space cannot be told"):
+        load_trajectories(path)
+    data = load_trajectories(
+        path, action_space=spaces.Box(-2, 2, (1,)), env_id="Pendulum-v1", env_kwargs={"g": 9.81}
+    )
+    assert data.action_space == spaces.Box(-2, 2, (1,))
+    assert (data.env_id, data.env_kwargs) == ("Pendulum-v1", {"g": 9.81})
+    with pytest.raises(SpaceError, match="MultiBinary"):
+        load_trajectories(path, action_space=spaces.MultiBinary(1))
+
+
+def test_files_without_timeouts(tmp_path: Path) -> None:
+    arrays = flat_arrays()
+    del arrays["timeouts"]
+    path = write(tmp_path / "old.hdf5", arrays)
+    assert load_trajectories(path).lengths.tolist() == [4, 5]
+    data = load_trajectories(path, max_episode_steps=2)
+    assert data.lengths.tolist() == [2, 2, 2, 2, 1]
+    assert data.terminated.tolist() == [False, True, False, False, False]  # not both
+    assert data.truncated.tolist() == [True, False, True, True, False]
+    with pytest.raises(DatasetError, match="max_episode_steps=0: give"):
+        load_trajectories(path, max_episode_steps=0)
+
+
+@pytest.mark.parametrize("chunk", [1, 200, 10_000])
+def test_pieces_are_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    monkeypatch.setattr(_d4rl_layout, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr("sb3_dmamba.data._checks.CHUNK_BYTES", 2 * chunk)
+    arrays = flat_arrays()
+    path = write(tmp_path / "hopper_medium-v2.hdf5", arrays)
+    check(load_trajectories(path), arrays, [4, 3, 2])
+    pieces = list(d4rl.iterate_d4rl_file(path))
+    assert [piece.lengths.tolist() for piece in pieces] == {
+        1: [[4], [3], [2]],
+        200: [[4], [3], [2]],
+        10_000: [[4, 3, 2]],
+    }[chunk]
+    joined = np.concatenate([piece.observations for piece in pieces])
+    np.testing.assert_array_equal(joined, arrays["observations"])
+    assert {piece.env_id for piece in pieces} == {"Hopper-v4"}
+    assert {str(piece.action_space) for piece in pieces} == {"Box(-1.0, 1.0, (3,), float32)"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rewards": None}, r"has no 'rewards': it has 'actions', 'infos'"),
+        ({"observations": None}, "has no 'observations'"),
+        ({"terminals": None, "timeouts": None}, "has neither 'terminals' nor 'timeouts'"),
+        ({"terminations": np.zeros(9)}, "has terminals and terminations: keep one"),
+        ({"rewards": np.zeros(0)}, r"rewards: the shape is \(0,\)"),
+        ({"rewards": np.zeros((9, 2))}, r"rewards: the shape is \(9, 2\)"),
+        ({"rewards": np.float32(3)}, r"rewards: it holds float32, shape \(\)"),
+        ({"rewards": np.full(9, np.inf)}, r"a.hdf5: rewards\[0\] is inf \(episode 0, step 0\)"),
+        ({"observations": np.zeros((8, 11))}, "observations: it has 8 steps, and there are 9"),
+        ({"observations": np.full((9, 2), "x", "S1")}, "observations: it holds |S1"),
+        ({"observations/x": np.zeros(9), "observations": None}, "observations: it is a group"),
+        ({"actions": np.zeros((9, 3), complex)}, "actions: it holds complex128"),
+        ({"actions": np.zeros(9, np.float32)}, r"the action space cannot be told"),
+        ({"terminals": np.zeros(4)}, "terminals: it has 4 steps, and there are 9"),
+        ({"terminals": np.zeros((9, 2))}, r"terminals: the shape is \(9, 2\)"),
+        ({"terminals": np.full(9, np.nan)}, "terminals: step 0 has nan: only 0 and 1"),
+        ({"timeouts": np.arange(9)}, "timeouts: step 2 has 2: only 0 and 1"),
+        ({"observations": np.full((9, 11), np.nan)}, r"observations\[0, 0\] is nan"),
+        ({"episode_0": np.zeros(9)}, "is a file of Minari's: pass the folder"),
+        ({"observations_0": np.zeros(9)}, "is a file of d3rlpy's: load it with d3rlpy"),
+    ],
+)
+def test_malformed_hdf5(tmp_path: Path, changes: Arrays, message: str) -> None:
+    arrays = {**flat_arrays(), **changes}
+    path = write(tmp_path / "a.hdf5", {k: v for k, v in arrays.items() if v is not None})
+    with pytest.raises(DatasetError, match=message) as caught:
+        load_trajectories(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_value_in_a_later_piece_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_d4rl_layout, "CHUNK_BYTES", 1)
+    arrays = flat_arrays()
+    arrays["observations"][5, 2] = np.nan
+    pieces = d4rl.iterate_d4rl_file(write(tmp_path / "a.hdf5", arrays))
+    next(pieces)
+    message = r"a.hdf5, from step 4 \(episode 1\) on: observations\[1, 2\] is nan"
+    with pytest.raises(DatasetError, match=message):
+        next(pieces)
+
+
+def test_damaged_hdf5(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    arrays = flat_arrays()
+    arrays["observations"] = generator.normal(size=(9, 5000))
+    path = write(tmp_path / "a.hdf5", arrays, compression="gzip", chunks=True)
+    whole = path.read_bytes()
+    for damaged in (whole[: len(whole) // 2], whole[:100], b"", b"not HDF5"):
+        path.write_bytes(damaged)
+        with pytest.raises(DatasetError, match=r"a.hdf5 is damaged or no HDF5 file"):
+            load_trajectories(path)
+    with h5py.File(io.BytesIO(whole), "r") as file:
+        chunk = file["observations"].id.get_chunk_info(3)
+    start = chunk.byte_offset
+    path.write_bytes(whole[:start] + bytes(chunk.size) + whole[start + chunk.size :])
+    with pytest.raises(DatasetError, match=r"a.hdf5, observations: steps 0 to 8 are damaged"):
+        load_trajectories(path)
+
+
+def _link_outside(file: h5py.File, secret: Path) -> None:
+    file["observations"] = h5py.ExternalLink(str(secret), "observations")
+
+
+def _link_twice(file: h5py.File, secret: Path) -> None:
+    file["outside"] = h5py.ExternalLink(str(secret), "observations")
+    file["observations"] = h5py.SoftLink("/outside")
+
+
+def _raw_contents_outside(file: h5py.File, secret: Path) -> None:
+    file.create_dataset(
+        "observations", (9, 11), np.float32, external=[(str(secret), 0, 9 * 11 * 4)]
+    )
+
+
+def _virtual(file: h5py.File, secret: Path) -> None:
+    layout = h5py.VirtualLayout((9, 11), np.float32)
+    layout[:] = h5py.VirtualSource(str(secret), "observations", (9, 11))
+    file.create_virtual_dataset("observations", layout)
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [_link_outside, _link_twice, _raw_contents_outside, _virtual],
+    ids=lambda f: f.__name__,
+)
+def test_other_files_are_not_read(
+    tmp_path: Path, attack: Callable[[h5py.File, Path], None]
+) -> None:
+    secret = write(tmp_path / "secret.hdf5", flat_arrays())
+    arrays = flat_arrays()
+    del arrays["observations"]
+    path = write(tmp_path / "a.hdf5", arrays)
+    with h5py.File(path, "a") as file:
+        attack(file, secret)
+    with pytest.raises(DatasetError, match=r"a.hdf5, observations: its contents lie in another"):
+        load_trajectories(path)
+
+
+@pytest.mark.parametrize("key", ["rewards", "observations"])
+def test_a_small_file_that_announces_a_huge_array(tmp_path: Path, key: str) -> None:
+    arrays = flat_arrays()
+    del arrays[key]
+    n_steps = 10**12 if key == "rewards" else 9
+    path = write(tmp_path / "a.hdf5", arrays)
+    with h5py.File(path, "a") as file:
+        file.create_dataset(key, (n_steps, *((10**11,) * (key != "rewards"))), "f4", chunks=True)
+    with pytest.raises(DatasetError, match=rf"a.hdf5, {key}: .* bytes are announced"):
+        load_trajectories(path)
+
+
+# --- Pickles ------------------------------------------------------------------------------------
+
+
+def write_pickle(path: Path, contents: Any, protocol: int = 4) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(pickle.dumps(contents, protocol))
+    return path
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("timeouts", [True, False])
+def test_pickles(tmp_path: Path, protocol: int, timeouts: bool) -> None:
+    arrays = flat_arrays()
+    path = write_pickle(tmp_path / "mine.pkl", episodes(arrays, timeouts), protocol)
+    data = load_trajectories(path)
+    check(data, arrays, [4, 3])
+    assert (data.env_id, data.source) == (None, f"d4rl:{path}")
+    assert data.action_space == spaces.Box(-1.0, 1.0, (3,), np.float32)
+
+
+def test_pickles_of_numpy_1(tmp_path: Path) -> None:
+    arrays = flat_arrays()
+    contents = pickle.dumps(episodes(arrays), 2)
+    assert b"numpy._core" in contents or b"numpy.core" in contents
+    for name in (b"numpy.core", b"numpy._core"):
+        path = tmp_path / "data.pickle"
+        path.write_bytes(contents.replace(b"numpy._core", name))
+        check(load_trajectories(path), arrays, [4, 3])
+
+
+def test_other_layouts_of_arrays_in_pickles(tmp_path: Path) -> None:
+    arrays = flat_arrays()
+    changed = episodes(arrays)
+    changed[0]["observations"] = np.asfortranarray(changed[0]["observations"])
+    changed[0]["rewards"] = changed[0]["rewards"].tolist()
+    changed[1]["rewards"] = list(changed[1]["rewards"])  # of NumPy's scalars
+    changed[1]["observations"] = list(changed[1]["observations"])  # of arrays
+    changed[1]["actions"] = changed[1]["actions"].astype(">f8")
+    changed[1]["terminals"] = [False, False, False]
+    changed[0]["infos"] = {"unread": [np.array([object, None])[1:], {1, 2}, b"x", 1.5, None]}
+    for protocol in (2, 5):
+        path = write_pickle(tmp_path / "a.pkl", tuple(changed), protocol)
+        check(load_trajectories(path), arrays, [4, 3])
+
+
+def test_a_pickled_dict_of_flat_arrays(tmp_path: Path) -> None:
+    arrays = flat_arrays()
+    path = write_pickle(tmp_path / "a.pkl", {**arrays, "infos/action": np.zeros(3)})
+    check(load_trajectories(path), arrays, [4, 3, 2])
+
+
+def test_an_episode_that_neither_flag_ends_was_cut(tmp_path: Path) -> None:
+    changed = episodes(flat_arrays(), timeouts=True)
+    changed[1]["timeouts"][:] = False
+    data = load_trajectories(write_pickle(tmp_path / "a.pkl", changed))
+    assert data.cut.tolist() == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda e: 3, "a.pkl: it holds int: a list of one dict an episode"),
+        (lambda e: [], "a.pkl: it holds no episode"),
+        (lambda e: [*e, 3], "episode 2 is a int"),
+        (lambda e: [e[0], {}], "episode 1 has no 'observations': it has nothing"),
+        (lambda e: [{**e[0], "rewards": np.zeros(3)}], r"episode 0, observations: .*\(4, 11\)"),
+        (lambda e: [{**e[0], "rewards": np.zeros((4, 2))}], r"episode 0, rewards: .*\(4, 2\)"),
+        (lambda e: [{**e[0], "rewards": np.zeros(0)}], r"episode 0, rewards: .*\(0,\)"),
+        (lambda e: [{**e[0], "rewards": np.array([None] * 4)}], "rewards: it holds 'O8'"),
+        (lambda e: [{**e[0], "rewards": np.array(["a"] * 4)}], "rewards: it holds 'U1'"),
+        (lambda e: [{**e[0], "rewards": "many"}], "rewards: it is a str without numbers"),
+        (lambda e: [{**e[0], "rewards": [[1], [1, 2]]}], "rewards: its parts make up no array"),
+        (lambda e: [{**e[0], "terminals": np.ones(4)}], r"terminals: step 0 is flagged"),
+        (lambda e: [{**e[0], "terminals": np.ones(3)}], "terminals: one flag, 0 or 1, is needed"),
+        (
+            lambda e: [{k: v for k, v in e[0].items() if k != "terminals"}],
+            "episode 0 has no 'terminals': it has 'observations'",
+        ),
+        (
+            lambda e: [e[0], {**e[1], "observations": np.zeros((3, 2))}],
+            r"episode 1, observations: a step has shape \(2,\), and \(11,\) in episode 0",
+        ),
+        (lambda e: [{**e[0], "actions": np.full((4, 3), np.nan)}], r"actions\[0, 0\] is nan"),
+        (lambda e: {"observations": np.zeros((2, 2))}, "the dict has no 'actions'"),
+    ],
+)
+def test_malformed_pickles(
+    tmp_path: Path, change: Callable[[list[Arrays]], Any], message: str
+) -> None:
+    path = write_pickle(tmp_path / "a.pkl", change(episodes(flat_arrays())))
+    with pytest.raises(DatasetError, match=message) as caught:
+        load_trajectories(path)
+    assert str(path) in str(caught.value)
+
+
+class Calls:
+    """Pickles as a call of a function, which would run when it is loaded."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 5])
+@pytest.mark.parametrize(
+    ("function", "arguments", "name"),
+    [
+        (os.system, ("touch {}",), "(posix|nt).system"),
+        (eval, ("open('{}', 'w')",), "builtins.eval"),
+        (getattr, ("{}", "lower"), "builtins.getattr"),
+        (np.load, ("{}",), "numpy.load"),
+        (io.open, ("{}", "w"), "_?io.open"),
+    ],
+)
+def test_a_pickle_that_runs_code_is_refused(
+    tmp_path: Path, function: Any, arguments: tuple[str, ...], name: str, protocol: int
+) -> None:
+    made = tmp_path / "made"
+    filled = [argument.format(made) for argument in arguments]
+    contents = [{**episodes(flat_arrays())[0], "rewards": Calls(function, *filled)}]
+    path = write_pickle(tmp_path / "a.pkl", contents, protocol)
+    with pytest.raises(DatasetError, match=f"a.pkl asks for '{name}', which could run code"):
+        load_trajectories(path)
+    assert not made.exists()
+
+
+def test_classes_are_refused(tmp_path: Path) -> None:
+    for contents in (np.random.default_rng(0), Path("x"), np.float64, pickle.Unpickler):
+        path = write_pickle(tmp_path / "a.pkl", [contents])
+        with pytest.raises(DatasetError, match=r"asks for '.*', which could run code"):
+            load_trajectories(path)
+
+
+def _global(name: str) -> bytes:
+    module, _, attribute = name.rpartition(".")
+    return f"c{module}\n{attribute}\n".encode()
+
+
+DTYPE = _global("numpy.dtype")
+RECONSTRUCT = _global("numpy.core.multiarray._reconstruct")
+ARRAY = RECONSTRUCT + b"(" + _global("numpy.ndarray") + b"(tU\x01btR"
+FLOAT = DTYPE + b"(U\x02f8tR"
+
+
+@pytest.mark.parametrize(
+    ("contents", "message"),
+    [
+        (b"", "EOFError"),
+        (b"garbage", "damaged or no pickle"),
+        (b"\x80\x7f.", "unsupported pickle protocol"),
+        (b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\x00\x00abc.", "announced where 3 are left|where 4"),
+        (b"\x80\x04\x95\xff\xff\xff\xff\xff\xff\x00\x00N.", "bytes are announced"),
+        (b"(lp0\nr\xff\xff\xff\xff.", "it holds no episode"),  # its table would take 64 GB
+        (b"Pname\n.", "refers to objects outside of it"),
+        (b"\x80\x02U\x04nameQ.", "refers to objects outside of it"),
+        (_global("__builtin__.set") + b"(I9\ntR.", "a set is made of a int"),
+        (b"\x80\x02\x82\x01.", "unregistered extension"),
+        (DTYPE + b"}U\x08__call__Nsb.", "tries to change a function"),
+        (_global("numpy.ndarray") + b"(I9999999999\ntR.", "called directly"),
+        (_global("_codecs.encode") + b"(U\x01xU\x05utf16tR.", "encoded as 'utf16'"),
+        (DTYPE + b"(I3\ntR.", "a dtype has no name"),
+        (ARRAY + b"(I1\n(I-1\nt" + FLOAT + b"I00\nU\x00tb.", "has the shape"),
+        (ARRAY + b"(I1\n(I5\nt" + FLOAT + b"I00\nU\x03abctb.", r"f8 and shape \(5,\) has 3 bytes"),
+        (ARRAY + b"(I1\n(I0\ntI8\nI00\nU\x00tb.", "dtype or shape is of a wrong kind"),
+        (ARRAY + b"(I1\n(I0\nt" + FLOAT + b"I00\nNtb.", "contents are a NoneType"),
+        (ARRAY + b"(I1\ntb.", "not enough values"),
+        (b"\x80\x02" + DTYPE + b")\x81.", "damaged or no pickle"),  # makes an instance of it
+    ],
+)
+def test_hostile_pickles(tmp_path: Path, contents: bytes, message: str) -> None:
+    path = tmp_path / "a.pkl"
+    path.write_bytes(contents)
+    with pytest.raises(DatasetError, match=message) as caught:
+        load_trajectories(path)
+    assert str(path) in str(caught.value)
+
+
+def test_arrays_without_contents_or_with_names(tmp_path: Path) -> None:
+    path = tmp_path / "a.pkl"
+    path.write_bytes(b"(dU\x0cobservations" + ARRAY + b"sU\x07actionsNsU\x07rewardsNs.")
+    with pytest.raises(DatasetError, match="observations: it has no contents"):
+        load_trajectories(path)
+    write_pickle(path, {**flat_arrays(), "rewards": np.zeros(9, [("a", "f4")])})
+    with pytest.raises(DatasetError, match="rewards: it holds 'V4'"):
+        load_trajectories(path)
+
+
+def test_a_pickle_that_is_cut(tmp_path: Path) -> None:
+    whole = pickle.dumps(episodes(flat_arrays()), 4)
+    path = tmp_path / "a.pkl"
+    for length in range(1, len(whole), 97):
+        path.write_bytes(whole[:length])
+        with pytest.raises(DatasetError, match=r"a.pkl is damaged or no pickle"):
+            load_trajectories(path)
+    with pytest.raises(DatasetError, match="does not exist"):
+        load_plain_pickle(tmp_path / "none.pkl")
+
+
+# --- Names --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """D4RL's folder, empty, and no way to download."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("D4RL_DATASET_DIR", str(folder))
+    monkeypatch.setenv("SB3_DMAMBA_OFFLINE", "1")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "address"),
+    [
+        ("hopper-medium-replay-v2", "gym_mujoco_v2/hopper_medium_replay-v2.hdf5"),
+        ("halfcheetah-medium-expert-v2", "gym_mujoco_v2/halfcheetah_medium_expert-v2.hdf5"),
+        ("walker2d-full-replay-v1", "gym_mujoco_v1/walker2d_full_replay-v1.hdf5"),
+        ("ant-random-v2", "gym_mujoco_v2/ant_random-v2.hdf5"),
+        ("hopper-expert-v0", "gym_mujoco/hopper_expert.hdf5"),
+        ("walker2d-medium-v0", "gym_mujoco/walker2d_medium.hdf5"),
+        ("walker2d-medium-replay-v0", "gym_mujoco/walker_mixed.hdf5"),
+        ("halfcheetah-medium-replay-v0", "gym_mujoco/halfcheetah_mixed.hdf5"),
+    ],
+)
+def test_addresses(name: str, address: str) -> None:
+    # Written down from d4rl/infos.py.
+    base = "http://rail.eecs.berkeley.edu/datasets/offline_rl"
+    assert _d4rl_names.parse_name(name).url == f"{base}/{address}"
+
+
+def test_every_name_is_known() -> None:
+    names = _d4rl_names.list_names()
+    assert len(names) == len(set(names)) == 4 * (5 + 6 + 6)
+    assert [str(_d4rl_names.parse_name(name)) for name in names] == names
+
+
+@pytest.mark.parametrize(
+    "file_name", ["hopper_medium_replay-v2.hdf5", "hopper-medium-replay-v2.hdf5"]
+)
+def test_a_name_in_the_cache(cache: Path, file_name: str) -> None:
+    arrays = flat_arrays()
+    write(cache / file_name, arrays)
+    data = load_trajectories("hopper-medium-replay-v2")
+    check(data, arrays, [4, 3, 2])
+    assert (data.env_id, data.env_kwargs) == ("Hopper-v4", {})
+    assert data.source == "d4rl:hopper-medium-replay-v2"
+    for piece in d4rl.iterate_d4rl_name("hopper-medium-replay-v2"):
+        assert (piece.source, piece.env_id) == (data.source, data.env_id)
+
+
+def test_the_authors_pickle_in_the_cache(cache: Path) -> None:
+    arrays = flat_arrays()
+    write_pickle(cache / "hopper-medium-v2.pkl", episodes(arrays))
+    data = load_trajectories("hopper-medium-v2")
+    check(data, arrays, [4, 3])
+    assert (data.env_id, data.source) == ("Hopper-v4", "d4rl:hopper-medium-v2")
+
+
+def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("D4RL_DATASET_DIR", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / ".d4rl" / "datasets" / "hopper_medium-v2.hdf5", flat_arrays())
+    assert len(load_trajectories("hopper-medium-v2")) == 3
+    write(tmp_path / "here" / "walker2d_random-v2.hdf5", flat_arrays(0, 17, 6))
+    assert len(load_trajectories("walker2d-random-v2", folder=tmp_path / "here")) == 3
+
+
+def test_without_a_network(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = cache / "hopper_medium-v2.hdf5"
+    advice = rf"get http://rail.*/hopper_medium-v2.hdf5 and put it at {target}"
+    with pytest.raises(DatasetError, match=rf"SB3_DMAMBA_OFFLINE is set\): {advice}"):
+        load_trajectories("hopper-medium-v2")
+    monkeypatch.delenv("SB3_DMAMBA_OFFLINE")
+    with pytest.raises(DatasetError, match=rf"download=False\): {advice}.*D4RL_DATASET_DIR"):
+        load_trajectories("hopper-medium-v2", download=False)
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr(_d4rl_names, "ADDRESS", "http://127.0.0.1:9")
+    with pytest.raises(DatasetError, match=rf"could not be downloaded.*put it at {target}"):
+        load_trajectories("hopper-medium-v2")
+    assert not list(cache.iterdir())
+
+
+def test_a_name_is_downloaded_over_a_bad_connection(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SB3_DMAMBA_OFFLINE")
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    arrays = flat_arrays()
+    with serving() as server:
+        server.content = write(tmp_path / "theirs", arrays).read_bytes()
+        server.drop_after = [len(server.content) // 2]
+        monkeypatch.setattr(_d4rl_names, "ADDRESS", f"http://127.0.0.1:{server.server_address[1]}")
+        check(load_trajectories("hopper-medium-v2", progress=False), arrays, [4, 3, 2])
+        assert server.paths == ["/gym_mujoco_v2/hopper_medium-v2.hdf5"] * 2
+        load_trajectories("hopper-medium-v2")  # from the cache
+        assert len(server.paths) == 2
+        server.content = b"<html>not found, but politely"
+        with pytest.raises(DatasetError, match="sent something else than the file"):
+            load_trajectories("hopper-expert-v2", progress=False)
+    assert [path.name for path in cache.iterdir()] == ["hopper_medium-v2.hdf5"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("hopper-mediun-v2", "called 'hopper-mediun-v2': did you mean 'hopper-medium-v2'"),
+        ("ant-full-replay-v0", "did you mean 'ant-full-replay-v"),
+    ],
+)
+def test_names_that_do_not_exist(cache: Path, name: str, message: str) -> None:
+    with pytest.raises(DatasetError, match=message):
+        load_trajectories(name)
+
+
+def test_another_robot_in_the_file(cache: Path) -> None:
+    write(cache / "hopper_medium-v2.hdf5", flat_arrays(0, 17, 6))
+    message = r"hopper_medium-v2.hdf5 is not hopper-medium-v2: .*\(17,\) and \(6,\).* 11 and 3"
+    with pytest.raises(DatasetError, match=message):
+        load_trajectories("hopper-medium-v2")
+    assert load_trajectories(cache / "hopper_medium-v2.hdf5").env_id is None
+
+
+def test_medium_expert_both_ways(cache: Path) -> None:
+    both, medium, expert = flat_arrays(0), flat_arrays(1), flat_arrays(2)
+    write(cache / "hopper_medium_expert-v2.hdf5", both)
+    write(cache / "hopper_medium-v2.hdf5", medium)
+    write_pickle(cache / "hopper-expert-v2.pkl", episodes(expert))
+    check(load_trajectories("hopper-medium-expert-v2"), both, [4, 3, 2])
+    data = load_trajectories("hopper-medium-expert-v2", medium_expert="paper")
+    assert data.lengths.tolist() == [4, 3, 4, 3]  # without the one that collection cut
+    expected = np.concatenate([expert["observations"][:7], medium["observations"][:7]])
+    np.testing.assert_array_equal(data.observations, expected)
+    assert data.terminated.tolist() == [True, False, True, False]
+    assert data.source == "d4rl:hopper-expert-v2+hopper-medium-v2"
+    assert data.env_id == "Hopper-v4"
+    pieces = list(d4rl.iterate_d4rl_name("hopper-medium-expert-v2", medium_expert="paper"))
+    np.testing.assert_array_equal(np.concatenate([p.rewards for p in pieces]), data.rewards)
+    with pytest.raises(DatasetError, match="medium_expert='both': give 'd4rl' or 'paper'"):
+        load_trajectories("hopper-medium-expert-v2", medium_expert="both")
+    with pytest.raises(DatasetError, match="hopper-medium-v2 is asked for: leave it out"):
+        load_trajectories("hopper-medium-v2", medium_expert="paper")
+
+
+def test_oldest_files_have_no_timeouts(cache: Path) -> None:
+    arrays = {
+        "observations": np.zeros((2500, 11), np.float32),
+        "actions": np.zeros((2500, 3), np.float32),
+        "rewards": np.ones(2500, np.float32),
+        "terminals": np.arange(2500) == 299,
+    }
+    write(cache / "hopper_medium.hdf5", arrays)
+    data = load_trajectories("hopper-medium-v0")
+    assert data.lengths.tolist() == [300, 1000, 1000, 200]
+    assert data.truncated.tolist() == [False, True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("file_name", "shape", "env_id"),
+    [
+        ("hopper_medium-v2.hdf5", (11, 3), "Hopper-v4"),
+        ("Hopper-Medium-Replay-v2.hdf5", (11, 3), "Hopper-v4"),
+        ("walker_mixed.hdf5", (17, 6), "Walker2d-v4"),
+        ("ant_expert-v1.hdf5", (111, 8), "Ant-v4"),
+        ("ant_expert-v1.hdf5", (27, 8), None),
+        ("hopper_mine.hdf5", (11, 3), None),
+        ("my_hopper_medium-v2.hdf5", (11, 3), None),
+    ],
+)
+def test_the_environment_is_known_by_the_files_name(
+    tmp_path: Path, file_name: str, shape: tuple[int, int], env_id: str | None
+) -> None:
+    data = load_trajectories(write(tmp_path / file_name, flat_arrays(0, *shape)))
+    assert data.env_id == env_id
+    given = load_trajectories(tmp_path / file_name, env_id="Hopper-v5")
+    assert (given.env_id, given.env_kwargs) == ("Hopper-v5", {})
+
+
+@pytest.mark.parametrize("name", ["halfcheetah", "hopper", "walker2d", "ant"])
+def test_the_environments_are_the_datas(cache: Path, name: str) -> None:
+    pytest.importorskip("mujoco", reason="simulates the robots")
+    robot = _d4rl_names.parse_name(f"{name}-medium-v2").settings
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*is out of date", DeprecationWarning)
+        env = gymnasium.make(robot.env_id, **robot.env_kwargs)
+    assert env.observation_space.shape == (robot.n_observations,)
+    assert env.action_space == spaces.Box(-1, 1, (robot.n_actions,), np.float32)
+    assert env.spec is not None
+    assert env.spec.max_episode_steps == robot.max_episode_steps
+    env.close()  # type: ignore[no-untyped-call]
