@@ -37,8 +37,9 @@ class AtariGame(gym.Env[Observation, int]):
         frame_stack: Results in an observation.
         screen_size: Height and width of an observation, in pixels.
         terminal_on_life_loss: Whether an episode ends with a life. The next reset then goes on
-            with the same game (a seeded reset starts a new one), and :attr:`was_real_done` tells
-            a lost life from the end of a game. The DQN replay's episodes are whole games.
+            with the same game (a seeded reset starts a new one), and
+            ``info["is_lost_life"]`` (and Stable-Baselines3's ``was_real_done``) tells a lost life
+            from the end of a game. The DQN replay's episodes are whole games.
         noop_max: A game starts after 1 to this many frames without an action; 0 is none.
         full_action_space: Whether all 18 actions are offered, or those the game reacts to.
         max_episode_frames: The emulator truncates a game after so many frames.
@@ -124,12 +125,13 @@ class AtariGame(gym.Env[Observation, int]):
         super().reset(seed=seed)
         observation, info = self._stack.reset(seed=seed, options=options)
         self.was_real_done = not info.get("is_continued", False)
-        return observation, info
+        return observation, {**info, "is_continued": not self.was_real_done}
 
     def step(self, action: int) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Hold an action for ``frame_skip`` frames; the reward is the game's, not clipped."""
         observation, reward, terminated, truncated, info = self._stack.step(action)
         self.was_real_done = not info.get("is_lost_life", False)
+        info = {**info, "is_lost_life": not self.was_real_done}
         return observation, float(reward), bool(terminated), bool(truncated), info
 
     def render(self) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import os
 import re
 from pathlib import Path
@@ -94,10 +95,10 @@ def _is_registered(name: str) -> bool:
     if not module or not env_id:
         return False
     try:
-        gymnasium.spec(name)  # imports the module, as gymnasium.make does
-    except (gymnasium.error.Error, ImportError):
+        importlib.import_module(module)  # as gymnasium.make does
+    except ImportError:
         return False
-    return True
+    return env_id in gymnasium.registry
 
 
 def _is_local_minari_id(name: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, overload
 
 import gymnasium as gym
@@ -27,6 +27,7 @@ __all__ = [
     "TargetReturn",
     "conditioned_space",
     "conditioning_rewards",
+    "has_lost_life",
 ]
 
 TargetReturn: TypeAlias = "float | Sequence[float] | NDArray[np.floating[Any]]"
@@ -177,6 +178,20 @@ class ReturnTracker:
     def as_column(self) -> NDArray[np.float32]:
         """Return the returns-to-go as (n, 1) float32, a fresh array."""
         return self.remaining.astype(np.float32)[:, None]
+
+
+def has_lost_life(info: Mapping[str, Any]) -> bool | None:
+    """Say whether the end of an episode cost a life and not the game; None where nothing says.
+
+    Args:
+        info: What the last step returned, below ``EpisodicLifeEnv`` or from our Atari games.
+            Other wrappers' resets may have stepped since, so that its ``was_real_done`` is stale.
+    """
+    if "is_lost_life" in info:
+        return bool(info["is_lost_life"])
+    if "lives" in info:
+        return bool(info["lives"] > 0) and not info.get("TimeLimit.truncated", False)
+    return None
 
 
 def conditioning_rewards(rewards: Any, clip_rewards: bool) -> Any:

@@ -47,9 +47,9 @@ class ReturnToGoEnv(ReturnToGo, gym.Wrapper[Observation, Any, Any, Any], RecordC
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
         """Start an episode, with the whole target to go unless the game goes on."""
+        goes_on = self._may_lose_lives and not self.env.get_wrapper_attr("was_real_done")
         observation, info = self.env.reset(seed=seed, options=options)
-        # after a reset it says whether that one began a game
-        if not self._may_lose_lives or self.env.get_wrapper_attr("was_real_done"):
+        if not info.get("is_continued", goes_on):
             self._tracker.start()
         return self._with_return_to_go(observation), info
 

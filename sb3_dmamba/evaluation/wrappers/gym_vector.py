@@ -15,6 +15,7 @@ from sb3_dmamba.evaluation.wrappers.base import (
     ReturnTracker,
     TargetReturn,
     conditioned_space,
+    has_lost_life,
 )
 
 __all__ = ["ReturnToGoVectorEnv"]
@@ -76,8 +77,12 @@ class ReturnToGoVectorEnv(ReturnToGo, VectorWrapper):
         rows: NDArray[np.bool_] = np.ones(self.num_envs, dtype=np.bool_)
         if mask is not None:
             rows = np.array(mask, dtype=np.bool_)
+        goes_on = np.zeros(self.num_envs, dtype=np.bool_)
+        for row, env in self._with_lives:
+            goes_on[row] = not env.get_wrapper_attr("was_real_done")
         observations, infos = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
-        self._tracker.start(rows & ~self._goes_on(infos))
+        goes_on = np.asarray(infos.get("is_continued", goes_on), dtype=np.bool_)
+        self._tracker.start(rows & ~goes_on)
         self._to_reset[rows] = False
         return self._with_returns_to_go(observations), infos
 
@@ -92,23 +97,24 @@ class ReturnToGoVectorEnv(ReturnToGo, VectorWrapper):
         self._tracker.start(self._to_reset)  # whose step was a reset and paid nothing
         ended = np.logical_or(terminated, truncated)
         if self._mode == "NextStep":
-            self._to_reset = ended & ~self._goes_on(infos)
+            self._to_reset = ended & ~self._has_lost_life(infos)
         elif self._mode == "SameStep" and ended.any():
-            goes_on = self._goes_on(infos)
+            lost = self._has_lost_life(infos.get("final_info", {}))
             infos = self._with_final_returns_to_go(infos)
-            self._tracker.start(ended & ~goes_on)
+            self._tracker.start(ended & ~lost)
         return self._with_returns_to_go(observations), rewards, terminated, truncated, infos
 
-    def _goes_on(self, infos: dict[str, Any]) -> NDArray[np.bool_]:
-        """Say which games go on after an episode's end (or a reset): a life was lost."""
-        said = [infos.get(name, False) for name in ("is_lost_life", "is_continued")]
-        final = infos.get("final_info", {}).get("is_lost_life", False)
-        goes_on = np.zeros(self.num_envs, dtype=np.bool_)
-        for each in (*said, final):
-            goes_on |= np.asarray(each, dtype=np.bool_)
+    def _has_lost_life(self, infos: dict[str, Any]) -> NDArray[np.bool_]:
+        """Say, where episodes ended (``infos`` are of their last steps), which games go on."""
+        said = np.zeros(self.num_envs, dtype=np.bool_)
+        if "is_lost_life" in infos:
+            return said | np.asarray(infos["is_lost_life"], dtype=np.bool_)
         for row, env in self._with_lives:
-            goes_on[row] = not env.get_wrapper_attr("was_real_done")
-        return goes_on
+            lives = infos.get("lives")
+            one = {} if lives is None else {"lives": lives[row]}
+            lost = has_lost_life(one) if self._mode == "SameStep" else None
+            said[row] = not env.get_wrapper_attr("was_real_done") if lost is None else lost
+        return said
 
     def _with_returns_to_go(self, observations: Any) -> Observations:
         flat = flatten_observation(self.env.single_observation_space, observations, batch=True)

@@ -15,6 +15,7 @@ from sb3_dmamba.evaluation.wrappers.base import (
     ReturnTracker,
     TargetReturn,
     conditioned_space,
+    has_lost_life,
 )
 
 __all__ = ["ReturnToGoVecEnv"]
@@ -49,14 +50,12 @@ class ReturnToGoVecEnv(ReturnToGo, VecEnvWrapper):
         super().__init__(env, conditioned_space(env.observation_space))
         self._reward_source = _innermost_normalizer(env)
         self._may_lose_lives = np.array(env.env_is_wrapped(EpisodicLifeEnv))
-        has_attr = getattr(env, "has_attr", None)  # Stable-Baselines3 2.4 has none
-        if has_attr is not None and has_attr("was_real_done"):
-            self._may_lose_lives[:] = True
 
     def reset(self) -> Any:
         """Start an episode in every environment, with the whole target unless a game goes on."""
+        new_game = ~self._goes_on(self._may_lose_lives)
         observations = self.venv.reset()
-        self._tracker.start(self._truly_ended(np.ones(self.num_envs, dtype=np.bool_)))
+        self._tracker.start(new_game)
         return self._with_returns_to_go(observations)
 
     def step_wait(self) -> Any:
@@ -71,15 +70,30 @@ class ReturnToGoVecEnv(ReturnToGo, VecEnvWrapper):
         self._tracker.receive(raw)
         if dones.any():
             infos = self._with_terminal_returns_to_go(infos)
-            self._tracker.start(self._truly_ended(dones))
+            self._tracker.start(dones & ~self._has_lost_life(dones, infos))
         return self._with_returns_to_go(observations), rewards, dones, infos
 
-    def _truly_ended(self, dones: NDArray[Any]) -> NDArray[np.bool_]:
-        ended = np.array(dones, dtype=np.bool_)
-        doubtful = np.flatnonzero(ended & self._may_lose_lives)
-        if len(doubtful):
-            ended[doubtful] = self.venv.get_attr("was_real_done", indices=doubtful.tolist())
-        return ended
+    def _has_lost_life(
+        self, dones: NDArray[np.bool_], infos: list[dict[str, Any]]
+    ) -> NDArray[np.bool_]:
+        """Say which of the episodes that ended cost a life and not the game."""
+        lost = np.zeros(self.num_envs, dtype=np.bool_)
+        doubtful = np.zeros(self.num_envs, dtype=np.bool_)
+        for row in np.flatnonzero(dones):
+            if self._may_lose_lives[row] or "is_lost_life" in infos[row]:
+                said = has_lost_life(infos[row])
+                lost[row], doubtful[row] = bool(said), said is None
+        return lost | self._goes_on(doubtful)
+
+    def _goes_on(self, rows: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Ask the environments in ``rows``, (n,) bool, whether their games are under way."""
+        goes_on = np.zeros(self.num_envs, dtype=np.bool_)
+        if rows.any():
+            indices = np.flatnonzero(rows)
+            goes_on[indices] = ~np.array(
+                self.venv.get_attr("was_real_done", indices=indices.tolist()), dtype=np.bool_
+            )
+        return goes_on
 
     def _with_returns_to_go(self, observations: Any) -> Observations:
         flat = flatten_observation(self.venv.observation_space, observations, batch=True)

@@ -1,0 +1,412 @@
+"""Real games of the Arcade Learning Environment against an emulator that is driven by hand."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
+from numpy.typing import NDArray
+from stable_baselines3.common.atari_wrappers import AtariWrapper
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecTransposeImage
+
+from sb3_dmamba.atari import ATARI_ID, MINIMAL_ACTIONS
+from sb3_dmamba.errors import ConfigError, MissingDependencyError
+from sb3_dmamba.evaluation import ReturnToGo, evaluate_targets
+from sb3_dmamba.tasks import get_task
+
+ale_py = pytest.importorskip("ale_py", reason="ale-py, of the atari extra, is not installed")
+cv2 = pytest.importorskip("cv2", reason="OpenCV, of the atari extra, is not installed")
+
+GAMES = ["Breakout", "Qbert", "Pong", "Seaquest"]
+
+
+def make(game: str = "Breakout", **options: Any) -> gym.Env[Any, Any]:
+    return gym.make(ATARI_ID, game=game, **{"sticky_actions": 0.0, "noop_max": 0, **options})
+
+
+def unwrapped(env: gym.Env[Any, Any]) -> Any:
+    return env.unwrapped
+
+
+class ByHand:
+    """The emulator itself, with the steps of the DQN replay written out."""
+
+    def __init__(self, game: str) -> None:
+        self.ale = ale_py.ALEInterface()
+        self.ale.setLoggerMode(ale_py.LoggerMode.Error)
+        self.ale.setFloat("repeat_action_probability", 0.0)
+        self.ale.loadROM(ale_py.roms.get_rom_path(game.lower()))
+        self.ale.reset_game()
+        self.actions = self.ale.getMinimalActionSet()
+
+    def frame(self, screens: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+        both = np.max(screens, axis=0)
+        return np.asarray(cv2.resize(both, (84, 84), interpolation=cv2.INTER_AREA))
+
+    def step(self, action: int) -> tuple[NDArray[np.uint8], float, bool]:
+        reward, screens = 0.0, []
+        for _ in range(4):
+            reward += self.ale.act(self.actions[action])
+            screens.append(self.ale.getScreenGrayscale())
+            if self.ale.game_over():
+                break
+        return self.frame(screens[-2:]), reward, self.ale.game_over()
+
+
+@pytest.mark.parametrize("game", GAMES)
+def test_actions_are_the_emulators_minimal_set(game: str) -> None:
+    env = make(game)
+    assert tuple(unwrapped(env).get_action_meanings()) == MINIMAL_ACTIONS[game]
+    assert env.action_space == gym.spaces.Discrete(len(MINIMAL_ACTIONS[game]))
+    assert get_task(game.lower()).actions == MINIMAL_ACTIONS[game]
+    assert make(game, full_action_space=True).action_space == gym.spaces.Discrete(18)
+
+
+@pytest.mark.parametrize("game", ["Breakout", "Qbert"])
+def test_frames_and_rewards_are_those_of_the_emulator(game: str) -> None:
+    env, by_hand = make(game), ByHand(game)
+    shown, _ = env.reset(seed=3)
+    stack = [np.zeros((84, 84), np.uint8)] * 3
+    stack.append(by_hand.frame([by_hand.ale.getScreenGrayscale()]))
+    np.testing.assert_array_equal(shown, stack)
+    rng = np.random.default_rng(0)
+    total, n_steps, is_over = 0.0, 0, False
+    while not is_over:
+        action = int(rng.integers(env.action_space.n))  # type: ignore[attr-defined]
+        shown, reward, terminated, truncated, _ = env.step(action)
+        frame, expected_reward, is_over = by_hand.step(action)
+        stack = [*stack[1:], frame]
+        assert (reward, terminated, truncated) == (expected_reward, is_over, False)
+        if not is_over:  # nobody acts on what follows
+            np.testing.assert_array_equal(shown, stack)
+        total += reward
+        n_steps += 1
+    assert n_steps > 100
+    assert total > 0.0
+
+
+def play(env: gym.Env[Any, Any], seed: int | None, n_steps: int = 60) -> list[Any]:
+    rng = np.random.default_rng(1)
+    first = env.reset(seed=seed)[0]
+    return [first, *(env.step(int(rng.integers(4)))[0] for _ in range(n_steps))]
+
+
+def test_sticky_actions_and_idle_starts_follow_the_seed() -> None:
+    for options in ({"sticky_actions": 0.25}, {"noop_max": 30}, {}):
+        games = [np.stack(play(make(**options), seed)) for seed in (0, 0, 5)]
+        assert np.array_equal(games[0], games[1])
+        assert np.array_equal(games[0], games[2]) == (not options)
+
+
+def test_the_defaults_are_the_dqn_replays() -> None:
+    env = gym.make(ATARI_ID, game="Breakout")
+    ale = unwrapped(env).ale
+    assert ale.getFloat("repeat_action_probability") == 0.25
+    assert ale.getInt("max_num_frames_per_episode") == 108_000
+    assert env.observation_space == gym.spaces.Box(0, 255, (4, 84, 84), np.uint8)
+    assert env.reset(seed=0)[1]["lives"] == 5
+    assert env.metadata["render_fps"] == 15
+
+
+def test_shapes_of_other_settings() -> None:
+    env = make(frame_stack=1, frame_skip=1, screen_size=42, render_mode="rgb_array")
+    shown, _ = env.reset(seed=0)
+    assert shown.shape == (1, 42, 42)
+    assert shown in env.observation_space
+    assert env.step(1)[4]["episode_frame_number"] == 1
+    assert np.asarray(env.render()).shape == (210, 160, 3)
+    assert env.metadata["render_fps"] == 60
+    env.close()
+
+
+def test_a_game_is_truncated_after_its_frames() -> None:
+    env = make("Pong", max_episode_frames=40)
+    env.reset(seed=0)
+    ends = [env.step(0)[2:4] for _ in range(10)]
+    assert ends == [(False, False)] * 9 + [(False, True)]
+
+
+def test_it_is_made_again_from_its_spec() -> None:
+    env = gym.wrappers.TimeLimit(make(terminal_on_life_loss=True, sticky_actions=0.1), 7)
+    assert env.spec is not None
+    again = gym.make(env.spec)
+    assert again.spec == env.spec
+    assert unwrapped(again).ale.getFloat("repeat_action_probability") == np.float32(0.1)
+
+
+@pytest.mark.parametrize("name", ["SpaceInvaders", "space_invaders", "spaceinvaders"])
+def test_names_of_games(name: str) -> None:
+    assert make(name).action_space == gym.spaces.Discrete(6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"game": "Brakeout"}, "'breakout'"),
+        ({"game": "xyz"}, "game='xyz'"),
+        ({"sticky_actions": 1.5}, "sticky_actions=1.5"),
+        ({"frame_skip": 0}, "frame_skip=0"),
+        ({"frame_stack": 2.0}, "frame_stack=2.0"),
+        ({"noop_max": -1}, "noop_max=-1"),
+        ({"screen_size": True}, "screen_size=True"),
+    ],
+)
+def test_mistakes(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make(**{"game": "Breakout", **options})
+
+
+@pytest.mark.parametrize(("package", "name"), [("ale_py", "ale-py"), ("cv2", "opencv-python")])
+def test_a_missing_package_names_the_extra(
+    package: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingDependencyError, match=rf"{name}.*sb3-dmamba\[atari\]"):
+        get_task("breakout").make_env()
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        f"import gymnasium; gymnasium.make({ATARI_ID!r}, game='Pong')",
+        "import gymnasium, sb3_dmamba; gymnasium.make('sb3_dmamba/Atari-v0', game='Pong')",
+        f"from sb3_dmamba.tasks import get_task; get_task({ATARI_ID!r}).make_env(game='Pong')",
+        "from sb3_dmamba.tasks import get_task; get_task('pong').make_env()",
+    ],
+)
+def test_the_id_is_found_in_a_fresh_interpreter(code: str) -> None:
+    code += "; import sys; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+# --- Lives ---------------------------------------------------------------------------------------
+
+ROUND = [1, 0, 2, 0, 3, 0, 2, 2]  # fires, and lets most balls pass
+
+
+def actions_of_a_game() -> Iterator[int]:
+    while True:
+        yield from ROUND
+
+
+def lives_of(env: gym.Env[Any, Any]) -> int:
+    return int(unwrapped(env).ale.lives())
+
+
+def test_an_episode_may_end_with_a_life_and_the_game_goes_on() -> None:
+    whole, lives = make(), make(terminal_on_life_loss=True)
+    whole.reset(seed=0)
+    first, _ = lives.reset(seed=0)
+    assert not first[:3].any()
+    total, lost = np.zeros(2), 0
+    for action in actions_of_a_game():
+        shown, reward, terminated, _, _ = lives.step(action)
+        expected = whole.step(action)
+        total += [reward, expected[1]]
+        assert np.array_equal(shown[-1], expected[0][-1])
+        if not terminated:
+            continue
+        assert unwrapped(lives).was_real_done == expected[2]
+        if expected[2]:
+            break
+        lost += 1
+        assert lives_of(lives) == lives_of(whole) == 5 - lost
+        again, _ = lives.reset()
+        assert np.array_equal(again[-1], shown[-1])
+        assert not again[:3].any()
+        assert not unwrapped(lives).was_real_done
+    assert lost == 4  # and the fifth ends the game
+    assert total[0] == total[1] > 0.0
+    lives.reset()
+    assert lives_of(lives) == 5
+    assert unwrapped(lives).was_real_done
+
+
+def test_a_seeded_reset_starts_a_new_game() -> None:
+    env = make(terminal_on_life_loss=True)
+    env.reset(seed=0)
+    terminated, actions = False, actions_of_a_game()
+    while not terminated:
+        terminated = env.step(next(actions))[2]
+    assert lives_of(env) == 4
+    env.reset(seed=1)
+    assert lives_of(env) == 5
+    assert unwrapped(env).was_real_done
+
+
+def one_life(game: str = "Breakout") -> gym.Env[Any, Any]:
+    return make(game, terminal_on_life_loss=True)
+
+
+def sb3_game() -> gym.Env[Any, Any]:
+    """Stable-Baselines3's chain, as its ``make_atari_env`` makes it."""
+    import ale_py
+
+    gym.register_envs(ale_py)
+    env = gym.make("ALE/Seaquest-v5", frameskip=1, repeat_action_probability=0.0)
+    return AtariWrapper(Monitor(env), noop_max=0)
+
+
+def sb3_venv(n: int = 1) -> Any:
+    return VecTransposeImage(VecFrameStack(DummyVecEnv([sb3_game] * n), 4))
+
+
+def seaquest_action(t: int) -> int:
+    return [1, 11, 12, 3, 4, 11, 12, 5][t % 8]
+
+
+def test_a_lost_life_does_not_restart_the_return_under_sb3s_wrapper() -> None:
+    env = ReturnToGo(sb3_venv(), 50.0, clip_rewards=True)
+    env.seed(0)
+    shown: Any = env.reset()
+    assert shown["observation"].shape == (1, 4, 84, 84)
+    seen, expected, lost = [float(shown["return_to_go"].item())], [50.0], 0
+    for t in range(5000):
+        shown, rewards, dones, infos = env.step(np.array([seaquest_action(t)]))
+        is_over = "episode" in infos[0]
+        lost += int(dones[0] and not is_over)
+        expected.append(50.0 if is_over else expected[-1] - float(rewards[0]))
+        seen.append(float(shown["return_to_go"].item()))
+        if is_over:
+            break
+    assert seen == expected
+    assert lost == 3  # of four lives
+    assert min(seen) < 48.0
+    assert infos[0]["episode"]["r"] > 50.0 - min(seen)  # Monitor's, as evaluate_policy scores: raw
+    terminal = infos[0]["terminal_observation"]["return_to_go"].item()
+    assert terminal == min(seen)
+
+
+@pytest.mark.parametrize("kind", ["gym", "sync", "async", "sb3"])
+def test_the_return_goes_on_over_lives_in_every_kind(kind: str) -> None:
+    """Two whole games; the return-to-go must only be whole again when lives are."""
+    n = 1 if kind == "gym" else 2
+    inner: Any = {
+        "gym": one_life,
+        "sync": lambda: SyncVectorEnv([one_life] * n),
+        "async": lambda: AsyncVectorEnv([one_life] * n),
+        "sb3": lambda: DummyVecEnv([one_life] * n),
+    }[kind]()
+    env: Any = ReturnToGo(inner, 9.0, clip_rewards=True)
+    shown: Any = env.reset() if kind == "sb3" else env.reset(seed=0)[0]
+    expected, lives, n_games = 9.0, 5, 0
+    actions = actions_of_a_game()
+    while n_games < 2:
+        action = next(actions)
+        result = env.step(action if kind == "gym" else np.full(n, action))
+        shown = result[0]
+        reward, done = np.ravel(result[1])[0], bool(np.ravel(result[2])[0])
+        expected -= float(np.clip(reward, -1.0, 1.0))
+        if done and kind == "gym":
+            shown = env.reset()[0]
+        elif done and kind in ("sync", "async"):  # the next step resets
+            shown, *_ = env.step(np.zeros(n, dtype=int))
+        if done:
+            lives = lives - 1 if lives > 1 else 5
+            n_games += lives == 5
+            expected = 9.0 if lives == 5 else expected
+        assert np.ravel(shown["return_to_go"])[0] == expected, (kind, lives)
+    env.close()
+
+
+# --- Evaluation ----------------------------------------------------------------------------------
+
+
+class Pattern:
+    """A policy that repeats a pattern of actions and notes what it was shown."""
+
+    memory = "window"
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        self.observation_space, self.action_space = env.observation_space, env.action_space
+        self.returns_to_go: list[float] = []
+
+    def initial_state(self, n: int, memory: str | None = None) -> Any:
+        return Counter(np.zeros(n, dtype=np.int64))
+
+    def act(self, observations: Any, returns_to_go: Any, state: Any, deterministic: bool) -> Any:
+        assert observations.dtype == np.uint8
+        self.returns_to_go.append(float(returns_to_go[0]))
+        pattern = np.array([seaquest_action(t) for t in range(8)])
+        return pattern[state.t % 8], Counter(state.t + 1)
+
+
+class Counter:
+    def __init__(self, t: NDArray[np.int64]) -> None:
+        self.t = t
+
+    def take(self, rows: Any) -> Counter:
+        return Counter(self.t[rows])
+
+    def reset(self, mask: Any) -> Counter:
+        return Counter(np.where(mask, 0, self.t))
+
+
+def seaquest_by_hand(n_games: int) -> tuple[list[float], list[float]]:
+    """Raw scores of games of the pattern, and their clipped ones."""
+    scores, clipped = [], []
+    for _ in range(n_games):
+        by_hand, t, is_over = ByHand("Seaquest"), 0, False
+        scores.append(0.0)
+        clipped.append(0.0)
+        while not is_over:
+            _, reward, is_over = by_hand.step(seaquest_action(t))
+            scores[-1] += reward
+            clipped[-1] += float(np.clip(reward, -1.0, 1.0))
+            t += 1
+    return scores, clipped
+
+
+@pytest.mark.parametrize("terminal_on_life_loss", [False, True])
+@pytest.mark.parametrize("n_workers", [0, 1])
+def test_a_game_is_scored_raw_and_conditioned_on_clipped_rewards(
+    terminal_on_life_loss: bool, n_workers: int
+) -> None:
+    def game() -> gym.Env[Any, Any]:
+        return gym.make(
+            "sb3_dmamba:sb3_dmamba/Atari-v0",
+            game="Seaquest",
+            sticky_actions=0.0,
+            noop_max=0,
+            terminal_on_life_loss=terminal_on_life_loss,
+        )
+
+    policy = Pattern(game())
+    report = evaluate_targets(
+        policy, game, 10.0, 2, n_envs=1, n_workers=n_workers, clip_rewards=True
+    )
+    scores, clipped = seaquest_by_hand(1)
+    assert report.results[0].returns.tolist() == scores * 2
+    assert scores[0] > clipped[0] + 1.0
+    first_game = policy.returns_to_go[: int(report.results[0].lengths[0])]
+    assert first_game[0] == 10.0
+    assert first_game[-1] in (10.0 - clipped[0], 10.0 - clipped[0] + 1.0)  # the last may still pay
+    assert report.clip_rewards
+    assert "clipped to [-1, 1]" in str(report)
+
+
+def test_sb3s_wrapper_is_scored_by_whole_games_in_raw_rewards() -> None:
+    monitors: list[Monitor[Any, Any]] = []
+
+    def game() -> gym.Env[Any, Any]:
+        env = sb3_game()
+        inner: Any = env
+        while not isinstance(inner, Monitor):
+            inner = inner.env
+        monitors.append(inner)
+        return env
+
+    policy = Pattern(sb3_game())
+    report = evaluate_targets(policy, game, 10.0, 2, n_envs=1, n_workers=0)
+    assert report.results[0].returns.tolist() == monitors[-1].get_episode_rewards()
+    assert report.results[0].mean > 10.0
+    # a step limit in the middle of a game: the next episode is another game all the same
+    short = evaluate_targets(policy, game, 10.0, 2, n_envs=1, n_workers=0, max_episode_steps=70)
+    assert short.results[0].returns[0] == short.results[0].returns[1]
