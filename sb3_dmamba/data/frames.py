@@ -62,8 +62,14 @@ def gather_stacks(
     """
     rows = steps[:, None] + np.arange(1 - frame_stack, 1)  # (M, S)
     before = rows < first_steps[:, None]
+    rows[before] = steps[0]  # any that is needed anyway
+    if isinstance(frames, np.memmap):  # neighbouring stacks share frames: read each one once
+        needed, places = np.unique(rows, return_inverse=True)
+        read = np.empty((len(needed), *frames.shape[1:]), dtype=frames.dtype)
+        take_rows(frames, needed, out=read)
+        frames, rows = read, places.reshape(rows.shape)
     stacks = np.empty((*rows.shape, *frames.shape[1:]), dtype=frames.dtype)
-    take_rows(frames, rows, out=stacks)  # rows before the first episode give its first frame
+    take_rows(frames, rows, out=stacks)
     if before.any():
         stacks[before] = 0
     return stacks
