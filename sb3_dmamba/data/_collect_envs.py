@@ -192,19 +192,20 @@ def open_envs(env: Any, n_envs: int, env_kwargs: Mapping[str, Any] | None) -> It
             f"env={env!r}: give a Gymnasium id, an environment (one, or a Gymnasium or "
             f"Stable-Baselines3 vector), or a function that makes one"
         )
-    made: list[Any] = []
+    made: list[gym.Env[Any, Any]] = []
     try:
         for _ in range(n_envs):
-            made.append(gym.make(env, **(env_kwargs or {})) if isinstance(env, str) else env())
-            if not isinstance(made[-1], gym.Env) or any(made[-1] is each for each in made[:-1]):
+            new = gym.make(env, **(env_kwargs or {})) if isinstance(env, str) else env()
+            if not isinstance(new, gym.Env) or any(new is each for each in made):
                 raise ConfigError(
-                    f"env() returned {made[-1]!r}: it must make a new gymnasium.Env at each call"
+                    f"env() returned {new!r}: it must make a new gymnasium.Env at each call"
                 )
+            made.append(new)
         named = (env, dict(env_kwargs or {})) if isinstance(env, str) else None
         yield _condition_free(GymEnvs(made), named or describe_environment(made[0]))
     finally:
         for each in made:
-            each.close()
+            each.close()  # type: ignore[no-untyped-call]
 
 
 def _adapt(env: gym.Env[Any, Any] | VectorEnv[Any, Any, Any] | VecEnv) -> Opened:

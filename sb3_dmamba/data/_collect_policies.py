@@ -61,20 +61,22 @@ def as_actor(policy: Any, envs: Envs, deterministic: bool, seed: int | None) -> 
     )
 
 
-def check_actions(actions: Any, space: spaces.Box | spaces.Discrete, n: int, step: int) -> ndarray:
+def check_actions(
+    actions: Any, space: spaces.Box | spaces.Discrete, is_taken: Bool[ndarray, "n"], step: int
+) -> ndarray:
     """Return the actions as the environments take them.
 
     Args:
         actions: One for each environment.
         space: The action space.
-        n: Number of environments.
+        is_taken: Which of them will be taken; the others may be anything.
         step: Number of the step, for messages.
 
     Raises:
         DatasetError: They do not fit the space; names the step.
     """
     array = np.asarray(actions)
-    is_box = isinstance(space, spaces.Box)
+    is_box, n = isinstance(space, spaces.Box), len(is_taken)
     shape = (n, *(space.shape or ()))
     if array.size != n * int(np.prod(shape[1:])) or array.dtype.kind not in (
         "iuf" if is_box else "iu"
@@ -89,6 +91,7 @@ def check_actions(actions: Any, space: spaces.Box | spaces.Discrete, n: int, ste
     else:
         slack = _TOLERANCE * np.maximum(1.0, np.abs(array))
         inside = (array >= space.low - slack) & (array <= space.high + slack)
+    inside[~is_taken] = True
     if not inside.all():  # NaN included
         raise DatasetError(
             f"at step {step} the policy chose {array[~inside][0]}, outside {space}: clip or scale "

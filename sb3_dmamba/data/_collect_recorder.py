@@ -119,7 +119,7 @@ class Recorder:
             actions = check_actions(
                 act(observations, rewards, starts, resets),
                 envs.action_space,  # type: ignore[arg-type]  # checked by the caller
-                envs.n,
+                ~resets,
                 self._n_steps,
             )
             shown = self._copy(observations)

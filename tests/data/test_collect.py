@@ -1,0 +1,563 @@
+"""What the recorder writes down, against environments whose every number is known."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from gymnasium.vector import SyncVectorEnv, VectorEnv
+from gymnasium.vector.utils import batch_space
+from stable_baselines3 import DQN, PPO
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+    VecFrameStack,
+    VecMonitor,
+    VecNormalize,
+)
+
+from sb3_dmamba import DecisionMamba, ReturnToGo, Trajectories, collect
+from sb3_dmamba.data import load_trajectories
+from sb3_dmamba.errors import ConfigError, DatasetError, SpaceError
+from tests.evaluation.toys import SeededEnv, episode_length
+from tests.toys import ChoiceEnv, choice_trajectories
+
+ACTION = np.array([0.25, 0.5], dtype=np.float32)  # pays seed + step + 0.75
+
+
+def constant(observation: Any) -> np.ndarray:
+    return ACTION
+
+
+class ManualVectorEnv(VectorEnv[Any, Any, Any]):
+    """Seeded environments under any of Gymnasium's three ways to reset, in any version of it."""
+
+    def __init__(self, n: int, mode: str | None) -> None:
+        self.num_envs = n
+        self.envs = [SeededEnv() for _ in range(n)]
+        self.metadata = {} if mode is None else {"autoreset_mode": mode}
+        self.mode = mode or "NextStep"
+        self.single_observation_space = self.envs[0].observation_space
+        self.single_action_space = self.envs[0].action_space
+        self.observation_space = batch_space(self.single_observation_space, n)
+        self.action_space = batch_space(self.single_action_space, n)
+        self.shown = np.zeros((n, 2))  # one buffer for ever, as copy=False has it
+        self.over: Any = np.zeros(n, dtype=bool)
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        mask = (options or {}).get("reset_mask", np.ones(self.num_envs, dtype=bool))
+        for index in np.flatnonzero(mask).tolist():
+            self.shown[index] = self.envs[index].reset(seed=None if seed is None else seed + index)[
+                0
+            ]
+        self.over[mask] = False
+        return self.shown, {}
+
+    def step(self, actions: Any) -> Any:
+        rewards, ends = np.zeros(self.num_envs), np.zeros((2, self.num_envs), dtype=bool)
+        for index, env in enumerate(self.envs):
+            if self.over[index]:
+                self.shown[index] = env.reset()[0]
+                continue
+            self.shown[index], rewards[index], *flags, _ = env.step(actions[index])
+            ends[:, index] = flags
+            if any(flags) and self.mode == "SameStep":
+                self.shown[index] = env.reset()[0]
+        self.over = ends.any(axis=0) & (self.mode == "NextStep")
+        return self.shown, rewards, ends[0], ends[1], {}
+
+
+def check_episodes(data: Trajectories, n_steps: int) -> list[tuple[int, int]]:
+    """Check every number that constant actions give; return seed and length of each episode."""
+    assert data.n_steps == n_steps
+    found = []
+    for episode in data:
+        seed, length = int(episode.observations[0, 0]), len(episode)
+        steps = np.arange(length)
+        np.testing.assert_array_equal(episode.observations[:, 0], np.full(length, seed))
+        np.testing.assert_array_equal(episode.observations[:, 1], steps)
+        np.testing.assert_array_equal(episode.rewards, seed + steps + 0.75)
+        np.testing.assert_array_equal(episode.actions, np.tile(ACTION, (length, 1)))
+        whole = length == episode_length(seed)
+        assert whole == (episode.terminated or episode.truncated)
+        assert episode.terminated == (whole and seed % 2 == 0)
+        assert episode.truncated == (whole and seed % 2 == 1)
+        found.append((seed, length))
+    return found
+
+
+# --- what is recorded --------------------------------------------------------------------------
+
+
+def test_one_environment() -> None:
+    # Seeds 4, 5, 6 last 2, 3, 4 steps; of the fourth episode one step is left.
+    data = collect(constant, SeededEnv(), 10, seed=4)
+    assert check_episodes(data, 10) == [(4, 2), (5, 3), (6, 4), (7, 1)]
+    assert (data.env_id, data.env_kwargs) == (None, {})
+    assert data.source == "constant in an environment"
+
+
+@pytest.mark.parametrize("n_steps", [1, 2, 3, 17, 18])
+def test_several_environments_of_a_function(n_steps: int) -> None:
+    found = check_episodes(collect(constant, SeededEnv, n_steps, seed=10, n_envs=3), n_steps)
+    seeds = [seed for seed, _ in found]
+    assert len(set(seeds)) == len(seeds) or n_steps > 9
+    assert set(seeds) >= set(range(10, 10 + min(3, n_steps)))
+
+
+@pytest.mark.parametrize("mode", [None, "NextStep", "SameStep", "Disabled"])
+@pytest.mark.parametrize("n_steps", [7, 20])
+def test_resets_of_vector_environments_are_no_steps(mode: str | None, n_steps: int) -> None:
+    data = collect(constant, ManualVectorEnv(2, mode), n_steps, seed=4)
+    found = check_episodes(data, n_steps)
+    # By hand: environment 0 plays seeds 4, 5, ..., environment 1 seeds 5, 6, ...
+    assert (
+        sorted(found)
+        == {
+            7: [(4, 2), (5, 2), (5, 3)],
+            20: [(4, 2), (5, 3), (5, 3), (6, 4), (6, 4), (7, 1), (7, 3)],
+        }[n_steps]
+    )
+
+
+def test_gymnasiums_own_vector_environment() -> None:
+    env = SyncVectorEnv([SeededEnv] * 3)
+    found = check_episodes(collect(constant, env, 30, seed=8), 30)
+    assert found[:3] == [(8, 2), (9, 3), (10, 4)]
+    env.close()
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_stable_baselines3_vector_environment(wrapped: bool) -> None:
+    env: Any = DummyVecEnv([SeededEnv, SeededEnv])
+    env = VecMonitor(env) if wrapped else env
+    found = check_episodes(collect(constant, env, 11, seed=4), 11)
+    assert found[:3] == [(4, 2), (5, 3), (5, 3)]
+
+
+def test_both_kinds_of_end_at_once() -> None:
+    class Both(SeededEnv):
+        def step(self, action: Any) -> Any:
+            shown, reward, terminated, truncated, info = super().step(action)
+            over = terminated or truncated
+            return shown, reward, over, over, info
+
+    data = collect(constant, Both(), 5, seed=4)
+    assert data.terminated.tolist() == [True, True]
+    assert data.truncated.tolist() == [True, True]
+
+
+def test_environments_that_overwrite_what_they_returned() -> None:
+    class Reusing(SeededEnv):
+        buffer = np.zeros(2)
+
+        def _show(self) -> Any:
+            self.buffer[:] = super()._show()
+            return self.buffer
+
+    check_episodes(collect(constant, Reusing(), 10, seed=4), 10)
+
+
+@pytest.mark.parametrize("n_envs", [1, 2])
+def test_observations_are_flat(n_envs: int) -> None:
+    seen: list[Any] = []
+
+    def policy(observation: dict[str, Any]) -> int:
+        seen.append(observation)
+        return int(observation["b"]) % 5
+
+    data = collect(policy, lambda: SeededEnv("dict", "discrete"), 9, seed=4, n_envs=n_envs)
+    assert data.observation_space.shape == (41,)
+    assert data.action_space == spaces.Discrete(5)
+    if n_envs == 1:
+        assert data.observations[:, 0].tolist() == [4, 4, 5, 5, 5, 6, 6, 6, 6]
+    steps = data.observations[:, 1:].argmax(axis=1)
+    np.testing.assert_array_equal(data.actions, steps % 5)
+    assert all(np.shape(each["a"]) == (1,) for each in seen)
+
+
+def test_frames_stay_bytes() -> None:
+    data = collect(constant, SeededEnv("image"), 9, seed=4)
+    assert data.observations.dtype == np.uint8
+    assert data.observations[:, 0, 1].tolist() == [0, 1, 0, 1, 2, 0, 1, 2, 3]
+
+
+# --- where it goes -----------------------------------------------------------------------------
+
+
+def test_a_folder_gives_the_same(tmp_path: Path) -> None:
+    inside = collect(constant, SeededEnv(), 30, seed=4)
+    outside = collect(constant, SeededEnv(), 30, seed=4, folder=tmp_path / "store")
+    for name in ("observations", "actions", "rewards", "terminated", "truncated"):
+        np.testing.assert_array_equal(getattr(outside, name), getattr(inside, name))
+    np.testing.assert_array_equal(outside.episode_offsets, inside.episode_offsets)
+    assert load_trajectories(tmp_path / "store").n_steps == 30
+    with pytest.raises(DatasetError, match="store"):
+        collect(constant, SeededEnv(), 5, folder=tmp_path / "store")
+    assert collect(constant, SeededEnv(), 5, folder=tmp_path / "store", overwrite=True).n_steps == 5
+
+
+def test_a_failure_leaves_no_folder(tmp_path: Path) -> None:
+    def fail(observation: Any) -> Any:
+        if observation[0] == 6:
+            raise RuntimeError("as planned")
+        return ACTION
+
+    with pytest.raises(RuntimeError, match="as planned"):
+        collect(fail, SeededEnv(), 30, seed=4, folder=tmp_path / "store")
+    assert list(tmp_path.iterdir()) == []
+
+
+class StackedEnv(gym.Env[Any, Any]):
+    """Shows its last three frames, oldest first; a frame is full of its number, from 1 on."""
+
+    observation_space = spaces.Box(0, 255, (3, 4, 5), np.uint8)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, padding: int = 0) -> None:
+        self.padding = padding
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.number = 0
+        self.stack = np.full((3, 4, 5), self.padding, np.uint8)
+        return self._show(), {}
+
+    def step(self, action: Any) -> Any:
+        return self._show(), 1.0, self.number == 6, False, {}
+
+    def _show(self) -> np.ndarray:
+        self.number += 1
+        self.stack = np.concatenate([self.stack[1:], np.full((1, 4, 5), self.number, np.uint8)])
+        return self.stack
+
+
+def test_frames_are_stored_once() -> None:
+    once = collect("random", StackedEnv, 23, seed=0, n_envs=2, frame_stack=3)
+    stacks = collect("random", StackedEnv, 23, seed=0, n_envs=2)
+    assert once.observations.shape == (23, 4, 5)
+    assert once.observation_space == stacks.observation_space
+    np.testing.assert_array_equal(once.stack_frames(np.arange(23)), stacks.observations)
+
+
+def test_other_frames_are_not_taken_for_stacks() -> None:
+    with pytest.raises(DatasetError, match="at step 0 the observation is no stack of the last 3"):
+        collect("random", lambda: StackedEnv(padding=1), 5, frame_stack=3)
+    with pytest.raises(SpaceError, match="frame_stack=2"):
+        collect("random", StackedEnv, 5, frame_stack=2)
+
+
+# --- which environment it was ------------------------------------------------------------------
+
+
+def described(env: Any, **options: Any) -> tuple[str | None, dict[str, Any]]:
+    data = collect("random", env, 3, **options)
+    return data.env_id, dict(data.env_kwargs)
+
+
+def test_ids_are_noted() -> None:
+    assert described("Pendulum-v1", env_kwargs={"g": 9.0}) == ("Pendulum-v1", {"g": 9.0})
+    short = {"max_episode_steps": 7}
+    assert described("CartPole-v1", env_kwargs=short, n_envs=2) == ("CartPole-v1", short)
+    assert described(gym.make("CartPole-v1", max_episode_steps=7)) == ("CartPole-v1", short)
+    assert described(gym.make("CartPole-v1", sutton_barto_reward=True)) == (
+        "CartPole-v1",
+        {"sutton_barto_reward": True},
+    )
+    assert described(lambda: gym.make("CartPole-v1")) == ("CartPole-v1", {})
+    assert described(Monitor(gym.make("CartPole-v1"))) == ("CartPole-v1", {})
+    assert described(gym.make_vec("CartPole-v1", 2, vectorization_mode="sync")) == (
+        "CartPole-v1",
+        {},
+    )
+    vector = DummyVecEnv([lambda: Monitor(gym.make("CartPole-v1"))])
+    assert described(VecNormalize(vector)) == ("CartPole-v1", {})
+
+
+def test_ids_that_would_mislead_are_not() -> None:
+    env: Any = gym.wrappers.RescaleObservation(
+        gym.make("MountainCar-v0"), np.float32(-1), np.float32(1)
+    )
+    assert described(env) == (None, {})
+    vector = gym.make_vec("CartPole-v1", 2, vectorization_mode="sync")
+    assert described(gym.wrappers.vector.ClipReward(vector, 0, 0.5)) == (None, {})
+    stacked = VecFrameStack(DummyVecEnv([lambda: gym.make("CartPole-v1")]), 2)
+    assert described(stacked) == (None, {})
+    assert described(stacked, env_id="mine", env_kwargs={"k": 1}) == ("mine", {"k": 1})
+
+
+def test_environments_that_were_passed_stay_open_and_others_are_closed() -> None:
+    made: list[SeededEnv] = []
+
+    def make() -> SeededEnv:
+        made.append(SeededEnv())
+        return made[-1]
+
+    collect(constant, make, 5, n_envs=2)
+    assert [env.is_closed for env in made] == [True, True]
+    mine = SeededEnv()
+    collect(constant, mine, 5)
+    assert not mine.is_closed
+
+
+# --- policies ----------------------------------------------------------------------------------
+
+
+def test_a_stable_baselines3_model_is_reproducible() -> None:
+    model = PPO("MlpPolicy", "Pendulum-v1", n_steps=8, batch_size=8, seed=0)
+    torch_before = torch.get_rng_state()
+    numpy_before = np.random.get_state()[1].tolist()  # type: ignore[index]  # noqa: NPY002
+    one = collect(model, "Pendulum-v1", 450, seed=3, n_envs=2)
+    two = collect(model, "Pendulum-v1", 450, seed=3, n_envs=2)
+    other = collect(model, "Pendulum-v1", 450, seed=4, n_envs=2)
+    np.testing.assert_array_equal(one.observations, two.observations)
+    np.testing.assert_array_equal(one.actions, two.actions)
+    assert not np.array_equal(one.actions, other.actions)
+    assert torch.equal(torch.get_rng_state(), torch_before)
+    assert np.random.get_state()[1].tolist() == numpy_before  # type: ignore[index]  # noqa: NPY002
+    assert one.lengths.tolist() == [200, 200, 25, 25]
+    assert one.truncated.tolist() == [True, True, False, False]
+    assert one.source == "PPO in Pendulum-v1"
+
+
+def test_deterministic_actions_are_the_models_own() -> None:
+    model = PPO("MlpPolicy", "Pendulum-v1", n_steps=8, batch_size=8, seed=0)
+    data = collect(model, model.get_env(), 60, deterministic=True)
+    expected, _ = model.predict(data.observations, deterministic=True)
+    np.testing.assert_allclose(data.actions, expected, atol=1e-5)
+
+
+def test_exploration_draws_from_the_seed() -> None:
+    model = DQN("MlpPolicy", "CartPole-v1", seed=0, buffer_size=10)
+    model.exploration_rate = 1.0  # draws from the action space's own generator
+    before = model.action_space.np_random.bit_generator.state
+    one, two = (collect(model, "CartPole-v1", 50, seed=3).actions for _ in range(2))
+    np.testing.assert_array_equal(one, two)
+    assert 0 < one.mean() < 1
+    assert model.action_space.np_random.bit_generator.state == before
+
+
+def test_random_actions_draw_from_the_seed() -> None:
+    one, two, three = (collect("random", "Pendulum-v1", 50, seed=s).actions for s in (1, 1, 2))
+    np.testing.assert_array_equal(one, two)
+    assert not np.array_equal(one, three)
+    assert one.min() < -1.5
+    assert one.max() > 1.5
+
+
+class Remembering:
+    """Speaks SB3's protocol for recurrent policies; its action is its age in quarters."""
+
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: Any = 0
+    ) -> Any:
+        age = np.where(episode_start, 0, 0 if state is None else state + 1)
+        actions = np.zeros((len(age), 2), dtype=np.float32)
+        actions[:, 0] = age / 4
+        return actions, age
+
+
+@pytest.mark.parametrize("mode", ["GymEnv", "VecEnv", "NextStep", "SameStep", "Disabled"])
+def test_memories_begin_with_their_episodes(mode: str) -> None:
+    env: Any
+    if mode == "GymEnv":
+        env = SeededEnv
+    elif mode == "VecEnv":
+        env = DummyVecEnv([SeededEnv, SeededEnv])
+    else:
+        env = ManualVectorEnv(2, mode)
+    data = collect(Remembering(), env, 30, seed=4, n_envs=2 if mode == "GymEnv" else 1)
+    np.testing.assert_array_equal(data.actions[:, 0] * 4, data.observations[:, 1])
+
+
+class Counting:
+    """Speaks d3rlpy's stateful protocol, and notes what it is told."""
+
+    def __init__(self) -> None:
+        self.heard: list[Any] = []
+
+    def reset(self) -> None:
+        self.heard.append("reset")
+
+    def predict(self, x: np.ndarray, reward: float) -> np.ndarray:
+        assert x.shape == (2,)
+        self.heard.append(reward)
+        return ACTION
+
+
+@pytest.mark.parametrize("env", [SeededEnv, lambda: ManualVectorEnv(1, "NextStep")])
+def test_stateful_policies_hear_their_rewards(env: Any) -> None:
+    policy = Counting()
+    check_episodes(collect(policy, env(), 6, seed=4), 6)
+    assert policy.heard == ["reset", 0.0, 4.75, "reset", 0.0, 5.75, 6.75, "reset", 0.0]
+    with pytest.raises(ConfigError, match="remembers one episode, and there are 2"):
+        collect(policy, SeededEnv, 6, n_envs=2)
+
+
+@pytest.fixture(scope="module")
+def small_model() -> DecisionMamba:
+    model = DecisionMamba(
+        ChoiceEnv(),
+        device="cpu",
+        seed=0,
+        hidden_size=16,
+        n_layers=1,
+        context_length=4,
+        batch_size=4,
+    )
+    return model.fit(choice_trajectories(20), n_steps=2)
+
+
+def test_our_own_model(small_model: DecisionMamba) -> None:
+    data = collect(small_model, ReturnToGo(ChoiceEnv(), 7.0), 25, seed=0, deterministic=True)
+    assert data.observation_space == spaces.Box(-1.0, 1.0, (2,), np.float32)  # no return-to-go
+    assert data.lengths.tolist() == [10, 10, 5]
+    stateful = collect(small_model.as_stateful_wrapper(7.0), ChoiceEnv(), 25, seed=0)
+    np.testing.assert_array_equal(stateful.observations, data.observations)
+    np.testing.assert_array_equal(stateful.actions, data.actions)
+    vectors = collect(small_model, small_model.get_env(), 25, seed=0, deterministic=True)
+    assert vectors.observations.shape == (25, 2)
+
+
+@pytest.fixture
+def vec_normalize() -> Iterator[VecNormalize]:
+    env = VecNormalize(DummyVecEnv([SeededEnv, SeededEnv]))
+    env.reset()
+    for _ in range(20):
+        env.step(np.tile(ACTION, (2, 1)))
+    yield env
+    env.close()
+
+
+def test_normalised_environments_are_recorded_in_their_own_numbers(
+    vec_normalize: VecNormalize,
+) -> None:
+    seen: list[Any] = []
+
+    def policy(observation: Any) -> np.ndarray:
+        seen.append(observation)
+        return ACTION
+
+    statistics: Any = vec_normalize.obs_rms
+    mean = statistics.mean.copy()
+    data = collect(policy, vec_normalize, 12, seed=4)
+    check_episodes(data, 12)
+    first: Any = vec_normalize.normalize_obs(np.array([4.0, 0.0]))
+    np.testing.assert_allclose(seen[0], first)
+    assert vec_normalize.training
+    np.testing.assert_array_equal(statistics.mean, mean)
+    check_episodes(collect(constant, VecMonitor(vec_normalize), 12, seed=4), 12)
+    with pytest.raises(DatasetError, match="put VecNormalize outside the wrappers"):
+        collect(policy, VecFrameStack(vec_normalize, 2), 12)
+
+
+def test_d3rlpys_algorithms() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # d3rlpy imports the old gym, which warns
+        import d3rlpy
+    config: Any = d3rlpy.algos.SACConfig()
+    algorithm = config.create(device="cpu")
+    algorithm.create_impl((2,), 2)
+    best = collect(algorithm, SeededEnv, 12, seed=0, n_envs=2, deterministic=True)
+    np.testing.assert_allclose(best.actions, algorithm.predict(best.observations), atol=1e-5)
+    drawn, again = (collect(algorithm, SeededEnv, 12, seed=0, n_envs=2).actions for _ in range(2))
+    np.testing.assert_array_equal(drawn, again)
+    assert np.abs(drawn - best.actions).max() > 1e-3
+
+    discrete = d3rlpy.algos.DQNConfig().create(device="cpu")
+    discrete.create_impl((41,), 5)
+    data = collect(discrete, SeededEnv("dict", "discrete"), 12, seed=0)  # sees the flat view
+    np.testing.assert_array_equal(data.actions, discrete.predict(data.observations))
+
+    transformer = d3rlpy.algos.DecisionTransformerConfig(context_size=3).create(device="cpu")
+    transformer.create_impl((2,), 2)
+    with pytest.raises(ConfigError, match=r"pass policy.as_stateful_wrapper\(target_return\)"):
+        collect(transformer, SeededEnv(), 6)
+    assert collect(transformer.as_stateful_wrapper(9.0), SeededEnv(), 12, seed=4).n_steps == 12
+
+
+# --- what goes wrong ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"n_steps": 0}, "n_steps=0: give an integer of at least 1"),
+        ({"n_steps": 1.5}, "n_steps=1.5"),
+        ({"n_envs": True}, "n_envs=True"),
+        ({"seed": -1}, "seed=-1"),
+        ({"policy": 3}, "policy=3: give a Stable-Baselines3 or d3rlpy model"),
+        ({"policy": "greedy"}, "policy='greedy'"),
+        ({"env": 3}, "env=3: give a Gymnasium id"),
+        ({"env": lambda: 3}, r"env\(\) returned 3"),
+        ({"env": SeededEnv(), "n_envs": 2}, "n_envs=2 and an environment that is made already"),
+        ({"env": SeededEnv(), "env_kwargs": {"a": 1}}, "are for making an environment"),
+    ],
+)
+def test_bad_arguments(changes: dict[str, Any], message: str) -> None:
+    arguments = {"policy": constant, "env": SeededEnv, "n_steps": 5, **changes}
+    with pytest.raises(ConfigError, match=message):
+        collect(**arguments)
+
+
+def test_one_environment_made_twice() -> None:
+    env = SeededEnv()
+    with pytest.raises(ConfigError, match="make a new gymnasium"):
+        collect(constant, lambda: env, 5, n_envs=2)
+
+
+@pytest.mark.parametrize(
+    ("action", "message"),
+    [
+        (np.array([0.0, 1.5]), r"at step 0 the policy chose 1.5, outside Box"),
+        (np.array([0.0, np.nan]), "the policy chose nan, outside Box"),
+        (np.zeros(3), r"actions of shape \(1, 3\) and dtype float64 for 1 environment"),
+        ("left", "dtype <U4"),
+    ],
+)
+def test_actions_outside_the_space(action: Any, message: str) -> None:
+    with pytest.raises(DatasetError, match=message):
+        collect(lambda observation: action, SeededEnv(), 5)
+
+
+@pytest.mark.parametrize(
+    ("action", "message"), [(5, "the policy chose 5, outside Discrete"), (1.0, "dtype float64")]
+)
+def test_discrete_actions_outside_the_space(action: Any, message: str) -> None:
+    with pytest.raises(DatasetError, match=message):
+        collect(lambda observation: action, SeededEnv("box", "discrete"), 5)
+
+
+@pytest.mark.parametrize("what", ["observation", "reward"])
+def test_numbers_that_are_not_finite(what: str) -> None:
+    is_shown = what == "observation"
+
+    class Broken(SeededEnv):
+        def step(self, action: Any) -> Any:
+            shown, reward, *rest = super().step(action)
+            if self.seed_now == 5 and self.t == 2:
+                return (shown * np.nan, reward, *rest) if is_shown else (shown, np.inf, *rest)
+            return shown, reward, *rest
+
+    message = {
+        "observation": "at step 4 the environment showed nan",
+        "reward": "at step 3 the environment paid inf",
+    }[what]
+    with pytest.raises(DatasetError, match=message):
+        collect(constant, Broken(), 12, seed=4)
+
+
+def test_spaces_that_cannot_be_learnt() -> None:
+    class Odd(SeededEnv):
+        def __init__(self) -> None:
+            super().__init__()
+            self.action_space = spaces.MultiBinary(2)
+
+    with pytest.raises(SpaceError, match="MultiBinary"):
+        collect("random", Odd(), 5)
