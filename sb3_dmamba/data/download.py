@@ -43,7 +43,7 @@ def download_file(
     path: Path,
     *,
     signature: bytes = b"",
-    progress: bool = True,
+    progress_bar: bool = True,
     timeout: float = 30.0,
     attempts: int = 5,
     first_wait: float = 1.0,
@@ -58,7 +58,7 @@ def download_file(
         path: Where the file goes; folders are made.
         signature: What the file must begin with (a web page that some networks send instead does
             not).
-        progress: Show a bar, on stderr.
+        progress_bar: Show a bar, on stderr.
         timeout: Seconds without a byte after which a connection counts as broken.
         attempts: Tries in a row that bring nothing, after which to give up.
         first_wait: Seconds before the second try; doubles with each that brings nothing.
@@ -74,7 +74,7 @@ def download_file(
     if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
         raise DatasetError(f"{url!r} is no http or https address")
     download = _Download(url, path, timeout)
-    with download.opened(), byte_progress(path.name, progress) as bar:
+    with download.opened(), byte_progress(path.name, progress_bar) as bar:
         failures, reached, most = 0, False, download.size
         while True:
             reason, final = download.fetch_once(bar)

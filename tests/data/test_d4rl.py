@@ -554,13 +554,13 @@ def test_a_name_is_downloaded_over_a_bad_connection(
         server.content = write(tmp_path / "theirs", arrays).read_bytes()
         server.drop_after = [len(server.content) // 2]
         monkeypatch.setattr(_d4rl_names, "ADDRESS", f"http://127.0.0.1:{server.server_address[1]}")
-        check(load_trajectories("hopper-medium-v2", progress=False), arrays, [4, 3, 2])
+        check(load_trajectories("hopper-medium-v2", progress_bar=False), arrays, [4, 3, 2])
         assert server.paths == ["/gym_mujoco_v2/hopper_medium-v2.hdf5"] * 2
         load_trajectories("hopper-medium-v2")  # from the cache
         assert len(server.paths) == 2
         server.content = b"<html>not found, but politely"
         with pytest.raises(DatasetError, match="sent something else than the file"):
-            load_trajectories("hopper-expert-v2", progress=False)
+            load_trajectories("hopper-expert-v2", progress_bar=False)
     assert [path.name for path in cache.iterdir()] == ["hopper_medium-v2.hdf5"]
 
 

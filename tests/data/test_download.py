@@ -23,7 +23,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 def download(server: Server, path: Path, **options: Any) -> Path:
-    return download_file(server.url, path, **{"progress": False, "first_wait": 0.0, **options})
+    return download_file(server.url, path, **{"progress_bar": False, "first_wait": 0.0, **options})
 
 
 def left(folder: Path) -> list[str]:
@@ -143,7 +143,7 @@ def test_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         url = closed.url
     path = tmp_path / "data.bin"
     with pytest.raises(DatasetError, match=rf"{url} could not .*refused.*put it at {path}"):
-        download_file(url, path, progress=False, first_wait=99)  # and does not wait
+        download_file(url, path, progress_bar=False, first_wait=99)  # and does not wait
     assert left(tmp_path) == []
 
 
@@ -200,7 +200,7 @@ def test_other_addresses_are_refused(tmp_path: Path) -> None:
 def test_the_bar_goes_to_stderr(
     server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    download(server, tmp_path / "data.bin", progress=True)
+    download(server, tmp_path / "data.bin", progress_bar=True)
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "data.bin" in captured.err

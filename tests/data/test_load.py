@@ -52,7 +52,7 @@ def test_files_and_folders_of_another_kind(tmp_path: Path) -> None:
     [
         ({}, {"env": 1}, "no option of a dict of flat arrays .* 'env': did you mean 'env_id'"),
         ({}, {"zzz": 1}, "takes observation_space, action_space, env_id, env_kwargs, name"),
-        ("a/b-v0", {"env_id": "x"}, "no option of a Minari id .* 'env_id': it takes none"),
+        ("a/b-v0", {"env_id": "x"}, "no option of a Minari id .* 'env_id': it takes download"),
     ],
 )
 def test_options_that_do_not_exist(source: Any, options: dict[str, Any], message: str) -> None:

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from gymnasium import spaces
 from gymnasium.spaces.utils import flatten
 
 from sb3_dmamba.data import load_trajectories
+from sb3_dmamba.data.sources.minari import iterate_minari_folder, iterate_minari_id
 from sb3_dmamba.errors import DatasetError, SpaceError
 
 MakeMinari = Callable[..., minari.MinariDataset]
@@ -358,9 +360,136 @@ def test_the_bundled_dataset_is_found_by_its_id(
     assert abs(medium.max() - 2913.2) < 0.05
 
 
-def test_a_d4rl_name_is_not_taken_for_a_minari_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_d4rl_names_and_minari_ids_are_told_apart(
+    make_minari: MakeMinari, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
-    with pytest.raises(DatasetError, match=r"'hopper-medium-v2' is D4RL's name.*terminals"):
-        load_trajectories("hopper-medium-v2")
+    make_minari("hopper-medium-v2", VECTOR, ACTIONS, [np.zeros((2, 2))], [np.zeros((1, 2))])
+    monkeypatch.setenv("D4RL_DATASET_DIR", str(tmp_path))
+    with pytest.raises(DatasetError, match=r"get http://rail.*/hopper_medium-v2.hdf5 and put it"):
+        load_trajectories("hopper-medium-v2", download=False)
+    with pytest.raises(DatasetError, match=r"no Minari dataset.*D4RL's .* pass its HDF5 file"):
+        load_trajectories("antmaze-umaze-v2", download=False)
+
+
+# --- Remote datasets ----------------------------------------------------------------------------
+
+
+class RemoteFolder:
+    """A server as Minari talks to one, which is a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.breaks: BaseException | None = None
+        self.downloads: list[str] = []
+
+    def list_datasets(self, prefix: str | None = None) -> Iterator[str]:
+        for file in sorted(self.folder.glob("**/data/metadata.json")):
+            dataset_id = file.parent.parent.relative_to(self.folder).as_posix()
+            if dataset_id.startswith(prefix or ""):
+                yield dataset_id
+
+    def get_dataset_metadata(self, dataset_id: str) -> Any:
+        return json.loads((self.folder / dataset_id / "data" / "metadata.json").read_text())
+
+    def list_namespaces(self) -> list[str]:
+        return ["box"]
+
+    def download_namespace_metadata(self, namespace: str, path: Path) -> None:
+        (path / namespace).mkdir(parents=True, exist_ok=True)
+        shutil.copy(self.folder / namespace / "namespace_metadata.json", path / namespace)
+
+    def download_dataset(self, dataset_id: str, path: Path) -> None:
+        self.downloads.append(dataset_id)
+        for file in sorted((self.folder / dataset_id / "data").iterdir()):
+            (path / dataset_id / "data").mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, path / dataset_id / "data")
+            if self.breaks is not None:
+                raise self.breaks
+
+
+@pytest.fixture
+def remote(
+    make_minari: MakeMinari, minari_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> RemoteFolder:
+    """A server that has "box/small-v0" and its namespace, which are not here."""
+    _make(make_minari, VECTOR)
+    shutil.move(minari_root, tmp_path / "remote")
+    minari_root.mkdir()
+    server = RemoteFolder(tmp_path / "remote")
+    monkeypatch.setenv("MINARI_REMOTE", "gcp://anywhere")
+    monkeypatch.setitem(minari.storage.remotes._registry, "gcp", lambda: lambda name, token: server)
+    return server
+
+
+def test_a_remote_dataset_is_downloaded_once(
+    remote: RemoteFolder, minari_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(2):
+        assert load_trajectories("box/small-v0").lengths.tolist() == LENGTHS
+    assert remote.downloads == ["box/small-v0"]
+    assert (minari_root / "box" / "namespace_metadata.json").is_file()
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "Downloading box/small-v0" in captured.err
+
+
+@pytest.mark.parametrize("error", [ConnectionError("no route\nto host"), KeyboardInterrupt()])
+def test_half_a_download_goes_away(
+    remote: RemoteFolder, minari_root: Path, error: BaseException
+) -> None:
+    remote.breaks = error
+    kind = DatasetError if isinstance(error, Exception) else KeyboardInterrupt
+    with pytest.raises(kind) as caught:
+        load_trajectories("box/small-v0")
+    if kind is DatasetError:
+        message = (
+            r"no Minari dataset in .*; 'box/small-v0' could not .* \(ConnectionError: no route\)"
+        )
+        assert re.search(message, str(caught.value))
+    assert not (minari_root / "box" / "small-v0").exists()
+    remote.breaks = None
+    assert len(load_trajectories("box/small-v0")) == 3
+
+
+def test_what_is_not_downloaded(
+    remote: RemoteFolder, minari_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(DatasetError, match=r"box/none-v0.*\(ValueError: Couldn't find any version"):
+        load_trajectories("box/none-v0")
+    with pytest.raises(DatasetError, match="no dataset is there"):
+        load_trajectories("box/small-v0", download=False)
+    with pytest.raises(DatasetError, match="no dataset is there"):
+        load_trajectories("box/small")  # no version, so no id that a server knows
+    monkeypatch.setenv("SB3_DMAMBA_OFFLINE", "1")
+    with pytest.raises(DatasetError, match="is not downloaded: SB3_DMAMBA_OFFLINE is set"):
+        load_trajectories("box/small-v0")
+    assert not remote.downloads
+
+
+# --- In pieces ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunk", [1, 50, 10_000])
+def test_pieces_are_the_whole(
+    make_minari: MakeMinari, minari_root: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    _make(make_minari, VECTOR)
+    monkeypatch.setattr("sb3_dmamba.data.sources.minari.CHUNK_BYTES", chunk)
+    whole = load_trajectories("box/small-v0")
+    for pieces in (
+        iterate_minari_id("box/small-v0"),
+        iterate_minari_folder(minari_root / "box/small-v0"),
+    ):
+        found = list(pieces)
+        assert len(found) == {1: 3, 50: 2, 10_000: 1}[chunk]
+        for name in ("observations", "actions", "rewards", "terminated", "truncated"):
+            joined = np.concatenate([getattr(piece, name) for piece in found])
+            np.testing.assert_array_equal(joined, getattr(whole, name))
+
+
+@pytest.mark.parametrize("count", ["3", -1, 2.0, True])
+def test_counts_that_are_none(make_minari: MakeMinari, minari_root: Path, count: Any) -> None:
+    _make(make_minari, VECTOR)
+    _edit(minari_root, total_episodes=count)
+    with pytest.raises(DatasetError, match=r"metadata.json: total_episodes is .*: it is a count"):
+        load_trajectories("box/small-v0")

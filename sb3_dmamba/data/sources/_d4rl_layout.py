@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,14 +70,21 @@ class Layout:
             file.path, file.shape("observations"), file.shape("actions")
         )
 
+    @property
+    def n_bytes(self) -> int:
+        """How much memory the whole dataset takes."""
+        return self.file.n_steps * self._bytes_per_step
+
+    @property
+    def _bytes_per_step(self) -> int:
+        keys = ("observations", "actions")
+        return max(
+            1, sum(math.prod(self.file.shape(k)) * self.file.dtype(k).itemsize for k in keys)
+        )
+
     def pieces(self) -> Iterator[tuple[int, int]]:
         """Yield first and last episode (exclusive) of pieces that fit into little memory."""
-        keys = ("observations", "actions")
-        row = sum(
-            int(np.prod(self.file.shape(key), dtype=np.int64)) * self.file.dtype(key).itemsize
-            for key in keys
-        )
-        steps = max(1, CHUNK_BYTES // max(1, row))
+        steps = max(1, CHUNK_BYTES // self._bytes_per_step)
         first = 0
         while first < self.n_episodes:
             last = int(np.searchsorted(self.offsets, self.offsets[first] + steps, side="right")) - 1

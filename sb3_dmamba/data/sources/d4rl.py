@@ -10,6 +10,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 from gymnasium import spaces
 
+from sb3_dmamba.data._pieces import gather_pieces
+from sb3_dmamba.data._progress import Bar
 from sb3_dmamba.data.download import OFFLINE_VARIABLE, download_file, is_offline
 from sb3_dmamba.data.sources._d4rl_hdf5 import open_flat_file
 from sb3_dmamba.data.sources._d4rl_layout import Given, Layout
@@ -28,6 +30,7 @@ __all__ = [
 ]
 
 MediumExpert = Literal["d4rl", "paper"]
+_IN_MEMORY_BYTES = 1 << 31  # what is larger goes to a temporary file
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
@@ -37,7 +40,7 @@ def load_d4rl_name(
     medium_expert: MediumExpert = "d4rl",
     folder: str | os.PathLike[str] | None = None,
     download: bool = True,
-    progress: bool = True,
+    progress_bar: bool = True,
 ) -> Trajectories:
     """Load a Gym-MuJoCo dataset by D4RL's name, ``"hopper-medium-replay-v2"``.
 
@@ -51,7 +54,7 @@ def load_d4rl_name(
             ``<name>.hdf5``, or as the Decision Transformer's ``<name>.pkl``. None: D4RL's own
             folder, ``D4RL_DATASET_DIR`` or ~/.d4rl/datasets.
         download: Whether a file that is not there is downloaded from D4RL's address.
-        progress: Show a bar, on stderr, while it is.
+        progress_bar: Show a bar, on stderr, while it is.
 
     Raises:
         DatasetError: There is no such dataset, it cannot be downloaded (says where to put the
@@ -60,7 +63,7 @@ def load_d4rl_name(
     Source: Fu et al. 2020 (arXiv:2004.07219); the concatenation, Ota 2024 (arXiv:2403.19925) in
     its official code.
     """
-    options: dict[str, Any] = {"folder": folder, "download": download, "progress": progress}
+    options: dict[str, Any] = {"folder": folder, "download": download, "progress_bar": progress_bar}
     name = parse_name(source)
     _check_medium_expert(name, medium_expert)
     if medium_expert == "d4rl":
@@ -78,16 +81,17 @@ def iterate_d4rl_name(
     medium_expert: MediumExpert = "d4rl",
     folder: str | os.PathLike[str] | None = None,
     download: bool = True,
-    progress: bool = True,
+    progress_bar: bool = True,
+    bar: Bar | None = None,
 ) -> Iterator[Trajectories]:
     """Load as :func:`load_d4rl_name`, in pieces of whole episodes that fit into little memory."""
-    options: dict[str, Any] = {"folder": folder, "download": download, "progress": progress}
+    options: dict[str, Any] = {"folder": folder, "download": download, "progress_bar": progress_bar}
     name = parse_name(source)
     _check_medium_expert(name, medium_expert)
     for part in (name,) if medium_expert == "d4rl" else _parts(name):
         path = find_d4rl_file(str(part), **options)
         limit = part.settings.max_episode_steps
-        for piece in iterate_d4rl_file(path, max_episode_steps=limit):
+        for piece in iterate_d4rl_file(path, max_episode_steps=limit, bar=bar):
             whole = piece if medium_expert == "d4rl" else _whole_episodes(piece)
             if whole is not None:
                 yield _name(whole, part, path)
@@ -98,7 +102,7 @@ def find_d4rl_file(
     *,
     folder: str | os.PathLike[str] | None = None,
     download: bool = True,
-    progress: bool = True,
+    progress_bar: bool = True,
 ) -> Path:
     """Return the file of a name, downloaded if need be; arguments as :func:`load_d4rl_name`.
 
@@ -117,7 +121,7 @@ def find_d4rl_file(
             f"{name!r} is not in {place} and is not downloaded ({why}): get {wanted.url} and put "
             f"it at {target}, or set D4RL_DATASET_DIR to the folder that has it"
         )
-    return download_file(wanted.url, target, signature=_HDF5_SIGNATURE, progress=progress)
+    return download_file(wanted.url, target, signature=_HDF5_SIGNATURE, progress_bar=progress_bar)
 
 
 def load_d4rl_file(
@@ -159,6 +163,8 @@ def load_d4rl_file(
         return replace(data, **given.environment(path, *shapes))
     with open_flat_file(path) as file:
         layout = Layout(file, given, max_episode_steps)
+        if layout.n_bytes > _IN_MEMORY_BYTES:
+            return gather_pieces(layout.read(*piece) for piece in layout.pieces())
         return layout.read(0, layout.n_episodes)
 
 
@@ -170,6 +176,7 @@ def iterate_d4rl_file(
     env_id: str | None = None,
     env_kwargs: Mapping[str, Any] | None = None,
     max_episode_steps: int | None = None,
+    bar: Bar | None = None,
 ) -> Iterator[Trajectories]:
     """Load as :func:`load_d4rl_file`, in pieces of whole episodes that fit into little memory."""
     path = Path(source).expanduser()
@@ -179,6 +186,8 @@ def iterate_d4rl_file(
         return
     with open_flat_file(path) as file:
         layout = Layout(file, given, max_episode_steps)
+        if bar is not None:
+            bar.start(0, file.n_steps)
         for first, last in layout.pieces():
             yield layout.read(first, last)
 

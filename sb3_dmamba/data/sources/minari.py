@@ -4,43 +4,82 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import os
 import re
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from gymnasium import spaces
 
+from sb3_dmamba.data._checks import CHUNK_BYTES
+from sb3_dmamba.data._progress import Bar
 from sb3_dmamba.data.sources._minari_hdf5 import read_episodes
-from sb3_dmamba.data.spaces import check_action_space, flat_space
+from sb3_dmamba.data.sources._minari_remote import download_minari
+from sb3_dmamba.data.spaces import check_action_space, flat_space, observation_dtype
 from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.errors import DatasetError
 
-__all__ = ["load_minari_folder", "load_minari_id", "load_minari_object"]
+__all__ = [
+    "find_minari_folder",
+    "iterate_minari_folder",
+    "iterate_minari_id",
+    "load_minari_folder",
+    "load_minari_id",
+    "load_minari_object",
+]
 
 _METADATA_FILE = "metadata.json"
 _MAIN_FILE = "main_data.hdf5"
-_D4RL_NAME = re.compile(r"(halfcheetah|hopper|walker2d|ant)-[a-z-]+-v[0-2]")
+_VERSION = re.compile(r"-v\d+$")
+_OTHER_D4RL = re.compile(r"(antmaze|maze2d|pen|hammer|door|relocate|kitchen)-[a-z-]+-v\d")
 _BUNDLED = Path(__file__).parents[1] / "bundled"  # laid out as Minari lays out its own folder
 
 
-def load_minari_id(source: str) -> Trajectories:
+def load_minari_id(source: str, *, download: bool = True) -> Trajectories:
     """Load a dataset from Minari's folder (``MINARI_DATASETS_PATH``, or ~/.minari/datasets).
 
-    The dataset that this package carries, ``"sb3_dmamba/hopper-v0"``, is found everywhere.
+    One that is not there is downloaded by Minari, which shows its progress. The dataset that this
+    package carries, ``"sb3_dmamba/hopper-v0"``, is found everywhere.
+
+    Args:
+        source: The id, namespaces included.
+        download: Whether to download what is not there.
 
     Raises:
-        DatasetError: It is not there (lists near names that are, and how to download it), or is
-            malformed.
+        DatasetError: It is not there and cannot be downloaded (lists near names that are there,
+            and how to get it), or is malformed.
         SpaceError: Its spaces cannot be learnt.
+    """
+    return _load(find_minari_folder(source, download=download) / "data")
+
+
+def iterate_minari_id(
+    source: str, *, download: bool = True, bar: Bar | None = None
+) -> Iterator[Trajectories]:
+    """Load as :func:`load_minari_id`, in pieces of whole episodes that fit into little memory."""
+    return _iterate(find_minari_folder(source, download=download) / "data", bar)
+
+
+def find_minari_folder(dataset_id: str, *, download: bool = True) -> Path:
+    """Return a dataset's folder, which has ``data`` inside; arguments as :func:`load_minari_id`.
+
+    Raises:
+        DatasetError: It is not there and cannot be downloaded.
     """
     root = Path(os.environ.get("MINARI_DATASETS_PATH") or Path.home() / ".minari" / "datasets")
     for place in (root, _BUNDLED):
-        folder = place / source / "data"
-        if folder.is_dir():
-            return _load(folder)
-    raise DatasetError(_not_found(source, root))
+        if (place / dataset_id / "data").is_dir():
+            return place / dataset_id
+    if not download or not _VERSION.search(dataset_id):
+        raise DatasetError(_not_found(dataset_id, root))
+    try:
+        return download_minari(dataset_id, root)
+    except DatasetError as error:
+        raise DatasetError(f"{_not_found(dataset_id, root)}; {error}") from error
 
 
 def load_minari_folder(source: str | os.PathLike[str]) -> Trajectories:
@@ -52,8 +91,19 @@ def load_minari_folder(source: str | os.PathLike[str]) -> Trajectories:
         DatasetError: It is malformed.
         SpaceError: Its spaces cannot be learnt.
     """
+    return _load(_data_folder(source))
+
+
+def iterate_minari_folder(
+    source: str | os.PathLike[str], *, bar: Bar | None = None
+) -> Iterator[Trajectories]:
+    """Load as :func:`load_minari_folder`, in pieces that fit into little memory."""
+    return _iterate(_data_folder(source), bar)
+
+
+def _data_folder(source: str | os.PathLike[str]) -> Path:
     folder = Path(source).expanduser()
-    return _load(folder / "data" if (folder / "data").is_dir() else folder)
+    return folder / "data" if (folder / "data").is_dir() else folder
 
 
 def load_minari_object(source: Any) -> Trajectories:
@@ -77,7 +127,8 @@ def _load(folder: Path, episodes: list[int] | None = None) -> Trajectories:
             f"the Minari dataset in {folder} is stored as {data_format!r}: "
             f"only 'hdf5', Minari's default, is read; write it again in that format"
         )
-    episodes = list(range(metadata.get("total_episodes", 0))) if episodes is None else episodes
+    if episodes is None:
+        episodes = list(range(_read_count(metadata, "total_episodes", folder)))
     if not episodes:
         raise DatasetError(f"the Minari dataset in {folder} has no episodes: it needs at least one")
     arrays = read_episodes(folder / _MAIN_FILE, episodes, observation_space, flat, action_space)
@@ -93,6 +144,19 @@ def _load(folder: Path, episodes: list[int] | None = None) -> Trajectories:
     )
 
 
+def _iterate(folder: Path, bar: Bar | None) -> Iterator[Trajectories]:
+    metadata = _read_metadata(folder)
+    n_episodes = _read_count(metadata, "total_episodes", folder)
+    flat = flat_space(_read_space(metadata, "observation_space", folder))
+    row = np.dtype(observation_dtype(flat)).itemsize * math.prod(flat.shape)
+    steps = _read_count(metadata, "total_steps", folder) or n_episodes
+    if bar is not None:
+        bar.start(0, steps)
+    count = max(1, CHUNK_BYTES * max(n_episodes, 1) // max(row * steps, 1))
+    for first in range(0, max(n_episodes, 1), count):
+        yield _load(folder, list(range(first, min(first + count, n_episodes))))
+
+
 def _read_metadata(folder: Path) -> dict[str, Any]:
     file = folder / _METADATA_FILE
     try:
@@ -106,6 +170,13 @@ def _read_metadata(folder: Path) -> dict[str, Any]:
     if not isinstance(metadata, dict):
         raise DatasetError(f"{file} holds no JSON object: download the dataset again")
     return metadata
+
+
+def _read_count(metadata: dict[str, Any], key: str, folder: Path) -> int:
+    count = metadata.get(key, 0)
+    if type(count) is not int or count < 0:
+        raise DatasetError(f"{folder / _METADATA_FILE}: {key} is {count!r}: it is a count")
+    return count
 
 
 def _read_space(metadata: dict[str, Any], name: str, folder: Path) -> spaces.Space[Any]:
@@ -144,7 +215,7 @@ def _read_environment(metadata: dict[str, Any], folder: Path) -> tuple[str | Non
             f"the dataset in {folder} was recorded from {env_id} through {', '.join(wrappers)}, "
             f"which its metadata cannot rebuild: pass the environment yourself to evaluate",
             UserWarning,
-            stacklevel=5,  # whoever called load_trajectories
+            stacklevel=6,  # whoever called load_trajectories
         )
         return None, {}
     if spec.get("max_episode_steps") is not None:
@@ -157,12 +228,6 @@ def _read_environment(metadata: dict[str, Any], folder: Path) -> tuple[str | Non
 
 
 def _not_found(dataset_id: str, root: Path) -> str:
-    if _D4RL_NAME.fullmatch(dataset_id):
-        return (
-            f"{dataset_id!r} is D4RL's name of a dataset, which is no Minari dataset, and D4RL's "
-            f"files are not read yet: pass the arrays of its HDF5 file, fit(dict of observations, "
-            f"actions, rewards, terminals, timeouts)"
-        )
     local = sorted(
         file.parent.parent.relative_to(root).as_posix()
         for file in root.glob(f"**/data/{_METADATA_FILE}")
@@ -174,7 +239,10 @@ def _not_found(dataset_id: str, root: Path) -> str:
         there = f"there are {', '.join(local[:10])}{', ...' if len(local) > 10 else ''}"
     else:
         there = "no dataset is there"
+    hint = ""
+    if _OTHER_D4RL.fullmatch(dataset_id):
+        hint = "; if you mean D4RL's dataset of that name, pass its HDF5 file"
     return (
         f"{dataset_id!r} is no folder and no Minari dataset in {root} ({there}): download it with "
-        f"'minari download {dataset_id}', or set MINARI_DATASETS_PATH to where it is"
+        f"'minari download {dataset_id}', or set MINARI_DATASETS_PATH to where it is{hint}"
     )
