@@ -86,7 +86,7 @@ def test_frames_and_rewards_are_those_of_the_emulator(game: str) -> None:
         assert (reward, terminated, truncated) == (expected_reward, is_over, False)
         if not is_over:  # nobody acts on what follows
             np.testing.assert_array_equal(shown, stack)
-        total += reward
+        total += float(reward)
         n_steps += 1
     assert n_steps > 100
     assert total > 0.0
@@ -123,7 +123,7 @@ def test_shapes_of_other_settings() -> None:
     assert env.step(1)[4]["episode_frame_number"] == 1
     assert np.asarray(env.render()).shape == (210, 160, 3)
     assert env.metadata["render_fps"] == 60
-    env.close()
+    unwrapped(env).close()
 
 
 def test_a_game_is_truncated_after_its_frames() -> None:
@@ -134,7 +134,9 @@ def test_a_game_is_truncated_after_its_frames() -> None:
 
 
 def test_it_is_made_again_from_its_spec() -> None:
-    env = gym.wrappers.TimeLimit(make(terminal_on_life_loss=True, sticky_actions=0.1), 7)
+    env: gym.Env[Any, Any] = gym.wrappers.TimeLimit(
+        make(terminal_on_life_loss=True, sticky_actions=0.1), 7
+    )
     assert env.spec is not None
     again = gym.make(env.spec)
     assert again.spec == env.spec
@@ -209,7 +211,7 @@ def test_an_episode_may_end_with_a_life_and_the_game_goes_on() -> None:
     for action in actions_of_a_game():
         shown, reward, terminated, _, _ = lives.step(action)
         expected = whole.step(action)
-        total += [reward, expected[1]]
+        total += [float(reward), float(expected[1])]
         assert np.array_equal(shown[-1], expected[0][-1])
         if not terminated:
             continue
@@ -288,13 +290,13 @@ def test_a_lost_life_does_not_restart_the_return_under_sb3s_wrapper() -> None:
 def test_the_return_goes_on_over_lives_in_every_kind(kind: str) -> None:
     """Two whole games; the return-to-go must only be whole again when lives are."""
     n = 1 if kind == "gym" else 2
-    inner: Any = {
+    makers: dict[str, Any] = {
         "gym": one_life,
         "sync": lambda: SyncVectorEnv([one_life] * n),
         "async": lambda: AsyncVectorEnv([one_life] * n),
         "sb3": lambda: DummyVecEnv([one_life] * n),
-    }[kind]()
-    env: Any = ReturnToGo(inner, 9.0, clip_rewards=True)
+    }
+    env: Any = ReturnToGo(makers[kind](), 9.0, clip_rewards=True)
     shown: Any = env.reset() if kind == "sb3" else env.reset(seed=0)[0]
     expected, lives, n_games = 9.0, 5, 0
     actions = actions_of_a_game()
@@ -331,7 +333,9 @@ class Pattern:
     def initial_state(self, n: int, memory: str | None = None) -> Any:
         return Counter(np.zeros(n, dtype=np.int64))
 
-    def act(self, observations: Any, returns_to_go: Any, state: Any, deterministic: bool) -> Any:
+    def act(
+        self, observations: Any, returns_to_go: Any, state: Any, deterministic: bool = True
+    ) -> Any:
         assert observations.dtype == np.uint8
         self.returns_to_go.append(float(returns_to_go[0]))
         pattern = np.array([seaquest_action(t) for t in range(8)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -15,7 +16,8 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_dmamba import ReturnToGo
-from sb3_dmamba.data import DatasetInfo
+from sb3_dmamba.atari import ATARI_ID
+from sb3_dmamba.data import DatasetInfo, Trajectories
 from sb3_dmamba.environments import (
     Surroundings,
     check_spaces,
@@ -24,12 +26,13 @@ from sb3_dmamba.environments import (
     set_target_return,
     wrap,
 )
-from sb3_dmamba.errors import ConfigError, SpaceError, UnknownTaskError
-from sb3_dmamba.tasks import ReferenceScores, Task
+from sb3_dmamba.errors import ConfigError, DatasetError, SpaceError, UnknownTaskError
+from sb3_dmamba.tasks import ReferenceScores, Task, get_task
 from tests.models import tiny_model
 from tests.toys import ChoiceEnv, choice_trajectories
 
 DATA = choice_trajectories(50)
+BOX, PAIR = spaces.Box(-1.0, 1.0, (2,)), spaces.Discrete(2)
 SCORES = ReferenceScores(0.0, 10.0, "by hand")
 
 
@@ -136,6 +139,105 @@ def test_other_data_other_target() -> None:
     other = DATA[:1]
     model.fit(other, 1)
     assert asked(model.get_env()) == [other.returns.max()]
+
+
+# --- Clipped rewards ---------------------------------------------------------------------------
+
+
+def atari_info(rewards: list[float], **env_kwargs: Any) -> DatasetInfo:
+    n = len(rewards)
+    trajectories = Trajectories.from_episodes(
+        [np.zeros((n, 2), np.float32)],
+        [np.zeros(n, np.int64)],
+        [np.array(rewards, np.float32)],
+        [True],
+        [False],
+        observation_space=BOX,
+        action_space=PAIR,
+        env_id=ATARI_ID if env_kwargs else None,
+        env_kwargs=env_kwargs,
+    )
+    return DatasetInfo.of(trajectories)
+
+
+@pytest.mark.parametrize(
+    ("task", "dataset", "expected"),
+    [
+        (None, None, False),
+        ("breakout", None, True),
+        ("CartPole-v1", None, False),
+        ("breakout", atari_info([1.0, -1.0]), True),  # arrays, which do not say what they are
+        ("breakout", atari_info([1.0, 4.0]), False),  # recorded raw
+        ("breakout", atari_info([0.0, -4.0]), False),
+        (None, atari_info([1.0, 0.0], game="Breakout"), True),
+        (None, atari_info([1.0, 7.0], game="Breakout"), False),
+        (None, atari_info([1.0, 0.5]), False),
+        ("CartPole-v1", atari_info([1.0, 1.0]), False),
+    ],
+)
+def test_rewards_are_counted_as_the_data_has_them(
+    task: str | None, dataset: DatasetInfo | None, expected: bool
+) -> None:
+    surroundings = Surroundings(None, None if task is None else get_task(task))
+    if dataset is not None:
+        surroundings.remember(dataset)
+    assert surroundings.clip_rewards is expected
+
+
+class Generous(ChoiceEnv):
+    """Pays three times as much."""
+
+    def step(self, action: Any) -> Any:
+        shown, reward, *rest = super().step(action)
+        return shown, 3.0 * reward, *rest
+
+
+def test_everything_that_conditions_counts_alike(tmp_path: Path) -> None:
+    clipping = Task(name="toy", target_returns=(9.0,), clip_rewards=True)
+    model = tiny_model(clipping, env=Generous).fit(DATA, 1)
+    model.save(tmp_path / "model")
+    for each in (model, type(model).load(tmp_path / "model", env=Generous)):
+        venv: Any = each.get_env()
+        venv.reset()
+        shown, rewards, *_ = venv.step(np.array([1]))
+        assert abs(rewards[0]) in (0.0, 3.0)
+        assert shown["return_to_go"].item() == 9.0 - np.clip(rewards[0], -1.0, 1.0)
+        report = each.evaluate(9.0, 2, n_workers=0)
+        assert report.clip_rewards
+        assert not each.evaluate(9.0, 2, n_workers=0, clip_rewards=False).clip_rewards
+        for clip, expected in ((None, 8.0), (True, 8.0), (False, 6.0)):
+            actor = each.as_stateful_wrapper(9.0, clip_rewards=clip)
+            observation = np.zeros(actor_shape(each), np.float32)
+            actor.predict(observation, 0.0)
+            actor.predict(observation, 3.0)
+            assert actor.return_to_go == expected
+
+
+def actor_shape(model: Any) -> tuple[int, ...]:
+    shape: tuple[int, ...] = model.policy.observation_space.shape
+    return shape
+
+
+def test_a_model_file_keeps_how_rewards_were_counted(tmp_path: Path) -> None:
+    model = tiny_model(ChoiceEnv).fit(DATA, 1)
+    for said in (None, True, False):
+        model._surroundings.remember(dataclasses.replace(model.dataset, clip_rewards=said))
+        model.save(tmp_path / "model")
+        assert type(model).load(tmp_path / "model").dataset.clip_rewards is said
+
+
+def test_a_game_is_made_as_its_dataset_was() -> None:
+    surroundings = Surroundings(None, get_task("breakout"))
+    surroundings.remember(atari_info([1.0], game="breakout", sticky_actions=0.0, noop_max=7))
+    make: Any = surroundings.find()
+    assert make.__self__.env_kwargs == {
+        "game": "breakout",
+        "sticky_actions": 0.0,
+        "noop_max": 7,
+        "terminal_on_life_loss": False,
+    }
+    with pytest.raises(DatasetError, match=r"'Pong'.*'breakout'"):
+        surroundings.remember(atari_info([1.0], game="Pong"))
 
 
 # --- Which environment -------------------------------------------------------------------------
@@ -257,8 +359,6 @@ def test_a_wrapper_that_recorded_nothing(choice_id: str) -> None:
 
 
 # --- Spaces ------------------------------------------------------------------------------------
-
-BOX, PAIR = spaces.Box(-1.0, 1.0, (2,)), spaces.Discrete(2)
 
 
 class Shown:

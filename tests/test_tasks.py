@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import pickle
 from pathlib import Path
 
+import gymnasium
 import pytest
 from gymnasium.spaces import Discrete
 
+from sb3_dmamba.atari import ATARI_ID
 from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.data import load_trajectories
-from sb3_dmamba.errors import ConfigError, MissingDependencyError, UnknownTaskError
+from sb3_dmamba.errors import ConfigError, UnknownTaskError
 from sb3_dmamba.tasks import ReferenceScores, Task, get_reference_scores, get_task, list_tasks
 
 LOCOMOTION = [
@@ -36,7 +37,7 @@ def test_named_tasks_are_complete(task: Task) -> None:
     assert task.target_returns
     assert task.reference is not None
     recorded = {"env_id", "env_kwargs", "dataset", "target_returns", "reference", "overrides"}
-    for name in recorded | {"preprocessing"}:
+    for name in recorded | {"clip_rewards", "actions"}:
         assert bool(getattr(task, name)) == (name in task.source), name
     assert all(task.source.values())
 
@@ -85,7 +86,11 @@ def test_atari_recipe(name: str, context: int, target: float) -> None:
     task = get_task(name)
     config = task.config()
     assert task.target_returns == (target,)
-    assert task.preprocessing == "atari"
+    assert task.env_id == ATARI_ID
+    assert task.env_kwargs["game"].lower() == name
+    assert task.env_kwargs["sticky_actions"] == 0.25  # as DQN replay was recorded
+    assert task.env_kwargs["terminal_on_life_loss"] is False
+    assert task.clip_rewards
     assert (config.context_length, config.n_layers, config.hidden_size) == (context, 6, 128)
     assert (config.embedding, config.time_encoding) == ("tanh", "global")
     assert config.encoder == "nature_cnn"
@@ -207,6 +212,30 @@ def test_from_dict_refuses_unknown_fields() -> None:
         Task.from_dict({"name": "mine", "colour": "red"})
 
 
+def test_from_dict_reads_what_older_versions_wrote() -> None:
+    fields = get_task("hopper-medium-v2").to_dict()
+    for later in ("clip_rewards", "actions"):
+        del fields[later]
+    assert Task.from_dict({**fields, "preprocessing": None}) == get_task("hopper-medium-v2")
+    with pytest.raises(ConfigError, match="preprocessing"):
+        Task.from_dict({**fields, "preprocessing": "atari"})
+
+
+def test_a_package_before_the_id_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "package_of_envs.py").write_text(
+        "import gymnasium\n"
+        "gymnasium.register('Named-v0', 'gymnasium.envs.classic_control:CartPoleEnv')\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert get_task("package_of_envs:Named-v0").make_env().action_space == Discrete(2)
+    del gymnasium.registry["Named-v0"]
+    for nonsense in ("package_of_envs:Other-v0", ".relative:Named-v0"):
+        with pytest.raises(UnknownTaskError, match="dmamba tasks"):
+            get_task(nonsense)
+
+
 @pytest.mark.parametrize("name", ["hopper-medium-v2", "hopper-bundled"])
 def test_make_env_of_mujoco_tasks(name: str) -> None:
     pytest.importorskip("mujoco", reason="the MuJoCo extra is not installed")
@@ -230,16 +259,3 @@ def test_make_env_that_gymnasium_does_not_know() -> None:
 def test_make_env_of_a_retired_version() -> None:
     with pytest.raises(UnknownTaskError, match="Hopper-v2"):
         get_task("Hopper-v2").make_env()
-
-
-@pytest.mark.skipif(importlib.util.find_spec("ale_py") is not None, reason="ale-py is installed")
-def test_atari_without_its_package_names_the_extra() -> None:
-    with pytest.raises(MissingDependencyError, match=r"sb3-dmamba\[atari\]"):
-        get_task("breakout").make_env()
-
-
-@pytest.mark.skipif(importlib.util.find_spec("ale_py") is None, reason="ale-py is not installed")
-def test_atari_environment_looks_as_the_data_does() -> None:
-    with get_task("breakout").make_env() as env:
-        assert env.observation_space.shape == (4, 84, 84)
-        assert env.action_space == Discrete(4)

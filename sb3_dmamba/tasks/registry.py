@@ -96,7 +96,7 @@ def _is_registered(name: str) -> bool:
         return False
     try:
         importlib.import_module(module)  # as gymnasium.make does
-    except ImportError:
+    except (ImportError, TypeError):  # no module, or no absolute name of one
         return False
     return env_id in gymnasium.registry
 

@@ -146,6 +146,10 @@ class Task:
                 f"Gymnasium cannot make {self.env_id!r}: {error} (a package that registers it "
                 'can be named in front: "package:Name-v0")'
             ) from error
+        except Exception as error:
+            if type(error).__module__ != "gym.error":
+                raise
+            raise UnknownTaskError(f"gym cannot make {self.env_id!r}: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-compatible values."""

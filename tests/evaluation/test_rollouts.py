@@ -62,6 +62,23 @@ def test_returns_to_go_are_the_target_less_the_rewards_so_far(n_envs: int | None
     assert shown == expected
 
 
+@pytest.mark.parametrize("n_workers", [0, 1])
+def test_conditioned_on_clipped_rewards_and_scored_by_whole_ones(n_workers: int) -> None:
+    report = evaluate(clip_rewards=True, n=3, n_workers=n_workers)
+    for result in report.results:
+        expected = [expected_episode(result.target_return, s, clip=True)[0] for s in range(3, 6)]
+        np.testing.assert_array_equal(result.returns, expected)
+    assert report.clip_rewards
+    assert EvaluationReport.from_json(report.to_json()).clip_rewards
+    assert "clipped to [-1, 1]" in str(report)
+    plain = evaluate(n=3)
+    assert any(
+        one.returns.tolist() != other.returns.tolist()
+        for one, other in zip(report.results, plain.results, strict=True)
+    )
+    assert "clipped" not in str(plain)
+
+
 def test_finished_rows_leave_the_batch() -> None:
     policy = ToyPolicy(SeededEnv())
     evaluate(policy=policy)

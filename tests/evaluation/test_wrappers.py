@@ -304,6 +304,54 @@ def test_a_lost_life_does_not_start_the_return_again() -> None:
     assert seen == [(9.0, False), (8.0, True), (7.0, False), (6.0, False), (10.0, True)]
 
 
+# --- rewards clipped ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["gym", "vector", "sb3"])
+def test_clipped_rewards_are_taken_off_and_whole_ones_passed_on(kind: str) -> None:
+    makers: dict[str, Any] = {
+        "gym": SeededEnv,
+        "vector": lambda: SyncVectorEnv([SeededEnv]),
+        "sb3": lambda: DummyVecEnv([SeededEnv]),
+    }
+    inner: Any = makers[kind]()
+    env: Any = ReturnToGo(inner, 20.0, clip_rewards=True)
+    assert env.clip_rewards
+    assert not ReturnToGo(inner, 20.0).clip_rewards
+    if kind == "sb3":
+        env.seed(3)
+    env.reset(**({} if kind == "sb3" else {"seed": 3}))
+    seen: list[tuple[float, float]] = []
+    for pay in (0.5, -9.0, 0.25):  # seed 3 pays 3 + t + the action's sum
+        action = np.zeros(2, np.float32)
+        t = len(seen)
+        inner_env: Any = inner if kind == "gym" else inner.envs[0]
+        inner_env.action_space = spaces.Box(-100.0, 100.0, (2,), np.float32)
+        action[0] = pay - 3.0 - t
+        result = env.step(action if kind == "gym" else action[None])
+        seen.append((float(np.ravel(result[0]["return_to_go"])[0]), float(np.ravel(result[1])[0])))
+    assert seen == [(19.5, 0.5), (20.5, -9.0), (20.25, 0.25)]
+
+
+def test_a_clipping_wrapper_is_made_again() -> None:
+    env = ReturnToGo(gym.make("CartPole-v1"), 50.0, clip_rewards=True)
+    assert env.spec is not None
+    again = gym.make(env.spec)
+    assert isinstance(again, ReturnToGoEnv)
+    assert again.clip_rewards
+
+
+def test_an_infinite_reward_is_not_clipped_away() -> None:
+    class Endless(SeededEnv):
+        def step(self, action: Any) -> Any:
+            return self._show(), float("inf"), False, False, {}
+
+    env = ReturnToGo(Endless(), 1.0, clip_rewards=True)
+    env.reset(seed=0)
+    with pytest.raises(ConditioningError, match="inf"):
+        env.step(ACTION)
+
+
 # --- mistakes ----------------------------------------------------------------------------------
 
 

@@ -143,7 +143,9 @@ def toy_action(return_to_go: float, last: float) -> float:
     return float(np.floor(float(return_to_go) + 3.0 * last) % 9 - 4.0) / 4.0
 
 
-def expected_episode(target: float, seed: int, discrete: bool = False) -> tuple[float, list[float]]:
+def expected_episode(
+    target: float, seed: int, discrete: bool = False, clip: bool = False
+) -> tuple[float, list[float]]:
     """Work out one episode of :class:`ToyPolicy`: its return and the returns-to-go it saw."""
     to_go, last, total, seen = target, 0.0, 0.0, []
     for t in range(episode_length(seed)):
@@ -152,6 +154,6 @@ def expected_episode(target: float, seed: int, discrete: bool = False) -> tuple[
         if discrete:
             last = float(int(np.round(last)) % 5)
         reward = seed + t + last
-        to_go -= reward
+        to_go -= max(-1.0, min(1.0, reward)) if clip else reward
         total += reward
     return total, seen
