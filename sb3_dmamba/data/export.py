@@ -17,6 +17,7 @@ from gymnasium import spaces
 from jaxtyping import Num
 from numpy import ndarray
 
+from sb3_dmamba.data._warn import warn_caller
 from sb3_dmamba.errors import DatasetError, MissingDependencyError, SpaceError
 
 if TYPE_CHECKING:
@@ -96,11 +97,9 @@ def _to_d3rlpy(trajectories: Trajectories) -> Any:
         )
     if not kept.all():
         left_out = np.flatnonzero(~kept)
-        warnings.warn(
+        warn_caller(
             f"{len(left_out)} episodes (the first is {left_out[0]}) have one step and were not "
-            f"terminated, which d3rlpy cannot hold: they are left out",
-            UserWarning,
-            stacklevel=3,  # whoever called to_d3rlpy
+            f"terminated, which d3rlpy cannot hold: they are left out"
         )
     stack = trajectories.frame_stack
     episodes = [
@@ -203,11 +202,9 @@ def _find_spec(trajectories: Trajectories) -> EnvSpec | None:
             import_module(package)  # which registers the id
         spec = copy.deepcopy(gymnasium.spec(env_id))
     except (gymnasium.error.Error, ImportError) as error:
-        warnings.warn(
+        warn_caller(
             f"the dataset will not name its environment, {trajectories.env_id}, which is not known "
-            f"here ({error})",
-            UserWarning,
-            stacklevel=4,  # whoever called to_minari
+            f"here ({error})"
         )
         return None
     kwargs = dict(trajectories.env_kwargs)

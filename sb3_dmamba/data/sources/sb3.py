@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -12,6 +11,7 @@ from gymnasium import spaces
 from jaxtyping import Bool, Int64
 from numpy import ndarray
 
+from sb3_dmamba.data._warn import warn_caller
 from sb3_dmamba.data.sources._sb3_rows import (
     Segment,
     build_trajectories,
@@ -253,10 +253,8 @@ def _are_scaled(source: Any, rows: Int64[ndarray, "M"], given: bool | None) -> b
     slack = _TOLERANCE * np.maximum(1.0, np.maximum(np.abs(low), np.abs(high)))
     fits_raw = (smallest >= low - slack).all() and (largest <= high + slack).all()
     if fits_scaled and fits_raw:
-        warnings.warn(
+        warn_caller(
             f"the actions lie in [-1, 1] and the space is {space}: they are taken for scaled, as "
-            f"SB3's algorithms keep them; pass scaled_actions=True or False to say so",
-            UserWarning,
-            stacklevel=4,  # whoever called load_trajectories
+            f"SB3's algorithms keep them; pass scaled_actions=True or False to say so"
         )
     return bool(fits_scaled)

@@ -1,0 +1,302 @@
+"""d3rlpy's buffers, both ways."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from sb3_dmamba.data import Trajectories, load_trajectories
+from sb3_dmamba.errors import DatasetError, SpaceError
+from tests.toys import random_trajectories
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # d3rlpy imports the old gym, which warns
+    import d3rlpy
+    from d3rlpy.dataset import Episode, InfiniteBuffer, MDPDataset, ReplayBuffer
+
+MakeTrajectories = Callable[..., Trajectories]
+LENGTHS = (3, 1, 4)
+TERMINALS = np.array([0, 0, 1, 1, 0, 0, 0, 0], dtype=np.float32)
+TIMEOUTS = np.array([0, 0, 0, 0, 0, 0, 0, 1], dtype=np.float32)
+
+
+def make(observations: Any = None, actions: Any = None, **changes: Any) -> Any:
+    """Eight steps: two terminated episodes, and one that timed out."""
+    generator = np.random.default_rng(0)
+    fields = {
+        "observations": generator.normal(size=(8, 2)) if observations is None else observations,
+        "actions": generator.uniform(-1, 1, (8, 3)) if actions is None else actions,
+        "rewards": np.arange(8.0),
+        "terminals": TERMINALS,
+        "timeouts": TIMEOUTS,
+    }
+    return MDPDataset(**{**fields, **changes})
+
+
+def test_values() -> None:
+    source = make()
+    data = load_trajectories(source)
+    assert data.lengths.tolist() == list(LENGTHS)  # the last step of the last one included
+    assert data.rewards.tolist() == list(range(8))
+    assert data.terminated.tolist() == [True, True, False]
+    assert data.truncated.tolist() == [False, False, True]
+    assert data.observation_space == spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    assert data.action_space == spaces.Box(-1.0, 1.0, (3,), np.float32)
+    for ours, theirs in zip(data, source.episodes, strict=True):
+        np.testing.assert_array_equal(ours.observations, np.float32(theirs.observations))
+        np.testing.assert_array_equal(ours.actions, np.float32(theirs.actions))
+    assert data.source == "d3rlpy"
+    named = load_trajectories(source, name="mine", env_id="Hopper-v5", env_kwargs={"a": 1})
+    assert (named.source, named.env_id, named.env_kwargs) == ("mine", "Hopper-v5", {"a": 1})
+
+
+def test_discrete_actions() -> None:
+    actions = np.array([0, 2, 1, 0, 0, 1, 2, 0])
+    data = load_trajectories(make(actions=actions))
+    assert data.action_space == spaces.Discrete(3)
+    assert data.actions.tolist() == actions.tolist()
+    assert load_trajectories(make(actions=actions, action_size=5)).action_space.n == 5  # type: ignore[union-attr]
+    space = spaces.Discrete(4)
+    assert load_trajectories(make(actions=actions), action_space=space).action_space == space
+
+
+def test_continuous_actions_that_d3rlpy_takes_for_discrete() -> None:
+    actions = np.full((8, 1), 0.5)
+    actions[:3] = 1.0
+    source = make(actions=actions)
+    assert source.dataset_info.action_space.name == "DISCRETE"
+    with pytest.raises(
+        DatasetError, match=r"episode 1, step 0: the action is 0.5, .*Discrete\(2\)"
+    ):
+        load_trajectories(source)
+    data = load_trajectories(source, action_space=spaces.Box(-1, 1, (1,)))
+    np.testing.assert_array_equal(data.actions, actions)
+
+
+def test_actions_beyond_one() -> None:
+    source = make(actions=np.linspace(-2, 2, 8)[:, None] + 0.01)
+    with pytest.raises(DatasetError, match=r"continuous actions up to 2.01: pass action_space"):
+        load_trajectories(source)
+    space = spaces.Box(-3.0, 3.0, (1,), np.float32)
+    assert load_trajectories(source, action_space=space).action_space == space
+
+
+def test_frames() -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (8, 3, 20, 24), dtype=np.uint8)
+    data = load_trajectories(make(observations=frames))
+    assert data.observation_space == spaces.Box(0, 255, (3, 20, 24), np.uint8)
+    np.testing.assert_array_equal(data.observations, frames)
+
+
+@pytest.mark.parametrize("part", ["transition_picker", "trajectory_slicer"])
+def test_frames_that_d3rlpy_stacks(part: str) -> None:
+    frames = np.random.default_rng(0).integers(1, 256, (8, 1, 5, 6), dtype=np.uint8)
+    sampler: Any = {
+        "transition_picker": d3rlpy.dataset.FrameStackTransitionPicker(3),
+        "trajectory_slicer": d3rlpy.dataset.FrameStackTrajectorySlicer(3),
+    }[part]
+    source = make(observations=frames, **{part: sampler})
+    data = load_trajectories(source)
+    assert data.frame_stack == 3
+    assert data.observation_space == spaces.Box(0, 255, (3, 5, 6), np.uint8)
+    slicer = d3rlpy.dataset.FrameStackTrajectorySlicer(3)
+    for episode, theirs in enumerate(source.episodes):
+        steps = np.arange(*data.episode_offsets[episode : episode + 2])
+        stacks = slicer(theirs, theirs.size() - 1, theirs.size()).observations
+        np.testing.assert_array_equal(data.stack_frames(steps), stacks)
+    single = load_trajectories(source, frame_stack=1)
+    assert single.observation_space.shape == (1, 5, 6)
+    space = spaces.Box(0, 255, (3, 5, 6), np.uint8)
+    assert load_trajectories(source, observation_space=space).observation_space == space
+
+
+def test_frames_of_several_channels_are_not_stacked() -> None:
+    slicer = d3rlpy.dataset.FrameStackTrajectorySlicer(4)
+    source = make(observations=np.zeros((8, 3, 5, 6), np.uint8), trajectory_slicer=slicer)
+    with pytest.raises(SpaceError, match=r"stacks 4 frames.* pass frame_stack=1"):
+        load_trajectories(source)
+
+
+def test_observations_of_several_arrays() -> None:
+    generator = np.random.default_rng(0)
+    parts = [generator.normal(size=(8, 2)), generator.normal(size=(8, 3))]
+    # d3rlpy's constructor takes them, its episode generator slices them
+    data = load_trajectories(make(observations=parts))
+    assert data.observation_space.shape == (5,)
+    np.testing.assert_array_equal(data.observations, np.float32(np.concatenate(parts, axis=1)))
+    space = spaces.Dict(a=spaces.Box(-9, 9, (2,)), b=spaces.Box(-9, 9, (3,)))
+    given = load_trajectories(make(observations=parts), observation_space=space)
+    np.testing.assert_array_equal(given.observations, data.observations)
+    assert given.observation_space.high.max() == 9
+
+
+def test_discrete_observations() -> None:
+    cells = np.array([0, 3, 1, 2, 0, 1, 1, 3])
+    data = load_trajectories(
+        make(observations=cells[:, None]), observation_space=spaces.Discrete(4)
+    )
+    np.testing.assert_array_equal(data.observations, np.eye(4)[cells])
+    with pytest.raises(DatasetError, match=r"episode 0: .* holds 3, which is not in"):
+        load_trajectories(make(observations=cells[:, None]), observation_space=spaces.Discrete(3))
+
+
+class Walk:
+    """Just enough of an environment for d3rlpy to write down."""
+
+    observation_space = spaces.Box(-9, 9, (2,), np.float32)
+    action_space = spaces.Box(-1, 1, (1,), np.float32)
+
+
+def test_an_online_buffer() -> None:
+    buffer: Any = d3rlpy.dataset.create_fifo_replay_buffer(limit=100, env=Walk())
+    for step in range(9):
+        buffer.append(np.full(2, step, np.float32), np.zeros(1, np.float32), float(step))
+        if step in (2, 5):
+            buffer.clip_episode(terminated=step == 2)
+    data = load_trajectories(buffer, action_space=Walk.action_space)
+    assert data.lengths.tolist() == [3, 3, 3]
+    assert data.rewards.tolist() == list(range(9))
+    assert data.terminated.tolist() == [True, False, False]
+    assert data.truncated.tolist() == [False, True, False]  # the last one is still written to
+    buffer.append(np.zeros(2, np.float32), np.zeros(1, np.float32), 0.0)
+    assert data.n_steps == 9
+
+
+def test_a_mixed_buffer() -> None:
+    first: Any = d3rlpy.dataset.create_infinite_replay_buffer(env=Walk())
+    for step in range(2):
+        first.append(np.full(2, step, np.float32), np.zeros(1, np.float32), 1.0)
+    second = make(actions=np.full((8, 1), 0.5))
+    mixed = d3rlpy.dataset.MixedReplayBuffer(first, second, 0.5)
+    data = load_trajectories(mixed, action_space=Walk.action_space)
+    assert data.lengths.tolist() == [2, *LENGTHS]
+    assert data.summary().cut == 1
+
+
+def test_a_dumped_buffer() -> None:
+    source = make()
+    file = io.BytesIO()
+    source.dump(file)
+    again = ReplayBuffer.load(file, InfiniteBuffer())
+    np.testing.assert_array_equal(
+        load_trajectories(again).observations, load_trajectories(source).observations
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"actions": np.full((3, 2), 0.5)}, "episode 1 has actions of shape .3, 2."),
+        ({"rewards": np.zeros((3, 2))}, r"episode 1 has rewards of shape \(3, 2\)"),
+        ({"observations": np.zeros((2, 2))}, "episode 1 has 2 observations and 3 actions"),
+        ({"observations": np.zeros((3, 4))}, r"episode 1: the observation has shape \(3, 4\)"),
+        ({"observations": np.full((3, 2), np.nan)}, r"observations\[3, 0\] is nan \(episode 1"),
+    ],
+)
+def test_episodes_that_do_not_fit(changes: dict[str, Any], message: str) -> None:
+    fields: dict[str, Any] = {
+        "observations": np.zeros((3, 2)),
+        "actions": np.full((3, 1), 0.5),
+        "rewards": np.zeros((3, 1)),
+        "terminated": True,
+    }
+    episodes = [Episode(**fields), Episode(**{**fields, **changes})]
+    with pytest.raises(DatasetError, match=message):
+        load_trajectories(ReplayBuffer(InfiniteBuffer(), episodes=episodes))
+
+
+def test_an_empty_buffer() -> None:
+    with pytest.raises(DatasetError, match="the d3rlpy buffer has no episodes"):
+        load_trajectories(d3rlpy.dataset.create_infinite_replay_buffer(env=Walk()))
+
+
+# --- back to d3rlpy ----------------------------------------------------------------------------
+
+
+def test_there_and_back() -> None:
+    data = random_trajectories((7, 1, 12))
+    source = data.to_d3rlpy()
+    assert isinstance(source, ReplayBuffer)
+    assert source.transition_count == 20
+    assert source.dataset_info.action_size == 2
+    again = load_trajectories(source)
+    for name in ("observations", "actions", "rewards", "terminated", "episode_offsets"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(data, name))
+    assert np.shares_memory(source.episodes[2].observations, data.observations)
+
+
+def test_discrete_there_and_back() -> None:
+    data = random_trajectories((7, 3), n_actions=6)
+    data = data[[1, 0]]
+    source = data.to_d3rlpy()
+    assert (source.dataset_info.action_space.name, source.dataset_info.action_size) == (
+        "DISCRETE",
+        6,
+    )
+    assert load_trajectories(source).action_space == spaces.Discrete(6)
+    np.testing.assert_array_equal(load_trajectories(source).actions, data.actions)
+
+
+def test_continuous_actions_that_happen_to_be_integers(
+    make_trajectories: MakeTrajectories,
+) -> None:
+    data = make_trajectories([4], actions=np.ones((4, 2)))
+    assert data.to_d3rlpy().dataset_info.action_space.name == "CONTINUOUS"
+
+
+def test_stacked_frames_there_and_back() -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (9, 20, 24), dtype=np.uint8)
+    data = Trajectories(
+        observations=frames,
+        actions=np.arange(9) % 3,
+        rewards=np.ones(9),
+        terminated=np.array([True, False]),
+        truncated=np.array([False, True]),
+        episode_offsets=np.array([0, 4, 9]),
+        observation_space=spaces.Box(0, 255, (4, 20, 24), np.uint8),
+        action_space=spaces.Discrete(3),
+        frame_stack=4,
+    )
+    source = data.to_d3rlpy()
+    again = load_trajectories(source)
+    assert again.frame_stack == 4
+    assert again.observation_space == data.observation_space
+    np.testing.assert_array_equal(again.observations, frames)
+    np.testing.assert_array_equal(again.truncated, data.truncated)
+    transition = source.transition_picker(source.episodes[1], 2)
+    np.testing.assert_array_equal(transition.observation, data.stack_frames(np.array([6]))[0])
+
+
+def test_episodes_that_d3rlpy_cannot_hold(make_trajectories: MakeTrajectories) -> None:
+    flags = np.zeros(3, dtype=bool)
+    data = make_trajectories([3, 1, 2], terminated=flags, truncated=~flags)
+    with pytest.warns(UserWarning, match=r"1 episodes \(the first is 1\) have one step") as caught:
+        source = data.to_d3rlpy()
+    assert caught[0].filename == __file__
+    assert load_trajectories(source, action_space=data.action_space).lengths.tolist() == [3, 2]
+    with pytest.raises(DatasetError, match="every episode has one step"):
+        data[[1]].to_d3rlpy()
+
+
+def test_actions_that_do_not_start_at_zero(make_trajectories: MakeTrajectories) -> None:
+    data = make_trajectories(
+        [3], actions=np.array([1, 2, 1]), action_space=spaces.Discrete(2, start=1)
+    )
+    with pytest.raises(SpaceError, match="d3rlpy counts actions from 0"):
+        data.to_d3rlpy()
+
+
+def test_d3rlpy_learns_from_it() -> None:
+    data = random_trajectories((7, 12), n_actions=3)
+    algorithm = d3rlpy.algos.DiscreteDecisionTransformerConfig(
+        context_size=4, batch_size=8, num_heads=1, num_layers=1, warmup_tokens=1, final_tokens=2
+    ).create(device="cpu")
+    batch = data.to_d3rlpy().sample_trajectory_batch(8, 4)
+    algorithm.create_impl((3,), 3)
+    assert np.isfinite(algorithm.update(batch)["loss"])

@@ -1,0 +1,524 @@
+"""Stable-Baselines3's buffers, filled by SB3 itself and by hand."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from stable_baselines3 import A2C, DQN, PPO, SAC, HerReplayBuffer
+from stable_baselines3.common.buffers import (
+    DictReplayBuffer,
+    DictRolloutBuffer,
+    ReplayBuffer,
+    RolloutBuffer,
+)
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.envs import BitFlippingEnv
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.save_util import load_from_pkl, save_to_pkl
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+from sb3_dmamba.data import Trajectories, load_trajectories
+from sb3_dmamba.errors import DatasetError, SpaceError
+from tests.evaluation.toys import SeededEnv, episode_length
+
+BOX = spaces.Box(-1e6, 1e6, (2,), np.float32)
+ACTIONS = spaces.Box(-1.0, 1.0, (2,), np.float32)
+
+
+class Recorded(SeededEnv):
+    """Notes what it was asked to do, episode by episode; its seeds go on where the last ended."""
+
+    def __init__(self, kind: str = "box", actions: str = "box", first_seed: int = 0) -> None:
+        super().__init__(kind, actions)
+        self.seed_now = first_seed - 1
+        self.history: dict[int, list[Any]] = {}
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return super().reset(seed=None, options=options)  # SB3 seeds the first of each
+
+    def step(self, action: Any) -> Any:
+        self.history.setdefault(self.seed_now, []).append(np.array(action))
+        return super().step(action)
+
+
+def check(data: Trajectories, history: dict[int, list[Any]], shown: Any = None) -> list[int]:
+    """Check every number of episodes in such environments; return their seeds."""
+    seeds = []
+    for episode in data:
+        observations = episode.observations if shown is None else shown(episode.observations)
+        seed, length = int(observations[0, 0]), len(episode)
+        assert (observations[:, 0] == seed).all()
+        np.testing.assert_array_equal(observations[:, 1], np.arange(length))
+        actions = np.array(history[seed][:length])
+        np.testing.assert_allclose(episode.actions, actions, atol=1e-6)
+        sums = actions.reshape(length, -1).sum(axis=1, dtype=np.float64)
+        np.testing.assert_allclose(episode.rewards, seed + np.arange(length) + sums, atol=1e-5)
+        whole = length == episode_length(seed)
+        assert episode.terminated == (whole and seed % 2 == 0)
+        assert episode.truncated == (whole and seed % 2 == 1)
+        seeds.append(seed)
+    return seeds
+
+
+def fill(
+    buffer: Any, n_adds: int, envs: list[Recorded], actions: str = "box", seed: int = 0
+) -> dict[int, list[Any]]:
+    """Add steps as SB3's algorithms do; return what was done, by the episodes' seeds."""
+    generator = np.random.default_rng(seed)
+    shown = [env.reset()[0] for env in envs]
+    for _ in range(n_adds):
+        done: Any = [
+            np.int64(generator.integers(5))
+            if actions == "discrete"
+            else generator.uniform(-1, 1, 2).astype(np.float32)
+            for _ in envs
+        ]
+        rewards, ends, infos, following, starts = [], [], [], [], []
+        for env, action in zip(envs, done, strict=True):
+            observation, reward, terminated, truncated, _ = env.step(action)
+            following.append(observation)
+            rewards.append(reward)
+            ends.append(terminated or truncated)
+            infos.append({"TimeLimit.truncated": truncated and not terminated})
+            starts.append(env.reset()[0] if ends[-1] else observation)
+        buffer.add(
+            join(shown), join(following), np.array(done), np.array(rewards), np.array(ends), infos
+        )
+        shown = starts
+    return {seed: actions for env in envs for seed, actions in env.history.items()}
+
+
+def join(observations: list[Any]) -> Any:
+    if isinstance(observations[0], dict):
+        return {key: np.array([each[key] for each in observations]) for key in observations[0]}
+    return np.array(observations)
+
+
+def environments(n: int, kind: str = "box", actions: str = "box") -> list[Recorded]:
+    return [Recorded(kind, actions, first_seed=100 * index) for index in range(n)]
+
+
+# --- replay buffers, filled by hand ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_envs", [1, 3])
+@pytest.mark.parametrize("optimize", [False, True])
+def test_not_full(n_envs: int, optimize: bool) -> None:
+    buffer = ReplayBuffer(
+        90,
+        BOX,
+        ACTIONS,
+        n_envs=n_envs,
+        optimize_memory_usage=optimize,
+        handle_timeout_termination=not optimize,
+    )
+    history = fill(buffer, 9, environments(n_envs))
+    data = load_trajectories(buffer)
+    if optimize:  # such a buffer does not know what was truncated
+        assert data.truncated.tolist() == [False] * len(data)
+        assert data.terminated.sum() == 3 * n_envs
+        return
+    # 2 + 3 + 4 steps; in the order in which they began, over all environments
+    assert check(data, history) == [s + 100 * e for s in range(3) for e in range(n_envs)]
+    assert data.n_steps == 9 * n_envs
+    assert (data.observation_space, data.action_space, data.source) == (BOX, ACTIONS, "sb3")
+
+
+def test_limits_where_the_buffer_does_not_know_them() -> None:
+    buffer = ReplayBuffer(
+        90, BOX, ACTIONS, optimize_memory_usage=True, handle_timeout_termination=False
+    )
+    fill(buffer, 12, environments(1))
+    data = load_trajectories(buffer, max_episode_steps=3)
+    assert data.lengths.tolist() == [2, 3, 4, 3]
+    assert data.truncated.tolist() == [False, True, False, False]
+    assert data.terminated.tolist() == [True, False, True, False]
+    with pytest.raises(DatasetError, match="max_episode_steps=0: give a positive integer"):
+        load_trajectories(buffer, max_episode_steps=0)
+    known = ReplayBuffer(90, BOX, ACTIONS)
+    fill(known, 9, environments(1))
+    with pytest.raises(DatasetError, match="max_episode_steps=3: the buffer knows itself"):
+        load_trajectories(known, max_episode_steps=3)
+
+
+@pytest.mark.parametrize("n_envs", [1, 2])
+@pytest.mark.parametrize("n_adds", [11, 12, 20, 21, 22, 23, 24, 25, 47])
+@pytest.mark.parametrize("optimize", [False, True])
+def test_a_ring_that_has_wrapped(n_envs: int, n_adds: int, optimize: bool) -> None:
+    buffer = ReplayBuffer(
+        10 * n_envs,
+        BOX,
+        ACTIONS,
+        n_envs=n_envs,
+        optimize_memory_usage=optimize,
+        handle_timeout_termination=not optimize,
+    )
+    history = fill(buffer, n_adds, environments(n_envs))
+    oldest = n_adds - (9 if optimize else 10)  # by hand: the step that the oldest row holds
+    lengths = [episode_length(seed) for seed in range(40)]
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    first = int(np.searchsorted(starts, oldest + 1))  # the first episode that began after it
+    last = int(np.searchsorted(starts, n_adds, side="left"))
+    data = load_trajectories(buffer)
+    if optimize:
+        data = Trajectories(
+            **{name: getattr(data, name) for name in FIELDS},
+            terminated=data.terminated & (data.observations[data.episode_offsets[:-1], 0] % 2 == 0),
+            truncated=data.terminated & (data.observations[data.episode_offsets[:-1], 0] % 2 == 1),
+        )
+    seeds = check(data, history)
+    assert seeds == [s + 100 * e for s in range(first, last) for e in range(n_envs)]
+    partial = load_trajectories(buffer, keep_partial=True)
+    assert partial.n_steps == (9 if optimize else 10) * n_envs
+    assert partial.observations[0].tolist() == [first - 1, oldest - starts[first - 1]]
+
+
+FIELDS = (
+    "observations",
+    "actions",
+    "rewards",
+    "episode_offsets",
+    "observation_space",
+    "action_space",
+)
+
+
+def test_a_ring_without_a_whole_episode() -> None:
+    buffer = ReplayBuffer(2, BOX, ACTIONS)
+    fill(buffer, 8, environments(1))  # the third episode has four steps
+    with pytest.raises(DatasetError, match="holds no whole episode: make it larger"):
+        load_trajectories(buffer)
+    assert load_trajectories(buffer, keep_partial=True).n_steps == 2
+
+
+@pytest.mark.parametrize("n_envs", [1, 2])
+def test_discrete_actions(n_envs: int) -> None:
+    buffer = ReplayBuffer(90, BOX, spaces.Discrete(5), n_envs=n_envs)
+    history = fill(buffer, 9, environments(n_envs, actions="discrete"), "discrete")
+    data = load_trajectories(buffer)
+    assert len(check(data, history)) == 3 * n_envs
+    assert data.actions.dtype == np.int64
+
+
+def test_frames() -> None:
+    buffer = ReplayBuffer(90, spaces.Box(0, 255, (2, 3), np.uint8), ACTIONS, n_envs=2)
+    envs = environments(2, "image")
+    history = fill(buffer, 9, envs)
+    data = load_trajectories(buffer)
+    assert data.observations.dtype == np.uint8
+    check(data, history, shown=lambda frames: frames[:, 0])
+
+
+@pytest.mark.parametrize("n_envs", [1, 2])
+def test_dicts(n_envs: int) -> None:
+    envs = environments(n_envs, "dict")
+    space: Any = envs[0].observation_space
+    buffer = DictReplayBuffer(90, space, ACTIONS, n_envs=n_envs)
+    history = fill(buffer, 9, envs)
+    data = load_trajectories(buffer)
+    assert data.observation_space.shape == (41,)
+    found = check(
+        data, history, shown=lambda flat: np.stack([flat[:, 0], flat[:, 1:].argmax(1)], axis=1)
+    )
+    assert len(found) == 3 * n_envs
+
+
+def test_discrete_observations() -> None:
+    buffer = ReplayBuffer(9, spaces.Discrete(4), ACTIONS, n_envs=2)
+    cells = np.array([[0, 3], [1, 2], [3, 0]])
+    for before, after in itertools.pairwise(cells):
+        buffer.add(before, after, np.zeros((2, 2)), np.ones(2), np.zeros(2), [{}, {}])
+    data = load_trajectories(buffer)
+    np.testing.assert_array_equal(data.observations, np.eye(4)[[0, 1, 3, 2]])
+
+
+def test_what_was_copied_stays() -> None:
+    buffer = ReplayBuffer(10, BOX, ACTIONS)
+    envs = environments(1)
+    fill(buffer, 9, envs)
+    data = load_trajectories(buffer)
+    before = data.observations.copy()
+    fill(buffer, 10, envs)
+    np.testing.assert_array_equal(data.observations, before)
+
+
+def test_a_buffer_from_a_file(tmp_path: Path) -> None:
+    buffer = ReplayBuffer(90, BOX, ACTIONS)
+    history = fill(buffer, 9, environments(1))
+    save_to_pkl(tmp_path / "buffer.pkl", buffer)
+    assert check(load_trajectories(load_from_pkl(tmp_path / "buffer.pkl")), history) == [0, 1, 2]
+
+
+def test_single_transitions_are_no_episodes() -> None:
+    buffer = ReplayBuffer(90, BOX, ACTIONS)
+    generator = np.random.default_rng(0)
+    for _ in range(9):
+        before, after = generator.normal(size=(2, 1, 2))
+        buffer.add(before, after, np.zeros((1, 2)), np.ones(1), np.zeros(1), [{}])
+    message = r"after 8 of 8 rows \(the first is row 0 of environment 0\) .* single transitions"
+    with pytest.raises(DatasetError, match=message):
+        load_trajectories(buffer)
+
+
+def test_empty_buffers() -> None:
+    with pytest.raises(DatasetError, match="the replay buffer is empty"):
+        load_trajectories(ReplayBuffer(90, BOX, ACTIONS))
+    with pytest.raises(DatasetError, match="the rollout buffer is empty"):
+        load_trajectories(RolloutBuffer(90, BOX, ACTIONS), no_time_limit=True)
+    one = ReplayBuffer(
+        1, BOX, ACTIONS, optimize_memory_usage=True, handle_timeout_termination=False
+    )
+    fill(one, 3, environments(1))
+    with pytest.raises(DatasetError, match="one row, and that is half overwritten"):
+        load_trajectories(one)
+
+
+def test_actions_that_cannot_be_learnt() -> None:
+    buffer: Any = ReplayBuffer(90, BOX, spaces.MultiBinary(2))
+    buffer.add(*np.zeros((2, 1, 2)), np.zeros((1, 2)), np.ones(1), np.zeros(1), [{}])
+    with pytest.raises(SpaceError, match="MultiBinary"):
+        load_trajectories(buffer)
+
+
+# --- scaled actions ----------------------------------------------------------------------------
+
+
+def with_actions(values: list[float], low: float, high: float) -> ReplayBuffer:
+    buffer = ReplayBuffer(90, BOX, spaces.Box(low, high, (1,), np.float32))
+    for value in values:
+        zeros = np.zeros((1, 2))
+        buffer.add(zeros, zeros, np.array([[value]]), np.ones(1), np.zeros(1), [{}])
+    return buffer
+
+
+def test_scaled_actions() -> None:
+    buffer = with_actions([-1.0, 0.0, 0.5], -2.0, 4.0)
+    assert load_trajectories(buffer, scaled_actions=True).actions[:, 0].tolist() == [-2, 1, 2.5]
+    assert load_trajectories(buffer, scaled_actions=False).actions[:, 0].tolist() == [-1, 0, 0.5]
+    with pytest.warns(UserWarning, match="they are taken for scaled") as caught:
+        data = load_trajectories(buffer)
+    assert caught[0].filename == __file__
+    assert data.actions[:, 0].tolist() == [-2, 1, 2.5]
+
+
+@pytest.mark.parametrize(
+    ("values", "low", "high", "expected"),
+    [
+        ([-1.5, 0.5], -2.0, 2.0, [-1.5, 0.5]),  # beyond 1: in the environment's own numbers
+        ([-1.0, 0.0], 0.0, 0.5, [0.0, 0.25]),  # outside the space: scaled
+        ([-1.0, 0.5], -1.0, 1.0, [-1.0, 0.5]),  # the same either way
+        ([-1.0, 0.5], -np.inf, np.inf, [-1.0, 0.5]),  # nothing to scale by
+    ],
+)
+def test_scaling_that_the_values_tell(
+    values: list[float], low: float, high: float, expected: list[float]
+) -> None:
+    assert load_trajectories(with_actions(values, low, high)).actions[:, 0].tolist() == expected
+
+
+def test_actions_that_are_neither() -> None:
+    with pytest.raises(DatasetError, match=r"actions\[0, 0\] is -0.5 .*outside the action space"):
+        load_trajectories(with_actions([-0.5, 3.0], 0.0, 2.0))
+
+
+# --- what SB3's own algorithms leave behind ----------------------------------------------------
+
+
+class Wide(Recorded):
+    """Takes actions from -2 to 3."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.action_space = spaces.Box(-2.0, 3.0, (2,), np.float32)
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_sac(normalised: bool) -> None:
+    envs = [Wide(first_seed=0), Wide(first_seed=100)]
+    venv: Any = DummyVecEnv([lambda: envs[0], lambda: envs[1]])
+    venv = VecNormalize(venv) if normalised else venv
+    model = SAC(
+        "MlpPolicy",
+        venv,
+        buffer_size=40,
+        learning_starts=10,
+        seed=0,
+        policy_kwargs={"net_arch": [4]},
+    )
+    model.learn(34)
+    history = {**envs[0].history, **envs[1].history}
+    data = load_trajectories(model.replay_buffer, scaled_actions=True)
+    # 2 + 3 + 4 + 5 + 2 and one step of the sixth, in each environment
+    assert check(data, history) == [s + 100 * e for s in range(6) for e in range(2)]
+    assert np.abs(data.actions).max() > 1
+    model.learn(20)  # begins with a reset, in the middle of an episode; the ring wraps
+    data = load_trajectories(model.replay_buffer, scaled_actions=True)
+    seeds = check(data, {**envs[0].history, **envs[1].history})
+    assert [s for s in seeds if s < 100] == [3, 4, 5, 6, 7, 8]
+    assert data.cut.sum() == 4  # the sixths, at the second reset, and the last ones
+
+
+def test_dqn_with_shared_memory() -> None:
+    env = Recorded(actions="discrete")
+    model = DQN(
+        "MlpPolicy",
+        env,
+        buffer_size=20,
+        learning_starts=100,
+        optimize_memory_usage=True,
+        replay_buffer_kwargs={"handle_timeout_termination": False},
+        seed=0,
+    )
+    model.learn(33)
+    data = load_trajectories(model.replay_buffer)
+    for episode in data:
+        seed = int(episode.observations[0, 0])
+        assert episode.actions.tolist() == [int(a) for a in env.history[seed][: len(episode)]]
+
+
+def test_hindsight_replay() -> None:
+    model = SAC(
+        "MultiInputPolicy",
+        BitFlippingEnv(n_bits=3, continuous=True, max_steps=4),
+        replay_buffer_class=HerReplayBuffer,
+        buffer_size=60,
+        learning_starts=100,
+        seed=0,
+    )
+    model.learn(50)
+    data = load_trajectories(model.replay_buffer)
+    assert data.observation_space.shape == (9,)
+    assert data.lengths.max() <= 4
+    assert set(data.rewards.tolist()) <= {0.0, -1.0}  # as they were, not relabelled
+    assert data.n_steps == 50
+
+
+# --- rollout buffers ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("read", ["before", "after"])
+@pytest.mark.parametrize("n_envs", [1, 2])
+@pytest.mark.parametrize("kind", ["box", "dict"])
+def test_rollouts(read: str, n_envs: int, kind: str) -> None:
+    envs = [Recorded(kind, first_seed=100 * index) for index in range(n_envs)]
+    venv = DummyVecEnv([lambda env=env: env for env in envs])  # type: ignore[misc]
+    policy = "MlpPolicy" if kind == "box" else "MultiInputPolicy"
+    model = PPO(policy, venv, n_steps=16, batch_size=8, n_epochs=1, seed=0)
+    model.learn(16 * n_envs)
+    buffer = model.rollout_buffer
+    assert isinstance(buffer, DictRolloutBuffer if kind == "dict" else RolloutBuffer)
+    if read == "before":  # as a callback sees it
+        model._last_episode_starts = np.ones(n_envs, dtype=bool)
+        model.collect_rollouts(venv, _NoCallback(model), buffer, 16)
+    history = {seed: done for env in envs for seed, done in env.history.items()}
+    data = load_trajectories(buffer, no_time_limit=True)
+    shown: Any = None
+    if kind == "dict":
+        shown = lambda flat: np.stack([flat[:, 0], flat[:, 1:].argmax(1)], axis=1)  # noqa: E731
+    following = {int(seed) - 1 for seed in data.observations[data.episode_offsets[:-1], 0]}
+    for episode in data:
+        observations = episode.observations if shown is None else shown(episode.observations)
+        seed, length = int(observations[0, 0]), len(episode)
+        np.testing.assert_array_equal(observations[:, 1], np.arange(length))
+        np.testing.assert_array_equal(episode.actions, np.array(history[seed][:length]))
+        is_whole, is_last = length == episode_length(seed), seed not in following
+        assert episode.terminated == (is_whole and not is_last)
+
+
+def _NoCallback(model: Any) -> Any:  # noqa: N802
+    from stable_baselines3.common.callbacks import CallbackList
+
+    callback = CallbackList([])
+    callback.init_callback(model)
+    callback.on_training_start({}, {})
+    return callback
+
+
+def rollout(starts: list[int], rewards: list[float], actions: list[float]) -> RolloutBuffer:
+    buffer = RolloutBuffer(len(starts), BOX, spaces.Box(-1.0, 1.0, (1,), np.float32))
+    for step, (start, reward, action) in enumerate(zip(starts, rewards, actions, strict=True)):
+        buffer.add(
+            np.array([[step, 0.0]]),
+            np.array([[action]]),
+            np.array([reward]),
+            np.array([start]),
+            torch.zeros(1),
+            torch.zeros(1),
+        )
+    return buffer
+
+
+def test_time_limits_of_rollouts_must_be_said() -> None:
+    buffer = rollout([1, 0, 0, 1, 0, 1, 0], list(range(7)), [0.0, 0.5, 2.0, -3.0, 0.0, 0.0, 0.0])
+    contradictions: list[dict[str, Any]] = [{}, {"no_time_limit": True, "max_episode_steps": 3}]
+    for options in contradictions:
+        with pytest.raises(DatasetError, match=r"pass no_time_limit=True .*sb3_dmamba\.collect"):
+            load_trajectories(buffer, **options)
+    free = load_trajectories(buffer, no_time_limit=True)
+    assert free.lengths.tolist() == [3, 2, 2]
+    assert free.terminated.tolist() == [True, True, False]
+    assert free.actions[:4, 0].tolist() == [0.0, 0.5, 1.0, -1.0]  # clipped, as SB3 does
+    limited = load_trajectories(buffer, max_episode_steps=3)
+    assert limited.rewards.tolist() == [0, 1, 3, 4, 5, 6]  # without the reward that SB3 changed
+    assert limited.terminated.tolist() == [False, True, False]
+    assert limited.cut.tolist() == [True, False, True]
+    with pytest.raises(DatasetError, match="has 3 steps and max_episode_steps=2"):
+        load_trajectories(buffer, max_episode_steps=2)
+    scaled = rollout([1, 0], [0.0, 0.0], [0.5, -1.0])
+    scaled.action_space = spaces.Box(0.0, 4.0, (1,), np.float32)
+    data = load_trajectories(scaled, no_time_limit=True, scaled_actions=True)
+    assert data.actions[:, 0].tolist() == [3.0, 0.0]
+
+
+def test_rollouts_that_begin_in_the_middle() -> None:
+    buffer = rollout([0, 0, 1, 0, 0, 1], list(range(6)), [0.0] * 6)
+    data = load_trajectories(buffer, no_time_limit=True)
+    assert data.rewards.tolist() == [2, 3, 4, 5]
+    assert data.lengths.tolist() == [3, 1]
+    with pytest.raises(DatasetError, match="no episode began in the rollout buffer"):
+        load_trajectories(rollout([0, 0], [0.0, 0.0], [0.0, 0.0]), no_time_limit=True)
+
+
+def test_sb3_does_change_the_reward_at_a_limit() -> None:
+    """Why rollouts need to be told: the day SB3 stops, this fails and the option can go."""
+
+    class Limited(gym.Env[Any, Any]):
+        observation_space, action_space = BOX, spaces.Discrete(2)
+        steps = 0
+
+        def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+            self.steps = 0
+            return np.ones(2, np.float32), {}
+
+        def step(self, action: Any) -> Any:
+            self.steps += 1
+            return np.ones(2, np.float32), 1.0, False, self.steps == 4, {}
+
+    model = A2C("MlpPolicy", Monitor(Limited()), n_steps=8, seed=0)
+    model.learn(8)
+    rewards = model.rollout_buffer.rewards[:, 0]
+    assert (rewards == 1.0).tolist() == [True, True, True, False] * 2
+    data = load_trajectories(model.rollout_buffer, max_episode_steps=4)
+    assert data.rewards.tolist() == [1.0] * 6
+    assert data.cut.all()
+
+
+def test_made_by_make_vec_env() -> None:
+    venv = make_vec_env("CartPole-v1", n_envs=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = DQN("MlpPolicy", venv, buffer_size=400, learning_starts=1000, seed=0)
+        model.learn(300)
+        data = load_trajectories(model.replay_buffer, env_id="CartPole-v1")
+    assert data.n_steps == model.num_timesteps
+    assert (data.rewards == 1).all()
+    assert (data.returns == data.lengths).all()
+    assert data.env_id == "CartPole-v1"
