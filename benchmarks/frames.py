@@ -3,15 +3,16 @@
 ``python -m benchmarks.frames REPLAY`` tiles a recorded DQN replay to half a million frames in one
 checkpoint, converts that into a store in one process and draws batches from the store in another,
 and prints how far above its start each process's memory went. It then draws from the replay as it
-is, in memory, by turns from ours and from d3rlpy's frame-stacking slicer.
+is, in memory, by turns from ours and from d3rlpy's frame-stacking slicer. Exits with 1 where one of
+the limits below is missed.
 """
 
 from __future__ import annotations
 
 import argparse
 import gzip
+import io
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -31,6 +32,9 @@ from sb3_dmamba.data.sources._dqn_files import MEMBERS, find_checkpoints
 from sb3_dmamba.errors import MissingDependencyError
 
 MB = 1e6
+MOST_MEMORY = 1.5e9  # bytes above the start of a process, beyond the batch itself
+LEAST_TIMES_AS_FAST = 10
+LARGEST_SHARE = 0.25  # of d3rlpy's batch
 
 
 def peak_memory() -> int:
@@ -74,8 +78,6 @@ def tile(logs: Path, folder: Path, n_frames: int) -> int:
 
 
 def _header(array: np.ndarray, n_rows: int) -> bytes:
-    import io
-
     header = io.BytesIO()
     described = np.lib.format.header_data_from_array_1_0(array[:1])
     np.lib.format.write_array_header_1_0(header, {**described, "shape": (n_rows, *array.shape[1:])})
@@ -186,6 +188,49 @@ def compare(
     return found
 
 
+def report_memory(replay: Path, n_frames: int, shape: tuple[int, int], n_batches: int) -> bool:
+    """Convert and draw, print the memory of both, and say whether it is within the limit."""
+    with tempfile.TemporaryDirectory() as folder:
+        tiled, store = Path(folder) / "tiled", Path(folder) / "store"
+        n_rows = tile(replay, tiled, n_frames)
+        arguments = [str(tiled), "--store", str(store), "--batches", str(n_batches)]
+        arguments += ["--batch-size", str(shape[0]), "--context-length", str(shape[1])]
+        converted = in_a_process_of_its_own(*arguments, "--stage", "convert")
+        drawn = in_a_process_of_its_own(*arguments, "--stage", "draw")
+    table = Table(title=f"{n_rows:,} rows in one checkpoint, tiled from a replay")
+    for heading in ("", "seconds", "result [MB]", "before [MB]", "peak [MB]", "above [MB]"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for name, found in (
+        (f"conversion to {converted['steps']:,} steps", converted),
+        (f"a batch of {shape[0]} x {shape[1]} stacks, of {n_batches}", drawn),
+    ):
+        numbers = (*(found[key] for key in ("size", "before", "peak")), _above(found))
+        table.add_row(name, f"{found['seconds']:.3f}", *(f"{n / MB:,.1f}" for n in numbers))
+    Console().print(table)
+    return _above(converted) < MOST_MEMORY and _above(drawn) - drawn["size"] < MOST_MEMORY
+
+
+def report_speed(replay: Path, shape: tuple[int, int], repeats: int) -> bool:
+    """Print ours beside d3rlpy's, and say whether it is as quick and small as it should be."""
+    both = compare(load_trajectories(replay, game="Breakout"), *shape, repeats)
+    table = Table(title=f"One batch of {shape[0]} x {shape[1]} stacks, median of {repeats}")
+    for heading in ("", "seconds", "observations [MB]", "peak while drawing [MB]"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for name, found in both.items():
+        sizes = (f"{found[key] / MB:,.1f}" for key in ("size", "peak"))
+        table.add_row(name, f"{found['seconds']:.4f}", *sizes)
+    ours, theirs = both["sb3_dmamba"], both["d3rlpy"]
+    times_as_fast = theirs["seconds"] / ours["seconds"]
+    ratios = (f"{ours[key] / theirs[key]:.3f}" for key in ("size", "peak"))
+    table.add_row("ratio", f"{times_as_fast:.1f} times as fast", *ratios)
+    Console().print(table)
+    return times_as_fast >= LEAST_TIMES_AS_FAST and ours["size"] <= LARGEST_SHARE * theirs["size"]
+
+
+def _above(found: dict[str, float]) -> float:
+    return found["peak"] - found["before"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("replay", type=Path, help="folder with $store$_*.gz files")
@@ -205,37 +250,9 @@ def main() -> None:
         print(json.dumps(draw(options.store, *shape, options.batches)))
         return
 
-    with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as folder:
-        tiled, store = Path(folder) / "tiled", Path(folder) / "store"
-        n_rows = tile(options.replay, tiled, options.frames)
-        arguments = [str(tiled), "--store", str(store), "--batches", str(options.batches)]
-        arguments += ["--batch-size", str(shape[0]), "--context-length", str(shape[1])]
-        converted = in_a_process_of_its_own(*arguments, "--stage", "convert")
-        drawn = in_a_process_of_its_own(*arguments, "--stage", "draw")
-    table = Table(title=f"{n_rows:,} rows in one checkpoint, tiled from {options.replay.name}")
-    for heading in ("", "seconds", "result [MB]", "before [MB]", "peak [MB]", "above [MB]"):
-        table.add_column(heading, justify="right" if heading else "left")
-    for name, found in (
-        (f"conversion to {converted['steps']:,} steps", converted),
-        (f"a batch of {shape[0]} x {shape[1]} x 4 frames, of {options.batches}", drawn),
-    ):
-        megabytes = (found[key] / MB for key in ("size", "before", "peak"))
-        above = (found["peak"] - found["before"]) / MB
-        row = (*(f"{value:,.1f}" for value in megabytes), f"{above:,.1f}")
-        table.add_row(name, f"{found['seconds']:.3f}", *row)
-    Console().print(table)
-
-    both = compare(load_trajectories(options.replay, game="Breakout"), *shape, options.repeats)
-    table = Table(title=f"One batch of {shape[0]} x {shape[1]}, median of {options.repeats}")
-    for heading in ("", "seconds", "observations [MB]", "peak while drawing [MB]"):
-        table.add_column(heading, justify="right" if heading else "left")
-    for name, found in both.items():
-        sizes = (f"{found[key] / MB:,.1f}" for key in ("size", "peak"))
-        table.add_row(name, f"{found['seconds']:.4f}", *sizes)
-    ours, theirs = both["sb3_dmamba"], both["d3rlpy"]
-    ratios = (f"{ours[key] / theirs[key]:.3f}" for key in ("size", "peak"))
-    table.add_row("ratio", f"{theirs['seconds'] / ours['seconds']:.1f} times as fast", *ratios)
-    Console().print(table)
+    fits = report_memory(options.replay, options.frames, shape, options.batches)
+    is_quick = report_speed(options.replay, shape, options.repeats)
+    sys.exit(0 if fits and is_quick else 1)
 
 
 if __name__ == "__main__":

@@ -131,15 +131,16 @@ def test_rewards_are_clipped(logs: Path) -> None:
     np.testing.assert_allclose(data.rewards, np.clip(rewards, -1, 1)[rows], rtol=1e-6)
 
 
-def test_black_screens_are_steps(logs: Path) -> None:
+@pytest.mark.parametrize("capacity", [24, 13], ids=["one file", "cut within the blank rows"])
+def test_black_screens_are_steps(logs: Path, capacity: int) -> None:
     """Only the three rows before an episode are left out: the game may show nothing."""
     episode = Played.random(9, 0)
     for array in (episode.observations, episode.actions, episode.rewards):
         array[:2] = 0
         array[4:8] = 0
-    recorder = Recorder(logs, 24)
-    recorder.play(episode)
-    recorder.play(episode)
+    recorder = Recorder(logs, capacity)
+    for _ in range(3):
+        recorder.play(episode)
     _assert_equal(load_trajectories(logs), [episode, episode])
 
 
