@@ -318,6 +318,49 @@ def test_the_return_goes_on_over_lives_in_every_kind(kind: str) -> None:
     env.close()
 
 
+AutoresetMode: Any = getattr(gym.vector, "AutoresetMode", None)  # Gymnasium 1.1 and later
+needs_modes = pytest.mark.skipif(
+    AutoresetMode is None, reason="this Gymnasium has no autoreset modes"
+)
+
+
+def sb3_breakout() -> gym.Env[Any, Any]:
+    # FireResetEnv steps after EpisodicLifeEnv's reset, whose was_real_done is stale from then on
+    env = gym.make("ALE/Breakout-v5", frameskip=1, repeat_action_probability=0.0)
+    return AtariWrapper(env, noop_max=0, clip_reward=False)
+
+
+@pytest.mark.parametrize("game", [one_life, sb3_breakout])
+@pytest.mark.parametrize("kind", ["gym", "sync", pytest.param("same step", marks=needs_modes)])
+def test_the_return_is_whole_again_with_the_lives(game: Any, kind: str) -> None:
+    gym.register_envs(ale_py)
+    inner: Any = game() if kind == "gym" else None
+    if inner is None:
+        modes = {} if kind == "sync" else {"autoreset_mode": AutoresetMode("SameStep")}
+        inner = SyncVectorEnv([game], **modes)
+    env: Any = ReturnToGo(inner, 20.0)
+    emulator = (inner if kind == "gym" else inner.envs[0]).unwrapped.ale
+    env.reset(seed=0)
+    actions, n_games, n_lost, expected = actions_of_a_game(), 0, 0, 20.0
+    while n_games < 2:
+        action = next(actions)
+        shown, reward, done, *_ = env.step(action if kind == "gym" else np.array([action]))
+        expected -= float(np.ravel(reward)[0])
+        if not np.ravel(done)[0]:
+            continue
+        if kind == "gym":
+            shown, _ = env.reset()
+        elif kind == "sync":
+            shown, *_ = env.step(np.zeros(1, dtype=int))
+        is_new = emulator.lives() == 5
+        expected = 20.0 if is_new else expected
+        n_games += is_new
+        n_lost += not is_new
+        assert np.ravel(shown["return_to_go"])[0] == expected
+    assert n_lost == 8
+    env.close()
+
+
 # --- Evaluation ----------------------------------------------------------------------------------
 
 
