@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -12,8 +15,10 @@ from numpy import ndarray
 from sb3_dmamba.data._mapped import read_rows
 from sb3_dmamba.errors import DatasetError
 
-CHUNK_BYTES = 1 << 26
+CHUNK_BYTES = 1 << 24
 """How much of a (perhaps memory-mapped) array is looked at together."""
+
+_TOLERANT: ContextVar[bool] = ContextVar("tolerant", default=False)
 
 _ACTION_TOLERANCE = 1e-5  # of a bound: what a trip through float32 may cost
 
@@ -23,9 +28,19 @@ def rows_per_chunk(array: ndarray) -> int:
     return max(1, CHUNK_BYTES // max(1, 8 * int(np.prod(array.shape[1:], dtype=np.int64))))
 
 
+@contextlib.contextmanager
+def tolerate_non_finite() -> Iterator[None]:
+    """Let NaN and infinities pass :func:`check_finite`, so that all of them can be described."""
+    token = _TOLERANT.set(True)
+    try:
+        yield
+    finally:
+        _TOLERANT.reset(token)
+
+
 def check_finite(name: str, array: ndarray, offsets: Int64[ndarray, "E+1"] | None = None) -> None:
     """Raise DatasetError if an entry is NaN or infinite, naming its index."""
-    if array.dtype.kind not in "fc":
+    if array.dtype.kind not in "fc" or _TOLERANT.get():
         return
     step = rows_per_chunk(array)
     for start in range(0, len(array), step):
@@ -73,6 +88,8 @@ def check_box_actions(
     for start in range(0, len(actions), step):
         chunk = read_rows(actions, start, start + step)
         inside = (chunk >= low) & (chunk <= high)
+        if _TOLERANT.get():
+            inside |= ~np.isfinite(chunk)
         if not inside.all():
             row, column = (int(i) for i in np.argwhere(~inside)[0])
             raise DatasetError(

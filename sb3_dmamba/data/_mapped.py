@@ -36,7 +36,7 @@ __all__ = [
 SCRATCH_BYTES = 1 << 26
 """Above this size, what is made of a mapped array becomes a mapped temporary file."""
 
-_CHUNK_BYTES = 1 << 25
+_CHUNK_BYTES = 1 << 23
 _FEW_STEPS = 8  # in a run on average: some are then likely to be asked for twice
 
 _HAS_PREAD = hasattr(os, "preadv")  # not on Windows, where plain mapped reads do

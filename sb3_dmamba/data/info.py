@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from sb3_dmamba.atari import ATARI_ID
+from sb3_dmamba.data.returns import iterate_groups
 from sb3_dmamba.data.trajectories import Trajectories
 
 __all__ = ["DatasetInfo"]
@@ -37,9 +38,8 @@ class DatasetInfo:
     @classmethod
     def of(cls, trajectories: Trajectories) -> DatasetInfo:
         """Note what is worth remembering of a dataset."""
-        largest = max(
-            abs(float(trajectories.rewards.max())), abs(float(trajectories.rewards.min()))
-        )
+        groups = iterate_groups(trajectories.rewards, trajectories.episode_offsets)
+        largest = max(float(np.abs(rewards).max()) for rewards, _ in groups)
         is_atari = trajectories.env_id == ATARI_ID
         return cls(
             trajectories.source,

@@ -1,0 +1,172 @@
+"""Memory of learning from data larger than memory: python -m benchmarks.memory.
+
+Writes a store of random continuous episodes (2 GB; observations of 17 numbers, actions of 6) and
+fits the default network to the folder, each in a process of its own that reads its memory from
+``/proc``: what is resident, file pages included, and the largest that ever was. Beside it the same
+training on 20 episodes in memory, which is what the libraries, the network and a batch take by
+themselves. Exits with 1 where fitting took more than ``--limit``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from rich.console import Console
+from rich.table import Table
+
+OBSERVATION_SPACE = spaces.Box(-np.inf, np.inf, (17,), np.float32)
+ACTION_SPACE = spaces.Box(-1.0, 1.0, (6,), np.float32)
+LENGTH = 1000
+EPISODE_BYTES = 4 * LENGTH * (17 + 6 + 1)
+
+Stage = dict[str, Any]
+
+
+class Meter:
+    """Notes the process's memory after each stage."""
+
+    def __init__(self) -> None:
+        self.stages: list[Stage] = []
+        self._start = time.perf_counter()
+
+    def note(self, stage: str) -> None:
+        """Print what is resident now, and the most that was since the process began, in MB."""
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        kilobytes = {
+            name: int(re.search(rf"^{name}:\s+(\d+) kB", status, re.MULTILINE)[1])  # type: ignore[index]
+            for name in ("VmRSS", "RssFile", "VmHWM")
+        }
+        megabytes = {name: count * 1024 / 1e6 for name, count in kilobytes.items()}
+        seconds = time.perf_counter() - self._start
+        print(json.dumps({"stage": stage, "seconds": seconds, **megabytes}), flush=True)
+        self._start = time.perf_counter()
+
+
+def make_episode(generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return observations, actions and rewards of an episode whose actions can be learnt."""
+    observations = generator.standard_normal((LENGTH, 17), np.float32)
+    actions = np.tanh(observations[:, :6])
+    return observations, actions, np.float32(1) - np.square(actions).mean(axis=1)
+
+
+def write(folder: Path, n_episodes: int) -> None:
+    """Write the store."""
+    from sb3_dmamba.data import TrajectoriesWriter
+
+    meter = Meter()
+    meter.note("write: packages imported")
+    spaces_ = {"observation_space": OBSERVATION_SPACE, "action_space": ACTION_SPACE}
+    generator = np.random.default_rng(0)
+    with TrajectoriesWriter(folder, source="random", **spaces_) as writer:  # type: ignore[arg-type]
+        for _ in range(n_episodes):
+            writer.append(*make_episode(generator), terminated=False, truncated=True)
+        writer.finish()
+    meter.note(f"write: {n_episodes:,} episodes")
+
+
+def train(folder: Path, n_updates: int, n_batches: int) -> None:
+    """Fit the default network to the store, and draw more batches than that."""
+    from sb3_dmamba import DecisionMamba
+    from sb3_dmamba.data import WindowSampler, load_trajectories
+
+    meter = Meter()
+    meter.note("fit: packages imported")
+    model = DecisionMamba(None, seed=0).fit(folder, 1)
+    meter.note("fit: opened, statistics, first update")
+    model.fit(None, n_updates)
+    meter.note(f"fit: {n_updates:,} updates")
+    data = load_trajectories(folder)
+    sampler = WindowSampler(data, model.config.context_length, model.config.batch_size)
+    for update in range(n_batches):
+        sampler.sample(update)
+    meter.note(f"fit: {n_batches:,} more batches drawn")
+    model.fit(load_trajectories(folder, top_fraction=0.5, reward_mode="delayed"), 10)
+    meter.note("fit: best half, delayed rewards, 10 updates")
+
+
+def train_in_memory(n_updates: int) -> None:
+    """Fit the default network to 20 episodes in memory."""
+    from sb3_dmamba import DecisionMamba
+    from sb3_dmamba.data import Trajectories
+
+    meter = Meter()
+    generator = np.random.default_rng(0)
+    episodes = [make_episode(generator) for _ in range(20)]
+    observations, actions, rewards = ([part[i] for part in episodes] for i in range(3))
+    data = Trajectories.from_episodes(
+        observations,
+        actions,
+        rewards,
+        [False] * 20,
+        [True] * 20,
+        observation_space=OBSERVATION_SPACE,
+        action_space=ACTION_SPACE,
+    )
+    DecisionMamba(None, seed=0).fit(data, n_updates)
+    meter.note(f"20 episodes in memory: {n_updates:,} updates")
+
+
+def run(part: str, *arguments: object) -> list[Stage]:
+    """Run a function of this module in a process of its own, and return what it noted."""
+    command = [sys.executable, "-m", "benchmarks.memory", "--part", part, *map(str, arguments)]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return [json.loads(line) for line in output.splitlines() if line.startswith('{"stage"')]
+
+
+def measure(options: argparse.Namespace, folder: Path) -> int:
+    n_episodes = int(options.gigabytes * 1e9 / EPISODE_BYTES)
+    stages = run("write", folder / "store", n_episodes)
+    size = sum(path.stat().st_size for path in (folder / "store").iterdir())
+    fitted = run("train", folder / "store", options.updates, options.batches)
+    stages += [*fitted, *run("train_in_memory", options.updates)]
+
+    table = Table(title=f"A store of {size / 1e9:.2f} GB, {n_episodes * LENGTH:,} steps: memory")
+    table.add_column("after")
+    for heading in ("resident [MB]", "of it files' pages [MB]", "largest so far [MB]", "s"):
+        table.add_column(heading, justify="right")
+    for stage in stages:
+        numbers = [stage["VmRSS"], stage["RssFile"], stage["VmHWM"], stage["seconds"]]
+        table.add_row(stage["stage"], *(f"{number:,.0f}" for number in numbers))
+    console = Console()
+    console.print(table)
+    largest = max(stage["VmHWM"] for stage in fitted)
+    within = largest <= options.limit
+    verdict = "within" if within else "ABOVE"
+    console.print(f"Fitting took {largest:.0f} MB at most: {verdict} {options.limit:.0f} MB.")
+    return 0 if within else 1
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--gigabytes", type=float, default=2.0, help="of the store")
+    parser.add_argument("--updates", type=int, default=300, help="of the default network")
+    parser.add_argument("--batches", type=int, default=10_000, help="drawn after the updates")
+    parser.add_argument("--limit", type=float, default=700.0, help="in MB")
+    parser.add_argument("--folder", type=Path, help="where there is room for the store")
+    parser.add_argument("--part", nargs="+", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.part:
+        part, *arguments = options.part
+        if part == "write":
+            write(Path(arguments[0]), int(arguments[1]))
+        elif part == "train":
+            train(Path(arguments[0]), int(arguments[1]), int(arguments[2]))
+        else:
+            train_in_memory(int(arguments[0]))
+        return 0
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        return measure(options, Path(folder))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
