@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from sb3_dmamba.cli.data import data_app
 from sb3_dmamba.cli.demo import demo
 from sb3_dmamba.cli.evaluate import evaluate
 from sb3_dmamba.cli.tasks import tasks
@@ -68,6 +69,7 @@ app.command(
     "dmamba evaluate runs/demo/model.zip\n\n"
     "dmamba evaluate runs/demo/model.zip --target 3000 --memory stream --plot hopper.png"
 )(evaluate)
+app.add_typer(data_app)
 app.command(epilog="[bold]Examples[/bold]\n\ndmamba tasks\n\ndmamba tasks --json")(tasks)
 
 

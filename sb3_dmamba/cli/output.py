@@ -8,7 +8,9 @@ import json
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -28,6 +30,7 @@ __all__ = [
     "check_device",
     "command_output",
     "import_algorithm",
+    "import_quietly",
     "make_csv_logger",
     "print_files",
 ]
@@ -118,16 +121,22 @@ def check_device(name: str) -> str:
     return name
 
 
-def import_algorithm() -> type[DecisionMamba]:
-    """Import the algorithm, without the notice that the retired gym package prints.
+def import_quietly(name: str) -> ModuleType:
+    """Import a module of ours, without the notice that the retired gym package prints.
 
     Stable-Baselines3 imports gym where it finds it, and d3rlpy installs it.
     """
     with contextlib.redirect_stderr(io.StringIO()) as captured:
-        from sb3_dmamba.algorithm import DecisionMamba
+        module = import_module(name)
     if not captured.getvalue().startswith("Gym has been unmaintained"):
         sys.stderr.write(captured.getvalue())
-    return DecisionMamba
+    return module
+
+
+def import_algorithm() -> type[DecisionMamba]:
+    """Import the algorithm, quietly."""
+    algorithm: type[DecisionMamba] = import_quietly("sb3_dmamba.algorithm").DecisionMamba
+    return algorithm
 
 
 def make_csv_logger(folder: Path, first_update: int = 0, tensorboard: Path | None = None) -> Logger:

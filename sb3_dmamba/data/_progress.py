@@ -24,14 +24,14 @@ __all__ = ["Bar", "byte_progress", "count_progress"]
 
 @dataclass(frozen=True)
 class Bar:
-    """A progress bar; one that is hidden takes the same calls."""
+    """A progress bar, which appears when it starts; one that is hidden takes the same calls."""
 
     progress: Progress
     task: TaskID
 
     def start(self, completed: int, total: int | None) -> None:
         """Say how much there is, and how much there will be where that is known."""
-        self.progress.update(self.task, completed=completed, total=total)
+        self.progress.update(self.task, completed=completed, total=total, visible=True)
 
     def advance(self, amount: int) -> None:
         """Say how much has come."""
@@ -52,4 +52,4 @@ def count_progress(name: str, unit: str, shown: bool) -> contextlib.AbstractCont
 def _show(name: str, shown: bool, *columns: ProgressColumn) -> Iterator[Bar]:
     every = (TextColumn("[bold]{task.description}"), BarColumn(), *columns, TimeRemainingColumn())
     with Progress(*every, console=Console(stderr=True), disable=not shown) as progress:
-        yield Bar(progress, progress.add_task(name, total=None))
+        yield Bar(progress, progress.add_task(name, total=None, visible=False))

@@ -160,7 +160,7 @@ def infer_action_space(actions: ndarray) -> spaces.Space[Any]:
         return spaces.Discrete(int(actions.max()) + 1)
     if actions.dtype.kind == "f" and actions.ndim > 1:
         check_finite("actions", actions)
-        if np.abs(actions).max() <= 1.0:
+        if np.nanmax(np.abs(actions)) <= 1.0:
             return spaces.Box(-1.0, 1.0, actions.shape[1:], np.float32)
     raise DatasetError(
         f"the action space cannot be told from actions of shape {actions.shape} and dtype "

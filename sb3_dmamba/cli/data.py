@@ -1,0 +1,254 @@
+"""``dmamba data``: look at a dataset, convert it, download it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sb3_dmamba.cli.output import (
+    DebugOption,
+    JsonOption,
+    Output,
+    command_output,
+    import_quietly,
+    print_files,
+)
+from sb3_dmamba.errors import DatasetError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from sb3_dmamba.data import Trajectories
+
+__all__ = ["data_app"]
+
+data_app = typer.Typer(
+    name="data",
+    help="Look at a dataset, convert it to a store that memory need not hold, download it.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+SourceArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="SOURCE",
+        help="A D4RL name or HDF5 file, a Decision Transformer pickle, a Minari id or folder, a "
+        "DQN-replay folder, a store.",
+        show_default=False,
+    ),
+]
+OptionOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--option",
+        metavar="NAME=VALUE",
+        help="An option of load_trajectories, such as top_fraction=0.1 or medium_expert=paper; "
+        "repeat it for several.",
+        show_default=False,
+    ),
+]
+
+
+def parse_options(texts: list[str]) -> dict[str, Any]:
+    """Read ``NAME=VALUE`` options: values are JSON, and text where they are no JSON.
+
+    Raises:
+        typer.BadParameter: A text has no ``=`` or no name, or a name is given twice.
+    """
+    options: dict[str, Any] = {}
+    for text in texts:
+        name, separator, value = text.partition("=")
+        name = name.strip().replace("-", "_")
+        if not separator or not name.isidentifier():
+            raise typer.BadParameter(f"{text!r} is no NAME=VALUE", param_hint="--option")
+        if name in options:
+            raise typer.BadParameter(f"{name} is given twice", param_hint="--option")
+        try:
+            options[name] = json.loads(value)
+        except ValueError:
+            options[name] = value
+    return options
+
+
+@data_app.command(
+    epilog="[bold]Examples[/bold]\n\n"
+    "dmamba data info hopper-medium-v2\n\n"
+    "dmamba data info dqn-replay/Breakout/1 --json\n\n"
+    "dmamba data info my_data.hdf5 --option env_id=Hopper-v4"
+)
+def info(
+    source: SourceArgument,
+    option: OptionOption = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Show episodes, steps, spaces and returns, and what is odd.
+
+    Odd are NaN, dimensions that never change, episodes that collection cut, episodes that repeat
+    others, actions that are never taken.
+    """
+    options = parse_options(option or [])
+    with command_output(as_json, debug) as out:
+        import_quietly("sb3_dmamba.data")
+        from sb3_dmamba.data.inspection import inspect_dataset
+
+        report = inspect_dataset(source, **options)
+        out.console.print(report)
+        out.emit(report.to_dict())
+
+
+@data_app.command(
+    epilog="[bold]Examples[/bold]\n\n"
+    "dmamba data convert dqn-replay/Breakout/1 stores/breakout\n\n"
+    "dmamba data convert hopper-medium-v2 stores/hopper-best --option top_fraction=0.1"
+)
+def convert(
+    source: SourceArgument,
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Where the store will be.", show_default=False)
+    ],
+    option: OptionOption = None,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite", help="Replace a store already there.", rich_help_panel="Output"
+        ),
+    ] = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Write a dataset to a store: memory-mapped arrays, for training on more than memory holds."""
+    options = parse_options(option or [])
+    with command_output(as_json, debug) as out:
+        import_quietly("sb3_dmamba.data")
+        from sb3_dmamba.data.conversion import convert_trajectories
+
+        start = time.perf_counter()
+        data = convert_trajectories(
+            source, folder, overwrite=overwrite, progress_bar=True, **options
+        )
+        seconds = time.perf_counter() - start
+        n_bytes = _size(folder)
+        out.console.print(
+            f"{len(data):,} episodes, {data.n_steps:,} steps, {_format_bytes(n_bytes)} in "
+            f"{seconds:.1f} s",
+            highlight=False,
+        )
+        print_files(out, [folder])
+        _print_next(out, folder, data)
+        out.emit(
+            {
+                "folder": str(folder),
+                "bytes": n_bytes,
+                "seconds": seconds,
+                "dataset": data.summary().to_dict(),
+            }
+        )
+
+
+@data_app.command(
+    epilog="[bold]Examples[/bold]\n\n"
+    "dmamba data download hopper-medium-v2 hopper-medium-replay-v2\n\n"
+    "dmamba data download mujoco/hopper/medium-v0"
+)
+def download(
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="NAME...", help="D4RL names and Minari ids.", show_default=False),
+    ],
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Where D4RL's files go; Minari's go to MINARI_DATASETS_PATH.",
+            show_default="D4RL_DATASET_DIR or ~/.d4rl/datasets",
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Download datasets that are not here yet; what broke off is continued."""
+    with command_output(as_json, debug) as out:
+        import_quietly("sb3_dmamba.data")
+        results = []
+        for name in names:
+            path, is_new = _fetch(name, folder)
+            result = {"name": name, "path": str(path), "bytes": _size(path), "downloaded": is_new}
+            results.append(result)
+            if is_new:
+                print_files(out, [path])
+        out.console.print(_table(results))
+        out.emit(results)
+
+
+def _fetch(name: str, folder: Path | None) -> tuple[Path, bool]:
+    """Return where a dataset lies, and whether it was downloaded for that.
+
+    Raises:
+        DatasetError: It is no name that can be downloaded, or the download failed.
+    """
+    from sb3_dmamba.data.sources._d4rl_names import D4RL_NAME
+    from sb3_dmamba.data.sources.d4rl import find_d4rl_file
+    from sb3_dmamba.data.sources.minari import find_minari_folder
+
+    if D4RL_NAME.fullmatch(name):
+        try:
+            return find_d4rl_file(name, folder=folder, download=False), False
+        except DatasetError:
+            return find_d4rl_file(name, folder=folder), True
+    if folder is not None:
+        raise DatasetError(
+            f"{name!r} is no D4RL name, and --folder is for D4RL's files: Minari's go to the "
+            f"folder that MINARI_DATASETS_PATH names"
+        )
+    try:
+        return find_minari_folder(name, download=False), False
+    except DatasetError:
+        return find_minari_folder(name), True
+
+
+def _size(path: Path) -> int:
+    files = [path] if path.is_file() else path.rglob("*")
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _format_bytes(n_bytes: int) -> str:
+    from rich.filesize import decimal
+
+    return decimal(n_bytes)
+
+
+def _print_next(out: Output, folder: Path, data: Trajectories) -> None:
+    from sb3_dmamba.tasks import list_tasks
+
+    game = data.env_kwargs.get("game")
+    games = {task.env_kwargs["game"]: task.name for task in list_tasks() if task.env_kwargs}
+    name = games.get(game, data.env_id or "TASK")  # a game's name says more than all games' id
+    out.console.print(
+        f"next: dmamba train {name} --dataset {shlex.quote(str(folder))}",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+def _table(results: list[dict[str, Any]]) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("dataset", no_wrap=True)
+    table.add_column("size", justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    table.add_column("where", overflow="fold")
+    for result in results:
+        state = "downloaded" if result["downloaded"] else "was there"
+        size = _format_bytes(result["bytes"])
+        table.add_row(result["name"], size, state, result["path"])
+    return table

@@ -1,0 +1,258 @@
+"""``dmamba data``: what it prints where, what it writes, and how it fails."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+from sb3_dmamba.cli import app
+from sb3_dmamba.cli.data import parse_options
+from sb3_dmamba.data import load_trajectories
+from sb3_dmamba.data.sources import _d4rl_names
+from tests.serving import serving
+
+
+@pytest.fixture(autouse=True)
+def _workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run every command in an empty folder, without a network."""
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    monkeypatch.setenv("D4RL_DATASET_DIR", str(tmp_path / "d4rl"))
+    monkeypatch.setenv("SB3_DMAMBA_OFFLINE", "1")
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.chdir(tmp_path)
+
+
+def run(*arguments: str, exit_code: int = 0) -> Result:
+    """Run a command of ``dmamba data`` and check its exit code."""
+    result = CliRunner().invoke(app, ["data", *arguments])
+    assert result.exit_code == exit_code, f"{result.exception!r}\n{result.output}"
+    return result
+
+
+def write(path: Path, **changes: Any) -> Path:
+    """Write twelve steps of a hopper as D4RL does: three episodes of four, the last one cut."""
+    generator = np.random.default_rng(0)
+    arrays = {
+        "observations": generator.normal(size=(12, 11)).astype(np.float32),
+        "actions": generator.uniform(-1, 1, (12, 3)).astype(np.float32),
+        "rewards": np.arange(12.0, dtype=np.float32),
+        "terminals": np.arange(12) == 3,
+        "timeouts": np.arange(12) == 7,
+    }
+    path.parent.mkdir(exist_ok=True)
+    with h5py.File(path, "w") as file:
+        for key, values in {**arrays, **changes}.items():
+            file[key] = values
+    return path
+
+
+@pytest.mark.parametrize("command", ["info", "convert", "download"])
+def test_help_explains_every_option(command: str) -> None:
+    text = re.sub(r"\x1b\[[0-9;]*m", "", run(command, "--help").stdout)
+    assert "Examples" in text
+    for option in ("--json", "--debug"):
+        assert option in text
+    rows = [line.strip("│ ") for line in text.splitlines() if re.match(r"│ +\*? *-", line)]
+    assert rows
+    for row in rows:
+        assert len(row.split("  ")[-1].split()) >= 2, f"no help: {row}"
+
+
+def test_the_commands_are_listed() -> None:
+    text = CliRunner().invoke(app, ["data", "--help"]).stdout
+    assert all(command in text for command in ("info", "convert", "download"))
+    assert "data" in CliRunner().invoke(app, ["--help"]).stdout
+
+
+# --- info ---------------------------------------------------------------------------------------
+
+
+def test_info(tmp_path: Path) -> None:
+    write(tmp_path / "hopper_medium-v2.hdf5")
+    text = run("info", "hopper_medium-v2.hdf5").stdout
+    for part in ("Hopper-v4", "Box(-inf, inf, (11,), float32)", "12", "█"):
+        assert part in text
+    assert re.search(r"1 episode of 3 neither terminated nor truncated", text)
+
+
+def test_info_as_json(tmp_path: Path) -> None:
+    observations = np.zeros((12, 11), np.float32)
+    observations[2, 1] = np.nan
+    observations[:, 0] = np.arange(12)
+    write(tmp_path / "a.hdf5", observations=observations)
+    result = run("info", "a.hdf5", "--json")
+    document = json.loads(result.stdout)
+    assert document["summary"]["episodes"] == 3
+    assert sum(document["returns"]["counts"]) == 3
+    kinds = {oddity["kind"]: oddity["count"] for oddity in document["oddities"]}
+    assert kinds == {"non_finite": 1, "constant_dimension": 10, "cut_episodes": 1}
+    assert "NaN" in result.stderr  # the table
+
+
+def test_info_with_options(tmp_path: Path) -> None:
+    write(tmp_path / "a.hdf5")
+    document = json.loads(
+        run(
+            *("info", "a.hdf5", "--json", "--option", "top_fraction=0.4"),
+            *("--option", "env-id=Hopper-v5"),
+        ).stdout
+    )
+    assert document["summary"]["episodes"] == 1
+    assert document["summary"]["env_id"] == "Hopper-v5"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["info", "nothing"], "DatasetError: 'nothing' is neither a file"),
+        (["info", "broken.hdf5"], r"DatasetError: broken.hdf5 is damaged or no HDF5 file"),
+        (["info", "a.hdf5", "--option", "zzz=1"], "DatasetError: no option of a D4RL HDF5 file"),
+        (["info", "a.hdf5", "--option", "top_fraction=2"], "ConfigError: .*top_fraction|fraction"),
+        (["info", "hopper-medium-v2"], r"is not downloaded .*put it at .*hopper_medium-v2.hdf5"),
+        (["convert", "nothing", "store"], "DatasetError: 'nothing' is neither a file"),
+        (["convert", "a.hdf5", "full"], "DatasetError: full holds something else than a store"),
+        (["download", "hopper-medium-v2"], "put it at .*hopper_medium-v2.hdf5"),
+        (["download", "hopper-mediun-v2"], "did you mean 'hopper-medium-v2'"),
+        (["download", "some/data-v0"], "is not downloaded: SB3_DMAMBA_OFFLINE is set"),
+        (["download", "some/data-v0", "--folder", "x"], "--folder is for D4RL's files"),
+    ],
+)
+def test_errors_are_one_line_and_exit_with_1(
+    tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    write(tmp_path / "a.hdf5")
+    (tmp_path / "broken.hdf5").write_bytes(b"no")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").touch()
+    result = run(*arguments, "--json", exit_code=1)
+    assert result.stdout == ""
+    lines = result.stderr.strip().splitlines()
+    assert re.search(message, re.sub(r"\x1b\[[0-9;]*m", "", lines[-1]))
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["info"],
+        ["info", "a.hdf5", "--option", "top_fraction"],
+        ["info", "a.hdf5", "--option", "a b=1"],
+        ["info", "a.hdf5", "--option", "x=1", "--option", "x=2"],
+        ["convert", "a.hdf5"],
+        ["download"],
+        ["nothing"],
+    ],
+)
+def test_usage_errors_exit_with_2(arguments: list[str]) -> None:
+    run(*arguments, exit_code=2)
+
+
+def test_debug_lets_errors_through() -> None:
+    result = CliRunner().invoke(app, ["data", "info", "nothing", "--debug"])
+    assert type(result.exception).__name__ == "DatasetError"
+
+
+def test_options_are_json_or_text() -> None:
+    texts = ["a=0.1", "b=paper", 'c={"g": 9.8}', "d=true", "e=null", "f=x=y", "g-h="]
+    found = {"a": 0.1, "b": "paper", "c": {"g": 9.8}, "d": True, "e": None, "f": "x=y", "g_h": ""}
+    assert parse_options(texts) == found
+    with pytest.raises(typer.BadParameter, match="is no NAME=VALUE"):
+        parse_options(["=3"])
+
+
+# --- convert ------------------------------------------------------------------------------------
+
+
+def test_convert(tmp_path: Path) -> None:
+    write(tmp_path / "hopper_medium-v2.hdf5")
+    result = run("convert", "hopper_medium-v2.hdf5", "my stores/hopper")
+    assert "3 episodes, 12 steps" in result.stdout
+    assert "wrote my stores/hopper" in result.stdout
+    assert "next: dmamba train Hopper-v4 --dataset 'my stores/hopper'" in result.stdout
+    assert load_trajectories(tmp_path / "my stores" / "hopper").lengths.tolist() == [4, 4, 4]
+    assert "12/12 steps" in result.stderr
+    again = run("convert", "hopper_medium-v2.hdf5", "my stores/hopper", exit_code=1)
+    assert "holds a store already" in again.stderr
+
+
+def test_convert_as_json(tmp_path: Path) -> None:
+    write(tmp_path / "a.hdf5")
+    for _ in range(2):
+        result = run(
+            *("convert", "a.hdf5", "store", "--overwrite", "--json"),
+            *("--option", "reward_mode=delayed"),
+        )
+    document = json.loads(result.stdout)
+    assert document["dataset"]["steps"] == 12
+    files = list((tmp_path / "store").iterdir())
+    assert document["bytes"] == sum(file.stat().st_size for file in files)
+    assert load_trajectories(tmp_path / "store").rewards[:4].tolist() == [0, 0, 0, 6]
+
+
+def test_convert_names_the_game(shared_data: Path) -> None:
+    source = str(shared_data / "dqn-replay" / "Breakout" / "1")
+    result = run("convert", source, "store", "--option", "checkpoints=[0]")
+    assert "next: dmamba train breakout --dataset store" in result.stdout
+
+
+# --- download -----------------------------------------------------------------------------------
+
+
+def test_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SB3_DMAMBA_OFFLINE")
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    here = write(tmp_path / "d4rl" / "hopper_expert-v2.hdf5")
+    with serving() as server:
+        server.content = here.read_bytes()
+        server.drop_after = [len(server.content) // 2]
+        monkeypatch.setattr(_d4rl_names, "ADDRESS", f"http://127.0.0.1:{server.server_address[1]}")
+        result = run("download", "hopper-expert-v2", "hopper-medium-v2")
+        assert re.search(r"hopper-expert-v2 .* was there", result.stdout)
+        assert re.search(r"hopper-medium-v2 .* downloaded", result.stdout)
+        assert len(server.paths) == 2  # it broke off once
+        new = tmp_path / "d4rl" / "hopper_medium-v2.hdf5"
+        assert f"wrote {new}" in result.stdout
+        assert "hopper_medium-v2.hdf5" in result.stderr  # the bar
+        document = json.loads(
+            run(
+                "download", "hopper-medium-v2", "hopper-random-v2", "--json", "--folder", "x"
+            ).stdout
+        )
+    assert [entry["path"] for entry in document] == [
+        "x/hopper_medium-v2.hdf5",
+        "x/hopper_random-v2.hdf5",
+    ]
+    assert all(entry["downloaded"] for entry in document)
+    assert document[0]["bytes"] == len(server.content)
+    assert len(load_trajectories("hopper-medium-v2")) == 3
+
+
+def test_download_of_what_is_bundled() -> None:
+    document = json.loads(run("download", "sb3_dmamba/hopper-v0", "--json").stdout)
+    assert not document[0]["downloaded"]
+    assert document[0]["bytes"] > 1_000_000
+
+
+def test_nothing_else_is_printed(tmp_path: Path) -> None:
+    """In a process of its own, as Stable-Baselines3's imports are loud the first time."""
+    write(tmp_path / "a.hdf5")
+    code = "from sb3_dmamba.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "data", "info", "a.hdf5", "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(done.stdout)["summary"]["steps"] == 12
+    assert "Gym has been unmaintained" not in done.stderr
