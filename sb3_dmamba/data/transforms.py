@@ -45,7 +45,8 @@ class Transforms:
         Raises:
             ConfigError: ``fraction`` is out of its range.
 
-        Source: Chen et al. 2021 (arXiv:2106.01345), section 5.1, where the fraction is of steps.
+        Source: Chen et al. 2021 (arXiv:2106.01345), "percentile behavior cloning", where the
+        fraction is of steps.
         """
         _check_fraction("fraction", fraction)
         best = _find_best(self.returns, fraction)
@@ -62,7 +63,7 @@ class Transforms:
         Raises:
             DatasetError: A return is too large for float32.
 
-        Source: Chen et al. 2021 (arXiv:2106.01345), section 5.7.
+        Source: Chen et al. 2021 (arXiv:2106.01345), section 5, on sparse rewards.
         """
         with np.errstate(over="ignore"):  # becomes infinite, which is named
             check_finite("returns", self.returns.astype(np.float32))

@@ -45,6 +45,14 @@ class Source:
         return loader
 
 
+def _is_store_folder(source: object) -> bool:
+    if not isinstance(source, (str, PathLike)):
+        return False
+    folder = Path(source).expanduser()
+    # Without the header it is a damaged store, and said to be.
+    return any((folder / file).is_file() for file in ("trajectories.json", "episode_offsets.npy"))
+
+
 def _is_minari_object(source: object) -> bool:
     return any(
         base.__name__ == "MinariDataset" and base.__module__.partition(".")[0] == "minari"
@@ -103,6 +111,11 @@ def _is_minari_id(source: object) -> bool:
 
 
 SOURCES = (
+    Source(
+        "a folder that Trajectories.save wrote (with trajectories.json inside)",
+        _is_store_folder,
+        "sb3_dmamba.data.store:load_store",
+    ),
     Source(
         "a Minari dataset's folder (with data/main_data.hdf5 inside)",
         _is_minari_folder,
