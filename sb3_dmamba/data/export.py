@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Exports"]
 
+_MINARI_ID = re.compile(r"([-\w]+/)*[-\w]+-v\d+")
 _NOTE = "The observation after each episode's last step was not recorded: the last is repeated."
 
 
@@ -157,6 +159,11 @@ def _to_minari(
                 truncations=last & episode.truncated,
             )
 
+    if not isinstance(dataset_id, str) or not _MINARI_ID.fullmatch(dataset_id):
+        raise DatasetError(
+            f"{dataset_id!r} is no name of a Minari dataset: give letters, digits, - and _ with a "
+            f"version at the end, such as 'walk-v0' or 'mine/walk-v0'"
+        )
     spec = _find_spec(trajectories)
     root = os.environ.get("MINARI_DATASETS_PATH") or Path.home() / ".minari" / "datasets"
     folder = Path(root) / dataset_id

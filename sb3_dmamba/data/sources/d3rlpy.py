@@ -127,19 +127,21 @@ def _read_episodes(
 
 
 def _as_space_has_it(space: spaces.Space[Any], observations: Any) -> Any:
-    """Give d3rlpy's list of arrays the form of the space: it has no dicts and no scalars."""
-    if isinstance(observations, (list, tuple)):
-        if isinstance(space, spaces.Dict) and len(space.spaces) == len(observations):
-            return dict(zip(space.spaces, observations, strict=True))
-        return tuple(observations)
-    observations = np.asarray(observations)
-    if isinstance(space, spaces.Box):
-        if len(space.shape) == observations.ndim - 2 and observations.shape[1] == 1:
-            return observations[:, 0]  # d3rlpy's frames have a channel
-        return observations
-    if space.shape == () and observations.shape[1:] == (1,):
-        return observations[:, 0]
-    return observations
+    """Give d3rlpy's arrays the form of the space: it has lists for dicts, and no scalars."""
+    if isinstance(space, (spaces.Dict, spaces.Tuple)) and isinstance(observations, (list, tuple)):
+        is_dict = isinstance(space, spaces.Dict)
+        keys: list[Any] = list(space.spaces) if is_dict else list(range(len(space.spaces)))
+        if len(keys) != len(observations):
+            return observations  # which the caller's flattening names
+        parts = [
+            _as_space_has_it(space[key], part) for key, part in zip(keys, observations, strict=True)
+        ]
+        return dict(zip(keys, parts, strict=True)) if is_dict else parts
+    array = np.asarray(observations)
+    is_frame = isinstance(space, spaces.Box) and len(space.shape) == _FRAME_DIMENSIONS - 1
+    if (is_frame or space.shape == ()) and array.ndim == 2 + len(space.shape or ()):
+        return array[:, 0] if array.shape[1] == 1 else array  # a frame's channel, or a scalar
+    return array
 
 
 def _read_actions(

@@ -1,0 +1,146 @@
+"""Minari's datasets, written; d3rlpy's buffers are in test_d3rlpy_source.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import minari
+import numpy as np
+import pytest
+from gymnasium import spaces
+from minari.dataset.minari_storage import MinariStorage
+
+from sb3_dmamba import collect
+from sb3_dmamba.data import Trajectories, load_trajectories
+from sb3_dmamba.errors import DatasetError
+
+MakeTrajectories = Callable[..., Trajectories]
+
+
+def test_what_minari_itself_reads(minari_root: Path, make_trajectories: MakeTrajectories) -> None:
+    data = make_trajectories([3, 1, 4])
+    written = data.to_minari(
+        "mine/deep/walk-v2",
+        algorithm_name="none",
+        author="A",
+        author_email="a@example.org",
+        code_permalink="http://example.org",
+        description="Walks.",
+        requirements=["numpy"],
+    )
+    assert isinstance(written, minari.MinariDataset)
+    assert list(minari.list_local_datasets()) == ["mine/deep/walk-v2"]
+    assert (written.total_episodes, written.total_steps) == (3, 8)
+    metadata = written.storage.metadata
+    assert metadata["author"] == {"A"}
+    assert metadata["requirements"] == ["numpy"]
+    assert metadata["description"].startswith("Walks. The observation after each episode's last")
+    for ours, theirs in zip(data, written.iterate_episodes(), strict=True):
+        np.testing.assert_array_equal(theirs.observations[:-1], ours.observations)
+        np.testing.assert_array_equal(theirs.observations[-1], ours.observations[-1])
+        np.testing.assert_array_equal(theirs.actions, ours.actions)
+        np.testing.assert_array_equal(theirs.rewards, ours.rewards)
+        last = [False] * (len(ours) - 1)
+        assert theirs.terminations.tolist() == [*last, ours.terminated]
+        assert theirs.truncations.tolist() == [*last, ours.truncated]
+
+
+@pytest.mark.parametrize(
+    ("env_id", "env_kwargs"),
+    [
+        ("CartPole-v1", {}),
+        ("CartPole-v1", {"max_episode_steps": 7, "sutton_barto_reward": True}),
+    ],
+)
+def test_the_environment_is_named(
+    minari_root: Path, env_id: str, env_kwargs: dict[str, Any]
+) -> None:
+    data = collect("random", env_id, 30, seed=0, env_kwargs=env_kwargs)
+    written = data.to_minari("mine/cart-v0")
+    env = written.recover_environment()
+    assert env.spec.id == env_id
+    assert env.spec.max_episode_steps == env_kwargs.get("max_episode_steps", 500)
+    assert (gym.spec(env_id).kwargs, gym.spec(env_id).max_episode_steps) == ({}, 500)  # as before
+    again = load_trajectories("mine/cart-v0")
+    assert again.env_id == env_id
+    assert {**again.env_kwargs, **env_kwargs} == dict(again.env_kwargs)
+    assert again.source == "minari:mine/cart-v0"
+
+
+def test_an_environment_of_another_package(
+    minari_root: Path, make_trajectories: MakeTrajectories
+) -> None:
+    env_id = "sb3_dmamba:sb3_dmamba/Atari-v0"
+    data = make_trajectories([3], env_id=env_id, env_kwargs={"game": "Pong"})
+    data.to_minari("mine/pong-v0")
+    again = load_trajectories("mine/pong-v0")
+    assert again.env_id == env_id
+    assert again.env_kwargs["game"] == "Pong"
+
+
+@pytest.mark.parametrize("env_id", ["Nowhere-v3", "no_such_package:Nowhere-v3"])
+def test_an_environment_that_is_not_here(
+    minari_root: Path, make_trajectories: MakeTrajectories, env_id: str
+) -> None:
+    data = make_trajectories([3], env_id=env_id)
+    with pytest.warns(UserWarning, match=f"will not name its environment, {env_id}") as caught:
+        data.to_minari("mine/walk-v0")
+    assert caught[0].filename == __file__
+    assert load_trajectories("mine/walk-v0").env_id is None
+
+
+def test_frames_without_loss_as_the_policy_sees_them(minari_root: Path) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (7, 40, 40), dtype=np.uint8)
+    data = Trajectories(
+        observations=frames,
+        actions=np.arange(7) % 3,
+        rewards=np.ones(7),
+        terminated=np.array([True, False]),
+        truncated=np.array([False, False]),
+        episode_offsets=np.array([0, 4, 7]),
+        observation_space=spaces.Box(0, 255, (4, 40, 40), np.uint8),
+        action_space=spaces.Discrete(3),
+        frame_stack=4,
+    )
+    written = data.to_minari("mine/game-v0")
+    assert written.observation_space == data.observation_space
+    again = load_trajectories(written)
+    np.testing.assert_array_equal(again.observations, data.stack_frames(np.arange(7)))
+
+
+def test_a_name_that_is_taken(minari_root: Path, make_trajectories: MakeTrajectories) -> None:
+    data = make_trajectories([3])
+    data.to_minari("walk-v0")
+    with pytest.raises(DatasetError, match=r"'walk-v0' exists in .*minari.delete_dataset"):
+        make_trajectories([2]).to_minari("walk-v0")
+    assert load_trajectories("walk-v0").n_steps == 3
+
+
+NO_NAMES = ["", "walk", "no id-v0", "a//b-v0", "walk-v0/", "../walk-v0", "/tmp/walk-v0", None]
+
+
+@pytest.mark.parametrize("dataset_id", NO_NAMES)
+def test_names_that_are_none(
+    minari_root: Path, make_trajectories: MakeTrajectories, dataset_id: Any
+) -> None:
+    (minari_root.parent / "walk-v0").mkdir()
+    before = sorted(minari_root.parent.rglob("*"))
+    with pytest.raises(DatasetError, match="no name of a Minari dataset"):
+        make_trajectories([3]).to_minari(dataset_id)
+    assert sorted(minari_root.parent.rglob("*")) == before
+
+
+def test_a_failure_leaves_nothing(
+    minari_root: Path, make_trajectories: MakeTrajectories, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Any, metadata: Any) -> None:
+        raise OSError("no space left on device")
+
+    data = make_trajectories([3])
+    monkeypatch.setattr(MinariStorage, "update_metadata", fail)
+    with pytest.raises(OSError, match="no space left"):
+        data.to_minari("walk-v0")
+    assert not (minari_root / "walk-v0").exists()
