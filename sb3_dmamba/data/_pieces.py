@@ -16,7 +16,10 @@ from sb3_dmamba.data.store import TrajectoriesWriter
 from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.errors import DatasetError
 
-__all__ = ["cut_into_pieces", "gather_pieces", "write_pieces"]
+__all__ = ["IN_MEMORY_BYTES", "cut_into_pieces", "gather_pieces", "write_pieces"]
+
+IN_MEMORY_BYTES = 1 << 31
+"""Observations above this size go to a temporary file as they are loaded."""
 
 
 def write_pieces(

@@ -85,6 +85,8 @@ def test_what_is_there_stays(make_trajectories: Make, tmp_path: Path) -> None:
     convert_trajectories(data, tmp_path / "store")
     with pytest.raises(DatasetError, match="holds a store already"):
         convert_trajectories(other, tmp_path / "store")
+    with pytest.raises(DatasetError, match="holds a store already"):
+        convert_trajectories("nothing that exists", tmp_path / "store")  # the place comes first
     same(load_trajectories(tmp_path / "store"), data)
     same(convert_trajectories(other, tmp_path / "store", overwrite=True), other)
 
@@ -138,7 +140,7 @@ def test_large_files_are_not_held_in_memory(
     path = write_hdf5(tmp_path / "a.hdf5")
     whole = load_trajectories(path)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr(d4rl, "_IN_MEMORY_BYTES", 1000)
+    monkeypatch.setattr(d4rl, "IN_MEMORY_BYTES", 1000)
     mapped = load_trajectories(path)
     assert isinstance(mapped.observations, np.memmap)
     same(mapped, whole)

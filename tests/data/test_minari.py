@@ -487,6 +487,21 @@ def test_pieces_are_the_whole(
             np.testing.assert_array_equal(joined, getattr(whole, name))
 
 
+def test_large_datasets_are_not_held_in_memory(
+    make_minari: MakeMinari, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _make(make_minari, VECTOR)
+    whole = load_trajectories("box/small-v0")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("sb3_dmamba.data.sources.minari.IN_MEMORY_BYTES", 50)
+    for source in ("box/small-v0", minari.load_dataset("box/small-v0")):
+        mapped = load_trajectories(source)
+        assert isinstance(mapped.observations, np.memmap)
+        np.testing.assert_array_equal(mapped.observations, whole.observations)
+        assert mapped.source == whole.source
+    assert [path.name for path in tmp_path.iterdir()] == ["minari"]
+
+
 @pytest.mark.parametrize("count", ["3", -1, 2.0, True])
 def test_counts_that_are_none(make_minari: MakeMinari, minari_root: Path, count: Any) -> None:
     _make(make_minari, VECTOR)

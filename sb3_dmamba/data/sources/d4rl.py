@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from gymnasium import spaces
 
-from sb3_dmamba.data._pieces import gather_pieces
+from sb3_dmamba.data._pieces import IN_MEMORY_BYTES, gather_pieces
 from sb3_dmamba.data._progress import Bar
 from sb3_dmamba.data.download import OFFLINE_VARIABLE, download_file, is_offline
 from sb3_dmamba.data.sources._d4rl_hdf5 import open_flat_file
@@ -30,7 +30,6 @@ __all__ = [
 ]
 
 MediumExpert = Literal["d4rl", "paper"]
-_IN_MEMORY_BYTES = 1 << 31  # what is larger goes to a temporary file
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
@@ -163,7 +162,7 @@ def load_d4rl_file(
         return replace(data, **given.environment(path, *shapes))
     with open_flat_file(path) as file:
         layout = Layout(file, given, max_episode_steps)
-        if layout.n_bytes > _IN_MEMORY_BYTES:
+        if layout.n_bytes > IN_MEMORY_BYTES:
             return gather_pieces(layout.read(*piece) for piece in layout.pieces())
         return layout.read(0, layout.n_episodes)
 

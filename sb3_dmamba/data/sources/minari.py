@@ -8,7 +8,8 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 from gymnasium import spaces
 
 from sb3_dmamba.data._checks import CHUNK_BYTES
+from sb3_dmamba.data._pieces import IN_MEMORY_BYTES, gather_pieces
 from sb3_dmamba.data._progress import Bar
 from sb3_dmamba.data.sources._minari_hdf5 import read_episodes
 from sb3_dmamba.data.sources._minari_remote import download_minari
@@ -54,7 +56,7 @@ def load_minari_id(source: str, *, download: bool = True) -> Trajectories:
             and how to get it), or is malformed.
         SpaceError: Its spaces cannot be learnt.
     """
-    return _load(find_minari_folder(source, download=download) / "data")
+    return _Dataset.open(find_minari_folder(source, download=download) / "data").load()
 
 
 def iterate_minari_id(
@@ -91,7 +93,7 @@ def load_minari_folder(source: str | os.PathLike[str]) -> Trajectories:
         DatasetError: It is malformed.
         SpaceError: Its spaces cannot be learnt.
     """
-    return _load(_data_folder(source))
+    return _Dataset.open(_data_folder(source)).load()
 
 
 def iterate_minari_folder(
@@ -113,48 +115,95 @@ def load_minari_object(source: Any) -> Trajectories:
         DatasetError: It is malformed.
         SpaceError: Its spaces cannot be learnt.
     """
-    return _load(Path(source.storage.data_path), [int(i) for i in source.episode_indices])
+    dataset = _Dataset.open(Path(source.storage.data_path))
+    return dataset.load([int(index) for index in source.episode_indices])
 
 
-def _load(folder: Path, episodes: list[int] | None = None) -> Trajectories:
-    metadata = _read_metadata(folder)
-    observation_space = _read_space(metadata, "observation_space", folder)
-    flat = flat_space(observation_space)
-    action_space = check_action_space(_read_space(metadata, "action_space", folder))
-    data_format = metadata.get("data_format", "hdf5")
-    if data_format != "hdf5":
-        raise DatasetError(
-            f"the Minari dataset in {folder} is stored as {data_format!r}: "
-            f"only 'hdf5', Minari's default, is read; write it again in that format"
+@dataclass(frozen=True)
+class _Dataset:
+    """A dataset's metadata, checked."""
+
+    folder: Path
+    observation_space: spaces.Space[Any]
+    flat: spaces.Box
+    action_space: spaces.Box | spaces.Discrete
+    n_episodes: int
+    n_steps: int
+    env_id: str | None
+    env_kwargs: dict[str, Any]
+    source: str
+
+    @classmethod
+    def open(cls, folder: Path) -> _Dataset:
+        metadata = _read_metadata(folder)
+        observation_space = _read_space(metadata, "observation_space", folder)
+        flat = flat_space(observation_space)
+        action_space = check_action_space(_read_space(metadata, "action_space", folder))
+        data_format = metadata.get("data_format", "hdf5")
+        if data_format != "hdf5":
+            raise DatasetError(
+                f"the Minari dataset in {folder} is stored as {data_format!r}: "
+                f"only 'hdf5', Minari's default, is read; write it again in that format"
+            )
+        n_episodes = _read_count(metadata, "total_episodes", folder)
+        n_steps = _read_count(metadata, "total_steps", folder) or n_episodes
+        env_id, env_kwargs = _read_environment(metadata, folder)
+        source = f"minari:{metadata.get('dataset_id', folder.parent)}"
+        return cls(
+            folder,
+            observation_space,
+            flat,
+            action_space,
+            n_episodes,
+            n_steps,
+            env_id,
+            env_kwargs,
+            source,
         )
-    if episodes is None:
-        episodes = list(range(_read_count(metadata, "total_episodes", folder)))
-    if not episodes:
-        raise DatasetError(f"the Minari dataset in {folder} has no episodes: it needs at least one")
-    arrays = read_episodes(folder / _MAIN_FILE, episodes, observation_space, flat, action_space)
-    env_id, env_kwargs = _read_environment(metadata, folder)
-    return Trajectories(
-        **arrays,
-        observation_space=flat,
-        action_space=action_space,
-        env_id=env_id,
-        env_kwargs=env_kwargs,
-        source=f"minari:{metadata.get('dataset_id', folder.parent)}",
-        frame_stack=1,  # arrays is a plain dict, which may hold no other field
-    )
+
+    def load(self, episodes: Sequence[int] | None = None) -> Trajectories:
+        """Read episodes, by default all: into memory, or a temporary file if they are large."""
+        episodes = range(self.n_episodes) if episodes is None else episodes
+        if len(episodes) * self._bytes_per_episode > IN_MEMORY_BYTES:
+            return gather_pieces(self.pieces(episodes))
+        return self._read(episodes)
+
+    def pieces(self, episodes: Sequence[int] | None = None) -> Iterator[Trajectories]:
+        """Read episodes, by default all, in pieces that fit into little memory."""
+        episodes = range(self.n_episodes) if episodes is None else episodes
+        count = max(1, CHUNK_BYTES // self._bytes_per_episode)
+        for first in range(0, max(len(episodes), 1), count):
+            yield self._read(episodes[first : first + count])
+
+    @property
+    def _bytes_per_episode(self) -> int:
+        row = np.dtype(observation_dtype(self.flat)).itemsize * math.prod(self.flat.shape)
+        return max(1, row * self.n_steps // max(self.n_episodes, 1))
+
+    def _read(self, episodes: Sequence[int]) -> Trajectories:
+        if not len(episodes):
+            raise DatasetError(
+                f"the Minari dataset in {self.folder} has no episodes: it needs at least one"
+            )
+        arrays = read_episodes(
+            self.folder / _MAIN_FILE, episodes, self.observation_space, self.flat, self.action_space
+        )
+        return Trajectories(
+            **arrays,
+            observation_space=self.flat,
+            action_space=self.action_space,
+            env_id=self.env_id,
+            env_kwargs=self.env_kwargs,
+            source=self.source,
+            frame_stack=1,  # arrays is a plain dict, which may hold no other field
+        )
 
 
 def _iterate(folder: Path, bar: Bar | None) -> Iterator[Trajectories]:
-    metadata = _read_metadata(folder)
-    n_episodes = _read_count(metadata, "total_episodes", folder)
-    flat = flat_space(_read_space(metadata, "observation_space", folder))
-    row = np.dtype(observation_dtype(flat)).itemsize * math.prod(flat.shape)
-    steps = _read_count(metadata, "total_steps", folder) or n_episodes
+    dataset = _Dataset.open(folder)
     if bar is not None:
-        bar.start(0, steps)
-    count = max(1, CHUNK_BYTES * max(n_episodes, 1) // max(row * steps, 1))
-    for first in range(0, max(n_episodes, 1), count):
-        yield _load(folder, list(range(first, min(first + count, n_episodes))))
+        bar.start(0, dataset.n_steps)
+    yield from dataset.pieces()
 
 
 def _read_metadata(folder: Path) -> dict[str, Any]:
