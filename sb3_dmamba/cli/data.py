@@ -161,7 +161,7 @@ def convert(
 def download(
     names: Annotated[
         list[str],
-        typer.Argument(metavar="NAME...", help="D4RL names and Minari ids.", show_default=False),
+        typer.Argument(metavar="NAME", help="D4RL names and Minari ids.", show_default=False),
     ],
     folder: Annotated[
         Path | None,
