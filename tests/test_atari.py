@@ -13,11 +13,13 @@ import pytest
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 from numpy.typing import NDArray
 from stable_baselines3.common.atari_wrappers import AtariWrapper
+from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecTransposeImage
 
+from sb3_dmamba import DecisionMamba, Trajectories
 from sb3_dmamba.atari import ATARI_ID, MINIMAL_ACTIONS
-from sb3_dmamba.errors import ConfigError, MissingDependencyError
+from sb3_dmamba.errors import ConfigError, DatasetError, MissingDependencyError
 from sb3_dmamba.evaluation import ReturnToGo, evaluate_targets
 from sb3_dmamba.tasks import get_task
 
@@ -457,3 +459,32 @@ def test_sb3s_wrapper_is_scored_by_whole_games_in_raw_rewards() -> None:
     # a step limit in the middle of a game: the next episode is another game all the same
     short = evaluate_targets(policy, game, 10.0, 2, n_envs=1, n_workers=0, max_episode_steps=70)
     assert short.results[0].returns[0] == short.results[0].returns[1]
+
+
+def test_a_model_of_frames_plays_and_is_scored() -> None:
+    """Everything by name: the recipe (made small), the frames, the game as recorded, the score."""
+    rng = np.random.default_rng(0)
+    data = Trajectories.from_episodes(
+        [rng.integers(0, 256, (40, 84, 84), dtype=np.uint8) for _ in range(2)],
+        [rng.integers(0, 4, 40) for _ in range(2)],
+        [np.ones(40, np.float32), np.zeros(40, np.float32)],
+        [True, True],
+        [False, False],
+        observation_space=gym.spaces.Box(0, 255, (4, 84, 84), np.uint8),
+        action_space=gym.spaces.Discrete(4),
+        env_id=ATARI_ID,
+        env_kwargs={"game": "Breakout", "sticky_actions": 0.0, "max_episode_frames": 60},
+        frame_stack=4,
+    )
+    small = {"hidden_size": 16, "n_layers": 1, "context_length": 4, "batch_size": 4}
+    model = DecisionMamba("breakout", seed=0, **small).fit(data, 2)
+    report = model.evaluate(n_episodes=2, n_workers=0, deterministic=False)
+    assert report.clip_rewards
+    assert report.reference is not None
+    assert report.results[0].target_return == 90.0
+    assert all(length <= 15 for length in report.results[0].lengths)  # 60 frames, as recorded
+    venv: Any = model.get_env()
+    mean, _ = evaluate_policy(model, venv, n_eval_episodes=1)
+    assert mean >= 0.0
+    with pytest.raises(DatasetError, match="'Breakout'"):
+        DecisionMamba("pong", **small).fit(data, 1)
