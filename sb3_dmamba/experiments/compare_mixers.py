@@ -29,8 +29,11 @@ CHECKPOINT_EVERY = 500  # updates
 # out says that the episode is about to end, and a target out of reach never runs out.
 TARGETS = [1500.0, 2500.0, 3600.0, 7200.0, 36_000.0]
 
-# The paper's shape, at a laptop's budget: a tenth of its updates, so a schedule that decays. The
-# channel mixing is each architecture's own: Table 3 of the paper removes Mamba's at no loss.
+# The paper's shape, at a laptop's budget: a tenth of its updates, so a schedule that decays. More
+# dropout and much more weight decay than the paper's 0.1 and 1e-4: with those, the model learns by
+# heart how each of these few episodes went on (docs/results.md). The channel mixing is each
+# architecture's own: Table 3 of the paper removes Mamba's at no loss. So is the time encoding: it
+# is how attention knows the order, and for Mamba one more way to recognise an episode.
 RECIPE: dict[str, Any] = {
     "hidden_size": 128,
     "n_layers": 3,
@@ -40,12 +43,18 @@ RECIPE: dict[str, Any] = {
     "warmup_updates": 1000,
     "lr_schedule": "linear",
     "final_lr_fraction": 0.1,
-    "dropout": 0.1,
+    "dropout": 0.2,
+    "weight_decay": 0.1,
 }
 MIXERS: dict[str, dict[str, Any]] = {
-    "mamba": {"mixer": "mamba", "channel_mixing": False},
-    "mamba+mlp": {"mixer": "mamba", "channel_mixing": True},
-    "mamba-paper-init": {"mixer": "mamba", "channel_mixing": False, "init": "paper"},
+    "mamba": {"mixer": "mamba", "channel_mixing": False, "time_encoding": "none"},
+    "mamba+mlp": {"mixer": "mamba", "channel_mixing": True, "time_encoding": "none"},
+    "mamba-paper-init": {
+        "mixer": "mamba",
+        "channel_mixing": False,
+        "time_encoding": "none",
+        "init": "paper",
+    },
     "attention": {"mixer": "attention", "channel_mixing": True},
 }
 
