@@ -15,7 +15,7 @@ from numpy import ndarray
 from sb3_dmamba.data._mapped import read_rows
 from sb3_dmamba.errors import DatasetError
 
-CHUNK_BYTES = 1 << 24
+CHUNK_BYTES = 1 << 22
 """How much of a (perhaps memory-mapped) array is looked at together."""
 
 _TOLERANT: ContextVar[bool] = ContextVar("tolerant", default=False)

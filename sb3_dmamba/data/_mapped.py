@@ -11,14 +11,14 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 from weakref import WeakKeyDictionary, finalize
 
 import numpy as np
-from jaxtyping import Int64, Shaped
+from jaxtyping import Int64, Num, Shaped
 from numpy import ndarray
 
 from sb3_dmamba.errors import DatasetError
@@ -26,6 +26,7 @@ from sb3_dmamba.errors import DatasetError
 __all__ = [
     "as_array",
     "convert_rows",
+    "find_extremes",
     "is_mapped",
     "join_rows",
     "map_file",
@@ -33,11 +34,10 @@ __all__ = [
     "take_rows",
 ]
 
-SCRATCH_BYTES = 1 << 26
+SCRATCH_BYTES = 1 << 23
 """Above this size, what is made of a mapped array becomes a mapped temporary file."""
 
-_CHUNK_BYTES = 1 << 23
-_FEW_STEPS = 8  # in a run on average: some are then likely to be asked for twice
+_CHUNK_BYTES = 1 << 22
 
 _HAS_PREAD = hasattr(os, "preadv")  # not on Windows, where plain mapped reads do
 
@@ -122,8 +122,7 @@ def take_rows(
 ) -> None:
     """Gather rows, as ``array.take(steps, axis=0, out=out, mode="clip")`` does.
 
-    Runs of consecutive steps of a mapped array, such as windows and stacks of frames are made of,
-    are read at once.
+    Runs of consecutive steps of a mapped array, such as windows are made of, are read at once.
 
     Args:
         array: Where from.
@@ -141,15 +140,10 @@ def take_rows(
             _release(array)
         return
     flat = np.clip(steps.reshape(-1), 0, len(array) - 1)
+    firsts = [0, *(np.flatnonzero(np.diff(flat) != 1) + 1).tolist()]  # of runs
     rows = out.reshape(len(flat), *array.shape[1:])
-    firsts = _starts_of_runs(flat)
-    if len(firsts) * _FEW_STEPS <= len(flat):
-        _read_runs(file, array, flat, firsts, rows)
-        return
-    wanted, places = np.unique(flat, return_inverse=True)  # stacks of frames overlap
-    once = np.empty((len(wanted), *array.shape[1:]), array.dtype)
-    _read_runs(file, array, wanted, _starts_of_runs(wanted), once)
-    once.take(places, axis=0, out=rows, mode="clip")
+    for first, end in zip(firsts, [*firsts[1:], len(flat)], strict=True):
+        _read_into(file, array, int(flat[first]), rows[first:end])
 
 
 def join_rows(
@@ -188,27 +182,19 @@ def convert_rows(array: Shaped[ndarray, "N *rest"], dtype: np.dtype[Any]) -> nda
     """Return ``array.astype(dtype, copy=False)``, mapped where a large map must be converted."""
     if array.dtype == dtype or not is_mapped(array):
         return array.astype(dtype, copy=False)
-    step = max(1, _CHUNK_BYTES // max(1, array[:1].nbytes))
-    chunks = (
-        read_rows(array, start, start + step).astype(dtype) for start in range(0, len(array), step)
-    )
+    chunks = _iterate_chunks(array, lambda rows: rows.astype(dtype))
     return join_rows(chunks, dtype, array.shape, array)
 
 
-def _starts_of_runs(steps: Int64[ndarray, "n"]) -> list[int]:
-    """Return where runs of consecutive numbers start."""
-    return [0, *(np.flatnonzero(np.diff(steps) != 1) + 1).tolist()]
+def find_extremes(array: Num[ndarray, "N *rest"]) -> Num[ndarray, "2 *rest"]:
+    """Return the smallest and the largest number in each column."""
+    chunks = list(_iterate_chunks(array, lambda rows: np.stack([rows.min(0), rows.max(0)])))
+    return np.stack([np.min(chunks, (0, 1)), np.max(chunks, (0, 1))])
 
 
-def _read_runs(
-    file: _MappedFile,
-    array: ndarray,
-    steps: Int64[ndarray, "n"],
-    firsts: list[int],
-    rows: ndarray,
-) -> None:
-    for first, end in zip(firsts, [*firsts[1:], len(steps)], strict=True):
-        _read_into(file, array, int(steps[first]), rows[first:end])
+def _iterate_chunks(array: ndarray, function: Callable[[ndarray], ndarray]) -> Iterator[ndarray]:
+    step = max(1, _CHUNK_BYTES // max(1, array[:1].nbytes))
+    return (function(read_rows(array, first, first + step)) for first in range(0, len(array), step))
 
 
 def _folder_beside(array: ndarray) -> Path:

@@ -61,7 +61,7 @@ def write_pieces(
         overwrite=overwrite,
     ) as writer:
         for piece in chain([first], stream):
-            writer._append_all(piece)
+            writer.append_all(piece)
             if bar is not None:
                 bar.advance(piece.n_steps)
         return writer.finish()

@@ -34,7 +34,7 @@ from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.data.transforms import assemble
 from sb3_dmamba.errors import DatasetError, SpaceError
 
-__all__ = ["TrajectoriesWriter", "load_store", "open_store", "save_store"]
+__all__ = ["TrajectoriesWriter", "load_store", "save_store"]
 
 _COPY_BYTES = 1 << 24
 
@@ -166,11 +166,23 @@ class TrajectoriesWriter:
             )
         except DatasetError as error:
             raise DatasetError(f"episode {self.n_episodes} to be written: {error}") from error
-        self._append_all(episode)
+        self.append_all(episode)
 
-    def _append_all(self, episodes: Trajectories) -> None:
-        """Write episodes that were checked, a piece at a time."""
+    def append_all(self, episodes: Trajectories) -> None:
+        """Write all episodes of a dataset, which were checked when it was made.
+
+        Raises:
+            DatasetError: They are in other spaces than the store's, or stacked otherwise; or the
+                writer is not open.
+            OSError: The disk is full.
+        """
         self._check_open()
+        for name in ("observation_space", "action_space", "frame_stack"):
+            if getattr(episodes, name) != self._fields[name]:
+                raise DatasetError(
+                    f"the episodes' {name} is {getattr(episodes, name)}, and the store's "
+                    f"{self._fields[name]}: write them to a store of their own"
+                )
         for name, stream in self._streams.items():
             array = getattr(episodes, name)
             step = max(1, _COPY_BYTES // max(1, array[:1].nbytes))
@@ -207,7 +219,7 @@ class TrajectoriesWriter:
             stream.finish()
         self._write_header()
         self._move_into_place()
-        return open_store(self._folder)
+        return load_store(self._folder)
 
     def _write_header(self) -> None:
         assert self._temporary is not None
@@ -263,11 +275,11 @@ def save_store(
         if field.name not in ARRAYS
     }
     with TrajectoriesWriter(folder, overwrite=overwrite, **fields) as writer:
-        writer._append_all(trajectories)
+        writer.append_all(trajectories)
         writer.finish()
 
 
-def open_store(folder: str | os.PathLike[str], verify: bool = False) -> Trajectories:
+def load_store(folder: str | os.PathLike[str], *, verify: bool = False) -> Trajectories:
     """See :meth:`Trajectories.open`."""
     path = Path(folder).expanduser()
     fields = read_store(path)
@@ -277,16 +289,3 @@ def open_store(folder: str | os.PathLike[str], verify: bool = False) -> Trajecto
         return Trajectories(**fields)
     except DatasetError as error:
         raise DatasetError(f"the store {path} holds what was never written: {error}") from error
-
-
-def load_store(folder: str | os.PathLike[str], *, verify: bool = False) -> Trajectories:
-    """Open a folder that :meth:`Trajectories.save` or :class:`TrajectoriesWriter` wrote.
-
-    Args:
-        folder: The folder.
-        verify: Whether every value is looked at, as it was when it was written.
-
-    Raises:
-        DatasetError: A file is missing, damaged or of a newer version; names it.
-    """
-    return open_store(folder, verify)

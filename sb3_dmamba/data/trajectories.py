@@ -279,6 +279,6 @@ class Trajectories(Transforms, Exports):
         Raises:
             DatasetError: A file is missing, damaged or of a newer version; names it.
         """
-        from sb3_dmamba.data.store import open_store
+        from sb3_dmamba.data.store import load_store
 
-        return open_store(folder, verify)
+        return load_store(folder, verify=verify)

@@ -12,6 +12,7 @@ from jaxtyping import Bool
 from numpy import ndarray
 
 from sb3_dmamba.data._checks import check_finite
+from sb3_dmamba.data._mapped import as_array, find_extremes, is_mapped
 from sb3_dmamba.data.spaces import check_action_space, flat_space, flatten_observation
 from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.errors import DatasetError, SpaceError
@@ -57,7 +58,7 @@ def load_arrays(
         SpaceError: A space cannot be learnt.
     """
     _check_keys(source)
-    rewards = np.asarray(source["rewards"])
+    rewards = as_array(source["rewards"])
     n_steps = rewards.size
     if not n_steps:
         raise DatasetError("the dataset is empty: it needs at least one episode of one step")
@@ -74,14 +75,14 @@ def load_arrays(
     if not len(last_steps) or last_steps[-1] != n_steps - 1:
         last_steps = np.append(last_steps, n_steps - 1)
 
-    actions = np.asarray(source["actions"])
+    actions = as_array(source["actions"])
     if actions.shape[:1] != (n_steps,) or actions.dtype.kind not in "iuf":
         raise DatasetError(
             f"actions have shape {actions.shape} and dtype {actions.dtype}: give one number or "
             f"vector for each of the {n_steps} rewards"
         )
     if action_space is None:
-        action_space = infer_action_space(actions)
+        action_space = infer_action_space(find_extremes(actions) if is_mapped(actions) else actions)
     observations, flat = flatten_observations(source["observations"], observation_space)
     return Trajectories(
         observations=observations,
@@ -122,7 +123,7 @@ def _read_flags(
         return None
     if len(given) > 1:
         raise DatasetError(f"the dict has {' and '.join(map(repr, given))}: give one of them")
-    flags = np.asarray(source[given[0]])
+    flags = as_array(source[given[0]])
     if flags.shape != (n_steps,):
         raise DatasetError(f"{given[0]} have shape {flags.shape}: there are {n_steps} rewards")
     return flags.astype(bool)
@@ -142,7 +143,7 @@ def flatten_observations(
             f"observations are a {type(observations).__name__}: pass observation_space, the Dict "
             f"or Tuple that they come from"
         )
-    array = np.asarray(observations)
+    array = as_array(observations)
     if space is not None:
         return array, space
     if array.dtype == np.uint8 and array.ndim > _FRAME_DIMENSIONS:
