@@ -476,7 +476,7 @@ def test_a_model_of_frames_plays_and_is_scored() -> None:
         env_kwargs={"game": "Breakout", "sticky_actions": 0.0, "max_episode_frames": 60},
         frame_stack=4,
     )
-    small = {"hidden_size": 16, "n_layers": 1, "context_length": 4, "batch_size": 4}
+    small: dict[str, Any] = {"hidden_size": 16, "n_layers": 1, "context_length": 4, "batch_size": 4}
     model = DecisionMamba("breakout", seed=0, **small).fit(data, 2)
     report = model.evaluate(n_episodes=2, n_workers=0, deterministic=False)
     assert report.clip_rewards

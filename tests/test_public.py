@@ -84,12 +84,12 @@ def test_names() -> None:
         ),
         (
             DecisionMamba.as_stateful_wrapper,
-            "self, target_return, *, memory=None, deterministic=True",
+            "self, target_return, *, memory=None, deterministic=True, clip_rewards=None",
         ),
         (
             DecisionMamba.evaluate,
             "self, target_returns=None, n_episodes=10, *, env=None, memory=None, "
-            "deterministic=True, seed=None, n_envs=None, n_workers=None",
+            "deterministic=True, clip_rewards=None, seed=None, n_envs=None, n_workers=None",
         ),
         (DecisionMamba.save, "self, path, exclude=None, include=None"),
         (
