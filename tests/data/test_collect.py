@@ -39,16 +39,17 @@ def constant(observation: Any) -> np.ndarray:
 class ManualVectorEnv(VectorEnv[Any, Any, Any]):
     """Seeded environments under any of Gymnasium's three ways to reset, in any version of it."""
 
-    def __init__(self, n: int, mode: str | None) -> None:
+    def __init__(self, n: int, mode: str | None, kind: str = "box") -> None:
         self.num_envs = n
-        self.envs = [SeededEnv() for _ in range(n)]
+        self.envs = [SeededEnv(kind) for _ in range(n)]
         self.metadata = {} if mode is None else {"autoreset_mode": mode}
         self.mode = mode or "NextStep"
         self.single_observation_space = self.envs[0].observation_space
         self.single_action_space = self.envs[0].action_space
         self.observation_space = batch_space(self.single_observation_space, n)
         self.action_space = batch_space(self.single_action_space, n)
-        self.shown = np.zeros((n, 2))  # one buffer for ever, as copy=False has it
+        space = self.observation_space  # one buffer for ever, as copy=False has it
+        self.shown: Any = np.zeros(space.shape or (), space.dtype)
         self.over: Any = np.zeros(n, dtype=bool)
 
     def reset(self, *, seed: Any = None, options: Any = None) -> Any:
@@ -163,6 +164,8 @@ def test_environments_that_overwrite_what_they_returned() -> None:
             return self.buffer
 
     check_episodes(collect(constant, Reusing(), 10, seed=4), 10)
+    frames = collect(constant, ManualVectorEnv(1, "SameStep", "image"), 9, seed=4)
+    assert frames.observations[:, 0, 1].tolist() == [0, 1, 0, 1, 2, 0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("n_envs", [1, 2])
@@ -314,7 +317,9 @@ def test_a_stable_baselines3_model_is_reproducible() -> None:
     torch_before = torch.get_rng_state()
     numpy_before = np.random.get_state()[1].tolist()  # type: ignore[index]  # noqa: NPY002
     one = collect(model, "Pendulum-v1", 450, seed=3, n_envs=2)
-    two = collect(model, "Pendulum-v1", 450, seed=3, n_envs=2)
+    with torch.random.fork_rng():
+        torch.manual_seed(99)  # which must not matter
+        two = collect(model, "Pendulum-v1", 450, seed=3, n_envs=2)
     other = collect(model, "Pendulum-v1", 450, seed=4, n_envs=2)
     np.testing.assert_array_equal(one.observations, two.observations)
     np.testing.assert_array_equal(one.actions, two.actions)

@@ -271,6 +271,8 @@ def test_stacked_frames_there_and_back() -> None:
     np.testing.assert_array_equal(again.truncated, data.truncated)
     transition = source.transition_picker(source.episodes[1], 2)
     np.testing.assert_array_equal(transition.observation, data.stack_frames(np.array([6]))[0])
+    window = source.trajectory_slicer(source.episodes[1], 4, 3).observations
+    np.testing.assert_array_equal(window, data.stack_frames(np.array([6, 7, 8])))
 
 
 def test_episodes_that_d3rlpy_cannot_hold(make_trajectories: MakeTrajectories) -> None:
