@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ __all__ = ["NpyStream", "map_npy"]
 
 _LONGEST = 10**18  # rows that the header leaves room for
 _BUFFER_BYTES = 1 << 20
+# What NumPy raises at a damaged header, which it parses as Python.
+_DAMAGE = (ValueError, TypeError, LookupError, EOFError, OSError, SyntaxError, TokenError)
 
 
 class NpyStream:
@@ -91,7 +94,7 @@ def map_npy(
             version = npy.read_magic(file)
             read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
             found_shape, fortran_order, found_dtype = read_header[version](file)
-        except (ValueError, KeyError, EOFError, OSError) as error:
+        except _DAMAGE as error:
             raise DatasetError(
                 f"{path} has no readable .npy header ({error}): copy the whole store again"
             ) from error

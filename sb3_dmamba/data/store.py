@@ -84,7 +84,7 @@ class TrajectoriesWriter:
     ) -> None:
         if not isinstance(observation_space, spaces.Box):
             raise SpaceError(f"observation_space is {observation_space}: give flat_space(space)")
-        self._folder = Path(folder).expanduser()
+        self._folder = Path(folder).expanduser().absolute()
         self._overwrite = overwrite
         self._check_place()
         self._fields: dict[str, Any] = {
@@ -241,8 +241,13 @@ class TrajectoriesWriter:
         # The old store goes away only once the new one is whole.
         old = Path(tempfile.mkdtemp(suffix=".old", prefix=".", dir=self._folder.parent))
         self._folder.replace(old / "store")
-        self._temporary.replace(self._folder)
-        shutil.rmtree(old, ignore_errors=True)
+        try:
+            self._temporary.replace(self._folder)
+        except OSError:
+            (old / "store").replace(self._folder)
+            raise
+        finally:
+            shutil.rmtree(old, ignore_errors=True)
 
     def _check_place(self) -> None:
         if not self._folder.exists():
