@@ -488,3 +488,12 @@ def test_a_model_of_frames_plays_and_is_scored() -> None:
     assert np.mean(mean) >= 0.0
     with pytest.raises(DatasetError, match="'Breakout'"):
         DecisionMamba("pong", **small).fit(data, 1)
+
+
+def test_the_id_is_found_where_this_package_was_imported_before_gymnasium() -> None:
+    script = (
+        "from sb3_dmamba import collect\n"
+        f"print(collect('random', {ATARI_ID!r}, 8, env_kwargs={{'game': 'Breakout'}}).n_steps)"
+    )
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert found.stdout.strip() == "8", found.stderr

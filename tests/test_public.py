@@ -98,7 +98,7 @@ def test_names() -> None:
         ),
         (DecisionMamba.get_env, "self"),
         (DecisionMamba.set_env, "self, env, force_reset=True"),
-        (load_trajectories, "source, **options"),
+        (load_trajectories, "source, *, reward_mode='dense', top_fraction=None, **options"),
         (
             collect,
             "policy, env, n_steps, *, deterministic=False, seed=None, n_envs=1, env_id=None, "

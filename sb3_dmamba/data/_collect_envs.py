@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float64
 from numpy import ndarray
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 
+from sb3_dmamba.atari import register
 from sb3_dmamba.errors import ConfigError, DatasetError
 
 __all__ = ["Envs", "Opened", "Stepped", "open_envs"]
@@ -193,6 +194,7 @@ def open_envs(env: Any, n_envs: int, env_kwargs: Mapping[str, Any] | None) -> It
             f"Stable-Baselines3 vector), or a function that makes one"
         )
     made: list[gym.Env[Any, Any]] = []
+    register()  # what "sb3_dmamba:..." names, should this package be older than Gymnasium here
     try:
         for _ in range(n_envs):
             new = gym.make(env, **(env_kwargs or {})) if isinstance(env, str) else env()

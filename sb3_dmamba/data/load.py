@@ -27,16 +27,17 @@ def load_trajectories(
     """Load a dataset.
 
     Args:
-        source: A Minari id, a ``MinariDataset`` or a Minari folder; a dict of flat arrays with
-            D4RL's keys or Gymnasium's; a folder that ``Trajectories.save`` wrote; or
-            ``Trajectories``, which come back as they are.
+        source: A Minari id, a ``MinariDataset`` or a Minari folder; a D4RL name, HDF5 file or
+            Decision Transformer pickle; a folder of the Atari DQN replay; a buffer of d3rlpy or
+            Stable-Baselines3; a dict of flat arrays with D4RL's keys or Gymnasium's; a folder
+            that ``Trajectories.save`` wrote; or ``Trajectories``, which come back as they are.
         reward_mode: ``"dense"``, the rewards as they are, or ``"delayed"``, as
             :meth:`Trajectories.with_delayed_rewards` has them.
         top_fraction: Keep only the episodes with the largest returns, this fraction of their
             number, as :meth:`Trajectories.take_top` does; None keeps all.
-        options: What the kind of source takes besides: for a dict of flat arrays
-            ``observation_space``, ``action_space``, ``env_id``, ``env_kwargs`` and ``name``; for
-            a store ``verify``.
+        options: What the kind of source takes besides, such as ``medium_expert`` of a D4RL name
+            or ``env_id`` of a dict: the page on datasets lists them, and so does the error that
+            an unknown one gets.
 
     Returns:
         The episodes.

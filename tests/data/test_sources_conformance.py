@@ -419,21 +419,11 @@ FORMATS = (
     Format("store", "store:load_store", write_store, EVERYTHING),
     Format("collected", None, write_collected, EVERYTHING),
 )
-MINARIS_ORDER = pytest.mark.xfail(
-    reason="Minari sorts the parts of a Dict space that it reads, and its reader here follows"
-)
 
 
-def marks(written_as: Format, name: str) -> list[pytest.MarkDecorator]:
-    reads_spaces = written_as.name in ("Minari id", "Minari folder", "Minari object")
-    return [MINARIS_ORDER] if reads_spaces and name == "unsorted" else []
-
-
-def pairs(xfail: bool = False) -> list[Any]:
+def pairs() -> list[Any]:
     return [
-        pytest.param(
-            each, CASES[name], id=f"{each.name}-{name}", marks=marks(each, name) if xfail else []
-        )
+        pytest.param(each, CASES[name], id=f"{each.name}-{name}")
         for each in FORMATS
         for name in each.cases
     ]
@@ -449,7 +439,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize(("written_as", "case"), pairs(xfail=True))
+@pytest.mark.parametrize(("written_as", "case"), pairs())
 def test_every_value_comes_back(written_as: Format, case: Case, folder: Path) -> None:
     source, options = written_as.write(case, folder)
     if written_as.loader is not None:

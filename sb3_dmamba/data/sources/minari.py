@@ -21,6 +21,7 @@ from sb3_dmamba.data._pieces import IN_MEMORY_BYTES, gather_pieces
 from sb3_dmamba.data._progress import Bar
 from sb3_dmamba.data.sources._minari_hdf5 import read_episodes
 from sb3_dmamba.data.sources._minari_remote import download_minari
+from sb3_dmamba.data.sources._minari_spaces import read_space
 from sb3_dmamba.data.spaces import check_action_space, flat_space, observation_dtype
 from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.errors import DatasetError
@@ -136,9 +137,11 @@ class _Dataset:
     @classmethod
     def open(cls, folder: Path) -> _Dataset:
         metadata = _read_metadata(folder)
-        observation_space = _read_space(metadata, "observation_space", folder)
+        observation_space = read_space(metadata, "observation_space", folder / _METADATA_FILE)
         flat = flat_space(observation_space)
-        action_space = check_action_space(_read_space(metadata, "action_space", folder))
+        action_space = check_action_space(
+            read_space(metadata, "action_space", folder / _METADATA_FILE)
+        )
         data_format = metadata.get("data_format", "hdf5")
         if data_format != "hdf5":
             raise DatasetError(
@@ -226,23 +229,6 @@ def _read_count(metadata: dict[str, Any], key: str, folder: Path) -> int:
     if type(count) is not int or count < 0:
         raise DatasetError(f"{folder / _METADATA_FILE}: {key} is {count!r}: it is a count")
     return count
-
-
-def _read_space(metadata: dict[str, Any], name: str, folder: Path) -> spaces.Space[Any]:
-    from minari.serialization import deserialize_space
-
-    if name not in metadata:
-        raise DatasetError(
-            f"{folder / _METADATA_FILE} has no {name}, and finding it out would need the "
-            f"environment: write the dataset again with Minari 0.5 or later"
-        )
-    try:
-        space: spaces.Space[Any] = deserialize_space(metadata[name])
-    except (AssertionError, KeyError, TypeError, ValueError, NotImplementedError) as error:
-        raise DatasetError(
-            f"{folder / _METADATA_FILE}: {name} is no space that Minari knows ({error!r})"
-        ) from error
-    return space
 
 
 def _read_environment(metadata: dict[str, Any], folder: Path) -> tuple[str | None, dict[str, Any]]:
