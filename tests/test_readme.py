@@ -1,4 +1,4 @@
-"""What the README shows runs as it stands, with smaller numbers."""
+"""What the README and the page on datasets show runs as it stands, with smaller numbers."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from sb3_dmamba.tasks import get_task
 
 README = Path(__file__).parents[1] / "README.md"
 TEXT = README.read_text(encoding="utf-8")
+DATASETS = (README.parent / "docs" / "datasets.md").read_text(encoding="utf-8")
 SMALLER = {"n_updates=3000": "n_updates=2", "n_updates=100": "n_updates=2"}
 SMALLER |= {"n_episodes=50": "n_episodes=1", "range(1000)": "range(3)"}
 
 
 def _blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", TEXT, flags=re.DOTALL)
+    return re.findall(rf"```{language}\n(.*?)```", TEXT + DATASETS, flags=re.DOTALL)
 
 
 @pytest.mark.parametrize("code", _blocks("python"))

@@ -87,7 +87,7 @@ def _write(episodes: Iterable[StreamedEpisode], folder: Path, **fields: Any) -> 
 
 def _spill(episodes: Iterable[StreamedEpisode], fields: dict[str, Any]) -> Trajectories:
     """Write a store whose files lose their names as soon as they are open."""
-    place = _folder_on_disk()
+    place = folder_on_disk()
     try:
         with tempfile.TemporaryDirectory(
             prefix="sb3_dmamba-", dir=place, ignore_cleanup_errors=True
@@ -100,7 +100,7 @@ def _spill(episodes: Iterable[StreamedEpisode], fields: dict[str, Any]) -> Traje
         ) from error
 
 
-def _folder_on_disk() -> Path:
+def folder_on_disk() -> Path:
     """Return where large temporary files go: /tmp is memory on many machines."""
     named = any(os.environ.get(name) for name in ("TMPDIR", "TEMP", "TMP"))
     lasting = Path("/var/tmp")

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from sb3_dmamba.data._checks import CHUNK_BYTES
-from sb3_dmamba.data._collecting import _folder_on_disk
+from sb3_dmamba.data._collecting import folder_on_disk
 from sb3_dmamba.data._progress import Bar
 from sb3_dmamba.data.store import TrajectoriesWriter
 from sb3_dmamba.data.trajectories import Trajectories
@@ -73,7 +73,7 @@ def gather_pieces(pieces: Iterable[Trajectories]) -> Trajectories:
     Raises:
         DatasetError: There is no room for it.
     """
-    place = _folder_on_disk()
+    place = folder_on_disk()
     try:
         with tempfile.TemporaryDirectory(
             prefix="sb3_dmamba-", dir=place, ignore_cleanup_errors=True
