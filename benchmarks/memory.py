@@ -1,10 +1,10 @@
 """Memory of learning from data larger than memory: python -m benchmarks.memory.
 
-Writes a store of random continuous episodes (2 GB; observations of 17 numbers, actions of 6) and
+Writes a store of random continuous episodes (2 GiB; observations of 17 numbers, actions of 6) and
 fits the default network to the folder, each in a process of its own that reads its memory from
-``/proc``: what is resident, file pages included, and the largest that ever was. Beside it the same
-training on 20 episodes in memory, which is what the libraries, the network and a batch take by
-themselves. Exits with 1 where fitting took more than ``--limit``.
+``/proc``: what is resident, file pages included, and the largest that ever was, in MiB. Beside it
+the same training on 20 episodes in memory, which is what the libraries, the network and a batch
+take by themselves. Exits with 1 where fitting took more than ``--limit``.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ class Meter:
         self._start = time.perf_counter()
 
     def note(self, stage: str) -> None:
-        """Print what is resident now, and the most that was since the process began, in MB."""
+        """Print what is resident now, and the most that was since the process began, in MiB."""
         status = Path("/proc/self/status").read_text(encoding="ascii")
-        kilobytes = {
+        kibibytes = {
             name: int(re.search(rf"^{name}:\s+(\d+) kB", status, re.MULTILINE)[1])  # type: ignore[index]
             for name in ("VmRSS", "RssFile", "VmHWM")
         }
-        megabytes = {name: count * 1024 / 1e6 for name, count in kilobytes.items()}
+        mebibytes = {name: count / 1024 for name, count in kibibytes.items()}
         seconds = time.perf_counter() - self._start
-        print(json.dumps({"stage": stage, "seconds": seconds, **megabytes}), flush=True)
+        print(json.dumps({"stage": stage, "seconds": seconds, **mebibytes}), flush=True)
         self._start = time.perf_counter()
 
 
@@ -124,15 +124,15 @@ def run(part: str, *arguments: object) -> list[Stage]:
 
 
 def measure(options: argparse.Namespace, folder: Path) -> int:
-    n_episodes = int(options.gigabytes * 1e9 / EPISODE_BYTES)
+    n_episodes = int(options.gibibytes * 2**30 / EPISODE_BYTES)
     stages = run("write", folder / "store", n_episodes)
     size = sum(path.stat().st_size for path in (folder / "store").iterdir())
     fitted = run("train", folder / "store", options.updates, options.batches)
     stages += [*fitted, *run("train_in_memory", options.updates)]
 
-    table = Table(title=f"A store of {size / 1e9:.2f} GB, {n_episodes * LENGTH:,} steps: memory")
+    table = Table(title=f"A store of {size / 2**30:.2f} GiB, {n_episodes * LENGTH:,} steps: memory")
     table.add_column("after")
-    for heading in ("resident [MB]", "of it files' pages [MB]", "largest so far [MB]", "s"):
+    for heading in ("resident [MiB]", "of it files' pages [MiB]", "largest so far [MiB]", "s"):
         table.add_column(heading, justify="right")
     for stage in stages:
         numbers = [stage["VmRSS"], stage["RssFile"], stage["VmHWM"], stage["seconds"]]
@@ -142,16 +142,16 @@ def measure(options: argparse.Namespace, folder: Path) -> int:
     largest = max(stage["VmHWM"] for stage in fitted)
     within = largest <= options.limit
     verdict = "within" if within else "ABOVE"
-    console.print(f"Fitting took {largest:.0f} MB at most: {verdict} {options.limit:.0f} MB.")
+    console.print(f"Fitting took {largest:.0f} MiB at most: {verdict} {options.limit:.0f} MiB.")
     return 0 if within else 1
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--gigabytes", type=float, default=2.0, help="of the store")
+    parser.add_argument("--gibibytes", type=float, default=2.0, help="of the store")
     parser.add_argument("--updates", type=int, default=300, help="of the default network")
     parser.add_argument("--batches", type=int, default=10_000, help="drawn after the updates")
-    parser.add_argument("--limit", type=float, default=700.0, help="in MB")
+    parser.add_argument("--limit", type=float, default=700.0, help="in MiB")
     parser.add_argument("--folder", type=Path, help="where there is room for the store")
     parser.add_argument("--part", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -44,12 +44,13 @@ def resident_bytes(folder: Path) -> int:
     return total
 
 
-@pytest.fixture
-def big(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def big(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store of 12 MB in 400 episodes."""
+    folder = tmp_path_factory.mktemp("big")
     generator = np.random.default_rng(0)
     with TrajectoriesWriter(
-        tmp_path / "big",
+        folder / "big",
         observation_space=spaces.Box(-np.inf, np.inf, (60,), np.float32),
         action_space=spaces.Box(-1.0, 1.0, (15,), np.float32),
     ) as writer:
@@ -62,7 +63,7 @@ def big(tmp_path: Path) -> Path:
                 truncated=False,
             )
         writer.finish()
-    return tmp_path / "big"
+    return folder / "big"
 
 
 @linux
