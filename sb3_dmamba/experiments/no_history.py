@@ -2,8 +2,8 @@
 
 Two regressions of the action by the same small perceptron, scored as every model here: on the
 observation and the return-to-go (RvS), for each target; and on the observation alone, from the
-best episodes only (behaviour cloning, DT's BC%). A sequence model that falls behind either has
-been misled by the history that it sees and they do not.
+best episodes only (behaviour cloning, DT's BC%). They say what a policy that sees the present
+alone gets out of the same data.
 """
 
 from __future__ import annotations
