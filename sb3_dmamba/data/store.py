@@ -119,6 +119,9 @@ class TrajectoriesWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._abandon()
+
+    def _abandon(self) -> None:
         for stream in self._streams.values():
             stream.abandon()
         self._streams = {}
@@ -183,11 +186,15 @@ class TrajectoriesWriter:
                     f"the episodes' {name} is {getattr(episodes, name)}, and the store's "
                     f"{self._fields[name]}: write them to a store of their own"
                 )
-        for name, stream in self._streams.items():
-            array = getattr(episodes, name)
-            step = max(1, _COPY_BYTES // max(1, array[:1].nbytes))
-            for start in range(0, len(array), step):
-                stream.write(read_rows(array, start, start + step))
+        try:
+            for name, stream in self._streams.items():
+                array = getattr(episodes, name)
+                step = max(1, _COPY_BYTES // max(1, array[:1].nbytes))
+                for start in range(0, len(array), step):
+                    stream.write(read_rows(array, start, start + step))
+        except BaseException:
+            self._abandon()  # the arrays differ in length now: nothing can be finished
+            raise
         self._terminated += episodes.terminated.tolist()
         self._truncated += episodes.truncated.tolist()
         self._offsets += (self.n_steps + episodes.episode_offsets[1:]).tolist()

@@ -78,7 +78,7 @@ class EnvSlice:
             env, game = self.envs[slot], self._games[slot]
             observation, reward, terminated, truncated, _ = env.step(action)
             is_over = bool(terminated or truncated)
-            if is_over and game.goes_on():
+            if is_over and not truncated and game.goes_on():
                 observation, is_over = env.reset()[0], False
             observations.append(observation)
             rewards[row] = reward

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +46,7 @@ class MambaMixer(nn.Module):
         self.A_log = nn.Parameter(torch.arange(1, n_states + 1.0).log().repeat(inner, 1))
         self.D = nn.Parameter(torch.ones(inner))
         self.out_proj = nn.Linear(inner, width, bias=False)
+        self._n_weights = len(list(self.parameters()))
         self._kept_weights: tuple[list[tuple[int, int]], MambaWeights] | None = None
         self._init_step_size()
 
@@ -80,7 +82,7 @@ class MambaMixer(nn.Module):
             The mixed tokens, at ``readout``.
         """
         # Two products in place of one and a split: the gradients of the halves need no joining.
-        weights = self._weights()
+        weights = self._make_weights()
         weight_in, weight_gate = weights.in_proj.chunk(2)
         inputs = F.linear(tokens, weight_in)
         if readout is None:
@@ -130,24 +132,31 @@ class MambaMixer(nn.Module):
         """
         with torch.no_grad():
             mixed, convolution, scan = mamba_step(
-                tokens, self._weights(), state["convolution"], state["scan"], backend=self.backend
+                tokens, self._kept(), state["convolution"], state["scan"], backend=self.backend
             )
         return mixed, {"convolution": convolution, "scan": scan}
 
-    def _weights(self) -> MambaWeights:
-        """Return the weights as the operations take them; without gradients, as kept from before.
+    def forget_kept_weights(self) -> None:
+        """Take the weights anew at the next step.
 
-        All but the rates are views of the parameters; what is kept is made anew when one of them
-        has changed.
+        Only changes that torch does not count need this: those through ``parameter.data``.
         """
-        if torch.is_grad_enabled():
-            return self._make_weights()
-        versions = [
-            (weight._version, weight.data_ptr())
+        self._kept_weights = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept_weights": None}  # they hold addresses
+
+    def _kept(self) -> MambaWeights:
+        """Return the weights as :func:`mamba_step` takes them, made anew when one has changed."""
+        weights = [
+            weight
             for module in (self, *self.children())
             for weight in module._parameters.values()  # parameters() takes ten times as long
             if weight is not None
         ]
+        if len(weights) != self._n_weights or any(weight.is_inference() for weight in weights):
+            return self._make_weights()  # changes of parametrized ones cannot be seen
+        versions = [(weight._version, weight.data_ptr()) for weight in weights]
         if self._kept_weights is None or self._kept_weights[0] != versions:
             self._kept_weights = versions, self._make_weights()
         return self._kept_weights[1]

@@ -16,6 +16,7 @@ from sb3_dmamba.config import DecisionMambaConfig, Memory
 from sb3_dmamba.data import ObservationStatistics
 from sb3_dmamba.errors import ConditioningError, ConfigError, SpaceError
 from sb3_dmamba.networks.acting import StreamMemory, WindowMemory
+from sb3_dmamba.networks.mamba import MambaMixer
 from sb3_dmamba.networks.sequence_model import SequenceModel
 from sb3_dmamba.networks.state import ActingState
 
@@ -166,6 +167,17 @@ class DecisionMambaPolicy(BasePolicy):
             state = state.reset(np.broadcast_to(np.asarray(episode_start, dtype=bool), (n_envs,)))
         actions, new_state = self.act(observations, returns_to_go, state, deterministic)
         return (actions.squeeze(axis=0) if single else actions), new_state
+
+    def load_from_vector(self, vector: np.ndarray) -> None:
+        """Take the parameters from a vector, which they then share memory with.
+
+        Args:
+            vector: What ``parameters_to_vector`` returned, shape (n_parameters,).
+        """
+        super().load_from_vector(vector)
+        for module in self.modules():
+            if isinstance(module, MambaMixer):
+                module.forget_kept_weights()
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:
         raise NotImplementedError("the policy needs its memory: call predict or act")

@@ -19,6 +19,7 @@ from sb3_dmamba.data import (
     WindowSampler,
     load_trajectories,
 )
+from sb3_dmamba.data._npy import NpyStream
 from sb3_dmamba.errors import DatasetError, SpaceError
 
 Make = Callable[..., Trajectories]
@@ -274,6 +275,33 @@ def test_a_full_disk_leaves_nothing(
         data[:1].save(folder, overwrite=True)
     assert listed(folder.parent) == ["store"]
     assert_same(Trajectories.open(folder), data)
+
+
+def test_a_write_that_failed_cannot_be_finished(
+    data: Trajectories, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields = {
+        "observation_space": data.observation_space,
+        "action_space": data.action_space,
+        "frame_stack": data.frame_stack,
+    }
+    with TrajectoriesWriter(folder, overwrite=True, **fields) as writer:
+        writer.append_all(data[:1])
+        with monkeypatch.context() as patch:
+            write = NpyStream.write
+
+            def fail(stream: NpyStream, rows: Any) -> None:
+                if rows.ndim == 1:
+                    raise OSError(28, "No space left on device")
+                write(stream, rows)
+
+            patch.setattr(NpyStream, "write", fail)
+            with pytest.raises(OSError, match="No space left"):
+                writer.append_all(data)
+        with pytest.raises(DatasetError, match="is not open"):
+            writer.finish()
+    assert_same(Trajectories.open(folder), data)  # the store that was there
+    assert listed(folder.parent) == ["store"]
 
 
 def test_wrong_fields(tmp_path: Path) -> None:

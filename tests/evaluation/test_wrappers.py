@@ -12,6 +12,7 @@ import pytest
 from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env as gymnasium_check_env
 from gymnasium.vector import SyncVectorEnv
+from gymnasium.wrappers import TimeLimit
 from stable_baselines3.common.atari_wrappers import EpisodicLifeEnv
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from stable_baselines3.common.env_util import make_vec_env
@@ -23,8 +24,9 @@ from sb3_dmamba.evaluation import (
     ReturnToGoEnv,
     ReturnToGoVecEnv,
     ReturnToGoVectorEnv,
+    evaluate_targets,
 )
-from tests.evaluation.toys import SeededEnv, episode_length
+from tests.evaluation.toys import SeededEnv, ToyPolicy, episode_length
 
 ACTION = np.array([0.25, 0.5], dtype=np.float32)  # pays seed + step + 0.75
 
@@ -283,6 +285,14 @@ class Lives(SeededEnv):
     def step(self, action: Any) -> Any:
         self.t += 1
         return self._show(), 1.0, self.t >= 6, False, {}
+
+
+def test_a_time_limit_ends_a_game_that_has_lives_left() -> None:
+    def make_env() -> gym.Env[Any, Any]:
+        return TimeLimit(EpisodicLifeEnv(Lives()), max_episode_steps=1)
+
+    report = evaluate_targets(ToyPolicy(Lives()), make_env, 10.0, 2, n_workers=0)
+    assert report.results[0].lengths.tolist() == [1, 1]
 
 
 def test_a_lost_life_does_not_start_the_return_again() -> None:

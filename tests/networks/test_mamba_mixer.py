@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from types import SimpleNamespace
 
 import pytest
@@ -95,3 +97,54 @@ def test_steps_equal_the_whole(chunks: list[int]) -> None:
         output, state = mixer.step(chunk, state)
         outputs.append(output)
     torch.testing.assert_close(torch.cat(outputs, dim=1), mixer(tokens), rtol=1e-5, atol=1e-6)
+
+
+def _step(mixer: MambaMixer) -> torch.Tensor:
+    output, _ = mixer.step(torch.ones(1, 2, 24), mixer.initial_state(1))
+    return output
+
+
+@pytest.mark.parametrize("how", ["optimiser", "state_dict", "vector", "parametrized", "dtype"])
+def test_a_step_sees_every_change_of_the_weights(how: str) -> None:
+    torch.manual_seed(0)
+    mixer, other = MambaMixer(CONFIG), MambaMixer(CONFIG)
+    before = _step(mixer)
+    if how == "optimiser":
+        mixer(torch.ones(1, 2, 24)).sum().backward()
+        torch.optim.SGD(mixer.parameters(), 1.0).step()
+    elif how == "state_dict":
+        mixer.load_state_dict(other.state_dict())
+    elif how == "vector":
+        vector = torch.nn.utils.parameters_to_vector(other.parameters()).detach()
+        torch.nn.utils.vector_to_parameters(vector, mixer.parameters())
+        _step(mixer)
+        vector.mul_(1.5)  # in the memory that the parameters share
+        mixer.forget_kept_weights()
+    elif how == "parametrized":
+        torch.nn.utils.parametrizations.weight_norm(mixer.in_proj)
+        _step(mixer)
+        with torch.no_grad():
+            mixer.in_proj.parametrizations.weight.original0.mul_(2.0)  # type: ignore[union-attr,operator]
+    else:
+        mixer.double()
+        tokens = torch.ones(1, 2, 24, dtype=torch.float64)
+        output, _ = mixer.step(tokens, mixer.initial_state(1))
+        torch.testing.assert_close(output, mixer(tokens))
+        return
+    after = _step(mixer)
+    assert not torch.allclose(after, before)
+    torch.testing.assert_close(after, mixer(torch.ones(1, 2, 24)), rtol=1e-5, atol=1e-6)
+
+
+def test_what_a_step_keeps_is_not_saved_with_the_mixer() -> None:
+    mixer = MambaMixer(CONFIG)
+    size = len(pickle.dumps(mixer))
+    _step(mixer)
+    assert len(pickle.dumps(mixer)) == size
+    torch.testing.assert_close(_step(copy.deepcopy(mixer)), _step(mixer))
+
+
+def test_a_mixer_made_in_inference_mode_steps() -> None:
+    with torch.inference_mode():
+        mixer = MambaMixer(CONFIG)
+        torch.testing.assert_close(_step(mixer), mixer(torch.ones(1, 2, 24)))
