@@ -19,6 +19,7 @@ from typing import Any, get_args
 import numpy as np
 
 from sb3_dmamba.config import Memory
+from sb3_dmamba.errors import ConfigError
 from sb3_dmamba.settings import parse_settings
 
 __all__ = ["Run", "compute_row", "main"]
@@ -123,17 +124,13 @@ class Run:
 
         from sb3_dmamba import DecisionMamba
 
+        settings = {**RECIPE, **MIXERS[self.mixer], "precision": self.precision, **self.settings}
+        model = DecisionMamba(None, seed=self.seed, n_updates=self.n_updates, **settings)
         path = self.output / f"{self.name}.zip"
         if path.exists():
-            model = DecisionMamba.load(path)
-        else:
-            settings = {
-                **RECIPE,
-                **MIXERS[self.mixer],
-                "precision": self.precision,
-                **self.settings,
-            }
-            model = DecisionMamba(None, seed=self.seed, n_updates=self.n_updates, **settings)
+            config, model = model.config, DecisionMamba.load(path)
+            if model.config != config:
+                raise ConfigError(f"{path} was trained with other settings: name another --output")
         remaining = self.n_updates - model.num_timesteps
         if remaining > 0:
             saving = _Saving(path)
