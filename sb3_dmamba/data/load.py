@@ -16,6 +16,8 @@ from sb3_dmamba.errors import DatasetError
 
 __all__ = ["load_trajectories"]
 
+_GENERAL = ("reward_mode", "top_fraction")  # options of every source
+
 
 def load_trajectories(
     source: Any,
@@ -85,9 +87,9 @@ def _option_names(loader: Callable[..., Any]) -> list[str]:
 
 
 def _check_options(options: dict[str, Any], known: list[str], kind: str) -> None:
+    known = [*known, *_GENERAL]
     for name in options:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
-            takes = f"it takes {', '.join(known)}" if known else "it takes none"
-            hint = f"did you mean {close[0]!r}?" if close else takes
+            hint = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(known)}"
             raise DatasetError(f"no option of {kind} is called {name!r}: {hint}")

@@ -29,6 +29,8 @@ from sb3_dmamba.data import Trajectories, load_trajectories
 from sb3_dmamba.errors import DatasetError, SpaceError
 from tests.evaluation.toys import SeededEnv, episode_length
 
+pytestmark = pytest.mark.filterwarnings("ignore:the ring is full")
+
 BOX = spaces.Box(-1e6, 1e6, (2,), np.float32)
 ACTIONS = spaces.Box(-1.0, 1.0, (2,), np.float32)
 
@@ -522,3 +524,12 @@ def test_made_by_make_vec_env() -> None:
     assert (data.rewards == 1).all()
     assert (data.returns == data.lengths).all()
     assert data.env_id == "CartPole-v1"
+
+
+def test_what_a_full_ring_leaves_out_is_said() -> None:
+    model = SAC("MlpPolicy", "Pendulum-v1", buffer_size=450, learning_starts=1000, seed=0)
+    model.learn(900)
+    assert model.replay_buffer is not None
+    with pytest.warns(UserWarning, match="150 of 450 steps are left out; keep_partial=True"):
+        kept = load_trajectories(model.replay_buffer, scaled_actions=True)
+    assert kept.n_steps == 300

@@ -34,6 +34,8 @@ from sb3_dmamba.data import Trajectories, flat_space, flatten_observation, load_
 from sb3_dmamba.data.sources import SOURCES
 from tests.data.dqn_files import FRAME, STACK, Played, Recorder
 
+pytestmark = pytest.mark.filterwarnings("ignore:the ring is full")
+
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # d3rlpy imports the old gym, which warns
     import d3rlpy

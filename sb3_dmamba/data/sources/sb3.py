@@ -86,12 +86,18 @@ def load_replay_buffer(
             )
         segments = [_truncate(segment, max_episode_steps) for segment in segments]
     if source.full and not keep_partial:
+        in_all = sum(segment.end - segment.start for segment in segments)
         segments = [segment for segment in segments if segment.start > 0]
         if not segments:
             raise DatasetError(
                 "the ring has wrapped and holds no whole episode: make it larger, or keep the ends "
                 "of episodes with keep_partial=True"
             )
+        left_out = in_all - sum(segment.end - segment.start for segment in segments)
+        warn_caller(
+            f"the ring is full, so the oldest episode of each environment may have lost its "
+            f"beginning: {left_out} of {in_all} steps are left out; keep_partial=True keeps them"
+        )
     scaled = _are_scaled(source, rows, scaled_actions)
 
     def read(array: ndarray, env: int, start: int, end: int) -> ndarray:
