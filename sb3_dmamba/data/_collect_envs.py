@@ -15,9 +15,10 @@ from gymnasium.vector import VectorEnv, VectorWrapper
 from gymnasium.vector.utils import concatenate, create_empty_array
 from jaxtyping import Bool, Float64
 from numpy import ndarray
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
 from sb3_dmamba.atari import register
+from sb3_dmamba.data._collect_normalizers import find_normalizers, statistics_kept
 from sb3_dmamba.errors import ConfigError, DatasetError
 
 __all__ = ["Envs", "Opened", "Stepped", "open_envs"]
@@ -129,7 +130,8 @@ class SB3Envs:
         self.observation_space = env.observation_space
         self.action_space = env.action_space
         self._env = env
-        self._normalize = find_vec_normalize(env)
+        paying = [each for each in find_normalizers(env) if each.norm_reward]
+        self._normalize = paying[-1] if paying else None  # the innermost is paid the original
 
     def reset(self, seed: int | None) -> Any:
         if seed is not None:
@@ -185,7 +187,7 @@ def open_envs(env: Any, n_envs: int, env_kwargs: Mapping[str, Any] | None) -> It
             f"that makes one"
         )
     if is_made:
-        with _statistics_kept(env):
+        with statistics_kept(env):
             yield _adapt(env)
         return
     if not isinstance(env, str) and not callable(env):
@@ -217,9 +219,10 @@ def _adapt(env: gym.Env[Any, Any] | VectorEnv[Any, Any, Any] | VecEnv) -> Opened
     if isinstance(env, VectorEnv):
         return _condition_free(GymVectorEnvs(env), named)
     opened = _condition_free(SB3Envs(env), named)
-    normalize = find_vec_normalize(env)
-    if normalize is None:
+    seeing = [each for each in find_normalizers(env) if each.norm_obs]
+    if not seeing:
         return opened
+    normalize = seeing[-1]  # the innermost is shown the original
     original = normalize.venv.observation_space
     if original.shape != opened.recorded_space.shape or type(original) is not type(
         opened.recorded_space
@@ -239,29 +242,6 @@ def _condition_free(envs: Envs, named: tuple[str | None, dict[str, Any]]) -> Ope
     if isinstance(space, spaces.Dict) and set(space.spaces) == {"observation", "return_to_go"}:
         return Opened(envs, space["observation"], lambda seen: seen["observation"], *named)
     return Opened(envs, space, lambda seen: seen, *named)
-
-
-@contextlib.contextmanager
-def _statistics_kept(env: Any) -> Iterator[None]:
-    """Let a VecNormalize normalise by what it knows, and learn nothing."""
-    normalize = find_vec_normalize(env)
-    if normalize is None:
-        yield
-        return
-    training, normalize.training = normalize.training, False
-    try:
-        yield
-    finally:
-        normalize.training = training
-
-
-def find_vec_normalize(env: Any) -> VecNormalize | None:
-    """Return the VecNormalize among an environment's wrappers."""
-    while isinstance(env, VecEnvWrapper):
-        if isinstance(env, VecNormalize):
-            return env
-        env = env.venv
-    return None
 
 
 def describe_environment(env: Any) -> tuple[str | None, dict[str, Any]]:

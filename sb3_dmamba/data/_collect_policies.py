@@ -17,12 +17,13 @@ from sb3_dmamba.data._collect_envs import Envs
 from sb3_dmamba.data.spaces import flatten_observation
 from sb3_dmamba.errors import ConfigError, DatasetError
 
-__all__ = ["Act", "as_actor", "check_actions"]
+__all__ = ["Act", "as_actor", "check_actions", "derive_action_seed"]
 
 Act = Callable[[Any, Float64[ndarray, "n"], Bool[ndarray, "n"], Bool[ndarray, "n"]], Any]
 """From observations, the last rewards, where episodes start, and where the next step only resets:
 one action for each environment."""
 
+_ACTIONS = 0xAC7105  # tells the seed of actions from those of environments
 _TOLERANCE = 1e-5  # of a bound: what a trip through float32 may cost
 
 
@@ -100,6 +101,15 @@ def check_actions(
     return array.astype(space.dtype if is_box else np.int64)
 
 
+def derive_action_seed(seed: int) -> int:
+    """Return a seed for a space to draw actions from.
+
+    Spaces and environments make the same generator of the same seed: with ``seed`` itself, the
+    actions would follow the environment's own random numbers.
+    """
+    return int(np.random.SeedSequence([seed, _ACTIONS]).generate_state(1, np.uint64)[0])
+
+
 def _parameters(function: Any) -> list[str]:
     try:
         return list(inspect.signature(function).parameters)
@@ -109,7 +119,7 @@ def _parameters(function: Any) -> list[str]:
 
 def _act_at_random(envs: Envs, seed: int | None) -> Act:
     space = copy.deepcopy(envs.action_space)
-    space.seed(seed)
+    space.seed(None if seed is None else derive_action_seed(seed))
     return lambda *_: np.stack([np.asarray(space.sample()) for _ in range(envs.n)])
 
 

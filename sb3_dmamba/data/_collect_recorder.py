@@ -123,7 +123,7 @@ class Recorder:
                 self._n_steps,
             )
             shown = self._copy(observations)
-            stepped = envs.step(actions)
+            stepped = envs.step(actions.copy())  # which they may overwrite
             yield self._add(shown, actions, stepped, ~resets)
             ended = stepped.terminated | stepped.truncated
             starts = resets | (ended & ~stepped.resets)
@@ -152,9 +152,10 @@ class Recorder:
                 f"{rewards[is_live & ~np.isfinite(rewards)][0]}: every reward must be finite"
             )
         live = np.flatnonzero(is_live)[: self._limit - self._n_steps].tolist()
-        for env in live:
-            frame = shown[env] if self._frame_stack == 1 else self._newest(env, shown[env])
-            self._running[env].append((frame, actions[env], rewards[env]))
+        for env in live:  # copies: a view would keep all environments' rows in memory
+            row = shown[env]
+            frame = row.copy() if self._frame_stack == 1 else self._newest(env, row)
+            self._running[env].append((frame, actions[env].copy(), rewards[env]))
             terminated, truncated = bool(stepped.terminated[env]), bool(stepped.truncated[env])
             if terminated or truncated:
                 self._end(env, terminated, truncated)

@@ -12,7 +12,7 @@ import torch
 from gymnasium import spaces
 
 from sb3_dmamba.data._collect_envs import open_envs
-from sb3_dmamba.data._collect_policies import as_actor
+from sb3_dmamba.data._collect_policies import as_actor, derive_action_seed
 from sb3_dmamba.data._collect_recorder import MemorySink, Recorder, Sink
 from sb3_dmamba.data._progress import count_progress
 from sb3_dmamba.data.spaces import check_action_space, flat_space
@@ -138,7 +138,8 @@ def _random_numbers_from(seed: int | None, policy: Any) -> Iterator[None]:
         torch.manual_seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002
         if generator is not None:
-            generator.state = np.random.default_rng(seed).bit_generator.state
+            own = np.random.default_rng(derive_action_seed(seed))
+            generator.state = own.bit_generator.state
         try:
             yield
         finally:

@@ -25,6 +25,7 @@ from stable_baselines3.common.vec_env import (
 
 from sb3_dmamba import DecisionMamba, ReturnToGo, Trajectories, collect
 from sb3_dmamba.data import load_trajectories
+from sb3_dmamba.data._collect_recorder import Recorder
 from sb3_dmamba.errors import ConfigError, DatasetError, SpaceError
 from tests.evaluation.toys import SeededEnv, episode_length
 from tests.toys import ChoiceEnv, choice_trajectories
@@ -166,6 +167,38 @@ def test_environments_that_overwrite_what_they_returned() -> None:
     check_episodes(collect(constant, Reusing(), 10, seed=4), 10)
     frames = collect(constant, ManualVectorEnv(1, "SameStep", "image"), 9, seed=4)
     assert frames.observations[:, 0, 1].tolist() == [0, 1, 0, 1, 2, 0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("kind", ["made", "VecEnv", "SameStep"])
+def test_environments_that_overwrite_their_actions(kind: str) -> None:
+    class Clearing(SeededEnv):
+        def step(self, action: Any) -> Any:
+            stepped = super().step(action)
+            action[:] = -1
+            return stepped
+
+    env: Any = Clearing
+    if kind == "VecEnv":
+        env = DummyVecEnv([Clearing, Clearing])
+    elif kind == "SameStep":
+        env = ManualVectorEnv(2, kind)
+        env.envs = [Clearing(), Clearing()]
+    check_episodes(collect(constant, env, 11, seed=4, n_envs=2 if kind == "made" else 1), 11)
+
+
+def test_rows_that_are_kept_let_go_of_the_others() -> None:
+    kept: list[Any] = []
+
+    class Peeking(Recorder):
+        def _end(self, env: int, terminated: bool, truncated: bool) -> None:
+            kept.extend(self._running[env])
+            super()._end(env, terminated, truncated)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sb3_dmamba.data.collect.Recorder", Peeking)
+        collect(constant, SeededEnv, 11, seed=4, n_envs=3)
+    assert len(kept) == 11
+    assert all(part.base is None for frame, action, _ in kept for part in (frame, action))
 
 
 @pytest.mark.parametrize("n_envs", [1, 2])
@@ -356,6 +389,45 @@ def test_random_actions_draw_from_the_seed() -> None:
     assert one.max() > 1.5
 
 
+class NoisyEnv(gym.Env[Any, Any]):
+    """Shows uniform noise from the generator that its seed made."""
+
+    observation_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+    def __init__(self) -> None:
+        self.action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        return self._show(), {}
+
+    def step(self, action: Any) -> Any:
+        return self._show(), 0.0, False, False, {}
+
+    def _show(self) -> np.ndarray:
+        return self.np_random.uniform(-1.0, 1.0, 1).astype(np.float32)
+
+
+class Exploring:
+    """Draws from its action space, as SB3's models explore."""
+
+    action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: Any = 0
+    ) -> Any:
+        return self.action_space.sample()[None], None
+
+
+@pytest.mark.parametrize("policy", ["random", Exploring()])
+def test_actions_do_not_follow_the_environments_noise(policy: Any) -> None:
+    data = collect(policy, NoisyEnv(), 400, seed=3)
+    noise, actions = data.observations[:, 0], data.actions[:, 0]
+    for shift in range(3):
+        followed = np.corrcoef(noise[shift:], actions[: 400 - shift])[0, 1]
+        assert abs(followed) < 0.2
+
+
 class Remembering:
     """Speaks SB3's protocol for recurrent policies; its action is its age in quarters."""
 
@@ -460,6 +532,33 @@ def test_normalised_environments_are_recorded_in_their_own_numbers(
     check_episodes(collect(constant, VecMonitor(vec_normalize), 12, seed=4), 12)
     with pytest.raises(DatasetError, match="put VecNormalize outside the wrappers"):
         collect(policy, VecFrameStack(vec_normalize, 2), 12)
+
+
+@pytest.mark.parametrize(
+    ("inner", "outer"),
+    [
+        ({}, {}),
+        ({"norm_obs": False}, {"norm_reward": False}),
+        ({"norm_reward": False}, {"norm_obs": False}),
+    ],
+)
+def test_normalised_twice(inner: dict[str, bool], outer: dict[str, bool]) -> None:
+    inside = VecNormalize(DummyVecEnv([SeededEnv, SeededEnv]), **inner)  # type: ignore[arg-type]
+    env = VecNormalize(VecMonitor(inside), **outer)  # type: ignore[arg-type]
+    env.reset()
+    for _ in range(20):
+        env.step(np.tile(ACTION, (2, 1)))
+    env.training = False  # must stay so
+
+    def counts() -> list[float]:
+        statistics: list[Any] = [inside.ret_rms, env.ret_rms]
+        statistics += [each.obs_rms for each in (inside, env) if each.norm_obs]
+        return [each.count for each in statistics]
+
+    before = counts()
+    check_episodes(collect(constant, env, 12, seed=4), 12)
+    assert counts() == before
+    assert (inside.training, env.training) == (True, False)
 
 
 def test_d3rlpys_algorithms() -> None:

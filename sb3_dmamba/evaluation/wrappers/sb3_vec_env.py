@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 from stable_baselines3.common.atari_wrappers import EpisodicLifeEnv
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
 from sb3_dmamba.data import flatten_observation
+from sb3_dmamba.data._collect_normalizers import find_normalizers
 from sb3_dmamba.evaluation.wrappers.base import (
     ReturnToGo,
     ReturnTracker,
@@ -48,7 +49,8 @@ class ReturnToGoVecEnv(ReturnToGo, VecEnvWrapper):
     ) -> None:
         self._tracker = ReturnTracker(env.num_envs, target_return, clip_rewards)
         super().__init__(env, conditioned_space(env.observation_space))
-        self._reward_source = _innermost_normalizer(env)
+        normalizers = find_normalizers(env)  # the innermost is paid the environment's rewards
+        self._reward_source = normalizers[-1] if normalizers else None
         self._may_lose_lives = np.array(env.env_is_wrapped(EpisodicLifeEnv))
 
     def reset(self) -> Any:
@@ -109,13 +111,3 @@ class ReturnToGoVecEnv(ReturnToGo, VecEnvWrapper):
                 terminal = {"observation": flat, "return_to_go": column[row]}
                 wrapped[row] = {**info, "terminal_observation": terminal}
         return wrapped
-
-
-def _innermost_normalizer(env: VecEnv) -> VecNormalize | None:
-    """Find the ``VecNormalize`` whose original rewards are the environment's."""
-    found = None
-    while isinstance(env, VecEnvWrapper):
-        if isinstance(env, VecNormalize):
-            found = env
-        env = env.venv
-    return found
