@@ -280,7 +280,7 @@ def test_a_full_disk_leaves_nothing(
 def test_a_write_that_failed_cannot_be_finished(
     data: Trajectories, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fields = {
+    fields: dict[str, Any] = {
         "observation_space": data.observation_space,
         "action_space": data.action_space,
         "frame_stack": data.frame_stack,
