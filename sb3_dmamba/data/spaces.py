@@ -176,8 +176,9 @@ def _one_hot(space: spaces.Space[Any], values: ndarray, name: str) -> ndarray:
     else:
         assert isinstance(space, spaces.Discrete)
         sizes, first = np.array([space.n]), np.array([space.start])
-    classes = values.astype(np.int64) - first
-    bad = np.argwhere((classes < 0) | (classes >= sizes))
+    with np.errstate(invalid="ignore"):  # NaN, which is named
+        classes = values.astype(np.int64) - first
+    bad = np.argwhere((classes < 0) | (classes >= sizes) | (classes + first != values))
     if len(bad):
         raise SpaceError(f"{name} holds {values[tuple(bad[0])]}, which is not in {space}")
     columns = classes + np.concatenate([[0], np.cumsum(sizes)[:-1]])
@@ -188,11 +189,32 @@ def _one_hot(space: spaces.Space[Any], values: ndarray, name: str) -> ndarray:
 
 def _as_array(space: spaces.Space[Any], value: Any, name: str) -> ndarray:
     try:
-        if isinstance(space, spaces.Box):
-            return np.asarray(value, dtype=space.dtype)
-        return np.asarray(value)
+        if not isinstance(space, spaces.Box):
+            return np.asarray(value)
+        if space.dtype is not None and space.dtype.kind in "iu":
+            return _as_integers(space, np.asarray(value), name)
+        return np.asarray(value, dtype=space.dtype)
+    except SpaceError:
+        raise
     except (TypeError, ValueError) as error:
         raise SpaceError(f"{name} is {_describe(value)} and does not fit {space}") from error
+
+
+def _as_integers(space: spaces.Box, values: ndarray, name: str) -> ndarray:
+    """Convert to the integers of the space, or refuse numbers that are none of them."""
+    assert space.dtype is not None
+    if np.can_cast(values.dtype, space.dtype):
+        return values.astype(space.dtype, copy=False)
+    with np.errstate(invalid="ignore"):
+        integers = values.astype(space.dtype)
+    changed = np.argwhere(integers != values)
+    if len(changed):
+        hint = ", 0 to 255 (not scaled to [0, 1])" if space.dtype == np.uint8 else ""
+        raise SpaceError(
+            f"{name} holds {values[tuple(changed[0])]}, which is no {space.dtype}: give values as "
+            f"the space has them{hint}, or describe them with a Box of floats"
+        )
+    return integers
 
 
 def _check_shape(space: spaces.Space[Any], values: ndarray, batch: bool, name: str) -> None:

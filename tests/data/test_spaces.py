@@ -118,6 +118,7 @@ def test_no_honest_flat_view(space: spaces.Space[Any], message: str) -> None:
         flatten_observation(space, None)
 
 
+RAM = spaces.Box(0, 255, (4,), np.uint8)
 PAIR = spaces.Dict(a=spaces.Discrete(2), b=spaces.Box(0, 1, (2,)))
 
 
@@ -132,6 +133,14 @@ PAIR = spaces.Dict(a=spaces.Discrete(2), b=spaces.Box(0, 1, (2,)))
         (spaces.Discrete(2, start=1), np.array([1, 0]), True, "holds 0, which is not in"),
         (spaces.MultiDiscrete([2, 2]), np.array([0, 3]), False, "holds 3"),
         (spaces.Discrete(2), "left", False, "shape"),
+        (spaces.Discrete(2), 0.5, False, "holds 0.5, which is not in"),
+        (spaces.MultiDiscrete([2, 2]), np.array([0.0, np.nan]), False, "holds nan, which is"),
+        (RAM, np.full(4, 0.5), False, r"holds 0.5, .* 0 to 255 \(not scaled to \[0, 1\]\)"),
+        (RAM, np.array([0.0, 1.0, 2.0, np.nan]), False, "holds nan, which is no uint8"),
+        (RAM, [0, 255, 256, 0], False, "holds 256, which is no uint8"),
+        (RAM, np.array([[0, -1, 0, 0]]), True, "holds -1, which is no uint8"),
+        (RAM, {"a": 1}, False, "is a dict and does not fit"),
+        (spaces.Dict(a=RAM), {"a": np.full(4, 0.5)}, False, r"\['a'\] holds 0.5, which is no"),
         (PAIR, {"a": 1}, False, "is a dict and does not fit"),
         (PAIR, {"a": 1, "c": np.zeros(2)}, False, "has no 'b': it has 'a', 'c'"),
         (PAIR, np.zeros(4), False, "is a ndarray and does not fit"),
@@ -161,3 +170,10 @@ def test_action_spaces(space: spaces.Space[Any]) -> None:
 def test_action_spaces_that_cannot_be_learnt(space: spaces.Space[Any]) -> None:
     with pytest.raises(SpaceError, match="the action space"):
         check_action_space(space)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int64, np.bool_, np.uint8])
+def test_whole_numbers_of_any_type_fit_bytes(dtype: type[np.generic]) -> None:
+    flat = flatten_observation(RAM, np.array([0, 1, 1, 0], dtype))
+    assert flat.dtype == np.uint8
+    assert flat.tolist() == [0, 1, 1, 0]
