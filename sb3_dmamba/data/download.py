@@ -31,6 +31,7 @@ OFFLINE_VARIABLE = "SB3_DMAMBA_OFFLINE"
 _BLOCK = 1 << 18
 _WORTH_ANOTHER_TRY = (408, 425, 429, 500, 502, 503, 504)
 _LONGEST_WAIT = 30.0
+_OPENINGS = 10
 
 
 def is_offline() -> bool:
@@ -117,18 +118,32 @@ class _Download:
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:
         """Hold the partial file, locked; an empty one does not stay."""
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.part.open("ab", buffering=0)
-        except OSError as error:
-            raise DatasetError(f"{self.part} cannot be written ({error.strerror})") from error
+        self._open()
         with self._file:
-            _lock(self._file, self.part)
             try:
                 yield
             finally:
                 if self.part.exists() and not self.size:
                     self._forget()
+
+    def _open(self) -> None:
+        """Open and lock the partial file: the one that bears its name once it is locked."""
+        for _ in range(_OPENINGS):
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = self.part.open("ab", buffering=0)
+            except OSError as error:
+                raise DatasetError(f"{self.part} cannot be written ({error.strerror})") from error
+            try:
+                _lock(self._file, self.part)
+                with contextlib.suppress(FileNotFoundError):
+                    if os.path.samestat(os.fstat(self._file.fileno()), self.part.stat()):
+                        return
+            except BaseException:
+                self._file.close()
+                raise
+            self._file.close()  # another process has finished with it meanwhile
+        raise DatasetError(f"another process is downloading {self.part}: wait for it")
 
     def fetch_once(self, bar: Bar) -> tuple[str | None, bool]:
         """Try to get what is missing.

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from sb3_dmamba.data import download as download_module
 from sb3_dmamba.data.download import download_file
 from sb3_dmamba.errors import DatasetError
 from tests.serving import CONTENT, Server, serving
@@ -205,3 +206,22 @@ def test_the_bar_goes_to_stderr(
     assert captured.out == ""
     assert "data.bin" in captured.err
     assert "1.0/1.0 MiB" in captured.err
+
+
+def test_another_process_that_finishes_before_the_lock(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, calls = download_module._lock, 0
+
+    def lock_late(file: Any, part: Path) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:  # between opening and locking
+            part.write_bytes(CONTENT)
+            part.replace(tmp_path / "data.bin")
+        lock(file, part)
+
+    monkeypatch.setattr(download_module, "_lock", lock_late)
+    assert download(server, tmp_path / "data.bin").read_bytes() == CONTENT
+    assert calls == 2
+    assert left(tmp_path) == ["data.bin"]
