@@ -175,13 +175,28 @@ class TestEpisodesThatStraddleFiles:
             recorder.write()  # after 12, 35, 42 and 56 rows
         _assert_equal(load_trajectories(logs), played)
 
+    def test_a_file_that_adds_nothing(self, logs: Path) -> None:
+        recorder = Recorder(logs, 20, log_at=-1)
+        played = [Played.random(length, seed) for seed, length in enumerate([9, 14])]
+        recorder.play(played[0])
+        recorder.write()
+        recorder.write()  # with the same counter
+        recorder.play(played[1])
+        recorder.write()
+        recorder.write()
+        _assert_equal(load_trajectories(logs), played)
+
     def test_a_replay_that_was_begun_again(self, logs: Path) -> None:
         first, second = Played.random(9, 0), Played.random(7, 1)
         for number, episode in enumerate((first, second)):
             recorder = Recorder(logs, 20, log_at=-1, number=number)
             recorder.play(episode)
             recorder.write()
-        _assert_equal(load_trajectories(logs), [first, second])
+        message = r"counter \(add_count\) of checkpoint 1 is 10, less than the 12 of checkpoint 0"
+        with pytest.raises(DatasetError, match=message):
+            load_trajectories(logs)
+        _assert_equal(load_trajectories(logs, checkpoints=[0]), [first])
+        _assert_equal(load_trajectories(logs, checkpoints=[1]), [second])
 
     def test_rows_that_no_file_has(self, logs: Path) -> None:
         recorder = Recorder(logs, 10, log_at=-1)
@@ -475,6 +490,10 @@ class TestWhere:
         assert load_trajectories(game, run=3).lengths.tolist() == [3, 10]
         with pytest.raises(DatasetError, match="no run 4, only runs 1, 2, 3"):
             load_trajectories(game, run=4)
+        for folder in (game / "1", game / "1" / "replay_logs"):
+            assert load_trajectories(folder, run=1).lengths.tolist() == [4, 9]
+            with pytest.raises(DatasetError, match="run=2 chooses among the runs"):
+                load_trajectories(folder, run=2)
 
     def test_a_game_that_the_folder_does_not_tell(self, tmp_path: Path) -> None:
         _record(tmp_path / "breakoud")

@@ -63,6 +63,9 @@ def plan_all(checkpoints: Sequence[Checkpoint]) -> list[Stretch]:
 
     Args:
         checkpoints: Ascending.
+
+    Raises:
+        DatasetError: A counter goes back.
     """
     stretches: list[Stretch] = []
     previous: Checkpoint | None = None
@@ -81,8 +84,15 @@ def _plan_one(checkpoint: Checkpoint, previous: Checkpoint | None) -> list[Stret
     begin = first
     continues = False
     seen = None if previous is None else previous.add_count
-    if seen is not None and first <= seen < end:
-        begin, continues = seen, True
+    if previous is not None and seen is not None:
+        if end < seen:
+            raise DatasetError(
+                f"{checkpoint.folder}: the counter (add_count) of checkpoint {checkpoint.number} "
+                f"is {end:,}, less than the {seen:,} of checkpoint {previous.number}: they are of "
+                f"two recordings; read each alone, with checkpoints="
+            )
+        if first <= seen:
+            begin, continues = seen, True
     if begin == end:
         return []
     start, stop = begin % n_rows, (end - 1) % n_rows + 1

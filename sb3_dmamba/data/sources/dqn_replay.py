@@ -65,7 +65,8 @@ def load_dqn_replay(
     Args:
         source: Folder of a game, of one of its runs, or of the run's ``replay_logs``.
         game: Its name, where the folder's does not tell.
-        run: Which run of a game's folder; None is the only one, or 1, the paper's.
+        run: Which run of a game's folder; None is the only one, or 1, the paper's. A run's own
+            folder takes no other.
         checkpoints: Numbers of the checkpoints to read; None is all that are there.
         n_buffers: How many of these, the last; None is all.
         trajectories_per_buffer: Episodes in a visit of the recipe; None is 10.
@@ -149,10 +150,10 @@ def _find_logs(folder: Path, run: int | None) -> Path:
     """Return the folder that has the files."""
     if not folder.is_dir():
         raise DatasetError(f"there is no folder {folder}")
-    if find_checkpoints(folder):
-        return folder
-    if (folder / _LOGS).is_dir():
-        return folder / _LOGS
+    logs = folder if find_checkpoints(folder) else folder / _LOGS
+    if logs.is_dir():
+        _check_run(logs, run)
+        return logs
     runs = sorted(
         int(path.parent.name) for path in folder.glob(f"*/{_LOGS}") if path.parent.name.isdigit()
     )
@@ -163,6 +164,17 @@ def _find_logs(folder: Path, run: int | None) -> Path:
         has = f"only runs {', '.join(map(str, runs))}: pass run=" if runs else f"no <run>/{_LOGS}"
         raise DatasetError(f"{folder} has no run {chosen}, {has}")
     return folder / str(chosen) / _LOGS
+
+
+def _check_run(logs: Path, run: int | None) -> None:
+    """Raise DatasetError if the folder is that of another run than the one asked for."""
+    place = logs.resolve()
+    name = place.parent.name if place.name == _LOGS else place.name
+    if run is not None and not (name.isdecimal() and int(name) == run):
+        raise DatasetError(
+            f"run={run} chooses among the runs of a game's folder, and {logs} is one run's: leave "
+            f"run out, or pass the game's folder"
+        )
 
 
 def _game_of(logs: Path) -> str:
