@@ -205,6 +205,19 @@ def test_convert_names_the_game(shared_data: Path) -> None:
     assert "next: dmamba train breakout --dataset store" in result.stdout
 
 
+def test_convert_with_an_option_called_folder(tmp_path: Path) -> None:
+    write(tmp_path / "here" / "hopper_medium-v2.hdf5")
+    run("convert", "hopper-medium-v2", "store", "--option", "folder=here")
+    assert load_trajectories(tmp_path / "store").source == "d4rl:hopper-medium-v2"
+
+
+@pytest.mark.parametrize("option", ["overwrite=true", "progress_bar=false", "store=there"])
+def test_convert_with_options_that_are_its_own(tmp_path: Path, option: str) -> None:
+    write(tmp_path / "a.hdf5")
+    result = run("convert", "a.hdf5", "store", "--option", option, exit_code=1)
+    assert "is no option of a" in result.stderr
+
+
 # --- download -----------------------------------------------------------------------------------
 
 

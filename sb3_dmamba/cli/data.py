@@ -130,6 +130,8 @@ def convert(
         import_quietly("sb3_dmamba.data")
         from sb3_dmamba.data.conversion import convert_trajectories
 
+        for name in {"overwrite", "progress_bar"} & set(options):
+            raise DatasetError(f"{name} is no option of a source: leave it out, or use --overwrite")
         start = time.perf_counter()
         data = convert_trajectories(
             source, folder, overwrite=overwrite, progress_bar=True, **options

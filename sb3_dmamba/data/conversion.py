@@ -16,6 +16,7 @@ from sb3_dmamba.data.load import _check_options, _option_names, load_trajectorie
 from sb3_dmamba.data.sources import SOURCES, Source
 from sb3_dmamba.data.store import TrajectoriesWriter
 from sb3_dmamba.data.trajectories import Trajectories
+from sb3_dmamba.errors import DatasetError
 
 __all__ = ["convert_trajectories"]
 
@@ -23,6 +24,7 @@ __all__ = ["convert_trajectories"]
 def convert_trajectories(
     source: Any,
     folder: str | os.PathLike[str],
+    /,
     *,
     overwrite: bool = False,
     progress_bar: bool = False,
@@ -31,8 +33,9 @@ def convert_trajectories(
     """Write a dataset to a store, whose size memory need not hold.
 
     Args:
-        source: Whatever ``load_trajectories`` takes.
-        folder: Where the store will be.
+        source: Whatever ``load_trajectories`` takes; by its place alone.
+        folder: Where the store will be; by its place alone (a D4RL name's own ``folder`` is one
+            of ``options``).
         overwrite: Whether a store that is there already is replaced; nothing else ever is.
         progress_bar: Whether to show the steps written, on stderr.
         options: As ``load_trajectories`` takes them, for every source and for this kind.
@@ -41,10 +44,17 @@ def convert_trajectories(
         The store, opened: its arrays are memory-mapped.
 
     Raises:
-        DatasetError: The source is none or malformed, or there is something at ``folder``.
+        DatasetError: The source is none or malformed, does not take an option, or there is
+            something at ``folder``.
         SpaceError: Its spaces cannot be learnt.
         OSError: The disk is full.
     """
+    for name in ("source", "store"):
+        if name in options:
+            raise DatasetError(
+                f"{name}={options[name]!r} is no option of a conversion: the first argument is "
+                f"the source and the second the store's folder"
+            )
     place = Path(folder).expanduser()
     _check_place(place, overwrite)
     changes = {"reward_mode", "top_fraction"} & set(options)

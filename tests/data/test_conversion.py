@@ -30,6 +30,7 @@ def same(ours: Trajectories, theirs: Trajectories) -> None:
 def write_hdf5(path: Path, n_episodes: int = 20) -> Path:
     generator = np.random.default_rng(0)
     n_steps = 5 * n_episodes
+    path.parent.mkdir(exist_ok=True)
     with h5py.File(path, "w") as file:
         file["observations"] = generator.normal(size=(n_steps, 11)).astype(np.float32)
         file["actions"] = generator.uniform(-1, 1, (n_steps, 3)).astype(np.float32)
@@ -172,3 +173,21 @@ def test_loaders_and_their_iterators_take_the_same() -> None:
             theirs = set(inspect.signature(row.import_loader()).parameters)
             assert set(inspect.signature(iterate).parameters) == theirs | {"bar"}, name
     assert found == 4
+
+
+def test_an_option_called_folder(tmp_path: Path) -> None:
+    write_hdf5(tmp_path / "cache" / "hopper_medium-v2.hdf5")
+    options: dict[str, Any] = {"folder": str(tmp_path / "cache"), "download": False}
+    written = convert_trajectories("hopper-medium-v2", tmp_path / "store", **options)
+    same(written, load_trajectories("hopper-medium-v2", **options))
+
+
+@pytest.mark.parametrize("name", ["store", "source"])
+def test_options_that_would_say_twice_what_is_converted(
+    shared_data: Path, tmp_path: Path, name: str
+) -> None:
+    source = shared_data / "dqn-replay" / "Breakout" / "1"
+    options: dict[str, Any] = {name: str(tmp_path / "elsewhere"), "checkpoints": [0]}
+    with pytest.raises(DatasetError, match=f"{name}=.* is no option of a conversion"):
+        convert_trajectories(source, tmp_path / "store", **options)
+    assert not list(tmp_path.iterdir())
