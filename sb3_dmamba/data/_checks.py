@@ -38,8 +38,17 @@ def tolerate_non_finite() -> Iterator[None]:
         _TOLERANT.reset(token)
 
 
-def check_finite(name: str, array: ndarray, offsets: Int64[ndarray, "E+1"] | None = None) -> None:
-    """Raise DatasetError if an entry is NaN or infinite, naming its index."""
+def check_finite(
+    name: str, array: ndarray, offsets: Int64[ndarray, "E+1"] | None = None, first: int = 0
+) -> None:
+    """Raise DatasetError if an entry is NaN or infinite, naming its index.
+
+    Args:
+        name: What the array is.
+        array: Rows of it.
+        offsets: Where its episodes begin.
+        first: Index of the first row.
+    """
     if array.dtype.kind not in "fc" or _TOLERANT.get():
         return
     step = rows_per_chunk(array)
@@ -47,9 +56,10 @@ def check_finite(name: str, array: ndarray, offsets: Int64[ndarray, "E+1"] | Non
         finite = np.isfinite(read_rows(array, start, start + step))
         if not finite.all():
             index = tuple(int(i) for i in np.argwhere(~finite)[0])
-            index = (start + index[0], *index[1:])
+            value = array[(start + index[0], *index[1:])]
+            index = (first + start + index[0], *index[1:])
             raise DatasetError(
-                f"{name}{_subscript(index)} is {array[index]}{describe_step(index[0], offsets)}: "
+                f"{name}{_subscript(index)} is {value}{describe_step(index[0], offsets)}: "
                 f"every value must be finite; leave out that episode or repair it"
             )
 

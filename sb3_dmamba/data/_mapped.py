@@ -11,14 +11,14 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 from weakref import WeakKeyDictionary, finalize
 
 import numpy as np
-from jaxtyping import Int64, Num, Shaped
+from jaxtyping import Int64, Shaped
 from numpy import ndarray
 
 from sb3_dmamba.errors import DatasetError
@@ -26,8 +26,8 @@ from sb3_dmamba.errors import DatasetError
 __all__ = [
     "as_array",
     "convert_rows",
-    "find_extremes",
     "is_mapped",
+    "iterate_rows",
     "join_rows",
     "map_file",
     "read_rows",
@@ -182,19 +182,14 @@ def convert_rows(array: Shaped[ndarray, "N *rest"], dtype: np.dtype[Any]) -> nda
     """Return ``array.astype(dtype, copy=False)``, mapped where a large map must be converted."""
     if array.dtype == dtype or not is_mapped(array):
         return array.astype(dtype, copy=False)
-    chunks = _iterate_chunks(array, lambda rows: rows.astype(dtype))
+    chunks = (rows.astype(dtype) for rows in iterate_rows(array))
     return join_rows(chunks, dtype, array.shape, array)
 
 
-def find_extremes(array: Num[ndarray, "N *rest"]) -> Num[ndarray, "2 *rest"]:
-    """Return the smallest and the largest number in each column."""
-    chunks = list(_iterate_chunks(array, lambda rows: np.stack([rows.min(0), rows.max(0)])))
-    return np.stack([np.min(chunks, (0, 1)), np.max(chunks, (0, 1))])
-
-
-def _iterate_chunks(array: ndarray, function: Callable[[ndarray], ndarray]) -> Iterator[ndarray]:
+def iterate_rows(array: Shaped[ndarray, "N *rest"]) -> Iterator[ndarray]:
+    """Yield all rows, in order, as many at once as take little memory."""
     step = max(1, _CHUNK_BYTES // max(1, array[:1].nbytes))
-    return (function(read_rows(array, first, first + step)) for first in range(0, len(array), step))
+    return (read_rows(array, first, first + step) for first in range(0, len(array), step))
 
 
 def _folder_beside(array: ndarray) -> Path:

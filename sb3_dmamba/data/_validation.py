@@ -64,7 +64,8 @@ def validate_arrays(
     if isinstance(action_space, spaces.Box):
         check_box_actions(stored["actions"], action_space, offsets)
     else:
-        check_discrete_actions(stored["actions"], action_space, offsets)
+        given = found["actions"]  # as they are: 64 bits without a sign may not fit into int64
+        check_discrete_actions(given, action_space, offsets)
     return stored
 
 

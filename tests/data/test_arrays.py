@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -109,6 +110,9 @@ def test_dict_observations() -> None:
         ({"terminals": None, "timeouts": None}, "neither 'terminals' nor 'timeouts'"),
         ({"truncations": np.zeros(6)}, "has 'timeouts' and 'truncations': give one"),
         ({"timeouts": np.zeros(5)}, r"timeouts have shape \(5,\): there are 6 rewards"),
+        ({"timeouts": np.array([0, 0, 0, 1, np.nan, 0])}, r"timeouts\[4\] is nan: only 0 and 1"),
+        ({"terminals": np.array([0, 0, 2, 0, 0, 0])}, r"terminals\[2\] is 2: only 0 and 1"),
+        ({"terminals": np.full(6, "no")}, "terminals are <U2: give booleans"),
         ({"rewards": np.zeros(0)}, "the dataset is empty"),
         ({"observations": np.zeros((5, 2))}, r"observations have shape \(5, 2\)"),
         ({"observations": np.full((6, 2), np.nan)}, r"observations\[0, 0\] is nan \(episode 0"),
@@ -118,6 +122,10 @@ def test_dict_observations() -> None:
         ({"actions": np.zeros((6, 1), dtype=int)}, "cannot be told .* dtype int64"),
         ({"actions": np.zeros(6)}, r"cannot be told from actions of shape \(6,\)"),
         ({"actions": np.array([0, 0, -1, 0, 0, 0])}, r"actions\[2\] is -1: pass action_space"),
+        (
+            {"actions": np.array([0, 1, 0, 2**64 - 1, 0, 0], np.uint64)},
+            r"actions\[3\] is 18446744073709551615: pass action_space",
+        ),
         ({"actions": np.zeros((0, 1))}, "actions have shape"),
         ({"actions": np.full((6, 1), "left")}, "actions have shape .* dtype <U4"),
         ({"actions": np.zeros(0, dtype=int)}, "actions have shape"),
@@ -135,3 +143,26 @@ def test_bad_spaces() -> None:
         load_trajectories(_arrays(), observation_space=spaces.Text(3))
     with pytest.raises(DatasetError, match=r"actions have shape \(6, 1\) where \(6,\)"):
         load_trajectories(_arrays(), action_space=spaces.Discrete(3))
+
+
+def test_actions_that_no_int64_holds() -> None:
+    actions = np.array([0, 1, 0, 2**64 - 1, 0, 0], np.uint64)
+    with pytest.raises(DatasetError, match=r"actions\[3\] is 18446744073709551615 \(episode 1"):
+        load_trajectories(_arrays(actions=actions), action_space=spaces.Discrete(3, start=-1))
+
+
+@pytest.mark.parametrize(
+    ("actions", "message"),
+    [
+        (np.array([0, 1, 0, 1, -3, 0]), r"actions\[4\] is -3"),
+        (np.array([[0], [0], [0], [0], [np.nan], [0]]), r"actions\[4, 0\] is nan"),
+        (np.full((6, 1), 2.0), r"shape \(6, 1\)"),
+    ],
+)
+def test_a_bad_action_of_a_mapped_array_is_named_by_its_place(
+    tmp_path: Path, actions: np.ndarray, message: str
+) -> None:
+    np.save(tmp_path / "actions.npy", actions)
+    mapped = np.load(tmp_path / "actions.npy", mmap_mode="r")
+    with pytest.raises(DatasetError, match=message):
+        load_trajectories(_arrays(actions=mapped))

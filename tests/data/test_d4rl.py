@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from sb3_dmamba.data import Trajectories, load_trajectories
+from sb3_dmamba.data import Trajectories, _checks, load_trajectories
 from sb3_dmamba.data.sources import _d4rl_layout, _d4rl_names, d4rl
 from sb3_dmamba.data.sources._plain_pickle import load_plain_pickle
 from sb3_dmamba.errors import DatasetError, SpaceError
@@ -189,6 +189,20 @@ def test_a_value_in_a_later_piece_is_found(tmp_path: Path, monkeypatch: pytest.M
     message = r"a.hdf5, from step 4 \(episode 1\) on: observations\[1, 2\] is nan"
     with pytest.raises(DatasetError, match=message):
         next(pieces)
+
+
+@pytest.mark.parametrize("chunk", [1, 1 << 22])
+@pytest.mark.parametrize(("bad", "where"), [(-2, "5"), (2**64 - 1, "5"), (np.inf, "5, 0")])
+def test_a_bad_action_is_named_by_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int, bad: float, where: str
+) -> None:
+    monkeypatch.setattr(_checks, "CHUNK_BYTES", chunk)
+    dtype = np.float32 if bad == np.inf else np.int64 if bad < 0 else np.uint64
+    actions = np.zeros((9, 1), dtype)
+    actions[5] = bad
+    path = write(tmp_path / "a.hdf5", {**flat_arrays(), "actions": actions})
+    with pytest.raises(DatasetError, match=rf"a\.hdf5: actions\[{where}\] is {bad}"):
+        load_trajectories(path)
 
 
 def test_damaged_hdf5(tmp_path: Path) -> None:
@@ -599,6 +613,7 @@ def test_medium_expert_both_ways(cache: Path) -> None:
     assert data.env_id == "Hopper-v4"
     pieces = list(d4rl.iterate_d4rl_name("hopper-medium-expert-v2", medium_expert="paper"))
     np.testing.assert_array_equal(np.concatenate([p.rewards for p in pieces]), data.rewards)
+    assert {piece.source for piece in pieces} == {data.source}
     with pytest.raises(DatasetError, match="medium_expert='both': give 'd4rl' or 'paper'"):
         load_trajectories("hopper-medium-expert-v2", medium_expert="both")
     with pytest.raises(DatasetError, match="hopper-medium-v2 is asked for: leave it out"):

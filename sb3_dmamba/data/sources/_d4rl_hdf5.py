@@ -109,14 +109,11 @@ class FlatFile:
                 ) from error
         return values.reshape(stop - start, *self.shape(key)) if key != "rewards" else values
 
-    def extremes(self, key: str) -> ndarray:
-        """Return the smallest and the largest value of each component, (2, ...), NaN left out."""
+    def iterate(self, key: str) -> Iterator[ndarray]:
+        """Yield all steps of an array, in pieces that fit into little memory."""
         step = rows_per_chunk(self._arrays[key])
-        found = []
         for first in range(0, self.n_steps, step):
-            piece = self.read(key, first, min(first + step, self.n_steps))
-            found += [np.fmin.reduce(piece), np.fmax.reduce(piece)]
-        return np.stack([np.fmin.reduce(found), np.fmax.reduce(found)])
+            yield self.read(key, first, min(first + step, self.n_steps))
 
     def _flags(self, names: tuple[str, ...]) -> Bool[ndarray, "N"] | None:
         given = [name for name in names if name in self._file]

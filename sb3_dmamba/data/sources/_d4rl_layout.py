@@ -62,7 +62,7 @@ class Layout:
         action_space = given.action_space
         if action_space is None:
             try:
-                action_space = infer_action_space(file.extremes("actions"))
+                action_space = infer_action_space(file.iterate("actions"))
             except DatasetError as error:
                 raise DatasetError(f"{file.path}: {error}") from error
         self.action_space = check_action_space(action_space)

@@ -126,7 +126,7 @@ def _join(
     }
     lengths = [len(episode["rewards"]) for episode in episodes]
     if action_space is None:
-        action_space = infer_action_space(arrays["actions"])
+        action_space = infer_action_space([arrays["actions"]])
     arrays["observations"], flat = flatten_observations(arrays["observations"], observation_space)
     return Trajectories(
         **arrays,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from jaxtyping import Bool
 from numpy import ndarray
 
 from sb3_dmamba.data._checks import check_finite
-from sb3_dmamba.data._mapped import as_array, find_extremes, is_mapped
+from sb3_dmamba.data._mapped import as_array, iterate_rows
 from sb3_dmamba.data.spaces import check_action_space, flat_space, flatten_observation
 from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.errors import DatasetError, SpaceError
@@ -23,6 +23,7 @@ _TERMINATED = ("terminals", "terminations", "terminated")
 _TRUNCATED = ("timeouts", "truncations", "truncated")
 _KEYS = ("observations", "actions", "rewards", *_TERMINATED, *_TRUNCATED)
 _FRAME_DIMENSIONS = 2  # from here on, uint8 observations are frames
+_LARGEST_ACTION = 2**63 - 2  # of a Discrete space that starts at 0, whose size is an int64
 
 
 def load_arrays(
@@ -82,7 +83,7 @@ def load_arrays(
             f"vector for each of the {n_steps} rewards"
         )
     if action_space is None:
-        action_space = infer_action_space(find_extremes(actions) if is_mapped(actions) else actions)
+        action_space = infer_action_space(iterate_rows(actions))
     observations, flat = flatten_observations(source["observations"], observation_space)
     return Trajectories(
         observations=observations,
@@ -126,7 +127,13 @@ def _read_flags(
     flags = as_array(source[given[0]])
     if flags.shape != (n_steps,):
         raise DatasetError(f"{given[0]} have shape {flags.shape}: there are {n_steps} rewards")
-    return flags.astype(bool)
+    if flags.dtype.kind not in "biuf":
+        raise DatasetError(f"{given[0]} are {flags.dtype}: give booleans")
+    is_flag = np.asarray((flags == 0) | (flags == 1))
+    if not is_flag.all():
+        step = int(is_flag.argmin())
+        raise DatasetError(f"{given[0]}[{step}] is {flags[step]}: only 0 and 1 are flags")
+    return np.asarray(flags).astype(bool)
 
 
 def flatten_observations(
@@ -151,19 +158,36 @@ def flatten_observations(
     return array, spaces.Box(-np.inf, np.inf, array.shape[1:], np.float32)
 
 
-def infer_action_space(actions: ndarray) -> spaces.Space[Any]:
-    if actions.dtype.kind in "iu" and actions.ndim == 1:
-        if actions.min() < 0:
-            raise DatasetError(
-                f"actions[{int(actions.argmin())}] is {actions.min()}: pass action_space, the "
-                f"environment's Discrete"
-            )
-        return spaces.Discrete(int(actions.max()) + 1)
-    if actions.dtype.kind == "f" and actions.ndim > 1:
-        check_finite("actions", actions)
-        if np.nanmax(np.abs(actions)) <= 1.0:
-            return spaces.Box(-1.0, 1.0, actions.shape[1:], np.float32)
+def infer_action_space(pieces: Iterable[ndarray]) -> spaces.Space[Any]:
+    """Tell the action space from all actions.
+
+    Args:
+        pieces: The actions, in their order, some of them at a time.
+
+    Raises:
+        DatasetError: It cannot be told. Names the first action that stands in the way, if any.
+    """
+    n_steps, lows, highs = 0, [], []
+    for piece in pieces:
+        kind, is_vector = piece.dtype.kind, piece.ndim > 1
+        if kind in "iu" and not is_vector:
+            bad = np.flatnonzero((piece < 0) | (piece > _LARGEST_ACTION))
+            if len(bad):
+                raise DatasetError(
+                    f"actions[{n_steps + int(bad[0])}] is {piece[bad[0]]}: pass action_space, the "
+                    f"environment's Discrete"
+                )
+        elif kind == "f" and is_vector:
+            check_finite("actions", piece, first=n_steps)
+        n_steps += len(piece)
+        lows.append(np.fmin.reduce(piece, axis=None))  # NaN is left out
+        highs.append(np.fmax.reduce(piece, axis=None))
+    low, high = np.fmin.reduce(lows), np.fmax.reduce(highs)
+    if kind in "iu" and not is_vector:
+        return spaces.Discrete(int(high) + 1)
+    if kind == "f" and is_vector and max(-low, high) <= 1.0:
+        return spaces.Box(-1.0, 1.0, piece.shape[1:], np.float32)
     raise DatasetError(
-        f"the action space cannot be told from actions of shape {actions.shape} and dtype "
-        f"{actions.dtype}, {actions.min()} to {actions.max()}: pass action_space, the environment's"
+        f"the action space cannot be told from actions of shape {(n_steps, *piece.shape[1:])} and "
+        f"dtype {piece.dtype}, {low} to {high}: pass action_space, the environment's"
     )

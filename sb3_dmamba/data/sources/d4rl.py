@@ -93,7 +93,9 @@ def iterate_d4rl_name(
         for piece in iterate_d4rl_file(path, max_episode_steps=limit, bar=bar):
             whole = piece if medium_expert == "d4rl" else _whole_episodes(piece)
             if whole is not None:
-                yield _name(whole, part, path)
+                named = _name(whole, part, path)
+                is_whole = medium_expert == "d4rl"
+                yield named if is_whole else replace(named, source=_describe_parts(name))
 
 
 def find_d4rl_file(
