@@ -1,8 +1,8 @@
 """Breakout from a DQN-replay folder: learn, predict held-out players, play a game.
 
-A small network for a CPU: 64 wide, two layers, eight steps of context. A first look, not a result: after 800 updates it hardly
-predicts more than the commonest action, so give it thousands. For
-the paper's recipe leave ``SMALL`` out, and take a GPU.
+A small network for a CPU: 64 wide, two layers, eight steps of context. A first look, not a result:
+after 800 updates it hardly predicts more than the commonest action, so give it thousands. For the
+paper's recipe leave ``SMALL`` out, and take a GPU.
 
     python examples/breakout_from_dqn_replay.py path/to/dqn-replay/Breakout
 """
