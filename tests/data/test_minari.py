@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 import re
 import shutil
@@ -225,7 +226,7 @@ def test_not_found_where_there_is_nothing(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_the_environment_is_recovered(make_minari: MakeMinari) -> None:
-    spec = gymnasium.spec("CartPole-v1")
+    spec = copy.deepcopy(gymnasium.spec("CartPole-v1"))
     spec.kwargs = {"sutton_barto_reward": True}
     _make(make_minari, VECTOR, env=spec)
     data = load_trajectories("box/small-v0")
