@@ -1,9 +1,8 @@
 """The package's own format: a folder of ``.npy`` files that are mapped, and one of JSON.
 
-``observations.npy``, ``actions.npy``, ``rewards.npy``, ``terminated.npy``, ``truncated.npy`` and
-``episode_offsets.npy`` are :class:`~sb3_dmamba.data.Trajectories`' arrays, which NumPy reads as
-they are; ``trajectories.json`` has the spaces and the rest. Episodes are checked when they are
-written, so opening a store looks at sizes and types and reads none of its steps.
+Each of :class:`~sb3_dmamba.data.Trajectories`' arrays is a file, which NumPy reads as it is;
+``trajectories.json`` has the rest. Episodes are checked when they are written, so opening a store
+looks at sizes and types and reads none of its steps.
 """
 
 from __future__ import annotations
@@ -49,8 +48,8 @@ class TrajectoriesWriter:
                 writer.append(obs, actions, rewards, terminated=True, truncated=False)
             data = writer.finish()
 
-    Everything is written under a temporary name beside ``folder`` and renamed by :meth:`finish`:
-    after an exception, or without :meth:`finish`, ``folder`` is as it was before.
+    It is written under a temporary name and renamed by :meth:`finish`; without, or after an
+    exception, ``folder`` is as it was before.
 
     Args:
         folder: Where the store will be; folders on the way are made.
@@ -150,8 +149,7 @@ class TrajectoriesWriter:
         """Write one episode.
 
         Args:
-            observations: What each action was chosen on, (T, *obs), or (T, *frame) where frames
-                are stacked; without the observation after the last step.
+            observations: Those that actions were chosen on, (T, *obs), or (T, *frame) to stack.
             actions: (T, A) for a Box, (T,) for Discrete.
             rewards: (T,), in the environment's units.
             terminated: Whether the environment ended the episode.
@@ -203,8 +201,7 @@ class TrajectoriesWriter:
         """Put the store at its place and open it.
 
         Raises:
-            DatasetError: No episode was written, the writer is not open, or something else has
-                appeared at the place meanwhile.
+            DatasetError: No episode was written, the writer is not open, or the place is taken.
             OSError: The disk is full.
         """
         self._check_open()
