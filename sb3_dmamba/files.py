@@ -16,10 +16,11 @@ from torch import Tensor
 import sb3_dmamba
 from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.data import DatasetInfo
+from sb3_dmamba.data.space_json import space_from_json, space_to_json
 from sb3_dmamba.errors import ConfigError, ModelFileError, SpaceError
 from sb3_dmamba.networks import DecisionMambaPolicy
 from sb3_dmamba.tasks import Task
-from sb3_dmamba.training.checkpoints import ModelFile, space_from_json, space_to_json
+from sb3_dmamba.training.checkpoints import ModelFile
 from sb3_dmamba.training.updater import Updater
 
 __all__ = ["COUNTERS", "SavedModel"]

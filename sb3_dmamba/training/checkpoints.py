@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import os
 import tempfile
 import zipfile
@@ -13,23 +12,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
 import torch
-from gymnasium import spaces
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
-from sb3_dmamba.errors import ModelFileError, SpaceError
+from sb3_dmamba.errors import ModelFileError
 
 __all__ = [
     "FORMAT_VERSION",
     "ModelFile",
     "optimizer_from_tensors",
     "optimizer_to_tensors",
-    "space_from_json",
-    "space_to_json",
 ]
 
 FORMAT_VERSION = 1
@@ -47,7 +42,6 @@ _DAMAGE = (
     OverflowError,
     MemoryError,
 )
-_MOST_ELEMENTS = 1 << 24  # of an observation; a file that says more was made to fill memory
 _MOMENTS = {"step", "exp_avg", "exp_avg_sq"}  # AdamW's, of each parameter
 
 
@@ -204,52 +198,3 @@ def optimizer_from_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[st
             raise ModelFileError(f"the optimiser state of parameter {index_} lacks {missing}")
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
-
-
-def space_to_json(space: spaces.Space[Any]) -> dict[str, Any]:
-    """Describe a Box or Discrete space in JSON.
-
-    Raises:
-        SpaceError: The space is of another kind.
-    """
-    if isinstance(space, spaces.Discrete):
-        return {"type": "Discrete", "n": int(space.n), "start": int(space.start)}
-    if isinstance(space, spaces.Box):
-        return {
-            "type": "Box",
-            "shape": list(space.shape),
-            "dtype": str(space.dtype),
-            "low": _bound_to_json(space.low),
-            "high": _bound_to_json(space.high),
-        }
-    raise SpaceError(f"space {space} cannot be saved: only Box and Discrete can")
-
-
-def space_from_json(description: Mapping[str, Any]) -> spaces.Space[Any]:
-    """Build the space that :func:`space_to_json` described.
-
-    Raises:
-        ModelFileError: The description is of no known space.
-    """
-    try:
-        if description["type"] == "Discrete":
-            return spaces.Discrete(description["n"], start=description["start"])
-        if description["type"] == "Box":
-            shape, dtype = tuple(description["shape"]), np.dtype(description["dtype"])
-            if math.prod(shape) > _MOST_ELEMENTS:
-                raise ModelFileError(f"the model file describes a space of shape {shape}")
-            low, high = (
-                np.broadcast_to(np.array(description[key], np.float64), shape).astype(dtype)
-                for key in ("low", "high")
-            )
-            return spaces.Box(low, high, shape, dtype.type)
-    except (KeyError, TypeError, ValueError, AssertionError, MemoryError) as error:
-        raise ModelFileError(f"the model file describes a broken space: {description}") from error
-    raise ModelFileError(f"the model file describes an unknown space: {description}")
-
-
-def _bound_to_json(bound: np.ndarray) -> Any:
-    """Write numbers as strings, since JSON has no infinity; one where all are alike."""
-    if np.unique(bound).size == 1:
-        return str(bound.reshape(-1)[0])
-    return bound.astype(str).tolist()

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
+from sb3_dmamba.atari import ATARI_ID
 from sb3_dmamba.data._collecting import gather_episodes
 from sb3_dmamba.data._progress import count_progress
 from sb3_dmamba.data.sources._dqn_episodes import (
@@ -28,7 +29,6 @@ from sb3_dmamba.errors import ConfigError, DatasetError
 __all__ = ["load_dqn_replay"]
 
 _LOGS = "replay_logs"
-_ENV_ID = "sb3_dmamba:sb3_dmamba/Atari-v0"
 _DEFAULT_VISIT = 10  # episodes, the recipe's
 _SCREEN_SIZE = 84
 _PUBLISHED_STICKY_ACTIONS = 0.25
@@ -124,7 +124,7 @@ def load_dqn_replay(
             overwrite=overwrite,
             observation_space=spaces.Box(0, 255, seen, np.uint8),
             action_space=spaces.Discrete(n_actions),
-            env_id=_ENV_ID,
+            env_id=ATARI_ID,
             env_kwargs=_env_kwargs(name, logs, frame_shape, frame_stack),
             source=_describe(name, logs, opened, n_steps, seed),
             frame_stack=frame_stack,

@@ -7,7 +7,6 @@ import json
 import math
 import os
 import re
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from gymnasium import spaces
 from sb3_dmamba.data._checks import CHUNK_BYTES
 from sb3_dmamba.data._pieces import IN_MEMORY_BYTES, gather_pieces
 from sb3_dmamba.data._progress import Bar
+from sb3_dmamba.data._warn import warn_caller
 from sb3_dmamba.data.sources._minari_hdf5 import read_episodes
 from sb3_dmamba.data.sources._minari_remote import download_minari
 from sb3_dmamba.data.sources._minari_spaces import read_space
@@ -246,11 +246,9 @@ def _read_environment(metadata: dict[str, Any], folder: Path) -> tuple[str | Non
             f"{folder / _METADATA_FILE}: env_spec is malformed ({error!r})"
         ) from error
     if wrappers:
-        warnings.warn(
+        warn_caller(
             f"the dataset in {folder} was recorded from {env_id} through {', '.join(wrappers)}, "
-            f"which its metadata cannot rebuild: pass the environment yourself to evaluate",
-            UserWarning,
-            stacklevel=6,  # whoever called load_trajectories
+            f"which its metadata cannot rebuild: pass the environment yourself to evaluate"
         )
         return None, {}
     if spec.get("max_episode_steps") is not None:

@@ -17,10 +17,16 @@ __all__ = ["space_from_json", "space_to_json"]
 _MOST_ELEMENTS = 1 << 24  # of an observation; a file that says more was made to fill memory
 
 
-def space_to_json(space: spaces.Box | spaces.Discrete) -> dict[str, Any]:
-    """Describe a Box or Discrete space in what JSON can hold."""
+def space_to_json(space: spaces.Space[Any]) -> dict[str, Any]:
+    """Describe a Box or Discrete space in what JSON can hold.
+
+    Raises:
+        SpaceError: The space is of another kind.
+    """
     if isinstance(space, spaces.Discrete):
         return {"type": "Discrete", "n": int(space.n), "start": int(space.start)}
+    if not isinstance(space, spaces.Box):
+        raise SpaceError(f"space {space} cannot be saved: only Box and Discrete can")
     return {
         "type": "Box",
         "shape": list(space.shape),
