@@ -35,11 +35,16 @@ class StreamMemory:
     Args:
         model: The model that acts.
         action_space: Its action space.
+        uniform: Whether rows of every age take the same way through the model, whatever their
+            number: what a graph needs, and a little slower.
     """
 
-    def __init__(self, model: SequenceModel, action_space: spaces.Space[Any]) -> None:
+    def __init__(
+        self, model: SequenceModel, action_space: spaces.Space[Any], uniform: bool = False
+    ) -> None:
         self.model = model
         self.action_space = action_space
+        self.uniform = uniform
         self._keys = [  # of each layer: (name in its state, name in ours)
             [(name, f"layer{index}.{name}") for name in layer]
             for index, layer in enumerate(model.initial_layers(0))
@@ -66,6 +71,8 @@ class StreamMemory:
     ) -> tuple[Float[Tensor, "B A"], dict[str, Tensor]]:
         """Predict at the newest step; return the prediction and the tensors to remember."""
         starts = state.tensors["timestep"] == 0
+        if self.uniform:
+            return self._encode_uniformly(observations, returns_to_go, state.tensors, starts)
         n_starts = int(starts.sum())
         if n_starts == 0 or n_starts == len(starts):
             return self._encode(observations, returns_to_go, state.tensors, first=n_starts > 0)
@@ -98,9 +105,30 @@ class StreamMemory:
         tokens = self.model.embed_step(
             previous_actions, returns_to_go, observations, tensors["timestep"]
         )
-        layers = [{name: tensors[key] for name, key in names} for names in self._keys]
-        prediction, new_layers = self.model.step(tokens, layers)
-        return prediction, self._pack(new_layers)
+        prediction, layers = self.model.step(tokens, self._unpack(tensors))
+        return prediction, self._pack(layers)
+
+    def _encode_uniformly(
+        self,
+        observations: Tensor,
+        returns_to_go: Tensor,
+        tensors: dict[str, Tensor],
+        starts: Tensor,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Encode a previous action in every row, and forget it where there was none."""
+        tokens = self.model.embed_step(
+            tensors["action"], returns_to_go, observations, tensors["timestep"]
+        )
+        _, layers = self.model.step(tokens[:, :1], self._unpack(tensors))
+        for layer in layers:
+            for name, rows in layer.items():
+                forget = starts.view(-1, *([1] * (rows.dim() - 1)))
+                layer[name] = torch.where(forget, torch.zeros_like(rows), rows)
+        prediction, layers = self.model.step(tokens[:, 1:], layers)
+        return prediction, self._pack(layers)
+
+    def _unpack(self, tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+        return [{name: tensors[key] for name, key in names} for names in self._keys]
 
     def _pack(self, layers: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         return {
@@ -125,6 +153,7 @@ class WindowMemory:
         observation_space: Its observation space.
         action_space: Its action space.
         context_length: Steps to look back on, the current one included.
+        uniform: As for :class:`StreamMemory`.
     """
 
     def __init__(
@@ -133,11 +162,13 @@ class WindowMemory:
         observation_space: spaces.Box,
         action_space: spaces.Space[Any],
         context_length: int,
+        uniform: bool = False,
     ) -> None:
         self.model = model
         self.observation_space = observation_space
         self.action_space = action_space
         self.context_length = context_length
+        self.uniform = uniform
 
     def initial_state(self, n_envs: int) -> ActingState:
         """Return the state of ``n_envs`` episodes that have not begun."""
@@ -145,6 +176,7 @@ class WindowMemory:
         shape = (n_envs, self.context_length)
         tensors = {
             "timestep": torch.zeros(n_envs, dtype=torch.int64),
+            "action": _action_rows(self.action_space, n_envs),
             "observations": _observation_rows(self.observation_space, *shape),
             "actions": _action_rows(self.action_space, *shape),
             "returns_to_go": torch.zeros(shape),
@@ -161,12 +193,14 @@ class WindowMemory:
         timestep = state.tensors["timestep"]
         place = timestep.clamp_max(self.context_length - 1)  # of the newest step in its window
         window = self._shift_full_windows(state)
-        row = torch.arange(len(timestep), device=timestep.device)
+        row = torch.arange(timestep.shape[0], device=timestep.device)
+        # At a first step this writes the action that comes later, which nothing sees.
+        window["actions"][row, (place - 1).clamp_min(0)] = state.tensors["action"]
         window["observations"][row, place] = observations.to(window["observations"].dtype)
         window["returns_to_go"][row, place] = returns_to_go
 
         # Rows of different ages are padded on the right, where a causal model cannot see it.
-        n_steps = int(place.max()) + 1
+        n_steps = self.context_length if self.uniform else int(place.max()) + 1
         offset = torch.arange(n_steps, device=timestep.device)
         tokens = self.model.embedding(
             window["observations"][:, :n_steps],
@@ -181,11 +215,8 @@ class WindowMemory:
         self, actions: Tensor, state: ActingState, remembered: dict[str, Tensor]
     ) -> ActingState:
         """Return the state after ``actions`` were taken."""
-        timestep = state.tensors["timestep"]
-        place = timestep.clamp_max(self.context_length - 1)
-        row = torch.arange(len(timestep), device=timestep.device)
-        remembered["actions"][row, place] = actions
-        return ActingState("window", {"timestep": timestep + 1, **remembered})
+        timestep = state.tensors["timestep"] + 1
+        return ActingState("window", {"timestep": timestep, "action": actions, **remembered})
 
     def _shift_full_windows(self, state: ActingState) -> dict[str, Tensor]:
         """Copy the windows, those that are full without their oldest step."""

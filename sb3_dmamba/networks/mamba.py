@@ -154,8 +154,13 @@ class MambaMixer(nn.Module):
             for weight in module._parameters.values()  # parameters() takes ten times as long
             if weight is not None
         ]
-        if len(weights) != self._n_weights or any(weight.is_inference() for weight in weights):
-            return self._make_weights()  # changes of parametrized ones cannot be seen
+        is_traced = self.backend == "traceable"  # what is kept would be a constant of the trace
+        if (
+            is_traced
+            or len(weights) != self._n_weights  # changes of parametrized ones cannot be seen
+            or any(weight.is_inference() for weight in weights)
+        ):
+            return self._make_weights()
         versions = [(weight._version, weight.data_ptr()) for weight in weights]
         if self._kept_weights is None or self._kept_weights[0] != versions:
             self._kept_weights = versions, self._make_weights()

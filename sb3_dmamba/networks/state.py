@@ -20,7 +20,9 @@ class ActingState:
     """Memory of a policy that acts in several environments of different ages.
 
     Every tensor has one row an environment, and a new episode is a row of zeros; so rows can be
-    dropped, reordered, joined, pickled and moved without knowing what they hold.
+    dropped, reordered, joined, pickled and moved without knowing what they hold. Both memories
+    have ``"timestep"``, steps taken in the episode, and ``"action"``, the last action: a caller
+    that took another one than the policy chose writes it there.
 
     Args:
         memory: Which of the two memories this is.
