@@ -13,6 +13,7 @@ __all__ = [
     "DatasetError",
     "DecisionMambaError",
     "EvaluationError",
+    "ExperimentError",
     "MissingDependencyError",
     "ModelFileError",
     "SpaceError",
@@ -46,6 +47,10 @@ class ConditioningError(DecisionMambaError, ValueError):
 
 class EvaluationError(DecisionMambaError, RuntimeError):
     """An evaluation could not be finished: an environment or a worker process failed."""
+
+
+class ExperimentError(DecisionMambaError, RuntimeError):
+    """A cell of an experiment failed, or what is left of an earlier run does not fit."""
 
 
 class ModelFileError(DecisionMambaError, ValueError):
