@@ -16,7 +16,14 @@ from gymnasium.wrappers import TimeLimit
 from stable_baselines3.common.atari_wrappers import EpisodicLifeEnv
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecMonitor, VecNormalize
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+    SubprocVecEnv,
+    VecFrameStack,
+    VecMonitor,
+    VecNormalize,
+)
 
 from sb3_dmamba.errors import ConditioningError, SpaceError
 from sb3_dmamba.evaluation import (
@@ -156,10 +163,12 @@ def test_vector_env_with_next_step_autoreset(mode: str | None) -> None:
     assert isinstance(env, ReturnToGoVectorEnv)
     shown, _ = env.reset(seed=4)  # seeds 4, 5, 6 last 2, 3, 4 steps; then 5, 6, 7
     rows = [to_go(shown)]
+    assert env.episode_start.all()
     for _ in range(9):
         shown, *_ = env.step(np.tile(ACTION, (3, 1)))
         assert shown in env.observation_space
         rows.append(to_go(shown))
+        assert env.episode_start.tolist() == (shown["observation"][:, 1] == 0).tolist()
     for row, (target, seed) in enumerate([(20.0, 4), (30.0, 5), (40.0, 6)]):
         # an episode ends; the next step only resets
         expected = [value for s in range(seed, seed + 4) for value in expected_to_go(target, s)]
@@ -175,6 +184,7 @@ def test_vector_env_with_same_step_autoreset() -> None:
     shown, _, terminated, _, infos = env.step(actions)
     assert terminated.tolist() == [True, False]
     assert to_go(shown) == [20.0, expected_to_go(30.0, 5)[2]]
+    assert env.episode_start.tolist() == [True, False]
     final = infos["final_obs"]
     assert final[0]["return_to_go"].item() == expected_to_go(20.0, 4)[-1]
     np.testing.assert_array_equal(final[0]["observation"], [4, 2])
@@ -189,8 +199,10 @@ def test_vector_env_without_autoreset() -> None:
     env.step(actions)
     shown, *_ = env.step(actions)
     assert to_go(shown) == [expected_to_go(20.0, 4)[-1], expected_to_go(30.0, 5)[2]]
+    assert env.episode_start.tolist() == [False, False]
     shown, _ = env.reset(options={"reset_mask": np.array([True, False])})
     assert to_go(shown) == [20.0, expected_to_go(30.0, 5)[2]]
+    assert env.episode_start.tolist() == [True, False]
 
 
 def test_vector_env_flattens_and_changes_targets() -> None:
@@ -295,23 +307,63 @@ def test_a_time_limit_ends_a_game_that_has_lives_left() -> None:
     assert report.results[0].lengths.tolist() == [1, 1]
 
 
-def test_a_lost_life_does_not_start_the_return_again() -> None:
+def test_a_lost_life_ends_nothing() -> None:
+    # Every step pays 1. Step 2 loses a life: EpisodicLifeEnv's reset plays step 3 unseen. Steps 4
+    # and 5 are seen, and step 6 ends the game.
+    expected = [(9.0, False), (8.0, False), (7.0, False), (6.0, False), (5.0, True)]
     env = ReturnToGo(EpisodicLifeEnv(Lives()), 10.0)
-    shown, _ = env.reset(seed=0)
-    assert shown["return_to_go"].item() == 10.0
+    for _ in range(2):
+        shown, _ = env.reset(seed=0)
+        assert (shown["return_to_go"].item(), env.episode_start) == (10.0, True)
+        seen = []
+        for _ in range(5):
+            shown, _, terminated, *_ = env.step(ACTION)
+            seen.append((shown["return_to_go"].item(), terminated))
+            assert not env.episode_start
+        assert seen == expected
+    shown, _ = env.reset()
     env.step(ACTION)
-    _, _, terminated, *_ = env.step(ACTION)
-    assert terminated
-    assert env.reset()[0]["return_to_go"].item() == 8.0  # the game goes on
+    shown, _ = env.reset()  # in the middle of a game: a reset begins one all the same
+    assert (shown["return_to_go"].item(), shown["observation"][1]) == (10.0, 0.0)
 
-    venv: Any = ReturnToGo(DummyVecEnv([lambda: EpisodicLifeEnv(Lives())]), 10.0)
-    venv.reset()
-    seen = []
-    for _ in range(5):
-        shown, _, dones, _ = venv.step(ACTION[None])
-        seen.append((shown["return_to_go"].item(), bool(dones[0])))
-    # step 2 loses a life; the reset plays one step unseen; the game is over at its sixth
-    assert seen == [(9.0, False), (8.0, True), (7.0, False), (6.0, False), (10.0, True)]
+
+@pytest.mark.parametrize("vec_env", [DummyVecEnv, SubprocVecEnv])
+def test_a_lost_life_ends_nothing_in_a_vec_env(vec_env: Any) -> None:
+    options = {"start_method": "fork"} if vec_env is SubprocVecEnv else {}
+    inner = vec_env([lambda: TimeLimit(EpisodicLifeEnv(Lives()), 99)], **options)
+    venv: Any = ReturnToGo(inner, 10.0)
+    for _ in range(2):  # the second time, in the middle of a game
+        assert venv.reset()["return_to_go"].item() == 10.0
+        assert venv.get_attr("t") == [0]
+        assert venv.episode_start.tolist() == [True]
+        seen = []
+        for _ in range(7):
+            shown, _, dones, _ = venv.step(ACTION[None])
+            seen.append((shown["return_to_go"].item(), bool(dones[0])))
+            assert venv.episode_start.tolist() == dones.tolist()
+        lives = [(9.0, False), (8.0, False), (7.0, False), (6.0, False)]
+        assert seen == [*lives, (10.0, True), (9.0, False), (8.0, False)]
+    venv.close()
+
+
+@pytest.mark.parametrize("kind", ["gym", "sb3"])
+@pytest.mark.parametrize("monitor", ["inside", "outside"])
+def test_monitors_report_whole_games(kind: str, monitor: str) -> None:
+    def make() -> gym.Env[Any, Any]:
+        if monitor == "inside":
+            return EpisodicLifeEnv(Monitor(Lives()))
+        return Monitor(EpisodicLifeEnv(Lives()))
+
+    env: Any = ReturnToGo(make() if kind == "gym" else DummyVecEnv([make]), 10.0)
+    for _ in range(2):
+        env.reset()
+        infos = [
+            np.ravel(env.step(ACTION if kind == "gym" else ACTION[None])[-1])[0] for _ in "12345"
+        ]
+        assert ["episode" in info for info in infos] == [False] * 4 + [True]
+        entry = infos[-1]["episode"]
+        # one outside does not see the step between two lives
+        assert (entry["r"], entry["l"]) == ((6.0, 6) if monitor == "inside" else (5.0, 5))
 
 
 # --- rewards clipped ---------------------------------------------------------------------------

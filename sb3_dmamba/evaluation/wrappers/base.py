@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, overload
 
 import gymnasium as gym
@@ -27,7 +27,6 @@ __all__ = [
     "TargetReturn",
     "conditioned_space",
     "conditioning_rewards",
-    "has_lost_life",
 ]
 
 TargetReturn: TypeAlias = "float | Sequence[float] | NDArray[np.floating[Any]]"
@@ -42,7 +41,10 @@ class ReturnToGo:
     (or clipped to [-1, 1], as Atari data is), summed in float64. The rewards themselves are passed
     on as they are. Where an episode ends with a life and not with the game (Stable-Baselines3's
     ``EpisodicLifeEnv``, ``AtariWrapper``'s default, or ``terminal_on_life_loss=True`` of
-    ``sb3_dmamba/Atari-v0``), the return-to-go goes on: it is the game's return that was asked for.
+    ``sb3_dmamba/Atari-v0``), the return-to-go goes on: it is the game's return that was asked for,
+    and so is the episode. The environment goes on by itself after a lost life, which is no end of
+    the episode, what a monitor noted of its lives is joined, and ``reset`` begins a game. (Only
+    Gymnasium's vector environments report the lost life as an end; it is no ``episode_start``.)
     Calling ``ReturnToGo`` picks the class by the environment:
     :class:`ReturnToGoEnv`, :class:`ReturnToGoVectorEnv` or :class:`ReturnToGoVecEnv`; all three
     are instances of ``ReturnToGo``.
@@ -66,6 +68,7 @@ class ReturnToGo:
     wraps: ClassVar[type[Any]]
     _kinds: ClassVar[list[type[ReturnToGo]]] = []
     _tracker: ReturnTracker
+    _episode_start: NDArray[np.bool_]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -108,6 +111,15 @@ class ReturnToGo:
     def return_to_go(self) -> Any:
         """The return still to go: a float, or (n,) float64; inf-free and unscaled."""
         return self._tracker.remaining.copy()
+
+    @property
+    def episode_start(self) -> Any:
+        """What ``predict`` takes as ``episode_start`` together with the last observation.
+
+        A bool, or (n,) bool: True where that observation is the first of an episode. The same in
+        every autoreset mode of a Gymnasium vector environment, and False after a lost life.
+        """
+        return self._episode_start.copy()
 
     @property
     def clip_rewards(self) -> bool:
@@ -178,20 +190,6 @@ class ReturnTracker:
     def as_column(self) -> NDArray[np.float32]:
         """Return the returns-to-go as (n, 1) float32, a fresh array."""
         return self.remaining.astype(np.float32)[:, None]
-
-
-def has_lost_life(info: Mapping[str, Any]) -> bool | None:
-    """Say whether the end of an episode cost a life and not the game; None where nothing says.
-
-    Args:
-        info: What the last step returned, below ``EpisodicLifeEnv`` or from our Atari games.
-            Other wrappers' resets may have stepped since, so that its ``was_real_done`` is stale.
-    """
-    if "is_lost_life" in info:
-        return bool(info["is_lost_life"])
-    if "lives" in info:
-        return bool(info["lives"] > 0) and not info.get("TimeLimit.truncated", False)
-    return None
 
 
 def conditioning_rewards(rewards: Any, clip_rewards: bool) -> Any:

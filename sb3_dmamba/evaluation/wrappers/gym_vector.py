@@ -15,8 +15,8 @@ from sb3_dmamba.evaluation.wrappers.base import (
     ReturnTracker,
     TargetReturn,
     conditioned_space,
-    has_lost_life,
 )
+from sb3_dmamba.evaluation.wrappers.lives import has_lost_life
 
 __all__ = ["ReturnToGoVectorEnv"]
 
@@ -61,6 +61,7 @@ class ReturnToGoVectorEnv(ReturnToGo, VectorWrapper):
         mode = env.metadata.get("autoreset_mode")
         self._mode: str = "NextStep" if mode is None else str(getattr(mode, "value", mode))
         self._to_reset = np.zeros(env.num_envs, dtype=np.bool_)
+        self._episode_start = np.ones(env.num_envs, dtype=np.bool_)
         envs = getattr(env.unwrapped, "envs", ())  # those of another process cannot be asked
         self._with_lives = [
             (row, each) for row, each in enumerate(envs) if each.has_wrapper_attr("was_real_done")
@@ -82,7 +83,7 @@ class ReturnToGoVectorEnv(ReturnToGo, VectorWrapper):
             goes_on[row] = not env.get_wrapper_attr("was_real_done")
         observations, infos = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
         goes_on = np.asarray(infos.get("is_continued", goes_on), dtype=np.bool_)
-        self._tracker.start(rows & ~goes_on)
+        self._begin(rows & ~goes_on)
         self._to_reset[rows] = False
         return self._with_returns_to_go(observations), infos
 
@@ -94,15 +95,20 @@ class ReturnToGoVectorEnv(ReturnToGo, VectorWrapper):
         """
         observations, rewards, terminated, truncated, infos = self.env.step(actions)
         self._tracker.receive(rewards)
-        self._tracker.start(self._to_reset)  # whose step was a reset and paid nothing
+        self._begin(self._to_reset)  # whose step was a reset and paid nothing
         ended = np.logical_or(terminated, truncated)
         if self._mode == "NextStep":
             self._to_reset = ended & ~self._has_lost_life(infos)
         elif self._mode == "SameStep" and ended.any():
             lost = self._has_lost_life(infos.get("final_info", {}))
             infos = self._with_final_returns_to_go(infos)
-            self._tracker.start(ended & ~lost)
+            self._begin(ended & ~lost)
         return self._with_returns_to_go(observations), rewards, terminated, truncated, infos
+
+    def _begin(self, rows: NDArray[np.bool_]) -> None:
+        """Note that the observations in ``rows``, (n,) bool, and no others begin episodes."""
+        self._tracker.start(rows)
+        self._episode_start = rows.copy()
 
     def _has_lost_life(self, infos: dict[str, Any]) -> NDArray[np.bool_]:
         """Say, where episodes ended (``infos`` are of their last steps), which games go on."""

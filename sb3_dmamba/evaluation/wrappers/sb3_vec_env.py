@@ -16,8 +16,8 @@ from sb3_dmamba.evaluation.wrappers.base import (
     ReturnTracker,
     TargetReturn,
     conditioned_space,
-    has_lost_life,
 )
+from sb3_dmamba.evaluation.wrappers.lives import LifeStatistics, begin_new_game, has_lost_life
 
 __all__ = ["ReturnToGoVecEnv"]
 
@@ -52,16 +52,24 @@ class ReturnToGoVecEnv(ReturnToGo, VecEnvWrapper):
         normalizers = find_normalizers(env)  # the innermost is paid the environment's rewards
         self._reward_source = normalizers[-1] if normalizers else None
         self._may_lose_lives = np.array(env.env_is_wrapped(EpisodicLifeEnv))
+        self._lives = LifeStatistics()
+        self._episode_start = np.ones(env.num_envs, dtype=np.bool_)
 
     def reset(self) -> Any:
-        """Start an episode in every environment, with the whole target unless a game goes on."""
-        new_game = ~self._goes_on(self._may_lose_lives)
+        """Start an episode in every environment, with the whole target to go."""
+        self._begin_new_games()
+        goes_on = self._goes_on(self._may_lose_lives)  # where a subprocess could not be told
         observations = self.venv.reset()
-        self._tracker.start(new_game)
+        self._tracker.start(~goes_on)
+        for row in range(self.num_envs):
+            self._lives.forget(row)
+        self._episode_start = np.ones(self.num_envs, dtype=np.bool_)
         return self._with_returns_to_go(observations)
 
     def step_wait(self) -> Any:
         """Finish the step, and take the rewards off the returns-to-go.
+
+        A lost life is not done: the environment has gone on with the game already.
 
         Raises:
             ConditioningError: A reward is not finite.
@@ -70,9 +78,16 @@ class ReturnToGoVecEnv(ReturnToGo, VecEnvWrapper):
         normalizer = self._reward_source
         raw = rewards if normalizer is None else normalizer.get_original_reward()
         self._tracker.receive(raw)
+        self._episode_start = np.zeros(self.num_envs, dtype=np.bool_)
         if dones.any():
             infos = self._with_terminal_returns_to_go(infos)
-            self._tracker.start(dones & ~self._has_lost_life(dones, infos))
+            lost = self._has_lost_life(dones, infos)
+            for row in np.flatnonzero(dones):
+                join = self._lives.after_life if lost[row] else self._lives.after_game
+                infos[row] = join(int(row), infos[row])
+            dones = dones & ~lost
+            self._tracker.start(dones)
+            self._episode_start = dones.copy()
         return self._with_returns_to_go(observations), rewards, dones, infos
 
     def _has_lost_life(
@@ -86,6 +101,16 @@ class ReturnToGoVecEnv(ReturnToGo, VecEnvWrapper):
                 said = has_lost_life(infos[row])
                 lost[row], doubtful[row] = bool(said), said is None
         return lost | self._goes_on(doubtful)
+
+    def _begin_new_games(self) -> None:
+        """Make the next reset start games where ``EpisodicLifeEnv`` would go on with one."""
+        rows = np.flatnonzero(self._may_lose_lives).tolist()
+        local = getattr(self.unwrapped, "envs", None)
+        if local is not None:
+            for row in rows:
+                begin_new_game(local[row])
+        elif rows:
+            self.venv.env_method("set_wrapper_attr", "was_real_done", True, indices=rows)
 
     def _goes_on(self, rows: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Ask the environments in ``rows``, (n,) bool, whether their games are under way."""
