@@ -21,7 +21,7 @@ __all__ = ["available_backends", "resolve_backend"]
 _logger = logging.getLogger("sb3_dmamba")
 
 
-def _why_not_reference(device_type: str) -> str | None:
+def _works_anywhere(device_type: str) -> str | None:
     return None
 
 
@@ -39,7 +39,8 @@ def _why_not_cpu(device_type: str) -> str | None:
 # there and what to do, or None where it works.
 _BACKENDS: dict[str, Callable[[str], str | None]] = {
     "cpu": _why_not_cpu,
-    "reference": _why_not_reference,
+    "reference": _works_anywhere,
+    "traceable": _works_anywhere,
 }
 
 

@@ -15,8 +15,8 @@ from tests.ops.cases import scan_inputs
 
 
 def test_available() -> None:
-    assert available_backends() == ["cpu", "reference"]
-    assert available_backends(torch.device("meta")) == ["reference"]
+    assert available_backends() == ["cpu", "reference", "traceable"]
+    assert available_backends(torch.device("meta")) == ["reference", "traceable"]
 
 
 def test_auto_is_the_fastest_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -30,13 +30,7 @@ def selective_scan(
     inward, outward = B.to(dtype), C.to(dtype)
     batch, length, channels = u.shape
 
-    if delta_weight is not None:
-        # Not a matrix product, which autocast would round.
-        step = (step[:, :, None] * delta_weight.to(dtype)).sum(-1)  # (B, L, D)
-    if delta_bias is not None:
-        step = step + delta_bias.to(dtype)
-    if delta_softplus:
-        step = functional.softplus(step)
+    step = compute_step_size(step, delta_bias, delta_weight, delta_softplus)
     if initial_state is None:
         state = x.new_zeros(batch, channels, A.shape[1])
     else:
@@ -49,9 +43,25 @@ def selective_scan(
         state = decay * state + inflow
         outputs.append((state * outward[:, t, None, :]).sum(-1))  # (B, D)
     y = torch.stack(outputs, 1) if outputs else torch.zeros_like(x)  # (B, L, D)
-
-    if D is not None:
-        y = y + x * D.to(dtype)
-    if z is not None:
-        y = y * functional.silu(z.to(dtype))
+    y = add_skip_and_gate(y, x, D, z)
     return y.to(u.dtype), state if return_final_state else None
+
+
+def compute_step_size(
+    delta: Tensor, bias: Tensor | None, weight: Tensor | None, softplus: bool
+) -> Tensor:
+    """Return the step sizes (B, L, D), in the dtype of ``delta``."""
+    step = delta
+    if weight is not None:
+        # Not a matrix product, which autocast would round.
+        step = (step[:, :, None] * weight.to(step.dtype)).sum(-1)  # (B, L, D)
+    if bias is not None:
+        step = step + bias.to(step.dtype)
+    return functional.softplus(step) if softplus else step
+
+
+def add_skip_and_gate(y: Tensor, x: Tensor, D: Tensor | None, z: Tensor | None) -> Tensor:
+    """Add the skip connection, and multiply by the gate; (B, L, D), in the dtype of ``y``."""
+    if D is not None:
+        y = y + x * D.to(y.dtype)
+    return y if z is None else y * functional.silu(z.to(y.dtype))
