@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
+from stable_baselines3.common.utils import get_device
 from torch import Tensor
 
 from sb3_dmamba.config import DecisionMambaConfig, Memory
@@ -17,10 +19,14 @@ from sb3_dmamba.data import ObservationStatistics
 from sb3_dmamba.errors import ConditioningError, ConfigError, SpaceError
 from sb3_dmamba.networks.acting import StreamMemory, WindowMemory
 from sb3_dmamba.networks.mamba import MambaMixer
+from sb3_dmamba.networks.policy_file import load_policy, save_policy
+from sb3_dmamba.networks.protocol import read_observation, read_starts, read_state
 from sb3_dmamba.networks.sequence_model import SequenceModel
 from sb3_dmamba.networks.state import ActingState
 
 __all__ = ["DecisionMambaPolicy"]
+
+Self = TypeVar("Self", bound="DecisionMambaPolicy")
 
 
 class DecisionMambaPolicy(BasePolicy):
@@ -55,6 +61,7 @@ class DecisionMambaPolicy(BasePolicy):
                 self.model, observation_space, action_space, config.context_length
             ),
         }
+        self._layouts: dict[str, dict[str, tuple[int, ...]]] = {}
 
     def initial_state(self, n_envs: int, memory: str | None = None) -> ActingState:
         """Return the memory of ``n_envs`` episodes that have not begun.
@@ -134,39 +141,66 @@ class DecisionMambaPolicy(BasePolicy):
             The actions, and the state to pass to the next call.
 
         Raises:
-            ConditioningError: The observation has no return-to-go, or ``state`` is not one that
-                this method returned for as many environments.
+            ConditioningError: The observation has no finite return-to-go, or ``state`` is not one
+                that this method returned for as many environments.
             SpaceError: The observation is not of the space's shape.
         """
-        if not isinstance(observation, Mapping) or "return_to_go" not in observation:
-            raise ConditioningError(
-                "the observation has no return_to_go, and no policy can know how much return is "
-                "still to come: wrap the environment, env = ReturnToGo(env, target_return), or "
-                "use model.get_env(); if you hold the rewards yourself, use "
-                "model.as_stateful_wrapper(target_return)"
-            )
-        observations = np.asarray(observation["observation"])
-        single = observations.ndim == len(self.observation_space.shape)
-        if single:
-            observations = observations[np.newaxis]
-        returns_to_go = np.asarray(observation["return_to_go"], dtype=np.float32).reshape(-1)
+        observations, returns_to_go, single = read_observation(observation, self.observation_space)
         n_envs = len(observations)
-        if len(returns_to_go) != n_envs:
-            raise ConditioningError(
-                f"{n_envs} observations came with {len(returns_to_go)} returns-to-go: give one each"
-            )
-        if state is None:
-            state = self.initial_state(n_envs)
-        elif not isinstance(state, ActingState) or len(state) != n_envs:
-            held = f"{len(state)} environments'" if isinstance(state, ActingState) else repr(state)
-            raise ConditioningError(
-                f"state is {held}, and {n_envs} observations came: pass the state that the last "
-                f"predict returned, or None at the first step"
-            )
+        state = self.initial_state(n_envs) if state is None else self._read_state(state, n_envs)
         if episode_start is not None:
-            state = state.reset(np.broadcast_to(np.asarray(episode_start, dtype=bool), (n_envs,)))
+            state = state.reset(read_starts(episode_start, n_envs))
         actions, new_state = self.act(observations, returns_to_go, state, deterministic)
         return (actions.squeeze(axis=0) if single else actions), new_state
+
+    def _read_state(self, state: Any, n_envs: int) -> ActingState:
+        if not isinstance(state, ActingState) or state.memory not in self._memories:
+            raise ConditioningError(
+                f"state is {state!r}, and {n_envs} observations came: pass the state that the last "
+                f"predict returned, or None at the first step"
+            )
+        if state.memory not in self._layouts:
+            rows = self.initial_state(0, state.memory).tensors
+            self._layouts[state.memory] = {name: tuple(t.shape[1:]) for name, t in rows.items()}
+        return read_state(state, n_envs, self._layouts[state.memory], self.device)
+
+    # --- Files ---------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str] | BinaryIO) -> None:
+        """Write the policy alone, without optimiser, task and dataset, to a file of torch's.
+
+        Args:
+            path: File to write. Unlike ``model.save`` it adds no suffix, as
+                Stable-Baselines3's policies do not.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
+        save_policy(self, path)
+
+    @classmethod
+    def load(
+        cls: type[Self],
+        path: str | os.PathLike[str] | BinaryIO,
+        device: torch.device | str = "auto",
+    ) -> Self:
+        """Read a policy that :meth:`save` wrote; nothing in the file is executed.
+
+        Args:
+            path: The file.
+            device: Where to put the policy; ``"auto"`` is CUDA where there is one.
+
+        Raises:
+            ModelFileError: The file is missing, damaged, or no policy of this package.
+        """
+        return load_policy(cls, path, get_device(device))
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return {
+            "observation_space": self.observation_space,
+            "action_space": self.action_space,
+            "config": self.config,
+        }
 
     def load_from_vector(self, vector: np.ndarray) -> None:
         """Take the parameters from a vector, which they then share memory with.

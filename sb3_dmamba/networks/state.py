@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from sb3_dmamba.config import Memory
+from sb3_dmamba.errors import ConditioningError
 
 __all__ = ["ActingState"]
 
@@ -67,11 +68,32 @@ class ActingState:
 
     @staticmethod
     def concatenate(states: Sequence[ActingState]) -> ActingState:
-        """Join the environments of several states of one policy and memory, in order."""
+        """Join the environments of several states of one policy and memory, in order.
+
+        Args:
+            states: At least one; the joined state is on the first one's device.
+
+        Raises:
+            ConditioningError: There is none, or they are of different memories or policies.
+        """
+        if not states:
+            raise ConditioningError("there is no state to join: give at least one")
         first = states[0]
+        for state in states[1:]:
+            if state._layout() != first._layout():
+                raise ConditioningError(
+                    f"a state of memory={first.memory!r} and one of memory={state.memory!r}, or of "
+                    f"two models, cannot be joined: join what predict returned with one model and "
+                    f"memory"
+                )
+        device = first.tensors["timestep"].device
+        moved = [state.to(device) for state in states]
         return first._replace(
-            {name: torch.cat([state.tensors[name] for state in states]) for name in first.tensors}
+            {name: torch.cat([state.tensors[name] for state in moved]) for name in first.tensors}
         )
+
+    def _layout(self) -> tuple[str, dict[str, tuple[int, ...]]]:
+        return self.memory, {name: tuple(rows.shape[1:]) for name, rows in self.tensors.items()}
 
     def _replace(self, tensors: dict[str, Tensor]) -> ActingState:
         return ActingState(self.memory, tensors)
