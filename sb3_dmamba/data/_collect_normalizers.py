@@ -8,7 +8,9 @@ from typing import Any
 
 from stable_baselines3.common.vec_env import VecEnvWrapper, VecNormalize
 
-__all__ = ["find_normalizers", "statistics_kept"]
+from sb3_dmamba.errors import ConditioningError
+
+__all__ = ["check_returns_unscaled", "find_normalizers", "statistics_kept"]
 
 
 def find_normalizers(env: Any) -> list[VecNormalize]:
@@ -19,6 +21,24 @@ def find_normalizers(env: Any) -> list[VecNormalize]:
             found.append(env)
         env = env.venv
     return found
+
+
+def check_returns_unscaled(env: Any) -> None:
+    """Check that no VecNormalize scales the return-to-go with the observations.
+
+    Args:
+        env: A ``VecEnv`` whose observations carry a return-to-go.
+
+    Raises:
+        ConditioningError: One does; says how to leave it out.
+    """
+    for each in find_normalizers(env):
+        if each.norm_obs and "return_to_go" in (each.norm_obs_keys or ()):
+            raise ConditioningError(
+                "a VecNormalize outside of ReturnToGo scales the return-to-go as if it were an "
+                'observation: write VecNormalize(env, norm_obs_keys=["observation"]), or wrap the '
+                "other way round, ReturnToGo(VecNormalize(env), target_return)"
+            )
 
 
 @contextlib.contextmanager

@@ -9,10 +9,11 @@ from typing import Any, cast
 import gymnasium as gym
 from gymnasium import spaces
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 
 from sb3_dmamba.compatibility import as_gymnasium, make_gymnasium
 from sb3_dmamba.data import flat_space
+from sb3_dmamba.data._collect_normalizers import check_returns_unscaled
 from sb3_dmamba.errors import SpaceError, UnknownTaskError
 from sb3_dmamba.evaluation import ReturnToGo
 from sb3_dmamba.tasks import get_task
@@ -99,10 +100,13 @@ def _remake(env: gym.Env[Any, Any]) -> MakeEnv:
 
 def set_target_return(venv: VecEnv, target_return: float) -> None:
     """Ask for another return from the next episodes of a conditioned environment on."""
-    if isinstance(venv, ReturnToGo):
-        venv.set_target_return(target_return)
-    else:
-        venv.env_method("set_target_return", target_return)
+    outermost = venv
+    while isinstance(venv, VecEnvWrapper):
+        if isinstance(venv, ReturnToGo):
+            venv.set_target_return(target_return)
+            return
+        venv = venv.venv
+    outermost.env_method("set_target_return", target_return)
 
 
 def wrap(environment: Environment, target_return: float, clip_rewards: bool = False) -> VecEnv:
@@ -118,11 +122,13 @@ def wrap(environment: Environment, target_return: float, clip_rewards: bool = Fa
     Raises:
         UnknownTaskError: The name is unknown.
         SpaceError: The observations cannot be flattened.
+        ConditioningError: A ``VecNormalize`` scales the return-to-go.
         MissingDependencyError: Shimmy is needed for a conversion and is not installed.
     """
     environment = as_gymnasium(environment)
     if isinstance(environment, VecEnv):
         if is_conditioned(environment.observation_space):
+            check_returns_unscaled(environment)
             return environment
         return cast(VecEnv, ReturnToGo(environment, target_return, clip_rewards))
     env = environment if isinstance(environment, gym.Env) else make_factory(environment)()

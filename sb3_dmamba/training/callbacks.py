@@ -17,6 +17,7 @@ from stable_baselines3.common.callbacks import (
 )
 from stable_baselines3.common.type_aliases import MaybeCallback
 
+from sb3_dmamba.data._collect_normalizers import check_returns_unscaled
 from sb3_dmamba.errors import ConditioningError, UnknownTaskError
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ def start_callbacks(model: BaseAlgorithm, callbacks: Sequence[BaseCallback]) -> 
     that the callback evaluates in.
 
     Raises:
-        ConditioningError: An ``EvalCallback`` evaluates in an environment without return-to-go.
+        ConditioningError: An ``EvalCallback`` evaluates in an environment without return-to-go,
+            or in one that scales it.
     """
     for callback in _evaluations(callbacks):
         space = callback.eval_env.observation_space
@@ -50,6 +52,7 @@ def start_callbacks(model: BaseAlgorithm, callbacks: Sequence[BaseCallback]) -> 
                 "EvalCallback(ReturnToGo(env, target_return), ...), or use fit(eval_env=env, "
                 "eval_freq=...)"
             )
+        check_returns_unscaled(callback.eval_env)
         if model.get_env() is None:
             model.set_env(callback.eval_env)
     with warnings.catch_warnings():
