@@ -8,7 +8,9 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-__all__ = ["draw_seed", "local_seed"]
+__all__ = ["DROPOUT_STREAM", "WEIGHT_STREAM", "draw_seed", "local_seed"]
+
+WEIGHT_STREAM, DROPOUT_STREAM = 0, 1  # independent random numbers from one seed
 
 
 def draw_seed() -> int:

@@ -13,14 +13,13 @@ from torch import Tensor
 from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.data import ObservationStatistics, WindowBatch, WindowSampler
 from sb3_dmamba.networks import DecisionMambaPolicy
+from sb3_dmamba.networks.heads import ActionHead
 from sb3_dmamba.training.checkpoints import optimizer_from_tensors, optimizer_to_tensors
 from sb3_dmamba.training.optimizer import make_optimizer
 from sb3_dmamba.training.schedule import compute_learning_rate
-from sb3_dmamba.training.seeding import local_seed
+from sb3_dmamba.training.seeding import DROPOUT_STREAM, WEIGHT_STREAM, local_seed
 
-__all__ = ["UpdateMetrics", "Updater", "compute_loss"]
-
-_WEIGHT_STREAM, _DROPOUT_STREAM = 0, 1  # independent random numbers from one seed
+__all__ = ["UpdateMetrics", "Updater", "compute_loss", "compute_mean_loss"]
 
 
 @dataclass(frozen=True)
@@ -45,12 +44,28 @@ def compute_loss(policy: DecisionMambaPolicy, batch: WindowBatch) -> Tensor:
     predictions = policy.model(
         batch.observations, batch.actions, batch.returns_to_go, batch.timesteps
     )
+    return compute_mean_loss(policy.model.head, predictions, batch.actions, batch.padding_mask)
+
+
+def compute_mean_loss(
+    head: ActionHead, predictions: Tensor, actions: Tensor, padding_mask: Tensor
+) -> Tensor:
+    """Return the mean loss of predictions over the real steps.
+
+    Args:
+        head: The head that predicted.
+        predictions: What it predicted, (B, K, A).
+        actions: What was done, (B, K, A) or (B, K).
+        padding_mask: (B, K), True where the step is real.
+
+    Returns:
+        A scalar, as :func:`compute_loss`.
+    """
     # Selected before and after: whatever padding holds, NaN included, must reach neither the sum
     # nor, through the derivative of a loss that it is part of, the gradients.
-    mask = batch.padding_mask
-    predictions = torch.where(mask.unsqueeze(-1), predictions, 0.0)
-    losses = policy.model.head.losses(predictions, batch.actions)  # (B, K)
-    return torch.where(mask, losses, 0.0).sum() / mask.sum()
+    predictions = torch.where(padding_mask.unsqueeze(-1), predictions, 0.0)
+    losses = head.losses(predictions, actions)  # (B, K)
+    return torch.where(padding_mask, losses, 0.0).sum() / padding_mask.sum()
 
 
 class Updater:
@@ -85,7 +100,7 @@ class Updater:
         Raises:
             SpaceError: A space that no encoder or head fits.
         """
-        with local_seed(device, seed, _WEIGHT_STREAM):
+        with local_seed(device, seed, WEIGHT_STREAM):
             policy = DecisionMambaPolicy(observation_space, action_space, config, statistics)
         return cls(policy.to(device), config, seed)
 
@@ -111,7 +126,7 @@ class Updater:
         self.policy.set_training_mode(True)
         bf16 = self.config.precision == "bf16"
         with (
-            local_seed(device, self.seed, n_done, _DROPOUT_STREAM),
+            local_seed(device, self.seed, n_done, DROPOUT_STREAM),
             torch.autocast(device.type, torch.bfloat16, enabled=bf16),
         ):
             loss = compute_loss(self.policy, batch)
