@@ -26,6 +26,8 @@ class TokenEmbedding(nn.Module):
         action_space: Space of one action.
         config: Widths, encoders, time encoding and return scale.
         statistics: What observations are standardised with, or None.
+        observation_encoder: Takes the place of the encoder that the space and the config call
+            for; (B, K, *obs) to (B, K, hidden_size).
 
     Source: Chen et al. 2021 (arXiv:2106.01345), algorithm 1, and its Atari code for the tanh and
     the global time encoding.
@@ -37,12 +39,15 @@ class TokenEmbedding(nn.Module):
         action_space: spaces.Space[Any],
         config: DecisionMambaConfig,
         statistics: ObservationStatistics | None,
+        observation_encoder: nn.Module | None = None,
     ) -> None:
         super().__init__()
         width = config.hidden_size
         self.return_scale = config.return_scale
         self.max_timestep = config.max_timestep
-        self.observation_encoder = make_observation_encoder(observation_space, config, statistics)
+        if observation_encoder is None:
+            observation_encoder = make_observation_encoder(observation_space, config, statistics)
+        self.observation_encoder = observation_encoder
         self.action_encoder = ActionEncoder(action_space, width)
         self.return_encoder = nn.Linear(1, width)
         self.activation = nn.Tanh() if config.embedding == "tanh" else nn.Identity()

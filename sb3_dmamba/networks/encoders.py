@@ -59,6 +59,7 @@ class NatureCNNEncoder(nn.Module):
     Args:
         space: An image space, channels first or last.
         hidden_size: Width of the result.
+        scale: Pixels are divided by this.
 
     Raises:
         SpaceError: The image is too small for the three convolutions.
@@ -66,8 +67,9 @@ class NatureCNNEncoder(nn.Module):
     Source: Mnih et al. 2015; the sizes are those of the Decision Transformer's Atari encoder.
     """
 
-    def __init__(self, space: spaces.Box, hidden_size: int) -> None:
+    def __init__(self, space: spaces.Box, hidden_size: int, scale: float = 255.0) -> None:
         super().__init__()
+        self.scale = scale
         self.channels_last = min(range(3), key=lambda axis: space.shape[axis]) == 2
         shape = space.shape[-1:] + space.shape[:-1] if self.channels_last else space.shape
         if min(shape[1:]) < _SMALLEST_NATURE_CNN_INPUT:
@@ -90,11 +92,11 @@ class NatureCNNEncoder(nn.Module):
         self.projection = nn.Linear(size, hidden_size)
 
     def forward(self, observations: Num[Tensor, "B K *obs"]) -> Float[Tensor, "B K H"]:
-        """Encode raw images, 0 to 255; they become floats here, on the device, and not before."""
+        """Encode raw images; they become floats here, on the device, and not before."""
         images = observations.flatten(0, 1)  # (B * K, *obs)
         if self.channels_last:
             images = images.movedim(-1, 1)
-        encoded: Tensor = self.projection(self.convolutions(images.float() / 255.0))
+        encoded: Tensor = self.projection(self.convolutions(images.float() / self.scale))
         return encoded.view(*observations.shape[:2], -1)  # (B, K, H)
 
 

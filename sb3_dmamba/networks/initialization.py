@@ -16,7 +16,9 @@ __all__ = ["initialize"]
 _STD = 0.02
 
 
-def initialize(model: nn.Module, scheme: Literal["mamba", "paper"]) -> None:
+def initialize(
+    model: nn.Module, scheme: Literal["mamba", "paper"], leave: nn.Module | None = None
+) -> None:
     """Initialise every weight of the model in place.
 
     Args:
@@ -26,12 +28,16 @@ def initialize(model: nn.Module, scheme: Literal["mamba", "paper"]) -> None:
             step size then starts near softplus(0) = 0.69 in place of 0.001 to 0.1. ``"mamba"``
             keeps Mamba's own start for the Mamba mixer, GPT-2's for attention and channel mixing,
             and torch's for encoders and heads.
+        leave: A part of the model that keeps the weights it has; None is none.
 
     Source: Gu and Dao 2023 (arXiv:2312.00752), section 3.6, and mamba_ssm's scaling of the
     residual projections; the official code of arXiv:2403.19925.
     """
     blocks = [module for module in model.modules() if isinstance(module, Block)]
+    left = set() if leave is None else set(leave.modules())
     for module in model.modules():
+        if module in left:
+            continue
         if isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=_STD)
         elif scheme == "paper" and isinstance(module, nn.Linear):

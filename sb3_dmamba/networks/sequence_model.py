@@ -30,6 +30,8 @@ class SequenceModel(nn.Module):
         action_space: Bounded Box or Discrete.
         config: The architecture.
         statistics: What observations are standardised with, or None.
+        observation_encoder: Takes the place of the encoder that the space and the config call
+            for, and keeps the weights it comes with; (B, K, *obs) to (B, K, hidden_size).
 
     Raises:
         SpaceError: A space that no encoder or head fits.
@@ -43,14 +45,17 @@ class SequenceModel(nn.Module):
         action_space: spaces.Space[Any],
         config: DecisionMambaConfig,
         statistics: ObservationStatistics | None,
+        observation_encoder: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.embedding = TokenEmbedding(observation_space, action_space, config, statistics)
+        self.embedding = TokenEmbedding(
+            observation_space, action_space, config, statistics, observation_encoder
+        )
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = nn.LayerNorm(config.hidden_size)
         self.head = make_head(action_space, config.hidden_size)
-        initialize(self, config.init)
+        initialize(self, config.init, leave=observation_encoder)
 
     def forward(
         self,
