@@ -114,12 +114,12 @@ def test_info_with_options(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["info", "nothing"], "DatasetError: 'nothing' is neither a file"),
+        (["info", "nothing"], "DatasetError: there is no file or folder 'nothing'"),
         (["info", "broken.hdf5"], r"DatasetError: broken.hdf5 is damaged or no HDF5 file"),
         (["info", "a.hdf5", "--option", "zzz=1"], "DatasetError: no option of a D4RL HDF5 file"),
         (["info", "a.hdf5", "--option", "top_fraction=2"], "ConfigError: .*top_fraction|fraction"),
         (["info", "hopper-medium-v2"], r"is not downloaded .*put it at .*hopper_medium-v2.hdf5"),
-        (["convert", "nothing", "store"], "DatasetError: 'nothing' is neither a file"),
+        (["convert", "nothing", "store"], "DatasetError: there is no file or folder 'nothing'"),
         (["convert", "a.hdf5", "full"], "DatasetError: .*full holds something else than a store"),
         (["download", "hopper-medium-v2"], "put it at .*hopper_medium-v2.hdf5"),
         (["download", "hopper-mediun-v2"], "did you mean 'hopper-medium-v2'"),

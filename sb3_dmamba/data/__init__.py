@@ -1,6 +1,8 @@
 """Recorded episodes: the container, the sources, windows, statistics."""
 
+from sb3_dmamba.data.conversion import convert_trajectories
 from sb3_dmamba.data.info import DatasetInfo
+from sb3_dmamba.data.inspection import DatasetReport, inspect_dataset
 from sb3_dmamba.data.load import load_trajectories
 from sb3_dmamba.data.returns import compute_returns, compute_returns_to_go
 from sb3_dmamba.data.spaces import check_action_space, flat_space, flatten_observation
@@ -12,6 +14,7 @@ from sb3_dmamba.data.windows import WindowBatch, WindowSampler
 
 __all__ = [
     "DatasetInfo",
+    "DatasetReport",
     "Episode",
     "ObservationStatistics",
     "Spread",
@@ -24,7 +27,9 @@ __all__ = [
     "compute_observation_statistics",
     "compute_returns",
     "compute_returns_to_go",
+    "convert_trajectories",
     "flat_space",
     "flatten_observation",
+    "inspect_dataset",
     "load_trajectories",
 ]

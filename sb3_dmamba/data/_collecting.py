@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
@@ -44,6 +44,7 @@ def gather_episodes(
     *,
     store: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
+    source: Callable[[int], str],
     **fields: Any,
 ) -> Trajectories:
     """Put episodes into one place.
@@ -53,6 +54,7 @@ def gather_episodes(
         store: Folder to write a store to, or None: in memory while they are small, and beyond
             that in a temporary file that goes away with the process.
         overwrite: Whether a store that is there already is replaced.
+        source: Says where the data came from, for people, once the number of steps is known.
         fields: The rest of what :class:`TrajectoriesWriter` takes.
 
     Raises:
@@ -60,7 +62,7 @@ def gather_episodes(
         OSError: The store cannot be written.
     """
     if store is not None:
-        return _write(episodes, Path(store), overwrite=overwrite, **fields)
+        return _write(episodes, Path(store), source, overwrite=overwrite, **fields)
     stream = iter(episodes)
     held: list[StreamedEpisode] = []
     size = 0
@@ -68,11 +70,16 @@ def gather_episodes(
         held.append(episode)
         size += episode.observations.nbytes
         if size > IN_MEMORY_BYTES:
-            return _spill(chain(_drain(held), stream), fields)
-    return _join(held, fields)
+            return _spill(chain(_drain(held), stream), source, fields)
+    return _join(held, source, fields)
 
 
-def _write(episodes: Iterable[StreamedEpisode], folder: Path, **fields: Any) -> Trajectories:
+def _write(
+    episodes: Iterable[StreamedEpisode],
+    folder: Path,
+    source: Callable[[int], str],
+    **fields: Any,
+) -> Trajectories:
     with TrajectoriesWriter(folder, **fields) as writer:
         for episode in episodes:
             writer.append(
@@ -82,17 +89,19 @@ def _write(episodes: Iterable[StreamedEpisode], folder: Path, **fields: Any) -> 
                 terminated=episode.terminated,
                 truncated=False,
             )
-        return writer.finish()
+        return writer.finish(source=source(writer.n_steps))
 
 
-def _spill(episodes: Iterable[StreamedEpisode], fields: dict[str, Any]) -> Trajectories:
+def _spill(
+    episodes: Iterable[StreamedEpisode], source: Callable[[int], str], fields: dict[str, Any]
+) -> Trajectories:
     """Write a store whose files lose their names as soon as they are open."""
     place = folder_on_disk()
     try:
         with tempfile.TemporaryDirectory(
             prefix="sb3_dmamba-", dir=place, ignore_cleanup_errors=True
         ) as folder:
-            return _write(episodes, Path(folder) / "store", **fields)
+            return _write(episodes, Path(folder) / "store", source, **fields)
     except OSError as error:
         raise DatasetError(
             f"the episodes do not fit into memory and not into {place} either ({error}): pass "
@@ -115,7 +124,9 @@ def _drain(held: list[StreamedEpisode]) -> Iterator[StreamedEpisode]:
         yield held.pop()
 
 
-def _join(held: list[StreamedEpisode], fields: dict[str, Any]) -> Trajectories:
+def _join(
+    held: list[StreamedEpisode], source: Callable[[int], str], fields: dict[str, Any]
+) -> Trajectories:
     """Join episodes in memory, letting go of each one once it is copied."""
     if not held:
         raise DatasetError("there is no episode: the dataset needs at least one step")
@@ -135,5 +146,6 @@ def _join(held: list[StreamedEpisode], fields: dict[str, Any]) -> Trajectories:
         terminated=terminated,
         truncated=np.zeros_like(terminated),
         episode_offsets=offsets,
+        source=source(sum(lengths)),
         **fields,
     )

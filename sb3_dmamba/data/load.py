@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import re
 from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from sb3_dmamba.data._paths import describe_missing_path
 from sb3_dmamba.data.sources import SOURCES
 from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.data.transforms import check_transform, transform
 from sb3_dmamba.errors import DatasetError
 
 __all__ = ["load_trajectories"]
+
+_COULD_BE_A_NAME = re.compile(r"[-\w]+(/[-\w]+)*")
 
 _GENERAL = ("reward_mode", "top_fraction")  # options of every source
 
@@ -64,21 +68,28 @@ def _load(source: Any, options: dict[str, Any]) -> Trajectories:
             _check_options(options, _option_names(loader), row.accepts)
             trajectories: Trajectories = loader(source, **options)
             return trajectories
-    raise DatasetError(f"{_describe(source)}. Accepted: {_accepted()}")
+    raise DatasetError(_explain(source))
 
 
-def _describe(source: Any) -> str:
+def _explain(source: Any) -> str:
+    """Say why a source is none, and what there is like it."""
     if not isinstance(source, (str, PathLike)):
-        return f"a {type(source).__module__}.{type(source).__qualname__} is no known dataset"
+        return (
+            f"a {type(source).__module__}.{type(source).__qualname__} is no known dataset. "
+            f"Accepted: {_accepted('object')}; Trajectories; a path or a name"
+        )
     path = Path(source).expanduser()
     if path.exists():
         kind = "folder" if path.is_dir() else "file"
-        return f"the {kind} {str(source)!r} is no known dataset"
-    return f"{str(source)!r} is neither a file or folder that exists nor a dataset id"
+        return f"the {kind} {str(source)!r} is no known dataset. Accepted: {_accepted('path')}"
+    missing = describe_missing_path(source)
+    if isinstance(source, str) and _COULD_BE_A_NAME.fullmatch(source):
+        return f"{missing}, and no dataset is called so; names are {_accepted('name')}"
+    return missing
 
 
-def _accepted() -> str:
-    return "; ".join([*(row.accepts for row in SOURCES), "Trajectories"])
+def _accepted(kind: str) -> str:
+    return "; ".join(row.accepts for row in SOURCES if row.kind == kind)
 
 
 def _option_names(loader: Callable[..., Any]) -> list[str]:

@@ -197,8 +197,11 @@ class TrajectoriesWriter:
         self._truncated += episodes.truncated.tolist()
         self._offsets += (self.n_steps + episodes.episode_offsets[1:]).tolist()
 
-    def finish(self) -> Trajectories:
+    def finish(self, *, source: str | None = None) -> Trajectories:
         """Put the store at its place and open it.
+
+        Args:
+            source: Where the data came from, where that is known only now; None is what was given.
 
         Raises:
             DatasetError: No episode was written, the writer is not open, or the place is taken.
@@ -207,6 +210,8 @@ class TrajectoriesWriter:
         self._check_open()
         if not self.n_episodes:
             raise DatasetError(f"no episode was written to {self._folder}: a store needs one")
+        if source is not None:
+            self._fields["source"] = source
         self._check_place()
         assert self._temporary is not None
         for stream in self._streams.values():

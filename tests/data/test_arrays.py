@@ -104,8 +104,13 @@ def test_dict_observations() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rewards": None}, "the dict has no 'rewards'"),
-        ({"rewards": None, "reward": np.zeros(6)}, "the dict has no 'rewards'"),
+        ({"rewards": None}, "the dict has no 'rewards': it has 'observations', 'actions'"),
+        ({"rewards": None, "reward": np.zeros(6)}, "rename 'reward' to 'rewards'"),
+        ({"observations": None, "obs": np.zeros(6)}, "rename 'obs' to 'observations'"),
+        (
+            {"terminals": None, "timeouts": None, "dones": np.zeros(6)},
+            "neither .* is there: rename 'dones', to 'terminals' where no time limit",
+        ),
         ({"timeouts": None, "timeout": np.zeros(6)}, "has 'timeout': rename it to 'timeouts'"),
         ({"terminals": None, "timeouts": None}, "neither 'terminals' nor 'timeouts'"),
         ({"truncations": np.zeros(6)}, "has 'timeouts' and 'truncations': give one"),

@@ -105,7 +105,7 @@ def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("source", "options", "message"),
     [
-        ("nothing", {}, "neither a file or folder"),
+        ("nothing", {}, "there is no file or folder"),
         ("a.hdf5", {"env": 1}, "no option of a D4RL HDF5 .* 'env'"),
         ("hopper-medium-v2", {"medium": 1}, "no option of a D4RL name .* 'medium'"),
         ({"rewards": [0.0]}, {}, "has no 'observations'"),

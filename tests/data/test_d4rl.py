@@ -358,6 +358,8 @@ def test_an_episode_that_neither_flag_ends_was_cut(tmp_path: Path) -> None:
         ),
         (lambda e: [{**e[0], "actions": np.full((4, 3), np.nan)}], r"actions\[0, 0\] is nan"),
         (lambda e: {"observations": np.zeros((2, 2))}, "the dict has no 'actions'"),
+        (lambda e: {"obs": 0, "acts": 0}, "it has 'obs', 'acts'; rename 'obs' to 'observations'"),
+        (lambda e: {**e[0], "timeout": 0}, "the dict has 'timeout': rename it to 'timeouts'"),
     ],
 )
 def test_malformed_pickles(

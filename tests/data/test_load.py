@@ -27,22 +27,61 @@ def test_trajectories_come_back(make_trajectories: Make) -> None:
         (42, "a builtins.int is no known dataset"),
         (None, "a builtins.NoneType is no known"),
         (np.zeros(3), "a numpy.ndarray is no known"),
-        ("hopper", "'hopper' is neither a file or folder that exists nor a dataset id"),
-        ("./no/such.hdf5", "'./no/such.hdf5' is neither"),
-        (Path("nowhere"), "'nowhere' is neither"),
     ],
 )
-def test_unknown_sources(source: Any, message: str) -> None:
+def test_objects_of_another_kind(source: Any, message: str) -> None:
     with pytest.raises(DatasetError, match=message) as caught:
         load_trajectories(source)
     for row in SOURCES:
-        assert row.accepts in str(caught.value)
+        assert (row.accepts in str(caught.value)) == (row.kind == "object")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("./no/such.hdf5", "there is no file or folder './no/such.hdf5' in {folder}"),
+        (Path("nowhere"), "there is no file or folder 'nowhere' in {folder}"),
+        ("data/hoper.hdf5", "'data/hoper.hdf5' in {folder} (near names there: data/hopper.hdf5)"),
+        ("dat/hopper.hdf5", "'dat/hopper.hdf5' in {folder} (near names there: {folder}/data)"),
+        ("{folder}/x.pkl", "there is no file or folder '{folder}/x.pkl'"),
+    ],
+)
+def test_paths_that_do_not_exist(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str | Path, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "hopper.hdf5").touch()
+    if isinstance(source, str):
+        source = source.format(folder=tmp_path)
+    with pytest.raises(DatasetError) as caught:
+        load_trajectories(source)
+    assert str(caught.value).endswith(message.format(folder=tmp_path))
+
+
+def test_names_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DatasetError, match=r"no file or folder 'hopper' in .*no dataset is called"):
+        load_trajectories("hopper")
+    with pytest.raises(DatasetError, match=r"names are a D4RL name .*; a Minari id"):
+        load_trajectories("hopper")
+
+
+def test_a_folder_that_may_not_be_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path) -> Any:
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(DatasetError, match=r"there is no file or folder 'nothing\.pkl' in .*"):
+        load_trajectories("nothing.pkl")
 
 
 def test_files_and_folders_of_another_kind(tmp_path: Path) -> None:
     (tmp_path / "data.csv").touch()
-    with pytest.raises(DatasetError, match=r"the file '.*data.csv' is no known dataset"):
+    with pytest.raises(DatasetError, match=r"the file '.*data.csv' is no known dataset") as caught:
         load_trajectories(tmp_path / "data.csv")
+    for row in SOURCES:
+        assert (row.accepts in str(caught.value)) == (row.kind == "path")
     with pytest.raises(DatasetError, match=r"the folder '.*' is no known dataset"):
         load_trajectories(str(tmp_path))
 

@@ -4,6 +4,7 @@ import copy
 import json
 import re
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -209,16 +210,21 @@ def test_without_an_environment_variable(
             r"in .*minari \(near names there: box/small-v0\).*minari download box/smal",
         ),
         ("mujoco/hopper/medium-v0", r"there are box/small-v0\).*MINARI_DATASETS_PATH"),
-        ("box/small", "near names there: box/small-v0"),
+        ("box/small", r"near names there: box/small-v0\); names of Minari's end in a version"),
+        ("dqn-replay/Breakout", "^there is no file or folder 'dqn-replay/Breakout' in "),
     ],
 )
-def test_not_found(make_minari: MakeMinari, asked: str, message: str) -> None:
+def test_not_found(
+    make_minari: MakeMinari, monkeypatch: pytest.MonkeyPatch, asked: str, message: str
+) -> None:
     _make(make_minari, VECTOR)
+    monkeypatch.setenv("SB3_DMAMBA_OFFLINE", "1")
     with pytest.raises(DatasetError, match=message):
         load_trajectories(asked)
 
 
 def test_not_found_where_there_is_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SB3_DMAMBA_OFFLINE", "1")
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "nowhere"))
     with pytest.raises(DatasetError, match="no dataset is there"):
         load_trajectories("mujoco/hopper/medium-v0")
@@ -465,6 +471,32 @@ def test_what_is_not_downloaded(
     with pytest.raises(DatasetError, match="is not downloaded: SB3_DMAMBA_OFFLINE is set"):
         load_trajectories("box/small-v0")
     assert not remote.downloads
+
+
+def test_a_server_without_an_address_is_not_tried(
+    minari_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    for name in ("MINARI_REMOTE", "HF_ENDPOINT", "http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+    monkeypatch.setattr(minari, "download_dataset", None)  # which tries for most of a minute
+    with pytest.raises(DatasetError, match=r"huggingface.co cannot be reached: Name or service"):
+        load_trajectories("box/none-v0")
+
+
+def test_a_package_of_minari_that_is_missing(
+    remote: RemoteFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> Any:
+        raise ImportError("google-cloud-storage is not installed")
+
+    monkeypatch.setitem(minari.storage.remotes._registry, "gcp", fail)
+    with pytest.raises(DatasetError, match=r'could not be downloaded .*pip install "minari\[hf'):
+        load_trajectories("box/small-v0")
 
 
 # --- In pieces ----------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sb3_dmamba.data.sources._d4rl_names import D4RL_NAME
 
@@ -30,11 +30,13 @@ class Source:
 
     Args:
         accepts: What it takes, for error messages.
+        kind: Whether that is a path, the name of a dataset, or an object in memory.
         matches: Whether something is of this kind; must be quick and import nothing.
         loader: ``"module:function"``.
     """
 
     accepts: str
+    kind: Literal["path", "name", "object"]
     matches: Callable[[object], bool]
     loader: str
 
@@ -113,56 +115,67 @@ def _is_minari_id(source: object) -> bool:
 SOURCES = (
     Source(
         "a folder that Trajectories.save wrote (with trajectories.json inside)",
+        "path",
         _is_store_folder,
         "sb3_dmamba.data.store:load_store",
     ),
     Source(
         "a Minari dataset's folder (with data/main_data.hdf5 inside)",
+        "path",
         _is_minari_folder,
         "sb3_dmamba.data.sources.minari:load_minari_folder",
     ),
     Source(
         "an Atari game's folder of the DQN replay (with <run>/replay_logs/$store$_*.gz inside)",
+        "path",
         _is_dqn_replay_folder,
         "sb3_dmamba.data.sources.dqn_replay:load_dqn_replay",
     ),
     Source(
         "a D4RL name ('hopper-medium-replay-v2')",
+        "name",
         _is_d4rl_name,
         "sb3_dmamba.data.sources.d4rl:load_d4rl_name",
     ),
     Source(
         "a D4RL HDF5 file or a Decision Transformer pickle (.hdf5, .h5, .pkl)",
+        "path",
         _is_d4rl_file,
         "sb3_dmamba.data.sources.d4rl:load_d4rl_file",
     ),
     Source(
         "a Minari id ('mujoco/hopper/medium-v0')",
+        "name",
         _is_minari_id,
         "sb3_dmamba.data.sources.minari:load_minari_id",
     ),
     Source(
         "a minari.MinariDataset",
+        "object",
         _is_minari_object,
         "sb3_dmamba.data.sources.minari:load_minari_object",
     ),
     Source(
         "a d3rlpy ReplayBuffer or MDPDataset",
+        "object",
         _is_d3rlpy_buffer,
         "sb3_dmamba.data.sources.d3rlpy:load_d3rlpy",
     ),
     Source(
         "a stable_baselines3 ReplayBuffer or DictReplayBuffer",
+        "object",
         _is_sb3_replay_buffer,
         "sb3_dmamba.data.sources.sb3:load_replay_buffer",
     ),
     Source(
         "a stable_baselines3 RolloutBuffer or DictRolloutBuffer",
+        "object",
         _is_sb3_rollout_buffer,
         "sb3_dmamba.data.sources.sb3:load_rollout_buffer",
     ),
     Source(
         "a dict of flat arrays (observations, actions, rewards, terminals, timeouts)",
+        "object",
         lambda source: isinstance(source, Mapping),
         "sb3_dmamba.data.sources.arrays:load_arrays",
     ),

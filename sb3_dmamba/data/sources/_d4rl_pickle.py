@@ -11,7 +11,13 @@ from gymnasium import spaces
 from numpy import ndarray
 
 from sb3_dmamba.data.sources._plain_pickle import load_plain_pickle, to_array
-from sb3_dmamba.data.sources.arrays import flatten_observations, infer_action_space, load_arrays
+from sb3_dmamba.data.sources.arrays import (
+    check_ends,
+    check_keys,
+    flatten_observations,
+    infer_action_space,
+    load_arrays,
+)
 from sb3_dmamba.data.spaces import check_action_space
 from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.errors import DatasetError
@@ -46,8 +52,10 @@ def read_pickle(
     contents = load_plain_pickle(path)
     try:
         if isinstance(contents, dict):
+            check_keys(contents)
             known = ("observations", "actions", "rewards", *_TERMINATED[:-1], *_TRUNCATED)
             flat = {key: _array(contents, key, "") for key in known if key in contents}
+            check_ends(contents)
             return load_arrays(
                 flat,
                 observation_space=observation_space,

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
+import socket
 import sys
 from pathlib import Path
+from urllib.request import getproxies
 
 from sb3_dmamba.data.download import OFFLINE_VARIABLE, is_offline
 from sb3_dmamba.errors import DatasetError
 
 __all__ = ["download_minari"]
+
+_HOST = "huggingface.co"  # of Minari's default, hf://farama-minari
+_INSTALL = 'pip install "minari[hf]" (or "minari[gcs]" where MINARI_REMOTE begins with gcp)'
 
 
 def download_minari(dataset_id: str, root: Path) -> Path:
@@ -31,6 +37,7 @@ def download_minari(dataset_id: str, root: Path) -> Path:
     """
     if is_offline():
         raise DatasetError(f"{dataset_id!r} is not downloaded: {OFFLINE_VARIABLE} is set")
+    _check_reachable(dataset_id)
     import minari
 
     folder = root / dataset_id
@@ -43,12 +50,29 @@ def download_minari(dataset_id: str, root: Path) -> Path:
             shutil.rmtree(folder, ignore_errors=True)
         if not isinstance(error, Exception):  # Ctrl-C
             raise
-        raise DatasetError(
-            f"{dataset_id!r} could not be downloaded ({_first_line(error)})"
-        ) from error
+        if isinstance(error, ImportError):
+            reason = f"Minari's package for that is missing: {_INSTALL}"
+        else:
+            reason = _first_line(error)
+        raise DatasetError(f"{dataset_id!r} could not be downloaded ({reason})") from error
     if not (folder / "data").is_dir():
         raise DatasetError(f"Minari downloaded {dataset_id!r} and {folder / 'data'} is not there")
     return folder
+
+
+def _check_reachable(dataset_id: str) -> None:
+    """Raise DatasetError where Minari's usual server has no address, which it would try for long.
+
+    A proxy finds the address itself, and another server may need none.
+    """
+    if "MINARI_REMOTE" in os.environ or "HF_ENDPOINT" in os.environ or getproxies():
+        return
+    try:
+        socket.getaddrinfo(_HOST, 443)
+    except OSError as error:
+        raise DatasetError(
+            f"{dataset_id!r} could not be downloaded ({_HOST} cannot be reached: {error.strerror})"
+        ) from error
 
 
 def _first_line(error: Exception) -> str:

@@ -17,11 +17,24 @@ from sb3_dmamba.data.spaces import check_action_space, flat_space, flatten_obser
 from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.errors import DatasetError, SpaceError
 
-__all__ = ["load_arrays"]
+__all__ = [
+    "check_ends",
+    "check_keys",
+    "flatten_observations",
+    "infer_action_space",
+    "load_arrays",
+]
 
 _TERMINATED = ("terminals", "terminations", "terminated")
 _TRUNCATED = ("timeouts", "truncations", "truncated")
 _KEYS = ("observations", "actions", "rewards", *_TERMINATED, *_TRUNCATED)
+_OTHERS = {  # what people call them
+    "observations": ("observation", "obs", "states", "state"),
+    "actions": ("action", "acts", "act"),
+    "rewards": ("reward", "rews", "rew"),
+}
+_ENDS = ("dones", "done", "terminal", "ends")
+_N_NAMED = 20
 _FRAME_DIMENSIONS = 2  # from here on, uint8 observations are frames
 _LARGEST_ACTION = 2**63 - 2  # of a Discrete space that starts at 0, whose size is an int64
 
@@ -58,18 +71,14 @@ def load_arrays(
             together, or the action space cannot be told from the data.
         SpaceError: A space cannot be learnt.
     """
-    _check_keys(source)
+    check_keys(source)
     rewards = as_array(source["rewards"])
     n_steps = rewards.size
     if not n_steps:
         raise DatasetError("the dataset is empty: it needs at least one episode of one step")
+    check_ends(source)
     terminated = _read_flags(source, _TERMINATED, n_steps)
     truncated = _read_flags(source, _TRUNCATED, n_steps)
-    if terminated is None and truncated is None:
-        raise DatasetError(
-            "neither 'terminals' nor 'timeouts' (nor Gymnasium's 'terminations', 'truncations') "
-            "is there: give at least one, or where episodes end is unknown"
-        )
     terminated = np.zeros(n_steps, dtype=bool) if terminated is None else terminated
     truncated = np.zeros(n_steps, dtype=bool) if truncated is None else truncated
     last_steps = np.flatnonzero(terminated | truncated)
@@ -100,12 +109,19 @@ def load_arrays(
     )
 
 
-def _check_keys(source: Mapping[str, Any]) -> None:
+def check_keys(source: Mapping[Any, Any]) -> None:
+    """Check that a dict has the arrays that are needed, and none whose name is nearly right.
+
+    Raises:
+        DatasetError: It does not; says what to rename.
+    """
     for key in ("observations", "actions", "rewards"):
         if key not in source:
+            renames = [f"rename {other!r} to {key!r}" for other in _OTHERS[key] if other in source]
+            has = ", ".join(map(repr, list(source)[:_N_NAMED])) or "nothing"
             raise DatasetError(
-                f"the dict has no {key!r}, only {', '.join(map(repr, source)) or 'nothing'}: it "
-                f"needs observations, actions, rewards, and terminals or timeouts"
+                f"the dict has no {key!r}: it has {has}; "
+                f"{renames[0] if renames else 'observations, actions and rewards are needed'}"
             )
     for key in source:
         if key not in _KEYS:
@@ -114,6 +130,23 @@ def _check_keys(source: Mapping[str, Any]) -> None:
                 raise DatasetError(
                     f"the dict has {key!r}: rename it to {close[0]!r}, or leave it out"
                 )
+
+
+def check_ends(source: Mapping[Any, Any]) -> None:
+    """Check that a dict says where episodes end.
+
+    Raises:
+        DatasetError: It does not; says what to rename.
+    """
+    if not any(key in source for key in (*_TERMINATED, *_TRUNCATED)):
+        done = next((key for key in _ENDS if key in source), None)
+        hint = "give at least one, or where episodes end is unknown"
+        if done is not None:
+            hint = f"rename {done!r}, to 'terminals' where no time limit has ended an episode"
+        raise DatasetError(
+            f"neither 'terminals' nor 'timeouts' (nor Gymnasium's 'terminations', 'truncations') "
+            f"is there: {hint}"
+        )
 
 
 def _read_flags(
@@ -139,6 +172,11 @@ def _read_flags(
 def flatten_observations(
     observations: Any, space: spaces.Space[Any] | None
 ) -> tuple[ndarray, spaces.Box]:
+    """Return the flat observations and their space, told from the data where none is given.
+
+    Raises:
+        DatasetError: The observations do not fit the space.
+    """
     if space is not None and not isinstance(space, spaces.Box):
         flat = flat_space(space)
         try:

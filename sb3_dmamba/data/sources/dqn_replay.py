@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,7 @@ def load_dqn_replay(
             action_space=spaces.Discrete(n_actions),
             env_id=ATARI_ID,
             env_kwargs=_env_kwargs(name, logs, frame_shape, frame_stack),
-            source=_describe(name, logs, opened, n_steps, seed),
+            source=partial(_describe, name, logs, opened, None if n_steps is None else seed),
             frame_stack=frame_stack,
         )
 
@@ -252,8 +253,9 @@ def _read_info(path: Path) -> dict[str, Any]:
 
 
 def _describe(
-    game: str, logs: Path, checkpoints: list[Checkpoint], n_steps: int | None, seed: int
+    game: str, logs: Path, checkpoints: list[Checkpoint], seed: int | None, n_steps: int
 ) -> str:
+    """Return where ``n_steps`` steps come from; ``seed`` is the recipe's, if it was followed."""
     run = logs.resolve().parent.name
     where = f"{game}/{run}" if run.isdigit() else game
     numbers = [checkpoint.number for checkpoint in checkpoints]
@@ -262,7 +264,7 @@ def _describe(
         if len(numbers) == 1
         else f"{len(numbers)} checkpoints, {numbers[0]} to {numbers[-1]}"
     )
-    recipe = "" if n_steps is None else f", {n_steps} steps, seed {seed}"
+    recipe = "" if seed is None else f", {n_steps} steps, seed {seed}"
     return f"dqn-replay:{where} ({which}{recipe})"
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from gymnasium import spaces
 
 from sb3_dmamba.data._checks import CHUNK_BYTES
+from sb3_dmamba.data._paths import describe_missing_path
 from sb3_dmamba.data._pieces import IN_MEMORY_BYTES, gather_pieces
 from sb3_dmamba.data._progress import Bar
 from sb3_dmamba.data._warn import warn_caller
@@ -275,7 +276,10 @@ def _not_found(dataset_id: str, root: Path) -> str:
     hint = ""
     if _OTHER_D4RL.fullmatch(dataset_id):
         hint = "; if you mean D4RL's dataset of that name, pass its HDF5 file"
+    missing = f"{describe_missing_path(dataset_id)}, and no Minari dataset in {root} ({there})"
+    if not _VERSION.search(dataset_id):
+        return f"{missing}; names of Minari's end in a version, as 'mujoco/hopper/medium-v0'{hint}"
     return (
-        f"{dataset_id!r} is no folder and no Minari dataset in {root} ({there}): download it with "
-        f"'minari download {dataset_id}', or set MINARI_DATASETS_PATH to where it is{hint}"
+        f"{missing}: give the right path, download it with 'minari download {dataset_id}', or set "
+        f"MINARI_DATASETS_PATH to where it is{hint}"
     )
