@@ -24,8 +24,9 @@ class DecisionMambaConfig:
     ``sb3_dmamba.list_tasks()`` has the recipe of each task.
 
     Args:
-        mixer: What mixes the tokens: ``"mamba"`` (Decision Mamba) or ``"attention"`` (Decision
-            Transformer). Nothing else changes between the two.
+        mixer: What mixes the tokens: ``"mamba"`` (Decision Mamba), ``"attention"`` (Decision
+            Transformer) or ``"convolution"`` (Decision ConvFormer). Nothing else changes between
+            them.
         context_length: Steps in a training window, and the steps that ``memory="window"`` sees.
         hidden_size: Width of every token.
         n_layers: Number of blocks.
@@ -36,6 +37,8 @@ class DecisionMambaConfig:
         expand: Its inner width over ``hidden_size``.
         dt_rank: Rank of its step-size projection; None is ``ceil(hidden_size / 16)``.
         n_heads: Heads of the attention mixer.
+        filter_length: Tokens that a filter of the convolution mixer spans, the present one
+            included.
         init: ``"mamba"`` is ``mamba_ssm.Mamba``'s own initialisation; ``"paper"`` is the official
             code's N(0, 0.02) and zero bias on every linear layer, Mamba's included.
         encoder: ``"linear"``, ``"nature_cnn"``, or ``"auto"`` by the observation space.
@@ -52,6 +55,12 @@ class DecisionMambaConfig:
         memory: How acting remembers: ``"window"`` re-encodes the last ``context_length`` steps at
             each step, as the paper does; ``"stream"`` carries the recurrent state at a constant
             cost a step.
+        carry_state: Whether training carries the recurrent state, without its gradient, from a
+            window to the one after it in the episode, as ``memory="stream"`` does in acting
+            (truncated backpropagation through time). Episodes are then seen from their start to
+            their end, in windows that do not overlap.
+        burn_in: Steps before each training window that bring the recurrent state to where the
+            window starts, without loss or gradient: a cheaper stand-in for ``carry_state``.
         n_updates: Optimiser steps of one ``fit``.
         batch_size: Windows in an update.
         learning_rate: AdamW's, at the top of the schedule.
@@ -74,7 +83,7 @@ class DecisionMambaConfig:
     Source: Ota 2024 (arXiv:2403.19925), appendix; Chen et al. 2021 (arXiv:2106.01345), appendix.
     """
 
-    mixer: Literal["mamba", "attention"] = "mamba"
+    mixer: Literal["mamba", "attention", "convolution"] = "mamba"
     context_length: int = 20
     hidden_size: int = 128
     n_layers: int = 3
@@ -85,6 +94,7 @@ class DecisionMambaConfig:
     expand: int = 2
     dt_rank: int | None = None
     n_heads: int = 1
+    filter_length: int = 6
     init: Literal["mamba", "paper"] = "mamba"  # the official code's slows learning, see docs
     encoder: Literal["auto", "linear", "nature_cnn"] = "auto"
     embedding: Literal["norm", "tanh"] = "norm"
@@ -93,6 +103,8 @@ class DecisionMambaConfig:
     normalize_observations: bool = True
     return_scale: float = 1000.0
     memory: Memory = "window"
+    carry_state: bool = False
+    burn_in: int = 0
     n_updates: int = 100_000
     batch_size: int = 64
     learning_rate: float = 1e-3
@@ -113,6 +125,7 @@ class DecisionMambaConfig:
         for name in ("dt_rank", "decay_updates"):
             if getattr(self, name) is not None:
                 _check_integer(name, getattr(self, name), minimum=1)
+        _check_integer("burn_in", self.burn_in, minimum=0)
         if self.warmup_updates is not None:
             _check_integer("warmup_updates", self.warmup_updates, minimum=0)
         for name, (low, high) in _RANGES.items():
@@ -120,15 +133,7 @@ class DecisionMambaConfig:
         object.__setattr__(self, "adam_betas", _check_betas(self.adam_betas))
         if not isinstance(self.backend, str) or not self.backend:
             raise ConfigError(f'backend={self.backend!r}: give "auto" or an implementation\'s name')
-        if self.mixer == "attention" and self.hidden_size % self.n_heads:
-            raise ConfigError(
-                f"hidden_size={self.hidden_size} is not a multiple of n_heads={self.n_heads}"
-            )
-        if self.memory == "stream" and self.time_encoding == "global":
-            raise ConfigError(
-                'memory="stream" has no place in the window for time_encoding="global": '
-                'use memory="window" or time_encoding="timestep"'
-            )
+        _check_combinations(self)
 
     @property
     def resolved_dt_rank(self) -> int:
@@ -167,6 +172,7 @@ _POSITIVE_INTEGERS = (
     "d_conv",
     "expand",
     "n_heads",
+    "filter_length",
     "max_timestep",
     "n_updates",
     "batch_size",
@@ -200,6 +206,39 @@ def _check_choices(config: DecisionMambaConfig) -> None:
             raise ConfigError(f"{name}={value!r}: choose one of {', '.join(map(repr, choices))}")
         if hint is bool and not isinstance(value, bool):
             raise ConfigError(f"{name}={value!r}: give True or False")
+
+
+def _check_combinations(config: DecisionMambaConfig) -> None:
+    if config.mixer == "attention" and config.hidden_size % config.n_heads:
+        raise ConfigError(
+            f"hidden_size={config.hidden_size} is not a multiple of n_heads={config.n_heads}"
+        )
+    if config.mixer == "convolution" and not config.channel_mixing:
+        raise ConfigError(
+            'mixer="convolution" mixes no channels by itself: use channel_mixing=True'
+        )
+    if config.carry_state and config.burn_in:
+        raise ConfigError(
+            f"burn_in={config.burn_in} warms up a state that carry_state=True already has: use "
+            f"carry_state=False or burn_in=0"
+        )
+    if config.time_encoding == "global":
+        _check_global_time(config)
+
+
+def _check_global_time(config: DecisionMambaConfig) -> None:
+    """Refuse what has steps outside the window, which this time encoding has no place for."""
+    uses = {
+        'memory="stream"': (config.memory == "stream", 'memory="window"'),
+        "carry_state=True": (config.carry_state, "carry_state=False"),
+        f"burn_in={config.burn_in}": (config.burn_in > 0, "burn_in=0"),
+    }
+    for setting, (is_used, instead) in uses.items():
+        if is_used:
+            raise ConfigError(
+                f'{setting} has no place in the window for time_encoding="global": '
+                f'use {instead} or time_encoding="timestep"'
+            )
 
 
 def _check_integer(name: str, value: Any, minimum: int) -> None:

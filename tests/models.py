@@ -22,7 +22,7 @@ TINY: dict[str, Any] = {
     "n_updates": 12,
     "lr_schedule": "cosine",
 }
-MIXERS = ("mamba", "attention")
+MIXERS = ("mamba", "attention", "convolution")
 
 
 def tiny_model(task: Any = None, **settings: Any) -> DecisionMamba:

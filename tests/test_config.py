@@ -28,6 +28,7 @@ OTHER_VALUES: dict[str, Any] = {
     "expand": 1,
     "dt_rank": 3,
     "n_heads": 4,
+    "filter_length": 3,
     "init": "paper",
     "encoder": "nature_cnn",
     "embedding": "tanh",
@@ -36,6 +37,8 @@ OTHER_VALUES: dict[str, Any] = {
     "normalize_observations": False,
     "return_scale": 1.0,
     "memory": "stream",
+    "carry_state": True,
+    "burn_in": 12,
     "n_updates": 5,
     "batch_size": 3,
     "learning_rate": 6e-4,
@@ -64,6 +67,7 @@ BAD_VALUES: dict[str, list[Any]] = {
     "expand": [*BAD_INTEGERS, None],
     "dt_rank": BAD_INTEGERS,
     "n_heads": [*BAD_INTEGERS, None],
+    "filter_length": [*BAD_INTEGERS, None],
     "init": ["", "normal", None],
     "encoder": ["cnn", None],
     "embedding": ["relu", None],
@@ -72,6 +76,8 @@ BAD_VALUES: dict[str, list[Any]] = {
     "normalize_observations": [0, "no", None],
     "return_scale": [*BAD_NUMBERS, 0.0],
     "memory": ["both", None],
+    "carry_state": [0, 1, "yes", None],
+    "burn_in": [-1, 1.0, 1.5, True, "3", float("nan"), None],
     "n_updates": [*BAD_INTEGERS, None],
     "batch_size": [*BAD_INTEGERS, None],
     "learning_rate": [*BAD_NUMBERS, 0.0],
@@ -145,6 +151,14 @@ def test_combinations_that_cannot_work() -> None:
     assert DecisionMambaConfig(n_heads=3).n_heads == 3  # Mamba has none
     with pytest.raises(ConfigError, match="time_encoding"):
         DecisionMambaConfig(memory="stream", time_encoding="global")
+    with pytest.raises(ConfigError, match="channel_mixing=True"):
+        DecisionMambaConfig(mixer="convolution", channel_mixing=False)
+    with pytest.raises(ConfigError, match="carry_state=False or burn_in=0"):
+        DecisionMambaConfig(carry_state=True, burn_in=3)
+    with pytest.raises(ConfigError, match=r"carry_state=True .* use carry_state=False or time_enc"):
+        DecisionMambaConfig(carry_state=True, time_encoding="global")
+    with pytest.raises(ConfigError, match=r"burn_in=3 .* use burn_in=0 or time_encoding"):
+        DecisionMambaConfig(burn_in=3, time_encoding="global")
 
 
 def test_rank_of_the_step_size() -> None:

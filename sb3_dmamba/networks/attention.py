@@ -67,20 +67,37 @@ class AttentionMixer(nn.Module):
         The cost is the same however long the episode is. Cached keys and values were computed
         when their token was new, with all that it then saw: not what re-encoding a window gives.
         """
+        return self.resume(tokens, state)
+
+    def resume(
+        self,
+        tokens: Float[Tensor, "B L H"],
+        state: dict[str, Tensor],
+        readout: slice | None = None,
+        real: Bool[Tensor, "B L"] | None = None,
+    ) -> tuple[Float[Tensor, "B M H"], dict[str, Tensor]]:
+        """Mix sequences that go on from ``state``, as :meth:`step`; see :meth:`MambaMixer.resume`.
+
+        Source: Dai et al. 2019 (arXiv:1901.02860) train with a cache in this way.
+        """
         n_new = tokens.shape[1]
         query, key, value = map(self._split_heads, self.in_proj(tokens).chunk(3, dim=-1))
         keys = torch.cat([state["keys"], key], dim=2)  # (B, heads, cache + L, head_size)
         values = torch.cat([state["values"], value], dim=2)
         slot = torch.arange(keys.shape[2], device=tokens.device)
-        newest = slot[-n_new:, None]  # each new token's own slot
-        oldest = self.n_remembered - state["n_tokens"]  # first slot that was ever filled
+        newest = slot[self.n_remembered :, None]  # each new token's own slot
+        n_padded = 0 if real is None else n_new - real.sum(dim=1)
+        oldest = self.n_remembered - state["n_tokens"] + n_padded  # first slot that holds a token
         in_reach = (slot <= newest) & (slot > newest - self.n_remembered)  # (L, cache + L)
-        visible = in_reach & (slot >= oldest[:, None, None])  # (B, L, cache + L)
+        # A token sees itself, also where it is padding: a softmax of nothing is no number.
+        visible = in_reach & ((slot >= oldest[:, None, None]) | (slot == newest))
+        if readout is not None:
+            query, visible = query[:, :, readout], visible[:, readout]
         mixed = self._attend(query, keys, values, visible.unsqueeze(1))
         return mixed, {
             "keys": keys[:, :, n_new:],
             "values": values[:, :, n_new:],
-            "n_tokens": (state["n_tokens"] + n_new).clamp_max(self.n_remembered),
+            "n_tokens": (state["n_tokens"] + n_new - n_padded).clamp_max(self.n_remembered),
         }
 
     def _split_heads(self, projected: Float[Tensor, "B L H"]) -> Float[Tensor, "B heads L size"]:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.networks.attention import AttentionMixer
+from sb3_dmamba.networks.convolution import ConvolutionMixer
 from sb3_dmamba.networks.dropout import Dropout
 from sb3_dmamba.networks.mamba import MambaMixer
 
 __all__ = ["Block"]
 
-_MIXERS: dict[str, type[MambaMixer | AttentionMixer]] = {
+_Mixer = MambaMixer | AttentionMixer | ConvolutionMixer
+_MIXERS: dict[str, type[_Mixer]] = {
     "mamba": MambaMixer,
     "attention": AttentionMixer,
+    "convolution": ConvolutionMixer,
 }
 _CHANNEL_MIXING_RATIO = 4
 
@@ -32,7 +35,7 @@ class Block(nn.Module):
         super().__init__()
         width = config.hidden_size
         self.norm = nn.LayerNorm(width)
-        self.mixer: MambaMixer | AttentionMixer = _MIXERS[config.mixer](config)
+        self.mixer: _Mixer = _MIXERS[config.mixer](config)
         self.dropout = Dropout(config.dropout)
         self.channel_mixer: nn.Sequential | None = None
         if config.channel_mixing:
@@ -51,6 +54,18 @@ class Block(nn.Module):
         mixed = self.dropout(self.mixer(self.norm(tokens), readout))
         residual = tokens if readout is None else tokens[:, readout]
         return self._mix_channels(residual + mixed)
+
+    def resume(
+        self,
+        tokens: Float[Tensor, "B L H"],
+        state: dict[str, Tensor],
+        readout: slice | None = None,
+        real: Bool[Tensor, "B L"] | None = None,
+    ) -> tuple[Float[Tensor, "B M H"], dict[str, Tensor]]:
+        """Apply the block to sequences that go on from ``state``; see :meth:`MambaMixer.resume`."""
+        mixed, new_state = self.mixer.resume(self.norm(tokens), state, readout, real)
+        residual = tokens if readout is None else tokens[:, readout]
+        return self._mix_channels(residual + self.dropout(mixed)), new_state
 
     def step(
         self, tokens: Float[Tensor, "B L H"], state: dict[str, Tensor]

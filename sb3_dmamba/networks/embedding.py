@@ -66,6 +66,7 @@ class TokenEmbedding(nn.Module):
         actions: Num[Tensor, "B K *act"],
         returns_to_go: Float[Tensor, "B K"],
         timesteps: Int[Tensor, "B K"],
+        keep_last_action: bool = False,
     ) -> Float[Tensor, "B L H"]:
         """Embed K steps as L = 3K - 1 tokens: R_0, s_0, a_0, R_1, ..., s_{K-1}.
 
@@ -76,6 +77,8 @@ class TokenEmbedding(nn.Module):
             actions: As the environment takes them.
             returns_to_go: In the environment's units.
             timesteps: Step in the episode, from 0; clamped at the table's end.
+            keep_last_action: Whether it is there all the same, for steps that come after these;
+                not with the global time encoding, which has no place for it.
 
         Returns:
             The tokens, ready for the first block.
@@ -92,7 +95,9 @@ class TokenEmbedding(nn.Module):
             timed = self.add_time(tokens, timesteps.unsqueeze(2))
         else:  # the Atari model adds the *window's* place in the episode
             timed = self.add_time(tokens, timesteps[:, :1].unsqueeze(2))
-        sequence = timed.flatten(1, 2)[:, :-1]  # (B, 3K - 1, H)
+        sequence = timed.flatten(1, 2)  # (B, 3K, H)
+        if not keep_last_action:
+            sequence = sequence[:, :-1]
         if self.position_table is not None:
             sequence = sequence + self.position_table[: sequence.shape[1]]
         normed: Tensor = self.norm(sequence)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sb3_dmamba.config import DecisionMambaConfig
@@ -81,23 +81,8 @@ class MambaMixer(nn.Module):
         Returns:
             The mixed tokens, at ``readout``.
         """
-        # Two products in place of one and a split: the gradients of the halves need no joining.
         weights = self._make_weights()
-        weight_in, weight_gate = weights.in_proj.chunk(2)
-        inputs = F.linear(tokens, weight_in)
-        if readout is None:
-            mixed = self._mix(inputs, F.linear(tokens, weight_gate), weights)
-        else:
-            mixed = self._mix(inputs, None, weights)
-            mixed = mixed[:, readout] * F.silu(F.linear(tokens[:, readout], weight_gate))
-        return F.linear(mixed, weights.out_proj)
-
-    def _mix(
-        self,
-        inputs: Float[Tensor, "B L D"],
-        gate: Float[Tensor, "B L D"] | None,
-        weights: MambaWeights,
-    ) -> Float[Tensor, "B L D"]:
+        inputs, gate = self._project(tokens, weights, readout)
         convolved = causal_conv1d(
             inputs,
             weights.conv1d,
@@ -105,22 +90,92 @@ class MambaMixer(nn.Module):
             activation="silu",
             backend=self.backend,
         )
-        low_rank_step, b, c = F.linear(convolved, weights.x_proj).split(
-            [self.dt_rank, self.n_states, self.n_states], dim=-1
-        )
-        return selective_scan(
-            convolved,
-            low_rank_step,
-            weights.A,
-            b,
-            c,
-            weights.D,
-            gate,
+        mixed = selective_scan(
+            *self._scan_inputs(convolved, weights),
+            None if readout is not None else gate,
             weights.dt_bias,
             delta_weight=weights.dt_proj,
             delta_softplus=True,
             backend=self.backend,
         )
+        return self._read_out(mixed, gate, weights, readout)
+
+    def resume(
+        self,
+        tokens: Float[Tensor, "B L H"],
+        state: dict[str, Tensor],
+        readout: slice | None = None,
+        real: Bool[Tensor, "B L"] | None = None,
+    ) -> tuple[Float[Tensor, "B M H"], dict[str, Tensor]]:
+        """Mix sequences that go on from ``state``, with gradients; they start with a return-to-go.
+
+        Args:
+            tokens: Normalised input of the block.
+            state: What :meth:`initial_state` or the last call returned. Gradients flow into it.
+            readout: The tokens whose output is wanted; None is all of them.
+            real: False where a sequence has not begun yet, on its left; its state is then the
+                initial one, and stays so until it begins. What is returned there is meaningless.
+
+        Returns:
+            The mixed tokens at ``readout``, and the state after the last token.
+        """
+        weights = self._make_weights()
+        inputs, gate = self._project(tokens, weights, readout)
+        if real is not None:
+            inputs = inputs * real.unsqueeze(-1)
+        convolved, convolution = causal_conv1d(
+            inputs,
+            weights.conv1d,
+            weights.conv1d_bias,
+            activation="silu",
+            initial_state=state["convolution"],
+            return_final_state=True,
+            backend=self.backend,
+        )
+        if real is not None:  # the bias makes something of nothing
+            convolved = convolved * real.unsqueeze(-1)
+        mixed, scan = selective_scan(
+            *self._scan_inputs(convolved, weights),
+            None if readout is not None else gate,
+            weights.dt_bias,
+            delta_weight=weights.dt_proj,
+            delta_softplus=True,
+            initial_state=state["scan"],
+            return_final_state=True,
+            backend=self.backend,
+        )
+        new_state = {"convolution": convolution, "scan": scan}
+        return self._read_out(mixed, gate, weights, readout), new_state
+
+    def _project(
+        self, tokens: Float[Tensor, "B L H"], weights: MambaWeights, readout: slice | None
+    ) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "B M D"]]:
+        """Return what is convolved, and the gate of the tokens whose output is wanted."""
+        # Two products in place of one and a split: the gradients of the halves need no joining.
+        weight_in, weight_gate = weights.in_proj.chunk(2)
+        wanted = tokens if readout is None else tokens[:, readout]
+        return F.linear(tokens, weight_in), F.linear(wanted, weight_gate)
+
+    def _scan_inputs(
+        self, convolved: Float[Tensor, "B L D"], weights: MambaWeights
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Return the selective scan's first six arguments."""
+        low_rank_step, b, c = F.linear(convolved, weights.x_proj).split(
+            [self.dt_rank, self.n_states, self.n_states], dim=-1
+        )
+        return convolved, low_rank_step, weights.A, b, c, weights.D
+
+    def _read_out(
+        self,
+        mixed: Float[Tensor, "B L D"],
+        gate: Float[Tensor, "B M D"],
+        weights: MambaWeights,
+        readout: slice | None,
+    ) -> Float[Tensor, "B M H"]:
+        """Gate what the scan has not gated yet, and project."""
+        if readout is not None:
+            mixed = mixed[:, readout] * F.silu(gate)
+        return F.linear(mixed, weights.out_proj)
 
     def step(
         self, tokens: Float[Tensor, "B L H"], state: dict[str, Tensor]

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import torch
 from gymnasium import spaces
-from jaxtyping import Float, Int, Num
+from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor, nn
 
 from sb3_dmamba.config import DecisionMambaConfig
@@ -83,6 +83,46 @@ class SequenceModel(nn.Module):
         state_tokens = self.mix(tokens)
         with torch.autocast(device, enabled=False):
             return self.predict(state_tokens.float())
+
+    def resume(
+        self,
+        observations: Num[Tensor, "B K *obs"],
+        actions: Num[Tensor, "B K *act"],
+        returns_to_go: Float[Tensor, "B K"],
+        timesteps: Int[Tensor, "B K"],
+        layers: list[dict[str, Tensor]],
+        real: Bool[Tensor, "B K"] | None = None,
+    ) -> tuple[Float[Tensor, "B K A"], list[dict[str, Tensor]]]:
+        """Predict the actions of steps that follow others, continuing from the recurrent states.
+
+        A whole episode in pieces, each from the states after the one before, gives the
+        predictions that the episode as one window gives. Gradients flow into ``layers``.
+
+        Args:
+            observations: As for :meth:`forward`, as are the next three.
+            actions: The last one is taken in too.
+            returns_to_go: In the environment's units.
+            timesteps: Step in the episode, from 0.
+            layers: One recurrent state a block.
+            real: False on the left of an episode's first step; None is True everywhere.
+
+        Returns:
+            The head's predictions, and the states after the last action.
+        """
+        device = returns_to_go.device.type
+        with torch.autocast(device, enabled=False):  # as in forward
+            embedded = self.embedding(
+                observations, actions, returns_to_go, timesteps, keep_last_action=True
+            )
+            tokens = self.dropout(embedded)
+        of_tokens = None if real is None else real.repeat_interleave(TOKENS_PER_STEP, dim=1)
+        new_layers = []
+        for index, (block, state) in enumerate(zip(self.layers, layers, strict=True), start=1):
+            readout = _STATE_TOKENS if index == len(layers) else None
+            tokens, new_state = block.resume(tokens, state, readout, of_tokens)
+            new_layers.append(new_state)
+        with torch.autocast(device, enabled=False):
+            return self.predict(tokens.float()), new_layers
 
     def mix(self, tokens: Float[Tensor, "B L H"]) -> Float[Tensor, "B K H"]:
         """Run embedded windows through every block, and return the state tokens alone."""

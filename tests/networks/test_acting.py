@@ -13,6 +13,7 @@ import torch
 from sb3_dmamba.config import DecisionMambaConfig, Memory
 from sb3_dmamba.errors import ConditioningError, ConfigError, SpaceError
 from sb3_dmamba.networks import ActingState, DecisionMambaPolicy
+from tests.models import MIXERS
 from tests.toys import random_trajectories
 
 K = 5
@@ -74,7 +75,9 @@ def predict_window(
 
 @pytest.mark.parametrize("n_actions", [None, 4])
 @pytest.mark.parametrize(
-    "overrides", [{}, {"mixer": "attention"}, {"time_encoding": "global"}], ids=str
+    "overrides",
+    [{}, {"mixer": "attention"}, {"mixer": "convolution"}, {"time_encoding": "global"}],
+    ids=str,
 )
 def test_window_equals_reencoding_the_last_steps(
     overrides: dict[str, Any], n_actions: int | None
@@ -88,8 +91,9 @@ def test_window_equals_reencoding_the_last_steps(
         np.testing.assert_allclose(actions[step], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_stream_equals_the_model_over_the_whole_episode() -> None:
-    policy = make_policy()
+@pytest.mark.parametrize("mixer", ["mamba", "convolution"])
+def test_stream_equals_the_model_over_the_whole_episode(mixer: str) -> None:
+    policy = make_policy(mixer=mixer)
     observations, returns_to_go = recorded(3)
     actions = run(policy, "stream", observations, returns_to_go)
     for step in range(T):
@@ -108,7 +112,7 @@ def test_stream_of_attention_equals_the_model_while_nothing_is_forgotten() -> No
     assert np.abs(actions[K + 1 :] - window[K + 1 :]).max() > 1e-4  # after which the two differ
 
 
-@pytest.mark.parametrize("mixer", ["mamba", "attention"])
+@pytest.mark.parametrize("mixer", MIXERS)
 @pytest.mark.parametrize("memory", ["window", "stream"])
 def test_environments_of_different_ages_do_not_disturb_each_other(
     memory: Memory, mixer: str
@@ -126,7 +130,7 @@ def test_environments_of_different_ages_do_not_disturb_each_other(
         np.testing.assert_allclose(action, alone[age, rows], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("mixer", ["mamba", "attention"])
+@pytest.mark.parametrize("mixer", MIXERS)
 @pytest.mark.parametrize("memory", ["window", "stream"])
 def test_states_are_dropped_reordered_joined_and_pickled(memory: Memory, mixer: str) -> None:
     policy = make_policy(mixer=mixer)
@@ -143,7 +147,7 @@ def test_states_are_dropped_reordered_joined_and_pickled(memory: Memory, mixer: 
         np.testing.assert_allclose(action, alone[step, order], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("mixer", ["mamba", "attention"])
+@pytest.mark.parametrize("mixer", MIXERS)
 @pytest.mark.parametrize("memory", ["window", "stream"])
 def test_acting_leaves_the_given_state_alone(memory: Memory, mixer: str) -> None:
     policy = make_policy(mixer=mixer)
@@ -156,7 +160,7 @@ def test_acting_leaves_the_given_state_alone(memory: Memory, mixer: str) -> None
         state = after
 
 
-@pytest.mark.parametrize("mixer", ["mamba", "attention"])
+@pytest.mark.parametrize("mixer", MIXERS)
 def test_a_stream_holds_as_much_at_step_1000_as_at_step_10(mixer: str) -> None:
     policy = make_policy(mixer=mixer)
     observations, returns_to_go = recorded(1)

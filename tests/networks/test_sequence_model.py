@@ -14,14 +14,16 @@ from torch import Tensor
 from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.data import WindowSampler
 from sb3_dmamba.networks import SequenceModel
+from tests.models import MIXERS
 from tests.toys import random_trajectories
 
 SMALL = DecisionMambaConfig(hidden_size=16, n_layers=2, context_length=6, dropout=0.0, d_state=4)
-MIXERS = ["mamba", "attention"]
 VARIANTS: list[dict[str, Any]] = [
     {},
     {"channel_mixing": False},
     {"mixer": "attention", "n_heads": 2},
+    {"mixer": "convolution", "filter_length": 4},
+    {"mixer": "convolution", "filter_length": 3, "time_encoding": "global"},
     {"embedding": "tanh", "time_encoding": "global"},
     {"init": "paper"},
     {"time_encoding": "none"},

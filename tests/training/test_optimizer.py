@@ -21,6 +21,7 @@ CASES: list[tuple[Any, Any, dict[str, Any]]] = [
     (FLAT, CHOICES, {"channel_mixing": False, "embedding": "tanh"}),
     (IMAGE, CHOICES, {"time_encoding": "global"}),
     (FLAT, MOVES, {"mixer": "attention"}),
+    (FLAT, MOVES, {"mixer": "convolution"}),
     (IMAGE, CHOICES, {"mixer": "attention", "time_encoding": "global"}),
 ]
 
@@ -51,11 +52,18 @@ def test_only_weights_of_products_decay(
     for name, parameter in by_name.items():
         parts = name.split(".")
         never = parts[-1] in ("bias", "A_log", "D", "position_table")
-        never |= "norm" in parts or "conv1d" in parts or "timestep_table" in parts
+        never |= (
+            "norm" in parts
+            or parts[-1] == "filters"
+            or "conv1d" in parts
+            or "timestep_table" in parts
+        )
         never |= parameter.dim() < 2
         never |= isinstance(policy.get_submodule(name.rpartition(".")[0]), nn.Embedding)
         assert (id(parameter) in decayed) == (not never), name
-    expected = {"attention": "mixer"}.get(settings.get("mixer", ""), "in_proj")
+    expected = {"attention": "mixer", "convolution": "channel_mixer"}.get(
+        settings.get("mixer", ""), "in_proj"
+    )
     assert any(expected in name for name, each in by_name.items() if id(each) in decayed)
 
 
