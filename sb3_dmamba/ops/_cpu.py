@@ -63,7 +63,12 @@ def compile_function(module_name: str, builder: str, signature: str, bits: int) 
 
 def _source_digest() -> int:
     # Numba looks at the time stamp of a kernel's own file, and not at what the file imports.
-    sources = sorted(Path(__file__).parent.rglob("*.py"))
+    others = ("triton", "cuda")  # sources of the other compiled backends
+    sources = sorted(
+        path
+        for path in Path(__file__).parent.rglob("*.py")
+        if not path.stem.lstrip("_").startswith(others)
+    )
     return zlib.crc32(b"".join(path.read_bytes() for path in sources))
 
 
