@@ -30,7 +30,8 @@ class DecisionMambaConfig:
         context_length: Steps in a training window, and the steps that ``memory="window"`` sees.
         hidden_size: Width of every token.
         n_layers: Number of blocks.
-        channel_mixing: Whether an MLP (4x, GELU) follows the mixer in each block.
+        channel_mixing: Whether an MLP (4x) follows the mixer in each block.
+        activation: The MLP's: ``"gelu"``, or ``"relu"`` as in Decision Transformer's Gym code.
         dropout: Probability of dropping an activation, in training only.
         d_state: States per channel of the Mamba mixer.
         d_conv: Taps of its causal convolution.
@@ -88,6 +89,7 @@ class DecisionMambaConfig:
     hidden_size: int = 128
     n_layers: int = 3
     channel_mixing: bool = True
+    activation: Literal["gelu", "relu"] = "gelu"
     dropout: float = 0.1
     d_state: int = 16
     d_conv: int = 4

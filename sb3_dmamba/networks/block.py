@@ -20,13 +20,14 @@ _MIXERS: dict[str, type[_Mixer]] = {
     "convolution": ConvolutionMixer,
 }
 _CHANNEL_MIXING_RATIO = 4
+_ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU}
 
 
 class Block(nn.Module):
     """Pre-norm residual block: mix the tokens, then (``channel_mixing``) the channels.
 
     Args:
-        config: The mixer and its settings, width, dropout and ``channel_mixing``.
+        config: The mixer and its settings, width, dropout, ``channel_mixing`` and ``activation``.
 
     Source: Ota 2024 (arXiv:2403.19925), figure 1 and table 3.
     """
@@ -42,7 +43,7 @@ class Block(nn.Module):
             self.channel_mixer = nn.Sequential(
                 nn.LayerNorm(width),
                 nn.Linear(width, _CHANNEL_MIXING_RATIO * width),
-                nn.GELU(),
+                _ACTIVATIONS[config.activation](),
                 nn.Linear(_CHANNEL_MIXING_RATIO * width, width),
                 Dropout(config.dropout),
             )
