@@ -12,6 +12,7 @@ import typer
 from sb3_dmamba.cli.data import data_app
 from sb3_dmamba.cli.demo import demo
 from sb3_dmamba.cli.evaluate import evaluate
+from sb3_dmamba.cli.experiment import ManyValuesCommand, experiment
 from sb3_dmamba.cli.tasks import tasks
 from sb3_dmamba.cli.train import train
 
@@ -70,6 +71,13 @@ app.command(
     "dmamba evaluate runs/demo/model.zip --target 3000 --memory stream --plot hopper.png"
 )(evaluate)
 app.add_typer(data_app)
+app.command(
+    cls=ManyValuesCommand,
+    epilog="[bold]Examples[/bold]\n\n"
+    "dmamba experiment   [dim]list them[/dim]\n\n"
+    "dmamba experiment mixers --data hopper pendulum --seeds 0 1 2 --jobs 2\n\n"
+    "dmamba experiment d4rl --data hopper-medium-v2=hopper_medium-v2.hdf5 --slurm d4rl.sh",
+)(experiment)
 app.command(epilog="[bold]Examples[/bold]\n\ndmamba tasks\n\ndmamba tasks --json")(tasks)
 
 

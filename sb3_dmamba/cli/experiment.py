@@ -1,0 +1,273 @@
+"""``dmamba experiment``: the paper's questions, run, resumed and reported."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import click
+import typer
+from typer.core import TyperCommand
+
+from sb3_dmamba.cli.evaluate import MemoryChoice
+from sb3_dmamba.cli.output import (
+    DebugOption,
+    JsonOption,
+    Output,
+    check_device,
+    command_output,
+    import_quietly,
+    print_files,
+)
+from sb3_dmamba.errors import ConfigError
+from sb3_dmamba.settings import parse_settings
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["ManyValuesCommand", "experiment"]
+
+_NUMBER = re.compile(r"-?[\d.]+(e[+-]?\d+)?")
+
+
+class ManyValuesCommand(TyperCommand):
+    """Lets an option that may be repeated take several values at once: ``--seeds 0 1 2``."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Repeat the option before each further value, then parse."""
+        many = {
+            name
+            for parameter in self.params
+            if isinstance(parameter, click.Option) and parameter.multiple
+            for name in parameter.opts
+        }
+        spread: list[str] = []
+        option: str | None = None  # whose values come next
+        for argument in args:
+            is_value = not argument.startswith("-") or _NUMBER.fullmatch(argument) is not None
+            if not is_value:
+                option = argument if argument in many else None
+                spread.append(argument)
+            elif option is not None and spread[-1] != option:
+                spread += [option, argument]
+            else:
+                spread.append(argument)
+        return super().parse_args(ctx, spread)
+
+
+def experiment(
+    name: Annotated[
+        str | None,
+        typer.Argument(help="The experiment; without one, they are listed.", show_default=False),
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TASK...",
+            help="Tasks, by name; NAME=SOURCE for data that lies elsewhere; or any dataset.",
+            show_default="the experiment's",
+        ),
+    ] = None,
+    seeds: Annotated[
+        list[int] | None,
+        typer.Option(metavar="N...", help="Training seeds.", show_default="the experiment's"),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Folder of the report.", show_default="runs/NAME"),
+    ] = None,
+    cells: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder of the trainings, which experiments may share.",
+            show_default="OUT/cells",
+        ),
+    ] = None,
+    updates: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Updates of each training.", show_default="the task's"
+        ),
+    ] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE...", help="Settings of all variants."),
+    ] = None,
+    variants: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME...", help="Run these alone.", show_default="all"),
+    ] = None,
+    targets: Annotated[
+        list[float] | None,
+        typer.Option(metavar="RETURN...", help="Returns to ask for.", show_default="the task's"),
+    ] = None,
+    episodes: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Episodes of each target.", show_default="the experiment's"
+        ),
+    ] = None,
+    memory: Annotated[
+        list[MemoryChoice] | None,
+        typer.Option(
+            metavar="NAME...", help="window, stream, or both.", show_default="the experiment's"
+        ),
+    ] = None,
+    evaluations: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Evaluations of each training, evenly spread.",
+            show_default="the experiment's",
+        ),
+    ] = None,
+    jobs: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Trainings at once.", rich_help_panel="Engine")
+    ] = 1,
+    threads: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Threads of each.", rich_help_panel="Engine")
+    ] = 1,
+    device: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="Where to compute: auto, cpu, cuda.", rich_help_panel="Engine"
+        ),
+    ] = "auto",
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Run as tasks of Ray.", rich_help_panel="Engine")
+    ] = False,
+    slurm: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write a SLURM job array there, and run nothing.",
+            rich_help_panel="Engine",
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Run an experiment: whatever is not done yet, then its report."""
+    with command_output(as_json, debug) as output:
+        if name is None:
+            _list(output)
+            return
+        if ray and slurm is not None:
+            raise typer.BadParameter("give --ray or --slurm, not both")
+        folder = out or Path("runs") / name
+        request = {
+            "cells": cells or folder / "cells",
+            "data": tuple(data or ()),
+            "seeds": tuple(seeds or ()),
+            "variants": tuple(variants or ()),
+            "n_updates": updates,
+            "settings": parse_settings(setting or []),
+            "target_returns": tuple(targets or ()),
+            "n_episodes": episodes,
+            "memories": tuple(each.value for each in memory or ()),
+            "evaluations": evaluations,
+        }
+        engine = {
+            "kind": "ray" if ray else "local",
+            "jobs": jobs,
+            "threads": threads,
+            "device": check_device(device),
+        }
+        _run(output, name, folder, request, engine, slurm)
+
+
+def _run(
+    output: Output,
+    name: str,
+    folder: Path,
+    request: dict[str, Any],
+    engine: dict[str, Any],
+    slurm: Path | None,
+) -> None:
+    room = import_quietly("sb3_dmamba.experiments.run")
+    from sb3_dmamba.experiments.catalogue import get_experiment
+    from sb3_dmamba.experiments.grid import Engine
+    from sb3_dmamba.experiments.planning import Request
+
+    if "n_updates" in request["settings"]:
+        raise ConfigError("--set n_updates=...: say it with --updates")
+    try:
+        finished = room.run_experiment(
+            get_experiment(name),
+            Request(**request),
+            folder,
+            _reproduce(sys.argv[1:]),
+            Engine(**engine),
+            slurm,
+            output.console,
+        )
+    except KeyboardInterrupt:
+        typer.echo("The same command goes on from the last checkpoints.", err=True)
+        raise
+    print_files(output, finished.files)
+    if slurm is not None:
+        text = f"{finished.n_waiting} of {finished.n_cells} cells; submit it: sbatch {slurm}"
+        output.console.print(text, highlight=False, soft_wrap=True)
+    output.emit(
+        {
+            "experiment": name,
+            "files": [str(path) for path in finished.files],
+            "cells": finished.n_cells,
+            "waiting": finished.n_waiting,
+        }
+    )
+
+
+# What says where and how fast to run, but not what.
+_ENGINE_OPTIONS = ("--jobs", "--threads", "--cells", "--out", "--device", "--slurm")
+_ENGINE_FLAGS = ("--ray", "--json", "--debug")
+
+
+def _reproduce(arguments: list[str]) -> str:
+    """Return the command without what does not change its results."""
+    kept: list[str] = []
+    skip = False
+    for argument in arguments:
+        if skip:
+            skip = False
+        elif argument.split("=")[0] in _ENGINE_OPTIONS:
+            skip = "=" not in argument
+        elif argument not in _ENGINE_FLAGS:
+            kept.append(argument)
+    return shlex.join(["dmamba", *kept])
+
+
+def _list(output: Output) -> None:
+    from sb3_dmamba.experiments.catalogue import list_experiments
+
+    experiments = list_experiments()
+    output.console.print(_table(experiments))
+    output.emit(
+        [
+            {
+                "name": each.name,
+                "question": each.question,
+                "variants": list(each.variants),
+                "tasks": list(each.tasks),
+            }
+            for each in experiments
+        ]
+    )
+
+
+def _table(experiments: list[Any]) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title="Experiments", box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
+    table.add_column("name", no_wrap=True)
+    table.add_column("variants")
+    table.add_column("tasks")
+    for each in experiments:
+        table.add_row(each.name, ", ".join(each.variants), ", ".join(each.tasks))
+    return table

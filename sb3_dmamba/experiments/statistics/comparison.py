@@ -1,0 +1,182 @@
+"""Which of two is better how often, how returns are spread, and whether they follow the target."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sb3_dmamba.errors import ConfigError
+from sb3_dmamba.experiments.statistics.estimates import (
+    Estimate,
+    as_strata,
+    compute_interquartile_mean,
+    resample,
+)
+
+__all__ = [
+    "PerformanceProfile",
+    "compute_performance_profile",
+    "compute_probability_of_improvement",
+    "compute_rank_correlation",
+]
+
+_N_RESAMPLES = 2000
+_AT_ONCE = 100
+_TINY = 1e-12
+
+
+def compute_probability_of_improvement(
+    first: NDArray[Any], second: NDArray[Any], *, level: float = 0.95
+) -> Estimate:
+    """Estimate how often a training of the first kind scores above one of the second.
+
+    A training's score is the mean of its episodes; ties count half.
+
+    Args:
+        first: Returns (seeds, episodes), all of one task.
+        second: Likewise, with any number of seeds.
+        level: The probability to cover the truth.
+
+    Returns:
+        The share of pairs of seeds, and a score interval of it, which stays inside [0, 1] and
+        stays wide where few seeds are all on one side.
+
+    Raises:
+        ConfigError: There is nothing to compare.
+
+    Source: Agarwal et al. 2021 (arXiv:2108.13264), section 4.3; Newcombe 2006, "Confidence
+    intervals for an effect size measure based on the Mann-Whitney statistic, part 2", method 5.
+    """
+    (own,), (other,) = as_strata(first), as_strata(second)
+    differences = own.mean(axis=1)[:, None] - other.mean(axis=1)[None]
+    share = float(((differences > 0) + 0.5 * (differences == 0)).mean())
+    low, high = _score_interval(share, len(own), len(other), level)
+    return Estimate(share, low, high, min(len(own), len(other)), own.size + other.size)
+
+
+def _score_interval(share: float, n_own: int, n_other: int, level: float) -> tuple[float, float]:
+    if n_own < 2 or n_other < 2:
+        return math.nan, math.nan
+    from scipy import optimize, stats
+
+    z = float(stats.norm.ppf(0.5 + level / 2))
+    half = (n_own + n_other) / 2 - 1
+
+    def excess(theta: float) -> float:
+        spread = 1 + half * (1 - theta) / (2 - theta) + half * theta / (1 + theta)
+        variance = theta * (1 - theta) * spread / (n_own * n_other)
+        return abs(share - theta) - z * math.sqrt(max(variance, 0.0))
+
+    # at 0 and at 1 themselves nothing varies, and the excess is zero there whatever the share
+    low = 0.0 if share == 0 else float(optimize.brentq(excess, 0.0, min(share, 1 - _TINY)))
+    high = 1.0 if share == 1 else float(optimize.brentq(excess, max(share, _TINY), 1.0))
+    return low, high
+
+
+@dataclass(frozen=True, eq=False)
+class PerformanceProfile:
+    """How many episodes get past each return.
+
+    Args:
+        thresholds: Returns, rising (n,).
+        shares: The share of episodes above each (n,).
+        low: Lower end of its 95 % band; bands of shares are percentiles of resamples (n,).
+        high: Upper end (n,).
+    """
+
+    thresholds: NDArray[np.float64]
+    shares: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+
+
+def compute_performance_profile(
+    returns: Any, thresholds: NDArray[Any], *, level: float = 0.95, n_resamples: int = 500
+) -> PerformanceProfile:
+    """Compute the share of episodes above each threshold.
+
+    Args:
+        returns: (seeds, episodes) of a task, or a sequence of such.
+        thresholds: Returns (n,).
+        level: The probability that a point of the band covers.
+        n_resamples: Resamples of the bootstrap.
+
+    Source: Agarwal et al. 2021 (arXiv:2108.13264), section 4.2, score distributions.
+    """
+    thresholds = np.sort(np.asarray(thresholds, dtype=np.float64))
+
+    def count(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        ordered = np.sort(values, axis=-1)
+        below = np.stack([np.searchsorted(row, thresholds, side="right") for row in ordered])
+        return 1.0 - below / values.shape[-1]
+
+    pooled = np.concatenate([each.reshape(-1) for each in as_strata(returns)])
+    draws = resample(returns, count, n_resamples)
+    tail = (1.0 - level) / 2
+    low, high = np.quantile(draws, [tail, 1.0 - tail], axis=0)
+    return PerformanceProfile(thresholds, count(pooled[None])[0], low, high)
+
+
+def compute_rank_correlation(
+    target_returns: Sequence[float],
+    returns: Sequence[NDArray[Any]],
+    *,
+    level: float = 0.95,
+) -> Estimate:
+    """Estimate Spearman's correlation of the returns asked for and achieved.
+
+    What a target achieved is the interquartile mean over seeds and episodes.
+
+    Args:
+        target_returns: The returns asked for, at least two different ones.
+        returns: For each, what was achieved (seeds, episodes), the same seeds everywhere.
+        level: The probability to cover; the interval is of percentiles, since correlations end
+            at 1.
+
+    Returns:
+        The correlation; NaN where everything achieved is the same.
+
+    Raises:
+        ConfigError: The targets are too few, or do not match the returns.
+    """
+    asked = np.asarray(target_returns, dtype=np.float64)
+    achieved = np.stack(as_strata(list(returns)))  # (targets, seeds, episodes)
+    if len(asked) != len(achieved) or len(np.unique(asked)) < 2:
+        raise ConfigError(
+            f"{len(asked)} targets and returns of {len(achieved)}: give two or more targets that "
+            "differ, and returns of each"
+        )
+    n_targets, n_seeds, n_episodes = achieved.shape
+    value = float(_spearman(asked, compute_interquartile_mean(achieved.reshape(n_targets, -1))))
+    generator = np.random.default_rng(0)
+    drawn = []
+    for _ in range(_N_RESAMPLES // _AT_ONCE):
+        seeds = generator.integers(n_seeds, size=(_AT_ONCE, 1, n_seeds, 1))  # targets go together
+        episodes = generator.integers(n_episodes, size=(_AT_ONCE, n_targets, n_seeds, n_episodes))
+        returns_ = achieved[np.arange(n_targets)[:, None, None], seeds, episodes]
+        drawn.append(compute_interquartile_mean(returns_.reshape(_AT_ONCE, n_targets, -1)))
+    draws = _spearman(asked, np.concatenate(drawn))
+    known = draws[~np.isnan(draws)]
+    if not len(known) or math.isnan(value):
+        return Estimate(value, math.nan, math.nan, n_seeds, achieved.size)
+    tail = (1.0 - level) / 2
+    low, high = np.quantile(known, [tail, 1.0 - tail])
+    return Estimate(value, min(float(low), value), max(float(high), value), n_seeds, achieved.size)
+
+
+def _spearman(asked: NDArray[np.float64], achieved: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Correlate the ranks of (targets,) with those of (..., targets); NaN where all are alike."""
+    from scipy import stats
+
+    first = stats.rankdata(asked)
+    second = stats.rankdata(achieved, axis=-1)
+    first, second = first - first.mean(), second - second.mean(axis=-1, keepdims=True)
+    sizes = np.sqrt(np.square(first).sum() * np.square(second).sum(axis=-1))
+    with np.errstate(invalid="ignore"):
+        correlation: NDArray[np.float64] = (first * second).sum(axis=-1) / sizes
+    return correlation
