@@ -8,6 +8,7 @@ from sb3_dmamba.evaluation.scores import (
     compute_normalized_score,
     compute_standard_error,
 )
+from sb3_dmamba.evaluation.seeding import SeedEpisodes, split_seeds
 from sb3_dmamba.evaluation.stateful import StatefulActor
 from sb3_dmamba.evaluation.wrappers import (
     ReturnToGo,
@@ -23,10 +24,12 @@ __all__ = [
     "ReturnToGoEnv",
     "ReturnToGoVecEnv",
     "ReturnToGoVectorEnv",
+    "SeedEpisodes",
     "StatefulActor",
     "TargetResult",
     "compute_confidence_interval",
     "compute_normalized_score",
     "compute_standard_error",
     "evaluate_targets",
+    "split_seeds",
 ]
