@@ -2,9 +2,14 @@
 
 A trace of the reference repeats its loop once a token: thousands of nodes, and minutes to export.
 This one takes ``log2(L)`` rounds over all tokens at once; it holds every token's state in memory.
+A format that has loops of its own may write the recurrence as one: :func:`recurrence_as`.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -26,31 +31,55 @@ def selective_scan(
     initial_state: Tensor | None,
     return_final_state: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """Compute the selective scan; shapes are those of :func:`sb3_dmamba.ops.selective_scan`.
+    """Compute the selective scan; shapes are those of :func:`sb3_dmamba.ops.selective_scan`."""
+    dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
+    x = u.to(dtype)
+    step = compute_step_size(delta.to(dtype), delta_bias, delta_weight, delta_softplus)
+    if initial_state is None:
+        state = x.new_zeros(x.shape[0], x.shape[2], A.shape[1])
+    else:
+        state = initial_state.to(dtype)
+    recurrence = _recurrence.get()
+    y, final_state = recurrence(step, x, A.to(dtype), B.to(dtype), C.to(dtype), state)
+    y = add_skip_and_gate(y, x, D, z).to(u.dtype)
+    return y, final_state if return_final_state else None
+
+
+def run_recurrence(
+    step: Tensor, x: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return every token's output (B, L, D), and the state (B, D, N) after the last.
 
     Source: Hillis and Steele 1986, "Data Parallel Algorithms", on the associative operator of
     Blelloch 1990, "Prefix Sums and Their Applications", section 1.4.1.
     """
-    dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
-    x = u.to(dtype)
-    step = compute_step_size(delta.to(dtype), delta_bias, delta_weight, delta_softplus)
-    decay = torch.exp(step.unsqueeze(-1) * A.to(dtype))  # (B, L, D, N)
-    inflow = (step * x).unsqueeze(-1) * B.to(dtype).unsqueeze(2)  # (B, L, D, N)
-    length = u.shape[1]
-    if initial_state is not None and length > 0:
-        carried = decay[:, :1] * initial_state.to(dtype).unsqueeze(1)
-        inflow = torch.cat([inflow[:, :1] + carried, inflow[:, 1:]], dim=1)
+    decay = torch.exp(step.unsqueeze(-1) * A)  # (B, L, D, N)
+    inflow = (step * x).unsqueeze(-1) * B.unsqueeze(2)  # (B, L, D, N)
+    length = x.shape[1]
+    if length == 0:
+        return torch.zeros_like(x), state
+    carried = decay[:, :1] * state.unsqueeze(1)
+    inflow = torch.cat([inflow[:, :1] + carried, inflow[:, 1:]], dim=1)
     states = _accumulate(decay, inflow, length)
-    y = (states * C.to(dtype).unsqueeze(2)).sum(-1)  # (B, L, D)
-    final_state = None
-    if return_final_state:
-        if length > 0:
-            final_state = states[:, -1]
-        elif initial_state is not None:
-            final_state = initial_state.to(dtype)
-        else:
-            final_state = x.new_zeros(x.shape[0], x.shape[2], A.shape[1])
-    return add_skip_and_gate(y, x, D, z).to(u.dtype), final_state
+    return (states * C.unsqueeze(2)).sum(-1), states[:, -1]
+
+
+Recurrence = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+_recurrence: ContextVar[Recurrence] = ContextVar("_recurrence", default=run_recurrence)
+
+
+@contextmanager
+def recurrence_as(recurrence: Recurrence) -> Iterator[None]:
+    """Let something else stand for :func:`run_recurrence`, in what is traced within.
+
+    Args:
+        recurrence: Takes and returns the same.
+    """
+    token = _recurrence.set(recurrence)
+    try:
+        yield
+    finally:
+        _recurrence.reset(token)
 
 
 def _accumulate(decay: Tensor, inflow: Tensor, length: int) -> Tensor:
