@@ -25,6 +25,7 @@ __all__ = [
     "ModelFile",
     "optimizer_from_tensors",
     "optimizer_to_tensors",
+    "write_atomically",
 ]
 
 FORMAT_VERSION = 1
@@ -43,6 +44,35 @@ _DAMAGE = (
     MemoryError,
 )
 _MOMENTS = {"step", "exp_avg", "exp_avg_sq"}  # AdamW's, of each parameter
+
+
+def write_atomically(target: Path, content: bytes) -> None:
+    """Write a file; whatever goes wrong, one that is there already stays whole.
+
+    Args:
+        target: Where to write; folders on the way are made.
+        content: All of it.
+
+    Raises:
+        OSError: The place cannot be written to.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(
+        prefix=f".{target.name}.", suffix=".partial", dir=target.parent
+    )
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp's files are private; this one has the permissions any new file has.
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(temporary).chmod(0o666 & ~umask)
+        Path(temporary).replace(target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
 
 
 @dataclass(frozen=True)
@@ -69,24 +99,7 @@ class ModelFile:
         if not isinstance(path, (str, os.PathLike)):
             path.write(self._to_bytes())
             return
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(
-            prefix=f".{target.name}.", suffix=".partial", dir=target.parent
-        )
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(self._to_bytes())
-                file.flush()
-                os.fsync(file.fileno())
-            # mkstemp's files are private; a model file has the permissions any new file has.
-            umask = os.umask(0)
-            os.umask(umask)
-            Path(temporary).chmod(0o666 & ~umask)
-            Path(temporary).replace(target)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        write_atomically(Path(path), self._to_bytes())
 
     def _to_bytes(self) -> bytes:
         header = {"format_version": FORMAT_VERSION, **self.header}
