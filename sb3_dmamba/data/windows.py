@@ -103,9 +103,17 @@ class WindowSampler:
         Raises:
             ConfigError: ``update`` is not a non-negative integer.
         """
+        return self._gather(self.draw_first_steps(update))
+
+    def draw_first_steps(self, update: int) -> Int64[ndarray, "B"]:
+        """Draw where the windows of an update begin, as flat indices of steps.
+
+        Raises:
+            ConfigError: ``update`` is not a non-negative integer.
+        """
         _check_integer("update", update, 0)
         generator = np.random.default_rng((self.seed, int(update)))
-        return self._gather(generator.integers(self.trajectories.n_steps, size=self.batch_size))
+        return generator.integers(self.trajectories.n_steps, size=self.batch_size)
 
     def window_at(self, first_steps: Int64[ndarray, "B"]) -> WindowBatch:
         """Return the windows that begin at given steps.
