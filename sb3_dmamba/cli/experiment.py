@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 from typer.core import TyperCommand
 
@@ -36,12 +35,12 @@ _NUMBER = re.compile(r"-?[\d.]+(e[+-]?\d+)?")
 class ManyValuesCommand(TyperCommand):
     """Lets an option that may be repeated take several values at once: ``--seeds 0 1 2``."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Repeat the option before each further value, then parse."""
         many = {
             name
             for parameter in self.params
-            if isinstance(parameter, click.Option) and parameter.multiple
+            if getattr(parameter, "multiple", False)
             for name in parameter.opts
         }
         spread: list[str] = []
@@ -55,7 +54,8 @@ class ManyValuesCommand(TyperCommand):
                 spread += [option, argument]
             else:
                 spread.append(argument)
-        return super().parse_args(ctx, spread)
+        rest: list[str] = super().parse_args(ctx, spread)
+        return rest
 
 
 def experiment(

@@ -90,13 +90,17 @@ class ArmSummary:
     @property
     def last_scores(self) -> NDArray[np.float64]:
         """Each seed's mean return at its best target, last weights (seeds,)."""
-        return np.max([each.seed_means for each in self.targets.values()], axis=0)
+        scores: NDArray[np.float64] = np.max(
+            [each.seed_means for each in self.targets.values()], axis=0
+        )
+        return scores
 
     @property
     def best_scores(self) -> NDArray[np.float64]:
         """Each seed's best mean return over targets and evaluations: the paper's way (seeds,)."""
         rows = [means for by_target in self.history.values() for means in by_target.values()]
-        return np.max(rows, axis=0)
+        scores: NDArray[np.float64] = np.max(rows, axis=0)
+        return scores
 
 
 @dataclass(frozen=True, eq=False)

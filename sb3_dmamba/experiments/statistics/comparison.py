@@ -113,7 +113,8 @@ def compute_performance_profile(
     def count(values: NDArray[np.float64]) -> NDArray[np.float64]:
         ordered = np.sort(values, axis=-1)
         below = np.stack([np.searchsorted(row, thresholds, side="right") for row in ordered])
-        return 1.0 - below / values.shape[-1]
+        shares: NDArray[np.float64] = 1.0 - below / values.shape[-1]
+        return shares
 
     pooled = np.concatenate([each.reshape(-1) for each in as_strata(returns)])
     draws = resample(returns, count, n_resamples)
