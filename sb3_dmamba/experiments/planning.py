@@ -163,7 +163,7 @@ def make_plan(experiment: Experiment, request: Request) -> Plan:
                 source, variant.data_options, loaded.fingerprint(variant.data_options)
             )
             config = _make_config(planned.task, experiment, variant, request)
-            evaluation = _plan_evaluation(planned, experiment, variant, request, config)
+            evaluation = _plan_evaluation(planned, experiment, request, config)
             for seed in seeds:
                 label = f"{planned.name}, {name}, seed {seed}"
                 cell = Cell(data, planned.task, config, seed, evaluation, label)
@@ -272,7 +272,6 @@ def _make_config(
 def _plan_evaluation(
     planned: PlannedTask,
     experiment: Experiment,
-    variant: Variant,
     request: Request,
     config: DecisionMambaConfig,
 ) -> EvaluationPlan:
@@ -286,7 +285,6 @@ def _plan_evaluation(
         memories=memories,
         every=math.ceil(config.n_updates / evaluations) if evaluations > 1 else 0,
         deterministic=experiment.deterministic,
-        delayed_rewards=variant.delayed_rewards,
     )
 
 

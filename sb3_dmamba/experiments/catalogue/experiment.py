@@ -19,13 +19,11 @@ class Variant:
     Args:
         settings: Fields of ``DecisionMambaConfig`` on top of the task's recipe.
         data_options: Options of ``load_trajectories`` on top of the data's.
-        delayed_rewards: Whether the environment pays at the end of an episode while it acts.
         description: What is special about it, where the name does not say.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     data_options: Mapping[str, Any] = field(default_factory=dict)
-    delayed_rewards: bool = False
     description: str = ""
 
 

@@ -16,7 +16,18 @@ EXPERIMENT = Experiment(
     ),
     variants={
         "windows of 20": Variant({"context_length": 20}),
-        "windows of 60": Variant({"context_length": 60, "batch_size": 22}),
+        "windows of 60": Variant(
+            {"context_length": 60, "batch_size": 22},
+            description="a third of the windows, so about as many steps in an update",
+        ),
+        "burn-in of 20": Variant(
+            {"context_length": 20, "burn_in": 20},
+            description="20 steps before each window warm the state up",
+        ),
+        "carried state": Variant(
+            {"context_length": 20, "carry_state": True},
+            description="truncated backpropagation through time: windows follow each other",
+        ),
     },
     tasks=("hopper", "pendulum", "cartpole"),
     memories=("window", "stream"),

@@ -7,7 +7,8 @@ from sb3_dmamba.experiments.catalogue.experiment import Experiment, Variant
 __all__ = ["EXPERIMENT"]
 
 # The channel mixing is each architecture's own: Table 3 of the paper removes Mamba's at no loss.
-# So is the time encoding: it is how attention knows the order, which the others know by themselves.
+# So is the time encoding: the Decision Transformer and ConvFormer have it, and it is how attention
+# knows the order at all.
 EXPERIMENT = Experiment(
     name="mixers",
     title="Mamba, attention, convolution",
@@ -20,6 +21,9 @@ EXPERIMENT = Experiment(
         "mamba": Variant({"mixer": "mamba", "channel_mixing": False, "time_encoding": "none"}),
         "attention": Variant(
             {"mixer": "attention", "channel_mixing": True, "time_encoding": "timestep"}
+        ),
+        "convolution": Variant(
+            {"mixer": "convolution", "channel_mixing": True, "time_encoding": "timestep"}
         ),
     },
     tasks=("hopper", "pendulum", "cartpole"),

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from sb3_dmamba.experiments.catalogue.experiment import Experiment, Variant
 
 __all__ = ["EXPERIMENT"]
 
 _MAMBA = {"mixer": "mamba", "channel_mixing": False, "time_encoding": "none"}
 _ATTENTION = {"mixer": "attention", "channel_mixing": True, "time_encoding": "timestep"}
-_DELAYED: dict[str, Any] = {"data_options": {"reward_mode": "delayed"}, "delayed_rewards": True}
+_DELAYED = {"reward_mode": "delayed"}
 
 EXPERIMENT = Experiment(
     name="sparse",
@@ -18,14 +16,14 @@ EXPERIMENT = Experiment(
     question=(
         "What is lost where an episode's return is known at its end alone, so that the "
         "return-to-go says nothing about how things stand? The Decision Transformer's authors "
-        "report little loss on such data; the paper does not try. The return-to-go stays what was "
-        "asked for while acting, and what is scored is the same in all variants."
+        "report little loss on such data; the paper does not try. A model of such data acts with a "
+        "return-to-go that stays what was asked for; what is scored is the same in all variants."
     ),
     variants={
         "mamba, dense": Variant(_MAMBA),
-        "mamba, delayed": Variant(_MAMBA, **_DELAYED),
+        "mamba, delayed": Variant(_MAMBA, _DELAYED),
         "attention, dense": Variant(_ATTENTION),
-        "attention, delayed": Variant(_ATTENTION, **_DELAYED),
+        "attention, delayed": Variant(_ATTENTION, _DELAYED),
     },
     tasks=("hopper", "pendulum"),
 )

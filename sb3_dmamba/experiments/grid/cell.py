@@ -31,8 +31,6 @@ class EvaluationPlan:
             weights always are.
         seed: Environment seed of each target's first episode, the same for every cell.
         deterministic: Whether a discrete action is the likeliest one, or drawn.
-        delayed_rewards: Whether the environment pays the whole return at the end of an episode,
-            so that the return-to-go stays as it is while acting.
 
     Raises:
         ConfigError: There is nothing to ask for, or a count is out of its range.
@@ -44,7 +42,6 @@ class EvaluationPlan:
     every: int = 0
     seed: int = 10_000
     deterministic: bool = True
-    delayed_rewards: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "target_returns", tuple(map(float, self.target_returns)))

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import gymnasium as gym
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 
@@ -17,7 +14,6 @@ from sb3_dmamba.errors import ExperimentError
 from sb3_dmamba.experiments.grid.accounting import Session
 from sb3_dmamba.experiments.grid.cell import Cell
 from sb3_dmamba.experiments.grid.curve import LossCurve
-from sb3_dmamba.experiments.grid.delayed import DelayedRewards
 from sb3_dmamba.experiments.grid.fingerprint import compute_fingerprint
 from sb3_dmamba.experiments.grid.folder import CellFolder, Evaluation, write_json
 
@@ -120,7 +116,6 @@ class _Execution:
                 report = self.model.evaluate(
                     plan.target_returns,
                     plan.n_episodes,
-                    env=_delay(self.cell.task.make_env) if plan.delayed_rewards else None,
                     memory=memory,
                     seed=plan.seed,
                     deterministic=plan.deterministic,
@@ -155,10 +150,6 @@ def _open_model(folder: CellFolder, cell: Cell, device: str) -> DecisionMamba:
     if folder.model.exists():
         return DecisionMamba.load(folder.model, device=device)
     return DecisionMamba(cell.task, config=cell.config, seed=cell.seed, device=device)
-
-
-def _delay(make_env: Callable[[], gym.Env[Any, Any]]) -> Callable[[], gym.Env[Any, Any]]:
-    return lambda: DelayedRewards(make_env())
 
 
 def _load(cell: Cell) -> Trajectories:

@@ -127,8 +127,7 @@ def _format_variants(plan: Plan) -> str:
     for name, variant in plan.variants.items():
         settings = ", ".join(f"{key}={value}" for key, value in variant.settings.items())
         options = ", ".join(f"{key}={value}" for key, value in variant.data_options.items())
-        extra = [variant.description, "pays at the end" if variant.delayed_rewards else ""]
-        rows.append([name, settings or "-", options or "-", "; ".join(filter(None, extra)) or "-"])
+        rows.append([name, settings or "-", options or "-", variant.description or "-"])
     return format_table(["variant", "settings", "data", "notes"], rows)
 
 

@@ -65,7 +65,8 @@ def plot_achieved(task: TaskSummary, path: Path) -> None:
             color=colour,
             linestyle=style,
             marker="o",
-            markersize=4,
+            markersize=4.5,
+            markerfacecolor="white" if arm.memory == "stream" else colour,
             capsize=2.5,
             linewidth=1.5,
             label=arm.name,
@@ -93,6 +94,9 @@ def plot_learning(task: TaskSummary, path: Path) -> None:
         axes.set_ylabel("training loss")
         axes.set_yscale("log")
         axes.grid(which="minor", color="0.95", linewidth=0.5)
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
+        axes.tick_params(axis="y", which="both", labelsize=8)
     axes.set_xlabel("updates")
     axes.xaxis.set_major_formatter("{x:,.0f}")
     _finish(figure, axes, f"{task.planned.name}: learning", path)

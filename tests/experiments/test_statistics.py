@@ -1,0 +1,253 @@
+"""Statistics: worked examples, other implementations, and coverage by simulation."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from sb3_dmamba.errors import ConfigError
+from sb3_dmamba.experiments.statistics import (
+    Estimate,
+    compute_interquartile_mean,
+    compute_performance_profile,
+    compute_probability_of_improvement,
+    compute_rank_correlation,
+    estimate,
+    find_winner,
+)
+from sb3_dmamba.experiments.statistics.estimates import resample
+
+
+def mean(values: np.ndarray) -> np.ndarray:
+    averages: np.ndarray = values.mean(axis=-1)
+    return averages
+
+
+# --- Interquartile means -------------------------------------------------------------------------
+
+
+def test_the_interquartile_mean_leaves_out_a_quarter_at_each_end() -> None:
+    assert compute_interquartile_mean(np.array([9, 1, 2, 100, 3, 4, 5, -50])) == (2 + 3 + 4 + 5) / 4
+    assert compute_interquartile_mean(np.array([7.0])) == 7
+    assert compute_interquartile_mean(np.array([1.0, 2.0, 6.0])) == 3  # a quarter of 3 is none
+
+
+@pytest.mark.parametrize("n", [1, 3, 4, 5, 10, 39])
+def test_it_is_scipy_s_trimmed_mean(n: int) -> None:
+    values = np.random.default_rng(n).normal(size=(2, n))
+    expected = stats.trim_mean(values, 0.25, axis=1)
+    np.testing.assert_allclose(compute_interquartile_mean(values), expected)
+
+
+# --- Resampling ----------------------------------------------------------------------------------
+
+
+def test_resampling_draws_seeds_and_then_their_own_episodes() -> None:
+    returns = np.array([[0.0, 0.0], [10.0, 12.0]])
+    draws = resample(returns, lambda values: values, n_resamples=2000).reshape(2000, 2, 2)
+    of_first = draws == 0
+    assert (of_first.all(axis=2) | (~of_first).all(axis=2)).all()  # a seed's episodes together
+    assert np.isclose(of_first.mean(), 0.5, atol=0.05)
+    both_from_second = draws[~of_first.any(axis=(1, 2))]
+    assert {tuple(sorted(row)) for row in both_from_second.reshape(-1, 2)} == {
+        (10.0, 10.0),
+        (10.0, 12.0),
+        (12.0, 12.0),
+    }
+
+
+def test_tasks_are_resampled_apart() -> None:
+    draws = resample([np.zeros((3, 4)), np.full((2, 4), 5.0)], mean, n_resamples=50)
+    np.testing.assert_allclose(draws, 5.0 * 8 / 20)
+
+
+def test_resampling_in_pieces_is_resampling(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sb3_dmamba.experiments.statistics import estimates
+
+    monkeypatch.setattr(estimates, "_CHUNK", 40)
+    draws = resample(np.arange(10.0).reshape(2, 5), mean, n_resamples=13)
+    assert draws.shape == (13,)
+
+
+# --- Intervals -----------------------------------------------------------------------------------
+
+
+def test_with_one_episode_a_seed_it_is_student_s_interval() -> None:
+    scores = np.array([[3.0], [4.0], [8.0], [9.0], [1.0]])
+    found = estimate(scores, mean, n_resamples=200_000)
+    expected = stats.t.interval(0.95, 4, loc=5.0, scale=stats.sem(scores[:, 0]))
+    np.testing.assert_allclose((found.low, found.high), expected, rtol=0.01)
+    assert (found.value, found.n_seeds, found.n_episodes) == (5.0, 5, 5)
+
+
+def test_with_one_seed_it_is_of_its_episodes() -> None:
+    episodes = np.array([[3.0, 4.0, 8.0, 9.0, 1.0]])
+    found = estimate(episodes, mean, n_resamples=200_000)
+    expected = stats.t.interval(0.95, 4, loc=5.0, scale=stats.sem(episodes[0]))
+    np.testing.assert_allclose((found.low, found.high), expected, rtol=0.01)
+    assert found.n_seeds == 1
+
+
+def test_a_single_number_has_no_interval() -> None:
+    found = estimate(np.array([[4.0]]))
+    assert found.value == 4.0
+    assert math.isnan(found.low)
+    assert found.to_dict()["low"] is None
+
+
+def test_the_same_returns_give_the_same_interval() -> None:
+    returns = np.random.default_rng(0).normal(size=(3, 20))
+    assert estimate(returns) == estimate(returns.copy())
+
+
+def test_of_several_tasks_all_count() -> None:
+    both = estimate([np.zeros((3, 4)), np.full((3, 4), 8.0)], mean)
+    assert both.value == 4.0
+    assert both.n_episodes == 24
+    assert both.low == both.high == 4.0  # between tasks nothing is drawn
+
+
+def simulate_coverage(n_seeds: int, n_episodes: int, between: float, draw: Any) -> float:
+    """Return how often the interval of a mean covers it, seeds and episodes drawn anew."""
+    rng = np.random.default_rng(n_seeds)
+    n_trials, hits = 300, 0
+    for _ in range(n_trials):
+        centres = draw(rng, n_seeds) * between
+        returns = centres[:, None] + rng.normal(size=(n_seeds, n_episodes))
+        found = estimate(returns, n_resamples=300)
+        hits += found.low <= 0.0 <= found.high
+    return hits / n_trials
+
+
+def normal(rng: np.random.Generator, n: int) -> np.ndarray:
+    return rng.normal(size=n)
+
+
+def two_kinds(rng: np.random.Generator, n: int) -> np.ndarray:
+    """Seeds that find the good gait or do not, as on Hopper."""
+    return rng.choice([-1.0, 1.0], size=n)
+
+
+@pytest.mark.parametrize(
+    ("n_seeds", "between", "draw", "lowest"),
+    [
+        (3, 0.0, normal, 0.93),  # seeds alike
+        (3, 1.0, normal, 0.92),
+        (5, 1.0, normal, 0.92),
+        (10, 1.0, normal, 0.92),
+        (5, 2.0, two_kinds, 0.88),  # all five of one kind: 1 in 16
+    ],
+)
+def test_intervals_cover(n_seeds: int, between: float, draw: Any, lowest: float) -> None:
+    assert simulate_coverage(n_seeds, 10, between, draw) >= lowest
+
+
+@pytest.mark.parametrize(
+    "returns", [[], np.zeros(3), np.zeros((2, 0)), [np.zeros((2, 2)), np.zeros(2)]], ids=str
+)
+def test_returns_of_another_shape_are_refused(returns: Any) -> None:
+    with pytest.raises(ConfigError, match=r"\(seeds, episodes\)"):
+        estimate(returns)
+
+
+def test_a_level_that_is_none_is_refused() -> None:
+    with pytest.raises(ConfigError, match="level"):
+        estimate(np.zeros((2, 2)), level=95)
+
+
+# --- Winners -------------------------------------------------------------------------------------
+
+
+def interval(low: float, high: float) -> Estimate:
+    return Estimate((low + high) / 2, low, high, 3, 30)
+
+
+def test_a_winner_is_above_every_other_interval() -> None:
+    assert find_winner({"a": interval(5, 6), "b": interval(1, 4)}) == "a"
+    assert find_winner({"a": interval(5, 6), "b": interval(1, 5)}) is None
+    assert find_winner({"a": interval(5, 6), "b": interval(1, 4), "c": interval(5.5, 7)}) is None
+    assert find_winner({"a": interval(5, 6)}) is None  # of nobody
+    assert find_winner({"a": interval(5, 6), "b": interval(math.nan, math.nan)}) is None
+
+
+# --- Probability of improvement ------------------------------------------------------------------
+
+
+def test_every_pair_of_trainings_counts_and_ties_half() -> None:
+    first = np.array([[1.0, 3.0], [5.0, 5.0]])  # means 2, 5
+    second = np.array([[2.0, 2.0], [9.0, 9.0], [0.0, 2.0]])  # means 2, 9, 1
+    found = compute_probability_of_improvement(first, second)
+    assert found.value == (0.5 + 1 + 1 + 1) / 6
+    assert compute_probability_of_improvement(second, first).value == pytest.approx(1 - found.value)
+
+
+def test_few_seeds_on_one_side_prove_little() -> None:
+    three = compute_probability_of_improvement(np.full((3, 2), 2.0), np.zeros((3, 2)))
+    assert (three.value, three.high) == (1.0, 1.0)
+    assert 0.4 < three.low < 0.7
+    ten = compute_probability_of_improvement(np.full((10, 2), 2.0), np.zeros((10, 2)))
+    assert three.low < ten.low < 1.0
+    none = compute_probability_of_improvement(np.zeros((3, 2)), np.full((3, 2), 2.0))
+    assert (none.low, none.high) == (0.0, pytest.approx(1 - three.low))
+
+
+def test_one_seed_says_nothing_of_trainings() -> None:
+    found = compute_probability_of_improvement(np.ones((1, 9)), np.zeros((3, 9)))
+    assert found.value == 1.0
+    assert math.isnan(found.low)
+
+
+def test_its_intervals_cover() -> None:
+    rng = np.random.default_rng(0)
+    truth = float(stats.norm.cdf(0.7 / math.sqrt(2)))
+    hits = 0
+    for _ in range(400):
+        first, second = rng.normal(0.7, size=(5, 1)), rng.normal(size=(5, 1))
+        found = compute_probability_of_improvement(first, second)
+        hits += found.low <= truth <= found.high
+    assert hits / 400 >= 0.92
+
+
+# --- Profiles ------------------------------------------------------------------------------------
+
+
+def test_a_profile_counts_the_episodes_above() -> None:
+    returns = np.array([[1.0, 2.0], [3.0, 4.0]])
+    profile = compute_performance_profile(returns, np.array([2.0, 0.0, 2.5, 4.0]))
+    assert profile.thresholds.tolist() == [0.0, 2.0, 2.5, 4.0]
+    assert profile.shares.tolist() == [1.0, 0.5, 0.5, 0.0]
+    assert (profile.low <= profile.shares).all()
+    assert (profile.high >= profile.shares).all()
+    assert profile.low[1] == 0.0  # both draws may be of the first seed
+    assert profile.high[1] == 1.0
+
+
+# --- Rank correlation ----------------------------------------------------------------------------
+
+
+def test_rank_correlation_is_spearman_s() -> None:
+    rng = np.random.default_rng(1)
+    asked = [10.0, 20.0, 30.0, 40.0, 50.0]
+    returns = [rng.normal(each, 30.0, size=(3, 8)) for each in asked]
+    centres = [float(compute_interquartile_mean(each.reshape(-1))) for each in returns]
+    found = compute_rank_correlation(asked, returns)
+    assert found.value == pytest.approx(stats.spearmanr(asked, centres).statistic)
+    assert found.low <= found.value <= found.high
+
+
+def test_what_follows_the_target_correlates_fully() -> None:
+    found = compute_rank_correlation([3.0, 1.0, 2.0], [np.full((2, 4), x) for x in (9.0, 7.0, 8.0)])
+    assert (found.value, found.low, found.high) == (pytest.approx(1.0),) * 3
+
+
+def test_what_is_always_the_same_correlates_with_nothing() -> None:
+    assert math.isnan(compute_rank_correlation([1.0, 2.0], [np.ones((2, 4))] * 2).value)
+
+
+def test_one_target_cannot_be_ranked() -> None:
+    with pytest.raises(ConfigError, match="two or more"):
+        compute_rank_correlation([1.0, 1.0], [np.ones((2, 4))] * 2)
