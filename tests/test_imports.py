@@ -23,18 +23,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"errors"},
     "settings": {"config", "errors"},
     "atari": {"errors"},
-    "compatibility": {"errors"},
+    "compatibility": {"atari", "errors"},
     "tasks": {"atari", "compatibility", "config", "errors"},
-    "data": {"atari", "config", "errors"},
+    "data": {"atari", "compatibility", "config", "errors"},
     "ops": {"errors"},
     "networks": {"ops", "config", "data", "errors"},
     "training": {"networks", "data", "config", "errors"},
     "evaluation": {"networks", "tasks", "data", "config", "errors"},
     "environments": {"evaluation", "tasks", "data", "atari", "compatibility", "errors"},
+    "export": {"training", "networks", "ops", "data", "config", "errors"},
     "files": {"training", "tasks", "data", "config", "networks", "errors"},
-    "d3rlpy": {"networks", "data", "config", "errors"},
 }
 MAY_IMPORT["algorithm"] = set(MAY_IMPORT) - {"ops", "d3rlpy", "settings"}
+MAY_IMPORT["d3rlpy"] = set(MAY_IMPORT)
 for _room in ("__init__", "experiments", "cli"):  # each may use everything before it
     MAY_IMPORT[_room] = set(MAY_IMPORT)
 
@@ -94,7 +95,8 @@ def _run(code: str) -> str:
 
 OPTIONAL = (
     "mujoco", "d3rlpy", "numba", "minari", "h5py", "tensorboard", "matplotlib", "ale_py", "cv2",
-    "triton", "mamba_ssm", "causal_conv1d", "mambapy", "imageio", "tqdm", "typer",
+    "triton", "mamba_ssm", "causal_conv1d", "mambapy", "imageio", "tqdm", "typer", "onnx",
+    "onnxruntime",
 )  # fmt: skip
 
 

@@ -1,0 +1,163 @@
+"""The greedy policy over one window as TorchScript or ONNX."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from d3rlpy.algos.transformer.inputs import TorchTransformerInput
+from d3rlpy.constants import ActionSpace
+from d3rlpy.dataset import is_tuple_shape
+from torch import Tensor, nn
+
+from sb3_dmamba.d3rlpy.network import set_backend
+from sb3_dmamba.d3rlpy.windows import find_real_steps, to_windows
+from sb3_dmamba.errors import ConfigError, MissingDependencyError
+from sb3_dmamba.training.checkpoints import write_atomically
+
+if TYPE_CHECKING:
+    from sb3_dmamba.d3rlpy.algos import SequenceAlgoBase
+
+__all__ = ["PolicyGraph", "export_policy"]
+
+
+class PolicyGraph(nn.Module):
+    """The greedy policy as a function of the tensors of one window, without a batch axis.
+
+    Args:
+        algo: One of our algorithms, built; the graph has a copy of its weights.
+    """
+
+    def __init__(self, algo: SequenceAlgoBase) -> None:
+        super().__init__()
+        self.model = copy.deepcopy(algo.impl.model).requires_grad_(False)
+        set_backend(self.model, "traceable")  # a trace would take a kernel's results for constants
+        self.algo_scalers = {
+            name: getattr(algo, f"{name}_scaler") for name in ("observation", "action", "reward")
+        }
+        self.is_discrete = algo.get_action_type() == ActionSpace.DISCRETE
+        self.eval()
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Choose the action of the newest step.
+
+        Args:
+            inputs: Observations (K, *obs), of each array of a tuple; actions (K, A) or (K, 1);
+                returns-to-go (K, 1); timesteps (K,), from 1, 0 where there is padding.
+
+        Returns:
+            The action (A,), or its number.
+        """
+        *parts, actions, returns_to_go, timesteps = (each.unsqueeze(0) for each in inputs)
+        observations: Any = parts[0] if len(parts) == 1 else parts
+        observations = self._scale("observation", observations)
+        window = TorchTransformerInput(
+            observations=observations,
+            actions=self._scale("action", actions),
+            rewards=torch.zeros_like(returns_to_go),
+            returns_to_go=self._scale("reward", returns_to_go),
+            timesteps=timesteps,
+            masks=find_real_steps(torch.zeros_like(timesteps), timesteps),
+            length=timesteps.shape[1],
+        )
+        steps = to_windows(window, is_discrete=self.is_discrete)
+        predictions = self.model(
+            steps.observations, steps.actions, steps.returns_to_go, steps.timesteps
+        )
+        newest = steps.padding_mask.sum(dim=1) - 1
+        prediction: Tensor = predictions[0].index_select(0, newest)[0]
+        if self.is_discrete:
+            return prediction.argmax()
+        scaler = self.algo_scalers["action"]
+        return prediction if scaler is None else scaler.reverse_transform(prediction)
+
+    def _scale(self, name: str, values: Any) -> Any:
+        scaler = self.algo_scalers[name]
+        return values if scaler is None else scaler.transform(values)
+
+
+def export_policy(algo: SequenceAlgoBase, path: str | os.PathLike[str]) -> None:
+    """Write the greedy policy; see :meth:`SequenceAlgoBase.save_policy`."""
+    target = Path(path)
+    if target.suffix not in (".pt", ".onnx"):
+        raise ConfigError(f"{os.fspath(path)!r}: give a file name that ends in .pt or .onnx")
+    example = _make_example(algo)
+    graph = PolicyGraph(algo)
+    with torch.no_grad(), _quiet():
+        graph(*example)  # scalers make their tensors at the first call, and keep them
+        content = _to_script(graph, example)
+        if target.suffix == ".onnx":
+            content = _to_onnx(graph, example)
+    write_atomically(target, content)
+
+
+def _to_script(graph: PolicyGraph, example: tuple[Tensor, ...]) -> bytes:
+    buffer = io.BytesIO()
+    torch.jit.save(torch.jit.trace(graph, example, check_trace=False), buffer)
+    return buffer.getvalue()
+
+
+def _to_onnx(graph: PolicyGraph, example: tuple[Tensor, ...]) -> bytes:
+    for package in ("onnx", "onnxscript"):
+        try:
+            __import__(package)
+        except ModuleNotFoundError as error:
+            if error.name != package:
+                raise
+            raise MissingDependencyError(package, "export to ONNX", "onnx") from error
+    n_observations = len(example) - 3
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "policy.onnx"
+        torch.onnx.export(
+            graph,
+            example,
+            file,
+            dynamo=True,
+            input_names=[
+                *(f"observation_{index}" for index in range(n_observations)),
+                *("action", "return_to_go", "timestep"),
+            ],
+            output_names=["output_0"],
+            external_data=False,
+            verbose=False,
+        )
+        return file.read_bytes()
+
+
+def _make_example(algo: SequenceAlgoBase) -> tuple[Tensor, ...]:
+    """Return inputs of a whole window; their values do not matter."""
+    impl, n_steps = algo.impl, algo.config.context_size
+    shape, device = impl.observation_shape, impl.device
+    shapes = list(shape) if is_tuple_shape(shape) else [shape]
+    width = 1 if algo.get_action_type() == ActionSpace.DISCRETE else impl.action_size
+    return (
+        *(torch.zeros(n_steps, *each, device=device) for each in shapes),
+        torch.zeros(n_steps, width, device=device),
+        torch.zeros(n_steps, 1, device=device),
+        torch.arange(1, n_steps + 1, device=device),
+    )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporters' notes about themselves from the user."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

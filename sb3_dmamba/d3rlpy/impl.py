@@ -1,0 +1,206 @@
+"""What updates and predicts, behind d3rlpy's algorithm objects."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from typing import Any
+
+import torch
+from d3rlpy.algos.transformer.base import TransformerAlgoImplBase
+from d3rlpy.optimizers import OptimizerWrapper
+from d3rlpy.torch_utility import CudaGraphWrapper, Modules, unwrap_ddp_model
+from torch import Tensor, nn
+
+from sb3_dmamba.d3rlpy.windows import find_real_steps, to_windows
+from sb3_dmamba.errors import DivergenceError
+from sb3_dmamba.networks import SequenceModel
+from sb3_dmamba.training.seeding import DROPOUT_STREAM, local_seed
+from sb3_dmamba.training.updater import compute_mean_loss
+
+__all__ = ["DecisionMambaImpl", "DecisionMambaModules", "TokenSchedule", "TrainingProgress"]
+
+_FINAL_FRACTION = 0.1  # of the learning rate, once all tokens have been seen
+
+
+class TrainingProgress(nn.Module):
+    """How far training has come; a module, so that d3rlpy saves it with the weights."""
+
+    n_updates: Tensor
+    n_tokens: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("n_updates", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("n_tokens", torch.zeros((), dtype=torch.int64))
+
+
+@dataclasses.dataclass(frozen=True)
+class DecisionMambaModules(Modules):
+    """What d3rlpy saves, loads, and sets to training or evaluation.
+
+    Args:
+        transformer: The network, under the name that d3rlpy's own algorithms give theirs; inside
+            ``DistributedDataParallel`` where that was asked for.
+        optim: The optimiser.
+        progress: How far training has come.
+    """
+
+    transformer: nn.Module
+    optim: OptimizerWrapper
+    progress: TrainingProgress
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenSchedule:
+    """A learning rate that follows the number of steps seen.
+
+    Args:
+        learning_rate: At the top.
+        warmup_tokens: Steps over which it rises linearly from zero.
+        final_tokens: Steps after which it has fallen along a cosine to a tenth, where it stays.
+
+    Source: Chen et al. 2021 (arXiv:2106.01345), its Atari code, where the cosine rises again
+        after ``final_tokens``.
+    """
+
+    learning_rate: float
+    warmup_tokens: int
+    final_tokens: int
+
+    def compute(self, n_tokens: int) -> float:
+        """Return the learning rate of an update, whose own tokens are counted."""
+        if n_tokens < self.warmup_tokens:
+            return self.learning_rate * n_tokens / max(1, self.warmup_tokens)
+        left = max(1, self.final_tokens - self.warmup_tokens)
+        progress = min(1.0, (n_tokens - self.warmup_tokens) / left)
+        cosine = 0.5 * (1.0 + math.cos(math.pi * progress))
+        return self.learning_rate * max(_FINAL_FRACTION, cosine)
+
+
+class DecisionMambaImpl(TransformerAlgoImplBase):
+    """Updates and predicts.
+
+    Args:
+        observation_shape: Of one observation, or of each array of a tuple.
+        action_size: Dimensions of an action, or the number of actions.
+        modules: Network, optimiser and progress.
+        is_discrete: Whether actions are numbers of actions.
+        precision: ``"fp32"`` or ``"bf16"``.
+        seed: Seed of dropout; None draws from the global generator.
+        schedule: Sets the learning rate before each update; None leaves it to the optimiser.
+        compiled: Whether updates are compiled and run as a CUDA graph.
+        device: Name of the device.
+    """
+
+    _modules: DecisionMambaModules
+
+    def __init__(
+        self,
+        observation_shape: Any,
+        action_size: int,
+        modules: DecisionMambaModules,
+        *,
+        is_discrete: bool,
+        precision: str,
+        seed: int | None,
+        schedule: TokenSchedule | None,
+        compiled: bool,
+        device: str,
+    ) -> None:
+        super().__init__(observation_shape, action_size, modules, device)
+        self._is_discrete = is_discrete
+        self._precision = precision
+        self._seed = None if compiled else seed
+        self._schedule = schedule
+        self._compiled = compiled
+        self._compute_grad = CudaGraphWrapper(self.compute_grad) if compiled else self.compute_grad
+
+    @property
+    def model(self) -> SequenceModel:
+        """The network, out of ``DistributedDataParallel``."""
+        model: SequenceModel = unwrap_ddp_model(self._modules.transformer)
+        return model
+
+    @property
+    def progress(self) -> TrainingProgress:
+        """How far training has come."""
+        return self._modules.progress
+
+    def inner_predict(self, inpt: Any) -> Tensor:
+        """Predict at the newest step of one window: an action (A,), or logits (A,)."""
+        masks = find_real_steps(inpt.masks, inpt.timesteps)
+        window = to_windows(
+            dataclasses.replace(inpt, masks=masks), is_discrete=self._is_discrete
+        )  # B = 1
+        predictions = self.model(
+            window.observations, window.actions, window.returns_to_go, window.timesteps
+        )
+        newest = window.padding_mask.sum(dim=1) - 1
+        prediction: Tensor = predictions[0].index_select(0, newest)[0]
+        return prediction
+
+    def compute_loss(self, batch: Any) -> Tensor:
+        """Return the mean loss over the real steps of d3rlpy's ``TorchTrajectoryMiniBatch``."""
+        on_cpu = self._device.startswith("cpu")
+        windows = to_windows(batch, is_discrete=self._is_discrete, may_look=on_cpu)
+        predictions = self._modules.transformer(
+            windows.observations, windows.actions, windows.returns_to_go, windows.timesteps
+        )
+        head = self.model.head
+        return compute_mean_loss(head, predictions, windows.actions, windows.padding_mask)
+
+    def compute_grad(self, batch: Any) -> dict[str, Tensor]:
+        """Fill the gradients; return the loss under its name."""
+        self._modules.optim.zero_grad()
+        with torch.autocast(
+            torch.device(self._device).type, torch.bfloat16, enabled=self._precision == "bf16"
+        ):
+            loss = self.compute_loss(batch)
+        loss.backward()
+        return {"loss": loss}
+
+    def inner_update(self, batch: Any, grad_step: int) -> dict[str, float]:
+        """Take one optimiser step.
+
+        Returns:
+            The loss, and for a schedule by tokens the learning rate.
+
+        Raises:
+            DivergenceError: The loss is not finite; the weights are as they were.
+        """
+        metrics: dict[str, float] = {}
+        progress = self.progress
+        n_tokens = int(progress.n_tokens) + int(batch.masks.sum())
+        if self._schedule is not None:
+            metrics["learning_rate"] = self._schedule.compute(n_tokens)
+            for group in self._modules.optim.optim.param_groups:
+                group["lr"] = metrics["learning_rate"]
+        with self._own_randomness():
+            loss = float(self._compute_grad(batch)["loss"].detach())
+        if not math.isfinite(loss):
+            raise DivergenceError(
+                f"update {int(progress.n_updates) + 1} had loss {loss}: lower learning_rate, clip "
+                f"gradients with optim_factory=AdamWFactory(clip_grad_norm=0.25), scale rewards "
+                f"with reward_scaler=MultiplyRewardScaler(0.001), or look for such numbers in the "
+                f"dataset"
+            )
+        self._modules.optim.step()
+        progress.n_tokens.fill_(n_tokens)
+        progress.n_updates += 1
+        return {"loss": loss, **metrics}
+
+    def _own_randomness(self) -> contextlib.AbstractContextManager[None]:
+        if self._seed is None:
+            return contextlib.nullcontext()
+        entropy = [self._seed, int(self.progress.n_updates), DROPOUT_STREAM]
+        if self.model is not self._modules.transformer and torch.distributed.get_rank() > 0:
+            entropy.append(torch.distributed.get_rank())  # each process drops out for itself
+        return local_seed(torch.device(self._device), *entropy)
+
+    def load_model(self, f: Any) -> None:
+        """Load what :meth:`save_model` wrote, also into a network that is data-parallel."""
+        # d3rlpy's own takes the network out of DistributedDataParallel to save it, not to load it.
+        modules = dataclasses.replace(self._modules, transformer=self.model)
+        modules.create_checkpointer(self._device).load(f)

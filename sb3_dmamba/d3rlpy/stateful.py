@@ -1,0 +1,116 @@
+"""Acting with the recurrent state, behind the two methods of d3rlpy's stateful wrapper."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from d3rlpy.constants import ActionSpace
+from d3rlpy.torch_utility import convert_to_torch, convert_to_torch_recursively
+from gymnasium import spaces
+from torch import Tensor
+
+from sb3_dmamba.d3rlpy.network import pack_observations
+from sb3_dmamba.networks.acting import StreamMemory
+
+if TYPE_CHECKING:
+    from d3rlpy.algos.transformer.action_samplers import TransformerActionSampler
+
+    from sb3_dmamba.d3rlpy.algos import SequenceAlgoBase
+
+__all__ = ["StreamTransformerWrapper"]
+
+
+class StreamTransformerWrapper:
+    """An actor for one environment that carries the recurrent state over the episode.
+
+    Takes the place of d3rlpy's ``StatefulTransformerWrapper``: the same ``predict`` and ``reset``,
+    at a cost that does not grow with ``context_size``, and with a memory of the whole episode.
+    For the first ``context_size`` steps of an episode Mamba predicts what the window would.
+
+    Args:
+        algo: One of our algorithms, built.
+        target_return: Return to ask for at the start of each episode.
+        action_sampler: Makes an action of a prediction.
+    """
+
+    def __init__(
+        self,
+        algo: SequenceAlgoBase,
+        target_return: float,
+        action_sampler: TransformerActionSampler,
+    ) -> None:
+        assert algo.impl is not None
+        self._algo = algo
+        self._target_return = target_return
+        self._action_sampler = action_sampler
+        self._is_discrete = algo.get_action_type() == ActionSpace.DISCRETE
+        size = algo.impl.action_size
+        action_space: spaces.Space[Any] = spaces.Box(-1.0, 1.0, (size,), np.float32)
+        if self._is_discrete:
+            action_space = spaces.Discrete(size)
+        self._memory = StreamMemory(algo.impl.model, action_space)
+        self.reset()
+
+    @property
+    def algo(self) -> SequenceAlgoBase:
+        """The algorithm that acts."""
+        return self._algo
+
+    def reset(self) -> None:
+        """Begin an episode: forget the last one, and ask for the whole target again."""
+        self._state = self._memory.initial_state(1)
+        self._return_rest = self._target_return
+
+    @torch.no_grad()
+    def predict(self, x: Any, reward: float) -> Any:
+        """Choose the next action.
+
+        Args:
+            x: One observation (*obs), or the arrays of a tuple.
+            reward: The reward of the last action; 0 at an episode's first step.
+
+        Returns:
+            What the action sampler makes of the prediction: (A,) float32, or an int.
+        """
+        self._return_rest -= reward
+        self._algo.impl.modules.set_eval()
+        prediction, remembered = self._memory.encode(
+            self._prepare(x), self._scaled_return(), self._state
+        )
+        output = prediction[0]
+        scaler = self._algo.action_scaler
+        if scaler is not None:
+            output = scaler.reverse_transform(output)
+        action = self._action_sampler(output.cpu().numpy())
+        self._state = self._memory.remember_action(self._stored(action), self._state, remembered)
+        return action
+
+    def _prepare(self, x: Any) -> Tensor:
+        one = [part[None] for part in x] if isinstance(x, (list, tuple)) else np.asarray(x)[None]
+        observation = convert_to_torch_recursively(one, self._device)
+        if self._algo.observation_scaler is not None:
+            observation = self._algo.observation_scaler.transform(observation)
+        if isinstance(observation, Tensor):
+            return observation  # (1, *obs)
+        return pack_observations([part.unsqueeze(1) for part in observation])[:, 0]  # (1, size)
+
+    def _scaled_return(self) -> Tensor:
+        returns_to_go = torch.tensor([self._return_rest], dtype=torch.float32, device=self._device)
+        if self._algo.reward_scaler is not None:
+            returns_to_go = self._algo.reward_scaler.transform(returns_to_go)
+        return returns_to_go  # (1,)
+
+    def _stored(self, action: Any) -> Tensor:
+        if self._is_discrete:
+            return torch.tensor([int(action)], device=self._device)
+        taken: Tensor = convert_to_torch(np.asarray(action)[None], self._device)  # (1, A)
+        if self._algo.action_scaler is not None:
+            taken = self._algo.action_scaler.transform(taken)
+        return taken
+
+    @property
+    def _device(self) -> str:
+        device: str = self._algo.impl.device
+        return device
