@@ -70,6 +70,7 @@ class SavedModel:
                 "env_id": self.dataset.env_id,
                 "env_kwargs": dict(self.dataset.env_kwargs),
                 "clip_rewards": self.dataset.clip_rewards,
+                "delayed_rewards": self.dataset.delayed_rewards,
             },
             "observation_space": space_to_json(self.observation_space),
             "action_space": space_to_json(self.action_space),
@@ -193,6 +194,7 @@ def _read_dataset(fields: Mapping[str, Any], returns: Tensor) -> DatasetInfo:
         _expect(fields["env_kwargs"], dict),
         returns.to(torch.float64).numpy(),
         _expect(fields.get("clip_rewards"), bool, type(None)),  # absent in older files
+        _expect(fields.get("delayed_rewards", False), bool),  # likewise
     )
 
 

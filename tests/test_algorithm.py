@@ -498,7 +498,7 @@ def test_a_dataset_that_is_not_the_environments() -> None:
     for env in (ChoiceEnv(), ChoiceEnv, DummyVecEnv([ChoiceEnv])):
         with pytest.raises(SpaceError, match="environment has"):
             tiny_model(env).fit(random_trajectories(observation_shape=(2,)), 1)
-    with pytest.raises(SpaceError, match="environment has observations"):
+    with pytest.raises(SpaceError, match="environment CartPole-v1 has observations"):
         tiny_model("CartPole-v1").fit(DATA, 1)
 
 

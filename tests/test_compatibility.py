@@ -112,7 +112,8 @@ def test_a_missing_package_names_the_extra(
     name: str, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "sb3_dmamba.compatibility.find_spec", lambda name: None if name == package else object()
+        "sb3_dmamba.compatibility.other_interfaces.find_spec",
+        lambda name: None if name == package else object(),
     )
     with pytest.raises(MissingDependencyError, match=rf"{package} is.*sb3-dmamba\[shimmy\]"):
         get_task(name).make_env()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -18,6 +18,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from sb3_dmamba import ReturnToGo
 from sb3_dmamba.atari import ATARI_ID
 from sb3_dmamba.data import DatasetInfo, Trajectories
+from sb3_dmamba.data.transforms import replace
 from sb3_dmamba.environments import (
     Surroundings,
     check_spaces,
@@ -29,7 +30,7 @@ from sb3_dmamba.environments import (
 from sb3_dmamba.errors import ConfigError, DatasetError, SpaceError, UnknownTaskError
 from sb3_dmamba.tasks import ReferenceScores, Task, get_task
 from tests.models import tiny_model
-from tests.toys import ChoiceEnv, choice_trajectories
+from tests.toys import ChoiceEnv, choice_trajectories, random_trajectories
 
 DATA = choice_trajectories(50)
 BOX, PAIR = spaces.Box(-1.0, 1.0, (2,)), spaces.Discrete(2)
@@ -394,3 +395,83 @@ def test_spaces_that_differ(observations: Any, actions: Any) -> None:
 )
 def test_spaces_that_are_alike(observations: Any) -> None:
     check_spaces(BOX, PAIR, Shown(observations, spaces.Discrete(2)), "the toy")
+
+
+# --- When it is made ---------------------------------------------------------------------------
+
+
+class Counted(ChoiceEnv):
+    """Counts how many were made."""
+
+    made: ClassVar[list[int]] = []
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made.append(1)
+
+
+@pytest.fixture
+def counted_id() -> Iterator[str]:
+    Counted.made.clear()
+    gym.register("Counted-v0", Counted)  # type: ignore[arg-type]
+    yield "Counted-v0"
+    del gym.registry["Counted-v0"]
+
+
+@pytest.mark.parametrize("names_it", ["dataset", "task and dataset"])
+def test_the_datasets_own_environment_is_made_when_it_is_needed(
+    counted_id: str, names_it: str
+) -> None:
+    task = counted_id if names_it == "task and dataset" else None
+    model = tiny_model(task).fit(replace(DATA, env_id=counted_id), 2)
+    assert not Counted.made
+    assert model.env is None
+    venv = model.get_env()
+    assert venv is model.env is model.get_env()
+    assert len(Counted.made) == 1
+    model.fit(n_steps=1)
+    assert len(Counted.made) == 1
+
+
+def test_learning_imports_no_package_that_a_dataset_names() -> None:
+    model = tiny_model().fit(replace(DATA, env_id="no_such_package:Thing-v0"), 1)
+    with pytest.raises(UnknownTaskError, match="no_such_package"):
+        model.get_env()
+    with pytest.raises(UnknownTaskError, match="no_such_package"):
+        model.evaluate(5.0, 1, n_workers=0)
+    model.evaluate(5.0, 1, env=ChoiceEnv, n_workers=0)
+
+
+@pytest.mark.parametrize("env_id", [None, "Another-v0"])
+def test_an_environment_that_may_be_another_is_looked_at(
+    counted_id: str, env_id: str | None
+) -> None:
+    tiny_model(counted_id).fit(replace(DATA, env_id=env_id), 1)
+    assert len(Counted.made) == 1
+    wrong = replace(random_trajectories(observation_shape=(3,), n_actions=2), env_id=env_id)
+    with pytest.raises(SpaceError, match=r"task's environment Counted-v0 .*has observations of"):
+        tiny_model(counted_id).fit(wrong, 1)
+
+
+def test_a_seed_waits_for_the_environment(counted_id: str) -> None:
+    model = tiny_model().fit(replace(DATA, env_id=counted_id), 1)
+    model.set_random_seed(5)
+    assert not Counted.made
+    venv: Any = model.get_env()
+    expected, _ = ChoiceEnv().reset(seed=5)
+    assert venv.reset()["observation"].tolist() == [expected.tolist()]
+
+
+def test_games_and_other_data_are_not_mixed() -> None:
+    hopper = dataclasses.replace(info([5.0]), env_id="Hopper-v5")
+    with pytest.raises(DatasetError, match=r"of Hopper-v5, .*'breakout' .*DecisionMamba\('Hopper"):
+        Surroundings(None, get_task("breakout")).check_dataset(hopper)
+    pong = atari_info([1.0], game="Pong")
+    with pytest.raises(DatasetError, match=r"of the game 'Pong', .*use DecisionMamba\('pong'\)"):
+        Surroundings(None, get_task("hopper-medium-v2")).check_dataset(pong)
+    other = Task(name="mine", env_id="ALE/Pong-v5")  # which the user may have wrapped
+    Surroundings(None, other).check_dataset(pong)
+    with pytest.raises(DatasetError, match=r"of Hopper-v5, and the task 'breakout'"):
+        tiny_model("breakout").fit(
+            replace(random_trajectories(observation_shape=(11,)), env_id="Hopper-v5"), 1
+        )

@@ -150,6 +150,7 @@ class ActingAlgorithm(BaseAlgorithm):
         memory: Memory | None = None,
         deterministic: bool = True,
         clip_rewards: bool | None = None,
+        delayed_rewards: bool | None = None,
     ) -> StatefulActor:
         """Return an actor for one environment whose caller passes the rewards itself.
 
@@ -159,12 +160,28 @@ class ActingAlgorithm(BaseAlgorithm):
             deterministic: Whether a discrete action is the likeliest one, or drawn.
             clip_rewards: Whether the return-to-go counts rewards clipped to [-1, 1]; None is as
                 in the dataset, or the task.
+            delayed_rewards: Whether the return-to-go stays at the target until an episode's end;
+                None is as in the dataset.
 
         Returns:
             An actor with d3rlpy's protocol: ``predict(x, reward)`` and ``reset()``.
         """
-        policy, clip = self._built_policy(), self._clips_rewards(clip_rewards)
-        return StatefulActor(policy, target_return, memory, deterministic, clip)
+        policy, counting = self._built_policy(), self._counts(clip_rewards, delayed_rewards)
+        return StatefulActor(policy, target_return, memory, deterministic, **counting)
+
+    def condition_env(self, env: Any, target_return: float | None = None) -> Any:
+        """Wrap an environment so that it shows the return-to-go, counted as in the dataset.
+
+        Args:
+            env: A Gymnasium environment, vector environment or ``VecEnv``, with the model's
+                spaces.
+            target_return: Return to ask for at the start of each episode; None is
+                :attr:`target_return`.
+
+        Returns:
+            A :class:`~sb3_dmamba.ReturnToGo` of the same kind.
+        """
+        return self._surroundings.condition(env, target_return)
 
     def get_env(self) -> VecEnv | None:
         """Return the environment to act in, conditioned on ``target_return``; None if unknown.
@@ -177,7 +194,7 @@ class ActingAlgorithm(BaseAlgorithm):
         """
         venv = self._surroundings.make()
         if venv is not None and venv is not self.env and self._updater is not None:
-            self._check(venv, "the environment")
+            self._check(venv, self._surroundings.describe())
         self.env = venv
         self.n_envs = 1 if venv is None else venv.num_envs
         return venv
@@ -220,16 +237,18 @@ class ActingAlgorithm(BaseAlgorithm):
         if self._updater is not None:
             self._updater.seed = self.seed
             self.action_space.seed(self.seed)
-        if self.env is not None:
-            self.env.seed(self.seed)
+        self._surroundings.seed(self.seed)
 
     @property
     def dataset(self) -> DatasetInfo:
         """What the model was fitted to last."""
         return self._surroundings.dataset
 
-    def _clips_rewards(self, asked: bool | None) -> bool:
-        return self._surroundings.clip_rewards if asked is None else asked
+    def _counts(self, clip_rewards: bool | None, delayed_rewards: bool | None) -> dict[str, Any]:
+        """Return how rewards are taken off the return-to-go: as asked, else as in the dataset."""
+        known, asked = self._surroundings, {"clip_rewards": clip_rewards}
+        asked["delayed_rewards"] = delayed_rewards
+        return {name: getattr(known, name) if how is None else how for name, how in asked.items()}
 
     # --- Evaluation ----------------------------------------------------------------------------
 
@@ -242,6 +261,7 @@ class ActingAlgorithm(BaseAlgorithm):
         memory: Memory | None = None,
         deterministic: bool = True,
         clip_rewards: bool | None = None,
+        delayed_rewards: bool | None = None,
         seed: int | None = None,
         n_envs: int | None = None,
         n_workers: int | None = None,
@@ -257,6 +277,8 @@ class ActingAlgorithm(BaseAlgorithm):
             deterministic: Whether a discrete action is the likeliest one, or drawn.
             clip_rewards: Whether targets count rewards clipped to [-1, 1] (scores never do);
                 None is as in the dataset, or the task.
+            delayed_rewards: Whether the return-to-go stays at the target until an episode's end;
+                None is as in the dataset.
             seed: Episode k of every target starts from environment seed ``seed + k``; None is
                 the model's seed.
             n_envs: Environments that live at once; None decides.
@@ -283,7 +305,7 @@ class ActingAlgorithm(BaseAlgorithm):
             seed=self.seed if seed is None else seed,
             memory=memory,
             deterministic=deterministic,
-            clip_rewards=self._clips_rewards(clip_rewards),
+            **self._counts(clip_rewards, delayed_rewards),
             reference=None if env is not None else self._surroundings.reference_scores(),
             details=ReportDetails(
                 task=None if self.task is None else self.task.name,

@@ -15,11 +15,10 @@ from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.data import (
     DatasetInfo,
     Trajectories,
-    WindowSampler,
     compute_observation_statistics,
     load_trajectories,
 )
-from sb3_dmamba.environments import Environment, Surroundings, wrap
+from sb3_dmamba.environments import Environment, Surroundings, check_dataset
 from sb3_dmamba.errors import (
     ConfigError,
     DatasetError,
@@ -29,6 +28,7 @@ from sb3_dmamba.errors import (
 from sb3_dmamba.files import COUNTERS, SavedModel
 from sb3_dmamba.tasks import Task, get_task
 from sb3_dmamba.training.callbacks import as_callbacks
+from sb3_dmamba.training.carrying import make_sampler
 from sb3_dmamba.training.loop import run_updates
 from sb3_dmamba.training.seeding import draw_seed
 from sb3_dmamba.training.updater import Updater
@@ -155,9 +155,7 @@ class DecisionMamba(ActingAlgorithm):
             n_steps = unfinished if unfinished > 0 else self.config.n_updates
         self._total_timesteps = self.num_timesteps + n_steps
         assert self._updater is not None
-        sampler = WindowSampler(
-            trajectories, self.config.context_length, self.config.batch_size, self.seed
-        )
+        sampler = make_sampler(trajectories, self.config, self.seed)
         run_updates(self, self._updater, sampler, callback, log_interval, tb_log_name, progress_bar)
         return self
 
@@ -196,30 +194,38 @@ class DecisionMamba(ActingAlgorithm):
         )
 
     def _set_up(self, trajectories: Trajectories) -> None:
-        """Build the networks at the first call; check that the dataset fits them at every one."""
+        """Build the networks at the first call; check that the dataset fits them at every one.
+
+        Learning needs no environment: the dataset's own is made when somebody asks for it. One
+        that the user or the task names is looked at, since it may be another.
+        """
+        is_new = trajectories is not self._trajectories
+        dataset = DatasetInfo.of(trajectories) if is_new else self.dataset
+        self._surroundings.check_dataset(dataset)
         if self._updater is None:
             statistics = None
             if self.config.normalize_observations:
                 statistics = compute_observation_statistics(trajectories)
             spaces_ = trajectories.observation_space, trajectories.action_space
             self._adopt(Updater.create(*spaces_, self.config, statistics, self.seed, self.device))
-        self._check(trajectories, "the dataset")
-        if trajectories is not self._trajectories:
+        check_dataset(self.policy.observation_space, self.action_space, trajectories)
+        if is_new:
             self._trajectories = trajectories
-            self._surroundings.remember(DatasetInfo.of(trajectories))
+            self._surroundings.remember(dataset)
+        if not self._surroundings.is_doubtful:
+            return
         try:
             self.get_env()
         except (MissingDependencyError, UnknownTaskError):
             if self._surroundings.given is not None:
-                raise
-            # Learning needs no environment; whoever needs it will be told.
+                raise  # where the task's cannot be made, whoever needs it will be told
 
     def _make_eval_callback(
         self, env: Environment | None, eval_freq: int, n_episodes: int
     ) -> EvalCallback:
         check_count("n_eval_episodes", n_episodes, 1)
         environment = self._surroundings.require() if env is None else env
-        venv = wrap(environment, self.target_return, self._surroundings.clip_rewards)
+        venv = self._surroundings.wrap(environment)
         self._check(venv, "the environment")
         return EvalCallback(
             venv, eval_freq=eval_freq, n_eval_episodes=n_episodes, verbose=self.verbose

@@ -1,16 +1,23 @@
-"""The packages that register environments when they are imported."""
+"""From an id to an environment, with the package that registers it, or an error that says why not.
+
+Imports Gymnasium when an environment is made.
+"""
 
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sb3_dmamba import atari
-from sb3_dmamba.compatibility import import_shimmy, old_gym_arguments
-from sb3_dmamba.errors import MissingDependencyError
+from sb3_dmamba.compatibility.other_interfaces import import_shimmy, old_gym_arguments
+from sb3_dmamba.errors import MissingDependencyError, UnknownTaskError
 
-__all__ = ["OLD_GYM", "is_known_elsewhere", "resolve"]
+if TYPE_CHECKING:
+    import gymnasium
+
+__all__ = ["OLD_GYM", "is_known_elsewhere", "make_environment"]
 
 OLD_GYM = "gym:"
 _ALE = "ALE/"
@@ -23,18 +30,53 @@ def is_known_elsewhere(name: str) -> bool:
     return name.startswith((_ALE, OLD_GYM)) or is_dm_control
 
 
-def resolve(env_id: str, env_kwargs: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Import what registers an environment, and return what ``gymnasium.make`` takes for it.
+def make_environment(env_id: str, env_kwargs: Mapping[str, Any]) -> gymnasium.Env[Any, Any]:
+    """Make one environment.
 
     Args:
-        env_id: A Gymnasium id, one of the Arcade Learning Environment (``"ALE/Pong-v5"``) or of
-            dm_control (``"dm_control/cartpole-swingup-v0"``), or ``"gym:"`` and an id of the old
-            gym.
+        env_id: A Gymnasium id (``"package:Name-v0"`` imports the package first), one of the Arcade
+            Learning Environment (``"ALE/Pong-v5"``) or of dm_control
+            (``"dm_control/cartpole-swingup-v0"``), or ``"gym:"`` and an id of the old gym.
         env_kwargs: Arguments of the environment.
 
     Raises:
-        MissingDependencyError: The package is not installed.
+        UnknownTaskError: Gymnasium cannot make it.
+        MissingDependencyError: The environment's package is not installed.
     """
+    import gymnasium
+
+    name, kwargs = _resolve(env_id, env_kwargs)
+    try:
+        with warnings.catch_warnings():
+            # Hopper-v4 and its siblings are asked for on purpose: v5 changes the rewards.
+            warnings.filterwarnings("ignore", ".*is out of date", DeprecationWarning)
+            return gymnasium.make(name, **kwargs)
+    except gymnasium.error.DependencyNotInstalled as error:
+        if "mujoco" in str(error) and "mujoco_py" not in str(error):
+            raise MissingDependencyError("mujoco", f"make {env_id}", "mujoco") from error
+        raise UnknownTaskError(f"{env_id!r} cannot be made here: {error}") from error
+    except gymnasium.error.Error as error:
+        raise UnknownTaskError(
+            f"Gymnasium cannot make {env_id!r}: {error} (a package that registers it "
+            'can be named in front: "package:Name-v0")'
+        ) from error
+    except ModuleNotFoundError as error:
+        package, colon, _ = name.partition(":")
+        missing = getattr(error.__cause__ or error, "name", None)
+        if not colon or missing is None or not f"{package}.".startswith(f"{missing}."):
+            raise  # something that the environment's package needs
+        raise UnknownTaskError(
+            f"{env_id!r} is of the package {package!r}, which is not installed here: install it, "
+            f"or give the environment itself"
+        ) from error
+    except Exception as error:
+        if type(error).__module__ != "gym.error":
+            raise
+        raise UnknownTaskError(f"gym cannot make {env_id!r}: {error}") from error
+
+
+def _resolve(env_id: str, env_kwargs: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Import what registers an environment, and return what ``gymnasium.make`` takes for it."""
     kwargs = dict(env_kwargs)
     if env_id == atari.ATARI_ID:
         atari.register()

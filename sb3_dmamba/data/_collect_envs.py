@@ -18,6 +18,7 @@ from numpy import ndarray
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
 from sb3_dmamba.atari import register
+from sb3_dmamba.compatibility import as_gymnasium, make_environment
 from sb3_dmamba.data._collect_normalizers import find_normalizers, statistics_kept
 from sb3_dmamba.errors import ConfigError, DatasetError
 
@@ -172,14 +173,32 @@ class Opened:
     env_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 
+Condition = Callable[[Any], Any]
+"""Adds the return-to-go to an environment of any of the three kinds."""
+
+
 @contextlib.contextmanager
-def open_envs(env: Any, n_envs: int, env_kwargs: Mapping[str, Any] | None) -> Iterator[Opened]:
+def open_envs(
+    env: Any,
+    n_envs: int,
+    env_kwargs: Mapping[str, Any] | None,
+    condition: Condition | None = None,
+) -> Iterator[Opened]:
     """Make what is not made yet (and close that at the end), and adapt the rest.
+
+    Args:
+        env: What the user gave.
+        n_envs: How many to make.
+        env_kwargs: Arguments of the environment.
+        condition: For a policy that needs the return-to-go: adds it where it is not shown.
 
     Raises:
         ConfigError: ``env`` is nothing of the kind, or cannot be made ``n_envs`` times.
+        UnknownTaskError: No environment has that id.
+        MissingDependencyError: The environment's package is not installed.
         DatasetError: The environment's own observations cannot be told from normalised ones.
     """
+    env = as_gymnasium(env)
     is_made = isinstance(env, (gym.Env, VectorEnv, VecEnv))
     if is_made and n_envs != 1:
         raise ConfigError(
@@ -188,7 +207,7 @@ def open_envs(env: Any, n_envs: int, env_kwargs: Mapping[str, Any] | None) -> It
         )
     if is_made:
         with statistics_kept(env):
-            yield _adapt(env)
+            yield _adapt(_with_return_to_go(env, condition), describe_environment(env))
         return
     if not isinstance(env, str) and not callable(env):
         raise ConfigError(
@@ -196,24 +215,42 @@ def open_envs(env: Any, n_envs: int, env_kwargs: Mapping[str, Any] | None) -> It
             f"Stable-Baselines3 vector), or a function that makes one"
         )
     made: list[gym.Env[Any, Any]] = []
-    register()  # what "sb3_dmamba:..." names, should this package be older than Gymnasium here
     try:
         for _ in range(n_envs):
-            new = gym.make(env, **(env_kwargs or {})) if isinstance(env, str) else env()
+            new = _make(env, env_kwargs)
             if not isinstance(new, gym.Env) or any(new is each for each in made):
                 raise ConfigError(
                     f"env() returned {new!r}: it must make a new gymnasium.Env at each call"
                 )
             made.append(new)
         named = (env, dict(env_kwargs or {})) if isinstance(env, str) else None
-        yield _condition_free(GymEnvs(made), named or describe_environment(made[0]))
+        shown = [_with_return_to_go(each, condition) for each in made]
+        yield _condition_free(GymEnvs(shown), named or describe_environment(made[0]))
     finally:
         for each in made:
             each.close()  # type: ignore[no-untyped-call]
 
 
-def _adapt(env: gym.Env[Any, Any] | VectorEnv[Any, Any, Any] | VecEnv) -> Opened:
-    named = describe_environment(env)
+def _make(env: str | Callable[[], Any], env_kwargs: Mapping[str, Any] | None) -> Any:
+    if not isinstance(env, str):
+        return as_gymnasium(env())
+    register()  # what "sb3_dmamba:..." names, should this package be older than Gymnasium here
+    return make_environment(env, env_kwargs or {})
+
+
+def _with_return_to_go(env: Any, condition: Condition | None) -> Any:
+    space = getattr(env, "single_observation_space", env.observation_space)
+    return env if condition is None or _is_conditioned(space) else condition(env)
+
+
+def _is_conditioned(space: spaces.Space[Any]) -> bool:
+    return isinstance(space, spaces.Dict) and set(space.spaces) == {"observation", "return_to_go"}
+
+
+def _adapt(
+    env: gym.Env[Any, Any] | VectorEnv[Any, Any, Any] | VecEnv,
+    named: tuple[str | None, dict[str, Any]],
+) -> Opened:
     if isinstance(env, gym.Env):
         return _condition_free(GymEnvs([env]), named)
     if isinstance(env, VectorEnv):
@@ -239,7 +276,7 @@ def _adapt(env: gym.Env[Any, Any] | VectorEnv[Any, Any, Any] | VecEnv) -> Opened
 def _condition_free(envs: Envs, named: tuple[str | None, dict[str, Any]]) -> Opened:
     """Leave the return-to-go, which a wrapper has added to the observations, unrecorded."""
     space = envs.observation_space
-    if isinstance(space, spaces.Dict) and set(space.spaces) == {"observation", "return_to_go"}:
+    if isinstance(space, spaces.Dict) and _is_conditioned(space):
         return Opened(envs, space["observation"], lambda seen: seen["observation"], *named)
     return Opened(envs, space, lambda seen: seen, *named)
 

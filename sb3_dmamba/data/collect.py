@@ -49,10 +49,10 @@ def collect(
     return-to-go.
 
     Args:
-        policy: A Stable-Baselines3 model or policy (recurrent ones and ``DecisionMamba``, in an
-            environment wrapped in ``ReturnToGo``, included), a d3rlpy algorithm, a stateful
-            wrapper (``model.as_stateful_wrapper(target_return)``, in one environment), a function
-            from one observation to an action, or ``"random"``.
+        policy: A Stable-Baselines3 model or policy (recurrent ones included), a ``DecisionMamba``
+            (which is asked for its ``target_return`` where the environment shows no return-to-go),
+            a d3rlpy algorithm, a stateful wrapper (``model.as_stateful_wrapper(target_return)``,
+            in one environment), a function from one observation to an action, or ``"random"``.
         env: A Gymnasium id, a function that makes an environment, or a ``gymnasium.Env``, a
             ``gymnasium.vector.VectorEnv`` or an SB3 ``VecEnv``, which is reset first and not
             closed.
@@ -83,6 +83,8 @@ def collect(
         DatasetError: An observation or a reward is not finite, an action lies outside the space,
             or observations are no stacks of frames.
         SpaceError: The environment's spaces cannot be learnt.
+        UnknownTaskError: No environment has the id ``env``.
+        MissingDependencyError: Its package is not installed.
     """
     for what, value, minimum in (("n_steps", n_steps, 1), ("n_envs", n_envs, 1), ("seed", seed, 0)):
         is_integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
@@ -94,7 +96,8 @@ def collect(
             f"or, to be noted, as env_id"
         )
     seed = None if seed is None else int(seed)
-    with open_envs(env, int(n_envs), env_kwargs) as opened:
+    condition = getattr(policy, "condition_env", None)
+    with open_envs(env, int(n_envs), env_kwargs, condition) as opened:
         noted = (opened.env_id, opened.env_kwargs) if env_id is None else (env_id, env_kwargs)
         kind = policy if isinstance(policy, str) else getattr(policy, "__name__", None)
         described: dict[str, Any] = {

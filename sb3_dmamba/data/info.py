@@ -27,6 +27,9 @@ class DatasetInfo:
         clip_rewards: Whether its rewards were clipped to [-1, 1], so that acting should count
             them so: True for an Atari game without a larger one, False where any is larger, None
             where nothing says.
+        delayed_rewards: Whether episodes were paid at their last steps alone, so that the
+            return-to-go stayed as it was until then, and should stay so in acting. Where the
+            environment pays so too it does in any case.
     """
 
     source: str = ""
@@ -34,12 +37,18 @@ class DatasetInfo:
     env_kwargs: Mapping[str, Any] = field(default_factory=dict)
     returns: np.ndarray = field(default_factory=lambda: np.zeros(0))
     clip_rewards: bool | None = None
+    delayed_rewards: bool = False
 
     @classmethod
     def of(cls, trajectories: Trajectories) -> DatasetInfo:
         """Note what is worth remembering of a dataset."""
-        groups = iterate_groups(trajectories.rewards, trajectories.episode_offsets)
-        largest = max(float(np.abs(rewards).max()) for rewards, _ in groups)
+        largest, paid_early, paid_last = 0.0, False, False
+        for rewards, offsets in iterate_groups(trajectories.rewards, trajectories.episode_offsets):
+            largest = max(largest, float(np.abs(rewards).max()))
+            is_last = np.zeros(len(rewards), dtype=bool)
+            is_last[offsets[1:] - 1] = True
+            paid_early |= bool(rewards[~is_last].any())
+            paid_last |= bool(rewards[is_last].any())
         is_atari = trajectories.env_id == ATARI_ID
         return cls(
             trajectories.source,
@@ -47,4 +56,5 @@ class DatasetInfo:
             dict(trajectories.env_kwargs),
             np.asarray(trajectories.returns, dtype=np.float64),
             False if largest > 1.0 else True if is_atari else None,
+            paid_last and not paid_early and int(trajectories.lengths.max()) > 1,
         )

@@ -3,6 +3,7 @@
 from sb3_dmamba.environments.making import (
     Environment,
     MakeEnv,
+    check_dataset,
     check_spaces,
     is_conditioned,
     make_factory,
@@ -15,6 +16,7 @@ __all__ = [
     "Environment",
     "MakeEnv",
     "Surroundings",
+    "check_dataset",
     "check_spaces",
     "is_conditioned",
     "make_factory",

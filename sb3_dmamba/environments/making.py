@@ -12,8 +12,9 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 
 from sb3_dmamba.compatibility import as_gymnasium, make_gymnasium
-from sb3_dmamba.data import flat_space
+from sb3_dmamba.data import Trajectories, flat_space
 from sb3_dmamba.data._collect_normalizers import check_returns_unscaled
+from sb3_dmamba.data.action_bounds import check_actions_fit, check_actions_known
 from sb3_dmamba.errors import SpaceError, UnknownTaskError
 from sb3_dmamba.evaluation import ReturnToGo
 from sb3_dmamba.tasks import get_task
@@ -21,6 +22,7 @@ from sb3_dmamba.tasks import get_task
 __all__ = [
     "Environment",
     "MakeEnv",
+    "check_dataset",
     "check_spaces",
     "conditions_itself",
     "is_conditioned",
@@ -109,7 +111,12 @@ def set_target_return(venv: VecEnv, target_return: float) -> None:
     outermost.env_method("set_target_return", target_return)
 
 
-def wrap(environment: Environment, target_return: float, clip_rewards: bool = False) -> VecEnv:
+def wrap(
+    environment: Environment,
+    target_return: float,
+    clip_rewards: bool = False,
+    delayed_rewards: bool = False,
+) -> VecEnv:
     """Make an environment ready to act in: vectorised, monitored, conditioned.
 
     Args:
@@ -118,6 +125,7 @@ def wrap(environment: Environment, target_return: float, clip_rewards: bool = Fa
             dm_control is converted.
         target_return: Return to ask for at the start of each episode.
         clip_rewards: Whether the return-to-go loses rewards clipped to [-1, 1].
+        delayed_rewards: Whether the return-to-go stays at the target until an episode's end.
 
     Raises:
         UnknownTaskError: The name is unknown.
@@ -126,14 +134,15 @@ def wrap(environment: Environment, target_return: float, clip_rewards: bool = Fa
         MissingDependencyError: Shimmy is needed for a conversion and is not installed.
     """
     environment = as_gymnasium(environment)
+    conditions = target_return, clip_rewards, delayed_rewards
     if isinstance(environment, VecEnv):
         if is_conditioned(environment.observation_space):
             check_returns_unscaled(environment)
             return environment
-        return cast(VecEnv, ReturnToGo(environment, target_return, clip_rewards))
+        return cast(VecEnv, ReturnToGo(environment, *conditions))
     env = environment if isinstance(environment, gym.Env) else make_factory(environment)()
     if not is_conditioned(env.observation_space):
-        env = cast("gym.Env[Any, Any]", ReturnToGo(Monitor(env), target_return, clip_rewards))
+        env = cast("gym.Env[Any, Any]", ReturnToGo(Monitor(env), *conditions))
     return DummyVecEnv([lambda: env])
 
 
@@ -143,7 +152,7 @@ def check_spaces(
     environment: Any,
     what: str,
 ) -> None:
-    """Check that an environment's or a dataset's spaces are those the model was made for.
+    """Check that an environment's spaces are those the model was made for.
 
     Args:
         observation_space: The model's, flat.
@@ -152,21 +161,32 @@ def check_spaces(
         what: What ``environment`` is called in the message.
 
     Raises:
-        SpaceError: Shapes or action types differ.
+        SpaceError: Shapes or action types differ, or the model may choose actions outside the
+            environment's bounds.
     """
     theirs = environment.observation_space
     theirs = theirs["observation"] if is_conditioned(theirs) else flat_space(theirs)
-    if theirs.shape != observation_space.shape:
+    _check_shape(theirs, observation_space, what)
+    check_actions_fit(environment.action_space, action_space, what)
+
+
+def check_dataset(
+    observation_space: spaces.Space[Any],
+    action_space: spaces.Space[Any],
+    trajectories: Trajectories,
+) -> None:
+    """Check that a model can learn from a dataset; arguments as :func:`check_spaces`.
+
+    Raises:
+        SpaceError: Shapes or action types differ, or actions lie outside the model's bounds.
+    """
+    _check_shape(trajectories.observation_space, observation_space, "the dataset")
+    check_actions_known(trajectories.action_space, action_space)
+
+
+def _check_shape(theirs: spaces.Space[Any], ours: spaces.Space[Any], what: str) -> None:
+    if theirs.shape != ours.shape:
         raise SpaceError(
             f"{what} has observations of shape {theirs.shape}, and the model was made for "
-            f"{observation_space.shape}: use the environment and dataset of one task"
-        )
-    actions = environment.action_space
-    alike = type(actions) is type(action_space) and actions.shape == action_space.shape
-    if alike and isinstance(action_space, spaces.Discrete):
-        alike = (actions.n, actions.start) == (action_space.n, action_space.start)
-    if not alike:
-        raise SpaceError(
-            f"{what} has actions {actions}, and the model was made for {action_space}: use the "
-            f"environment and dataset of one task"
+            f"{ours.shape}: use the environment and dataset of one task"
         )

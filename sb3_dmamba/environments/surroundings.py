@@ -10,14 +10,17 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_dmamba.atari import ATARI_ID
+from sb3_dmamba.atari import ATARI_ID, MINIMAL_ACTIONS
 from sb3_dmamba.data import DatasetInfo
 from sb3_dmamba.environments.making import Environment, conditions_itself, set_target_return, wrap
 from sb3_dmamba.errors import ConfigError, DatasetError, UnknownTaskError
+from sb3_dmamba.evaluation import ReturnToGo
 from sb3_dmamba.tasks import ReferenceScores, Task, get_reference_scores
 
 __all__ = ["Surroundings"]
 
+_ALE = "ALE/"  # Gymnasium's names of the same games, with other observations
+_NAMED_GAMES = {game.lower() for game in MINIMAL_ACTIONS}  # which are tasks
 _DEFAULT_TARGET_QUANTILES = (0.5, 0.9, 1.0)
 
 
@@ -37,19 +40,33 @@ class Surroundings:
         self.dataset = DatasetInfo()
         self._target_return: float | None = None
         self._venv: VecEnv | None = None
+        self._seed: int | None = None
+
+    def check_dataset(self, dataset: DatasetInfo) -> None:
+        """Check that a dataset can be the task's: Atari games are told apart by their names.
+
+        Raises:
+            DatasetError: It is of another Atari game, or one of the two is none at all.
+        """
+        if self.task is None or None in (self.task.env_id, dataset.env_id):
+            return
+        game, theirs = _game_of(self.task), _game_of(dataset)
+        if game != theirs and not f"{self.task.env_id}{dataset.env_id}".count(_ALE):
+            kwargs = dataset.env_kwargs
+            name = f"the game {kwargs.get('game')!r}" if theirs else f"{dataset.env_id}"
+            own = theirs if theirs in _NAMED_GAMES else dataset.env_id
+            raise DatasetError(
+                f"the dataset is of {name}, and the task {self.task.name!r} is not: use "
+                f"DecisionMamba({own!r}), or another dataset"
+            )
 
     def remember(self, dataset: DatasetInfo) -> None:
         """Note what the model was fitted to; where and for what it acts may depend on it.
 
         Raises:
-            DatasetError: It is of another Atari game than the task.
+            DatasetError: As :meth:`check_dataset`.
         """
-        task_game, game = _game_of(self.task), _game_of(dataset)
-        if None not in (task_game, game) and task_game != game:
-            raise DatasetError(
-                f"the dataset is of the game {dataset.env_kwargs['game']!r}, and the task "
-                f"{self.task.name!r} is not: use the task or the dataset of one game"  # type: ignore[union-attr]
-            )
+        self.check_dataset(dataset)
         self.dataset = dataset
         self._venv = None
 
@@ -94,8 +111,50 @@ class Surroundings:
         environment = self.find()
         if self._venv is None and environment is not None:
             target = np.nan if conditions_itself(environment) else self.target_return
-            self._venv = wrap(environment, target, self.clip_rewards)
+            self._venv = self.wrap(environment, target)
+            if self._seed is not None:
+                self._venv.seed(self._seed)
         return self._venv
+
+    def wrap(self, environment: Environment, target_return: float | None = None) -> VecEnv:
+        """Make an environment ready to act in, as :func:`wrap` does, for the model.
+
+        Args:
+            environment: As :func:`wrap` takes it.
+            target_return: Return to ask for; None is the model's.
+        """
+        target = self.target_return if target_return is None else target_return
+        return wrap(environment, target, self.clip_rewards, self.delayed_rewards)
+
+    def condition(self, env: Any, target_return: float | None = None) -> Any:
+        """Wrap an environment in ``ReturnToGo``, for the model; arguments as :meth:`wrap`."""
+        target = self.target_return if target_return is None else target_return
+        return ReturnToGo(env, target, self.clip_rewards, self.delayed_rewards)
+
+    def seed(self, seed: int) -> None:
+        """Seed the environment, now or when it is made."""
+        self._seed = seed
+        if self._venv is not None:
+            self._venv.seed(seed)
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether the environment may have other spaces than the dataset.
+
+        Not where it is the dataset's own: learning needs none, and it is made when it is needed.
+        """
+        if self.given is not None:
+            return True
+        return self.task is not None and self.task.env_id not in (None, self.dataset.env_id)
+
+    def describe(self) -> str:
+        """Return what the environment is called in messages."""
+        named = self.task.env_id if self.task is not None else None
+        if self.given is not None or named is None:
+            return "the environment"
+        theirs = self.dataset.env_id
+        note = f" (the dataset is of {theirs})" if theirs not in (None, named) else ""
+        return f"the task's environment {named}{note}"
 
     @property
     def clip_rewards(self) -> bool:
@@ -103,6 +162,11 @@ class Surroundings:
         if self.dataset.clip_rewards is not None:
             return self.dataset.clip_rewards
         return self.task is not None and self.task.clip_rewards
+
+    @property
+    def delayed_rewards(self) -> bool:
+        """Whether the return-to-go stays at the target until an episode's end, as in the data."""
+        return self.dataset.delayed_rewards
 
     @property
     def target_return(self) -> float:

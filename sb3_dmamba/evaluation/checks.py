@@ -6,9 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from sb3_dmamba.errors import ConfigError
+from sb3_dmamba.data import flat_space
+from sb3_dmamba.data.action_bounds import check_actions_fit
+from sb3_dmamba.errors import ConfigError, SpaceError
+from sb3_dmamba.evaluation.protocols import ActingPolicy
 
-__all__ = ["check_count"]
+__all__ = ["check_count", "check_envs"]
 
 
 def check_count(name: str, value: Any, minimum: int) -> int:
@@ -20,3 +23,33 @@ def check_count(name: str, value: Any, minimum: int) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < minimum:
         raise ConfigError(f"{name}={value!r}: give an integer of at least {minimum}")
     return int(value)
+
+
+def check_envs(description: dict[str, Any], policy: ActingPolicy, n_envs: int) -> None:
+    """Check that what ``make_env`` made are as many environments, with the policy's spaces.
+
+    Args:
+        description: What :meth:`~sb3_dmamba.evaluation.env_slice.EnvSlice.describe` returned.
+        policy: The policy that is to act in them.
+        n_envs: How many there should be.
+
+    Raises:
+        ConfigError: They are no environments, or one several times.
+        SpaceError: The spaces are not the policy's.
+    """
+    if description["not_an_env"] is not None:
+        raise ConfigError(
+            f"make_env() returned {description['not_an_env']}: it must make a gymnasium.Env"
+        )
+    if description["n_distinct"] != n_envs:
+        raise ConfigError(
+            "make_env() returned one environment twice: it must make a new one at each call, "
+            "as lambda: gymnasium.make(...) does"
+        )
+    shown = flat_space(description["observation_space"])
+    if shown.shape != policy.observation_space.shape:
+        raise SpaceError(
+            f"the environment's observations have the flat shape {shown.shape} and the policy "
+            f"takes {policy.observation_space.shape}: evaluate in the environment it learned from"
+        )
+    check_actions_fit(description["action_space"], policy.action_space, "the environment")

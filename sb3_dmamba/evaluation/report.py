@@ -81,6 +81,7 @@ class EvaluationReport(ReportDetails):
         deterministic: Whether actions were the most likely ones rather than drawn.
         clip_rewards: Whether targets (and the dataset's returns) count rewards clipped to [-1, 1];
             the returns achieved never do.
+        delayed_rewards: Whether the return-to-go stayed at the target until an episode's end.
         eval_seed: The environment seed of each target's first episode; episode k has this + k.
         seconds: Time that the evaluation took.
 
@@ -93,6 +94,7 @@ class EvaluationReport(ReportDetails):
     memory: str = "window"
     deterministic: bool = True
     clip_rewards: bool = False
+    delayed_rewards: bool = False
     eval_seed: int = 0
     seconds: float = 0.0
 
@@ -248,6 +250,8 @@ class EvaluationReport(ReportDetails):
             lines.insert(0, f"dataset {self.dataset or 'unnamed'}{self._dataset_summary()}")
         if self.clip_rewards:
             lines.append("asked (and the dataset's) in rewards clipped to [-1, 1], achieved in raw")
+        if self.delayed_rewards:
+            lines.append("asked for the whole return until the end, as the data was paid")
         if self.reference is not None:
             low, high = self.reference.minimum, self.reference.maximum
             lines.append(f"normalised: 0 is {low:g}, 100 is {high:g} ({self.reference.source})")

@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -16,7 +17,8 @@ from numpy.typing import NDArray
 
 from sb3_dmamba.data import flat_space, flatten_observation
 from sb3_dmamba.data.spaces import observation_dtype
-from sb3_dmamba.errors import ConfigError, EvaluationError, SpaceError
+from sb3_dmamba.errors import ConfigError, EvaluationError
+from sb3_dmamba.evaluation.checks import check_count, check_envs
 from sb3_dmamba.evaluation.planning import DEFAULT_MAX_ENVS, choose_n_workers
 from sb3_dmamba.evaluation.protocols import ActingPolicy, ReferenceScore
 from sb3_dmamba.evaluation.report import EvaluationReport, ReportDetails
@@ -42,6 +44,7 @@ def evaluate_targets(
     memory: str | None = None,
     deterministic: bool = True,
     clip_rewards: bool = False,
+    delayed_rewards: bool = False,
     reference: ReferenceScore | None = None,
     max_episode_steps: int | None = None,
     details: ReportDetails | None = None,
@@ -75,6 +78,8 @@ def evaluate_targets(
         deterministic: Whether to take the most likely action rather than draw one.
         clip_rewards: Whether the return-to-go loses rewards clipped to [-1, 1], for a model of
             data whose rewards were clipped; targets are then in those units, scores never are.
+        delayed_rewards: Whether the return-to-go stays at the target until an episode's end, for
+            a model of data whose rewards came there.
         reference: The returns that the normalised scores 0 and 100 stand for.
         max_episode_steps: Episodes are cut after this many steps; None leaves it to the
             environment.
@@ -93,9 +98,9 @@ def evaluate_targets(
     optional = {"n_envs": n_envs, "max_episode_steps": max_episode_steps}
     for name, value in optional.items():
         if value is not None:
-            _check_count(name, value, 1)
+            check_count(name, value, 1)
     if n_workers is not None:
-        _check_count("n_workers", n_workers, 0)
+        check_count("n_workers", n_workers, 0)
     if not callable(make_env):
         raise ConfigError(f"make_env={make_env!r}: give a function that makes an environment")
     n_envs = min(n_envs or DEFAULT_MAX_ENVS, len(jobs))
@@ -105,8 +110,11 @@ def evaluate_targets(
     envs: Envs
     envs = WorkerEnvs(make_env, n_envs, n_workers) if n_workers else LocalEnvs(make_env, n_envs)
     try:
-        _check_envs(envs.description, policy, n_envs)
-        episodes = _Episodes(envs, jobs, max_episode_steps, clip_rewards)
+        check_envs(envs.description, policy, n_envs)
+        counted = partial(
+            conditioning_rewards, clip_rewards=clip_rewards, delayed_rewards=delayed_rewards
+        )
+        episodes = _Episodes(envs, jobs, max_episode_steps, counted)
         memory = policy.memory if memory is None else memory
         with _random_numbers_from(seed, policy):
             episodes.run(policy, memory, n_envs, deterministic, on_progress)
@@ -129,6 +137,7 @@ def evaluate_targets(
         memory=str(memory),
         deterministic=deterministic,
         clip_rewards=clip_rewards,
+        delayed_rewards=delayed_rewards,
         eval_seed=seed,
         seconds=time.perf_counter() - started,
     )
@@ -154,8 +163,8 @@ class _Jobs:
             raise ConfigError(
                 f"target_returns={target_returns!r}: give one finite number, or a list of them"
             )
-        _check_count("n_episodes", n_episodes, 1)
-        _check_count("seed", seed, 0)
+        check_count("n_episodes", n_episodes, 1)
+        check_count("seed", seed, 0)
         return cls(
             np.repeat(targets, n_episodes), np.tile(seed + np.arange(n_episodes), len(targets))
         )
@@ -165,11 +174,15 @@ class _Episodes:
     """The episodes under way (a row each), and what became of those that are over."""
 
     def __init__(
-        self, envs: Envs, jobs: _Jobs, max_episode_steps: int | None, clip_rewards: bool
+        self,
+        envs: Envs,
+        jobs: _Jobs,
+        max_episode_steps: int | None,
+        count_rewards: Callable[[Any], Any],
     ) -> None:
         self.envs = envs
         self.jobs = jobs
-        self._clip_rewards = clip_rewards
+        self._count_rewards = count_rewards
         self.returns = np.zeros(len(jobs), dtype=np.float64)
         self.lengths = np.zeros(len(jobs), dtype=np.int64)
         self._step_limit = max_episode_steps
@@ -199,7 +212,7 @@ class _Episodes:
             )
             shown, rewards, ended = self._step(env, job, actions)
             observations = self._as_batch(shown)
-            remaining = remaining - conditioning_rewards(rewards, self._clip_rewards)
+            remaining = remaining - self._count_rewards(rewards)
             if not ended.any():
                 continue
             over = np.flatnonzero(ended)
@@ -247,40 +260,6 @@ class _Episodes:
         if not isinstance(space, spaces.Box):
             observations = [flatten_observation(space, each) for each in observations]
         return np.stack(observations).astype(self._observation_dtype, copy=False)
-
-
-def _check_count(name: str, value: Any, minimum: int) -> None:
-    is_integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if not is_integer or value < minimum:
-        raise ConfigError(f"{name}={value!r}: give an integer of at least {minimum}")
-
-
-def _check_envs(description: dict[str, Any], policy: ActingPolicy, n_envs: int) -> None:
-    if description["not_an_env"] is not None:
-        raise ConfigError(
-            f"make_env() returned {description['not_an_env']}: it must make a gymnasium.Env"
-        )
-    if description["n_distinct"] != n_envs:
-        raise ConfigError(
-            "make_env() returned one environment twice: it must make a new one at each call, "
-            "as lambda: gymnasium.make(...) does"
-        )
-    shown = flat_space(description["observation_space"])
-    if shown.shape != policy.observation_space.shape:
-        raise SpaceError(
-            f"the environment's observations have the flat shape {shown.shape} and the policy "
-            f"takes {policy.observation_space.shape}: evaluate in the environment it learned from"
-        )
-    act, learned = description["action_space"], policy.action_space
-    same = type(act) is type(learned) and (
-        (isinstance(act, spaces.Discrete) and act == learned)
-        or (isinstance(act, spaces.Box) and act.shape == learned.shape)
-    )
-    if not same:
-        raise SpaceError(
-            f"the environment's actions are {act} and the policy's {learned}: evaluate in the "
-            "environment it learned from"
-        )
 
 
 @contextlib.contextmanager

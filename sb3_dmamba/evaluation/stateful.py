@@ -33,6 +33,7 @@ class StatefulActor:
         deterministic: Whether to take the most likely action rather than draw one.
         clip_rewards: Whether the return-to-go loses rewards clipped to [-1, 1]; the target is
             then in those units.
+        delayed_rewards: Whether the return-to-go stays at the target until an episode's end.
 
     Raises:
         ConditioningError: ``target_return`` is not one finite number.
@@ -47,8 +48,9 @@ class StatefulActor:
         memory: str | None = None,
         deterministic: bool = True,
         clip_rewards: bool = False,
+        delayed_rewards: bool = False,
     ) -> None:
-        self._clip_rewards = clip_rewards
+        self._clip_rewards, self._delayed_rewards = clip_rewards, delayed_rewards
         self._target = float(ReturnTracker(1, target_return).targets[0])
         self._policy = policy
         self._memory = policy.memory if memory is None else memory
@@ -88,7 +90,9 @@ class StatefulActor:
         if self._is_first:
             self._is_first = False
         else:
-            self._remaining -= float(conditioning_rewards(float(reward), self._clip_rewards))
+            self._remaining -= float(
+                conditioning_rewards(float(reward), self._clip_rewards, self._delayed_rewards)
+            )
             if not np.isfinite(self._remaining):
                 raise ConditioningError(f"reward={reward!r}: give a finite number")
         self._returns_to_go[0] = self._remaining

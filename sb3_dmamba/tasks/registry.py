@@ -9,8 +9,8 @@ import re
 from pathlib import Path
 
 from sb3_dmamba import atari
+from sb3_dmamba.compatibility import is_known_elsewhere
 from sb3_dmamba.errors import UnknownTaskError
-from sb3_dmamba.tasks.packages import is_known_elsewhere
 from sb3_dmamba.tasks.recipes import MEASURED_REFERENCES, named_tasks
 from sb3_dmamba.tasks.task import ReferenceScores, Task
 

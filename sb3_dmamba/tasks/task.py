@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from sb3_dmamba.compatibility import make_environment
 from sb3_dmamba.config import DecisionMambaConfig
-from sb3_dmamba.errors import ConfigError, MissingDependencyError, UnknownTaskError
-from sb3_dmamba.tasks.packages import resolve
+from sb3_dmamba.errors import ConfigError, UnknownTaskError
 
 if TYPE_CHECKING:
     import gymnasium
@@ -124,32 +123,12 @@ class Task:
             UnknownTaskError: The task names no environment, or Gymnasium cannot make it.
             MissingDependencyError: The environment's package is not installed.
         """
-        import gymnasium
-
         if self.env_id is None:
             raise UnknownTaskError(
                 f"task {self.name!r} names no environment: give one with env=, "
                 "or load its dataset, which may name it"
             )
-        env_id, env_kwargs = resolve(self.env_id, {**self.env_kwargs, **kwargs})
-        try:
-            with warnings.catch_warnings():
-                # Hopper-v4 and its siblings are asked for on purpose: v5 changes the rewards.
-                warnings.filterwarnings("ignore", ".*is out of date", DeprecationWarning)
-                return gymnasium.make(env_id, **env_kwargs)
-        except gymnasium.error.DependencyNotInstalled as error:
-            if "mujoco" in str(error) and "mujoco_py" not in str(error):
-                raise MissingDependencyError("mujoco", f"make {self.env_id}", "mujoco") from error
-            raise UnknownTaskError(f"{self.env_id!r} cannot be made here: {error}") from error
-        except gymnasium.error.Error as error:
-            raise UnknownTaskError(
-                f"Gymnasium cannot make {self.env_id!r}: {error} (a package that registers it "
-                'can be named in front: "package:Name-v0")'
-            ) from error
-        except Exception as error:
-            if type(error).__module__ != "gym.error":
-                raise
-            raise UnknownTaskError(f"gym cannot make {self.env_id!r}: {error}") from error
+        return make_environment(self.env_id, {**self.env_kwargs, **kwargs})
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-compatible values."""

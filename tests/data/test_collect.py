@@ -26,7 +26,13 @@ from stable_baselines3.common.vec_env import (
 from sb3_dmamba import DecisionMamba, ReturnToGo, Trajectories, collect
 from sb3_dmamba.data import load_trajectories
 from sb3_dmamba.data._collect_recorder import Recorder
-from sb3_dmamba.errors import ConfigError, DatasetError, SpaceError
+from sb3_dmamba.errors import (
+    ConditioningError,
+    ConfigError,
+    DatasetError,
+    SpaceError,
+    UnknownTaskError,
+)
 from tests.evaluation.toys import SeededEnv, episode_length
 from tests.toys import ChoiceEnv, choice_trajectories
 
@@ -500,6 +506,55 @@ def test_our_own_model(small_model: DecisionMamba) -> None:
     np.testing.assert_array_equal(stateful.actions, data.actions)
     vectors = collect(small_model, small_model.get_env(), 25, seed=0, deterministic=True)
     assert vectors.observations.shape == (25, 2)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: ChoiceEnv(),
+        lambda: ChoiceEnv,
+        lambda: DummyVecEnv([ChoiceEnv]),
+        lambda: SyncVectorEnv([ChoiceEnv]),
+        lambda: ReturnToGo(ChoiceEnv(), 7.0),
+    ],
+)
+def test_our_own_model_is_asked_for_its_target(small_model: DecisionMamba, make: Any) -> None:
+    small_model.target_return = 7.0
+    data = collect(small_model, make(), 25, seed=0, deterministic=True)
+    small_model.target_return = None
+    expected = collect(small_model.as_stateful_wrapper(7.0), ChoiceEnv(), 10, seed=0)
+    assert data.observation_space == expected.observation_space
+    np.testing.assert_array_equal(data.observations[:10], expected.observations)
+    np.testing.assert_array_equal(data.actions[:10], expected.actions)
+    assert data.lengths.tolist() == [10, 10, 5]
+
+
+def test_the_environment_of_our_own_model_keeps_its_name(small_model: DecisionMamba) -> None:
+    gym.register("Choice-v1", ChoiceEnv, max_episode_steps=10)  # type: ignore[arg-type]
+    try:
+        assert collect(small_model, "Choice-v1", 5, n_envs=2).env_id == "Choice-v1"
+        assert collect(small_model, gym.make("Choice-v1"), 5).env_id is not None
+    finally:
+        del gym.registry["Choice-v1"]
+
+
+def test_our_own_policy_knows_no_target(small_model: DecisionMamba) -> None:
+    with pytest.raises(ConditioningError, match="wrap the environment, env = ReturnToGo"):
+        collect(small_model.policy, ChoiceEnv(), 5)
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        ("CartPole-v99", r"Gymnasium cannot make 'CartPole-v99': .* doesn't exist"),
+        ("Nonsense-v0", "Gymnasium cannot make 'Nonsense-v0'"),
+        ("no_such_package:Thing-v0", "package 'no_such_package', which is not installed"),
+        ("no_such_package.part:Thing-v0", "package 'no_such_package.part', which is not inst"),
+    ],
+)
+def test_environments_that_nobody_knows(env: str, message: str) -> None:
+    with pytest.raises(UnknownTaskError, match=message):
+        collect("random", env, 5)
 
 
 @pytest.fixture

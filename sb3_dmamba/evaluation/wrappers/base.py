@@ -56,6 +56,8 @@ class ReturnToGo:
             kinds also one per environment.
         clip_rewards: Whether the return-to-go loses rewards clipped to [-1, 1], for a model of
             data whose rewards were clipped; targets are then in those units.
+        delayed_rewards: Whether the return-to-go stays at the target until an episode's end, for
+            a model of data whose rewards came there (``reward_mode="delayed"``).
 
     Raises:
         SpaceError: ``env`` is none of the three kinds, or its observations have no flat view.
@@ -77,7 +79,11 @@ class ReturnToGo:
 
     @overload
     def __new__(
-        cls, env: VecEnv, target_return: TargetReturn, clip_rewards: bool = False
+        cls,
+        env: VecEnv,
+        target_return: TargetReturn,
+        clip_rewards: bool = False,
+        delayed_rewards: bool = False,
     ) -> ReturnToGoVecEnv: ...
     @overload
     def __new__(
@@ -85,12 +91,23 @@ class ReturnToGo:
         env: VectorEnv[Any, Any, Any],
         target_return: TargetReturn,
         clip_rewards: bool = False,
+        delayed_rewards: bool = False,
     ) -> ReturnToGoVectorEnv: ...
     @overload
     def __new__(
-        cls, env: gym.Env[Any, Any], target_return: float, clip_rewards: bool = False
+        cls,
+        env: gym.Env[Any, Any],
+        target_return: float,
+        clip_rewards: bool = False,
+        delayed_rewards: bool = False,
     ) -> ReturnToGoEnv: ...
-    def __new__(cls, env: Any = None, target_return: Any = None, clip_rewards: bool = False) -> Any:
+    def __new__(
+        cls,
+        env: Any = None,
+        target_return: Any = None,
+        clip_rewards: bool = False,
+        delayed_rewards: bool = False,
+    ) -> Any:
         """Make an instance of the class that fits ``env``; ``__init__`` follows as usual."""
         if cls is not ReturnToGo:
             return super().__new__(cls)
@@ -126,6 +143,11 @@ class ReturnToGo:
         """Whether the return-to-go loses rewards clipped to [-1, 1]."""
         return self._tracker.clip_rewards
 
+    @property
+    def delayed_rewards(self) -> bool:
+        """Whether the return-to-go stays at the target until an episode's end."""
+        return self._tracker.delayed_rewards
+
     def set_target_return(self, target_return: TargetReturn) -> None:
         """Ask for another return, from each environment's next episode on.
 
@@ -145,14 +167,22 @@ class ReturnTracker:
         n: Number of environments.
         targets: One target return, or one per environment.
         clip_rewards: Whether rewards are clipped to [-1, 1] before they are taken off.
+        delayed_rewards: Whether none is taken off.
 
     Raises:
         ConditioningError: As :class:`ReturnToGo`.
     """
 
-    def __init__(self, n: int, targets: TargetReturn, clip_rewards: bool = False) -> None:
+    def __init__(
+        self,
+        n: int,
+        targets: TargetReturn,
+        clip_rewards: bool = False,
+        delayed_rewards: bool = False,
+    ) -> None:
         self.n = n
         self.clip_rewards = clip_rewards
+        self.delayed_rewards = delayed_rewards
         self.set_targets(targets)
         self.remaining: NDArray[np.float64] = self.targets.copy()
 
@@ -180,7 +210,7 @@ class ReturnTracker:
     def receive(self, rewards: Any) -> None:
         """Take the rewards (n,) of one step off the returns-to-go."""
         values = np.asarray(rewards, dtype=np.float64).reshape(self.n)
-        self.remaining -= conditioning_rewards(values, self.clip_rewards)
+        self.remaining -= conditioning_rewards(values, self.clip_rewards, self.delayed_rewards)
         if not np.isfinite(self.remaining).all():
             raise ConditioningError(
                 f"the environment returned the reward(s) {rewards!r}: the return-to-go is no "
@@ -192,8 +222,16 @@ class ReturnTracker:
         return self.remaining.astype(np.float32)[:, None]
 
 
-def conditioning_rewards(rewards: Any, clip_rewards: bool) -> Any:
-    """Return what ``rewards`` take off the return-to-go: themselves, or clipped to [-1, 1]."""
+def conditioning_rewards(rewards: Any, clip_rewards: bool, delayed_rewards: bool = False) -> Any:
+    """Return what ``rewards`` take off the return-to-go.
+
+    Args:
+        rewards: Of one step; what is not finite stays so, to be noticed.
+        clip_rewards: Whether they are clipped to [-1, 1].
+        delayed_rewards: Whether they take nothing off, since the episode pays at its end.
+    """
+    if delayed_rewards:
+        return np.where(np.isfinite(rewards), 0.0, np.nan)
     if not clip_rewards:
         return rewards
     # an infinite reward is no reward of +-1: NaN, so that it does not go unnoticed

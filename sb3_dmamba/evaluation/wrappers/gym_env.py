@@ -25,6 +25,7 @@ class ReturnToGoEnv(ReturnToGo, gym.Wrapper[Observation, Any, Any, Any], RecordC
         env: The environment.
         target_return: The return to ask for, in the environment's units.
         clip_rewards: Whether the return-to-go loses rewards clipped to [-1, 1].
+        delayed_rewards: Whether the return-to-go stays at the target until an episode's end.
 
     Raises:
         SpaceError: The observations have no flat view.
@@ -34,11 +35,18 @@ class ReturnToGoEnv(ReturnToGo, gym.Wrapper[Observation, Any, Any, Any], RecordC
     wraps: ClassVar[type[Any]] = gym.Env
 
     def __init__(
-        self, env: gym.Env[Any, Any], target_return: float, clip_rewards: bool = False
+        self,
+        env: gym.Env[Any, Any],
+        target_return: float,
+        clip_rewards: bool = False,
+        delayed_rewards: bool = False,
     ) -> None:
-        self._tracker = ReturnTracker(1, target_return, clip_rewards)
+        self._tracker = ReturnTracker(1, target_return, clip_rewards, delayed_rewards)
         RecordConstructorArgs.__init__(
-            self, target_return=self.target_return, clip_rewards=clip_rewards
+            self,
+            target_return=self.target_return,
+            clip_rewards=clip_rewards,
+            delayed_rewards=delayed_rewards,
         )
         gym.Wrapper.__init__(self, env)
         self.observation_space = conditioned_space(env.observation_space)

@@ -39,6 +39,7 @@ class ReturnToGoVectorEnv(ReturnToGo, VectorWrapper):
         target_return: The return to ask for, in the environment's units: one, or one per
             environment.
         clip_rewards: Whether the return-to-go loses rewards clipped to [-1, 1].
+        delayed_rewards: Whether the return-to-go stays at the target until an episode's end.
 
     Raises:
         SpaceError: The observations have no flat view.
@@ -52,8 +53,9 @@ class ReturnToGoVectorEnv(ReturnToGo, VectorWrapper):
         env: VectorEnv[Any, Any, Any],
         target_return: TargetReturn,
         clip_rewards: bool = False,
+        delayed_rewards: bool = False,
     ) -> None:
-        self._tracker = ReturnTracker(env.num_envs, target_return, clip_rewards)
+        self._tracker = ReturnTracker(env.num_envs, target_return, clip_rewards, delayed_rewards)
         super().__init__(env)
         self.single_observation_space = conditioned_space(env.single_observation_space)
         self.observation_space = batch_space(self.single_observation_space, env.num_envs)

@@ -36,6 +36,7 @@ class ReturnToGoVecEnv(ReturnToGo, VecEnvWrapper):
         target_return: The return to ask for, in the environment's units: one, or one per
             environment.
         clip_rewards: Whether the return-to-go loses rewards clipped to [-1, 1].
+        delayed_rewards: Whether the return-to-go stays at the target until an episode's end.
 
     Raises:
         SpaceError: The observations have no flat view.
@@ -45,9 +46,13 @@ class ReturnToGoVecEnv(ReturnToGo, VecEnvWrapper):
     wraps: ClassVar[type[Any]] = VecEnv
 
     def __init__(
-        self, env: VecEnv, target_return: TargetReturn, clip_rewards: bool = False
+        self,
+        env: VecEnv,
+        target_return: TargetReturn,
+        clip_rewards: bool = False,
+        delayed_rewards: bool = False,
     ) -> None:
-        self._tracker = ReturnTracker(env.num_envs, target_return, clip_rewards)
+        self._tracker = ReturnTracker(env.num_envs, target_return, clip_rewards, delayed_rewards)
         super().__init__(env, conditioned_space(env.observation_space))
         normalizers = find_normalizers(env)  # the innermost is paid the environment's rewards
         self._reward_source = normalizers[-1] if normalizers else None
