@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import gymnasium as gym
@@ -78,8 +78,9 @@ def by_hand(
         (observation, _), reward, over, total, length = env.reset(seed=seed), 0.0, False, 0.0, 0
         while not over:
             action = actor.predict(observation, reward)
-            observation, reward, terminated, truncated, _ = env.step(action)
-            over, total, length = terminated or truncated, total + reward, length + 1
+            observation, paid, terminated, truncated, _ = env.step(action)
+            reward, over = float(paid), terminated or truncated
+            total, length = total + reward, length + 1
         episodes.append((total, length))
     return episodes
 
@@ -95,6 +96,3 @@ def assert_same_episodes(found: tuple[list[float], list[int]], expected: Episode
     pairs = sorted(zip(*found, strict=True))
     assert [length for _, length in pairs] == [length for _, length in sorted(expected)]
     np.testing.assert_allclose([r for r, _ in pairs], [r for r, _ in sorted(expected)], rtol=1e-5)
-
-
-env_fn: Callable[..., Any] = partial

@@ -37,6 +37,7 @@ from tests.sb3.setting import (
 
 pytestmark = pytest.mark.filterwarnings("ignore:Evaluation environment is not wrapped with a")
 
+WRAPPER: Any = ReturnToGo
 MakeVecEnv = Callable[[int], VecEnv]
 
 
@@ -69,7 +70,7 @@ NESTINGS: dict[str, MakeVecEnv] = {
     "inside VecNormalize": lambda n: scaled(VecMonitor(to_go(DummyVecEnv([make_env] * n)))),
     "inside all": lambda n: scaled(VecMonitor(DummyVecEnv([make_conditioned] * n))),
     "by make_vec_env": lambda n: make_vec_env(
-        make_env, n, wrapper_class=ReturnToGo, wrapper_kwargs={"target_return": TARGET}
+        make_env, n, wrapper_class=WRAPPER, wrapper_kwargs={"target_return": TARGET}
     ),
     "around VecFrameStack of one": lambda n: to_go(VecFrameStack(DummyVecEnv([make_env] * n), 1)),
     "inside VecFrameStack of one": lambda n: VecFrameStack(DummyVecEnv([make_conditioned] * n), 1),
