@@ -1,5 +1,6 @@
 """Recorded episodes: the container, the sources, windows, statistics."""
 
+from sb3_dmamba.data.consecutive import ConsecutiveSampler
 from sb3_dmamba.data.conversion import convert_trajectories
 from sb3_dmamba.data.info import DatasetInfo
 from sb3_dmamba.data.inspection import DatasetReport, inspect_dataset
@@ -13,6 +14,7 @@ from sb3_dmamba.data.trajectories import Episode, Trajectories
 from sb3_dmamba.data.windows import WindowBatch, WindowSampler
 
 __all__ = [
+    "ConsecutiveSampler",
     "DatasetInfo",
     "DatasetReport",
     "Episode",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +32,10 @@ class WindowBatch:
         returns_to_go: (B, K) float32, in the environment's units.
         timesteps: (B, K) int64, steps since the episode's start.
         padding_mask: (B, K), True where the step is real.
+        before: The steps right before each window, with zeros to the left of its episode's
+            start; None where none are wanted, or no window has any.
+        first_steps: (B,) int64, where each window begins in the data, from samplers whose rows
+            go on from one batch to the next; None from the others.
     """
 
     observations: Num[Tensor, "B K *obs"]
@@ -38,23 +43,28 @@ class WindowBatch:
     returns_to_go: Float[Tensor, "B K"]
     timesteps: Int[Tensor, "B K"]
     padding_mask: Bool[Tensor, "B K"]
+    before: WindowBatch | None = None
+    first_steps: Int[Tensor, " B"] | None = None
 
     def __len__(self) -> int:
         return len(self.padding_mask)
 
+    def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return what a model takes: observations, actions, returns-to-go and timesteps."""
+        return self.observations, self.actions, self.returns_to_go, self.timesteps
+
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> WindowBatch:
         """Return the batch on a device."""
-        tensors = self._tensors()
-        return WindowBatch(
-            **{name: t.to(device, non_blocking=non_blocking) for name, t in tensors.items()}
-        )
+        return self._map(lambda part: part.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> WindowBatch:
         """Return the batch in page-locked memory, from which copies to a GPU can overlap."""
-        return WindowBatch(**{name: t.pin_memory() for name, t in self._tensors().items()})
+        return self._map(lambda part: part.pin_memory())
 
-    def _tensors(self) -> dict[str, Tensor]:
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+    def _map(self, change: Callable[[Any], Any]) -> WindowBatch:
+        parts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        changed = {name: change(part) for name, part in parts.items() if part is not None}
+        return dataclasses.replace(self, **changed)
 
 
 class WindowSampler:
@@ -68,6 +78,8 @@ class WindowSampler:
         context_length: Steps in a window, K; longer than an episode is allowed.
         batch_size: Windows in a batch, B.
         seed: A non-negative integer.
+        burn_in: Steps before each window to give as ``WindowBatch.before``, fewer where its
+            episode has fewer. Which windows are drawn does not depend on it.
 
     Raises:
         ConfigError: A number is out of its range.
@@ -77,19 +89,27 @@ class WindowSampler:
     """
 
     def __init__(
-        self, trajectories: Trajectories, context_length: int, batch_size: int, seed: int = 0
+        self,
+        trajectories: Trajectories,
+        context_length: int,
+        batch_size: int,
+        seed: int = 0,
+        burn_in: int = 0,
     ) -> None:
         for name, value, minimum in (
             ("context_length", context_length, 1),
             ("batch_size", batch_size, 1),
             ("seed", seed, 0),
+            ("burn_in", burn_in, 0),
         ):
-            _check_integer(name, value, minimum)
+            check_integer(name, value, minimum)
         self.trajectories = trajectories
         self.context_length = int(context_length)
         self.batch_size = int(batch_size)
         self.seed = int(seed)
+        self.burn_in = int(burn_in)
         self._within_window = np.arange(self.context_length)
+        self._before_window = np.arange(-self.burn_in, 0)
 
     def sample(self, update: int) -> WindowBatch:
         """Draw the batch of an update.
@@ -111,7 +131,7 @@ class WindowSampler:
         Raises:
             ConfigError: ``update`` is not a non-negative integer.
         """
-        _check_integer("update", update, 0)
+        check_integer("update", update, 0)
         generator = np.random.default_rng((self.seed, int(update)))
         return generator.integers(self.trajectories.n_steps, size=self.batch_size)
 
@@ -140,15 +160,31 @@ class WindowSampler:
             yield self._gather(first_steps[start : start + self.batch_size])
 
     def _gather(self, first_steps: Int64[ndarray, "B"]) -> WindowBatch:
+        windows = self._gather_span(first_steps, self._within_window)
+        if not self.burn_in:
+            return windows
         data = self.trajectories
         episodes = np.searchsorted(data.episode_offsets, first_steps, side="right") - 1
-        ends = data.episode_offsets[episodes + 1]
-        steps = first_steps[:, None] + self._within_window  # (B, K)
-        real = steps < ends[:, None]
+        longest = int((first_steps - data.episode_offsets[episodes]).max())
+        if longest == 0:
+            return windows
+        before = self._gather_span(first_steps, self._before_window[-longest:])
+        return dataclasses.replace(windows, before=before)
+
+    def _gather_span(
+        self, first_steps: Int64[ndarray, "B"], span: Int64[ndarray, "K"]
+    ) -> WindowBatch:
+        """Gather the steps at given distances from each first step, as far as its episode goes."""
+        data = self.trajectories
+        episodes = np.searchsorted(data.episode_offsets, first_steps, side="right") - 1
+        starts, ends = data.episode_offsets[episodes], data.episode_offsets[episodes + 1]
+        steps = first_steps[:, None] + span  # (B, K)
+        real = (steps >= starts[:, None]) & (steps < ends[:, None])
         padding = None if real.all() else ~real
-        timesteps = steps - data.episode_offsets[episodes][:, None]
+        timesteps = steps - starts[:, None]
         if padding is not None:
             timesteps[padding] = 0
+            steps = np.maximum(steps, 0)
         return WindowBatch(
             observations=_take_observations(data, steps, padding),
             actions=_take(data.actions, steps, padding),
@@ -184,6 +220,7 @@ def _take(
     return torch.from_numpy(rows)
 
 
-def _check_integer(name: str, value: int, minimum: int) -> None:
+def check_integer(name: str, value: int, minimum: int) -> None:
+    """Raise ConfigError unless a value is an integer that is large enough."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < minimum:
         raise ConfigError(f"{name}={value!r}: give an integer of at least {minimum}")

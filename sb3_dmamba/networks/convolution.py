@@ -66,7 +66,7 @@ class ConvolutionMixer(nn.Module):
     def _mix(
         self,
         tokens: Float[Tensor, "B L H"],
-        before: Float[Tensor, "B W-1 H"] | None,
+        before: Float[Tensor, "B before H"] | None,
         readout: slice | None,
     ) -> Float[Tensor, "B M H"]:
         """Filter sequences that start with a return-to-go."""
@@ -80,7 +80,7 @@ class ConvolutionMixer(nn.Module):
         return mixed if readout is None else mixed[:, readout]
 
     def _filter(
-        self, tokens: Float[Tensor, "B L H"], before: Float[Tensor, "B W-1 H"] | None, kind: int
+        self, tokens: Float[Tensor, "B L H"], before: Float[Tensor, "B before H"] | None, kind: int
     ) -> Float[Tensor, "B L H"]:
         """Filter every token as if it were of one kind."""
         return causal_conv1d(

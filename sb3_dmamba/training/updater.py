@@ -14,12 +14,13 @@ from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.data import ObservationStatistics, WindowBatch, WindowSampler
 from sb3_dmamba.networks import DecisionMambaPolicy
 from sb3_dmamba.networks.heads import ActionHead
+from sb3_dmamba.training.carrying import PREFIX, CarriedState, warm_up
 from sb3_dmamba.training.checkpoints import optimizer_from_tensors, optimizer_to_tensors
 from sb3_dmamba.training.optimizer import make_optimizer
 from sb3_dmamba.training.schedule import compute_learning_rate
 from sb3_dmamba.training.seeding import DROPOUT_STREAM, WEIGHT_STREAM, local_seed
 
-__all__ = ["UpdateMetrics", "Updater", "compute_loss", "compute_mean_loss"]
+__all__ = ["UpdateMetrics", "Updater", "compute_carried_loss", "compute_loss", "compute_mean_loss"]
 
 
 @dataclass(frozen=True)
@@ -36,15 +37,27 @@ def compute_loss(policy: DecisionMambaPolicy, batch: WindowBatch) -> Tensor:
 
     Args:
         policy: In training or evaluation mode, as it is.
-        batch: Windows on the policy's device.
+        batch: Windows on the policy's device; each starts from the state after ``batch.before``.
 
     Returns:
         A scalar: squared error (actions scaled to [-1, 1]) or cross-entropy, averaged over steps.
     """
-    predictions = policy.model(
-        batch.observations, batch.actions, batch.returns_to_go, batch.timesteps
-    )
-    return compute_mean_loss(policy.model.head, predictions, batch.actions, batch.padding_mask)
+    model, inputs = policy.model, batch.inputs()
+    if batch.before is None:
+        predictions = model(*inputs)
+    else:
+        predictions, _ = model.resume(*inputs, warm_up(model, batch.before))
+    return compute_mean_loss(model.head, predictions, batch.actions, batch.padding_mask)
+
+
+def compute_carried_loss(
+    policy: DecisionMambaPolicy, batch: WindowBatch, carried: CarriedState
+) -> Tensor:
+    """Return :func:`compute_loss` of windows that go on from a carried state, and carry it on."""
+    model = policy.model
+    predictions, layers = model.resume(*batch.inputs(), carried.layers_for(model, batch))
+    carried.keep(layers, batch)
+    return compute_mean_loss(model.head, predictions, batch.actions, batch.padding_mask)
 
 
 def compute_mean_loss(
@@ -82,6 +95,7 @@ class Updater:
         self.config = config
         self.seed = seed
         self.optimizer = make_optimizer(policy, config)
+        self.carried = CarriedState()
         policy.optimizer = self.optimizer  # where Stable-Baselines3 looks for it
         self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
 
@@ -129,7 +143,10 @@ class Updater:
             local_seed(device, self.seed, n_done, DROPOUT_STREAM),
             torch.autocast(device.type, torch.bfloat16, enabled=bf16),
         ):
-            loss = compute_loss(self.policy, batch)
+            if self.config.carry_state:
+                loss = compute_carried_loss(self.policy, batch, self.carried)
+            else:
+                loss = compute_loss(self.policy, batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         grad_norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.config.max_grad_norm)
@@ -137,8 +154,8 @@ class Updater:
         return UpdateMetrics(loss.detach(), grad_norm.detach(), learning_rate)
 
     def state(self) -> dict[str, Tensor]:
-        """Return the optimiser's moments and steps as named tensors."""
-        return optimizer_to_tensors(self.optimizer)
+        """Return the optimiser's moments and steps, and what is carried, as named tensors."""
+        return {**optimizer_to_tensors(self.optimizer), **self.carried.state()}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Restore what :meth:`state` returned; an empty one starts the optimiser anew.
@@ -146,5 +163,14 @@ class Updater:
         Raises:
             ModelFileError: The tensors belong to another model.
         """
-        if state:
-            optimizer_from_tensors(self.optimizer, state)
+        carries = self.config.carry_state
+        carried = {name: t for name, t in state.items() if carries and name.startswith(PREFIX)}
+        moments = {name: tensor for name, tensor in state.items() if name not in carried}
+        before = self.carried.state()
+        self.carried.restore(self.policy.model, carried)
+        if moments:
+            try:
+                optimizer_from_tensors(self.optimizer, moments)
+            except BaseException:
+                self.carried.restore(self.policy.model, before)
+                raise

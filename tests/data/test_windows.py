@@ -225,3 +225,67 @@ def test_bad_updates_and_steps(make_trajectories: Make) -> None:
         sampler.window_at(np.array([-1]))
     with pytest.raises(DatasetError, match="at least one integer"):
         sampler.window_at(np.array([0.5]))
+
+
+@given(
+    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=6),
+    context_length=st.integers(1, 12),
+    burn_in=st.integers(1, 12),
+    update=st.integers(0, 2**40),
+)
+def test_the_steps_before_a_window(
+    make_trajectories: Make, lengths: list[int], context_length: int, burn_in: int, update: int
+) -> None:
+    data = make_trajectories(lengths)
+    plain = WindowSampler(data, context_length, 5, 1)
+    batch = WindowSampler(data, context_length, 5, 1, burn_in=burn_in).sample(update)
+    before = batch.before
+    _assert_equal(batch, plain.sample(update))  # the windows are the same
+    assert plain.sample(update).before is None
+    ages = batch.timesteps[:, 0].numpy()
+    if before is None:
+        assert not ages.any()
+        return
+    assert before.padding_mask.shape[1] == min(burn_in, int(ages.max()))
+    generator = np.random.default_rng((1, update))
+    for row, first_step in enumerate(generator.integers(data.n_steps, size=5)):
+        n_steps = min(burn_in, int(ages[row]))
+        assert int(before.padding_mask[row].sum()) == n_steps
+        steps = slice(first_step - n_steps, first_step)
+        expected = {
+            "observations": data.observations[steps],
+            "actions": data.actions[steps],
+            "returns_to_go": data.returns_to_go[steps],
+            "timesteps": np.arange(ages[row] - n_steps, ages[row]),
+            "padding_mask": np.ones(n_steps, dtype=bool),
+        }
+        for name, values in expected.items():
+            part = getattr(before, name)[row].numpy()
+            padded = len(part) - n_steps
+            np.testing.assert_array_equal(part[padded:], values, err_msg=name)
+            assert not part[:padded].any(), f"{name} is padded with something"
+
+
+def test_the_steps_before_move_with_the_batch(make_trajectories: Make) -> None:
+    sampler = WindowSampler(make_trajectories([30]), 5, 4, burn_in=3)
+    before, moved = sampler.sample(0).before, sampler.sample(0).to("meta").before
+    assert before is not None
+    assert moved is not None
+    assert moved.observations.device.type == "meta"
+    assert moved.observations.shape == before.observations.shape
+
+
+def test_stacked_frames_before_a_window(make_trajectories: Make) -> None:
+    frames = np.random.default_rng(0).integers(1, 256, (9, 4, 5), dtype=np.uint8)
+    data = make_trajectories(
+        [5, 4],
+        observations=frames,
+        observation_space=spaces.Box(0, 255, (3, 4, 5), np.uint8),
+        frame_stack=3,
+    )
+    before = WindowSampler(data, 2, 9, burn_in=2).window_at(np.array([1, 3, 5, 8])).before
+    assert before is not None
+    assert before.padding_mask.tolist() == [[False, True], [True, True], [False] * 2, [True] * 2]
+    expected = data.stack_frames(np.array([0, 1, 2, 6, 7]))
+    np.testing.assert_array_equal(before.observations[before.padding_mask].numpy(), expected)
+    assert not before.observations[~before.padding_mask].any()

@@ -1,0 +1,145 @@
+"""Recurrent states in training: carried from window to window, or warmed up before each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from sb3_dmamba.config import DecisionMambaConfig
+from sb3_dmamba.data import ConsecutiveSampler, Trajectories, WindowBatch, WindowSampler
+from sb3_dmamba.errors import ModelFileError
+from sb3_dmamba.networks import SequenceModel
+
+__all__ = ["PREFIX", "CarriedState", "make_sampler", "warm_up"]
+
+PREFIX = "carried."  # of the tensors' names in a model file
+_NEXT_STEPS = f"{PREFIX}next_steps"
+
+_NO_STEPS = torch.zeros(0, 2, dtype=torch.int64)
+
+Layers = list[dict[str, Tensor]]
+
+
+def make_sampler(
+    trajectories: Trajectories, config: DecisionMambaConfig, seed: int
+) -> WindowSampler:
+    """Return what draws the batches that a config trains on."""
+    if config.carry_state:
+        return ConsecutiveSampler(trajectories, config.context_length, config.batch_size, seed)
+    return WindowSampler(
+        trajectories, config.context_length, config.batch_size, seed, config.burn_in
+    )
+
+
+@torch.no_grad()
+def warm_up(model: SequenceModel, before: WindowBatch) -> Layers:
+    """Return the recurrent states after the steps before each window, without gradients.
+
+    Args:
+        model: In training or evaluation mode, as it is.
+        before: ``WindowBatch.before``, on the model's device.
+
+    Source: Kapturowski et al. 2019 (R2D2), section 3.
+    """
+    initial = model.initial_layers(len(before))
+    _, layers = model.resume(*before.inputs(), initial, before.padding_mask)
+    return layers
+
+
+class CarriedState:
+    """The recurrent state of each row of the batch after the window it saw last.
+
+    Empty at first. It belongs to rows by the step that each has to see next, so a batch of other
+    rows (another dataset's, or of another number of them) finds nothing to go on from.
+    """
+
+    def __init__(self) -> None:
+        self._layers: Layers = []
+        self._next_steps = _NO_STEPS
+
+    def layers_for(self, model: SequenceModel, batch: WindowBatch) -> Layers:
+        """Return the state that each window starts from.
+
+        Args:
+            model: What keeps the state.
+            batch: Windows with ``first_steps``, on the model's device.
+
+        Returns:
+            Where a window goes on from the last one of its row, the state after that; the initial
+            state elsewhere.
+        """
+        initial = model.initial_layers(len(batch))
+        if len(self._next_steps) != len(batch):
+            return initial
+        device = batch.timesteps.device
+        is_next = (self._next_steps.to(device) == _first_steps(batch)).all(dim=1)
+        goes_on = is_next & (batch.timesteps[:, 0] > 0)
+        return [
+            {name: _select(goes_on, carried[name].to(device), rows) for name, rows in new.items()}
+            for new, carried in zip(initial, self._layers, strict=True)
+        ]
+
+    def keep(self, layers: Layers, batch: WindowBatch) -> None:
+        """Note the state after a batch, without what led to it."""
+        self._layers = [{name: rows.detach() for name, rows in layer.items()} for layer in layers]
+        self._next_steps = _first_steps(batch) + batch.padding_mask.sum(dim=1, keepdim=True)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return named tensors for a model file; none before the first window."""
+        if not self._layers:
+            return {}
+        named = {
+            f"{PREFIX}layer{index}.{name}": rows
+            for index, layer in enumerate(self._layers)
+            for name, rows in layer.items()
+        }
+        return {_NEXT_STEPS: self._next_steps, **named}
+
+    def restore(self, model: SequenceModel, tensors: Mapping[str, Tensor]) -> None:
+        """Restore what :meth:`state` returned.
+
+        Raises:
+            ModelFileError: The tensors belong to another model; nothing has changed then.
+        """
+        if not tensors:
+            self._layers, self._next_steps = [], _NO_STEPS
+            return
+        next_steps = tensors.get(_NEXT_STEPS)
+        if (
+            next_steps is None
+            or next_steps.dtype != torch.int64
+            or next_steps.dim() != 2
+            or next_steps.shape[1] != 2
+        ):
+            raise ModelFileError(f"{_NEXT_STEPS} is no list of steps: the file was changed")
+        expected = model.initial_layers(1)
+        names = {f"{PREFIX}layer{i}.{name}" for i, layer in enumerate(expected) for name in layer}
+        if names | {_NEXT_STEPS} != tensors.keys():
+            wrong = min((names | {_NEXT_STEPS}) ^ tensors.keys())
+            raise ModelFileError(f"the carried state does not fit the model: {wrong}")
+        layers = []
+        for index, layer in enumerate(expected):
+            found = {name: tensors[f"{PREFIX}layer{index}.{name}"] for name in layer}
+            for name, row in layer.items():
+                shape = (len(next_steps), *row.shape[1:])
+                alike = found[name].is_floating_point() == row.is_floating_point()
+                if found[name].shape != shape or not alike:
+                    raise ModelFileError(
+                        f"the carried state {name} of layer {index} is {found[name].dtype} of "
+                        f"shape {tuple(found[name].shape)}, and should have {shape}"
+                    )
+            layers.append(found)
+        self._layers, self._next_steps = layers, next_steps
+
+
+def _first_steps(batch: WindowBatch) -> Tensor:
+    """Return the place of each window's first step in the data and in its episode, (B, 2)."""
+    assert batch.first_steps is not None  # a ConsecutiveSampler's batch
+    return torch.stack([batch.first_steps, batch.timesteps[:, 0]], dim=1)
+
+
+def _select(where: Tensor, carried: Tensor, initial: Tensor) -> Tensor:
+    """Take rows of one tensor where a flag is True, and of another elsewhere."""
+    return torch.where(where.view(-1, *([1] * (initial.dim() - 1))), carried, initial)
