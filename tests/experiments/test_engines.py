@@ -1,0 +1,260 @@
+"""Where cells run: processes, Ray, SLURM. The cells themselves are stand-ins here."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+import time
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from sb3_dmamba.errors import ConfigError, ExperimentError, MissingDependencyError
+from sb3_dmamba.experiments.grid import (
+    CellFolder,
+    Engine,
+    explain_failures,
+    local,
+    process,
+    run_cells,
+    slurm,
+)
+from sb3_dmamba.experiments.grid.__main__ import main
+from sb3_dmamba.experiments.grid.folder import write_json
+from sb3_dmamba.experiments.grid.slurm import write_slurm_script
+from tests.experiments.toys import toy_plan
+
+DONE = "import pathlib, sys; (pathlib.Path(sys.argv[1]) / 'result.json').write_text('{}')"
+KILLED = "import os; os.kill(os.getpid(), 9)"
+FAILS = "import sys; sys.exit('DatasetError: no such data')"
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> list[CellFolder]:
+    return [planned.folder for planned in toy_plan(tmp_path, seeds=(0, 1)).cells]
+
+
+def stand_in(
+    monkeypatch: pytest.MonkeyPatch, code: Callable[[Path], str]
+) -> list[tuple[Path, str, int]]:
+    """Run some code instead of a cell; return what was asked for."""
+    asked: list[tuple[Path, str, int]] = []
+
+    def command(path: Path, device: str, threads: int) -> list[str]:
+        asked.append((path, device, threads))
+        return [sys.executable, "-c", code(path), str(path)]
+
+    for module in (local, process):
+        monkeypatch.setattr(module, "cell_command", command)
+    return asked
+
+
+def test_every_cell_runs_once(folders: list[CellFolder], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = stand_in(monkeypatch, lambda _: DONE)
+    folders[0].result.write_text("{}")
+    assert run_cells(folders, Engine(jobs=2, threads=3, device="cpu")) == {}
+    assert sorted(asked) == sorted((each.path, "cpu", 3) for each in folders[1:])
+    assert run_cells(folders, Engine()) == {}
+    assert len(asked) == 3
+
+
+def test_a_worker_that_dies_names_its_cell_and_takes_no_other_with_it(
+    folders: list[CellFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codes = {folders[1].path: KILLED, folders[2].path: FAILS}
+    stand_in(monkeypatch, lambda path: codes.get(path, DONE))
+    failures = run_cells(folders, Engine(jobs=2))
+    assert [each.is_done for each in folders] == [True, False, False, True]
+    assert set(failures) == {"data, mamba, seed 1", "data, attention, seed 0"}
+    assert "killed by signal 9" in failures["data, mamba, seed 1"]
+    assert "status 1: DatasetError: no such data" in failures["data, attention, seed 0"]
+    assert str(folders[2].log) in failures["data, attention, seed 0"]
+    with pytest.raises(ExperimentError, match=r"2 cells failed(.|\n)*data, mamba, seed 1"):
+        explain_failures(failures)
+
+
+def test_each_process_has_its_threads_and_knows_its_parent(
+    folders: list[CellFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = (
+        "import os, sys; print(os.environ['OMP_NUM_THREADS'], sys.argv[2:], os.getppid(), flush=1);"
+        + DONE
+    )
+    stand_in(monkeypatch, lambda _: code)
+    run_cells(folders[:1], Engine(threads=2))
+    own = str(os.getpid())
+    assert folders[0].log.read_text().split() == ["2", "['--parent',", f"'{own}']", own]
+
+
+def test_an_interrupt_ends_every_process(
+    folders: list[CellFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+    stand_in(monkeypatch, lambda path: DONE if path == folders[0].path else code)
+
+    def interrupt(*_: Any) -> None:
+        while not (folders[1].log.exists() and folders[1].log.read_text().strip()):
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        local.run_locally(folders, 2, 1, "cpu", interrupt)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(folders[1].log.read_text()), 0)
+
+
+@pytest.mark.parametrize("name", ["jobs", "threads"])
+def test_an_engine_of_nothing_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=name):
+        Engine(**{name: 0})
+
+
+def test_progress_shows_cells_and_their_updates(
+    folders: list[CellFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = {"updates": 7, "total": 20, "phase": "evaluating (window)", "time": time.time()}
+    write_json(folders[1].progress, running)
+    stand_in(monkeypatch, lambda _: "import time; time.sleep(0.7)")
+    console = Console(record=True, width=120, force_terminal=True, file=io.StringIO())
+    run_cells(folders[:2], Engine(jobs=2), console)
+    text = console.export_text()
+    assert "cells" in text
+    assert "data, mamba, seed 1" in text
+    assert "7/20" in text
+    assert "evaluating (window)" in text
+
+
+# --- One cell's command ---------------------------------------------------------------------------
+
+
+def test_the_command_of_a_cell_says_what_is_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, _, module, *arguments = process.cell_command(tmp_path / "none", "cpu", 1)
+    assert module == "sb3_dmamba.experiments.grid"
+    assert main(arguments) == 1
+    assert f"ExperimentError: there is no cell at {tmp_path / 'none'}" in capsys.readouterr().err
+
+
+# --- Ray -----------------------------------------------------------------------------------------
+
+
+def fake_ray(monkeypatch: pytest.MonkeyPatch, lost: str = "") -> list[Any]:
+    """Put a module in Ray's place that runs tasks at once; return what it was asked for."""
+    calls: list[Any] = []
+    ray = types.ModuleType("ray")
+
+    class RayError(Exception):
+        pass
+
+    class Task:
+        def __init__(self, function: Callable[..., Any]) -> None:
+            self.function = function
+
+        def remote(self, *arguments: Any) -> tuple[Any, ...]:
+            calls.append(("task", arguments))
+            return (self.function, *arguments)
+
+    def get(reference: tuple[Any, ...]) -> Any:
+        if lost and lost in reference[1]:
+            raise RayError("The worker died\nand more")
+        return reference[0](*reference[1:])
+
+    def remote(**options: Any) -> Any:
+        calls.append(("remote", options))
+        return Task
+
+    members = {
+        "is_initialized": lambda: False,
+        "init": lambda **_: calls.append("init"),
+        "shutdown": lambda: calls.append("shutdown"),
+        "remote": remote,
+        "wait": lambda pending, num_returns: (pending[:num_returns], pending[num_returns:]),
+        "get": get,
+        "cancel": lambda *_, **__: None,
+        "exceptions": types.SimpleNamespace(RayError=RayError),
+    }
+    for name, member in members.items():
+        setattr(ray, name, member)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    return calls
+
+
+def test_ray_runs_every_cell_as_a_task(
+    folders: list[CellFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(monkeypatch, lambda path: FAILS if path == folders[1].path.resolve() else DONE)
+    calls = fake_ray(monkeypatch)
+    failures = run_cells(folders, Engine("ray", threads=2, device="cuda:0"))
+    assert [each.is_done for each in folders] == [True, False, True, True]
+    assert list(failures) == ["data, mamba, seed 1"]
+    assert ("remote", {"num_cpus": 2, "num_gpus": 1, "max_retries": 3}) in calls
+    assert [call[1] for call in calls if call[0] == "task"] == [
+        (str(each.path.resolve()), "cuda:0", 2) for each in folders
+    ]
+    assert (calls[0], calls[-1]) == ("init", "shutdown")
+
+
+def test_a_cell_that_ray_lost_is_named(
+    folders: list[CellFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(monkeypatch, lambda _: DONE)
+    fake_ray(monkeypatch, lost=folders[0].path.name)
+    failures = run_cells(folders, Engine("ray"))
+    assert failures == {"data, mamba, seed 0": "Ray lost it: The worker died"}
+
+
+def test_without_ray_the_error_says_how_to_get_it(
+    folders: list[CellFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingDependencyError, match=r"sb3-dmamba\[ray\]"):
+        run_cells(folders, Engine("ray"))
+
+
+# --- SLURM ---------------------------------------------------------------------------------------
+
+
+def test_a_slurm_script_runs_one_cell_a_task(
+    folders: list[CellFolder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        slurm, "cell_command", lambda path, device, threads: ["echo", str(path), device]
+    )
+    folders[0].result.write_text("{}")
+    script = tmp_path / "a script.sh"
+    count = write_slurm_script(script, folders, "toy", "dmamba experiment toy", 2, "cuda")
+    assert count == 3
+    text = script.read_text()
+    for line in ("--array=1-3", "--cpus-per-task=2", "--gpus=1", "--requeue"):
+        assert f"#SBATCH {line}\n" in text
+    assert "dmamba experiment toy" in text
+    for task, folder in enumerate(folders[1:], start=1):
+        finished = subprocess.run(
+            ["bash", str(script)],
+            env={**os.environ, "SLURM_ARRAY_TASK_ID": str(task)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert finished.stdout.split() == [str(folder.path.resolve()), "cuda"]
+
+
+def test_a_cpu_s_script_asks_for_no_gpu(folders: list[CellFolder], tmp_path: Path) -> None:
+    write_slurm_script(tmp_path / "x.sh", folders, "toy", "dmamba experiment toy")
+    text = (tmp_path / "x.sh").read_text()
+    assert "--gpus" not in text
+    assert f'exec {sys.executable} -m sb3_dmamba.experiments.grid "${{cells[' in text
+
+
+def test_a_script_of_nothing_is_refused(folders: list[CellFolder], tmp_path: Path) -> None:
+    for folder in folders:
+        folder.result.write_text("{}")
+    with pytest.raises(ExperimentError, match="without --slurm"):
+        write_slurm_script(tmp_path / "x.sh", folders, "toy", "")

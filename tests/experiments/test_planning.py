@@ -1,0 +1,175 @@
+"""From a request to cells; and that every experiment makes cells that can be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sb3_dmamba.errors import ConfigError, DecisionMambaError, UnknownTaskError
+from sb3_dmamba.experiments.catalogue import get_experiment, list_experiments
+from sb3_dmamba.experiments.catalogue.problems import list_problems
+from sb3_dmamba.experiments.planning import Request, make_plan, resolve_data
+from tests.experiments.toys import TOY, cartpole_data, changed, save_data, toy_plan
+
+
+def test_a_cell_for_each_task_variant_and_seed(tmp_path: Path) -> None:
+    plan = toy_plan(tmp_path)
+    assert [(c.task, c.variant, c.seed) for c in plan.cells] == [
+        ("data", "mamba", 0),
+        ("data", "mamba", 1),
+        ("data", "attention", 0),
+        ("data", "attention", 1),
+    ]
+    assert len({c.folder.path for c in plan.cells}) == 4
+    assert all(c.folder.read_cell() == c.cell for c in plan.cells)
+    assert plan.baseline == "mamba"
+
+
+def test_settings_add_up_in_order(tmp_path: Path) -> None:
+    plan = toy_plan(tmp_path, settings={"n_layers": 2, "dropout": 0.3})
+    mamba, attention = plan.cells[0].cell.config, plan.cells[2].cell.config
+    assert (mamba.mixer, attention.mixer) == ("mamba", "attention")  # the variant's
+    assert mamba.hidden_size == 8  # the experiment's, over the task's
+    assert mamba.lr_schedule == "linear"  # the task's
+    assert (mamba.n_layers, mamba.dropout) == (2, 0.3)  # the user's, over all
+    assert (mamba.n_updates, mamba.warmup_updates) == (20, 2)  # in proportion
+
+
+def test_data_without_a_task_gets_its_scale_and_targets_from_itself(tmp_path: Path) -> None:
+    plan = toy_plan(tmp_path, target_returns=())
+    (task,) = plan.tasks
+    returns = cartpole_data().returns
+    assert task.task.env_id == "CartPole-v1"
+    assert plan.cells[0].cell.config.return_scale == 10.0  # its best is between 10 and 100
+    assert plan.cells[0].cell.config.max_timestep == cartpole_data().lengths.max()
+    assert task.target_returns[-1] == returns.max()
+    assert list(task.target_returns) == sorted(set(task.target_returns))
+
+
+def test_the_headline_target_is_the_highest_that_the_data_reached(tmp_path: Path) -> None:
+    best = float(cartpole_data().returns.max())
+    (task,) = toy_plan(tmp_path, target_returns=(best + 1, 2.0, best, 9.0)).tasks
+    assert task.headline == best
+    assert task.targets_in_range == (best, 9.0)
+    (task,) = toy_plan(tmp_path, target_returns=(900.0, 800.0)).tasks
+    assert (task.headline, task.targets_in_range) == (800.0, ())
+
+
+def test_evaluations_are_spread_over_the_training(tmp_path: Path) -> None:
+    plan = toy_plan(tmp_path, n_updates=10_000, evaluations=3)
+    evaluation = plan.cells[0].cell.evaluation
+    assert evaluation.evaluated_updates(10_000) == [3334, 6668, 10_000]
+    assert toy_plan(tmp_path).cells[0].cell.evaluation.every == 0
+
+
+def test_a_place_in_the_window_means_window_memory_alone(tmp_path: Path) -> None:
+    plan = toy_plan(tmp_path, settings={"time_encoding": "global"})
+    assert plan.cells[0].cell.evaluation.memories == ("window",)
+
+
+def test_options_of_a_variant_change_the_data(tmp_path: Path) -> None:
+    mamba = TOY.variants["mamba"]
+    delayed = changed(mamba, data_options={"reward_mode": "delayed"})
+    plan = toy_plan(tmp_path, changed(TOY, variants={"dense": mamba, "delayed": delayed}))
+    dense, late = plan.cells[0].cell.data, plan.cells[2].cell.data
+    assert dense.fingerprint == plan.tasks[0].fingerprint != late.fingerprint
+    assert (dense.options, late.options) == ({}, {"reward_mode": "delayed"})
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ({"variants": ("mumba",)}, "no variant 'mumba': it has 'mamba', 'attention'"),
+        ({"seeds": (0, 0)}, "each once"),
+        ({"settings": {"hiden_size": 3}}, "hidden_size"),
+        ({"n_episodes": -1}, "n_episodes"),
+    ],
+)
+def test_what_cannot_be_is_refused(request_: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        toy_plan(tmp_path, **request_)
+
+
+def test_the_same_task_twice_is_refused(tmp_path: Path) -> None:
+    data = str(save_data(tmp_path / "data"))
+    with pytest.raises(ConfigError, match="'data' twice"):
+        toy_plan(tmp_path, data=(data, data))
+
+
+def test_data_that_names_no_environment_is_refused(tmp_path: Path) -> None:
+    changed(cartpole_data(), env_id=None).save(tmp_path / "nowhere")
+    with pytest.raises(UnknownTaskError, match=r"NAME=.*nowhere"):
+        toy_plan(tmp_path, data=(str(tmp_path / "nowhere"),))
+
+
+def test_an_environment_s_name_can_be_given_with_the_data(tmp_path: Path) -> None:
+    changed(cartpole_data(), env_id=None).save(tmp_path / "nowhere")
+    plan = toy_plan(tmp_path, data=(f"CartPole-v1={tmp_path / 'nowhere'}",), target_returns=())
+    assert plan.tasks[0].name == "CartPole-v1"
+    assert plan.tasks[0].target_returns
+
+
+# --- Names of data -------------------------------------------------------------------------------
+
+
+def test_problems_have_short_names_and_are_known_by_their_data() -> None:
+    for problem in list_problems():
+        assert resolve_data(problem.name) == (problem, problem.dataset)
+        assert resolve_data(str(problem.dataset)) == (problem, problem.dataset)
+        assert resolve_data(f"{problem.name}=/else/where") == (problem, "/else/where")
+
+
+def test_tasks_of_the_library_work_too() -> None:
+    task, source = resolve_data("hopper-medium-v2=data/hopper.hdf5")
+    assert task is not None
+    assert (task.name, source) == ("hopper-medium-v2", "data/hopper.hdf5")
+    assert resolve_data("hopper-medium-v2")[1] == "hopper-medium-v2"
+
+
+def test_a_task_without_data_asks_for_some() -> None:
+    with pytest.raises(UnknownTaskError, match="--data qbert=PATH"):
+        resolve_data("qbert")
+
+
+def test_anything_else_is_a_source() -> None:
+    assert resolve_data("some/where=else.hdf5") == (None, "some/where=else.hdf5")
+
+
+# --- The catalogue -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("experiment", list_experiments(), ids=lambda each: each.name)
+def test_every_variant_has_a_config_that_works_on_every_task(experiment: Any) -> None:
+    problems = {problem.name: problem for problem in list_problems()}
+    for name in experiment.tasks:
+        task = problems.get(name) or resolve_data(f"{name}=somewhere")[0]
+        assert task is not None
+        configs = [
+            task.config(**{**experiment.settings, **variant.settings})
+            for variant in experiment.variants.values()
+        ]
+        options = [dict(variant.data_options) for variant in experiment.variants.values()]
+        assert len({repr(pair) for pair in zip(configs, options, strict=True)}) == len(configs)
+
+
+def test_experiments_are_found_by_name() -> None:
+    assert get_experiment("mixers").name == "mixers"
+    with pytest.raises(ConfigError, match="did you mean 'mixers'"):
+        get_experiment("mixer")
+    with pytest.raises(ConfigError, match="there are mixers, channel-mixing"):
+        get_experiment("zzz")
+
+
+def test_hopper_asks_for_five_targets_within_the_data(shared_data: Path) -> None:
+    (hopper,) = (problem for problem in list_problems() if problem.name == "hopper")
+    returns = np.array([614.9, 3691.0])  # lowest and highest, as its README has them
+    within = [t for t in hopper.target_returns if returns[0] <= t <= returns[1]]
+    assert len(within) == 5
+
+
+def test_errors_are_the_library_s() -> None:
+    with pytest.raises(DecisionMambaError):
+        make_plan(TOY, Request(cells=Path("unused"), data=("no-such-data-anywhere",)))
