@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -122,6 +123,25 @@ class SavedModel:
             policy=tensors["policy"],
             optimizer=tensors["optimizer"],
         )
+
+    def with_settings(self, **settings: Any) -> SavedModel:
+        """Return the same model with some settings changed.
+
+        Raises:
+            ConfigError: A setting is unknown or out of range, or its network has other weights.
+        """
+        if not settings:
+            return self
+        changed = dataclasses.replace(self, config=self.config.replace(**settings))
+        try:
+            changed._check_weights(changed._blank_weights())
+        except (ModelFileError, SpaceError, RuntimeError) as error:
+            named = ", ".join(f"{name}={value!r}" for name, value in settings.items())
+            raise ConfigError(
+                f"{named} makes another network than the one in the file ({error}): change only "
+                f"what leaves the weights as they are, or train again"
+            ) from error
+        return changed
 
     def restore(self, device: torch.device) -> Updater:
         """Build the networks and put weights and optimiser state into them.

@@ -9,20 +9,21 @@ from typing import Any
 import numpy as np
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from sb3_dmamba.config import DecisionMambaConfig, Memory
 from sb3_dmamba.data import DatasetInfo
 from sb3_dmamba.environments import Environment, Surroundings, check_spaces, make_factory
-from sb3_dmamba.errors import ConfigError, NotFittedError
+from sb3_dmamba.errors import NotFittedError
 from sb3_dmamba.evaluation import EvaluationReport, ReportDetails, StatefulActor, evaluate_targets
+from sb3_dmamba.evaluation.checks import check_count
 from sb3_dmamba.evaluation.wrappers.base import conditioned_space
 from sb3_dmamba.files import SavedModel
 from sb3_dmamba.networks import DecisionMambaPolicy
 from sb3_dmamba.tasks import Task
 from sb3_dmamba.training.updater import Updater
 
-__all__ = ["ActingAlgorithm", "check_count"]
+__all__ = ["ActingAlgorithm"]
 
 
 class ActingAlgorithm(BaseAlgorithm):
@@ -197,6 +198,7 @@ class ActingAlgorithm(BaseAlgorithm):
             self._check(venv, self._surroundings.describe())
         self.env = venv
         self.n_envs = 1 if venv is None else venv.num_envs
+        self._vec_normalize_env = None if venv is None else unwrap_vec_normalize(venv)
         return venv
 
     def set_env(self, env: Environment, force_reset: bool = True) -> None:
@@ -317,14 +319,3 @@ class ActingAlgorithm(BaseAlgorithm):
                 weights="last",
             ),
         )
-
-
-def check_count(name: str, value: Any, minimum: int) -> int:
-    """Return a count as an int.
-
-    Raises:
-        ConfigError: It is no integer, or too small; names it.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < minimum:
-        raise ConfigError(f"{name}={value!r}: give an integer of at least {minimum}")
-    return int(value)

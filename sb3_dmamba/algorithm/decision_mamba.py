@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, BinaryIO, TypeVar
 
 import torch
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.type_aliases import MaybeCallback
+from stable_baselines3.common.utils import get_system_info
 
-from sb3_dmamba.algorithm.acting import ActingAlgorithm, check_count
+from sb3_dmamba.algorithm.acting import ActingAlgorithm
 from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.data import (
     DatasetInfo,
@@ -25,6 +26,7 @@ from sb3_dmamba.errors import (
     MissingDependencyError,
     UnknownTaskError,
 )
+from sb3_dmamba.evaluation.checks import check_count
 from sb3_dmamba.files import COUNTERS, SavedModel
 from sb3_dmamba.tasks import Task, get_task
 from sb3_dmamba.training.callbacks import as_callbacks
@@ -275,9 +277,15 @@ class DecisionMamba(ActingAlgorithm):
         path: str | os.PathLike[str] | BinaryIO,
         env: Environment | None = None,
         device: torch.device | str = "auto",
+        custom_objects: Mapping[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
         *,
         verbose: int = 0,
         tensorboard_log: str | None = None,
+        seed: int | None = None,
+        target_return: float | None = None,
+        **overrides: Any,
     ) -> Self:
         """Read a model that :meth:`save` wrote; nothing in the file is executed.
 
@@ -286,14 +294,25 @@ class DecisionMamba(ActingAlgorithm):
             env: Environment to act in; None is the one the model was made for, which is not
                 made before it is needed.
             device: Where to put the model.
+            custom_objects: Stable-Baselines3's, which replaces what cannot be unpickled. Nothing
+                is, so it changes nothing.
+            print_system_info: Whether to print the versions in use.
+            force_reset: Stable-Baselines3's; learning holds no observation that could be stale.
             verbose: As in the constructor.
             tensorboard_log: As in the constructor.
+            seed: As :meth:`set_random_seed` takes it; None keeps the file's.
+            target_return: Return that :meth:`get_env` asks for; None keeps the file's.
+            **overrides: Settings to change that leave the weights as they are, such as
+                ``memory="stream"`` or ``learning_rate``.
 
         Raises:
             ModelFileError: The file is missing, damaged, no model file, or of a newer version.
             SpaceError: ``env`` has other spaces than the model.
+            ConfigError: A setting is unknown, out of range, or makes another network.
         """
-        saved = SavedModel.read(path)
+        if print_system_info:
+            get_system_info()
+        saved = SavedModel.read(path).with_settings(**overrides)
         model = cls(
             saved.task,
             config=saved.config,
@@ -303,10 +322,11 @@ class DecisionMamba(ActingAlgorithm):
             tensorboard_log=tensorboard_log,
         )
         model._surroundings.remember(saved.dataset)
-        model.target_return = saved.target_return
+        model.target_return = saved.target_return if target_return is None else target_return
         model._adopt(saved.restore(model.device))
         for name in COUNTERS:
             setattr(model, name, saved.counters[name])
         if env is not None:
             model.set_env(env)
+        model.set_random_seed(seed)
         return model

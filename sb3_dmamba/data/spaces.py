@@ -13,7 +13,14 @@ from stable_baselines3.common.preprocessing import is_image_space
 
 from sb3_dmamba.errors import SpaceError
 
-__all__ = ["check_action_space", "flat_space", "flatten_observation", "observation_dtype"]
+__all__ = [
+    "channels_first",
+    "check_action_space",
+    "flat_space",
+    "flatten_observation",
+    "has_channels_last",
+    "observation_dtype",
+]
 
 _COMPOSITE = (spaces.Dict, spaces.Tuple)
 _ONE_HOT = (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
@@ -82,6 +89,34 @@ def observation_dtype(space: spaces.Box) -> type[np.uint8] | type[np.float32]:
     """Return what observations of a flat space are stored as: uint8 frames, float32 the rest."""
     is_frame = space.dtype == np.uint8 and len(space.shape) >= 2
     return np.uint8 if is_frame else np.float32
+
+
+def has_channels_last(shape: tuple[int, ...], space: spaces.Space[Any]) -> bool:
+    """Whether images of ``shape`` are those of ``space`` but for their channels, which come last.
+
+    Args:
+        shape: Of one observation.
+        space: What a model takes; images, or anything else.
+    """
+    is_image = len(shape) == 3 and shape != space.shape and is_image_space(space)
+    return is_image and (shape[2], *shape[:2]) == space.shape
+
+
+def channels_first(observations: ndarray, space: spaces.Space[Any]) -> ndarray:
+    """Move the channels to the front where the space has them there and the images have not.
+
+    Stable-Baselines3's policies do the same, so that a ``VecTransposeImage`` may be left out.
+
+    Args:
+        observations: One observation, or (n, *one).
+        space: What a model takes.
+
+    Returns:
+        A view; ``observations`` itself where it holds no such images.
+    """
+    if observations.ndim in (3, 4) and has_channels_last(observations.shape[-3:], space):
+        return np.moveaxis(observations, -1, -3)
+    return observations
 
 
 def check_action_space(space: spaces.Space[Any]) -> spaces.Box | spaces.Discrete:

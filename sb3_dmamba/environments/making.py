@@ -15,6 +15,7 @@ from sb3_dmamba.compatibility import as_gymnasium, make_gymnasium
 from sb3_dmamba.data import Trajectories, flat_space
 from sb3_dmamba.data._collect_normalizers import check_returns_unscaled
 from sb3_dmamba.data.action_bounds import check_actions_fit, check_actions_known
+from sb3_dmamba.data.spaces import has_channels_last
 from sb3_dmamba.errors import SpaceError, UnknownTaskError
 from sb3_dmamba.evaluation import ReturnToGo
 from sb3_dmamba.tasks import get_task
@@ -166,7 +167,8 @@ def check_spaces(
     """
     theirs = environment.observation_space
     theirs = theirs["observation"] if is_conditioned(theirs) else flat_space(theirs)
-    _check_shape(theirs, observation_space, what)
+    if not has_channels_last(theirs.shape, observation_space):  # predict moves them
+        _check_shape(theirs, observation_space, what)
     check_actions_fit(environment.action_space, action_space, what)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from sb3_dmamba.data import flat_space
 from sb3_dmamba.data.action_bounds import check_actions_fit
+from sb3_dmamba.data.spaces import has_channels_last
 from sb3_dmamba.errors import ConfigError, SpaceError
 from sb3_dmamba.evaluation.protocols import ActingPolicy
 
@@ -47,9 +48,10 @@ def check_envs(description: dict[str, Any], policy: ActingPolicy, n_envs: int) -
             "as lambda: gymnasium.make(...) does"
         )
     shown = flat_space(description["observation_space"])
-    if shown.shape != policy.observation_space.shape:
+    expected = policy.observation_space
+    if shown.shape != expected.shape and not has_channels_last(shown.shape, expected):
         raise SpaceError(
             f"the environment's observations have the flat shape {shown.shape} and the policy "
-            f"takes {policy.observation_space.shape}: evaluate in the environment it learned from"
+            f"takes {expected.shape}: evaluate in the environment it learned from"
         )
     check_actions_fit(description["action_space"], policy.action_space, "the environment")

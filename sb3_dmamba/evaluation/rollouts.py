@@ -16,7 +16,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from sb3_dmamba.data import flat_space, flatten_observation
-from sb3_dmamba.data.spaces import observation_dtype
+from sb3_dmamba.data.spaces import channels_first, observation_dtype
 from sb3_dmamba.errors import ConfigError, EvaluationError
 from sb3_dmamba.evaluation.checks import check_count, check_envs
 from sb3_dmamba.evaluation.planning import DEFAULT_MAX_ENVS, choose_n_workers
@@ -114,7 +114,7 @@ def evaluate_targets(
         counted = partial(
             conditioning_rewards, clip_rewards=clip_rewards, delayed_rewards=delayed_rewards
         )
-        episodes = _Episodes(envs, jobs, max_episode_steps, counted)
+        episodes = _Episodes(envs, jobs, max_episode_steps, counted, policy.observation_space)
         memory = policy.memory if memory is None else memory
         with _random_numbers_from(seed, policy):
             episodes.run(policy, memory, n_envs, deterministic, on_progress)
@@ -179,10 +179,12 @@ class _Episodes:
         jobs: _Jobs,
         max_episode_steps: int | None,
         count_rewards: Callable[[Any], Any],
+        policy_space: gym.Space[Any],
     ) -> None:
         self.envs = envs
         self.jobs = jobs
         self._count_rewards = count_rewards
+        self._policy_space = policy_space
         self.returns = np.zeros(len(jobs), dtype=np.float64)
         self.lengths = np.zeros(len(jobs), dtype=np.int64)
         self._step_limit = max_episode_steps
@@ -259,7 +261,8 @@ class _Episodes:
         space = self._observation_space
         if not isinstance(space, spaces.Box):
             observations = [flatten_observation(space, each) for each in observations]
-        return np.stack(observations).astype(self._observation_dtype, copy=False)
+        batch = np.stack(observations).astype(self._observation_dtype, copy=False)
+        return channels_first(batch, self._policy_space)
 
 
 @contextlib.contextmanager

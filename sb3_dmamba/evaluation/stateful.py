@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sb3_dmamba.data.spaces import channels_first
 from sb3_dmamba.errors import ConditioningError, SpaceError
 from sb3_dmamba.evaluation.protocols import ActingPolicy
 from sb3_dmamba.evaluation.wrappers.base import ReturnTracker, conditioning_rewards
@@ -79,7 +80,7 @@ class StatefulActor:
             SpaceError: ``x`` has another shape than the policy's observations.
             ConditioningError: ``reward`` is not finite.
         """
-        observation = np.asarray(x)
+        observation = channels_first(np.asarray(x), self._policy.observation_space)
         if observation.shape != self._shape:
             raise SpaceError(
                 f"the observation has shape {observation.shape} and the policy takes "

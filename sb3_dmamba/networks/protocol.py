@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
-from stable_baselines3.common.preprocessing import is_image_space
-from stable_baselines3.common.vec_env import VecTransposeImage
 
+from sb3_dmamba.data.spaces import channels_first
 from sb3_dmamba.errors import ConditioningError, SpaceError
 from sb3_dmamba.networks.state import ActingState
 
@@ -54,7 +53,7 @@ def read_observation(observation: Any, space: spaces.Box) -> Conditioned:
             "the observation has no return_to_go, and no policy can know how much return is still "
             f"to come: {_WRAP_IT}"
         )
-    observations = _with_channels_first(np.asarray(observation["observation"]), space)
+    observations = channels_first(np.asarray(observation["observation"]), space)
     single = observations.ndim == len(space.shape)
     if single:
         observations = observations[np.newaxis]
@@ -118,16 +117,6 @@ def read_state(
             f"model's {layout.get(name)}): pass None at the first step with this model"
         )
     return state if state.tensors["timestep"].device == device else state.to(device)
-
-
-def _with_channels_first(observations: NDArray[Any], space: spaces.Box) -> NDArray[Any]:
-    n = len(space.shape)
-    if observations.shape[-n:] == space.shape or not is_image_space(space):
-        return observations
-    if observations.ndim not in (n, n + 1):
-        return observations
-    transposed = VecTransposeImage.transpose_image(observations)
-    return transposed if transposed.shape[-n:] == space.shape else observations
 
 
 def _read_returns(returns_to_go: Any, n_envs: int) -> NDArray[np.float32]:
