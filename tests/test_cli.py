@@ -187,6 +187,26 @@ def test_train_to_tensorboard() -> None:
     assert list(Path("logs/run").glob("events.out.tfevents.*"))
 
 
+def test_options_of_the_dataset() -> None:
+    document = json.loads(train("--option", "top_fraction=0.5", "--json").stdout)
+    assert document["dataset"]["episodes"] == 6
+    result = run("train", DATASET, *TINY, "--overwrite", "--option", "top=1", exit_code=1)
+    assert "DatasetError: no option of a Minari id" in result.stderr
+    assert "is no NAME=VALUE" in run("train", DATASET, "--option", "top", exit_code=2).stderr
+
+
+def test_a_resumed_run_goes_on_with_its_dataset() -> None:
+    option = ("--option", "top_fraction=0.5")
+    train(*option, "--output", "out")
+    resume = ("train", "--resume", "out/model.zip", "--updates", "2")
+    result = run(*resume, exit_code=1)
+    assert "has learned from 'minari:cartpole/tiny-v0 (the best 50% of episodes)'" in result.stderr
+    assert "--dataset and --option" in result.stderr
+    assert "Note" not in run(*resume, *option).stderr
+    result = run(*resume, "--dataset", DATASET)
+    assert "Note: the run has learned from" in result.stderr
+
+
 def test_resumed_run_equals_an_uninterrupted_one() -> None:
     train("--output", "whole", "--checkpoint-every", "2")
     Path("half/checkpoints").mkdir(parents=True)

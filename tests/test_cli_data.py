@@ -15,10 +15,10 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
+from sb3_dmamba import d4rl
 from sb3_dmamba.cli import app
-from sb3_dmamba.cli.data import parse_options
+from sb3_dmamba.cli.options import parse_options
 from sb3_dmamba.data import load_trajectories
-from sb3_dmamba.data.sources import _d4rl_names
 from tests.serving import serving
 
 
@@ -229,7 +229,7 @@ def test_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with serving() as server:
         server.content = here.read_bytes()
         server.drop_after = [len(server.content) // 2]
-        monkeypatch.setattr(_d4rl_names, "ADDRESS", f"http://127.0.0.1:{server.server_address[1]}")
+        monkeypatch.setattr(d4rl, "ADDRESS", f"http://127.0.0.1:{server.server_address[1]}")
         result = run("download", "hopper-expert-v2", "hopper-medium-v2")
         assert re.search(r"hopper-expert-v2 .* was there", result.stdout)
         assert re.search(r"hopper-medium-v2 .* downloaded", result.stdout)

@@ -13,6 +13,7 @@ from gymnasium.spaces import Discrete
 
 from sb3_dmamba.atari import ATARI_ID
 from sb3_dmamba.config import DecisionMambaConfig
+from sb3_dmamba.d4rl import list_names
 from sb3_dmamba.data import load_trajectories
 from sb3_dmamba.errors import ConfigError, UnknownTaskError
 from sb3_dmamba.tasks import ReferenceScores, Task, get_reference_scores, get_task, list_tasks
@@ -79,6 +80,46 @@ def test_locomotion_targets_and_references() -> None:
     cheetah = get_task("halfcheetah-medium-v2")
     assert cheetah.target_returns == (6000.0, 12000.0, 24000.0, 120000.0, 240000.0)
     assert get_task("walker2d-medium-v2").target_returns[0] == 2500.0
+
+
+@pytest.mark.parametrize("name", list_names())
+def test_every_name_of_d4rl_is_a_task(name: str) -> None:
+    task = get_task(name)
+    assert (task.name, task.dataset) == (name, name)
+    assert (task in list_tasks()) == (name in LOCOMOTION)
+    recorded = {"env_id", "env_kwargs", "dataset", "target_returns", "reference", "overrides"}
+    for field in recorded | {"clip_rewards", "actions"}:
+        assert bool(getattr(task, field)) == (field in task.source), field
+    is_papers = name in LOCOMOTION
+    assert ("paper's recipe" in task.description) == (name[:-1] + "2" in LOCOMOTION)
+    assert ("none is published" in task.source["overrides"]) == (name[:-1] + "2" not in LOCOMOTION)
+    assert ("version 2" in task.source["overrides"]) == (
+        not is_papers and name[:-1] + "2" in LOCOMOTION
+    )
+    assert task.reference == get_task(f"{name.split('-')[0]}-medium-v2").reference
+
+
+def test_tasks_that_the_paper_does_not_have() -> None:
+    expert = get_task("hopper-expert-v2")
+    assert expert.target_returns == get_task("hopper-medium-v2").target_returns
+    assert (expert.config().hidden_size, expert.config().learning_rate) == (128, 1e-3)
+    assert get_task("hopper-medium-v0").config() == get_task("hopper-medium-v2").config()
+    ant = get_task("ant-medium-v2")
+    assert ant.target_returns == ()  # from the dataset
+    assert (ant.env_id, ant.env_kwargs) == ("Ant-v4", {"use_contact_forces": True})
+    assert ant.reference is not None
+    assert (ant.reference.minimum, ant.reference.maximum) == (-325.6, 3879.7)
+    assert "medium_expert='paper'" in get_task("hopper-medium-expert-v2").source["dataset"]
+    with pytest.raises(UnknownTaskError, match="hopper-expert-v2"):
+        get_task("hopper-expret-v2")
+
+
+@pytest.mark.parametrize(("game", "elsewhere"), [("qbert", "2500"), ("seaquest", "1450")])
+def test_targets_beyond_clipped_rewards_say_so(game: str, elsewhere: str) -> None:
+    said = get_task(game).source["target_returns"]
+    assert "clip_rewards=False" in said
+    assert elsewhere in said
+    assert "clip_rewards=False" not in get_task("breakout").source["target_returns"]
 
 
 @pytest.mark.parametrize(("name", "context", "target"), [("breakout", 30, 90), ("pong", 50, 20)])
@@ -234,6 +275,12 @@ def test_a_package_before_the_id_is_imported(
     for nonsense in ("package_of_envs:Other-v0", ".relative:Named-v0"):
         with pytest.raises(UnknownTaskError, match="dmamba tasks"):
             get_task(nonsense)
+
+
+def test_the_ant_of_d4rl_has_contact_forces() -> None:
+    pytest.importorskip("mujoco", reason="the MuJoCo extra is not installed")
+    with get_task("ant-medium-v2").make_env() as env:
+        assert env.observation_space.shape == (111,)
 
 
 @pytest.mark.parametrize("name", ["hopper-medium-v2", "hopper-bundled"])

@@ -62,6 +62,7 @@ app.command(
 app.command(
     epilog="[bold]Examples[/bold]\n\n"
     "dmamba train hopper/medium-v0 --updates 10000 --checkpoint-every 1000\n\n"
+    "dmamba train breakout --dataset dqn-replay/Breakout --option n_steps=500000\n\n"
     "dmamba train hopper-bundled --set mixer=attention --set hidden_size=256\n\n"
     "dmamba train --resume runs/hopper-medium-v0/checkpoints/model_3000_steps.zip"
 )(train)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import time
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sb3_dmamba.cli.options import SOURCES_HELP, OptionOption, parse_options
 from sb3_dmamba.cli.output import (
     DebugOption,
     JsonOption,
@@ -36,45 +36,8 @@ data_app = typer.Typer(
 )
 
 SourceArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="SOURCE",
-        help="A D4RL name or HDF5 file, a Decision Transformer pickle, a Minari id or folder, a "
-        "DQN-replay folder, a store.",
-        show_default=False,
-    ),
+    str, typer.Argument(metavar="SOURCE", help=SOURCES_HELP, show_default=False)
 ]
-OptionOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--option",
-        metavar="NAME=VALUE",
-        help="An option of load_trajectories, such as top_fraction=0.1 or medium_expert=paper; "
-        "repeat it for several.",
-        show_default=False,
-    ),
-]
-
-
-def parse_options(texts: list[str]) -> dict[str, Any]:
-    """Read ``NAME=VALUE`` options: values are JSON, and text where they are no JSON.
-
-    Raises:
-        typer.BadParameter: A text has no ``=`` or no name, or a name is given twice.
-    """
-    options: dict[str, Any] = {}
-    for text in texts:
-        name, separator, value = text.partition("=")
-        name = name.strip().replace("-", "_")
-        if not separator or not name.isidentifier():
-            raise typer.BadParameter(f"{text!r} is no NAME=VALUE", param_hint="--option")
-        if name in options:
-            raise typer.BadParameter(f"{name} is given twice", param_hint="--option")
-        try:
-            options[name] = json.loads(value)
-        except ValueError:
-            options[name] = value
-    return options
 
 
 @data_app.command(
@@ -94,7 +57,7 @@ def info(
     Odd are NaN, dimensions that never change, episodes that collection cut, episodes that repeat
     others, actions that are never taken.
     """
-    options = parse_options(option or [])
+    options = parse_options(option)
     with command_output(as_json, debug) as out:
         import_quietly("sb3_dmamba.data")
         from sb3_dmamba.data.inspection import inspect_dataset
@@ -125,7 +88,7 @@ def convert(
     debug: DebugOption = False,
 ) -> None:
     """Write a dataset to a store: memory-mapped arrays, for training on more than memory holds."""
-    options = parse_options(option or [])
+    options = parse_options(option)
     with command_output(as_json, debug) as out:
         import_quietly("sb3_dmamba.data")
         from sb3_dmamba.data.conversion import convert_trajectories
@@ -196,7 +159,7 @@ def _fetch(name: str, folder: Path | None) -> tuple[Path, bool]:
     Raises:
         DatasetError: It is no name that can be downloaded, or the download failed.
     """
-    from sb3_dmamba.data.sources._d4rl_names import D4RL_NAME
+    from sb3_dmamba.d4rl import D4RL_NAME
     from sb3_dmamba.data.sources.d4rl import find_d4rl_file
     from sb3_dmamba.data.sources.minari import find_minari_folder
 

@@ -25,8 +25,8 @@ def tasks(as_json: JsonOption = False, debug: DebugOption = False) -> None:
             return
         output.console.print(_table(named))
         output.console.print(
-            "Any Minari id (hopper/medium-v0) and any registered Gymnasium id (Hopper-v5) "
-            "is a task too."
+            "Every other Gym-MuJoCo name of D4RL (hopper-expert-v2, ant-medium-v1), any Minari id "
+            "(hopper/medium-v0) and any registered Gymnasium id (Hopper-v5) is a task too."
         )
 
 

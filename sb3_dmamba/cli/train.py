@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sb3_dmamba.cli.options import SOURCES_HELP, OptionOption, parse_options
 from sb3_dmamba.cli.output import (
     DebugOption,
     JsonOption,
@@ -38,6 +39,7 @@ class _Plan:
     task: str | None
     resume: Path | None
     dataset: str | None
+    options: dict[str, Any]
     output: Path
     updates: int | None
     settings: dict[str, Any]
@@ -64,11 +66,12 @@ def train(
     dataset: Annotated[
         str | None,
         typer.Option(
-            help="Minari id or dataset folder to learn from.",
+            help=f"What to learn from. {SOURCES_HELP}",
             metavar="SOURCE",
             show_default="the task's",
         ),
     ] = None,
+    option: OptionOption = None,
     updates: Annotated[
         int | None,
         typer.Option(
@@ -155,11 +158,13 @@ def train(
         raise typer.BadParameter(
             "--resume continues with the checkpoint's settings and seed: leave --set and --seed out"
         )
+    options = parse_options(option)
     with command_output(as_json, debug) as out:
         plan = _Plan(
             task=task,
             resume=resume,
             dataset=dataset,
+            options=options,
             output=output or _default_output(task, resume),
             updates=updates,
             settings=parse_settings(setting or []),
@@ -248,7 +253,26 @@ def _load_dataset(plan: _Plan, model: DecisionMamba) -> Trajectories:
         source = model.task.dataset
     if source is None:
         raise DatasetError("there is nothing to learn from: name a dataset with --dataset")
-    return load_trajectories(source)
+    trajectories = load_trajectories(source, **plan.options)
+    if plan.resume is not None:
+        _compare(model.dataset.source, trajectories.source, plan)
+    return trajectories
+
+
+def _compare(before: str, now: str, plan: _Plan) -> None:
+    """Say so where a run does not go on with the data that it has learned from.
+
+    Raises:
+        DatasetError: Nobody asked for that: the dataset is the task's.
+    """
+    if before == now:
+        return
+    if plan.dataset is None:
+        raise DatasetError(
+            f"{plan.resume} has learned from {before!r}, and the task's dataset is {now!r}: name "
+            f"the run's dataset with --dataset and --option, as when it started"
+        )
+    typer.echo(f"Note: the run has learned from {before!r} and goes on with {now!r}.", err=True)
 
 
 def _make_callback(plan: _Plan) -> BaseCallback | None:

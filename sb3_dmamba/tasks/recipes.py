@@ -11,9 +11,10 @@ import math
 from typing import Any
 
 from sb3_dmamba.atari import ATARI_ID, MINIMAL_ACTIONS
+from sb3_dmamba.d4rl import D4RLName, list_names, parse_name
 from sb3_dmamba.tasks.task import ReferenceScores, Task
 
-__all__ = ["MEASURED_REFERENCES", "named_tasks"]
+__all__ = ["MEASURED_REFERENCES", "find_d4rl_task", "named_tasks"]
 
 _PAPER = "Ota 2024 (arXiv:2403.19925), appendix and official code"
 _D4RL = "D4RL (Fu et al. 2020, arXiv:2004.07219), the same for v0, v1 and v2"
@@ -40,21 +41,19 @@ _LOCOMOTION_REFERENCES = {
     "halfcheetah": ReferenceScores(-280.178953, 12135.0, _D4RL),
     "hopper": ReferenceScores(-20.272305, 3234.3, _D4RL),
     "walker2d": ReferenceScores(1.629008, 4592.3, _D4RL),
+    "ant": ReferenceScores(-325.6, 3879.7, _D4RL),
 }
-_LOCOMOTION_ENVS = {
-    "halfcheetah": "HalfCheetah-v4",
-    "hopper": "Hopper-v4",
-    "walker2d": "Walker2d-v4",
-}
-_LOCOMOTION_TARGETS = {
+_LOCOMOTION_TARGETS = {  # the paper has no ant: its targets are chosen from the dataset
     "halfcheetah": (6000.0, 12000.0, 24000.0, 120000.0, 240000.0),
     "hopper": (1800.0, 3600.0, 7200.0, 36000.0, 72000.0),
     "walker2d": (2500.0, 5000.0, 10000.0, 50000.0, 100000.0),
 }
+_PAPERS_ROBOTS = ("halfcheetah", "hopper", "walker2d")
+_PAPERS_QUALITIES = ("medium", "medium-replay", "medium-expert")
 _LOCOMOTION_WIDTH_AND_RATE = {  # every other dataset: 128 and 1e-3
-    "hopper-medium-v2": (256, 1e-4),
-    "hopper-medium-replay-v2": (256, 1e-4),
-    "walker2d-medium-v2": (128, 1e-4),
+    ("hopper", "medium"): (256, 1e-4),
+    ("hopper", "medium-replay"): (256, 1e-4),
+    ("walker2d", "medium"): (128, 1e-4),
 }
 _LOCOMOTION_RECIPE: dict[str, Any] = {
     "context_length": 20,
@@ -75,29 +74,58 @@ _LOCOMOTION_RECIPE: dict[str, Any] = {
 
 
 def _locomotion() -> list[Task]:
-    tasks = []
-    for robot, env_id in _LOCOMOTION_ENVS.items():
-        for quality in ("medium", "medium-replay", "medium-expert"):
-            name = f"{robot}-{quality}-v2"
-            width, rate = _LOCOMOTION_WIDTH_AND_RATE.get(name, (128, 1e-3))
-            task = Task(
-                name=name,
-                env_id=env_id,
-                dataset=name,
-                target_returns=_LOCOMOTION_TARGETS[robot],
-                reference=_LOCOMOTION_REFERENCES[robot],
-                overrides={**_LOCOMOTION_RECIPE, "hidden_size": width, "learning_rate": rate},
-                description=f"D4RL {robot} {quality}, the paper's recipe",
-                source={
-                    "env_id": "nearest to D4RL's v2, which needs mujoco-py; v5 changes the rewards",
-                    "dataset": "D4RL (Fu et al. 2020, arXiv:2004.07219), Gym-MuJoCo v2",
-                    "target_returns": _PAPER,
-                    "reference": _D4RL,
-                    "overrides": _PAPER,
-                },
-            )
-            tasks.append(task)
-    return tasks
+    names = (D4RLName(r, q, 2) for r in _PAPERS_ROBOTS for q in _PAPERS_QUALITIES)
+    return [_d4rl_task(name) for name in names]
+
+
+def find_d4rl_task(name: str) -> Task | None:
+    """Return the task of any of D4RL's Gym-MuJoCo names, the paper's or not; None for others."""
+    return _d4rl_task(parse_name(name)) if name in list_names() else None
+
+
+def _d4rl_task(name: D4RLName) -> Task:
+    robot = name.settings
+    width, rate = _LOCOMOTION_WIDTH_AND_RATE.get((name.robot, name.quality), (128, 1e-3))
+    targets = _LOCOMOTION_TARGETS.get(name.robot, ())
+    recipe, origin = _describe_recipe(name)
+    source = {
+        "env_id": "nearest to D4RL's, which needs mujoco-py; v5 changes the rewards",
+        "dataset": f"D4RL (Fu et al. 2020, arXiv:2004.07219), Gym-MuJoCo v{name.version}",
+        "reference": _D4RL,
+        "overrides": origin,
+    }
+    if targets:
+        source["target_returns"] = f"{_PAPER}, for {name.robot}"
+    if robot.env_kwargs:
+        source["env_kwargs"] = "D4RL's observations have what they switch on"
+    if name.quality == "medium-expert":
+        source["dataset"] += (
+            "; the official runs join the expert's and the medium file instead, as the option "
+            "medium_expert='paper' does"
+        )
+    return Task(
+        name=str(name),
+        env_id=robot.env_id,
+        env_kwargs=robot.env_kwargs,
+        dataset=str(name),
+        target_returns=targets,
+        reference=_LOCOMOTION_REFERENCES[name.robot],
+        overrides={**_LOCOMOTION_RECIPE, "hidden_size": width, "learning_rate": rate},
+        description=f"D4RL {name.robot} {name.quality}, {recipe}",
+        source=source,
+    )
+
+
+def _describe_recipe(name: D4RLName) -> tuple[str, str]:
+    """Return whose recipe it is, in a word and with its origin."""
+    if name.robot not in _PAPERS_ROBOTS or name.quality not in _PAPERS_QUALITIES:
+        return (
+            "which the paper does not have",
+            f"none is published for this dataset: what the paper has for most others ({_PAPER})",
+        )
+    if name.version != 2:
+        return "the paper's recipe of version 2", f"{_PAPER}, where it is for version 2"
+    return "the paper's recipe", _PAPER
 
 
 # --- Atari ---------------------------------------------------------------------------------------
@@ -115,6 +143,7 @@ _ATARI_GAMES = {
     "Pong": (50, 20.0, -20.7, 14.6),
     "Seaquest": (30, 1150.0, 68.4, 42054.7),
 }
+_ASKED_BY_DT = {"Qbert": 2500, "Seaquest": 1450}  # where the two papers differ
 _ATARI_RECIPE: dict[str, Any] = {
     "hidden_size": 128,
     "n_layers": 6,
@@ -172,7 +201,7 @@ def _atari() -> list[Task]:
                 "env_id": "Arcade Learning Environment, with DQN replay's preprocessing",
                 "env_kwargs": "how DQN replay was recorded (Agarwal et al. 2020, "
                 "arXiv:1907.04543); the official code evaluates with sticky_actions=0.0",
-                "target_returns": f"{_PAPER}, which takes rewards off them that are not clipped",
+                "target_returns": _describe_target(game),
                 "reference": _GAMER,
                 "overrides": _PAPER,
                 "clip_rewards": "DQN replay holds clipped rewards; scores are raw",
@@ -181,6 +210,18 @@ def _atari() -> list[Task]:
         )
         tasks.append(task)
     return tasks
+
+
+def _describe_target(game: str) -> str:
+    """Say where a game's target is from, and in which units it is counted."""
+    units = f"{_PAPER}, which takes raw rewards off it; here clipped ones, as the data has them"
+    if game in _ASKED_BY_DT:
+        units += (
+            f". No game of the data comes near it in clipped rewards: it asks for as much as "
+            f"there is, as Chen et al. 2021 do with {_ASKED_BY_DT[game]}, about 5 times their "
+            f"data's best. evaluate(clip_rewards=False) counts as the official code does"
+        )
+    return units
 
 
 # --- Bundled dataset -----------------------------------------------------------------------------

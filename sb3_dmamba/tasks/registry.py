@@ -10,8 +10,9 @@ from pathlib import Path
 
 from sb3_dmamba import atari
 from sb3_dmamba.compatibility import is_known_elsewhere
+from sb3_dmamba.d4rl import list_names
 from sb3_dmamba.errors import UnknownTaskError
-from sb3_dmamba.tasks.recipes import MEASURED_REFERENCES, named_tasks
+from sb3_dmamba.tasks.recipes import MEASURED_REFERENCES, find_d4rl_task, named_tasks
 from sb3_dmamba.tasks.task import ReferenceScores, Task
 
 __all__ = ["get_reference_scores", "get_task", "list_tasks"]
@@ -20,14 +21,15 @@ _NAMESPACED_ID = re.compile(r"(?:[\w-]+/)+[\w.-]+-v\d+")
 
 
 def list_tasks() -> list[Task]:
-    """Return the named tasks; any Minari or Gymnasium id works too, see :func:`get_task`."""
+    """Return the tasks of the paper and of this package; :func:`get_task` knows many more."""
     return named_tasks()
 
 
 def get_task(name: str) -> Task:
     """Find out what a name stands for.
 
-    In this order: a named task (:func:`list_tasks`), an environment registered with Gymnasium
+    In this order: a named task (:func:`list_tasks`), any other Gym-MuJoCo dataset of D4RL
+    (``"hopper-expert-v2"``, ``"ant-medium-v1"``), an environment registered with Gymnasium
     (``"Hopper-v5"``; ``"package:Name-v0"`` imports the package first, ``"ALE/Pong-v5"`` and
     dm_control's ``"dm_control/cartpole-swingup-v0"`` need no import, ``"gym:Name-v0"`` is the old
     gym's), and a Minari dataset (``"hopper/medium-v0"``, or any id found in the local storage).
@@ -47,6 +49,9 @@ def get_task(name: str) -> Task:
     for task in named_tasks():
         if task.name == name:
             return task
+    d4rl_task = find_d4rl_task(name)
+    if d4rl_task is not None:
+        return d4rl_task
     if is_known_elsewhere(name) or _is_registered(name):
         return _gymnasium_task(name)
     if _is_local_minari_id(name) or _NAMESPACED_ID.fullmatch(name):
@@ -113,8 +118,9 @@ def _explain(name: str) -> str:
     close = _close_names(name)
     hint = f"did you mean {', '.join(map(repr, close))}? " if close else ""
     return (
-        f"no task is called {name!r}: {hint}`dmamba tasks` lists the named ones; a registered "
-        "Gymnasium id (Hopper-v5) and a Minari id (hopper/medium-v0) work too"
+        f"no task is called {name!r}: {hint}`dmamba tasks` lists the named ones; a D4RL name "
+        "(hopper-expert-v2), a registered Gymnasium id (Hopper-v5) and a Minari id "
+        "(hopper/medium-v0) work too"
     )
 
 
@@ -127,7 +133,7 @@ def _close_names(name: str) -> list[str]:
     for env_id, spec in gymnasium.registry.items():
         versioned = (spec.version or 0, env_id)
         newest[spec.name] = max(newest.get(spec.name, versioned), versioned)
-    candidates = tasks + [env_id for _, env_id in newest.values()]
+    candidates = [*tasks, *list_names()] + [env_id for _, env_id in newest.values()]
     by_lower = {candidate.lower(): candidate for candidate in candidates}
     begun = [task for task in tasks if name and task.startswith(name.lower())][:2]
     similar = difflib.get_close_matches(name.lower(), by_lower, n=3)

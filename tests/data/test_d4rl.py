@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+from sb3_dmamba import d4rl as names_of_d4rl
 from sb3_dmamba.data import Trajectories, _checks, load_trajectories
-from sb3_dmamba.data.sources import _d4rl_layout, _d4rl_names, d4rl
+from sb3_dmamba.data.sources import _d4rl_layout, d4rl
 from sb3_dmamba.data.sources._plain_pickle import load_plain_pickle
 from sb3_dmamba.errors import DatasetError, SpaceError
 from tests.serving import serving
@@ -504,13 +505,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_addresses(name: str, address: str) -> None:
     # Written down from d4rl/infos.py.
     base = "http://rail.eecs.berkeley.edu/datasets/offline_rl"
-    assert _d4rl_names.parse_name(name).url == f"{base}/{address}"
+    assert names_of_d4rl.parse_name(name).url == f"{base}/{address}"
 
 
 def test_every_name_is_known() -> None:
-    names = _d4rl_names.list_names()
+    names = names_of_d4rl.list_names()
     assert len(names) == len(set(names)) == 4 * (5 + 6 + 6)
-    assert [str(_d4rl_names.parse_name(name)) for name in names] == names
+    assert [str(names_of_d4rl.parse_name(name)) for name in names] == names
 
 
 @pytest.mark.parametrize(
@@ -553,7 +554,7 @@ def test_without_a_network(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(DatasetError, match=rf"download=False\): {advice}.*D4RL_DATASET_DIR"):
         load_trajectories("hopper-medium-v2", download=False)
     monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr(_d4rl_names, "ADDRESS", "http://127.0.0.1:9")
+    monkeypatch.setattr(names_of_d4rl, "ADDRESS", "http://127.0.0.1:9")
     with pytest.raises(DatasetError, match=rf"could not be downloaded.*put it at {target}"):
         load_trajectories("hopper-medium-v2")
     assert not list(cache.iterdir())
@@ -569,7 +570,9 @@ def test_a_name_is_downloaded_over_a_bad_connection(
     with serving() as server:
         server.content = write(tmp_path / "theirs", arrays).read_bytes()
         server.drop_after = [len(server.content) // 2]
-        monkeypatch.setattr(_d4rl_names, "ADDRESS", f"http://127.0.0.1:{server.server_address[1]}")
+        monkeypatch.setattr(
+            names_of_d4rl, "ADDRESS", f"http://127.0.0.1:{server.server_address[1]}"
+        )
         check(load_trajectories("hopper-medium-v2", progress_bar=False), arrays, [4, 3, 2])
         assert server.paths == ["/gym_mujoco_v2/hopper_medium-v2.hdf5"] * 2
         load_trajectories("hopper-medium-v2")  # from the cache
@@ -659,7 +662,7 @@ def test_the_environment_is_known_by_the_files_name(
 @pytest.mark.parametrize("name", ["halfcheetah", "hopper", "walker2d", "ant"])
 def test_the_environments_are_the_datas(cache: Path, name: str) -> None:
     pytest.importorskip("mujoco", reason="simulates the robots")
-    robot = _d4rl_names.parse_name(f"{name}-medium-v2").settings
+    robot = names_of_d4rl.parse_name(f"{name}-medium-v2").settings
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*is out of date", DeprecationWarning)
         env = gymnasium.make(robot.env_id, **robot.env_kwargs)

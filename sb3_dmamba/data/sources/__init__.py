@@ -14,7 +14,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
-from sb3_dmamba.data.sources._d4rl_names import D4RL_NAME
+from sb3_dmamba.d4rl import D4RL_NAME
 
 __all__ = ["SOURCES", "Source"]
 

@@ -10,12 +10,12 @@ from typing import Any, Literal, get_args
 import numpy as np
 from gymnasium import spaces
 
+from sb3_dmamba.d4rl import D4RLName, cache_folder, parse_name
 from sb3_dmamba.data._pieces import IN_MEMORY_BYTES, gather_pieces
 from sb3_dmamba.data._progress import Bar
 from sb3_dmamba.data.download import OFFLINE_VARIABLE, download_file, is_offline
 from sb3_dmamba.data.sources._d4rl_hdf5 import open_flat_file
 from sb3_dmamba.data.sources._d4rl_layout import Given, Layout
-from sb3_dmamba.data.sources._d4rl_names import D4RLName, cache_folder, parse_name
 from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.data.transforms import replace
 from sb3_dmamba.errors import DatasetError

@@ -14,6 +14,7 @@ from sb3_dmamba.errors import DatasetError
 __all__ = [
     "ADDRESS",
     "D4RL_NAME",
+    "ROBOTS",
     "D4RLName",
     "Robot",
     "cache_folder",
@@ -55,7 +56,7 @@ class Robot:
     max_episode_steps: int = _MAX_EPISODE_STEPS
 
 
-_ROBOTS = {
+ROBOTS = {
     "halfcheetah": Robot("HalfCheetah-v4", 17, 6),
     "hopper": Robot("Hopper-v4", 11, 3),
     "walker2d": Robot("Walker2d-v4", 17, 6),
@@ -78,7 +79,7 @@ class D4RLName:
     @property
     def settings(self) -> Robot:
         """What is known of its robot."""
-        return _ROBOTS[self.robot]
+        return ROBOTS[self.robot]
 
     @property
     def url(self) -> str:
@@ -105,7 +106,7 @@ def list_names() -> list[str]:
     """Return every Gym-MuJoCo name of D4RL."""
     return [
         f"{robot}-{quality}-v{version}"
-        for robot in _ROBOTS
+        for robot in ROBOTS
         for version in (0, 1, 2)
         for quality in (*_QUALITIES, *(("full-replay",) if version else ()))
     ]
@@ -139,7 +140,7 @@ def find_robot(path: Path, observation: tuple[int, ...], action: tuple[int, ...]
     match = _FILE_STEM.fullmatch(path.stem.lower().replace("_", "-"))
     if match is None:
         return None
-    robot = _ROBOTS["walker2d" if match[1] == "walker" else match[1]]
+    robot = ROBOTS["walker2d" if match[1] == "walker" else match[1]]
     fits = (observation, action) == ((robot.n_observations,), (robot.n_actions,))
     return robot if fits else None
 
