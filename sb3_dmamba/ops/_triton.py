@@ -1,0 +1,120 @@
+"""What the operations' ``triton`` implementations share: launching, layouts, sizes of programs.
+
+Imported with Triton alone. Under ``TRITON_INTERPRET=1`` the kernels run on CPU tensors, in Python.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+# Set once for all kernels: floating point contraction is meant (Triton's default is changing), and
+# no loop here is one that Triton's software pipeline helps.
+_OPTIONS = {"enable_fp_fusion": True, "num_stages": 1}
+
+
+def launch(kernel: Any, grid: tuple[int, ...], warps: int, *arguments: Any, **constants: Any) -> None:
+    """Launch a kernel on the device of its tensors; a grid of nothing launches nothing.
+
+    Args:
+        kernel: What ``triton.jit`` made.
+        grid: Number of programs along each axis.
+        warps: Warps of a program.
+        arguments: Tensors (None for what is absent) and integers.
+        constants: The kernel's compile-time constants.
+    """
+    if 0 in grid:
+        return
+    device = next(x.device for x in arguments if isinstance(x, Tensor))
+    current = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+    with current:
+        kernel[grid](*arguments, **constants, num_warps=warps, **_OPTIONS)
+
+
+def power_of_two(size: int) -> int:
+    """Return the power of two that is at least ``size``, and at least 1."""
+    return 1 if size < 1 else int(triton.next_power_of_2(size))
+
+
+def is_double(x: Tensor) -> bool:
+    """Whether kernels compute in float64: for float64 input; in float32 for any other."""
+    return x.dtype is torch.float64
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype that kernels compute in, and keep states in."""
+    return torch.float64 if is_double(x) else torch.float32
+
+
+def rows(x: Tensor) -> Tensor:
+    """Return a (B, L, ...) tensor as kernels read it, itself where it is so already.
+
+    Its last dimension is contiguous, and offsets within a sequence fit 32 bits.
+    """
+    readable = x.stride(2) == 1 and x.stride(1) * x.shape[1] < 2**31
+    return x if readable else x.contiguous()
+
+
+def whole(x: Tensor | None) -> Tensor | None:
+    """Return a contiguous tensor, itself where it is so already."""
+    return None if x is None else x.contiguous()
+
+
+def strides(x: Tensor | None) -> tuple[int, int]:
+    """Return the strides of a (B, L, ...) tensor along B and L, zeros for None."""
+    return (0, 0) if x is None else (x.stride(0), x.stride(1))
+
+
+def empty(*shape: int, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Allocate memory, on the device of ``like``, that a kernel fills completely."""
+    return torch.empty(shape, dtype=like.dtype if dtype is None else dtype, device=like.device)
+
+
+def absent(like: Tensor) -> Tensor:
+    """Stand in for a result that was not asked for: custom operators return tensors alone."""
+    return torch.empty(0, dtype=like.dtype, device=like.device)
+
+
+@functools.cache
+def n_multiprocessors(device: torch.device) -> int:
+    """Return how many multiprocessors a device has; 1 where kernels are interpreted."""
+    if device.type != "cuda":
+        return 1
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def without_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Return a context in which matrix products keep the dtype of their operands."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
+def define_operator(
+    name: str, signature: str, implementation: Callable[..., Any], shapes: Callable[..., Any]
+) -> Any:
+    """Register a custom operator, which ``torch.compile`` then takes as it is.
+
+    Args:
+        name: Its name in the namespace "sb3_dmamba".
+        signature: Arguments and results, in torch's schema language.
+        implementation: Runs it, on CUDA, and on the CPU under the interpreter.
+        shapes: Makes results of the right shape, dtype and strides from arguments without data.
+
+    Returns:
+        The operator.
+    """
+    full_name = f"sb3_dmamba::{name}"
+    torch.library.define(full_name, signature, tags=(torch.Tag.needs_fixed_stride_order,))
+    torch.library.impl(full_name, ("cuda", "cpu"))(implementation)
+    torch.library.register_fake(full_name)(shapes)
+    return getattr(torch.ops.sb3_dmamba, name).default
+
+
+def wanted(gradients: Sequence[Tensor | None], needed: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    """Return the gradients that are needed, None in the place of the others."""
+    return tuple(x if need else None for x, need in zip(gradients, needed, strict=True))
