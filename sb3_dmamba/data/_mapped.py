@@ -24,6 +24,7 @@ from numpy import ndarray
 from sb3_dmamba.errors import DatasetError
 
 __all__ = [
+    "MappedReference",
     "as_array",
     "convert_rows",
     "is_mapped",
@@ -31,6 +32,7 @@ __all__ = [
     "join_rows",
     "map_file",
     "read_rows",
+    "refer_to",
     "take_rows",
 ]
 
@@ -44,19 +46,21 @@ _HAS_PREAD = hasattr(os, "preadv")  # not on Windows, where plain mapped reads d
 
 @dataclass(frozen=True)
 class _MappedFile:
-    """The file behind a mapping, which starts at the file's first byte.
+    """The file behind a mapping.
 
     Args:
         descriptor: Of the open file; closed when the mapping goes.
-        address: Where in memory the mapping starts.
+        address: Where in memory the file's first byte would be.
         name: For messages.
         folder: Where there is room for more data of its size.
+        path: The file, where it has a name.
     """
 
     descriptor: int
     address: int
     name: str
     folder: Path
+    path: Path | None
 
 
 _FILES: WeakKeyDictionary[mmap.mmap, _MappedFile] = WeakKeyDictionary()
@@ -67,8 +71,7 @@ def map_file(
     dtype: np.dtype[Any],
     shape: tuple[int, ...],
     offset: int,
-    name: str,
-    folder: Path,
+    place: Path,
 ) -> np.memmap[Any, Any]:
     """Map an open file read-only, and remember it so that rows can be read without the map.
 
@@ -76,19 +79,25 @@ def map_file(
         handle: The open file, which the caller may close afterwards.
         dtype: Of the array.
         shape: Of the array.
-        offset: Bytes before the array; less than a page.
-        name: The file's name, for messages.
-        folder: Where :func:`join_rows` may put what is made of the array.
+        offset: Bytes before the array.
+        place: The file; a folder where it has no name. There :func:`join_rows` may put what is
+            made of the array.
 
     Returns:
         The array.
     """
-    assert offset < mmap.ALLOCATIONGRANULARITY  # the mapping then starts at the first byte
     array = np.memmap(handle, dtype, "r", offset, shape)
     mapping = array._mmap  # type: ignore[attr-defined]
     descriptor = os.dup(handle.fileno())
     finalize(mapping, os.close, descriptor).atexit = False
-    _FILES[mapping] = _MappedFile(descriptor, array.ctypes.data - offset, name, folder)
+    address = array.ctypes.data - offset
+    if place.is_dir():
+        name = f"a temporary file in {place}"
+        _FILES[mapping] = _MappedFile(descriptor, address, name, place, None)
+    else:
+        _FILES[mapping] = _MappedFile(
+            descriptor, address, str(place), place.parent, place.absolute()
+        )
     return array
 
 
@@ -175,7 +184,7 @@ def join_rows(
         for piece in pieces:
             handle.write(np.ascontiguousarray(piece, dtype).data.cast("B"))
         handle.flush()
-        return map_file(handle, dtype, shape, 0, f"a temporary file in {folder}", folder)
+        return map_file(handle, dtype, shape, 0, folder)
 
 
 def convert_rows(array: Shaped[ndarray, "N *rest"], dtype: np.dtype[Any]) -> ndarray:
@@ -190,6 +199,66 @@ def iterate_rows(array: Shaped[ndarray, "N *rest"]) -> Iterator[ndarray]:
     """Yield all rows, in order, as many at once as take little memory."""
     step = max(1, _CHUNK_BYTES // max(1, array[:1].nbytes))
     return (read_rows(array, first, first + step) for first in range(0, len(array), step))
+
+
+@dataclass(frozen=True)
+class MappedReference:
+    """Where a mapped array lies, so that another process can map it too.
+
+    Args:
+        path: The file.
+        dtype: Of the array, as NumPy writes it.
+        shape: Of the array.
+        offset: Bytes before the array.
+        size: Of the file, in bytes.
+        modified: When the file was written, in nanoseconds.
+    """
+
+    path: Path
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    size: int
+    modified: int
+
+    def open(self) -> np.memmap[Any, Any]:
+        """Map the array.
+
+        Raises:
+            DatasetError: The file is not there any more, or is another.
+        """
+        try:
+            handle = self.path.open("rb")
+        except OSError as error:
+            raise DatasetError(
+                f"{self.path} cannot be opened ({error.strerror}): the dataset is a store, of "
+                f"which a pickle holds the place; keep it there, or pickle a copy in memory"
+            ) from error
+        with handle:
+            status = os.fstat(handle.fileno())
+            if (status.st_size, status.st_mtime_ns) != (self.size, self.modified):
+                raise DatasetError(
+                    f"{self.path} was written anew since the dataset was pickled: open the store "
+                    f"again with Trajectories.open"
+                )
+            return map_file(handle, np.dtype(self.dtype), self.shape, self.offset, self.path)
+
+
+def refer_to(array: ndarray) -> MappedReference | None:
+    """Return where an array lies; None where it has no file of a name that this package mapped."""
+    file = _file_behind(array)
+    if file is None or file.path is None:
+        return None
+    status = os.fstat(file.descriptor)
+    try:
+        if not os.path.samestat(status, file.path.stat()):
+            return None  # replaced by another store; this one lives on without a name
+    except OSError:
+        return None
+    offset = array.__array_interface__["data"][0] - file.address
+    return MappedReference(
+        file.path, array.dtype.str, array.shape, offset, status.st_size, status.st_mtime_ns
+    )
 
 
 def _folder_beside(array: ndarray) -> Path:

@@ -112,4 +112,4 @@ def map_npy(
                 f"{path} is {size} bytes long and should be {expected}: it was cut off or "
                 f"changed; copy it again"
             )
-        return map_file(file, dtype, shape, start, str(path), path.parent)
+        return map_file(file, dtype, shape, start, path)

@@ -13,6 +13,7 @@ from gymnasium import spaces
 from jaxtyping import Bool, Float32, Float64, Int64, Num, Shaped
 from numpy import ndarray
 
+from sb3_dmamba.data._pickling import read_state, write_state
 from sb3_dmamba.data._selection import check_steps, select_episodes
 from sb3_dmamba.data._validation import ARRAYS, check_episodes, check_json, validate_arrays
 from sb3_dmamba.data.export import Exports
@@ -150,6 +151,13 @@ class Trajectories(Transforms, Exports):
 
     def __iter__(self) -> Iterator[Episode]:
         return (self[episode] for episode in range(len(self)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle a store as its place: neither read whole nor written once more."""
+        return write_state(self)
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        read_state(self, state)
 
     def __repr__(self) -> str:
         return f"Trajectories({len(self)} episodes, {self.n_steps} steps, source={self.source!r})"

@@ -14,6 +14,7 @@ from gymnasium import spaces
 
 from sb3_dmamba.data import Trajectories, _collecting, load_trajectories
 from sb3_dmamba.data.sources import _dqn_episodes
+from sb3_dmamba.data.sources._dqn_files import Checkpoint
 from sb3_dmamba.data.sources._dqn_games import N_ACTIONS, canonical_game
 from sb3_dmamba.errors import ConfigError, DatasetError
 from tests.data.dqn_files import FRAME, Played, Recorder, member_path, write_member
@@ -236,6 +237,18 @@ class TestRecipe:
         name = f"dqn-replay:Breakout/1 (4 checkpoints, 2 to 5, {data.n_steps} steps, seed 7)"
         assert data.n_steps != 100  # which was asked for
         assert data.source == name
+
+    def test_a_checkpoint_that_is_held_takes_three_bytes_a_row(self, logs: Path) -> None:
+        """Fifty of a million rows each are under way at once."""
+        _record(logs, [9] * 12, capacity=100)
+        steps = Checkpoint.open(logs, 0).read_steps(4)
+        assert steps.actions.nbytes + steps.rewards.nbytes + steps.terminal.nbytes == 300
+        rewards = np.linspace(-2, 2, 100, dtype=np.float32)
+        write_member(logs, "reward", 0, rewards)
+        kept = Checkpoint.open(logs, 0).read_steps(4).rewards
+        np.testing.assert_array_equal(kept, np.clip(rewards, -1, 1))
+        data = load_trajectories(logs, checkpoints=[0], n_steps=9, trajectories_per_buffer=1)
+        np.testing.assert_array_equal(data.rewards[:9], np.clip(rewards, -1, 1)[3:12])
 
     def test_only_what_is_needed_is_read(self, logs: Path) -> None:
         """The end of the files may be missing, where the recipe never comes there."""

@@ -145,7 +145,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[ndarray, ndarray]:
     path = tmp_path_factory.mktemp("mapped") / "rows"
     path.write_bytes(b"header" + rows.tobytes())
     with path.open("rb") as handle:
-        mapped = _mapped.map_file(handle, rows.dtype, rows.shape, 6, "rows", path.parent)
+        mapped = _mapped.map_file(handle, rows.dtype, rows.shape, 6, path)
     return rows, mapped
 
 

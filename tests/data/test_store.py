@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from sb3_dmamba.data import (
     WindowSampler,
     load_trajectories,
 )
+from sb3_dmamba.data._mapped import take_rows
 from sb3_dmamba.data._npy import NpyStream
 from sb3_dmamba.errors import DatasetError, SpaceError
 
@@ -485,3 +489,57 @@ def test_a_model_is_fitted_to_a_folder(data: Trajectories, folder: Path) -> None
     ours, _ = from_disk.predict(observation)
     theirs, _ = from_memory.predict(observation)
     np.testing.assert_array_equal(ours, theirs)
+
+
+# --- Pickles ------------------------------------------------------------------------------------
+
+
+def test_a_pickle_holds_a_stores_place(make_trajectories: Make, tmp_path: Path) -> None:
+    data = make_trajectories([300, 200, 500], n_observations=50)
+    data.save(tmp_path / "store")
+    store = Trajectories.open(tmp_path / "store")
+    assert store.returns_to_go.size == 1000  # derived, and not pickled
+    for kept, expected in ((store, data), (store[1:], data[1:]), (store[1:2], data[1:2])):
+        pickled = pickle.dumps(kept)
+        assert len(pickled) < 5000 < expected.observations.nbytes
+        for again in (pickle.loads(pickled), copy.deepcopy(kept)):
+            assert_same(again, expected)
+            assert isinstance(again.observations, np.memmap)
+            steps = np.arange(again.n_steps - 20, again.n_steps)
+            rows = np.empty((20, 50), np.float32)
+            take_rows(again.observations, steps, out=rows)  # without the map
+            np.testing.assert_array_equal(rows, expected.observations[-20:])
+            assert pickle.loads(pickle.dumps(again)).n_steps == expected.n_steps
+
+
+def test_another_process_opens_the_same_store(make_trajectories: Make, tmp_path: Path) -> None:
+    data = make_trajectories([30, 20])
+    data.save(tmp_path / "store")
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps(Trajectories.open(tmp_path / "store")))
+    code = f"import pickle; print(pickle.load(open({str(tmp_path / 'a.pkl')!r}, 'rb')).returns)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(data.returns)
+
+
+def test_pickles_of_what_lies_in_memory_or_in_no_file_of_a_name(
+    make_trajectories: Make, tmp_path: Path
+) -> None:
+    data = make_trajectories([30, 20])
+    assert_same(pickle.loads(pickle.dumps(data)), data)
+    data.save(tmp_path / "store")
+    store = Trajectories.open(tmp_path / "store")
+    make_trajectories([4], seed=1).save(tmp_path / "store", overwrite=True)
+    again = pickle.loads(pickle.dumps(store))  # whose files live on, nameless
+    assert_same(again, data)
+    assert not isinstance(again.observations, np.memmap)
+
+
+def test_a_pickled_store_that_is_gone_or_another(make_trajectories: Make, tmp_path: Path) -> None:
+    make_trajectories([30, 20]).save(tmp_path / "store")
+    pickled = pickle.dumps(Trajectories.open(tmp_path / "store"))
+    (tmp_path / "store").rename(tmp_path / "moved")
+    with pytest.raises(DatasetError, match=r"observations.npy cannot be opened \(No such file"):
+        pickle.loads(pickled)
+    make_trajectories([20, 30], seed=1).save(tmp_path / "store")
+    with pytest.raises(DatasetError, match=r"observations.npy was written anew"):
+        pickle.loads(pickled)

@@ -144,8 +144,9 @@ class _Part:
         observations[:known] = self.observations
         frames.read_into(observations[known:])
         self.observations = observations
-        self.actions = np.concatenate([self.actions, steps.actions[rows]])
-        self.rewards = np.concatenate([self.rewards, steps.rewards[rows]])
+        actions, rewards = steps.actions[rows], steps.rewards[rows]
+        self.actions = np.concatenate([self.actions, actions], dtype=np.int64)
+        self.rewards = np.concatenate([self.rewards, rewards], dtype=np.float32)
 
     def finish(self, terminated: bool) -> Iterator[RecordedEpisode]:
         """Yield the episode, if it is wanted."""
