@@ -1,0 +1,102 @@
+"""One step of a policy as a pure function of tensors, which is what a graph can hold."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sb3_dmamba.config import Memory
+from sb3_dmamba.networks import ActingState, DecisionMambaPolicy, SequenceModel
+from sb3_dmamba.networks.acting import StreamMemory, WindowMemory
+from sb3_dmamba.networks.heads import DiscreteHead
+
+__all__ = ["PolicyGraph", "make_memory"]
+
+_GRAPH_BACKEND = "traceable"
+
+
+def make_memory(
+    policy: DecisionMambaPolicy, model: SequenceModel, memory: Memory, uniform: bool
+) -> StreamMemory | WindowMemory:
+    """Return one of a policy's two memories, over a model of its spaces."""
+    if memory == "stream":
+        return StreamMemory(model, policy.action_space, uniform)
+    return WindowMemory(
+        model, policy.observation_space, policy.action_space, policy.config.context_length, uniform
+    )
+
+
+class PolicyGraph(nn.Module):
+    """A policy's step: observation, return-to-go and state in, action and next state out.
+
+    Normalisation, return scaling and the bounds of the actions are inside, and every row goes the
+    same way whatever its age, so that one graph serves any number of environments. A state of
+    zeros is an episode that has not begun.
+
+    Args:
+        policy: The policy; the graph has a copy of its weights, in evaluation mode.
+        memory: ``"window"`` or ``"stream"``.
+        device: Where the graph is to run.
+
+    Raises:
+        ConfigError: The time encoding rules the memory out.
+    """
+
+    def __init__(
+        self, policy: DecisionMambaPolicy, memory: Memory, device: torch.device | str = "cpu"
+    ) -> None:
+        super().__init__()
+        policy.initial_state(0, memory)  # raises where the memory cannot be used
+        model = copy.deepcopy(policy.model).to(device).eval().requires_grad_(False)
+        for module in model.modules():
+            if hasattr(module, "backend"):
+                setattr(module, "backend", _GRAPH_BACKEND)  # noqa: B010  (whatever class it is)
+        self.model = model
+        self.memory_name: Memory = memory
+        self.memory = make_memory(policy, model, memory, uniform=True)
+        self.device = torch.device(device)
+        self._observation_shape = policy.observation_space.shape
+        is_bytes = policy.observation_space.dtype == np.uint8
+        self._observation_dtype = torch.uint8 if is_bytes else torch.float32
+
+    @property
+    def output_names(self) -> list[str]:
+        """What :meth:`forward` returns besides the state."""
+        return ["action", "logits"] if isinstance(self.model.head, DiscreteHead) else ["action"]
+
+    def initial_state(self, n_envs: int) -> dict[str, Tensor]:
+        """Return the state of ``n_envs`` episodes that have not begun."""
+        return self.memory.initial_state(n_envs).tensors
+
+    def make_example(self, n_envs: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Return inputs of :meth:`forward`, all zeros."""
+        observation = torch.zeros(n_envs, *self._observation_shape, dtype=self._observation_dtype)
+        return_to_go = torch.zeros(n_envs)
+        inputs = observation.to(self.device), return_to_go.to(self.device)
+        return *inputs, self.initial_state(n_envs)
+
+    def forward(
+        self, observation: Tensor, return_to_go: Tensor, state: dict[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Act once.
+
+        Args:
+            observation: Shape (B, *obs), uint8 or float32, in the environment's units.
+            return_to_go: Shape (B,), float32, in the environment's units.
+            state: Rows of zeros, or what the last call returned.
+
+        Returns:
+            ``"action"``, shape (B, *act), float32 or int64, and for discrete ones ``"logits"``,
+            shape (B, n); and the next state, under the names of ``state``.
+        """
+        given = ActingState(self.memory_name, dict(state))
+        prediction, remembered = self.memory.encode(observation, return_to_go, given)
+        action: Tensor = self.model.head.act(prediction, deterministic=True)
+        # A copy: an action of one dimension would be an output of the graph twice.
+        taken = action.flatten(1) if action.dim() > 1 else action.clone()
+        after = self.memory.remember_action(taken, given, remembered)
+        outputs = dict(zip(self.output_names, (action, prediction), strict=False))
+        return outputs, {name: after.tensors[name] for name in state}

@@ -1,0 +1,184 @@
+"""A policy's step in ONNX."""
+
+from __future__ import annotations
+
+import io
+import json
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sb3_dmamba.errors import MissingDependencyError
+from sb3_dmamba.export.graph import PolicyGraph
+from sb3_dmamba.ops.selective_scan.traceable import recurrence_as, run_recurrence
+
+__all__ = ["METADATA_KEY", "NEXT", "STATE", "to_onnx"]
+
+METADATA_KEY = "sb3_dmamba"
+STATE = "state."  #: before the name of an input that is part of the state
+NEXT = "next_"  #: before that, the name of the output to pass there at the next step
+
+_OPSET = 17  # the first with LayerNormalization
+_DOMAIN, _OPERATOR = "sb3_dmamba", "Recurrence"
+_ROWS = "n_envs"
+
+
+class _Flat(nn.Module):
+    """The step with the state's tensors one by one, as ONNX has them."""
+
+    def __init__(self, graph: PolicyGraph, names: list[str]) -> None:
+        super().__init__()
+        self.graph = graph
+        self.names = names
+
+    def forward(self, observation: Tensor, return_to_go: Tensor, *rows: Tensor) -> Any:
+        """Act once."""
+        state = dict(zip(self.names, rows, strict=True))
+        outputs, after = self.graph(observation, return_to_go, state)
+        return *outputs.values(), *after.values()
+
+
+class _Recurrence(torch.autograd.Function):
+    """:func:`run_recurrence` as one operator, which :func:`_define_recurrence` then defines."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute it."""
+        return run_recurrence(*arguments)
+
+    @staticmethod
+    def symbolic(g: Any, *arguments: Any) -> Any:
+        """Write it."""
+        _, x, _, _, _, state = arguments
+        y, final = g.op(f"{_DOMAIN}::{_OPERATOR}", *arguments, outputs=2)
+        y.setType(x.type())
+        final.setType(state.type())
+        return y, final
+
+
+def to_onnx(graph: PolicyGraph, metadata: dict[str, Any]) -> bytes:
+    """Write the step as a graph of standard operators, for any number of environments.
+
+    Args:
+        graph: The step; on the CPU.
+        metadata: What the file says about itself.
+
+    Returns:
+        The model: inputs ``observation``, ``return_to_go`` and ``state.*``, outputs ``action``
+        (``logits``) and ``next_state.*``.
+
+    Raises:
+        MissingDependencyError: onnx is not installed.
+    """
+    try:
+        import onnx
+        import onnx.inliner
+    except ImportError as error:
+        raise MissingDependencyError("onnx", "export to ONNX", "onnx") from error
+    observation, return_to_go, state = graph.make_example(2)
+    inputs = ["observation", "return_to_go", *(STATE + name for name in state)]
+    outputs = [*graph.output_names, *(NEXT + STATE + name for name in state)]
+    options: dict[str, Any] = {"opset_version": _OPSET}
+    if "dynamo" in torch.onnx.export.__code__.co_varnames:
+        # torch's other exporter takes a minute for a model of six layers, this one a second.
+        options["dynamo"] = False
+    buffer: Any = io.BytesIO()
+    with warnings.catch_warnings(), torch.no_grad(), recurrence_as(_Recurrence.apply):
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            _Flat(graph, list(state)).eval(),
+            (observation, return_to_go, *state.values()),
+            buffer,
+            input_names=inputs,
+            output_names=outputs,
+            dynamic_axes={name: {0: _ROWS} for name in (*inputs, *outputs)},
+            **options,
+        )
+    model = onnx.load_from_string(buffer.getvalue())
+    model = _define_recurrence(model)
+    _describe(model, metadata)
+    onnx.checker.check_model(model, full_check=True)
+    content: bytes = model.SerializeToString()
+    return content
+
+
+def _define_recurrence(model: Any) -> Any:
+    """Put a ``Scan`` in the place of each :class:`_Recurrence`.
+
+    A token's decay and inflow are computed in its round, so that memory holds one state only.
+    """
+    import onnx
+    from onnx import helper
+
+    def node(operator: str, inputs: str, output: str, **attributes: Any) -> Any:
+        return helper.make_node(operator, inputs.split(), [output], **attributes)
+
+    def value(name: str) -> Any:
+        return helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+
+    a_round = helper.make_graph(
+        [
+            node("Mul", "step_t A", "exponent"),
+            node("Exp", "exponent", "decay"),  # (B, D, N)
+            node("Mul", "input_t B_t", "inflow"),
+            node("Mul", "decay before", "decayed"),
+            node("Add", "decayed inflow", "after"),
+            node("MatMul", "after C_t", "y_t"),  # (B, D, 1)
+        ],
+        "token",
+        [value(name) for name in ("before", "step_t", "input_t", "B_t", "C_t")],
+        [value("after"), value("y_t")],
+    )
+    tokens_first = []  # (B, L, D) to (L, B, D, 1), and B to (L, B, 1, N)
+    for name, axis in (("step", "last"), ("input", "last"), ("B", "middle"), ("C", "last")):
+        tokens_first += [
+            node("Transpose", name, f"{name}_first", perm=[1, 0, 2]),
+            node("Unsqueeze", f"{name}_first {axis}", f"{name}_rounds"),
+        ]
+    recurrence = helper.make_function(
+        _DOMAIN,
+        _OPERATOR,
+        ["step", "x", "A", "B", "C", "state"],
+        ["y", "final"],
+        [
+            node("Constant", "", "last", value_ints=[-1]),
+            node("Constant", "", "middle", value_ints=[2]),
+            node("Mul", "step x", "input"),
+            *tokens_first,
+            helper.make_node(
+                "Scan",
+                ["state", "step_rounds", "input_rounds", "B_rounds", "C_rounds"],
+                ["final", "y_rounds"],
+                body=a_round,
+                num_scan_inputs=4,
+            ),
+            node("Squeeze", "y_rounds last", "y_first"),
+            node("Transpose", "y_first", "y", perm=[1, 0, 2]),
+        ],
+        [helper.make_opsetid("", _OPSET)],
+    )
+    model.functions.append(recurrence)
+    inlined = onnx.inliner.inline_local_functions(model)
+    for index, opset in reversed(list(enumerate(inlined.opset_import))):
+        if opset.domain == _DOMAIN:
+            del inlined.opset_import[index]
+    return inlined
+
+
+def _describe(model: Any, metadata: dict[str, Any]) -> None:
+    """Say what the model is, and the shapes of what comes out."""
+    from onnx import helper
+
+    helper.set_model_props(model, {METADATA_KEY: json.dumps(metadata)})
+    model.producer_name, model.producer_version = "sb3_dmamba", metadata["versions"]["sb3_dmamba"]
+    model.doc_string = (
+        "One step of a policy. Pass zeros as the state of an episode that begins, and each "
+        f"{NEXT}{STATE}NAME as {STATE}NAME at the next step."
+    )
+    shapes = {value.name: value.type for value in model.graph.input}
+    for value in model.graph.output:
+        name = value.name.removeprefix(NEXT)
+        if name in shapes:
+            value.type.CopyFrom(shapes[name])
