@@ -110,7 +110,8 @@ class DecisionMambaPolicy(BasePolicy):
             )
         memory = self._memories[state.memory]
         device = state.tensors["timestep"].device
-        inputs = torch.tensor(observations, device=device)  # a copy: the array may be read-only
+        # A copy in order: the array may be read-only, or flipped, which torch cannot read.
+        inputs = torch.as_tensor(np.array(observations, order="C"), device=device)
         if inputs.dtype != torch.uint8:
             inputs = inputs.float()
         returns = torch.tensor(returns_to_go, dtype=torch.float32, device=device)

@@ -43,7 +43,7 @@ class ActingState:
         Args:
             rows: Integer indices, shape (m,); an index may repeat.
         """
-        index = torch.as_tensor(np.asarray(rows, dtype=np.int64))
+        index = torch.as_tensor(np.array(rows, dtype=np.int64, order="C"))
         index = index.to(self.tensors["timestep"].device)
         return self._replace({name: tensor[index] for name, tensor in self.tensors.items()})
 
@@ -53,7 +53,7 @@ class ActingState:
         Args:
             starts: Shape (n,), True where an episode starts.
         """
-        flags = np.array(starts, dtype=bool)
+        flags = np.array(starts, dtype=bool, order="C")
         if not flags.any():
             return self
         index = torch.as_tensor(flags, device=self.tensors["timestep"].device)

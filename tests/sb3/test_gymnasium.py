@@ -1,0 +1,202 @@
+"""Gymnasium's own utilities around a model: recorders, and vector environments of every kind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
+from gymnasium.wrappers import RecordEpisodeStatistics, RecordVideo
+from gymnasium.wrappers.vector import RecordEpisodeStatistics as RecordVectorStatistics
+
+from sb3_dmamba import ReturnToGo
+from tests.sb3.setting import TARGET, Episodes, by_hand, fitted, make_conditioned, make_env
+
+AutoresetMode: Any = getattr(gym.vector, "AutoresetMode", None)  # Gymnasium 1.1 and later
+needs_modes = pytest.mark.skipif(
+    AutoresetMode is None, reason="this Gymnasium has no autoreset modes"
+)
+MODES = [
+    "NextStep",
+    pytest.param("SameStep", marks=needs_modes),
+    pytest.param("Disabled", marks=needs_modes),
+]
+
+
+def play(model: Any, env: Any, seed: int, n_episodes: int) -> Episodes:
+    """A loop of one environment, as Gymnasium's pages have it."""
+    episodes = []
+    for k in range(n_episodes):
+        (observation, _), state, over, total, length = env.reset(seed=seed + k), None, False, 0.0, 0
+        while not over:
+            action, state = model.predict(observation, state)
+            observation, reward, terminated, truncated, info = env.step(action)
+            over, total, length = terminated or truncated, total + reward, length + 1
+        episodes.append((total, length))
+        if "episode" in info:
+            assert float(info["episode"]["r"]) == pytest.approx(total)
+            assert int(info["episode"]["l"]) == length
+    return episodes
+
+
+def close_to(expected: Episodes) -> list[Any]:
+    return [(pytest.approx(total, rel=1e-5), length) for total, length in expected]
+
+
+# --- Recorders ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_record_episode_statistics(inside: bool) -> None:
+    model = fitted()
+    env: Any = (
+        ReturnToGo(RecordEpisodeStatistics(make_env()), TARGET)
+        if inside
+        else RecordEpisodeStatistics(make_conditioned())
+    )
+    recorder = env.env if inside else env
+    expected = by_hand(model, [4, 5, 6])
+    assert play(model, env, 4, 3) == close_to(expected)
+    np.testing.assert_allclose(recorder.return_queue, [total for total, _ in expected], rtol=1e-5)
+    assert list(recorder.length_queue) == [length for _, length in expected]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")  # moviepy's own
+@pytest.mark.parametrize("inside", [True, False])
+def test_record_video(inside: bool, tmp_path: Path) -> None:
+    pytest.importorskip("moviepy", reason="Gymnasium records with moviepy")
+    model, folder = fitted(), tmp_path / "videos"
+    options: Any = {"disable_logger": True, "episode_trigger": lambda _: True}
+    env: Any = (
+        ReturnToGo(RecordVideo(make_env(), str(folder), **options), TARGET)
+        if inside
+        else RecordVideo(make_conditioned(), str(folder), **options)
+    )
+    assert play(model, env, 4, 2) == close_to(by_hand(model, [4, 5]))
+    env.close()
+    names = sorted(path.name for path in folder.glob("*.mp4"))
+    assert names == ["rl-video-episode-0.mp4", "rl-video-episode-1.mp4"]
+    assert all(path.stat().st_size > 500 for path in folder.glob("*.mp4"))
+
+
+# --- Vector environments -----------------------------------------------------------------------
+
+
+def make_vector(kind: str, mode: str, make: Any, n_envs: int) -> Any:
+    options = {} if AutoresetMode is None else {"autoreset_mode": AutoresetMode(mode)}
+    if kind == "sync":
+        return SyncVectorEnv([make] * n_envs, **options)
+    return AsyncVectorEnv([make] * n_envs, context="fork", **options)
+
+
+def play_vector(model: Any, env: Any, mode: str, n_steps: int) -> list[Episodes]:
+    """One loop for every mode: ``episode_start`` says whose observation begins an episode."""
+    episodes: list[Episodes] = [[] for _ in range(env.num_envs)]
+    totals, lengths = np.zeros(env.num_envs), np.zeros(env.num_envs, int)
+    observations, _ = env.reset(seed=4)
+    state = None
+    for _ in range(n_steps):
+        actions, state = model.predict(observations, state, env.episode_start)
+        observations, rewards, terminated, truncated, _ = env.step(actions)
+        played = ~env.episode_start if mode == "NextStep" else np.ones(env.num_envs, bool)
+        totals[played] += rewards[played]
+        lengths += played
+        over = terminated | truncated
+        for row in np.flatnonzero(over):
+            episodes[row].append((float(totals[row]), int(lengths[row])))
+        totals[over], lengths[over] = 0.0, 0
+        if mode == "Disabled" and over.any():
+            observations, _ = env.reset(options={"reset_mask": over})
+    env.close()
+    return episodes
+
+
+def check(episodes: list[Episodes], model: Any) -> None:
+    for row, played in enumerate(episodes):
+        assert len(played) >= 2
+        assert played == close_to(by_hand(model, range(4 + row, 4 + row + len(played))))
+
+
+@pytest.mark.parametrize("memory", ["window", "stream"])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_around_a_vector_environment(kind: str, mode: str, memory: str) -> None:
+    model = fitted(memory=memory)
+    env: Any = ReturnToGo(make_vector(kind, mode, make_env, 3), TARGET)
+    check(play_vector(model, env, mode, 14), model)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_inside_a_vector_environment(kind: str, mode: str) -> None:
+    """Who wraps the single environments keeps count of the starts by the mode's own rule."""
+    model, env = fitted(), make_vector(kind, mode, make_conditioned, 3)
+    env.episode_start = np.ones(3, bool)
+    step, reset = env.step, env.reset
+    over = np.zeros(3, bool)
+
+    def counted_step(actions: Any) -> Any:
+        nonlocal over
+        result = step(actions)
+        now = result[2] | result[3]
+        env.episode_start = {"NextStep": over, "SameStep": now}.get(mode, np.zeros(3, bool))
+        over = now
+        return result
+
+    def counted_reset(**options: Any) -> Any:
+        env.episode_start = (
+            (options.get("options") or {}).get("reset_mask", np.ones(3, bool)).copy()
+        )
+        return reset(**options)
+
+    env.step, env.reset = counted_step, counted_reset
+    check(play_vector(model, env, mode, 14), model)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_statistics_of_vector_environments(inside: bool) -> None:
+    model = fitted()
+    vector = make_vector("sync", "NextStep", make_env, 2)
+    env: Any
+    if inside:
+        recorder = RecordVectorStatistics(vector)
+        env = ReturnToGo(recorder, TARGET)
+        starts: Any = env
+    else:
+        starts = ReturnToGo(vector, TARGET)
+        env = recorder = RecordVectorStatistics(starts)
+    observations, _ = env.reset(seed=4)
+    state = None
+    for _ in range(9):
+        actions, state = model.predict(observations, state, starts.episode_start)
+        observations, *_ = env.step(actions)
+    # seeds 4, 5 and 6 last 2, 3 and 4 steps, and a reset takes one
+    expected = [by_hand(model, [seed])[0] for seed in (4, 5, 5, 6)]
+    found = list(zip(recorder.return_queue, recorder.length_queue, strict=True))
+    assert len(found) >= 3
+    for total, length in found:
+        assert any((total, length) == close for close in close_to(expected))
+
+
+@needs_modes
+@pytest.mark.parametrize("mode", ["NextStep", "SameStep"])
+def test_the_vector_environment_that_gymnasium_makes(mode: str) -> None:
+    model = fitted(shape=(4,), n_actions=2)
+    options = {"vectorization_mode": "sync", "vector_kwargs": {"autoreset_mode": mode}}
+    inner: Any = gym.make_vec("CartPole-v1", 3, **options)  # type: ignore[arg-type]
+    env: Any = ReturnToGo(inner, 50.0)
+    observations, _ = env.reset(seed=0)
+    state, n_starts = None, 0
+    for _ in range(60):
+        actions, state = model.predict(observations, state, env.episode_start)
+        observations, *_ = env.step(actions)
+        n_starts += int(env.episode_start.sum())
+        np.testing.assert_array_equal(
+            observations["return_to_go"][env.episode_start],
+            np.full((env.episode_start.sum(), 1), 50.0),
+        )
+    assert n_starts > 3
+    env.close()
