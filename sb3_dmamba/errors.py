@@ -14,6 +14,7 @@ __all__ = [
     "DecisionMambaError",
     "EvaluationError",
     "ExperimentError",
+    "ExportError",
     "MissingDependencyError",
     "ModelFileError",
     "SpaceError",
@@ -67,6 +68,10 @@ class NotFittedError(DecisionMambaError, RuntimeError):
 
 class DivergenceError(DecisionMambaError, ArithmeticError):
     """Training produced a loss that is not finite."""
+
+
+class ExportError(DecisionMambaError, RuntimeError):
+    """An exported policy does not act as the model does."""
 
 
 class MissingDependencyError(DecisionMambaError, ImportError):
