@@ -12,7 +12,7 @@ from gymnasium import spaces
 from jaxtyping import Int64
 from numpy import ndarray
 
-from sb3_dmamba.data._mapped import read_rows
+from sb3_dmamba.data.mapping.mapped import read_rows
 from sb3_dmamba.errors import DatasetError
 
 CHUNK_BYTES = 1 << 22

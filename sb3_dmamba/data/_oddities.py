@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int64
 from numpy import ndarray
 
 from sb3_dmamba.data._checks import rows_per_chunk
-from sb3_dmamba.data._mapped import read_rows
+from sb3_dmamba.data.mapping.mapped import read_rows
 from sb3_dmamba.data.spaces import observation_dtype
 
 if TYPE_CHECKING:

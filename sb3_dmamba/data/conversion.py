@@ -8,13 +8,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from gymnasium import spaces
-
-from sb3_dmamba.data._pieces import cut_into_pieces, write_pieces
 from sb3_dmamba.data._progress import Bar, count_progress
 from sb3_dmamba.data.load import _check_options, _option_names, load_trajectories
 from sb3_dmamba.data.sources import SOURCES, Source
-from sb3_dmamba.data.store import TrajectoriesWriter
+from sb3_dmamba.data.store.gathering import cut_into_pieces, write_pieces
+from sb3_dmamba.data.store.place import check_place
 from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.errors import DatasetError
 
@@ -55,8 +53,8 @@ def convert_trajectories(
                 f"{name}={options[name]!r} is no option of a conversion: the first argument is "
                 f"the source and the second the store's folder"
             )
-    place = Path(folder).expanduser()
-    _check_place(place, overwrite)
+    place = Path(folder).expanduser().absolute()
+    check_place(place, overwrite)  # before what may take long
     changes = {"reward_mode", "top_fraction"} & set(options)
     row = None if changes else _find_row(source)
     loader = None if row is None else row.import_loader()
@@ -68,12 +66,6 @@ def convert_trajectories(
     with count_progress(place.name, "steps", progress_bar) as bar:
         pieces = _stream(row, source, options, bar)
         return write_pieces(pieces, place, overwrite=overwrite, bar=bar)
-
-
-def _check_place(place: Path, overwrite: bool) -> None:
-    """Let the writer refuse a place before what may take long; it writes nothing yet."""
-    space = spaces.Box(-1.0, 1.0, (1,))
-    TrajectoriesWriter(place, observation_space=space, action_space=space, overwrite=overwrite)
 
 
 def _find_row(source: Any) -> Source | None:

@@ -9,7 +9,7 @@ from gymnasium import spaces
 from jaxtyping import Int64, UInt8
 from numpy import ndarray
 
-from sb3_dmamba.data._mapped import take_rows
+from sb3_dmamba.data.mapping.mapped import take_rows
 from sb3_dmamba.errors import DatasetError, SpaceError
 
 __all__ = ["check_frame_stack", "frame_shape", "gather_stacks"]

@@ -10,7 +10,7 @@ from numpy import ndarray
 from stable_baselines3.common.preprocessing import is_image_space
 
 from sb3_dmamba.data._checks import rows_per_chunk
-from sb3_dmamba.data._mapped import read_rows
+from sb3_dmamba.data.mapping.mapped import read_rows
 from sb3_dmamba.data.trajectories import Trajectories
 
 __all__ = ["ObservationStatistics", "compute_observation_statistics"]

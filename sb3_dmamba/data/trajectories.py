@@ -13,11 +13,11 @@ from gymnasium import spaces
 from jaxtyping import Bool, Float32, Float64, Int64, Num, Shaped
 from numpy import ndarray
 
-from sb3_dmamba.data._pickling import read_state, write_state
 from sb3_dmamba.data._selection import check_steps, select_episodes
 from sb3_dmamba.data._validation import ARRAYS, check_episodes, check_json, validate_arrays
 from sb3_dmamba.data.export import Exports
 from sb3_dmamba.data.frames import gather_stacks
+from sb3_dmamba.data.mapping.pickling import read_state, write_state
 from sb3_dmamba.data.returns import compute_returns, compute_returns_to_go
 from sb3_dmamba.data.summary import TrajectoriesSummary
 from sb3_dmamba.data.transforms import Transforms, select

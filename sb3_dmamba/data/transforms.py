@@ -12,7 +12,7 @@ from jaxtyping import Float64, Int64
 from numpy import ndarray
 
 from sb3_dmamba.data._checks import check_finite, rows_per_chunk
-from sb3_dmamba.data._mapped import is_mapped, join_rows, read_rows
+from sb3_dmamba.data.mapping.mapped import is_mapped, join_rows, read_rows
 from sb3_dmamba.data.returns import iterate_groups
 from sb3_dmamba.errors import ConfigError
 

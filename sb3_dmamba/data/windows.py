@@ -13,8 +13,8 @@ from jaxtyping import Bool, Float, Int, Int64, Num
 from numpy import ndarray
 from torch import Tensor
 
-from sb3_dmamba.data._mapped import take_rows
 from sb3_dmamba.data._selection import check_steps
+from sb3_dmamba.data.mapping.mapped import take_rows
 from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.errors import ConfigError
 

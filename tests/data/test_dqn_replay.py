@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from sb3_dmamba.data import Trajectories, _collecting, load_trajectories
+from sb3_dmamba.data import Trajectories, load_trajectories
 from sb3_dmamba.data.sources import _dqn_episodes
 from sb3_dmamba.data.sources._dqn_files import Checkpoint
 from sb3_dmamba.data.sources._dqn_games import N_ACTIONS, canonical_game
+from sb3_dmamba.data.store import gathering
 from sb3_dmamba.errors import ConfigError, DatasetError
 from tests.data.dqn_files import FRAME, Played, Recorder, member_path, write_member
 
@@ -331,7 +332,7 @@ class TestWhereItGoes:
         (tmp_path / "room").mkdir()
         monkeypatch.setenv("TMPDIR", str(tmp_path / "room"))
         monkeypatch.setattr("tempfile.tempdir", None)
-        monkeypatch.setattr(_collecting, "IN_MEMORY_BYTES", 10 * 30)
+        monkeypatch.setattr(gathering, "IN_MEMORY_BYTES", 10 * 30)
         data = load_trajectories(logs)
         assert isinstance(data.observations, np.memmap)
         assert list((tmp_path / "room").iterdir()) == []  # nothing to clean up, ever
@@ -341,13 +342,13 @@ class TestWhereItGoes:
 
     def test_no_room_for_it(self, logs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         _record(logs)
-        monkeypatch.setattr(_collecting, "IN_MEMORY_BYTES", 10 * 30)
+        monkeypatch.setattr(gathering, "IN_MEMORY_BYTES", 10 * 30)
 
         def full(*_: object, **__: object) -> None:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr("sb3_dmamba.data.store.TrajectoriesWriter.append", full)
-        with pytest.raises(DatasetError, match=r"No space left.*pass store="):
+        monkeypatch.setattr("sb3_dmamba.data.store.TrajectoriesWriter.append_all", full)
+        with pytest.raises(DatasetError, match=r"No space left.*set TMPDIR"):
             load_trajectories(logs)
 
 

@@ -23,10 +23,10 @@ from sb3_dmamba.data import (
     TrajectoriesWriter,
     WindowSampler,
     _checks,
-    _mapped,
     compute_observation_statistics,
     load_trajectories,
 )
+from sb3_dmamba.data.mapping import mapped as mapping
 from sb3_dmamba.errors import DatasetError
 
 Make = Callable[..., Trajectories]
@@ -68,7 +68,7 @@ def big(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @linux
 def test_no_page_of_a_store_stays(big: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_mapped, "SCRATCH_BYTES", 0)
+    monkeypatch.setattr(mapping, "SCRATCH_BYTES", 0)
     data = Trajectories.open(big)
     assert data.returns_to_go.shape == (40_000,)
     assert compute_observation_statistics(data) is not None
@@ -145,7 +145,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[ndarray, ndarray]:
     path = tmp_path_factory.mktemp("mapped") / "rows"
     path.write_bytes(b"header" + rows.tobytes())
     with path.open("rb") as handle:
-        mapped = _mapped.map_file(handle, rows.dtype, rows.shape, 6, path)
+        mapped = mapping.map_file(handle, rows.dtype, rows.shape, 6, path)
     return rows, mapped
 
 
@@ -159,10 +159,10 @@ def test_rows_are_those_of_take(
 ) -> None:
     rows, mapped = (array[slice(*cut)] for array in pair)
     out = np.empty((len(steps), 2), np.int16)
-    _mapped.take_rows(mapped, np.array(steps), out)
+    mapping.take_rows(mapped, np.array(steps), out)
     np.testing.assert_array_equal(out, rows.take(steps, axis=0, mode="clip"))
     first, last = sorted((steps[0] % 12, steps[-1] % 15))
-    found = _mapped.read_rows(mapped, first, last)
+    found = mapping.read_rows(mapped, first, last)
     np.testing.assert_array_equal(found, rows[first:last])
     assert type(found) is ndarray
 
@@ -170,7 +170,7 @@ def test_rows_are_those_of_take(
 def test_views_that_are_not_contiguous(pair: tuple[ndarray, ndarray]) -> None:
     rows, mapped = pair
     out = np.empty((3, 1), np.int16)
-    _mapped.take_rows(mapped[::2, 1:], np.array([0, 2, 5]), out)
+    mapping.take_rows(mapped[::2, 1:], np.array([0, 2, 5]), out)
     np.testing.assert_array_equal(out, rows[::2, 1:][[0, 2, 5]])
 
 
@@ -178,8 +178,8 @@ def test_views_that_are_not_contiguous(pair: tuple[ndarray, ndarray]) -> None:
 def test_maps_of_other_types_become_mapped_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: Any
 ) -> None:
-    monkeypatch.setattr(_mapped, "SCRATCH_BYTES", 16)
-    monkeypatch.setattr(_mapped, "_CHUNK_BYTES", 16)
+    monkeypatch.setattr(mapping, "SCRATCH_BYTES", 16)
+    monkeypatch.setattr(mapping, "_CHUNK_BYTES", 16)
     monkeypatch.setattr(_checks, "CHUNK_BYTES", 16)
     observations = np.arange(12).reshape(6, 2).astype(dtype)
     np.save(tmp_path / "observations.npy", observations)
@@ -223,7 +223,7 @@ def test_files_are_closed(make_trajectories: Make, tmp_path: Path) -> None:
     del data
     gc.collect()
     out = np.empty((1, 3), np.float32)
-    _mapped.take_rows(part, np.array([1]), out)  # a view keeps its own file
+    mapping.take_rows(part, np.array([1]), out)  # a view keeps its own file
     np.testing.assert_array_equal(out[0], part[1])
     del part
     gc.collect()

@@ -22,8 +22,8 @@ from sb3_dmamba.data import (
     WindowSampler,
     load_trajectories,
 )
-from sb3_dmamba.data._mapped import take_rows
-from sb3_dmamba.data._npy import NpyStream
+from sb3_dmamba.data.mapping.mapped import take_rows
+from sb3_dmamba.data.mapping.npy import NpyStream
 from sb3_dmamba.errors import DatasetError, SpaceError
 
 Make = Callable[..., Trajectories]

@@ -7,15 +7,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
 from gymnasium import spaces
 
 from sb3_dmamba.d4rl import D4RLName, cache_folder, parse_name
-from sb3_dmamba.data._pieces import IN_MEMORY_BYTES, gather_pieces
 from sb3_dmamba.data._progress import Bar
 from sb3_dmamba.data.download import OFFLINE_VARIABLE, download_file, is_offline
 from sb3_dmamba.data.sources._d4rl_hdf5 import open_flat_file
 from sb3_dmamba.data.sources._d4rl_layout import Given, Layout
+from sb3_dmamba.data.store.gathering import IN_MEMORY_BYTES, join_pieces, spill_pieces
 from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.data.transforms import replace
 from sb3_dmamba.errors import DatasetError
@@ -71,7 +70,8 @@ def load_d4rl_name(
         data = load_d4rl_file(path, max_episode_steps=robot.max_episode_steps)
         return _name(data, name, path)
     parts = [load_d4rl_name(str(part), **options) for part in _parts(name)]
-    return _join([part.drop_cut_episodes() for part in parts], _describe_parts(name))
+    whole = [part.drop_cut_episodes() for part in parts]
+    return join_pieces(whole, lambda _: _describe_parts(name))
 
 
 def iterate_d4rl_name(
@@ -165,7 +165,7 @@ def load_d4rl_file(
     with open_flat_file(path) as file:
         layout = Layout(file, given, max_episode_steps)
         if layout.n_bytes > IN_MEMORY_BYTES:
-            return gather_pieces(layout.read(*piece) for piece in layout.pieces())
+            return spill_pieces(layout.read(*piece) for piece in layout.pieces())
         return layout.read(0, layout.n_episodes)
 
 
@@ -230,22 +230,3 @@ def _describe_parts(name: D4RLName) -> str:
 
 def _whole_episodes(data: Trajectories) -> Trajectories | None:
     return None if data.cut.all() else data.drop_cut_episodes()
-
-
-def _join(parts: list[Trajectories], source: str) -> Trajectories:
-    offsets = [parts[0].episode_offsets]
-    for part in parts[1:]:
-        offsets.append(part.episode_offsets[1:] + offsets[-1][-1])
-    arrays = ("observations", "actions", "rewards", "terminated", "truncated")
-    joined: dict[str, Any] = {
-        name: np.concatenate([getattr(part, name) for part in parts]) for name in arrays
-    }
-    return Trajectories(
-        **joined,
-        episode_offsets=np.concatenate(offsets),
-        observation_space=parts[0].observation_space,
-        action_space=parts[0].action_space,
-        env_id=parts[0].env_id,
-        env_kwargs=parts[0].env_kwargs,
-        source=source,
-    )

@@ -13,7 +13,6 @@ import numpy as np
 from gymnasium import spaces
 
 from sb3_dmamba.atari import ATARI_ID
-from sb3_dmamba.data._collecting import gather_episodes
 from sb3_dmamba.data._progress import count_progress
 from sb3_dmamba.data.sources._dqn_episodes import (
     RecordedEpisode,
@@ -24,6 +23,7 @@ from sb3_dmamba.data.sources._dqn_episodes import (
 from sb3_dmamba.data.sources._dqn_files import Checkpoint, find_checkpoints
 from sb3_dmamba.data.sources._dqn_games import N_ACTIONS, canonical_game
 from sb3_dmamba.data.sources._dqn_recipe import follow_recipe
+from sb3_dmamba.data.store.gathering import gather_pieces, write_pieces
 from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.errors import ConfigError, DatasetError
 
@@ -77,7 +77,7 @@ def load_dqn_replay(
         keep_headless: Whether to keep an episode whose beginning lies in a checkpoint that is not
             there. Its time steps then start at 0 wherever it was cut.
         store: Folder to convert to, which ``load_trajectories`` opens from then on. None: in
-            memory up to half a gigabyte of frames, in a temporary file beyond.
+            memory up to a gigabyte of frames, in a temporary file beyond.
         overwrite: Whether to replace a store that is there already.
         progress_bar: Whether to show the rows read.
 
@@ -119,16 +119,30 @@ def load_dqn_replay(
             }
             size = trajectories_per_buffer or _DEFAULT_VISIT
             episodes = _report_steps(follow_recipe(visits, size, n_steps, seed), bar.advance)
-        return gather_episodes(
+        pieces = _as_pieces(
             episodes,
-            store=store,
-            overwrite=overwrite,
             observation_space=spaces.Box(0, 255, seen, np.uint8),
             action_space=spaces.Discrete(n_actions),
             env_id=ATARI_ID,
             env_kwargs=_env_kwargs(name, logs, frame_shape, frame_stack),
-            source=partial(_describe, name, logs, opened, None if n_steps is None else seed),
             frame_stack=frame_stack,
+        )
+        describe = partial(_describe, name, logs, opened, None if n_steps is None else seed)
+        if store is None:
+            return gather_pieces(pieces, describe)
+        return write_pieces(pieces, Path(store), overwrite=overwrite, source=describe)
+
+
+def _as_pieces(episodes: Iterator[RecordedEpisode], **fields: Any) -> Iterator[Trajectories]:
+    for episode in episodes:
+        yield Trajectories(
+            observations=episode.observations,
+            actions=episode.actions,
+            rewards=episode.rewards,
+            terminated=np.array([episode.terminated]),
+            truncated=np.array([False]),
+            episode_offsets=np.array([0, len(episode.rewards)]),
+            **fields,
         )
 
 

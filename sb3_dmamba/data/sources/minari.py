@@ -17,13 +17,13 @@ from gymnasium import spaces
 
 from sb3_dmamba.data._checks import CHUNK_BYTES
 from sb3_dmamba.data._paths import describe_missing_path
-from sb3_dmamba.data._pieces import IN_MEMORY_BYTES, gather_pieces
 from sb3_dmamba.data._progress import Bar
 from sb3_dmamba.data._warn import warn_caller
 from sb3_dmamba.data.sources._minari_hdf5 import read_episodes
 from sb3_dmamba.data.sources._minari_remote import download_minari
 from sb3_dmamba.data.sources._minari_spaces import read_space
 from sb3_dmamba.data.spaces import check_action_space, flat_space, observation_dtype
+from sb3_dmamba.data.store.gathering import IN_MEMORY_BYTES, spill_pieces
 from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.errors import DatasetError
 
@@ -169,7 +169,7 @@ class _Dataset:
         """Read episodes, by default all: into memory, or a temporary file if they are large."""
         episodes = range(self.n_episodes) if episodes is None else episodes
         if len(episodes) * self._bytes_per_episode > IN_MEMORY_BYTES:
-            return gather_pieces(self.pieces(episodes))
+            return spill_pieces(self.pieces(episodes))
         return self._read(episodes)
 
     def pieces(self, episodes: Sequence[int] | None = None) -> Iterator[Trajectories]:

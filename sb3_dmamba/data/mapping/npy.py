@@ -13,7 +13,7 @@ from jaxtyping import Shaped
 from numpy import ndarray
 from numpy.lib import format as npy
 
-from sb3_dmamba.data._mapped import map_file
+from sb3_dmamba.data.mapping.mapped import map_file
 from sb3_dmamba.errors import DatasetError
 
 __all__ = ["NpyStream", "map_npy"]

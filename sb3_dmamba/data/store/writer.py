@@ -1,4 +1,4 @@
-"""The package's own format: a folder of ``.npy`` files that are mapped, and one of JSON.
+"""Writing the package's own format: a folder of ``.npy`` files, and one of JSON.
 
 Each of :class:`~sb3_dmamba.data.Trajectories`' arrays is a file, which NumPy reads as it is;
 ``trajectories.json`` has the rest. Episodes are checked when they are written, so opening a store
@@ -7,7 +7,6 @@ looks at sizes and types and reads none of its steps.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shutil
@@ -23,17 +22,18 @@ from jaxtyping import Num
 from numpy import ndarray
 from typing_extensions import Self
 
-from sb3_dmamba.data._mapped import read_rows
-from sb3_dmamba.data._npy import NpyStream
-from sb3_dmamba.data._store_format import HEADER_NAME, header_to_json, read_store, row_types
-from sb3_dmamba.data._validation import ARRAYS, check_json
+from sb3_dmamba.data._validation import check_json
 from sb3_dmamba.data.frames import check_frame_stack
+from sb3_dmamba.data.mapping.mapped import read_rows
+from sb3_dmamba.data.mapping.npy import NpyStream
 from sb3_dmamba.data.spaces import check_action_space
+from sb3_dmamba.data.store.format import HEADER_NAME, header_to_json, read_store, row_types
+from sb3_dmamba.data.store.place import check_place, move_into_place
 from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.data.transforms import assemble
 from sb3_dmamba.errors import DatasetError, SpaceError
 
-__all__ = ["TrajectoriesWriter", "load_store", "save_store"]
+__all__ = ["TrajectoriesWriter"]
 
 _COPY_BYTES = 1 << 24
 
@@ -85,7 +85,7 @@ class TrajectoriesWriter:
             raise SpaceError(f"observation_space is {observation_space}: give flat_space(space)")
         self._folder = Path(folder).expanduser().absolute()
         self._overwrite = overwrite
-        self._check_place()
+        check_place(self._folder, self._overwrite)
         self._fields: dict[str, Any] = {
             "observation_space": observation_space,
             "action_space": check_action_space(action_space),
@@ -212,7 +212,7 @@ class TrajectoriesWriter:
             raise DatasetError(f"no episode was written to {self._folder}: a store needs one")
         if source is not None:
             self._fields["source"] = source
-        self._check_place()
+        check_place(self._folder, self._overwrite)
         assert self._temporary is not None
         for stream in self._streams.values():
             stream.finish()
@@ -227,8 +227,8 @@ class TrajectoriesWriter:
             stream.write(array)
             stream.finish()
         self._write_header()
-        self._move_into_place()
-        return load_store(self._folder)
+        move_into_place(self._temporary, self._folder)
+        return assemble(Trajectories, read_store(self._folder))
 
     def _write_header(self) -> None:
         assert self._temporary is not None
@@ -238,68 +238,9 @@ class TrajectoriesWriter:
             file.flush()
             os.fsync(file.fileno())
 
-    def _move_into_place(self) -> None:
-        assert self._temporary is not None
-        # mkdtemp's folders are private; a store has the permissions any new folder has.
-        umask = os.umask(0)
-        os.umask(umask)
-        self._temporary.chmod(0o777 & ~umask)
-        if not self._folder.exists():
-            self._temporary.replace(self._folder)
-            return
-        # The old store goes away only once the new one is whole.
-        old = Path(tempfile.mkdtemp(suffix=".old", prefix=".", dir=self._folder.parent))
-        self._folder.replace(old / "store")
-        try:
-            self._temporary.replace(self._folder)
-        except OSError:
-            (old / "store").replace(self._folder)
-            raise
-        finally:
-            shutil.rmtree(old, ignore_errors=True)
-
-    def _check_place(self) -> None:
-        if not self._folder.exists():
-            return
-        if not self._folder.is_dir():
-            raise DatasetError(f"{self._folder} is a file: give a folder's name for the store")
-        contents = {path.name for path in self._folder.iterdir()}
-        if contents and HEADER_NAME not in contents:
-            raise DatasetError(f"{self._folder} holds something else than a store: name another")
-        if contents and not self._overwrite:
-            raise DatasetError(
-                f"{self._folder} holds a store already: name another folder or pass overwrite=True"
-            )
-
     def _check_open(self) -> None:
         if not self._streams:
             raise DatasetError(
                 f"the writer of {self._folder} is not open: write within "
                 f"'with TrajectoriesWriter(...) as writer:' and before finish()"
             )
-
-
-def save_store(
-    trajectories: Trajectories, folder: str | os.PathLike[str], overwrite: bool = False
-) -> None:
-    """See :meth:`Trajectories.save`."""
-    fields = {
-        field.name: getattr(trajectories, field.name)
-        for field in dataclasses.fields(trajectories)
-        if field.name not in ARRAYS
-    }
-    with TrajectoriesWriter(folder, overwrite=overwrite, **fields) as writer:
-        writer.append_all(trajectories)
-        writer.finish()
-
-
-def load_store(folder: str | os.PathLike[str], *, verify: bool = False) -> Trajectories:
-    """See :meth:`Trajectories.open`."""
-    path = Path(folder).expanduser()
-    fields = read_store(path)
-    if not verify:
-        return assemble(Trajectories, fields)
-    try:
-        return Trajectories(**fields)
-    except DatasetError as error:
-        raise DatasetError(f"the store {path} holds what was never written: {error}") from error

@@ -24,15 +24,14 @@ from numpy import ndarray
 from sb3_dmamba.errors import DatasetError
 
 __all__ = [
-    "MappedReference",
     "as_array",
     "convert_rows",
+    "file_behind",
     "is_mapped",
     "iterate_rows",
     "join_rows",
     "map_file",
     "read_rows",
-    "refer_to",
     "take_rows",
 ]
 
@@ -45,7 +44,7 @@ _HAS_PREAD = hasattr(os, "preadv")  # not on Windows, where plain mapped reads d
 
 
 @dataclass(frozen=True)
-class _MappedFile:
+class MappedFile:
     """The file behind a mapping.
 
     Args:
@@ -63,7 +62,7 @@ class _MappedFile:
     path: Path | None
 
 
-_FILES: WeakKeyDictionary[mmap.mmap, _MappedFile] = WeakKeyDictionary()
+_FILES: WeakKeyDictionary[mmap.mmap, MappedFile] = WeakKeyDictionary()
 
 
 def map_file(
@@ -93,9 +92,9 @@ def map_file(
     address = array.ctypes.data - offset
     if place.is_dir():
         name = f"a temporary file in {place}"
-        _FILES[mapping] = _MappedFile(descriptor, address, name, place, None)
+        _FILES[mapping] = MappedFile(descriptor, address, name, place, None)
     else:
-        _FILES[mapping] = _MappedFile(
+        _FILES[mapping] = MappedFile(
             descriptor, address, str(place), place.parent, place.absolute()
         )
     return array
@@ -113,7 +112,7 @@ def as_array(values: Any) -> ndarray:
 
 def read_rows(array: Shaped[ndarray, "N *rest"], start: int, stop: int) -> ndarray:
     """Return consecutive rows: a view of an array in memory, a private copy of a mapped one's."""
-    file = _file_behind(array)
+    file = file_behind(array)
     if file is not None:
         stop = min(stop, len(array))
         rows = np.empty((max(stop - start, 0), *array.shape[1:]), array.dtype)
@@ -141,7 +140,7 @@ def take_rows(
     Raises:
         DatasetError: The file behind the array has become shorter.
     """
-    file = _file_behind(array)
+    file = file_behind(array)
     if file is None:
         # "raise" instead of "clip" would copy once more.
         array.take(steps, axis=0, out=out, mode="clip")
@@ -201,69 +200,9 @@ def iterate_rows(array: Shaped[ndarray, "N *rest"]) -> Iterator[ndarray]:
     return (read_rows(array, first, first + step) for first in range(0, len(array), step))
 
 
-@dataclass(frozen=True)
-class MappedReference:
-    """Where a mapped array lies, so that another process can map it too.
-
-    Args:
-        path: The file.
-        dtype: Of the array, as NumPy writes it.
-        shape: Of the array.
-        offset: Bytes before the array.
-        size: Of the file, in bytes.
-        modified: When the file was written, in nanoseconds.
-    """
-
-    path: Path
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-    size: int
-    modified: int
-
-    def open(self) -> np.memmap[Any, Any]:
-        """Map the array.
-
-        Raises:
-            DatasetError: The file is not there any more, or is another.
-        """
-        try:
-            handle = self.path.open("rb")
-        except OSError as error:
-            raise DatasetError(
-                f"{self.path} cannot be opened ({error.strerror}): the dataset is a store, of "
-                f"which a pickle holds the place; keep it there, or pickle a copy in memory"
-            ) from error
-        with handle:
-            status = os.fstat(handle.fileno())
-            if (status.st_size, status.st_mtime_ns) != (self.size, self.modified):
-                raise DatasetError(
-                    f"{self.path} was written anew since the dataset was pickled: open the store "
-                    f"again with Trajectories.open"
-                )
-            return map_file(handle, np.dtype(self.dtype), self.shape, self.offset, self.path)
-
-
-def refer_to(array: ndarray) -> MappedReference | None:
-    """Return where an array lies; None where it has no file of a name that this package mapped."""
-    file = _file_behind(array)
-    if file is None or file.path is None:
-        return None
-    status = os.fstat(file.descriptor)
-    try:
-        if not os.path.samestat(status, file.path.stat()):
-            return None  # replaced by another store; this one lives on without a name
-    except OSError:
-        return None
-    offset = array.__array_interface__["data"][0] - file.address
-    return MappedReference(
-        file.path, array.dtype.str, array.shape, offset, status.st_size, status.st_mtime_ns
-    )
-
-
 def _folder_beside(array: ndarray) -> Path:
     """Return where there is room for data of a mapped array's size."""
-    file = _file_behind(array)
+    file = file_behind(array)
     name = getattr(array, "filename", None)
     folder = file.folder if file is not None else Path(name).parent if name else None
     if folder is None or not os.access(folder, os.W_OK):
@@ -271,7 +210,8 @@ def _folder_beside(array: ndarray) -> Path:
     return folder
 
 
-def _file_behind(array: ndarray) -> _MappedFile | None:
+def file_behind(array: ndarray) -> MappedFile | None:
+    """Return the file that an array is read from; None where this package did not map it."""
     if not _HAS_PREAD or not isinstance(array, np.memmap) or not array.flags.c_contiguous:
         return None
     mapping = getattr(array, "_mmap", None)
@@ -289,7 +229,7 @@ def _release(array: ndarray) -> None:
         mapping.madvise(mmap.MADV_DONTNEED)
 
 
-def _read_into(file: _MappedFile, array: ndarray, first: int, rows: ndarray) -> None:
+def _read_into(file: MappedFile, array: ndarray, first: int, rows: ndarray) -> None:
     """Fill ``rows``, which are contiguous, with the array's from ``first`` on."""
     if not rows.size:
         return
