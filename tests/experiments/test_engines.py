@@ -109,10 +109,11 @@ def test_an_interrupt_ends_every_process(
         os.kill(int(folders[1].log.read_text()), 0)
 
 
-@pytest.mark.parametrize("name", ["jobs", "threads"])
-def test_an_engine_of_nothing_is_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match=name):
-        Engine(**{name: 0})
+def test_an_engine_of_nothing_is_refused() -> None:
+    with pytest.raises(ConfigError, match="jobs"):
+        Engine(jobs=0)
+    with pytest.raises(ConfigError, match="threads"):
+        Engine(threads=0)
 
 
 def test_progress_shows_cells_and_their_updates(
