@@ -74,6 +74,7 @@ def find_real_steps(masks: Tensor, timesteps: Tensor) -> Tensor:
         timesteps: (B, K), from 1 where the step is real.
     """
     given = masks.reshape(timesteps.shape) > 0
-    real = torch.where(given.any(dim=1, keepdim=True), given, timesteps > 0)
+    # Not torch.where, which onnxruntime does not have for booleans.
+    real = given | ((timesteps > 0) & ~given.any(dim=1, keepdim=True))
     newest = real[:, -1:] | ~real.any(dim=1, keepdim=True)
     return torch.cat([real[:, :-1], newest], dim=1).to(masks.dtype)
