@@ -1,9 +1,7 @@
-"""What a fitted model does: act, in an environment of Stable-Baselines3's making, and be scored."""
+"""What a fitted model does: act, in an environment of Stable-Baselines3's making."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,12 +11,11 @@ from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from sb3_dmamba.config import DecisionMambaConfig, Memory
 from sb3_dmamba.data import DatasetInfo
-from sb3_dmamba.environments import Environment, Surroundings, check_spaces, make_factory
+from sb3_dmamba.environments import Environment, Surroundings, check_spaces
 from sb3_dmamba.errors import NotFittedError
-from sb3_dmamba.evaluation import EvaluationReport, ReportDetails, StatefulActor, evaluate_targets
+from sb3_dmamba.evaluation import StatefulActor
 from sb3_dmamba.evaluation.checks import check_count
 from sb3_dmamba.evaluation.wrappers.base import conditioned_space
-from sb3_dmamba.files import SavedModel
 from sb3_dmamba.networks import DecisionMambaPolicy
 from sb3_dmamba.tasks import Task
 from sb3_dmamba.training.updater import Updater
@@ -27,7 +24,7 @@ __all__ = ["ActingAlgorithm"]
 
 
 class ActingAlgorithm(BaseAlgorithm):
-    """A Stable-Baselines3 algorithm as far as it does not learn: policy, environment, scores.
+    """A Stable-Baselines3 algorithm as far as it does not learn: policy and environment.
 
     Args:
         config: Settings.
@@ -85,36 +82,6 @@ class ActingAlgorithm(BaseAlgorithm):
 
     def _check(self, environment: Any, what: str) -> None:
         check_spaces(self.policy.observation_space, self.action_space, environment, what)
-
-    def set_parameters(
-        self,
-        load_path_or_dict: Any,
-        exact_match: bool = True,
-        device: torch.device | str = "auto",
-    ) -> None:
-        """Take over weights and optimiser state, from :meth:`get_parameters` or a model file.
-
-        Args:
-            load_path_or_dict: State dictionaries by name, or what :meth:`load` takes.
-            exact_match: Whether everything must be given; a file always gives everything.
-            device: Stable-Baselines3's; the model stays where it is.
-
-        Raises:
-            NotFittedError: The model has no weights that could be replaced.
-            ModelFileError: The file is damaged, or its model is another; this one is as it was.
-        """
-        self._built_policy()
-        if isinstance(load_path_or_dict, dict):
-            # Copied: torch's optimisers would share their moments with the giver's.
-            super().set_parameters(copy.deepcopy(load_path_or_dict), exact_match, device)
-            return
-        saved = SavedModel.read(load_path_or_dict)
-        assert self._updater is not None
-        saved.restore_into(self._updater)
-
-    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        self._built_policy()
-        return ["policy", "policy.optimizer"], []
 
     # --- Acting --------------------------------------------------------------------------------
 
@@ -251,71 +218,3 @@ class ActingAlgorithm(BaseAlgorithm):
         known, asked = self._surroundings, {"clip_rewards": clip_rewards}
         asked["delayed_rewards"] = delayed_rewards
         return {name: getattr(known, name) if how is None else how for name, how in asked.items()}
-
-    # --- Evaluation ----------------------------------------------------------------------------
-
-    def evaluate(
-        self,
-        target_returns: float | Sequence[float] | None = None,
-        n_episodes: int = 10,
-        *,
-        env: Environment | None = None,
-        memory: Memory | None = None,
-        deterministic: bool = True,
-        clip_rewards: bool | None = None,
-        delayed_rewards: bool | None = None,
-        seed: int | None = None,
-        n_envs: int | None = None,
-        n_workers: int | None = None,
-    ) -> EvaluationReport:
-        """Act for whole episodes, every target and episode together, and report the returns.
-
-        Args:
-            target_returns: Returns to ask for; None takes the task's, or the dataset's median,
-                90th percentile and best.
-            n_episodes: Episodes of each target.
-            env: Where to act; None is the model's environment.
-            memory: ``"window"`` or ``"stream"``; None is the config's.
-            deterministic: Whether a discrete action is the likeliest one, or drawn.
-            clip_rewards: Whether targets count rewards clipped to [-1, 1] (scores never do);
-                None is as in the dataset, or the task.
-            delayed_rewards: Whether the return-to-go stays at the target until an episode's end;
-                None is as in the dataset.
-            seed: Episode k of every target starts from environment seed ``seed + k``; None is
-                the model's seed.
-            n_envs: Environments that live at once; None decides.
-            n_workers: Subprocesses that step them; None decides.
-
-        Returns:
-            The report: print it, ``.plot(path)`` it, or ``.to_pandas()`` it.
-
-        Raises:
-            NotFittedError: The model has no weights yet.
-            UnknownTaskError: No environment is known, or it cannot be made again.
-            SpaceError: The environment's spaces are not the model's.
-        """
-        policy = self._built_policy()
-        if target_returns is None:
-            target_returns = self._surroundings.target_returns()
-        return evaluate_targets(
-            policy,
-            make_factory(self._surroundings.require() if env is None else env),
-            target_returns,
-            n_episodes,
-            n_envs=n_envs,
-            n_workers=n_workers,
-            seed=self.seed if seed is None else seed,
-            memory=memory,
-            deterministic=deterministic,
-            **self._counts(clip_rewards, delayed_rewards),
-            reference=None if env is not None else self._surroundings.reference_scores(),
-            details=ReportDetails(
-                task=None if self.task is None else self.task.name,
-                dataset=self.dataset.source or None,
-                dataset_returns=self.dataset.returns if len(self.dataset.returns) else None,
-                mixer=self.config.mixer,
-                training_seed=self.seed,
-                n_updates=self._n_updates,
-                weights="last",
-            ),
-        )

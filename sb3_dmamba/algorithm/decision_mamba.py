@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, BinaryIO, TypeVar
 
 import torch
-from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import get_system_info
 
-from sb3_dmamba.algorithm.acting import ActingAlgorithm
+from sb3_dmamba.algorithm.fitted import FittedAlgorithm
 from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.data import (
     DatasetInfo,
@@ -40,7 +39,7 @@ __all__ = ["DecisionMamba"]
 Self = TypeVar("Self", bound="DecisionMamba")
 
 
-class DecisionMamba(ActingAlgorithm):
+class DecisionMamba(FittedAlgorithm):
     """Offline reinforcement learning by sequence modelling, with Mamba in place of attention.
 
     Args:
@@ -222,54 +221,7 @@ class DecisionMamba(ActingAlgorithm):
             if self._surroundings.given is not None:
                 raise  # where the task's cannot be made, whoever needs it will be told
 
-    def _make_eval_callback(
-        self, env: Environment | None, eval_freq: int, n_episodes: int
-    ) -> EvalCallback:
-        check_count("n_eval_episodes", n_episodes, 1)
-        environment = self._surroundings.require() if env is None else env
-        venv = self._surroundings.wrap(environment)
-        self._check(venv, "the environment")
-        return EvalCallback(
-            venv, eval_freq=eval_freq, n_eval_episodes=n_episodes, verbose=self.verbose
-        )
-
     # --- Files ---------------------------------------------------------------------------------
-
-    def save(  # type: ignore[override]  # any path, and files that are only writable
-        self,
-        path: str | os.PathLike[str] | BinaryIO,
-        exclude: Iterable[str] | None = None,
-        include: Iterable[str] | None = None,
-    ) -> None:
-        """Write the model to a zip of JSON and safetensors, from which training continues exactly.
-
-        Args:
-            path: File to write, atomically; ``.zip`` is added to a name without a suffix.
-            exclude: ``["optimizer"]`` leaves out the optimiser's state, two thirds of the file.
-            include: Stable-Baselines3's; everything that a model holds is written anyway.
-
-        Raises:
-            NotFittedError: The model has no weights yet.
-            ConfigError: ``exclude`` names something else.
-            OSError: The file cannot be written; one that was there is as it was.
-        """
-        policy = self._built_policy()
-        assert self._updater is not None
-        excluded = {exclude} if isinstance(exclude, str) else set(exclude or ())
-        if not excluded <= {"optimizer"}:
-            raise ConfigError(f"exclude={exclude!r}: only 'optimizer' can be left out")
-        SavedModel(
-            config=self.config,
-            task=self.task,
-            dataset=self.dataset,
-            observation_space=policy.observation_space,
-            action_space=self.action_space,
-            target_return=self._surroundings.given_target_return,
-            seed=self.seed,
-            counters={name: getattr(self, name) for name in COUNTERS},
-            policy=policy.state_dict(),
-            optimizer={} if excluded else self._updater.state(),
-        ).write(path)
 
     @classmethod
     def load(  # type: ignore[override]
