@@ -84,18 +84,23 @@ def test_names() -> None:
         ),
         (
             DecisionMamba.as_stateful_wrapper,
-            "self, target_return, *, memory=None, deterministic=True, clip_rewards=None",
+            "self, target_return, *, memory=None, deterministic=True, clip_rewards=None, "
+            "delayed_rewards=None",
         ),
         (
             DecisionMamba.evaluate,
             "self, target_returns=None, n_episodes=10, *, env=None, memory=None, "
-            "deterministic=True, clip_rewards=None, seed=None, n_envs=None, n_workers=None",
+            "deterministic=True, clip_rewards=None, delayed_rewards=None, seed=None, n_envs=None, "
+            "n_workers=None",
         ),
         (DecisionMamba.save, "self, path, exclude=None, include=None"),
         (
             DecisionMamba.load,
-            "path, env=None, device='auto', *, verbose=0, tensorboard_log=None",
+            "path, env=None, device='auto', custom_objects=None, print_system_info=False, "
+            "force_reset=True, *, verbose=0, tensorboard_log=None, seed=None, target_return=None, "
+            "**overrides",
         ),
+        (DecisionMamba.export, "self, path, *, memory=None, device='cpu', verify=True"),
         (DecisionMamba.get_env, "self"),
         (DecisionMamba.set_env, "self, env, force_reset=True"),
         (load_trajectories, "source, *, reward_mode='dense', top_fraction=None, **options"),

@@ -12,6 +12,7 @@ import typer
 from sb3_dmamba.cli.data import data_app
 from sb3_dmamba.cli.demo import demo
 from sb3_dmamba.cli.evaluate import evaluate
+from sb3_dmamba.cli.export import export
 from sb3_dmamba.cli.experiment import ManyValuesCommand, experiment
 from sb3_dmamba.cli.tasks import tasks
 from sb3_dmamba.cli.train import train
@@ -71,6 +72,11 @@ app.command(
     "dmamba evaluate runs/demo/model.zip\n\n"
     "dmamba evaluate runs/demo/model.zip --target 3000 --memory stream --plot hopper.png"
 )(evaluate)
+app.command(
+    epilog="[bold]Examples[/bold]\n\n"
+    "dmamba export runs/demo/model.zip policy.onnx\n\n"
+    "dmamba export runs/demo/model.zip policy.pt --memory stream"
+)(export)
 app.add_typer(data_app)
 app.command(
     cls=ManyValuesCommand,
