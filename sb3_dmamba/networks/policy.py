@@ -19,7 +19,7 @@ from sb3_dmamba.data import ObservationStatistics
 from sb3_dmamba.errors import ConditioningError, ConfigError, SpaceError
 from sb3_dmamba.networks.acting import StreamMemory, WindowMemory
 from sb3_dmamba.networks.mamba import MambaMixer
-from sb3_dmamba.networks.policy_file import load_policy, save_policy
+from sb3_dmamba.networks.policy_file import read_policy, write_policy
 from sb3_dmamba.networks.protocol import read_observation, read_starts, read_state
 from sb3_dmamba.networks.sequence_model import SequenceModel
 from sb3_dmamba.networks.state import ActingState
@@ -177,7 +177,8 @@ class DecisionMambaPolicy(BasePolicy):
         Raises:
             OSError: The file cannot be written.
         """
-        save_policy(self, path)
+        space = self.observation_space
+        write_policy(path, self.config, space, self.action_space, self.state_dict())
 
     @classmethod
     def load(
@@ -194,7 +195,8 @@ class DecisionMambaPolicy(BasePolicy):
         Raises:
             ModelFileError: The file is missing, damaged, or no policy of this package.
         """
-        return load_policy(cls, path, get_device(device))
+        policy: Self = read_policy(path, get_device(device), cls)
+        return policy
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {

@@ -2,63 +2,85 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import torch
+from gymnasium import spaces
+from torch import Tensor
 
 from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.data.space_json import space_from_json, space_to_json
 from sb3_dmamba.errors import ConfigError, ModelFileError, SpaceError
 
-if TYPE_CHECKING:
-    from sb3_dmamba.networks.policy import DecisionMambaPolicy
-
-__all__ = ["load_policy", "save_policy"]
-
-Policy = TypeVar("Policy", bound="DecisionMambaPolicy")
+__all__ = ["read_policy", "write_policy"]
 
 _FORMAT = "sb3_dmamba policy 1"
-_DAMAGE = (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, TypeError, ValueError)
+_DAMAGE = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    OSError,
+    LookupError,
+    TypeError,
+    ValueError,
+)
+
+MakePolicy = Callable[[Any, Any, DecisionMambaConfig], Any]
 
 
-def save_policy(policy: DecisionMambaPolicy, path: str | os.PathLike[str] | BinaryIO) -> None:
-    """Write weights, normalisation, config and spaces."""
+def write_policy(
+    path: str | os.PathLike[str] | BinaryIO,
+    config: DecisionMambaConfig,
+    observation_space: spaces.Box,
+    action_space: spaces.Space[Any],
+    weights: Mapping[str, Tensor],
+) -> None:
+    """Write all that makes up a policy; spaces and config as JSON."""
     description = {
         "format": _FORMAT,
-        "config": policy.config.to_dict(),
-        "observation_space": space_to_json(policy.observation_space),
-        "action_space": space_to_json(policy.action_space),
+        "config": config.to_dict(),
+        "observation_space": space_to_json(observation_space),
+        "action_space": space_to_json(action_space),
     }
-    torch.save({"data": json.dumps(description), "state_dict": policy.state_dict()}, path)
+    torch.save({"data": json.dumps(description), "state_dict": dict(weights)}, path)
 
 
-def load_policy(
-    kind: type[Policy], path: str | os.PathLike[str] | BinaryIO, device: torch.device
-) -> Policy:
-    """Read what :func:`save_policy` wrote, and make a policy of class ``kind`` of it.
+def read_policy(
+    path: str | os.PathLike[str] | BinaryIO, device: torch.device, make: MakePolicy
+) -> Any:
+    """Read what :func:`write_policy` wrote, and make a policy of it.
+
+    Args:
+        path: The file.
+        device: Where to put the policy.
+        make: Makes a policy of an observation space, an action space and a config.
 
     Raises:
         ModelFileError: The file is missing, damaged, or something else.
+        OSError: The file may not be opened.
     """
     try:
-        saved = torch.load(path, map_location=device, weights_only=True)
+        content = Path(path).read_bytes() if isinstance(path, (str, os.PathLike)) else path.read()
+    except FileNotFoundError as error:
+        raise ModelFileError(f"there is no policy file at {path}") from error
+    try:
+        saved = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
         description = json.loads(saved["data"])
         if description["format"] != _FORMAT:
-            raise ModelFileError(f"{path} has the format {description['format']!r}, not {_FORMAT}")
-        observation_space: Any = space_from_json(description["observation_space"])
+            raise ModelFileError(f"the format is {description['format']!r}, not {_FORMAT!r}")
+        observation_space = space_from_json(description["observation_space"])
         action_space = space_from_json(description["action_space"])
         config = DecisionMambaConfig.from_dict(description["config"])
         with torch.random.fork_rng(devices=[]):  # its first weights are drawn for nothing
-            policy = kind(observation_space, action_space, config)
+            policy = make(observation_space, action_space, config)
         policy.load_state_dict(saved["state_dict"])
-    except FileNotFoundError as error:
-        raise ModelFileError(f"there is no policy file at {path}") from error
-    except (ConfigError, SpaceError, *_DAMAGE) as error:
-        if isinstance(error, ModelFileError):
-            raise
+    except (ConfigError, SpaceError, ModelFileError, *_DAMAGE) as error:
         raise ModelFileError(
             f"{path} is not a policy that policy.save wrote ({type(error).__name__}: "
             f"{str(error).splitlines()[0]}): a model that model.save wrote is read by "
