@@ -3,7 +3,7 @@
 Imports nothing but Gymnasium until an environment is made.
 """
 
-from sb3_dmamba.compatibility.making import is_known_elsewhere, make_environment
+from sb3_dmamba.compatibility.making import is_known_elsewhere, make_environment, qualify_id
 from sb3_dmamba.compatibility.other_interfaces import (
     as_gymnasium,
     import_shimmy,
@@ -18,4 +18,5 @@ __all__ = [
     "make_environment",
     "make_gymnasium",
     "old_gym_arguments",
+    "qualify_id",
 ]

@@ -17,7 +17,7 @@ from sb3_dmamba.errors import MissingDependencyError, UnknownTaskError
 if TYPE_CHECKING:
     import gymnasium
 
-__all__ = ["OLD_GYM", "is_known_elsewhere", "make_environment"]
+__all__ = ["OLD_GYM", "is_known_elsewhere", "make_environment", "qualify_id"]
 
 OLD_GYM = "gym:"
 _ALE = "ALE/"
@@ -28,6 +28,19 @@ def is_known_elsewhere(name: str) -> bool:
     """Whether a name is an environment that a package registers: no dataset is meant."""
     is_dm_control = name.startswith(_DM_CONTROL) and name.count("/") == 1
     return name.startswith((_ALE, OLD_GYM)) or is_dm_control
+
+
+def qualify_id(env_id: str, entry_point: Any) -> str:
+    """Return what ``gymnasium.make`` takes: it imports the package named before a colon.
+
+    Args:
+        env_id: As it is registered.
+        entry_point: ``"package.module:Class"``, of which the package is taken to register the id;
+            anything else is Gymnasium's own.
+    """
+    module = entry_point if isinstance(entry_point, str) else "gymnasium"
+    package = module.partition(":")[0].partition(".")[0]
+    return env_id if package == "gymnasium" or ":" in env_id else f"{package}:{env_id}"
 
 
 def make_environment(env_id: str, env_kwargs: Mapping[str, Any]) -> gymnasium.Env[Any, Any]:

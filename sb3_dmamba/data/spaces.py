@@ -19,6 +19,7 @@ __all__ = [
     "flat_space",
     "flatten_observation",
     "has_channels_last",
+    "is_conditioned",
     "observation_dtype",
 ]
 
@@ -83,6 +84,11 @@ def flatten_observation(space: spaces.Space[Any], observation: Any, batch: bool 
         )
     flat = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
     return flat if batch else flat[0]
+
+
+def is_conditioned(space: spaces.Space[Any]) -> bool:
+    """Whether observations of this space carry a return-to-go."""
+    return isinstance(space, spaces.Dict) and set(space.spaces) == {"observation", "return_to_go"}
 
 
 def observation_dtype(space: spaces.Box) -> type[np.uint8] | type[np.float32]:

@@ -13,9 +13,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 
 from sb3_dmamba.compatibility import as_gymnasium, make_gymnasium
 from sb3_dmamba.data import Trajectories, flat_space
-from sb3_dmamba.data._collect_normalizers import check_returns_unscaled
 from sb3_dmamba.data.action_bounds import check_actions_fit, check_actions_known
-from sb3_dmamba.data.spaces import has_channels_last
+from sb3_dmamba.data.normalizers import check_returns_unscaled
+from sb3_dmamba.data.spaces import has_channels_last, is_conditioned
 from sb3_dmamba.errors import SpaceError, UnknownTaskError
 from sb3_dmamba.evaluation import ReturnToGo
 from sb3_dmamba.tasks import get_task
@@ -34,11 +34,6 @@ __all__ = [
 
 MakeEnv = Callable[[], "gym.Env[Any, Any]"]
 Environment = str | gym.Env[Any, Any] | VecEnv | MakeEnv
-
-
-def is_conditioned(space: spaces.Space[Any]) -> bool:
-    """Whether observations of this space carry a return-to-go."""
-    return isinstance(space, spaces.Dict) and set(space.spaces) == {"observation", "return_to_go"}
 
 
 def conditions_itself(environment: Environment) -> bool:

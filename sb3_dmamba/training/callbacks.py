@@ -17,7 +17,7 @@ from stable_baselines3.common.callbacks import (
 )
 from stable_baselines3.common.type_aliases import MaybeCallback
 
-from sb3_dmamba.data._collect_normalizers import check_returns_unscaled
+from sb3_dmamba.data.normalizers import check_returns_unscaled
 from sb3_dmamba.errors import ConditioningError, UnknownTaskError
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from stable_baselines3.common.vec_env import (
 
 from sb3_dmamba import DecisionMamba, ReturnToGo, Trajectories, collect
 from sb3_dmamba.data import load_trajectories
-from sb3_dmamba.data._collect_recorder import Recorder
+from sb3_dmamba.data.collect.recording import Recorder
 from sb3_dmamba.errors import (
     ConditioningError,
     ConfigError,
@@ -201,7 +201,7 @@ def test_rows_that_are_kept_let_go_of_the_others() -> None:
             super()._end(env, terminated, truncated)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sb3_dmamba.data.collect.Recorder", Peeking)
+        patch.setattr("sb3_dmamba.data.collect.collecting.Recorder", Peeking)
         collect(constant, SeededEnv, 11, seed=4, n_envs=3)
     assert len(kept) == 11
     assert all(part.base is None for frame, action, _ in kept for part in (frame, action))

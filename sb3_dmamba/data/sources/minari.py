@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
+from sb3_dmamba.compatibility import qualify_id
 from sb3_dmamba.data._checks import CHUNK_BYTES
 from sb3_dmamba.data._paths import describe_missing_path
 from sb3_dmamba.data._progress import Bar
@@ -254,11 +255,7 @@ def _read_environment(metadata: dict[str, Any], folder: Path) -> tuple[str | Non
         return None, {}
     if spec.get("max_episode_steps") is not None:
         kwargs["max_episode_steps"] = spec["max_episode_steps"]
-    package = entry_point.partition(".")[0] if isinstance(entry_point, str) else "gymnasium"
-    package = package.partition(":")[0]
-    # gymnasium.make imports what stands before a colon: the package that registers the id.
-    is_builtin = package == "gymnasium" or ":" in env_id
-    return (env_id if is_builtin else f"{package}:{env_id}"), kwargs
+    return qualify_id(env_id, entry_point), kwargs
 
 
 def _not_found(dataset_id: str, root: Path) -> str:

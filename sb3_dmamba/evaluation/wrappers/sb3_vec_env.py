@@ -10,7 +10,7 @@ from stable_baselines3.common.atari_wrappers import EpisodicLifeEnv
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
 from sb3_dmamba.data import flatten_observation
-from sb3_dmamba.data._collect_normalizers import find_normalizers
+from sb3_dmamba.data.normalizers import find_normalizers
 from sb3_dmamba.evaluation.wrappers.base import (
     ReturnToGo,
     ReturnTracker,

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
-from sb3_dmamba.data._collect_envs import open_envs
-from sb3_dmamba.data._collect_policies import as_actor, derive_action_seed
-from sb3_dmamba.data._collect_recorder import MemorySink, Recorder, Sink
 from sb3_dmamba.data._progress import count_progress
+from sb3_dmamba.data.collect.opening import open_envs
+from sb3_dmamba.data.collect.policies import as_actor, derive_action_seed
+from sb3_dmamba.data.collect.recording import MemorySink, Recorder, Sink
 from sb3_dmamba.data.spaces import check_action_space, flat_space
 from sb3_dmamba.data.store import TrajectoriesWriter
 from sb3_dmamba.data.trajectories import Trajectories

@@ -9,8 +9,9 @@ import numpy as np
 from gymnasium import spaces
 from numpy import ndarray
 
-from sb3_dmamba.data._collect_envs import Opened, Stepped
-from sb3_dmamba.data._collect_policies import Act, check_actions
+from sb3_dmamba.data.collect.envs import Stepped
+from sb3_dmamba.data.collect.opening import Opened
+from sb3_dmamba.data.collect.policies import Act, check_actions
 from sb3_dmamba.data.frames import check_frame_stack, frame_shape
 from sb3_dmamba.data.spaces import flat_space, flatten_observation, observation_dtype
 from sb3_dmamba.data.trajectories import Trajectories
@@ -73,6 +74,7 @@ class MemorySink:
         terminated: bool,
         truncated: bool,
     ) -> None:
+        """Take an episode."""
         start = self._offsets[-1]
         steps = slice(start, start + len(rewards))
         for name, values in (
@@ -85,6 +87,7 @@ class MemorySink:
         self._ends.append((terminated, truncated))
 
     def finish(self) -> Trajectories:
+        """Return all of them."""
         ends = np.array(self._ends, dtype=bool)
         return Trajectories(
             **self._arrays,

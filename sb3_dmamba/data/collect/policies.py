@@ -13,7 +13,7 @@ from gymnasium.vector.utils import batch_space, iterate
 from jaxtyping import Bool, Float64
 from numpy import ndarray
 
-from sb3_dmamba.data._collect_envs import Envs
+from sb3_dmamba.data.collect.envs import Envs
 from sb3_dmamba.data.spaces import flatten_observation
 from sb3_dmamba.errors import ConfigError, DatasetError
 
