@@ -19,7 +19,9 @@ from torch import Tensor
 _OPTIONS = {"enable_fp_fusion": True, "num_stages": 1}
 
 
-def launch(kernel: Any, grid: tuple[int, ...], warps: int, *arguments: Any, **constants: Any) -> None:
+def launch(
+    kernel: Any, grid: tuple[int, ...], warps: int, *arguments: Any, **constants: Any
+) -> None:
     """Launch a kernel on the device of its tensors; a grid of nothing launches nothing.
 
     Args:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -35,9 +36,41 @@ def _why_not_cpu(device_type: str) -> str | None:
     return None
 
 
+def _why_not_triton(device_type: str) -> str | None:
+    if not _is_interpreted(device_type) and device_type != "cuda":
+        return (
+            f"its kernels run on NVIDIA GPUs and the tensors are on {device_type!r}: move them to "
+            "'cuda' (TRITON_INTERPRET=1 runs them on the CPU, slowly, for testing)"
+        )
+    return _why_not_module("_triton_probe", device_type)
+
+
+def _why_not_cuda(device_type: str) -> str | None:
+    if device_type != "cuda":
+        return f"mamba-ssm's kernels run on CUDA devices and the tensors are on {device_type!r}"
+    return _why_not_module("_cuda", device_type)
+
+
+def _why_not_module(module: str, device_type: str) -> str | None:
+    if device_type == "cuda" and not torch.cuda.is_available():
+        return "no CUDA device is to be found here: torch.cuda.is_available() is False"
+    why_not: Callable[[torch.device], str | None]
+    why_not = importlib.import_module(f"sb3_dmamba.ops.{module}").why_not
+    return why_not(torch.device(device_type))
+
+
+def _is_interpreted(device_type: str) -> bool:
+    """Whether Triton's kernels run in Python here; they do by name alone, never by "auto"."""
+    return device_type == "cpu" and os.environ.get("TRITON_INTERPRET", "0").lower() in _TRUE
+
+
+_TRUE = ("1", "on", "true", "y", "yes")  # as Triton reads it
+
 # Fastest first. Each row: a function of a device type that says why the backend does not work
 # there and what to do, or None where it works.
 _BACKENDS: dict[str, Callable[[str], str | None]] = {
+    "triton": _why_not_triton,
+    "cuda": _why_not_cuda,
     "cpu": _why_not_cpu,
     "reference": _works_anywhere,
     "traceable": _works_anywhere,
@@ -54,7 +87,11 @@ def available_backends(device: str | torch.device = "cpu") -> list[str]:
         Names for :func:`resolve_backend`; the first is what ``"auto"`` means there.
     """
     device_type = torch.device(device).type
-    return [name for name, why_not in _BACKENDS.items() if why_not(device_type) is None]
+    return [
+        name
+        for name, why_not in _BACKENDS.items()
+        if not (name == "triton" and _is_interpreted(device_type)) and why_not(device_type) is None
+    ]
 
 
 def resolve_backend(name: str, device: str | torch.device = "cpu") -> str:

@@ -83,7 +83,7 @@ def conv_forward(
         mask = (token < last)[:, None] & d_mask[None, :]
         tl.store(y_ptr + token[:, None] * n_channels + d[None, :], y, mask=mask)
 
-    if final_ptr is not None:
+    if final_ptr is not None:  # noqa: SIM102 (known at compile time)
         if tl.program_id(1) == 0:
             final_ptr += batch * (TAPS - 1) * n_channels
             for start in tl.static_range(0, TAPS - 1, BLOCK_L):
@@ -157,9 +157,7 @@ def conv_backward(
         window = ()
         for m in tl.static_range(2 * TAPS - 1):
             around = place + (m - (TAPS - 1))
-            x = load_padded(
-                x_ptr, initial_ptr, around, d, length, n_channels, x_time, TAPS, DOUBLE
-            )
+            x = load_padded(x_ptr, initial_ptr, around, d, length, n_channels, x_time, TAPS, DOUBLE)
             window += (x,)
         d_place = tl.zeros((BLOCK_L, BLOCK_D), dtype)
         if grad_final_ptr is not None:

@@ -300,7 +300,7 @@ def scan_backward(
         tl.store(d_skip_ptr + place * n_channels + d, d_skip, mask=d_mask)
     if bias_ptr is not None:
         tl.store(d_bias_ptr + place * n_channels + d, d_bias, mask=d_mask)
-    if d_initial_ptr is not None:
+    if d_initial_ptr is not None:  # noqa: SIM102 (known at compile time)
         if part == 0:
             start = d_initial_ptr + batch * state_size
             store_state(start, carry, d, d_mask, n, n_mask, n_states)

@@ -182,13 +182,15 @@ def scan_forward(
                 y = outputs[TILE + i]
                 if z_ptr is not None:
                     y *= gates[i] * sigmoid_from_exp(gates[i], exp_minus_abs(gates[i]))
-                tl.store(y_ptr + (t + i) * n_channels + d, y, mask=below(d, n_channels, t + i < last))
+                tl.store(
+                    y_ptr + (t + i) * n_channels + d, y, mask=below(d, n_channels, t + i < last)
+                )
 
     if STATES_ONLY:
         place = final_ptr + (batch * n_parts + part) * state_size
         store_state(place, state, d, d_mask, n, n_mask, n_states)
         tl.store(sums_ptr + (batch * n_parts + part) * n_channels + d, steps_sum, mask=d_mask)
-    elif final_ptr is not None:
+    elif final_ptr is not None:  # noqa: SIM102 (known at compile time)
         if part == n_parts - 1:
             place = final_ptr + batch * state_size
             store_state(place, state, d, d_mask, n, n_mask, n_states)

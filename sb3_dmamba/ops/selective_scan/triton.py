@@ -30,17 +30,70 @@ WARPS_A_MULTIPROCESSOR = 4
 MIN_SEGMENT = 64
 
 
+class _Inputs(NamedTuple):
+    """The tensors that the operators take, in their order."""
+
+    u: Tensor
+    delta: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor | None
+    z: Tensor | None
+    bias: Tensor | None
+    weight: Tensor | None
+    initial: Tensor | None
+
+    def as_read(self) -> _Inputs:
+        """Return them in the layouts that kernels read: copies where need be."""
+        u, delta, A, B, C, D, z, bias, weight, initial = self
+        u, delta, B, C = map(_triton.rows, (u, delta, B, C))
+        D, bias, weight, initial = map(_triton.whole, (D, bias, weight, initial))
+        z = None if z is None else _triton.rows(z)
+        return _Inputs(u, delta, A.contiguous(), B, C, D, z, bias, weight, initial)
+
+
 class _Plan(NamedTuple):
     """How the work is cut up."""
 
-    block_d: int  # channels of a program
-    block_n: int  # its states, the padding included
-    block_r: int  # the rank, likewise
+    grid: tuple[int, int]  # blocks of channels of all sequences, segments
     warps: int
-    programs: int  # blocks of channels of all sequences
+    parts: tuple[int, int]  # sequences, segments
     n_blocks: int  # blocks of channels
-    segment: int  # tokens of a segment, a multiple of TILE
-    n_segments: int
+    sizes: tuple[int, ...]  # tokens, tokens of a segment, channels, states, rank, a stride of 1
+    constants: dict[str, Any]  # what every kernel wants to know at compile time
+
+    @classmethod
+    def of(cls, inputs: _Inputs, softplus: bool) -> _Plan:
+        """Plan by sizes, dtype and device alone."""
+        (batch, length, channels), states = inputs.u.shape, inputs.A.shape[1]
+        rank = 0 if inputs.weight is None else inputs.weight.shape[1]
+        block_n = _triton.power_of_two(states)
+        block_d = max(16, min(32, _triton.power_of_two(channels)))
+        warps = max(1, block_d * block_n // (32 * STATES_A_THREAD))
+        n_blocks = -(-channels // block_d)
+        n_multiprocessors = _triton.n_multiprocessors(inputs.u.device)
+        segment, n_segments = _cut(length, batch * n_blocks * warps, n_multiprocessors)
+        constants = {
+            "BLOCK_D": block_d,
+            "BLOCK_N": block_n,
+            "BLOCK_R": _triton.power_of_two(rank),
+            "SOFTPLUS": softplus,
+            "DOUBLE": _triton.is_double(inputs.u),
+        }
+        sizes = (length, segment, channels, states, rank, 1)
+        grid = (batch * n_blocks, n_segments)
+        return cls(grid, warps, (batch, n_segments), n_blocks, sizes, constants)
+
+
+def _cut(length: int, n_warps: int, n_multiprocessors: int) -> tuple[int, int]:
+    """Return tokens of a segment and number of segments; a sequence is cut in three at least."""
+    room = WARPS_A_MULTIPROCESSOR * n_multiprocessors // max(n_warps, 1)
+    n_segments = min(room, length // MIN_SEGMENT)
+    if n_segments < 3:
+        return max(length, 1), 1
+    segment = -(-length // (n_segments * TILE)) * TILE
+    return segment, -(-length // segment)
 
 
 def selective_scan(
@@ -89,89 +142,42 @@ class _SelectiveScan(torch.autograd.Function):
         return None, None, *_triton.wanted(named, ctx.needs_input_grad[2:])
 
 
-def _make_plan(u: Tensor, n_states: int, rank: int) -> _Plan:
-    batch, length, channels = u.shape
-    block_n = _triton.power_of_two(n_states)
-    block_d = max(16, min(32, _triton.power_of_two(channels)))
-    warps = max(1, block_d * block_n // (32 * STATES_A_THREAD))
-    n_blocks = -(-channels // block_d)
-    programs = batch * n_blocks
-    segment, n_segments = _cut(length, programs * warps, _triton.n_multiprocessors(u.device))
-    block_r = _triton.power_of_two(rank)
-    return _Plan(block_d, block_n, block_r, warps, programs, n_blocks, segment, n_segments)
+def _run_forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    y, final, checkpoints = _shape_forward(*arguments)
+    inputs, (softplus, return_final_state, save) = (
+        _Inputs(*arguments[:10]).as_read(),
+        arguments[10:],
+    )
+    u, delta, A, B, C, D, z, bias, weight, initial = inputs
+    plan = _Plan.of(inputs, softplus)
 
-
-def _cut(length: int, n_warps: int, n_multiprocessors: int) -> tuple[int, int]:
-    """Return tokens of a segment and number of segments; a sequence is cut in three at least."""
-    room = WARPS_A_MULTIPROCESSOR * n_multiprocessors // max(n_warps, 1)
-    n_segments = min(room, length // MIN_SEGMENT)
-    if n_segments < 3:
-        return max(length, 1), 1
-    segment = -(-length // (n_segments * TILE)) * TILE
-    return segment, -(-length // segment)
-
-
-def _constants(plan: _Plan, u: Tensor, softplus: bool) -> dict[str, Any]:
-    return {
-        "BLOCK_D": plan.block_d,
-        "BLOCK_N": plan.block_n,
-        "BLOCK_R": plan.block_r,
-        "SOFTPLUS": softplus,
-        "DOUBLE": _triton.is_double(u),
-    }
-
-
-def _run_forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    bias: Tensor | None,
-    weight: Tensor | None,
-    initial: Tensor | None,
-    softplus: bool,
-    return_final_state: bool,
-    save: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    u, delta, B, C = map(_triton.rows, (u, delta, B, C))
-    z = None if z is None else _triton.rows(z)
-    A = A.contiguous()
-    D, bias, weight, initial = map(_triton.whole, (D, bias, weight, initial))
-    (batch, length, channels), states = u.shape, A.shape[1]
-    rank = 0 if weight is None else weight.shape[1]
-    dtype = _triton.compute_dtype(u)
-    plan = _make_plan(u, states, rank)
-    grid = (plan.programs, plan.n_segments)
-    constants = {**_constants(plan, u, softplus), "TILE": TILE}
-    parts = (batch, plan.n_segments)
-
-    def scan(starts: Tensor | None, *results: Tensor | None, states_only: bool) -> None:
+    def scan(*results: Tensor | None, states_only: bool) -> None:
+        gate, start = (None, None) if states_only else (z, initial)
         _triton.launch(
-            *(_triton_forward.scan_forward, grid, plan.warps),
-            *(u, delta, weight, A, B, C, D, None if states_only else z, bias),
-            *(None if states_only else initial, starts),
-            *(*results, length, plan.segment, channels, states, rank, 1),
-            *(*_triton.strides(u), *_triton.strides(delta), *_triton.strides(B)),
-            *(*_triton.strides(C), *_triton.strides(z)),
-            **constants,
+            *(_triton_forward.scan_forward, plan.grid, plan.warps),
+            *(u, delta, weight, A, B, C, D, gate, bias, start, *results, *plan.sizes),
+            *(x for tensor in (u, delta, B, C, z) for x in _triton.strides(tensor)),
+            **plan.constants,
+            TILE=TILE,
             STATES_ONLY=states_only,
         )
 
-    y, final, checkpoints = _shape_forward(
-        *(u, delta, A, B, C, D, z, bias, weight, initial, softplus, return_final_state, save)
-    )
     starts = None
-    if plan.n_segments > 1:
-        ends, starts = (_triton.empty(*parts, *A.shape, like=A, dtype=dtype) for _ in range(2))
-        sums = _triton.empty(*parts, channels, like=A, dtype=dtype)
+    if plan.parts[1] > 1:
+        ends, sums, starts = _allocate_segments(plan, inputs)
         scan(None, None, ends, None, sums, states_only=True)
-        _carry(plan, ends, sums, A, initial, starts, reverse=False)
+        _carry(plan, ends, sums, A, initial, starts, backwards=False)
     kept = final if return_final_state else None, checkpoints if save else None
     scan(starts, y, *kept, None, states_only=False)
     return y, final, checkpoints
+
+
+def _allocate_segments(plan: _Plan, inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor]:
+    """Allocate each segment's end from zero, the sum of its steps, and what it starts from."""
+    u, shape = inputs.u, inputs.A.shape
+    dtype = _triton.compute_dtype(u)
+    ends, starts = (_triton.empty(*plan.parts, *shape, like=u, dtype=dtype) for _ in range(2))
+    return ends, _triton.empty(*plan.parts, shape[0], like=u, dtype=dtype), starts
 
 
 def _carry(
@@ -181,130 +187,87 @@ def _carry(
     A: Tensor,
     boundary: Tensor | None,
     starts: Tensor,
-    reverse: bool,
+    backwards: bool,
 ) -> None:
     _triton.launch(
-        *(_triton_forward.carry_states, (plan.programs,), plan.warps),
-        *(ends, sums, A, boundary, starts, plan.n_segments, *A.shape),
-        BLOCK_D=plan.block_d,
-        BLOCK_N=plan.block_n,
-        REVERSED=reverse,
-        DOUBLE=_triton.is_double(ends),
+        *(_triton_forward.carry_states, plan.grid[:1], plan.warps),
+        *(ends, sums, A, boundary, starts, plan.parts[1], *A.shape),
+        **{name: plan.constants[name] for name in ("BLOCK_D", "BLOCK_N", "DOUBLE")},
+        REVERSED=backwards,
     )
 
 
-def _shape_forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    bias: Tensor | None,
-    weight: Tensor | None,
-    initial: Tensor | None,
-    softplus: bool,
-    return_final_state: bool,
-    save: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _shape_forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Allocate the results of :func:`_run_forward`; what is not asked for is empty."""
-    (batch, length, channels), states = u.shape, A.shape[1]
+    inputs, (_, return_final_state, save) = _Inputs(*arguments[:10]), arguments[10:]
+    u, shape = inputs.u, inputs.A.shape
+    batch, length, _ = u.shape
     dtype = _triton.compute_dtype(u)
-    y = _triton.empty(batch, length, channels, like=u)
-    final, checkpoints = _triton.absent(A), _triton.absent(A)
+    y, final, checkpoints = _triton.empty(*u.shape, like=u), _triton.absent(u), _triton.absent(u)
     if return_final_state:
-        final = _triton.empty(batch, channels, states, like=u, dtype=dtype)
+        final = _triton.empty(batch, *shape, like=u, dtype=dtype)
     if save:
-        n_tiles = -(-length // TILE)
-        checkpoints = _triton.empty(batch, n_tiles, channels, states, like=u, dtype=dtype)
+        checkpoints = _triton.empty(batch, -(-length // TILE), *shape, like=u, dtype=dtype)
     return y, final, checkpoints
 
 
-def _run_backward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    bias: Tensor | None,
-    weight: Tensor | None,
-    initial: Tensor | None,
-    checkpoints: Tensor,
-    grad_y: Tensor,
-    grad_final: Tensor | None,
-    softplus: bool,
-) -> tuple[Tensor, ...]:
-    dtypes = [x if x is None else x.dtype for x in (u, delta, A, B, C, D, z, bias, weight, initial)]
-    u, delta, B, C, grad_y = map(_triton.rows, (u, delta, B, C, grad_y))
-    z = None if z is None else _triton.rows(z)
-    A = A.contiguous()
-    D, bias, weight, grad_final = map(_triton.whole, (D, bias, weight, grad_final))
+def _run_backward(*arguments: Any) -> tuple[Tensor, ...]:
+    given, (checkpoints, grad_y, grad_final, softplus) = _Inputs(*arguments[:10]), arguments[10:]
+    inputs, grad_y, grad_final = given.as_read(), _triton.rows(grad_y), _triton.whole(grad_final)
+    u, delta, A, B, C, D, z, bias, weight, initial = inputs
     (batch, length, channels), states = u.shape, A.shape[1]
-    rank = 0 if weight is None else weight.shape[1]
-    dtype = _triton.compute_dtype(u)
-    plan = _make_plan(u, states, rank)
-    grid = (plan.programs, plan.n_segments)
-    constants = _constants(plan, u, softplus)
-    parts = (batch, plan.n_segments)
+    plan = _Plan.of(inputs, softplus)
+    carries = grad_final
+    if plan.parts[1] > 1:
+        carries = _carry_back(plan, inputs, grad_y, grad_final)
 
-    carries = grad_final if plan.n_segments == 1 else None
-    if plan.n_segments > 1:
-        ends, carries = (_triton.empty(*parts, *A.shape, like=A, dtype=dtype) for _ in range(2))
-        sums = _triton.empty(*parts, channels, like=A, dtype=dtype)
-        _triton.launch(
-            *(_triton_backward.scan_backward_ends, grid, plan.warps),
-            *(delta, weight, A, C, z, bias, grad_y, ends, sums),
-            *(length, plan.segment, channels, states, rank, 1),
-            *(*_triton.strides(delta), *_triton.strides(C), *_triton.strides(z)),
-            *_triton.strides(grad_y),
-            **constants,
-            TILE=TILE,
-        )
-        _carry(plan, ends, sums, A, grad_final, carries, reverse=True)
+    def contributions(there: Tensor | None, *shape: int) -> Tensor | None:
+        if there is None:
+            return None
+        return _triton.empty(*shape, like=u, dtype=_triton.compute_dtype(u))
 
-    d_u, d_step = (_triton.empty(batch, length, channels, like=u) for _ in range(2))
-    d_z = None if z is None else _triton.empty(*z.shape, like=z)
-    d_B, d_C = (
-        _triton.empty(plan.n_blocks, batch, length, states, like=u, dtype=dtype) for _ in range(2)
-    )
-    d_A = _triton.empty(*parts, channels, states, like=u, dtype=dtype)
-    d_D, d_bias = (
-        None if x is None else _triton.empty(*parts, channels, like=u, dtype=dtype)
-        for x in (D, bias)
-    )
-    d_initial = None
-    if initial is not None:
-        d_initial = _triton.empty(batch, channels, states, like=u, dtype=dtype)
+    d_u, d_step = (_triton.empty(*u.shape, like=u) for _ in range(2))
+    d_z = None if z is None else _triton.empty(*u.shape, like=z)
+    d_B, d_C = (contributions(B, plan.n_blocks, batch, length, states) for _ in range(2))
+    d_A = contributions(A, *plan.parts, channels, states)
+    d_D, d_bias = (contributions(x, *plan.parts, channels) for x in (D, bias))
+    d_initial = contributions(initial, batch, channels, states)
     _triton.launch(
-        *(_triton_backward.scan_backward, grid, plan.warps),
+        *(_triton_backward.scan_backward, plan.grid, plan.warps),
         *(u, delta, weight, A, B, C, D, z, bias, checkpoints, grad_y, carries),
-        *(d_u, d_step, d_z, d_B, d_C, d_A, d_D, d_bias, d_initial),
-        *(batch, length, plan.segment, channels, states, rank, 1),
-        *(*_triton.strides(u), *_triton.strides(delta), *_triton.strides(B)),
-        *(*_triton.strides(C), *_triton.strides(z), *_triton.strides(grad_y)),
-        **constants,
+        *(d_u, d_step, d_z, d_B, d_C, d_A, d_D, d_bias, d_initial, batch, *plan.sizes),
+        *(x for tensor in (u, delta, B, C, z, grad_y) for x in _triton.strides(tensor)),
+        **plan.constants,
         HISTORY=HISTORY,
         SPACING=TILE,
     )
 
-    d_delta, d_weight = d_step, None
-    if weight is not None:
-        d_delta, d_weight = _project_back(d_step, delta, weight)
-    gradients = (
-        *(d_u, d_delta, d_A.sum((0, 1)), d_B.sum(0), d_C.sum(0)),
-        *(x if x is None else x.sum((0, 1)) for x in (d_D,)),
-        *(d_z, None if d_bias is None else d_bias.sum((0, 1)), d_weight, d_initial),
-    )
+    d_delta, d_weight = (d_step, None) if weight is None else _project(d_step, delta, weight)
+    d_B, d_C = (None if x is None else x.sum(0) for x in (d_B, d_C))
+    d_A, d_D, d_bias = (None if x is None else x.sum((0, 1)) for x in (d_A, d_D, d_bias))
+    gradients = (d_u, d_delta, d_A, d_B, d_C, d_D, d_z, d_bias, d_weight, d_initial)
     return tuple(
-        _triton.absent(u) if x is None else x.to(kind)
-        for x, kind in zip(gradients, dtypes, strict=True)
+        _triton.absent(u) if x is None or gradient is None else gradient.to(x.dtype)
+        for x, gradient in zip(given, gradients, strict=True)
     )
 
 
-def _project_back(d_step: Tensor, delta: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+def _carry_back(plan: _Plan, inputs: _Inputs, grad_y: Tensor, grad_final: Tensor | None) -> Tensor:
+    """Compute the gradient that comes into each segment's last state from behind it."""
+    ends, sums, carries = _allocate_segments(plan, inputs)
+    _, delta, A, _, C, _, z, bias, weight, _ = inputs
+    _triton.launch(
+        *(_triton_backward.scan_backward_ends, plan.grid, plan.warps),
+        *(delta, weight, A, C, z, bias, grad_y, ends, sums, *plan.sizes),
+        *(x for tensor in (delta, C, z, grad_y) for x in _triton.strides(tensor)),
+        **plan.constants,
+        TILE=TILE,
+    )
+    _carry(plan, ends, sums, A, grad_final, carries, backwards=True)
+    return carries
+
+
+def _project(d_step: Tensor, delta: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Return the gradients of the steps' low-rank factors, in two products of matrices."""
     flat, low = d_step.flatten(0, 1), delta.flatten(0, 1).to(d_step.dtype)
     with _triton.without_autocast(flat):
@@ -313,26 +276,11 @@ def _project_back(d_step: Tensor, delta: Tensor, weight: Tensor) -> tuple[Tensor
     return d_low.view(delta.shape), d_weight
 
 
-def _shape_backward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    bias: Tensor | None,
-    weight: Tensor | None,
-    initial: Tensor | None,
-    checkpoints: Tensor,
-    grad_y: Tensor,
-    grad_final: Tensor | None,
-    softplus: bool,
-) -> tuple[Tensor, ...]:
+def _shape_backward(*arguments: Any) -> tuple[Tensor, ...]:
     """Allocate the results of :func:`_run_backward`; those of what is absent are empty."""
-    inputs = (u, delta, A, B, C, D, z, bias, weight, initial)
+    inputs = _Inputs(*arguments[:10])
     return tuple(
-        _triton.absent(u) if x is None else _triton.empty(*x.shape, like=x) for x in inputs
+        _triton.absent(inputs.u) if x is None else _triton.empty(*x.shape, like=x) for x in inputs
     )
 
 
