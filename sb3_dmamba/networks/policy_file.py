@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -70,6 +71,8 @@ def read_policy(
     except FileNotFoundError as error:
         raise ModelFileError(f"there is no policy file at {path}") from error
     try:
+        if not zipfile.is_zipfile(io.BytesIO(content)):
+            raise ModelFileError("it is no zip, or was cut off")
         saved = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
         description = json.loads(saved["data"])
         if description["format"] != _FORMAT:
