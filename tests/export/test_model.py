@@ -1,0 +1,250 @@
+"""``model.export``: whole episodes without this package, what the file says, and how it fails."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, get_args
+
+import gymnasium as gym
+import numpy as np
+import onnx
+import pytest
+import torch
+from gymnasium import spaces
+
+from examples.serve_onnx import ServedPolicy, play
+from sb3_dmamba import DecisionMamba, ReturnToGo, Trajectories
+from sb3_dmamba.config import Memory
+from sb3_dmamba.errors import (
+    ConfigError,
+    ExportError,
+    MissingDependencyError,
+    NotFittedError,
+)
+from sb3_dmamba.export import exporting
+from tests.models import tiny_model
+from tests.toys import ChoiceEnv, choice_trajectories, random_trajectories
+
+MEMORIES: tuple[Memory, ...] = get_args(Memory)
+
+
+class DriftEnv(gym.Env[np.ndarray, np.ndarray]):
+    """Ten steps of a noisy point that actions push; the reward is how far it has come."""
+
+    def __init__(self) -> None:
+        self.observation_space: spaces.Space[Any] = spaces.Box(-np.inf, np.inf, (3,), np.float32)
+        self.action_space: spaces.Space[Any] = spaces.Box(-1.0, 1.0, (2,), np.float32)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.place, self.n_steps = np.zeros(3, np.float32), 0
+        return self.place, {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.n_steps += 1
+        push = np.append(action, self.np_random.normal()).astype(np.float32)
+        self.place = self.place + push
+        return self.place, float(self.place.sum()), self.n_steps == 10, False, {}
+
+
+class Watched(gym.Wrapper[Any, Any, Any, Any]):
+    """Notes the actions."""
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        super().__init__(env)
+        self.actions: list[Any] = []
+
+    def step(self, action: Any) -> Any:
+        self.actions.append(np.array(action))
+        return super().step(action)
+
+
+def fitted(trajectories: Trajectories | None = None, **settings: Any) -> DecisionMamba:
+    return tiny_model(**settings).fit(
+        random_trajectories() if trajectories is None else trajectories, 3
+    )
+
+
+def play_with_predict(env: gym.Env[Any, Any], model: DecisionMamba, target: float) -> float:
+    conditioned: Any = ReturnToGo(env, target)
+    observation, _ = conditioned.reset(seed=5)
+    state, earned, is_over = None, 0.0, False
+    while not is_over:
+        action, state = model.predict(observation, state)
+        observation, reward, is_over, _, _ = conditioned.step(action)
+        earned += float(reward)
+    return earned
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+@pytest.mark.parametrize("kind", ["continuous", "discrete", "bf16"])
+def test_whole_episodes_without_this_package(kind: str, memory: Memory, tmp_path: Path) -> None:
+    is_discrete = kind == "discrete"
+    settings = {"precision": "bf16"} if kind == "bf16" else {}
+    data = choice_trajectories(20) if is_discrete else random_trajectories()
+    model = fitted(data, memory=memory, **settings)
+    exported = model.export(tmp_path / "policy.onnx")
+    assert exported.max_error is not None
+    assert exported.max_error < 1e-4
+    make_env = ChoiceEnv if is_discrete else DriftEnv
+    ours, theirs = Watched(make_env()), Watched(make_env())
+    expected = play_with_predict(theirs, model, 7.0)
+    found = play(ours, ServedPolicy(str(exported.path)), 7.0, seed=5)
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert len(ours.actions) == 10
+    np.testing.assert_allclose(ours.actions, theirs.actions, rtol=1e-4, atol=1e-5)
+
+
+def test_environments_of_different_ages_are_served_together(tmp_path: Path) -> None:
+    model = fitted(memory="stream")
+    path = str(model.export(tmp_path / "policy.onnx").path)
+    together, alone = ServedPolicy(path, n_envs=2), ServedPolicy(path)
+    rng = np.random.default_rng(0)
+    for step in range(8):
+        seen = rng.normal(size=(2, 3)).astype(np.float32)
+        if step == 5:
+            together.start(1)
+            alone.start()
+        actions = together.act(seen, [3.0, 4.0])
+        if step >= 5:
+            np.testing.assert_allclose(alone.act(seen[1:], [4.0]), actions[1:], atol=1e-6)
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_drawn_actions_are_remembered(memory: Memory, tmp_path: Path) -> None:
+    model = fitted(choice_trajectories(20), memory=memory)
+    served = ServedPolicy(str(model.export(tmp_path / "policy.onnx").path), n_envs=400, seed=0)
+    seen = np.zeros((400, 2), np.float32)
+    drawn = served.act(seen, np.full(400, 5.0), sample=True)
+    assert set(drawn.tolist()) == {0, 1}
+    share = torch.softmax(logits_of(model, seen[:1]), -1)[0, 1]
+    assert drawn.mean() == pytest.approx(float(share), abs=0.1)
+    assert served.state["state.action"].tolist() == drawn.tolist()
+
+
+def logits_of(model: DecisionMamba, seen: np.ndarray) -> torch.Tensor:
+    with torch.no_grad():
+        return model.policy.model(
+            torch.as_tensor(seen)[:, None],
+            torch.zeros(len(seen), 1, dtype=torch.int64),
+            torch.full((len(seen), 1), 5.0),
+            torch.zeros(len(seen), 1, dtype=torch.int64),
+        )[:, 0]
+
+
+def test_the_file_says_what_it_is(tmp_path: Path) -> None:
+    model = tiny_model("CartPole-v1", memory="stream")
+    data = random_trajectories(observation_shape=(4,), n_actions=2)
+    exported = model.fit(data, 2).export(tmp_path / "policy.onnx")
+    written = onnx.load(exported.path)
+    about = json.loads({each.key: each.value for each in written.metadata_props}["sb3_dmamba"])
+    assert about == exported.metadata
+    assert about["memory"] == "stream"
+    assert about["env_id"] == "CartPole-v1"
+    assert about["dataset"] == "toy noise"
+    assert about["target_return"] == model.target_return
+    assert about["clip_rewards"] is False
+    assert about["action_space"] == {"type": "Discrete", "n": 2, "start": 0}
+    assert about["outputs"] == ["action", "logits"]
+    assert about["state"]["layer0.scan"] == {"dtype": "float32", "shape": [32, 4]}
+    assert about["frame_stack"] is None
+    assert set(about["versions"]) == {"sb3_dmamba", "torch"}
+    assert {opset.domain for opset in written.opset_import} == {""}
+    assert {node.domain for node in written.graph.node} == {""}
+    shapes = {
+        value.name: [each.dim_param or each.dim_value for each in value.type.tensor_type.shape.dim]
+        for value in [*written.graph.input, *written.graph.output]
+    }
+    assert shapes["observation"] == ["n_envs", 4]
+    assert shapes["return_to_go"] == shapes["action"] == ["n_envs"]
+    assert shapes["logits"] == ["n_envs", 2]
+    for name, rows in about["state"].items():
+        assert shapes[f"state.{name}"] == shapes[f"next_state.{name}"] == ["n_envs", *rows["shape"]]
+
+
+def test_the_file_knows_no_place_of_the_machine_that_wrote_it(tmp_path: Path) -> None:
+    path = fitted().export(tmp_path / "policy.onnx").path
+    assert str(Path(torch.__file__).parents[1]).encode() not in path.read_bytes()
+    assert str(Path(__file__).parents[2]).encode() not in path.read_bytes()
+
+
+def test_a_target_that_was_set_goes_along_and_none_may_be_known(tmp_path: Path) -> None:
+    model = fitted()
+    model.target_return = 12.5
+    assert model.export(tmp_path / "a.pt").metadata["target_return"] == 12.5
+
+
+def test_exporting_says_nothing_and_changes_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = fitted()
+    before = {name: weight.clone() for name, weight in model.policy.state_dict().items()}
+    for suffix in (".onnx", ".pt"):
+        model.export(tmp_path / f"policy{suffix}")
+    assert capfd.readouterr() == ("", "")
+    for name, weight in model.policy.state_dict().items():
+        torch.testing.assert_close(weight, before[name], rtol=0.0, atol=0.0)
+    model.fit(n_steps=2)
+
+
+def test_wrong_uses_say_what_to_write(tmp_path: Path) -> None:
+    with pytest.raises(NotFittedError, match="call fit"):
+        tiny_model().export(tmp_path / "policy.onnx")
+    model = fitted(time_encoding="global")
+    with pytest.raises(ConfigError, match=r"policy\.bin': end it in \.onnx, \.pt .* or \.pt2"):
+        model.export(tmp_path / "policy.bin")
+    with pytest.raises(ConfigError, match='use memory="window"'):
+        model.export(tmp_path / "policy.onnx", memory="stream")
+    with pytest.raises(ConfigError, match="memory='forever'"):
+        model.export(tmp_path / "policy.onnx", memory="forever")  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_onnx_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = fitted()
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(MissingDependencyError, match=r'pip install "sb3-dmamba\[onnx\]"'):
+        model.export(tmp_path / "policy.onnx")
+    model.export(tmp_path / "policy.pt")
+
+
+def test_onnx_alone_is_enough(tmp_path: Path) -> None:
+    fitted().save(tmp_path / "model.zip")
+    code = """
+import sys
+sys.modules.update(dict.fromkeys(("onnxscript", "onnxruntime"), None))
+from sb3_dmamba import DecisionMamba
+exported = DecisionMamba.load("model.zip").export("policy.onnx")
+assert exported.max_error is None
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "policy.onnx").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".pt"])
+def test_a_graph_that_acts_otherwise_is_not_written(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, path = fitted(), tmp_path / f"policy{suffix}"
+    path.write_bytes(b"an older one")
+    convert = exporting.FORMATS[suffix]
+
+    def convert_another(graph: Any, metadata: dict[str, Any]) -> bytes:
+        graph.model.head.projection.bias.data += 0.01
+        return convert(graph, metadata)
+
+    monkeypatch.setitem(exporting.FORMATS, suffix, convert_another)
+    with pytest.raises(ExportError, match="action is .* differs by"):
+        model.export(path)
+    assert path.read_bytes() == b"an older one"
+    model.export(path, verify=False)
+    assert path.read_bytes() != b"an older one"
+    assert sorted(each.name for each in tmp_path.iterdir()) == [path.name]
