@@ -173,7 +173,7 @@ def test_the_file_knows_no_place_of_the_machine_that_wrote_it(tmp_path: Path) ->
     assert str(Path(__file__).parents[2]).encode() not in path.read_bytes()
 
 
-def test_a_target_that_was_set_goes_along_and_none_may_be_known(tmp_path: Path) -> None:
+def test_a_target_that_was_set_goes_along(tmp_path: Path) -> None:
     model = fitted()
     model.target_return = 12.5
     assert model.export(tmp_path / "a.pt").metadata["target_return"] == 12.5
@@ -242,7 +242,7 @@ def test_a_graph_that_acts_otherwise_is_not_written(
         return convert(graph, metadata)
 
     monkeypatch.setitem(exporting.FORMATS, suffix, convert_another)
-    with pytest.raises(ExportError, match="action is .* differs by"):
+    with pytest.raises(ExportError, match=r"action is .* differs by"):
         model.export(path)
     assert path.read_bytes() == b"an older one"
     model.export(path, verify=False)
