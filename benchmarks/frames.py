@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sb3_dmamba.data import Trajectories, WindowSampler, load_trajectories
-from sb3_dmamba.data.sources._dqn_files import MEMBERS, find_checkpoints
+from sb3_dmamba.data.sources.dqn_replay.files import MEMBERS, find_checkpoints
 from sb3_dmamba.errors import MissingDependencyError
 
 MB = 1e6

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import sys
 
+from sb3_dmamba.atari.games import MINIMAL_ACTIONS
+
 __all__ = ["ATARI_ID", "MINIMAL_ACTIONS", "register", "register_if_gymnasium_is_loaded"]
 
 _REGISTERED_ID = "sb3_dmamba/Atari-v0"
@@ -14,22 +16,6 @@ _REGISTERED_ID = "sb3_dmamba/Atari-v0"
 ATARI_ID = f"sb3_dmamba:{_REGISTERED_ID}"
 """What ``gymnasium.make`` takes, with ``game="Breakout"`` and the rest of
 :class:`~sb3_dmamba.atari.game.AtariGame`'s arguments; importing the package registers it."""
-
-MINIMAL_ACTIONS = {
-    "Breakout": ("NOOP", "FIRE", "RIGHT", "LEFT"),
-    "Qbert": ("NOOP", "FIRE", "UP", "RIGHT", "LEFT", "DOWN"),
-    "Pong": ("NOOP", "FIRE", "RIGHT", "LEFT", "RIGHTFIRE", "LEFTFIRE"),
-    "Seaquest": (
-        *("NOOP", "FIRE", "UP", "RIGHT", "LEFT", "DOWN"),
-        *("UPRIGHT", "UPLEFT", "DOWNRIGHT", "DOWNLEFT"),
-        *("UPFIRE", "RIGHTFIRE", "LEFTFIRE", "DOWNFIRE"),
-        *("UPRIGHTFIRE", "UPLEFTFIRE", "DOWNRIGHTFIRE", "DOWNLEFTFIRE"),
-    ),
-}
-"""The actions that the paper's games react to, in the order of the data's action numbers.
-
-Source: the emulator's ``getMinimalActionSet``; a test compares.
-"""
 
 
 def register() -> None:

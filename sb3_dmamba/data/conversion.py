@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from importlib import import_module
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from sb3_dmamba.data._progress import Bar, count_progress
-from sb3_dmamba.data.load import _check_options, _option_names, load_trajectories
-from sb3_dmamba.data.sources import SOURCES, Source
+from sb3_dmamba.data.load import load_trajectories
+from sb3_dmamba.data.sources import GENERAL_OPTIONS, Opened, find_source
 from sb3_dmamba.data.store.gathering import cut_into_pieces, write_pieces
 from sb3_dmamba.data.store.place import check_place
 from sb3_dmamba.data.trajectories import Trajectories
@@ -55,43 +54,24 @@ def convert_trajectories(
             )
     place = Path(folder).expanduser().absolute()
     check_place(place, overwrite)  # before what may take long
-    changes = {"reward_mode", "top_fraction"} & set(options)
-    row = None if changes else _find_row(source)
-    loader = None if row is None else row.import_loader()
-    if row is not None and loader is not None and "store" in _option_names(loader):
+    row = None if isinstance(source, Trajectories) else find_source(source)
+    is_changed = not set(GENERAL_OPTIONS).isdisjoint(options)
+    if row is not None and not is_changed and "store" in row.option_names():
         given = {"store": place, "overwrite": overwrite, "progress_bar": progress_bar, **options}
-        _check_options(given, _option_names(loader), row.accepts)
-        written: Trajectories = loader(source, **given)
+        written = row.open(source, given)
+        assert isinstance(written, Trajectories)  # what takes a store writes it
         return written
     with count_progress(place.name, "steps", progress_bar) as bar:
-        pieces = _stream(row, source, options, bar)
-        return write_pieces(pieces, place, overwrite=overwrite, bar=bar)
+        if row is None or is_changed:
+            data: Trajectories | Opened = load_trajectories(source, **options)
+        else:
+            data = row.open(source, options)
+        return write_pieces(_cut(data, bar), place, overwrite=overwrite, bar=bar)
 
 
-def _find_row(source: Any) -> Source | None:
-    if isinstance(source, Trajectories):
-        return None
-    return next((row for row in SOURCES if row.matches(source)), None)
-
-
-def _stream(
-    row: Source | None, source: Any, options: dict[str, Any], bar: Bar
-) -> Iterator[Trajectories]:
-    """Yield the dataset in pieces: as its source streams them, or else loaded and cut."""
-    iterate = None if row is None else _find_iterator(row)
-    if row is not None and iterate is not None:
-        _check_options(options, _option_names(row.import_loader()), row.accepts)
-        yield from iterate(source, bar=bar, **options)
-        return
-    data = load_trajectories(source, **options)
+def _cut(data: Trajectories | Opened, bar: Bar) -> Iterator[Trajectories]:
+    """Yield a dataset in pieces: as its source reads them, or else cut."""
+    if not isinstance(data, Trajectories):
+        return data.pieces(bar)
     bar.start(0, data.n_steps)
-    yield from cut_into_pieces(data)
-
-
-def _find_iterator(row: Source) -> Callable[..., Iterator[Trajectories]] | None:
-    """Return ``iterate_x`` beside a loader ``load_x``, which takes the same and a bar besides."""
-    module, function = row.loader.split(":")
-    name = function.replace("load_", "iterate_", 1)
-    iterate: Callable[..., Iterator[Trajectories]] | None
-    iterate = getattr(import_module(module), name, None)
-    return iterate
+    return cut_into_pieces(data)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
-import inspect
 import re
-from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from sb3_dmamba.data._paths import describe_missing_path
-from sb3_dmamba.data.sources import SOURCES
+from sb3_dmamba.data.sources import SOURCES, check_options, find_source
 from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.data.transforms import check_transform, transform
 from sb3_dmamba.errors import DatasetError
@@ -19,8 +16,6 @@ from sb3_dmamba.errors import DatasetError
 __all__ = ["load_trajectories"]
 
 _COULD_BE_A_NAME = re.compile(r"[-\w]+(/[-\w]+)*")
-
-_GENERAL = ("reward_mode", "top_fraction")  # options of every source
 
 
 def load_trajectories(
@@ -60,15 +55,13 @@ def load_trajectories(
 
 def _load(source: Any, options: dict[str, Any]) -> Trajectories:
     if isinstance(source, Trajectories):
-        _check_options(options, [], "Trajectories")
+        check_options(options, [], "Trajectories")
         return source
-    for row in SOURCES:
-        if row.matches(source):
-            loader = row.import_loader()
-            _check_options(options, _option_names(loader), row.accepts)
-            trajectories: Trajectories = loader(source, **options)
-            return trajectories
-    raise DatasetError(_explain(source))
+    row = find_source(source)
+    if row is None:
+        raise DatasetError(_explain(source))
+    opened = row.open(source, options)
+    return opened if isinstance(opened, Trajectories) else opened.load()
 
 
 def _explain(source: Any) -> str:
@@ -90,17 +83,3 @@ def _explain(source: Any) -> str:
 
 def _accepted(kind: str) -> str:
     return "; ".join(row.accepts for row in SOURCES if row.kind == kind)
-
-
-def _option_names(loader: Callable[..., Any]) -> list[str]:
-    parameters = list(inspect.signature(loader).parameters.values())
-    return [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
-
-
-def _check_options(options: dict[str, Any], known: list[str], kind: str) -> None:
-    known = [*known, *_GENERAL]
-    for name in options:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(known)}"
-            raise DatasetError(f"no option of {kind} is called {name!r}: {hint}")

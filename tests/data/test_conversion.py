@@ -12,7 +12,7 @@ import pytest
 
 from sb3_dmamba.data import Trajectories, load_trajectories
 from sb3_dmamba.data.conversion import convert_trajectories
-from sb3_dmamba.data.sources import SOURCES, _d4rl_layout, d4rl
+from sb3_dmamba.data.sources.d4rl import layout, opening
 from sb3_dmamba.data.store.gathering import (
     cut_into_pieces,
     gather_pieces,
@@ -47,7 +47,7 @@ def write_hdf5(path: Path, n_episodes: int = 20) -> Path:
 
 
 def test_a_streamed_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_d4rl_layout, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(layout, "CHUNK_BYTES", 1)
     path = write_hdf5(tmp_path / "hopper_medium-v2.hdf5")
     whole = load_trajectories(path)
     monkeypatch.setattr("sb3_dmamba.data.conversion.load_trajectories", None)  # it is never loaded
@@ -99,7 +99,7 @@ def test_what_is_there_stays(make_trajectories: Make, tmp_path: Path) -> None:
 
 
 def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_d4rl_layout, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(layout, "CHUNK_BYTES", 1)
     path = write_hdf5(tmp_path / "a.hdf5")
     with h5py.File(path, "a") as file:
         file["observations"][-1, 0] = np.nan
@@ -147,7 +147,7 @@ def test_large_files_are_not_held_in_memory(
     path = write_hdf5(tmp_path / "a.hdf5")
     whole = load_trajectories(path)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr(d4rl, "IN_MEMORY_BYTES", 1000)
+    monkeypatch.setattr(opening, "IN_MEMORY_BYTES", 1000)
     mapped = load_trajectories(path)
     assert isinstance(mapped.observations, np.memmap)
     same(mapped, whole)
@@ -175,21 +175,6 @@ def test_pieces(make_trajectories: Make, tmp_path: Path, monkeypatch: pytest.Mon
             gather([])
     with pytest.raises(DatasetError, match="there is no episode"):
         write_pieces([], tmp_path / "empty")
-
-
-def test_loaders_and_their_iterators_take_the_same() -> None:
-    import inspect
-    from importlib import import_module
-
-    found = 0
-    for row in SOURCES:
-        module, name = row.loader.split(":")
-        iterate = getattr(import_module(module), name.replace("load_", "iterate_", 1), None)
-        if iterate is not None:
-            found += 1
-            theirs = set(inspect.signature(row.import_loader()).parameters)
-            assert set(inspect.signature(iterate).parameters) == theirs | {"bar"}, name
-    assert found == 4
 
 
 def test_an_option_called_folder(tmp_path: Path) -> None:

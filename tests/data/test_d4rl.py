@@ -18,8 +18,8 @@ from gymnasium import spaces
 
 from sb3_dmamba import d4rl as names_of_d4rl
 from sb3_dmamba.data import Trajectories, _checks, load_trajectories
-from sb3_dmamba.data.sources import _d4rl_layout, d4rl
-from sb3_dmamba.data.sources._plain_pickle import load_plain_pickle
+from sb3_dmamba.data.sources.d4rl import layout, open_d4rl_file, open_d4rl_name
+from sb3_dmamba.data.sources.d4rl.plain_pickle import load_plain_pickle
 from sb3_dmamba.errors import DatasetError, SpaceError
 from tests.serving import serving
 
@@ -131,12 +131,12 @@ def test_files_without_timeouts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("chunk", [1, 200, 10_000])
 def test_pieces_are_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
-    monkeypatch.setattr(_d4rl_layout, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(layout, "CHUNK_BYTES", chunk)
     monkeypatch.setattr("sb3_dmamba.data._checks.CHUNK_BYTES", 2 * chunk)
     arrays = flat_arrays()
     path = write(tmp_path / "hopper_medium-v2.hdf5", arrays)
     check(load_trajectories(path), arrays, [4, 3, 2])
-    pieces = list(d4rl.iterate_d4rl_file(path))
+    pieces = list(open_d4rl_file(path).pieces())
     assert [piece.lengths.tolist() for piece in pieces] == {
         1: [[4], [3], [2]],
         200: [[4], [3], [2]],
@@ -182,10 +182,10 @@ def test_malformed_hdf5(tmp_path: Path, changes: Arrays, message: str) -> None:
 
 
 def test_a_value_in_a_later_piece_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_d4rl_layout, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(layout, "CHUNK_BYTES", 1)
     arrays = flat_arrays()
     arrays["observations"][5, 2] = np.nan
-    pieces = d4rl.iterate_d4rl_file(write(tmp_path / "a.hdf5", arrays))
+    pieces = open_d4rl_file(write(tmp_path / "a.hdf5", arrays)).pieces()
     next(pieces)
     message = r"a.hdf5, from step 4 \(episode 1\) on: observations\[1, 2\] is nan"
     with pytest.raises(DatasetError, match=message):
@@ -524,7 +524,7 @@ def test_a_name_in_the_cache(cache: Path, file_name: str) -> None:
     check(data, arrays, [4, 3, 2])
     assert (data.env_id, data.env_kwargs) == ("Hopper-v4", {})
     assert data.source == "d4rl:hopper-medium-replay-v2"
-    for piece in d4rl.iterate_d4rl_name("hopper-medium-replay-v2"):
+    for piece in open_d4rl_name("hopper-medium-replay-v2").pieces():
         assert (piece.source, piece.env_id) == (data.source, data.env_id)
 
 
@@ -616,7 +616,7 @@ def test_medium_expert_both_ways(cache: Path) -> None:
     assert data.terminated.tolist() == [True, False, True, False]
     assert data.source == "d4rl:hopper-expert-v2+hopper-medium-v2"
     assert data.env_id == "Hopper-v4"
-    pieces = list(d4rl.iterate_d4rl_name("hopper-medium-expert-v2", medium_expert="paper"))
+    pieces = list(open_d4rl_name("hopper-medium-expert-v2", medium_expert="paper").pieces())
     np.testing.assert_array_equal(np.concatenate([p.rewards for p in pieces]), data.rewards)
     assert {piece.source for piece in pieces} == {data.source}
     with pytest.raises(DatasetError, match="medium_expert='both': give 'd4rl' or 'paper'"):

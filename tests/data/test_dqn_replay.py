@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+from sb3_dmamba.atari.games import N_ACTIONS, canonical_game
 from sb3_dmamba.data import Trajectories, load_trajectories
-from sb3_dmamba.data.sources import _dqn_episodes
-from sb3_dmamba.data.sources._dqn_files import Checkpoint
-from sb3_dmamba.data.sources._dqn_games import N_ACTIONS, canonical_game
+from sb3_dmamba.data.sources.dqn_replay import episodes
+from sb3_dmamba.data.sources.dqn_replay.files import Checkpoint
 from sb3_dmamba.data.store import gathering
 from sb3_dmamba.errors import ConfigError, DatasetError
 from tests.data.dqn_files import FRAME, Played, Recorder, member_path, write_member
@@ -472,7 +472,7 @@ class TestDamage:
 
     def test_no_end_anywhere(self, logs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         _record(logs)
-        monkeypatch.setattr(_dqn_episodes, "_LONGEST_EPISODE", 30)
+        monkeypatch.setattr(episodes, "_LONGEST_EPISODE", 30)
         for number in range(4):
             _replace(member_path(logs, "terminal", number), np.zeros(20, np.uint8))
         with pytest.raises(DatasetError, match=r"terminal_ckpt.* no episode ends in"):

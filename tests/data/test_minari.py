@@ -18,7 +18,7 @@ from gymnasium import spaces
 from gymnasium.spaces.utils import flatten
 
 from sb3_dmamba.data import load_trajectories
-from sb3_dmamba.data.sources.minari import iterate_minari_folder, iterate_minari_id
+from sb3_dmamba.data.sources.minari import open_minari_folder, open_minari_id
 from sb3_dmamba.errors import DatasetError, SpaceError
 
 MakeMinari = Callable[..., minari.MinariDataset]
@@ -507,11 +507,11 @@ def test_pieces_are_the_whole(
     make_minari: MakeMinari, minari_root: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
 ) -> None:
     _make(make_minari, VECTOR)
-    monkeypatch.setattr("sb3_dmamba.data.sources.minari.CHUNK_BYTES", chunk)
+    monkeypatch.setattr("sb3_dmamba.data.sources.minari.opening.CHUNK_BYTES", chunk)
     whole = load_trajectories("box/small-v0")
     for pieces in (
-        iterate_minari_id("box/small-v0"),
-        iterate_minari_folder(minari_root / "box/small-v0"),
+        open_minari_id("box/small-v0").pieces(),
+        open_minari_folder(minari_root / "box/small-v0").pieces(),
     ):
         found = list(pieces)
         assert len(found) == {1: 3, 50: 2, 10_000: 1}[chunk]
@@ -526,7 +526,7 @@ def test_large_datasets_are_not_held_in_memory(
     _make(make_minari, VECTOR)
     whole = load_trajectories("box/small-v0")
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr("sb3_dmamba.data.sources.minari.IN_MEMORY_BYTES", 50)
+    monkeypatch.setattr("sb3_dmamba.data.sources.minari.opening.IN_MEMORY_BYTES", 50)
     for source in ("box/small-v0", minari.load_dataset("box/small-v0")):
         mapped = load_trajectories(source)
         assert isinstance(mapped.observations, np.memmap)

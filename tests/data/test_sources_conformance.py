@@ -389,11 +389,11 @@ MAPPINGS = (*FLAT, "mapping", "unsorted")
 EVERYTHING = (*MAPPINGS, "stacks")
 FORMATS = (
     Format("arrays", "arrays:load_arrays", write_arrays, MAPPINGS),
-    Format("D4RL HDF5", "d4rl:load_d4rl_file", write_hdf5, FLAT),
-    Format("D4RL name", "d4rl:load_d4rl_name", write_d4rl_name, ("continuous",)),
-    Format("DT pickle", "d4rl:load_d4rl_file", write_pickle, FLAT),
-    Format("Minari id", "minari:load_minari_id", write_minari_id, MAPPINGS),
-    Format("Minari folder", "minari:load_minari_folder", write_minari_folder, MAPPINGS),
+    Format("D4RL HDF5", "d4rl:open_d4rl_file", write_hdf5, FLAT),
+    Format("D4RL name", "d4rl:open_d4rl_name", write_d4rl_name, ("continuous",)),
+    Format("DT pickle", "d4rl:open_d4rl_file", write_pickle, FLAT),
+    Format("Minari id", "minari:open_minari_id", write_minari_id, MAPPINGS),
+    Format("Minari folder", "minari:open_minari_folder", write_minari_folder, MAPPINGS),
     Format("Minari object", "minari:load_minari_object", write_minari_object, MAPPINGS),
     Format(
         "to_minari", "minari:load_minari_object", write_to_minari, EVERYTHING, keeps_frames=False

@@ -1,27 +1,50 @@
 """Where datasets come from: one module a source, one row here.
 
-Each loader is ``function(source, **options) -> Trajectories``. Rows are tried from the top;
-nothing is imported before its row matches.
+Rows are tried from the top; nothing is imported before its row matches.
 """
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from sb3_dmamba.d4rl import D4RL_NAME
+from sb3_dmamba.errors import DatasetError
 
-__all__ = ["SOURCES", "Source"]
+if TYPE_CHECKING:
+    from sb3_dmamba.data._progress import Bar
+    from sb3_dmamba.data.trajectories import Trajectories
+
+__all__ = ["GENERAL_OPTIONS", "SOURCES", "Opened", "Source", "check_options", "find_source"]
+
+GENERAL_OPTIONS = ("reward_mode", "top_fraction")
+"""Options of every source, which ``load_trajectories`` takes itself."""
 
 # Minari's own ids end in a version; with a namespace one that is missing is likely forgotten.
 _MINARI_ID = re.compile(r"([-\w]+/)+[-\w]+|[-\w]+-v\d+")
 
 _D4RL_SUFFIXES = (".hdf5", ".h5", ".hdf", ".pkl", ".pickle")
+
+
+class Opened(Protocol):
+    """A dataset that was found and not read yet: as a whole, or in pieces."""
+
+    def load(self) -> Trajectories:
+        """Read all of it: into memory, or a temporary file if it is large."""
+
+    def pieces(self, bar: Bar | None = None) -> Iterator[Trajectories]:
+        """Read it in pieces of whole episodes that fit into little memory.
+
+        Args:
+            bar: Is told how many steps there are, where that is known before.
+        """
 
 
 @dataclass(frozen=True)
@@ -32,7 +55,8 @@ class Source:
         accepts: What it takes, for error messages.
         kind: Whether that is a path, the name of a dataset, or an object in memory.
         matches: Whether something is of this kind; must be quick and import nothing.
-        loader: ``"module:function"``.
+        loader: ``"module:function"``, of ``function(source, **options)``, which returns the
+            episodes, or an :class:`Opened` dataset where they can be read in pieces.
     """
 
     accepts: str
@@ -40,11 +64,44 @@ class Source:
     matches: Callable[[object], bool]
     loader: str
 
-    def import_loader(self) -> Callable[..., Any]:
+    def import_loader(self) -> Callable[..., Trajectories | Opened]:
         """Import the function that loads."""
         module, function = self.loader.split(":")
-        loader: Callable[..., Any] = getattr(import_module(module), function)
+        loader: Callable[..., Trajectories | Opened] = getattr(import_module(module), function)
         return loader
+
+    def option_names(self) -> list[str]:
+        """Return the options that the function takes."""
+        parameters = inspect.signature(self.import_loader()).parameters.values()
+        return [each.name for each in parameters if each.kind is inspect.Parameter.KEYWORD_ONLY]
+
+    def open(self, source: Any, options: Mapping[str, Any]) -> Trajectories | Opened:
+        """Load a dataset, or find it where it can be read in pieces.
+
+        Raises:
+            DatasetError: There is no such option, or the dataset is malformed.
+        """
+        check_options(options, self.option_names(), self.accepts)
+        return self.import_loader()(source, **options)
+
+
+def find_source(source: Any) -> Source | None:
+    """Return the kind of a dataset; None where it is of none."""
+    return next((row for row in SOURCES if row.matches(source)), None)
+
+
+def check_options(options: Mapping[str, Any], known: Sequence[str], kind: str) -> None:
+    """Check that a kind of source takes all options.
+
+    Raises:
+        DatasetError: It does not take one; suggests the nearest, or lists those it takes.
+    """
+    known = [*known, *GENERAL_OPTIONS]
+    for name in options:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(known)}"
+            raise DatasetError(f"no option of {kind} is called {name!r}: {hint}")
 
 
 def _is_store_folder(source: object) -> bool:
@@ -123,7 +180,7 @@ SOURCES = (
         "a Minari dataset's folder (with data/main_data.hdf5 inside)",
         "path",
         _is_minari_folder,
-        "sb3_dmamba.data.sources.minari:load_minari_folder",
+        "sb3_dmamba.data.sources.minari:open_minari_folder",
     ),
     Source(
         "an Atari game's folder of the DQN replay (with <run>/replay_logs/$store$_*.gz inside)",
@@ -135,19 +192,19 @@ SOURCES = (
         "a D4RL name ('hopper-medium-replay-v2')",
         "name",
         _is_d4rl_name,
-        "sb3_dmamba.data.sources.d4rl:load_d4rl_name",
+        "sb3_dmamba.data.sources.d4rl:open_d4rl_name",
     ),
     Source(
         "a D4RL HDF5 file or a Decision Transformer pickle (.hdf5, .h5, .pkl)",
         "path",
         _is_d4rl_file,
-        "sb3_dmamba.data.sources.d4rl:load_d4rl_file",
+        "sb3_dmamba.data.sources.d4rl:open_d4rl_file",
     ),
     Source(
         "a Minari id ('mujoco/hopper/medium-v0')",
         "name",
         _is_minari_id,
-        "sb3_dmamba.data.sources.minari:load_minari_id",
+        "sb3_dmamba.data.sources.minari:open_minari_id",
     ),
     Source(
         "a minari.MinariDataset",

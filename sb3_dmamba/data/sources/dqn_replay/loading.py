@@ -13,16 +13,16 @@ import numpy as np
 from gymnasium import spaces
 
 from sb3_dmamba.atari import ATARI_ID
+from sb3_dmamba.atari.games import N_ACTIONS, canonical_game
 from sb3_dmamba.data._progress import count_progress
-from sb3_dmamba.data.sources._dqn_episodes import (
+from sb3_dmamba.data.sources.dqn_replay.episodes import (
     RecordedEpisode,
     iterate_episodes,
     plan_all,
     plan_visit,
 )
-from sb3_dmamba.data.sources._dqn_files import Checkpoint, find_checkpoints
-from sb3_dmamba.data.sources._dqn_games import N_ACTIONS, canonical_game
-from sb3_dmamba.data.sources._dqn_recipe import follow_recipe
+from sb3_dmamba.data.sources.dqn_replay.files import Checkpoint, find_checkpoints
+from sb3_dmamba.data.sources.dqn_replay.recipe import follow_recipe
 from sb3_dmamba.data.store.gathering import gather_pieces, write_pieces
 from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.errors import ConfigError, DatasetError

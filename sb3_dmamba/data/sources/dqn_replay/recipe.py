@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from sb3_dmamba.data.sources._dqn_episodes import RecordedEpisode
+from sb3_dmamba.data.sources.dqn_replay.episodes import RecordedEpisode
 from sb3_dmamba.errors import DatasetError
 
 __all__ = ["follow_recipe"]

@@ -1,4 +1,4 @@
-"""Minari datasets: an id, a ``MinariDataset``, or a folder anywhere."""
+"""From an id, a folder or a ``MinariDataset`` to a dataset read whole or in pieces."""
 
 from __future__ import annotations
 
@@ -20,32 +20,31 @@ from sb3_dmamba.data._checks import CHUNK_BYTES
 from sb3_dmamba.data._paths import describe_missing_path
 from sb3_dmamba.data._progress import Bar
 from sb3_dmamba.data._warn import warn_caller
-from sb3_dmamba.data.sources._minari_hdf5 import read_episodes
-from sb3_dmamba.data.sources._minari_remote import download_minari
-from sb3_dmamba.data.sources._minari_spaces import read_space
+from sb3_dmamba.data.sources.minari.hdf5 import read_episodes
+from sb3_dmamba.data.sources.minari.remote import download_minari
+from sb3_dmamba.data.sources.minari.spaces import read_space
 from sb3_dmamba.data.spaces import check_action_space, flat_space, observation_dtype
 from sb3_dmamba.data.store.gathering import IN_MEMORY_BYTES, spill_pieces
 from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.errors import DatasetError
 
 __all__ = [
+    "Dataset",
     "find_minari_folder",
-    "iterate_minari_folder",
-    "iterate_minari_id",
-    "load_minari_folder",
-    "load_minari_id",
     "load_minari_object",
+    "open_minari_folder",
+    "open_minari_id",
 ]
 
 _METADATA_FILE = "metadata.json"
 _MAIN_FILE = "main_data.hdf5"
 _VERSION = re.compile(r"-v\d+$")
 _OTHER_D4RL = re.compile(r"(antmaze|maze2d|pen|hammer|door|relocate|kitchen)-[a-z-]+-v\d")
-_BUNDLED = Path(__file__).parents[1] / "bundled"  # laid out as Minari lays out its own folder
+_BUNDLED = Path(__file__).parents[2] / "bundled"  # laid out as Minari lays out its own folder
 
 
-def load_minari_id(source: str, *, download: bool = True) -> Trajectories:
-    """Load a dataset from Minari's folder (``MINARI_DATASETS_PATH``, or ~/.minari/datasets).
+def open_minari_id(source: str, *, download: bool = True) -> Dataset:
+    """Find a dataset in Minari's folder (``MINARI_DATASETS_PATH``, or ~/.minari/datasets).
 
     One that is not there is downloaded by Minari, which shows its progress. The dataset that this
     package carries, ``"sb3_dmamba/hopper-v0"``, is found everywhere.
@@ -59,18 +58,11 @@ def load_minari_id(source: str, *, download: bool = True) -> Trajectories:
             and how to get it), or is malformed.
         SpaceError: Its spaces cannot be learnt.
     """
-    return _Dataset.open(find_minari_folder(source, download=download) / "data").load()
-
-
-def iterate_minari_id(
-    source: str, *, download: bool = True, bar: Bar | None = None
-) -> Iterator[Trajectories]:
-    """Load as :func:`load_minari_id`, in pieces of whole episodes that fit into little memory."""
-    return _iterate(find_minari_folder(source, download=download) / "data", bar)
+    return Dataset.open(find_minari_folder(source, download=download) / "data")
 
 
 def find_minari_folder(dataset_id: str, *, download: bool = True) -> Path:
-    """Return a dataset's folder, which has ``data`` inside; arguments as :func:`load_minari_id`.
+    """Return a dataset's folder, which has ``data`` inside; arguments as :func:`open_minari_id`.
 
     Raises:
         DatasetError: It is not there and cannot be downloaded.
@@ -87,8 +79,8 @@ def find_minari_folder(dataset_id: str, *, download: bool = True) -> Path:
         raise DatasetError(f"{_not_found(dataset_id, root)}; {error}") from error
 
 
-def load_minari_folder(source: str | os.PathLike[str]) -> Trajectories:
-    """Load a dataset from its folder (which has ``data`` inside), or from that ``data`` folder.
+def open_minari_folder(source: str | os.PathLike[str]) -> Dataset:
+    """Find a dataset in its folder (which has ``data`` inside), or in that ``data`` folder.
 
     Nothing is written there, and it may lie anywhere.
 
@@ -96,19 +88,8 @@ def load_minari_folder(source: str | os.PathLike[str]) -> Trajectories:
         DatasetError: It is malformed.
         SpaceError: Its spaces cannot be learnt.
     """
-    return _Dataset.open(_data_folder(source)).load()
-
-
-def iterate_minari_folder(
-    source: str | os.PathLike[str], *, bar: Bar | None = None
-) -> Iterator[Trajectories]:
-    """Load as :func:`load_minari_folder`, in pieces that fit into little memory."""
-    return _iterate(_data_folder(source), bar)
-
-
-def _data_folder(source: str | os.PathLike[str]) -> Path:
     folder = Path(source).expanduser()
-    return folder / "data" if (folder / "data").is_dir() else folder
+    return Dataset.open(folder / "data" if (folder / "data").is_dir() else folder)
 
 
 def load_minari_object(source: Any) -> Trajectories:
@@ -118,13 +99,13 @@ def load_minari_object(source: Any) -> Trajectories:
         DatasetError: It is malformed.
         SpaceError: Its spaces cannot be learnt.
     """
-    dataset = _Dataset.open(Path(source.storage.data_path))
+    dataset = Dataset.open(Path(source.storage.data_path))
     return dataset.load([int(index) for index in source.episode_indices])
 
 
 @dataclass(frozen=True)
-class _Dataset:
-    """A dataset's metadata, checked."""
+class Dataset:
+    """A dataset that was found: its metadata, checked; its episodes, to be read."""
 
     folder: Path
     observation_space: spaces.Space[Any]
@@ -137,7 +118,13 @@ class _Dataset:
     source: str
 
     @classmethod
-    def open(cls, folder: Path) -> _Dataset:
+    def open(cls, folder: Path) -> Dataset:
+        """Read the metadata in a ``data`` folder.
+
+        Raises:
+            DatasetError: It is malformed.
+            SpaceError: A space cannot be learnt.
+        """
         metadata = _read_metadata(folder)
         observation_space = read_space(metadata, "observation_space", folder / _METADATA_FILE)
         flat = flat_space(observation_space)
@@ -167,15 +154,27 @@ class _Dataset:
         )
 
     def load(self, episodes: Sequence[int] | None = None) -> Trajectories:
-        """Read episodes, by default all: into memory, or a temporary file if they are large."""
+        """Read episodes, by default all: into memory, or a temporary file if they are large.
+
+        Raises:
+            DatasetError: The file is malformed; names the member.
+        """
         episodes = range(self.n_episodes) if episodes is None else episodes
         if len(episodes) * self._bytes_per_episode > IN_MEMORY_BYTES:
-            return spill_pieces(self.pieces(episodes))
+            return spill_pieces(self._cut(episodes))
         return self._read(episodes)
 
-    def pieces(self, episodes: Sequence[int] | None = None) -> Iterator[Trajectories]:
-        """Read episodes, by default all, in pieces that fit into little memory."""
-        episodes = range(self.n_episodes) if episodes is None else episodes
+    def pieces(self, bar: Bar | None = None) -> Iterator[Trajectories]:
+        """Read all episodes in pieces that fit into little memory; raises as :meth:`load`.
+
+        Args:
+            bar: Is told how many steps there are.
+        """
+        if bar is not None:
+            bar.start(0, self.n_steps)
+        return self._cut(range(self.n_episodes))
+
+    def _cut(self, episodes: Sequence[int]) -> Iterator[Trajectories]:
         count = max(1, CHUNK_BYTES // self._bytes_per_episode)
         for first in range(0, max(len(episodes), 1), count):
             yield self._read(episodes[first : first + count])
@@ -202,13 +201,6 @@ class _Dataset:
             source=self.source,
             frame_stack=1,  # arrays is a plain dict, which may hold no other field
         )
-
-
-def _iterate(folder: Path, bar: Bar | None) -> Iterator[Trajectories]:
-    dataset = _Dataset.open(folder)
-    if bar is not None:
-        bar.start(0, dataset.n_steps)
-    yield from dataset.pieces()
 
 
 def _read_metadata(folder: Path) -> dict[str, Any]:

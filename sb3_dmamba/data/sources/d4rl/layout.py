@@ -15,8 +15,8 @@ from numpy import ndarray
 
 from sb3_dmamba.d4rl import find_robot
 from sb3_dmamba.data._checks import CHUNK_BYTES
-from sb3_dmamba.data.sources._d4rl_hdf5 import FlatFile
 from sb3_dmamba.data.sources.arrays import flatten_observations, infer_action_space
+from sb3_dmamba.data.sources.d4rl.hdf5 import FlatFile
 from sb3_dmamba.data.spaces import check_action_space
 from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.errors import DatasetError

@@ -1,4 +1,4 @@
-"""The games of the DQN replay and how many actions each reacts to."""
+"""The games of the DQN replay, and the actions that each reacts to."""
 
 from __future__ import annotations
 
@@ -6,12 +6,28 @@ import difflib
 
 from sb3_dmamba.errors import DatasetError
 
-__all__ = ["N_ACTIONS", "canonical_game"]
+__all__ = ["MINIMAL_ACTIONS", "N_ACTIONS", "canonical_game"]
+
+MINIMAL_ACTIONS = {
+    "Breakout": ("NOOP", "FIRE", "RIGHT", "LEFT"),
+    "Qbert": ("NOOP", "FIRE", "UP", "RIGHT", "LEFT", "DOWN"),
+    "Pong": ("NOOP", "FIRE", "RIGHT", "LEFT", "RIGHTFIRE", "LEFTFIRE"),
+    "Seaquest": (
+        *("NOOP", "FIRE", "UP", "RIGHT", "LEFT", "DOWN"),
+        *("UPRIGHT", "UPLEFT", "DOWNRIGHT", "DOWNLEFT"),
+        *("UPFIRE", "RIGHTFIRE", "LEFTFIRE", "DOWNFIRE"),
+        *("UPRIGHTFIRE", "UPLEFTFIRE", "DOWNRIGHTFIRE", "DOWNLEFTFIRE"),
+    ),
+}
+"""The actions that the paper's games react to, in the order of the data's action numbers.
+
+Source: the emulator's ``getMinimalActionSet``; a test compares.
+"""
 
 _BY_COUNT = {
     3: "Freeway Skiing",
-    4: "Atlantis Breakout",
-    6: "AirRaid Bowling Carnival DemonAttack NameThisGame Pong Pooyan Qbert SpaceInvaders UpNDown",
+    4: "Atlantis",
+    6: "AirRaid Bowling Carnival DemonAttack NameThisGame Pooyan SpaceInvaders UpNDown",
     7: "Assault",
     8: "Gopher Phoenix Tutankham",
     9: "Asterix BeamRider CrazyClimber Enduro MsPacman VideoPinball",
@@ -20,11 +36,12 @@ _BY_COUNT = {
     16: "JourneyEscape",
     18: "Alien BankHeist BattleZone Berzerk Boxing Centipede ChopperCommand DoubleDunk "
     "ElevatorAction FishingDerby Frostbite Gravitar Hero IceHockey Jamesbond Kangaroo Krull "
-    "MontezumaRevenge Pitfall PrivateEye Riverraid RoadRunner Robotank Seaquest Solaris StarGunner "
+    "MontezumaRevenge Pitfall PrivateEye Riverraid RoadRunner Robotank Solaris StarGunner "
     "Tennis Venture YarsRevenge Zaxxon",
 }
 
 N_ACTIONS = {game: count for count, games in _BY_COUNT.items() for game in games.split()}
+N_ACTIONS |= {game: len(actions) for game, actions in MINIMAL_ACTIONS.items()}
 """Game -> size of its minimal action set, which numbers the data's actions.
 
 Source: ``getMinimalActionSet`` of ale-py 0.11.0, for the 60 games that Dopamine trained on.

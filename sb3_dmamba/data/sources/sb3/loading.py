@@ -12,7 +12,7 @@ from jaxtyping import Bool, Int64
 from numpy import ndarray
 
 from sb3_dmamba.data._warn import warn_caller
-from sb3_dmamba.data.sources._sb3_rows import (
+from sb3_dmamba.data.sources.sb3.rows import (
     Segment,
     build_trajectories,
     cut_rows,

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 from numpy import ndarray
 
-from sb3_dmamba.data.sources._dqn_files import Checkpoint, MemberReader, Steps
+from sb3_dmamba.data.sources.dqn_replay.files import Checkpoint, MemberReader, Steps
 from sb3_dmamba.errors import DatasetError
 
 __all__ = ["RecordedEpisode", "Stretch", "iterate_episodes", "plan_all", "plan_visit"]

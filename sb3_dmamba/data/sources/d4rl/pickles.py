@@ -10,7 +10,6 @@ import numpy as np
 from gymnasium import spaces
 from numpy import ndarray
 
-from sb3_dmamba.data.sources._plain_pickle import load_plain_pickle, to_array
 from sb3_dmamba.data.sources.arrays import (
     check_ends,
     check_keys,
@@ -18,6 +17,7 @@ from sb3_dmamba.data.sources.arrays import (
     infer_action_space,
     load_arrays,
 )
+from sb3_dmamba.data.sources.d4rl.plain_pickle import load_plain_pickle, to_array
 from sb3_dmamba.data.spaces import check_action_space
 from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.errors import DatasetError
