@@ -1,4 +1,4 @@
-"""What a dataset holds, and what is odd about it, in bounded memory."""
+"""A dataset described, in bounded memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jaxtyping import Float64
 from numpy import ndarray
 
 from sb3_dmamba.data._checks import tolerate_non_finite
-from sb3_dmamba.data._oddities import Oddity, find_oddities, find_whole_episodes
+from sb3_dmamba.data.inspection.oddities import Oddity, find_oddities, find_whole_episodes
 from sb3_dmamba.data.load import load_trajectories
 from sb3_dmamba.data.returns import compute_returns
 from sb3_dmamba.data.summary import TrajectoriesSummary
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from sb3_dmamba.data.trajectories import Trajectories
 
-__all__ = ["DatasetReport", "Histogram", "Oddity", "inspect_dataset"]
+__all__ = ["DatasetReport", "Histogram", "inspect_dataset"]
 
 _N_BINS = 12
 _BAR_WIDTH = 40
