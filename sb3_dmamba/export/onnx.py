@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import warnings
@@ -14,7 +15,7 @@ from sb3_dmamba.errors import MissingDependencyError
 from sb3_dmamba.export.graph import PolicyGraph
 from sb3_dmamba.ops.selective_scan.traceable import recurrence_as, run_recurrence
 
-__all__ = ["METADATA_KEY", "NEXT", "STATE", "to_onnx"]
+__all__ = ["METADATA_KEY", "NEXT", "STATE", "to_onnx", "trace_to_onnx"]
 
 METADATA_KEY = "sb3_dmamba"
 STATE = "state."  #: before the name of an input that is part of the state
@@ -22,7 +23,7 @@ NEXT = "next_"  #: before that, the name of the output to pass there at the next
 
 _OPSET = 17  # the first with LayerNormalization
 _DOMAIN, _OPERATOR = "sb3_dmamba", "Recurrence"
-_ROWS = "n_envs"
+_EXAMPLE_ENVS = 2  # one would be taken for an axis that broadcasts
 
 
 class _Flat(nn.Module):
@@ -72,36 +73,62 @@ def to_onnx(graph: PolicyGraph, metadata: dict[str, Any]) -> bytes:
     Raises:
         MissingDependencyError: onnx is not installed.
     """
+    observation, return_to_go, state = graph.make_example(_EXAMPLE_ENVS)
+    model = trace_to_onnx(
+        _Flat(graph, list(state)).eval(),
+        (observation, return_to_go, *state.values()),
+        ["observation", "return_to_go", *(STATE + name for name in state)],
+        [*graph.output_names, *(NEXT + STATE + name for name in state)],
+        rows="n_envs",
+    )
+    _describe(model, metadata)
+    content: bytes = model.SerializeToString()
+    return content
+
+
+def trace_to_onnx(
+    module: nn.Module,
+    example: tuple[Tensor, ...],
+    input_names: list[str],
+    output_names: list[str],
+    *,
+    rows: str | None = None,
+) -> Any:
+    """Trace a module of ours, its scans of the backend "traceable", into a model of standard ONNX.
+
+    Args:
+        module: Takes and returns tensors.
+        example: Its inputs, on the CPU.
+        input_names: What to call them.
+        output_names: What to call what comes out.
+        rows: Name of the first axis, where its size is free in every input and output.
+
+    Returns:
+        An ``onnx.ModelProto``, checked.
+
+    Raises:
+        MissingDependencyError: onnx is not installed.
+    """
     try:
         import onnx
         import onnx.inliner
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise MissingDependencyError("onnx", "export to ONNX", "onnx") from error
-    observation, return_to_go, state = graph.make_example(2)
-    inputs = ["observation", "return_to_go", *(STATE + name for name in state)]
-    outputs = [*graph.output_names, *(NEXT + STATE + name for name in state)]
     options: dict[str, Any] = {"opset_version": _OPSET}
-    if "dynamo" in torch.onnx.export.__code__.co_varnames:
+    if "dynamo" in inspect.signature(torch.onnx.export).parameters:
         # torch's other exporter takes a minute for a model of six layers, this one a second.
         options["dynamo"] = False
+    if rows is not None:
+        options["dynamic_axes"] = {name: {0: rows} for name in (*input_names, *output_names)}
     buffer: Any = io.BytesIO()
     with warnings.catch_warnings(), torch.no_grad(), recurrence_as(_Recurrence.apply):
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # the exporter's notes about itself
         torch.onnx.export(
-            _Flat(graph, list(state)).eval(),
-            (observation, return_to_go, *state.values()),
-            buffer,
-            input_names=inputs,
-            output_names=outputs,
-            dynamic_axes={name: {0: _ROWS} for name in (*inputs, *outputs)},
-            **options,
+            module, example, buffer, input_names=input_names, output_names=output_names, **options
         )
-    model = onnx.load_from_string(buffer.getvalue())
-    model = _define_recurrence(model)
-    _describe(model, metadata)
+    model = _define_recurrence(onnx.load_from_string(buffer.getvalue()))
     onnx.checker.check_model(model, full_check=True)
-    content: bytes = model.SerializeToString()
-    return content
+    return model
 
 
 def _define_recurrence(model: Any) -> Any:

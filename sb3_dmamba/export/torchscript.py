@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from sb3_dmamba.export.graph import PolicyGraph
 from sb3_dmamba.ops.selective_scan.traceable import recurrence_as
 
-__all__ = ["METADATA_FILE", "to_exported_program", "to_torchscript"]
+__all__ = ["METADATA_FILE", "to_exported_program", "to_torchscript", "trace_to_torchscript"]
 
 METADATA_FILE = "sb3_dmamba.json"
 
-_EXAMPLE_ENVS = 2  # a dimension of one would be taken for one that broadcasts
+_EXAMPLE_ENVS = 2  # one would be taken for an axis that broadcasts
 
 
 class ScriptedPolicy(nn.Module):
@@ -63,17 +63,30 @@ def to_torchscript(graph: PolicyGraph, metadata: dict[str, Any]) -> bytes:
     Returns:
         What ``torch.jit.load`` reads: a module with ``forward`` and ``initial_state``.
     """
-    with warnings.catch_warnings(), torch.no_grad():
-        # That torch prefers torch.export is no concern of whoever wants TorchScript.
-        warnings.simplefilter("ignore")
-        example = graph.make_example(_EXAMPLE_ENVS)
-        with recurrence_as(_scripted_recurrence()):
-            traced = torch.jit.trace(graph, example, strict=False, check_trace=False)
-        policy = ScriptedPolicy(traced, graph.initial_state(1)).eval()
-        scripted = torch.jit.script(policy)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as in tracing
+        traced = trace_to_torchscript(graph, graph.make_example(_EXAMPLE_ENVS))
+        scripted = torch.jit.script(ScriptedPolicy(traced, graph.initial_state(1)).eval())
         buffer = io.BytesIO()
         torch.jit.save(scripted, buffer, _extra_files={METADATA_FILE: json.dumps(metadata)})
     return buffer.getvalue()
+
+
+def trace_to_torchscript(module: nn.Module, example: tuple[Any, ...]) -> torch.jit.ScriptModule:
+    """Trace a module of ours whose scans are of the backend "traceable".
+
+    Args:
+        module: Takes and returns tensors, or dicts of them.
+        example: Its inputs.
+    """
+    with warnings.catch_warnings(), torch.no_grad():
+        # That torch prefers torch.export is no concern of whoever wants TorchScript.
+        warnings.simplefilter("ignore")
+        with recurrence_as(_scripted_recurrence()):
+            traced: torch.jit.ScriptModule = torch.jit.trace(
+                module, example, strict=False, check_trace=False
+            )
+    return traced
 
 
 def to_exported_program(graph: PolicyGraph, metadata: dict[str, Any]) -> bytes:

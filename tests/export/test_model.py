@@ -129,12 +129,13 @@ def test_drawn_actions_are_remembered(memory: Memory, tmp_path: Path) -> None:
 
 def logits_of(model: DecisionMamba, seen: np.ndarray) -> torch.Tensor:
     with torch.no_grad():
-        return model.policy.model(
+        logits: torch.Tensor = model.policy.model(
             torch.as_tensor(seen)[:, None],
             torch.zeros(len(seen), 1, dtype=torch.int64),
             torch.full((len(seen), 1), 5.0),
             torch.zeros(len(seen), 1, dtype=torch.int64),
-        )[:, 0]
+        )
+    return logits[:, 0]
 
 
 def test_the_file_says_what_it_is(tmp_path: Path) -> None:
