@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from sb3_dmamba.cli.card import card
 from sb3_dmamba.cli.data import data_app
 from sb3_dmamba.cli.demo import demo
 from sb3_dmamba.cli.evaluate import evaluate
@@ -77,6 +78,11 @@ app.command(
     "dmamba export runs/demo/model.zip policy.onnx\n\n"
     "dmamba export runs/demo/model.zip policy.pt --memory stream"
 )(export)
+app.command(
+    epilog="[bold]Examples[/bold]\n\n"
+    "dmamba card runs/demo/model.zip hub --episodes 50\n\n"
+    "dmamba card runs/demo/model.zip hub --report report.json --repo me/hopper --video"
+)(card)
 app.add_typer(data_app)
 app.command(
     cls=ManyValuesCommand,

@@ -30,6 +30,7 @@ __all__ = [
 
 FORMAT_VERSION = 1
 _HEADER = "model.json"
+_HEADER_FOR_OTHERS = "data"  # where the hub's tools look in Stable-Baselines3's files; never read
 # What reading a damaged zip, JSON or safetensors can raise; ValueError and RuntimeError have the
 # decoders', NotImplementedError and RecursionError below them.
 _DAMAGE = (
@@ -105,7 +106,9 @@ class ModelFile:
         header = {"format_version": FORMAT_VERSION, **self.header}
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-            archive.writestr(_HEADER, json.dumps(header, indent=2, allow_nan=False))
+            description = json.dumps(header, indent=2, allow_nan=False)
+            archive.writestr(_HEADER, description)
+            archive.writestr(_HEADER_FOR_OTHERS, description)
             for group, tensors in self.tensors.items():
                 contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
                 archive.writestr(f"{group}.safetensors", dump_tensors(contiguous))

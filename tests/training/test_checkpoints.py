@@ -69,7 +69,7 @@ def test_nothing_is_stored_but_json_and_safetensors() -> None:
     buffer = io.BytesIO()
     ModelFile({}, {"one": {"a": torch.zeros(2).t()}}).write(buffer)
     with zipfile.ZipFile(buffer) as archive:
-        assert sorted(archive.namelist()) == ["model.json", "one.safetensors"]
+        assert sorted(archive.namelist()) == ["data", "model.json", "one.safetensors"]
 
 
 # --- Damage ----------------------------------------------------------------------------------
