@@ -77,7 +77,8 @@ class WindowReplayBuffer(ReplayBufferBase):
         n_batches: Number of the next batch.
 
     Raises:
-        SpaceError: The Discrete action space does not start at 0, or an action is no vector.
+        DatasetError: No episode has a transition as d3rlpy counts them.
+        SpaceError: The Discrete action space does not start at 0.
     """
 
     def __init__(self, trajectories: Trajectories, seed: int, first_batch: int = 0) -> None:
@@ -89,6 +90,11 @@ class WindowReplayBuffer(ReplayBufferBase):
         # As d3rlpy counts: the last step of an episode that was not terminated is no transition.
         counts = trajectories.lengths - ~trajectories.terminated
         self._last_transitions = np.cumsum(counts)
+        if not self.transition_count:
+            raise DatasetError(
+                "every episode has one step and was not terminated, and d3rlpy's fit draws a "
+                "transition, which none of them has"
+            )
         self._transition_picker = BasicTransitionPicker()
         self._trajectory_slicer = BasicTrajectorySlicer()
         if trajectories.frame_stack > 1:

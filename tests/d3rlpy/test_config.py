@@ -87,7 +87,8 @@ def test_dropouts_are_told_apart() -> None:
     (block,) = model.layers
     assert isinstance(block.mixer, AttentionMixer)
     assert block.channel_mixer is not None
-    found = (block.mixer.dropout, block.dropout.p, block.channel_mixer[-1].p, model.dropout.p)
+    mlp_dropout: Any = block.channel_mixer[-1]
+    found = (block.mixer.dropout, block.dropout.p, mlp_dropout.p, model.dropout.p)
     assert found == (0.1, 0.2, 0.2, 0.3)
     assert block.mixer.n_heads == 2
 
@@ -114,7 +115,8 @@ def test_embeddings_and_times() -> None:
     assert isinstance(normed.embedding.activation, nn.Identity)
     assert isinstance(built(embedding="tanh").embedding.activation, nn.Tanh)
     timeless = built("discrete mamba", time_encoding="none")
-    assert timeless.embedding.timestep_table is timeless.embedding.position_table is None
+    assert timeless.embedding.timestep_table is None
+    assert timeless.embedding.position_table is None
     globally = built(position_encoding_type=d3rlpy.PositionEncodingType.GLOBAL)
     assert globally.embedding.position_table is not None
 

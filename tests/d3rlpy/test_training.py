@@ -142,7 +142,7 @@ def test_both_faces_have_one_loss_curve(case: str) -> None:
 
 def test_token_schedule_is_d3rlpys() -> None:
     """The learning rates that d3rlpy logs, up to the last token; it goes up again after it."""
-    settings = {"warmup_tokens": 30, "final_tokens": 120, "learning_rate": 1e-2}
+    settings: dict[str, Any] = {"warmup_tokens": 30, "final_tokens": 120, "learning_rate": 1e-2}
     data = make_buffer(is_discrete=True, lengths=(30,))
     rates = {}
     for name in ("discrete transformer", "discrete mamba"):
@@ -168,9 +168,8 @@ def test_the_first_update_is_warm() -> None:
     """d3rlpy takes its first step at the full rate, and counts tokens afterwards."""
     algo = make_algo("discrete mamba", (9,), warmup_tokens=1000)
     optimizer = algo.impl.modules.optim.optim
-    seen = []
-    step = optimizer.step
-    optimizer.step = lambda *args: (seen.append(optimizer.param_groups[0]["lr"]), step(*args))
+    seen: list[float] = []
+    optimizer.register_step_pre_hook(lambda *_: seen.append(optimizer.param_groups[0]["lr"]))
     algo.update(draw_batch(is_discrete=True))
     assert seen == [pytest.approx(6e-4 * 5 * CONTEXT / 1000)]
 

@@ -63,7 +63,8 @@ def to_sb3(
     Args:
         learnable: One of our algorithms, built.
         env: Environment to act in.
-        target_return: Return to ask for at the start of each episode, in the environment's units.
+        target_return: Return to ask for at the start of each episode, in the environment's units;
+            without one ``model.target_return`` is to be set before ``model.get_env()``.
         device: Where to put the model.
 
     Returns:
@@ -94,11 +95,13 @@ def to_sb3(
     model = Sb3DecisionMamba(None, config=config, seed=seed, device=device)
     updater = Updater.create(observation_space, action_space, config, None, seed, model.device)
     updater.policy.model.load_state_dict(weights)
+    if env is not None:
+        model.set_env(env)  # made when the model has its weights
     model._adopt(updater)
     model._n_updates = int(learnable.impl.progress.n_updates)
     model.target_return = target_return
-    if env is not None:
-        model.set_env(env)
+    if env is not None and target_return is not None:
+        model.get_env()
     return model
 
 

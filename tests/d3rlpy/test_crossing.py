@@ -1,0 +1,321 @@
+"""Models move between the faces and say the same on both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import d3rlpy
+import numpy as np
+import pytest
+from d3rlpy.models import PixelEncoderFactory, VectorEncoderFactory
+from d3rlpy.optimizers import AdamWFactory, RMSpropFactory, WarmupSchedulerFactory
+from d3rlpy.preprocessing import (
+    ClipRewardScaler,
+    ConstantShiftRewardScaler,
+    MinMaxActionScaler,
+    MinMaxObservationScaler,
+    MinMaxRewardScaler,
+    MultiplyRewardScaler,
+    PixelObservationScaler,
+    ReturnBasedRewardScaler,
+    StandardObservationScaler,
+    StandardRewardScaler,
+)
+from gymnasium import spaces
+
+from sb3_dmamba import DecisionMamba, Trajectories
+from sb3_dmamba.config import Memory
+from sb3_dmamba.d3rlpy import DecisionMambaEncoderFactory, from_sb3, to_sb3
+from sb3_dmamba.errors import ConfigError, NotFittedError, SpaceError
+from tests.d3rlpy.cases import draw_partial, make_algo, make_scalers, seeded, vector_encoder
+from tests.models import tiny_model
+from tests.toys import ChoiceEnv, choice_trajectories, random_trajectories
+
+N_STEPS = 12
+BOUNDS = spaces.Box(np.array([-2.0, 0.5], dtype=np.float32), np.array([1.0, 7.0], dtype=np.float32))
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> Iterator[None]:
+    with seeded(0):
+        yield
+
+
+def in_bounds(data: Trajectories, space: spaces.Box) -> Trajectories:
+    """Actions of [-1, 1] in other bounds, and observations far from standardised."""
+    actions = space.low + (data.actions + 1) / 2 * (space.high - space.low)
+    fields = {
+        name: getattr(data, name)
+        for name in ("rewards", "terminated", "truncated", "episode_offsets", "observation_space")
+    }
+    return Trajectories(
+        **fields,
+        observations=3.0 * data.observations + 5.0,
+        actions=actions.astype(np.float32),
+        action_space=space,
+    )
+
+
+def rescaled(space: spaces.Box, observations: np.ndarray) -> Trajectories:
+    """One episode of discrete actions with given observations."""
+    n = len(observations)
+    return Trajectories(
+        observations=observations,
+        actions=np.arange(n) % 3,
+        rewards=np.ones(n, dtype=np.float32),
+        terminated=np.array([True]),
+        truncated=np.array([False]),
+        episode_offsets=np.array([0, n]),
+        observation_space=space,
+        action_space=spaces.Discrete(3),
+    )
+
+
+def play(actor: Any, data: Trajectories) -> np.ndarray:
+    """What an actor does on the first observations of a dataset, with rewards of all sizes."""
+    rng = np.random.default_rng(4)
+    actions, reward = [], 0.0
+    for step in range(N_STEPS):
+        actions.append(actor.predict(data.observations[step], reward))
+        reward = float(rng.normal(scale=3.0))
+    return np.array(actions)
+
+
+def both_play(model: DecisionMamba, learnable: Any, data: Trajectories) -> None:
+    """Assert that both faces act alike, in both memories, and predict alike."""
+    predictions: dict[str, list[np.ndarray]] = {"ours": [], "theirs": []}
+
+    def choose(output: np.ndarray) -> Any:
+        predictions["theirs"].append(output)
+        return int(output.argmax()) if is_discrete else output
+
+    def note(module: Any, inputs: Any, output: Any) -> None:
+        predictions["ours"].append(output.reshape(-1, output.shape[-1])[-1].numpy())
+
+    is_discrete = isinstance(model.action_space, spaces.Discrete)
+    memories: list[Memory] = ["window", "stream"]
+    if model.config.time_encoding == "global":
+        memories.remove("stream")
+    for memory in memories:
+        hook = model.policy.model.head.register_forward_hook(note)
+        ours = play(model.as_stateful_wrapper(25.0, memory=memory), data)
+        hook.remove()
+        theirs = play(learnable.as_stateful_wrapper(25.0, choose, memory=memory), data)
+        np.testing.assert_allclose(theirs, ours, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(predictions["theirs"], predictions["ours"], rtol=0, atol=2e-5)
+    assert np.ptp(predictions["ours"], axis=0).min() > 1e-3  # they depend on what is seen
+
+
+UINT8_ROW = spaces.Box(0, 255, (6,), np.uint8)
+LAST = spaces.Box(0, 255, (40, 36, 3), np.uint8)
+ROWS = np.random.default_rng(0).integers(0, 256, (20, 6), dtype=np.uint8)
+IMAGES = np.random.default_rng(0).integers(0, 256, (13, 40, 36, 3), dtype=np.uint8)
+
+CASES: dict[str, tuple[Trajectories, dict[str, Any]]] = {
+    "continuous": (random_trajectories(), {}),
+    "bounds": (in_bounds(random_trajectories(), BOUNDS), {}),
+    "not standardised": (random_trajectories(), {"normalize_observations": False}),
+    "discrete": (random_trajectories(n_actions=4), {"embedding": "tanh"}),
+    "attention": (random_trajectories(), {"mixer": "attention", "n_heads": 2}),
+    "convolution": (random_trajectories(), {"mixer": "convolution", "filter_length": 3}),
+    "no MLP, no time": (
+        random_trajectories(),
+        {"channel_mixing": False, "time_encoding": "none", "memory": "stream"},
+    ),
+    "relu": (random_trajectories(), {"activation": "relu", "return_scale": 1.0}),
+    "images": (
+        random_trajectories((6, 9), (2, 36, 36), n_actions=3),
+        {"time_encoding": "global", "embedding": "tanh"},
+    ),
+    "channels last": (rescaled(LAST, IMAGES), {}),
+    "bytes": (rescaled(UINT8_ROW, ROWS), {"normalize_observations": False}),
+    "two dimensions": (random_trajectories(observation_shape=(3, 2)), {}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_there_and_back(case: str, tmp_path: Path) -> None:
+    data, settings = CASES[case]
+    settings = {"n_updates": 4, "learning_rate": 0.03, "warmup_updates": 0, **settings}
+    model = tiny_model(**settings).fit(data)
+    learnable = from_sb3(model)
+    both_play(model, learnable, data)
+
+    learnable.save(tmp_path / "model.d3")
+    loaded: Any = d3rlpy.load_learnable(str(tmp_path / "model.d3"))
+    back = to_sb3(loaded)
+    both_play(back, learnable, data)
+    assert back.config.replace(
+        normalize_observations=True, encoder="auto", return_scale=1.0
+    ) == model.config.replace(normalize_observations=True, encoder="auto", return_scale=1.0)
+    assert back.config.return_scale == pytest.approx(model.config.return_scale)
+    assert back.action_space == model.action_space
+    assert back.policy.observation_space.shape == model.policy.observation_space.shape
+    assert back.policy.observation_space.dtype == model.policy.observation_space.dtype
+    assert (back.seed, back._n_updates) == (model.seed, model._n_updates)
+
+
+def test_a_model_trains_on_at_the_other_face(tmp_path: Path) -> None:
+    data = choice_trajectories(20)
+    model = tiny_model().fit(data, 4)
+    model.save(tmp_path / "model")
+    learnable = from_sb3(str(tmp_path / "model"))
+    batch = draw_partial((2,), True, 5, 0)
+    actions = np.clip(batch.actions, 0, 1)
+    object.__setattr__(batch, "actions", actions)
+    many = d3rlpy.dataset.TrajectoryMiniBatch.from_partial_trajectories([batch] * 8)
+    losses = [learnable.update(many)["loss"] for _ in range(40)]
+    assert losses[-1] < losses[0]
+    back = to_sb3(learnable, ChoiceEnv(), target_return=8.0)
+    assert back._n_updates == 44
+    assert back.target_return == 8.0
+    assert back.get_env() is not None
+    both_play(back, learnable, data)
+    back.fit(data, 2)
+    assert back._n_updates == 46
+
+
+REWARD_SCALERS = [
+    None,
+    MultiplyRewardScaler(0.01),
+    MultiplyRewardScaler(-0.2),
+    ReturnBasedRewardScaler(return_max=30.0, return_min=-10.0, multiplier=2.0),
+    MinMaxRewardScaler(minimum=-3.0, maximum=17.0, multiplier=5.0),
+    StandardRewardScaler(mean=4.0, std=9.0),
+    ConstantShiftRewardScaler(-3.0, 0.2),
+    ConstantShiftRewardScaler(-3.0, 0.2, multiply_first=True),
+]
+
+
+def describe(value: Any) -> str:
+    return "none" if value is None else f"{value.get_type()}"
+
+
+@pytest.mark.parametrize("scaler", REWARD_SCALERS, ids=describe)
+def test_reward_scalers_cross(scaler: Any) -> None:
+    learnable = make_algo("mamba", (9,), reward_scaler=scaler, encoder_factory=vector_encoder())
+    data = random_trajectories(observation_shape=(9,))
+    both_play(to_sb3(learnable), learnable, data)
+
+
+OBSERVATION_SCALERS = [
+    None,
+    StandardObservationScaler(mean=np.arange(9.0), std=np.linspace(1.0, 2.0, 9)),
+    MinMaxObservationScaler(minimum=np.full(9, -3.0), maximum=np.linspace(1.0, 2.0, 9)),
+    PixelObservationScaler(),
+]
+
+
+@pytest.mark.parametrize("scaler", OBSERVATION_SCALERS, ids=describe)
+@pytest.mark.parametrize("factory", [vector_encoder(), DecisionMambaEncoderFactory(8)])
+def test_observation_scalers_cross(scaler: Any, factory: Any) -> None:
+    learnable = make_algo("mamba", (9,), observation_scaler=scaler, encoder_factory=factory)
+    model = to_sb3(learnable)
+    data = random_trajectories(observation_shape=(9,))
+    if isinstance(scaler, PixelObservationScaler):
+        data = rescaled(spaces.Box(0, 255, (9,), np.uint8), np.resize(ROWS, (20, 9)))
+    both_play(model, learnable, data)
+    assert model.policy.observation_space.dtype == data.observation_space.dtype
+
+
+def test_action_scalers_cross() -> None:
+    learnable = make_algo(
+        "mamba", (9,), encoder_factory=vector_encoder(), **make_scalers("min_max", (9,), False)
+    )
+    model = to_sb3(learnable)
+    assert model.action_space == spaces.Box(-2.0, 5.0, (3,), np.float32)
+    both_play(model, learnable, random_trajectories(observation_shape=(9,)))
+
+
+def test_d3rlpys_image_encoder_crosses() -> None:
+    learnable = make_algo(
+        "discrete mamba",
+        (2, 36, 36),
+        encoder_factory=PixelEncoderFactory(feature_size=8, exclude_last_activation=True),
+        observation_scaler=PixelObservationScaler(),
+    )
+    data = random_trajectories((13,), (2, 36, 36), n_actions=3)
+    model = to_sb3(learnable)
+    assert model.config.encoder == "nature_cnn"
+    both_play(model, learnable, data)
+
+
+def test_settings_of_the_optimiser_cross() -> None:
+    factory = AdamWFactory(
+        weight_decay=0.3,
+        betas=(0.8, 0.9),
+        clip_grad_norm=2.0,
+        lr_scheduler_factory=WarmupSchedulerFactory(17),
+    )
+    learnable = make_algo("mamba", (9,), encoder_factory=vector_encoder(), optim_factory=factory)
+    config = to_sb3(learnable).config
+    assert (config.weight_decay, config.adam_betas, config.max_grad_norm) == (0.3, (0.8, 0.9), 2.0)
+    assert config.warmup_updates == 17
+    other = make_algo(
+        "mamba", (9,), encoder_factory=vector_encoder(), optim_factory=RMSpropFactory()
+    )
+    assert to_sb3(other).config.warmup_updates is None
+
+
+CANNOT: list[tuple[str, dict[str, Any], str]] = [
+    ("mamba", {"encoder_factory": VectorEncoderFactory([8, 8])}, "VectorEncoderFactory.*8, 8"),
+    ("mamba", {"encoder_factory": d3rlpy.models.DefaultEncoderFactory()}, "DefaultEncoder"),
+    (
+        "mamba",
+        {
+            "encoder_factory": VectorEncoderFactory(
+                [8], use_layer_norm=True, exclude_last_activation=True
+            )
+        },
+        "use_layer_norm=True",
+    ),
+    ("mamba", {"activation_type": "swish"}, "activation_type='swish'"),
+    ("discrete mamba", {"embed_activation_type": "relu"}, "embed_activation_type='relu'"),
+    ("mamba", {"reward_scaler": ClipRewardScaler(-1.0, 1.0)}, "reward_scaler=ClipRewardScaler"),
+    ("mamba", {"reward_scaler": MultiplyRewardScaler(0.0)}, "multiplies by 0"),
+    ("mamba", {"observation_scaler": StandardObservationScaler()}, "has not seen data"),
+    ("mamba", {"action_scaler": MinMaxActionScaler()}, "action_scaler=.*has not seen data"),
+]
+
+
+@pytest.mark.parametrize(("name", "fields", "message"), CANNOT, ids=[m for _, _, m in CANNOT])
+def test_what_cannot_cross_is_named(name: str, fields: dict[str, Any], message: str) -> None:
+    learnable = make_algo(name, (9,), **{"encoder_factory": vector_encoder(), **fields})
+    with pytest.raises(ConfigError, match=message):
+        to_sb3(learnable)
+
+
+def test_what_else_cannot_cross() -> None:
+    with pytest.raises(SpaceError, match="tuples of shapes"):
+        to_sb3(make_algo("mamba", ((9,), (3,))))
+    with pytest.raises(NotFittedError, match="create_impl"):
+        to_sb3(make_algo("mamba"))
+    with pytest.raises(NotFittedError, match="fit"):
+        from_sb3(tiny_model())
+    images = make_algo(
+        "mamba", (2, 36, 36), encoder_factory=DecisionMambaEncoderFactory(8, "nature_cnn")
+    )
+    with pytest.raises(ConfigError, match=r"PixelObservationScaler\(\)"):
+        to_sb3(images)
+    unscaled = make_algo("mamba", (2,), encoder_factory=vector_encoder())
+    with pytest.raises(SpaceError):
+        to_sb3(unscaled, ChoiceEnv(), target_return=1.0)
+    waiting = to_sb3(unscaled, ChoiceEnv())  # nothing says which return to ask for
+    with pytest.raises(ConfigError, match=r"model\.target_return"):
+        waiting.get_env()
+    shifted = rescaled(UINT8_ROW, ROWS)
+    shifted = Trajectories(
+        **{
+            name: getattr(shifted, name)
+            for name in (
+                *("observations", "rewards", "terminated", "truncated", "episode_offsets"),
+                "observation_space",
+            )
+        },
+        actions=shifted.actions + 2,
+        action_space=spaces.Discrete(3, start=2),
+    )
+    with pytest.raises(SpaceError, match="starts at 2"):
+        from_sb3(tiny_model().fit(shifted, 1))
