@@ -148,7 +148,7 @@ def test_the_container() -> None:
 
 def test_the_wrapper_and_the_config() -> None:
     wrapper = list(inspect.signature(ReturnToGo.__new__).parameters)
-    assert wrapper == ["cls", "env", "target_return", "clip_rewards"]
+    assert wrapper == ["cls", "env", "target_return", "clip_rewards", "delayed_rewards"]
     assert dataclasses.is_dataclass(DecisionMambaConfig)
     assert isinstance(DecisionMamba.logger, property)
 
