@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,11 +13,15 @@ import torch
 
 from sb3_dmamba.config import Memory
 from sb3_dmamba.export import export_policy
-from tests.export.cases import Arrays, Step, all_kinds, assert_acts_like, make_policy, open_onnx
+from tests.export.cases import Arrays, Step, assert_acts_like, make_policy, open_onnx
 
-MEMORIES: tuple[Memory, ...] = get_args(Memory)
-ONNX = [(memory, kind) for memory in MEMORIES for kind in all_kinds(memory)]
-TORCHSCRIPT = [
+# What the formats could get wrong; test_graph has every kind.
+ONNX: list[tuple[Memory, str]] = [
+    *(("window", kind) for kind in ("mamba", "attention", "convolution", "image", "bytes")),
+    *(("window", kind) for kind in ("matrices", "global time", "one step")),
+    *(("stream", kind) for kind in ("mamba", "attention", "convolution", "image", "one action")),
+]
+TORCHSCRIPT: list[tuple[Memory, str]] = [
     ("window", "mamba"),
     ("stream", "mamba"),
     ("window", "image"),
@@ -46,7 +50,7 @@ def open_module(path: Path, device: str = "cpu") -> tuple[Any, Step]:
 
 @pytest.mark.parametrize(("memory", "kind"), ONNX)
 def test_onnx(memory: Memory, kind: str, tmp_path: Path) -> None:
-    policy = make_policy(kind)
+    policy = make_policy(kind, n_layers=2 if kind == "mamba" else 1)
     exported = export_policy(policy, tmp_path / "policy.onnx", memory=memory, verify=False)
     _, step = open_onnx(exported.path)
     assert_acts_like(policy, memory, step)
@@ -71,14 +75,13 @@ def test_torchscript(memory: Memory, kind: str, tmp_path: Path) -> None:
     assert json.loads(files["sb3_dmamba.json"]) == exported.metadata
 
 
-@pytest.mark.parametrize("memory", ["window", pytest.param("stream", marks=pytest.mark.slow)])
-def test_exported_program(memory: Memory, tmp_path: Path) -> None:
+def test_exported_program(tmp_path: Path) -> None:
     # The smallest: torch.export takes seconds a layer.
     policy = make_policy("mamba", n_layers=1, channel_mixing=False, context_length=2)
     path = tmp_path / "policy.pt2"
-    exported = export_policy(policy, path, memory=memory, verify=False)
+    exported = export_policy(policy, path, memory="window", verify=False)
     _, step = open_module(path)
-    assert_acts_like(policy, memory, step)
+    assert_acts_like(policy, "window", step)
     files = {"sb3_dmamba.json": ""}
     torch.export.load(path, extra_files=files)
     assert json.loads(files["sb3_dmamba.json"]) == exported.metadata
