@@ -13,8 +13,9 @@ from sb3_dmamba.cli.card import card
 from sb3_dmamba.cli.data import data_app
 from sb3_dmamba.cli.demo import demo
 from sb3_dmamba.cli.evaluate import evaluate
+from sb3_dmamba.cli.experiment import experiment
 from sb3_dmamba.cli.export import export
-from sb3_dmamba.cli.experiment import ManyValuesCommand, experiment
+from sb3_dmamba.cli.many_values import ManyValuesCommand
 from sb3_dmamba.cli.tasks import tasks
 from sb3_dmamba.cli.train import train
 

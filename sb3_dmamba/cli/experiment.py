@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
 from sb3_dmamba.cli.evaluate import MemoryChoice
 from sb3_dmamba.cli.output import (
@@ -27,35 +26,11 @@ from sb3_dmamba.settings import parse_settings
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["ManyValuesCommand", "experiment"]
+    from sb3_dmamba.experiments.measuring import Measurement
 
-_NUMBER = re.compile(r"-?[\d.]+(e[+-]?\d+)?")
+__all__ = ["experiment"]
 
-
-class ManyValuesCommand(TyperCommand):
-    """Lets an option that may be repeated take several values at once: ``--seeds 0 1 2``."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Repeat the option before each further value, then parse."""
-        many = {
-            name
-            for parameter in self.params
-            if getattr(parameter, "multiple", False)
-            for name in parameter.opts
-        }
-        spread: list[str] = []
-        option: str | None = None  # whose values come next
-        for argument in args:
-            is_value = not argument.startswith("-") or _NUMBER.fullmatch(argument) is not None
-            if not is_value:
-                option = argument if argument in many else None
-                spread.append(argument)
-            elif option is not None and spread[-1] != option:
-                spread += [option, argument]
-            else:
-                spread.append(argument)
-        rest: list[str] = super().parse_args(ctx, spread)
-        return rest
+_NAMES = 4
 
 
 def experiment(
@@ -192,13 +167,18 @@ def _run(
     room = import_quietly("sb3_dmamba.experiments.run")
     from sb3_dmamba.experiments.catalogue import get_experiment
     from sb3_dmamba.experiments.grid import Engine
+    from sb3_dmamba.experiments.measuring import Measurement
     from sb3_dmamba.experiments.planning import Request
 
     if "n_updates" in request["settings"]:
         raise ConfigError("--set n_updates=...: say it with --updates")
+    chosen = get_experiment(name)
+    if isinstance(chosen, Measurement):
+        _measure(output, chosen, folder, request, engine)
+        return
     try:
         finished = room.run_experiment(
-            get_experiment(name),
+            chosen,
             Request(**request),
             folder,
             _reproduce(sys.argv[1:]),
@@ -223,6 +203,43 @@ def _run(
     )
 
 
+_OF_TRAININGS = {
+    "data": "--data",
+    "seeds": "--seeds",
+    "n_updates": "--updates",
+    "target_returns": "--targets",
+    "n_episodes": "--episodes",
+    "memories": "--memory",
+    "evaluations": "--evaluations",
+}
+
+
+def _measure(
+    output: Output,
+    measurement: Measurement,
+    folder: Path,
+    request: dict[str, Any],
+    engine: dict[str, Any],
+) -> None:
+    from sb3_dmamba.experiments.measuring import MeasurementRequest
+
+    for field, option in _OF_TRAININGS.items():
+        if request[field]:
+            raise ConfigError(f"{measurement.name} trains nothing: leave {option} out")
+    files = measurement.run(
+        MeasurementRequest(
+            out=folder,
+            command=_reproduce(sys.argv[1:]),
+            variants=request["variants"],
+            settings=request["settings"],
+            device=engine["device"],
+            threads=engine["threads"],
+        )
+    )
+    print_files(output, files)
+    output.emit({"experiment": measurement.name, "files": [str(path) for path in files]})
+
+
 # What says where and how fast to run, but not what.
 _ENGINE_OPTIONS = ("--jobs", "--threads", "--cells", "--out", "--device", "--slurm")
 _ENGINE_FLAGS = ("--ray", "--json", "--debug")
@@ -243,9 +260,9 @@ def _reproduce(arguments: list[str]) -> str:
 
 
 def _list(output: Output) -> None:
-    from sb3_dmamba.experiments.catalogue import list_experiments
+    from sb3_dmamba.experiments.catalogue import list_experiments, list_measurements
 
-    experiments = list_experiments()
+    experiments: list[Any] = [*list_experiments(), *list_measurements()]
     output.console.print(_table(experiments))
     output.emit(
         [
@@ -253,11 +270,18 @@ def _list(output: Output) -> None:
                 "name": each.name,
                 "question": each.question,
                 "variants": list(each.variants),
-                "tasks": list(each.tasks),
+                "tasks": list(getattr(each, "tasks", ())),
             }
             for each in experiments
         ]
     )
+
+
+def _shorten(names: Iterable[str]) -> str:
+    """Return a few names, and how many more there are."""
+    listed = list(names)
+    more = f" and {len(listed) - _NAMES} more" if len(listed) > _NAMES else ""
+    return "; ".join(listed[:_NAMES]) + more
 
 
 def _table(experiments: list[Any]) -> Table:
@@ -269,5 +293,5 @@ def _table(experiments: list[Any]) -> Table:
     table.add_column("variants")
     table.add_column("tasks")
     for each in experiments:
-        table.add_row(each.name, ", ".join(each.variants), ", ".join(each.tasks))
+        table.add_row(each.name, _shorten(each.variants), _shorten(getattr(each, "tasks", ["-"])))
     return table

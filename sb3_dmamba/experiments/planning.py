@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sb3_dmamba import Trajectories, load_trajectories
 from sb3_dmamba.config import DecisionMambaConfig, Memory
 from sb3_dmamba.errors import ConfigError, UnknownTaskError
 from sb3_dmamba.experiments.catalogue import Experiment, Variant
-from sb3_dmamba.experiments.catalogue.problems import generic_task, list_problems
-from sb3_dmamba.experiments.grid import Cell, CellFolder, DataSource, EvaluationPlan
-from sb3_dmamba.experiments.grid.fingerprint import compute_fingerprint
-from sb3_dmamba.tasks import Task, get_task
+from sb3_dmamba.experiments.catalogue.problems import generic_task
+from sb3_dmamba.experiments.grid import Cell, CellFolder, EvaluationPlan
+from sb3_dmamba.experiments.sources import LoadedData, resolve_data
+from sb3_dmamba.tasks import Task
 
 __all__ = ["Plan", "PlannedCell", "PlannedTask", "Request", "make_plan"]
 
@@ -63,7 +62,7 @@ class PlannedTask:
     Args:
         task: Environment, recipe, reference.
         source: What was loaded.
-        fingerprint: Of the data, without a variant's options.
+        fingerprint: Of the data, without a variant's options (and as the first seed has it).
         returns: The returns of its episodes (E,).
         n_steps: Its steps.
         target_returns: The returns asked for.
@@ -150,21 +149,20 @@ def make_plan(experiment: Experiment, request: Request) -> Plan:
         raise ConfigError(f"seeds {seeds}: give each once")
     for text in request.data or experiment.tasks:
         task, source = resolve_data(text)
-        loaded = _Loaded(source)
-        plain = loaded.get({})
+        loaded = LoadedData(source, request.cells / "data" if experiment.keep_data else None)
+        given = experiment.data_options(task.name if task else source, source, seeds[0])
         if task is None:
-            task = generic_task(source, plain)
-        planned = _plan_task(task, source, loaded, request)
+            task = generic_task(source, loaded.get(given))
+        planned = _plan_task(task, source, loaded, given, request)
         if any(planned.name == each.name for each in tasks):
             raise ConfigError(f"--data names {planned.name!r} twice")
         tasks.append(planned)
         for name, variant in variants.items():
-            data = DataSource(
-                source, variant.data_options, loaded.fingerprint(variant.data_options)
-            )
             config = _make_config(planned.task, experiment, variant, request)
             evaluation = _plan_evaluation(planned, experiment, request, config)
             for seed in seeds:
+                given = experiment.data_options(planned.name, source, seed)
+                data = loaded.describe({**given, **variant.data_options})
                 label = f"{planned.name}, {name}, seed {seed}"
                 cell = Cell(data, planned.task, config, seed, evaluation, label)
                 folder = CellFolder.prepare(request.cells, cell)
@@ -172,73 +170,10 @@ def make_plan(experiment: Experiment, request: Request) -> Plan:
     return Plan(experiment, tuple(tasks), variants, tuple(cells))
 
 
-def resolve_data(text: str) -> tuple[Task | None, str]:
-    """Read one ``--data``.
-
-    Args:
-        text: A task's name, ``NAME=SOURCE``, or a source.
-
-    Returns:
-        The task (None where the data alone must say) and what to load.
-
-    Raises:
-        UnknownTaskError: A task that has no data of its own is named without any.
-    """
-    problems = {problem.name: problem for problem in list_problems()}
-    by_source = {problem.dataset: problem for problem in list_problems()}
-    name, equals, source = text.partition("=")
-    if equals and (name in problems or _is_task(name)):
-        return problems.get(name) or get_task(name), source
-    if text in problems:
-        return problems[text], str(problems[text].dataset)
-    if text in by_source:
-        return by_source[text], text
-    if _is_task(text):
-        task = get_task(text)
-        if task.dataset is None:
-            raise UnknownTaskError(
-                f"{text} has no data of its own: say where it lies with --data {text}=PATH"
-            )
-        return (task if task.target_returns else None), task.dataset
-    return None, text
-
-
-def _is_task(name: str) -> bool:
-    if Path(name).exists():
-        return False
-    try:
-        get_task(name)
-    except UnknownTaskError:
-        return False
-    return True
-
-
-class _Loaded:
-    """A source under different options, each loaded and hashed once."""
-
-    def __init__(self, source: str) -> None:
-        self.source = source
-        self._fingerprints: dict[str, str] = {}
-        self._plain: Trajectories | None = None
-
-    def get(self, options: Mapping[str, Any]) -> Trajectories:
-        """Load the data; without options it is kept."""
-        if options:
-            return load_trajectories(self.source, **options)
-        if self._plain is None:
-            self._plain = load_trajectories(self.source)
-        return self._plain
-
-    def fingerprint(self, options: Mapping[str, Any]) -> str:
-        """Return what the data is under some options."""
-        key = repr(sorted(options.items()))
-        if key not in self._fingerprints:
-            self._fingerprints[key] = compute_fingerprint(self.get(options))
-        return self._fingerprints[key]
-
-
-def _plan_task(task: Task, source: str, loaded: _Loaded, request: Request) -> PlannedTask:
-    data = loaded.get({})
+def _plan_task(
+    task: Task, source: str, loaded: LoadedData, options: Mapping[str, Any], request: Request
+) -> PlannedTask:
+    data = loaded.get(options)
     if task.env_id is None:
         if data.env_id is None:
             raise UnknownTaskError(
@@ -253,7 +188,7 @@ def _plan_task(task: Task, source: str, loaded: _Loaded, request: Request) -> Pl
     return PlannedTask(
         task=task,
         source=source,
-        fingerprint=loaded.fingerprint({}),
+        fingerprint=loaded.describe(options).fingerprint,
         returns=np.asarray(data.returns, dtype=np.float64),
         n_steps=data.n_steps,
         target_returns=tuple(map(float, targets)),
@@ -263,7 +198,8 @@ def _plan_task(task: Task, source: str, loaded: _Loaded, request: Request) -> Pl
 def _make_config(
     task: Task, experiment: Experiment, variant: Variant, request: Request
 ) -> DecisionMambaConfig:
-    settings = {**experiment.settings, **variant.settings, **request.settings}
+    relative = {} if variant.relative is None else variant.relative(task.config())
+    settings = {**experiment.settings, **relative, **variant.settings, **request.settings}
     if request.n_updates is not None:
         settings["n_updates"] = request.n_updates
     return task.config(**settings)

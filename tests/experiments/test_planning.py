@@ -11,7 +11,8 @@ import pytest
 from sb3_dmamba.errors import ConfigError, DecisionMambaError, UnknownTaskError
 from sb3_dmamba.experiments.catalogue import get_experiment, list_experiments
 from sb3_dmamba.experiments.catalogue.problems import list_problems
-from sb3_dmamba.experiments.planning import Request, make_plan, resolve_data
+from sb3_dmamba.experiments.planning import Request, _make_config, make_plan
+from sb3_dmamba.experiments.sources import resolve_data
 from tests.experiments.toys import TOY, cartpole_data, changed, save_data, toy_plan
 
 
@@ -147,8 +148,9 @@ def test_every_variant_has_a_config_that_works_on_every_task(experiment: Any) ->
     for name in experiment.tasks:
         task = problems.get(name) or resolve_data(f"{name}=somewhere")[0]
         assert task is not None
+        request = Request(cells=Path("unused"))
         configs = [
-            task.config(**{**experiment.settings, **variant.settings})
+            _make_config(task, experiment, variant, request)
             for variant in experiment.variants.values()
         ]
         options = [dict(variant.data_options) for variant in experiment.variants.values()]

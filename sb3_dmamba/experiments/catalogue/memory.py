@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.experiments.catalogue.experiment import Experiment, Variant
 
 __all__ = ["EXPERIMENT"]
+
+
+def _long_windows(recipe: DecisionMambaConfig) -> dict[str, Any]:
+    batch_size = max(1, round(recipe.batch_size / 3))
+    return {"context_length": 3 * recipe.context_length, "batch_size": batch_size}
+
+
+def _burn_in(recipe: DecisionMambaConfig) -> dict[str, Any]:
+    return {"burn_in": 2 * recipe.context_length}
+
 
 EXPERIMENT = Experiment(
     name="memory",
@@ -15,17 +28,17 @@ EXPERIMENT = Experiment(
         "of K steps has not seen. How much does it lose, and what training makes up for it?"
     ),
     variants={
-        "windows of 20": Variant({"context_length": 20}),
-        "windows of 60": Variant(
-            {"context_length": 60, "batch_size": 22},
-            description="a third of the windows, so about as many steps in an update",
+        "windows": Variant(description="windows of K steps, as the paper trains"),
+        "long windows": Variant(
+            relative=_long_windows,
+            description="windows of 3 K steps, and a third of them in a batch",
         ),
-        "burn-in of 20": Variant(
-            {"context_length": 20, "burn_in": 20},
-            description="20 steps before each window warm the state up",
+        "burn-in": Variant(
+            relative=_burn_in,
+            description="the 2 K steps before each window of K bring the state to its start",
         ),
         "carried state": Variant(
-            {"context_length": 20, "carry_state": True},
+            {"carry_state": True},
             description="truncated backpropagation through time: windows follow each other",
         ),
     },

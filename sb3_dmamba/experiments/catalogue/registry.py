@@ -6,33 +6,55 @@ import difflib
 
 from sb3_dmamba.errors import ConfigError
 from sb3_dmamba.experiments.catalogue import (
+    atari,
     channel_mixing,
     context_length,
+    d4rl,
+    efficiency,
     init,
+    long_memory,
     memory,
     mixers,
     size,
     sparse,
 )
 from sb3_dmamba.experiments.catalogue.experiment import Experiment
+from sb3_dmamba.experiments.measuring import Measurement
 
-__all__ = ["get_experiment", "list_experiments"]
+__all__ = ["get_experiment", "list_experiments", "list_measurements"]
 
-_MODULES = (mixers, channel_mixing, context_length, init, memory, sparse, size)
+_MODULES = (
+    mixers,
+    channel_mixing,
+    context_length,
+    init,
+    memory,
+    long_memory,
+    sparse,
+    size,
+    d4rl,
+    atari,
+)
 
 
 def list_experiments() -> list[Experiment]:
-    """Return every experiment."""
+    """Return every experiment that trains."""
     return [module.EXPERIMENT for module in _MODULES]
 
 
-def get_experiment(name: str) -> Experiment:
+def list_measurements() -> list[Measurement]:
+    """Return every experiment that measures and trains nothing."""
+    return [efficiency.MEASUREMENT]
+
+
+def get_experiment(name: str) -> Experiment | Measurement:
     """Return an experiment by its name.
 
     Raises:
         ConfigError: There is none; suggests a close one.
     """
-    by_name = {experiment.name: experiment for experiment in list_experiments()}
+    everything: list[Experiment | Measurement] = [*list_experiments(), *list_measurements()]
+    by_name = {each.name: each for each in everything}
     if name not in by_name:
         close = difflib.get_close_matches(name, by_name, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(by_name)}"

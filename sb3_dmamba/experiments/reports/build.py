@@ -14,6 +14,7 @@ from sb3_dmamba.experiments.reports.summary import ExperimentSummary, TaskSummar
 from sb3_dmamba.experiments.reports.tables import (
     format_achieved,
     format_last_and_best,
+    format_published,
     format_seeds,
     format_table,
     to_csv,
@@ -83,6 +84,7 @@ def _compose(summary: ExperimentSummary, command: str) -> str:
         describe_answer(summary),
         "## Results",
         _HOW_TO_READ.format(headlines=headlines),
+        *_compose_published(summary),
         *(part for task in summary.tasks for part in _compose_task(summary, task)),
         "## What was run",
         f"```bash\n{command}\n```",
@@ -94,6 +96,19 @@ def _compose(summary: ExperimentSummary, command: str) -> str:
         describe_machines(plan),
     ]
     return "\n\n".join(filter(None, sections)) + "\n"
+
+
+def _compose_published(summary: ExperimentSummary) -> list[str]:
+    published = summary.plan.experiment.published
+    if published is None:
+        return []
+    unit = "normalised scores" if published.is_normalized else "raw scores"
+    return [
+        "### Beside what others report",
+        f"Each training at its best target, {unit}: interquartile means over seeds with 95 % "
+        f"intervals, of the last weights and of the best evaluation. {published.notes}",
+        format_published(summary, published),
+    ]
 
 
 def _compose_task(summary: ExperimentSummary, task: TaskSummary) -> list[str]:

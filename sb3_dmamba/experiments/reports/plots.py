@@ -19,7 +19,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["new_figure", "plot_achieved", "plot_learning", "plot_profile"]
+__all__ = [
+    "new_figure",
+    "plot_achieved",
+    "plot_learning",
+    "plot_profile",
+    "save_figure",
+    "variant_colour",
+]
 
 # Okabe and Ito's palette, told apart by colour-blind readers too; a colour a variant
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -41,6 +48,11 @@ def new_figure(width: float = 7.5, height: float = 4.6) -> tuple[Figure, Axes]:
     axes.grid(color="0.92", linewidth=0.8)
     axes.set_axisbelow(True)
     return figure, axes
+
+
+def variant_colour(index: int) -> str:
+    """Return the colour of the n-th variant."""
+    return _COLOURS[index % len(_COLOURS)]
 
 
 def plot_achieved(task: TaskSummary, path: Path) -> None:
@@ -79,7 +91,7 @@ def plot_achieved(task: TaskSummary, path: Path) -> None:
     axes.set_xticks(places, [f"{target:,.0f}" for target in targets])
     axes.set_xlabel("return asked for")
     axes.set_ylabel("return achieved")
-    _finish(figure, axes, f"{task.planned.name}: interquartile mean, 95 % interval", path)
+    save_figure(figure, axes, f"{task.planned.name}: interquartile mean, 95 % interval", path)
 
 
 def plot_learning(task: TaskSummary, path: Path) -> None:
@@ -99,7 +111,7 @@ def plot_learning(task: TaskSummary, path: Path) -> None:
         axes.tick_params(axis="y", which="both", labelsize=8)
     axes.set_xlabel("updates")
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    _finish(figure, axes, f"{task.planned.name}: learning", path)
+    save_figure(figure, axes, f"{task.planned.name}: learning", path)
 
 
 def _draw_returns(task: TaskSummary, axes: Axes) -> None:
@@ -141,15 +153,14 @@ def plot_profile(task: TaskSummary, path: Path) -> None:
     axes.set_ylim(-0.02, 1.02)
     axes.set_xlabel("return")
     axes.set_ylabel("share of episodes above it")
-    _finish(figure, axes, f"{task.planned.name}: all episodes, asked {target:,.0f}", path)
+    save_figure(figure, axes, f"{task.planned.name}: all episodes, asked {target:,.0f}", path)
 
 
 def _arms(task: TaskSummary) -> Iterator[tuple[ArmSummary, str, str]]:
     """Yield every arm with its colour and line."""
     variants = list(dict.fromkeys(arm.variant for arm in task.arms))
     for arm in task.arms:
-        colour = _COLOURS[variants.index(arm.variant) % len(_COLOURS)]
-        yield arm, colour, _STYLES.get(arm.memory, "-.")
+        yield arm, variant_colour(variants.index(arm.variant)), _STYLES.get(arm.memory, "-.")
 
 
 def _limit(axes: Axes, values: list[float] | NDArray[np.float64]) -> None:
@@ -161,7 +172,8 @@ def _limit(axes: Axes, values: list[float] | NDArray[np.float64]) -> None:
         axes.yaxis.set_major_formatter("{x:,.0f}")
 
 
-def _finish(figure: Figure, axes: Axes, title: str, path: Path) -> None:
+def save_figure(figure: Figure, axes: Axes, title: str, path: Path) -> None:
+    """Add title and legend, and write the picture; the same one has the same bytes."""
     axes.set_title(title, loc="left", fontsize=9, color="0.35")
     axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1.0))
     path.parent.mkdir(parents=True, exist_ok=True)

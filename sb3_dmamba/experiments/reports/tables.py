@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from sb3_dmamba.experiments.catalogue.experiment import Published
 from sb3_dmamba.experiments.planning import Plan
 from sb3_dmamba.experiments.reports.summary import ExperimentSummary, TaskSummary
 from sb3_dmamba.experiments.reports.wording import format_estimate, format_number
@@ -17,6 +19,7 @@ from sb3_dmamba.experiments.statistics import compute_interquartile_mean, estima
 __all__ = [
     "format_achieved",
     "format_last_and_best",
+    "format_published",
     "format_seeds",
     "format_table",
     "to_csv",
@@ -76,6 +79,36 @@ def format_last_and_best(task: TaskSummary) -> str:
         rows.append(row)
     unit = " (normalised)" if has_reference else ""
     return format_table(["variant", "memory", f"last{unit}", f"best{unit}"], rows)
+
+
+def format_published(summary: ExperimentSummary, published: Published) -> str:
+    """Return the last and best scores of the first memory's arms beside what others report."""
+    others = list(dict.fromkeys(name for row in published.scores.values() for name in row))
+    variants = list(summary.plan.variants)
+    header = ["task", *(f"{name}, {when}" for name in variants for when in ("last", "best"))]
+    rows = []
+    strata: dict[str, list[NDArray[np.float64]]] = {}
+    for task in summary.tasks:
+        row = [task.planned.name]
+        firsts = {arm.variant: arm for arm in reversed(task.arms)}
+        for name in variants:
+            arm = firsts.get(name)
+            for when in ("last", "best"):
+                if arm is None:
+                    row.append("-")
+                    continue
+                scores = arm.last_scores if when == "last" else arm.best_scores
+                shown = task.normalize(scores) if published.is_normalized else scores
+                strata.setdefault(f"{name}, {when}", []).append(shown[:, None])
+                row.append(format_estimate(estimate(shown[:, None])))
+        rows.append(
+            [*row, *(published.scores.get(task.planned.name, {}).get(o, "-") for o in others)]
+        )
+    if published.is_normalized and len(summary.tasks) > 1:
+        together = [estimate(strata[column]) if column in strata else None for column in header[1:]]
+        cells = ["-" if value is None else format_estimate(value) for value in together]
+        rows.append(["all (interquartile mean)", *cells, *("" for _ in others)])
+    return format_table([*header, *others], rows)
 
 
 def to_csv(plan: Plan) -> str:

@@ -1,0 +1,178 @@
+"""What things cost: counted by hand, checked against torch's counter, timed only when right."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from sb3_dmamba import DecisionMambaConfig
+from sb3_dmamba.errors import ConfigError, ExperimentError
+from sb3_dmamba.experiments.catalogue import get_experiment
+from sb3_dmamba.experiments.efficiency import (
+    check_variant,
+    count_flops,
+    gate,
+    measure_cost,
+    measure_efficiency,
+    timing,
+)
+from sb3_dmamba.experiments.measuring import Measurement, MeasurementRequest
+from sb3_dmamba.networks.block import Block
+
+TINY = {"hidden_size": 16, "n_layers": 1, "d_state": 4}
+
+
+def config(**settings: Any) -> DecisionMambaConfig:
+    return DecisionMambaConfig(**{**TINY, "context_length": 4, **settings})
+
+
+def efficiency() -> Measurement:
+    found = get_experiment("efficiency")
+    assert isinstance(found, Measurement)
+    return found
+
+
+@pytest.fixture(autouse=True)
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure without care for precision."""
+    monkeypatch.setattr(timing, "_LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(timing, "_REPEATS", 1)
+    monkeypatch.setattr(timing, "_STEPS_OF_UPDATE", 16)
+
+
+# --- Counting ------------------------------------------------------------------------------------
+
+
+def count_matrix_products(settings: DecisionMambaConfig) -> float:
+    """Let torch count the matrix products and convolutions of one block, by token."""
+    n_tokens = 3 * settings.context_length
+    block = Block(settings).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        block(torch.randn(1, n_tokens, settings.hidden_size))
+    return float(counter.get_total_flops()) / n_tokens
+
+
+def test_mamba_s_projections_are_torch_s() -> None:
+    settings = config(channel_mixing=False, backend="reference", hidden_size=32)
+    inner, states, rank = 64, 4, 2
+    # what the reference does without a matrix product or torch's convolution
+    by_itself = inner * states * 7 + 4 * inner + 2 * inner * 4 + 2 * rank * inner
+    assert count_flops(settings) - by_itself == count_matrix_products(settings)
+
+
+def test_the_mlp_s_are_torch_s_exactly() -> None:
+    with_mlp = config(mixer="attention", hidden_size=32)
+    without = config(mixer="attention", hidden_size=32, channel_mixing=False)
+    counted = count_matrix_products(with_mlp) - count_matrix_products(without)
+    assert count_flops(with_mlp) - count_flops(without) == pytest.approx(counted)
+
+
+def test_attention_s_projections_are_torch_s_and_its_scores_grow() -> None:
+    settings = config(mixer="attention", channel_mixing=False, hidden_size=32)
+    scores = 2 * 2 * (12 + 1) / 2 * 32
+    assert count_flops(settings) - scores == 2 * 32 * (3 * 32 + 32)
+    longer = settings.replace(context_length=400)
+    assert count_flops(longer) > 5 * count_flops(settings)
+    mamba = config(channel_mixing=False)
+    assert count_flops(mamba.replace(context_length=400)) == count_flops(mamba)
+
+
+def test_layers_multiply() -> None:
+    for mixer in ("mamba", "attention", "convolution"):
+        one = config(mixer=mixer)
+        assert count_flops(one.replace(n_layers=3)) == 3 * count_flops(one)
+
+
+# --- The gate ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mixer", ["mamba", "attention", "convolution"])
+def test_what_is_right_passes(mixer: str) -> None:
+    check_variant(config(mixer=mixer), "cpu")
+
+
+def test_wrong_outputs_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_policy = gate.make_policy
+
+    def spoil(settings: DecisionMambaConfig, *arguments: Any) -> Any:
+        policy = make_policy(settings, *arguments)
+        if settings.backend != "reference":
+            policy.model.norm.register_forward_hook(lambda *args: args[-1] + 0.5)
+        return policy
+
+    monkeypatch.setattr(gate, "make_policy", spoil)
+    with pytest.raises(ExperimentError, match="its outputs are off by"):
+        check_variant(config(), "cpu")
+
+
+def test_wrong_steps_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = gate._step_through
+    monkeypatch.setattr(gate, "_step_through", lambda *args: step(*args) + 0.01)
+    with pytest.raises(ExperimentError, match="its steps are off by"):
+        check_variant(config(), "cpu")
+
+
+# --- Measuring -----------------------------------------------------------------------------------
+
+
+def test_every_cost_is_measured() -> None:
+    cost = measure_cost("mamba", config(), "cpu")
+    assert (cost.context_length, cost.batch_size) == (4, 4)
+    assert min(cost.update_us, cost.window_ms, cost.stream_ms, cost.kept_bytes) > 0
+    # keys: one layer of 32 channels, 3 taps and 4 states, in float32; timestep and action
+    assert cost.stream_state_bytes == 4 * (32 * 3 + 32 * 4) + 8 + 3 * 4
+    assert cost.window_state_bytes == 4 * 4 * (11 + 3 + 1) + 8 + 3 * 4
+
+
+def test_without_a_stream_there_are_no_figures_of_it() -> None:
+    cost = measure_cost("mamba", config(time_encoding="global"), "cpu")
+    assert math.isnan(cost.stream_ms)
+    assert math.isnan(cost.stream_state_bytes)
+
+
+def test_more_is_kept_for_the_backward_pass_of_more() -> None:
+    small = measure_cost("a", config(), "cpu")
+    large = measure_cost("b", config(hidden_size=32), "cpu")
+    assert small.kept_bytes < large.kept_bytes < 4 * small.kept_bytes
+
+
+def test_the_report_stands_by_itself(tmp_path: Path) -> None:
+    request = MeasurementRequest(
+        tmp_path, "dmamba experiment efficiency", ("mamba", "attention+mlp"), TINY, "cpu"
+    )
+    files = measure_efficiency(efficiency(), request, (2, 4))
+    text = files[0].read_text()
+    for said in ("# Time, memory", "does not explore", "from K 2 to K 4 (2 times as long)"):
+        assert said in text
+    assert "dmamba experiment efficiency" in text
+    rows = list(csv.DictReader((tmp_path / "results.csv").read_text().splitlines()))
+    assert [(row["variant"], row["context_length"]) for row in rows] == [
+        ("mamba", "2"),
+        ("attention+mlp", "2"),
+        ("mamba", "4"),
+        ("attention+mlp", "4"),
+    ]
+    assert len(json.loads((tmp_path / "results.json").read_text())["costs"]) == 4
+    for name in ("update", "acting", "memory"):
+        assert f"({name}.png)" in text
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_unknown_variant_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no variant 'mumba': it has 'mamba'"):
+        measure_efficiency(efficiency(), MeasurementRequest(tmp_path, "", ("mumba",)))
+
+
+def test_threads_are_given_back(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    request = MeasurementRequest(tmp_path, "", ("mamba",), TINY, "cpu", threads=before + 1)
+    with pytest.raises(ConfigError):
+        measure_efficiency(efficiency(), request, (0,))
+    assert torch.get_num_threads() == before
