@@ -126,7 +126,10 @@ def _resolve(name: str, device_type: str) -> str:
     return name
 
 
-@functools.cache
+# Not functools.cache: torch.compile looks through that, and traces what is behind it.
+_implementations: dict[tuple[str, str, str], Callable[..., Any]] = {}
+
+
 def get_implementation(operation: str, name: str, device_type: str) -> Callable[..., Any]:
     """Return the function that implements an operation.
 
@@ -138,9 +141,12 @@ def get_implementation(operation: str, name: str, device_type: str) -> Callable[
     Raises:
         BackendError: As :func:`resolve_backend`.
     """
-    backend = _resolve(name, device_type)
-    module = importlib.import_module(f"sb3_dmamba.ops.{operation}.{backend}")
-    implementation: Callable[..., Any] = getattr(module, operation)
+    implementation = _implementations.get((operation, name, device_type))
+    if implementation is None:
+        backend = _resolve(name, device_type)
+        module = importlib.import_module(f"sb3_dmamba.ops.{operation}.{backend}")
+        implementation = getattr(module, operation)
+        _implementations[operation, name, device_type] = implementation
     return implementation
 
 

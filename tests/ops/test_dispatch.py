@@ -39,7 +39,8 @@ def test_a_name_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_unknown_names_list_the_known() -> None:
-    with pytest.raises(BackendError, match=r"'gpu'.*'auto', 'cpu', 'reference'"):
+    known = "'auto', 'triton', 'cuda', 'cpu', 'reference'"
+    with pytest.raises(BackendError, match=rf"'gpu'.*{known}"):
         resolve_backend("gpu")
     with pytest.raises(BackendError, match="'gpu'"):
         selective_scan(*list(scan_inputs(1, 1, 1, 1).values())[:5], backend="gpu")
@@ -54,6 +55,16 @@ def run(code: str) -> str:
 
 
 def test_import_is_light() -> None:
+    code = """
+import sys, sb3_dmamba.ops as ops
+assert ops.resolve_backend("auto") == "cpu"
+optional = ("triton", "mamba_ssm", "causal_conv1d")
+print([m for m in optional if m in sys.modules])
+"""
+    assert run(code).strip() == "[]"
+
+
+def test_import_is_light_before_anything_runs() -> None:
     code = (
         "import sys, sb3_dmamba.ops; print([m for m in ('numba', 'llvmlite') if m in sys.modules])"
     )

@@ -226,8 +226,8 @@ def carry_states(
     rate = load_state(a_ptr, d, d_mask, n, n_mask, n_states, DOUBLE) * LOG2_E
     state = tl.zeros((BLOCK_D, BLOCK_N), tl.float64 if DOUBLE else tl.float32)
     if boundary_ptr is not None:
-        place = boundary_ptr + batch * state_size
-        state = load_state(place, d, d_mask, n, n_mask, n_states, DOUBLE)
+        start = boundary_ptr + batch * state_size
+        state = load_state(start, d, d_mask, n, n_mask, n_states, DOUBLE)
     for k in range(n_parts):
         part = n_parts - 1 - k if REVERSED else k
         place = (batch * n_parts + part) * state_size

@@ -1,0 +1,281 @@
+"""What is Triton's alone: where it works, segments, torch.compile, compilation for a GPU."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import subprocess
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sb3_dmamba.errors import BackendError
+from sb3_dmamba.ops import available_backends, dispatch, resolve_backend, selective_scan
+from tests.ops.cases import (
+    INTERPRETED,
+    assert_same,
+    conv,
+    conv_inputs,
+    evaluate,
+    mark,
+    scan,
+    scan_inputs,
+)
+from tests.ops.conftest import HAS_TRITON, triton_scan
+
+EITHER = [mark(INTERPRETED), mark("triton@cuda")]
+ON_CPU = [mark(INTERPRETED)]
+needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
+
+
+@pytest.fixture
+def probe() -> Any:
+    return importlib.import_module("sb3_dmamba.ops._triton_probe")
+
+
+@pytest.fixture
+def fresh_dispatch() -> Iterator[None]:
+    dispatch._resolve.cache_clear()
+    yield
+    dispatch._resolve.cache_clear()
+
+
+@pytest.mark.parametrize("backend", ON_CPU)
+def test_interpreted_kernels_run_by_name_alone(backend: str) -> None:
+    assert resolve_backend(backend, "cpu") == backend
+    assert backend not in available_backends("cpu")
+    assert resolve_backend("auto", "cpu") == "cpu"
+
+
+@pytest.mark.usefixtures("fresh_dispatch")
+def test_on_the_cpu_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(BackendError, match=r"'triton' does not work here.*on 'cpu'.*to 'cuda'"):
+        resolve_backend("triton", "cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(BackendError, match="no CUDA device"):
+        resolve_backend("triton", "cuda")
+
+
+def test_a_missing_triton_names_the_extra(probe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "triton", None)
+    assert 'pip install "sb3-dmamba[triton]"' in probe.why_not(torch.device("cpu"))
+
+
+def test_an_old_triton_says_which_is_needed(probe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = types.ModuleType("triton")
+    old.__version__ = "3.1.0"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "triton", old)
+    assert probe.why_not(torch.device("cpu")).endswith("pip install -U 'triton>=3.3'")
+
+
+@needs_triton
+def test_an_old_gpu_is_told_apart(probe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
+    monkeypatch.setattr(torch.version, "hip", None)
+    reason = probe.why_not(torch.device("cuda"))
+    assert "compute capability 7.0" in reason
+    assert "backend='reference'" in reason
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        (RuntimeError("Failed to find C compiler.\nmore"), "RuntimeError: Failed to find C comp"),
+        (RuntimeError(), r"\(RuntimeError: \)"),
+        (torch.zeros(1), "computed 0.0 in place of 6.0"),
+    ],
+)
+def test_a_kernel_that_fails_says_why(
+    probe: Any, monkeypatch: pytest.MonkeyPatch, result: Any, message: str
+) -> None:
+    def broken(*arguments: object) -> tuple[Tensor, None]:
+        if isinstance(result, Exception):
+            raise result
+        return result, None
+
+    monkeypatch.setattr(triton_scan(), "selective_scan", broken)
+    reason = probe.why_not(torch.device("cpu"))
+    assert re.search(message, reason)
+    assert "\n" not in reason
+
+
+@pytest.mark.parametrize("backend", EITHER)
+@pytest.mark.parametrize("rank", [None, 2])
+@pytest.mark.parametrize("absent", ["", "initial_state z"])
+def test_segments_equal_the_whole(
+    backend: str, rank: int | None, absent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors = scan_inputs(1, 18, 3, 2, rank)
+    for name in absent.split():
+        del tensors[name]
+    expected = evaluate(scan, tensors, "reference", torch.float64)
+    monkeypatch.setattr(triton_scan(), "_cut", lambda *sizes: (8, 3))  # the last has two tokens
+    results = evaluate(scan, tensors, backend, torch.float64)
+    assert_same(results, expected, torch.float64)
+
+
+@pytest.mark.parametrize("backend", EITHER)
+@pytest.mark.usefixtures("unrolled_as_on_a_gpu")
+def test_the_tiles_of_a_gpu(backend: str) -> None:
+    assert (triton_scan().TILE, triton_scan().HISTORY) == (8, 4)
+    tensors = scan_inputs(1, 19, 3, 2, 2)
+    expected = evaluate(scan, tensors, "reference", torch.float64)
+    assert_same(evaluate(scan, tensors, backend, torch.float32), expected, torch.float32)
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    ("length", "warps", "expected"),
+    [
+        (60, 512, 1),  # the usual batch fills the card
+        (3000, 512, 1),
+        (3000, 8, 42),  # one long sequence: segments of at least 64 tokens
+        (3000, 64, 8),  # 4 warps for each of 132 multiprocessors
+        (191, 8, 1),  # three of 64 tokens at least
+        (192, 8, 3),
+        (0, 8, 1),
+        (3000, 0, 42),
+    ],
+)
+@pytest.mark.usefixtures("unrolled_as_on_a_gpu")
+def test_sequences_are_cut_where_the_card_would_idle(
+    length: int, warps: int, expected: int
+) -> None:
+    segment, n_segments = triton_scan()._cut(length, warps, 132)
+    assert n_segments == expected
+    assert (n_segments - 1) * segment < max(length, 1) <= n_segments * segment
+    assert n_segments == 1 or segment % triton_scan().TILE == 0
+
+
+@pytest.mark.parametrize("backend", EITHER)
+def test_the_same_bits_every_time(backend: str) -> None:
+    tensors = scan_inputs(1, 5, 40, 3, 2)
+    first, second = (evaluate(scan, tensors, backend, torch.float32) for _ in range(2))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+@pytest.mark.parametrize("backend", EITHER)
+def test_mixed_dtypes(backend: str) -> None:
+    """As autocast has them: activations in bfloat16, parameters in float32."""
+    device = "cuda" if backend.endswith("cuda") else "cpu"
+    half = ("u", "delta", "B", "C", "z")
+    tensors = {
+        name: x.to(device, torch.bfloat16 if name in half else torch.float32).requires_grad_()
+        for name, x in scan_inputs(1, 4, 3, 2, 2).items()
+    }
+    y, final = scan(tensors, backend)
+    (y.float().sum() + final.sum()).backward()
+    assert (y.dtype, final.dtype) == (torch.bfloat16, torch.float32)
+    assert all(x.grad is not None and x.grad.dtype is x.dtype for x in tensors.values())
+
+
+@pytest.mark.parametrize("backend", EITHER)
+def test_autocast_around_the_backward_pass_changes_nothing(backend: str) -> None:
+    device = "cuda" if backend.endswith("cuda") else "cpu"
+    gradients = []
+    for enabled in (False, True):
+        tensors = {k: x.to(device).requires_grad_() for k, x in scan_inputs(1, 3, 3, 2, 2).items()}
+        y, _ = scan(tensors, backend)
+        with torch.autocast(device, torch.bfloat16, enabled=enabled):
+            y.sum().backward()
+        gradients.append([x.grad for x in tensors.values()])
+    for plain, cast in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, cast, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("backend", EITHER)
+def test_gradients_have_no_gradients(backend: str) -> None:
+    device = "cuda" if backend.endswith("cuda") else "cpu"
+    x = torch.ones(1, 2, 1, device=device, requires_grad=True)
+    y = selective_scan(x, x, -x[0, :1], x, x, backend="triton")
+    (gradient,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+@pytest.mark.parametrize("backend", ON_CPU)
+@pytest.mark.parametrize("operation", ["selective_scan", "causal_conv1d"])
+def test_operators_are_what_they_say(backend: str, operation: str) -> None:
+    """Shapes without data, aliases, tracing: torch's own checks of a custom operator."""
+    operators = torch.ops.sb3_dmamba
+    arguments: tuple[Any, ...]
+    if operation == "selective_scan":
+        x = scan_inputs(1, 3, 3, 2, 2)
+        inputs = tuple(
+            x[name]
+            for name in ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "delta_weight")
+        )
+        arguments = (*inputs, x["initial_state"], True, True, True)
+    else:
+        arguments = (*conv_inputs(1, 3, 3, 2).values(), True, True)
+    importlib.import_module(f"sb3_dmamba.ops.{operation}.triton")
+    forward = getattr(operators, f"{operation}_forward").default
+    torch.library.opcheck(forward, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # Dynamo's
+@pytest.mark.parametrize("backend", ON_CPU)
+def test_torch_compile_takes_it_whole(backend: str) -> None:
+    def function(tensors: dict[str, Tensor]) -> Tensor:
+        y, final = scan(tensors, backend)
+        return y.sum() + 2 * final.sum()
+
+    def taps(tensors: dict[str, Tensor]) -> Tensor:
+        y, final = conv(tensors, backend)
+        return y.sum() + 2 * final.sum()
+
+    for compute, tensors in (
+        (function, scan_inputs(1, 3, 3, 2, 2)),
+        (taps, conv_inputs(1, 3, 3, 2)),
+    ):
+        compute(tensors)  # what works here is found out before anything is traced
+        compiled = torch.compile(compute, backend="aot_eager", fullgraph=True)
+        gradients = []
+        for run in (compute, compiled):
+            inputs = {name: x.clone().requires_grad_() for name, x in tensors.items()}
+            gradients.append(torch.autograd.grad(run(inputs), list(inputs.values())))
+        for plain, value in zip(*gradients, strict=True):
+            assert torch.equal(plain, value)
+
+
+@needs_triton
+def test_long_rows_keep_their_offsets() -> None:
+    """A stride that takes offsets within a sequence past 32 bits is read through a copy."""
+    rows = importlib.import_module("sb3_dmamba.ops._triton").rows
+    wide = torch.empty_strided((1, 3, 2), (0, 2**30, 1), device="meta")
+    assert rows(wide).is_contiguous()
+    assert rows(wide[:, :1]).stride() == wide.stride()
+
+
+@needs_triton
+def test_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
+    """Triton and ptxas make machine code of every kernel, on a machine without a GPU too."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.ops.compile_kernels", "bf16", "80"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**environment, "TRITON_CACHE_DIR": os.fspath(tmp_path)},
+    )
+    assert done.returncode == 0, done.stderr
+    kernels = [line.split() for line in done.stdout.splitlines()]
+    names = {kernel[0] for kernel in kernels}
+    assert names == {
+        *("scan_forward", "carry_states", "scan_backward_ends", "scan_backward"),
+        *("conv_forward", "conv_backward"),
+    }
+    for name, dtype, _, registers, spilled in kernels:
+        assert int(registers) <= 255, (name, dtype)
+        assert int(spilled) <= 512, f"{name} in {dtype} spills {spilled} bytes a thread"
