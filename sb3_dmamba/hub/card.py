@@ -23,7 +23,7 @@ from sb3_dmamba import DecisionMamba
 
 path = hf_hub_download("{repo_id}", "{file}")
 model = DecisionMamba.load(path)
-print(model.evaluate({target:g}, n_episodes={n_episodes}, seed={seed}, memory="{memory}"{drawn}))
+print(model.evaluate({target}, n_episodes={n_episodes}, seed={seed}, memory="{memory}"{drawn}))
 ```
 
 or with Stable-Baselines3, the return to ask for being yours to choose:
@@ -31,7 +31,7 @@ or with Stable-Baselines3, the return to ask for being yours to choose:
 ```python
 from stable_baselines3.common.evaluation import evaluate_policy
 
-model.target_return = {target:g}
+model.target_return = {target}
 print(evaluate_policy(model, model.get_env(), n_eval_episodes={n_episodes}{drawn}))
 ```"""
 
@@ -174,7 +174,7 @@ class Card:
         usage = _USAGE.format(
             repo_id=self.repo_id,
             file=f"{self.name}.zip",
-            target=self.result.target_return,
+            target=_exact(self.result.target_return),
             n_episodes=self.result.n_episodes,
             seed=self.report.eval_seed,
             memory=self.report.memory,
@@ -205,3 +205,8 @@ class Card:
         if not len(returns):
             return None
         return f"mean {returns.mean():,.2f}, best {returns.max():,.2f}"
+
+
+def _exact(value: float) -> str:
+    """Write a number so that Python reads the same one."""
+    return f"{value:.0f}" if value == round(value) else repr(value)

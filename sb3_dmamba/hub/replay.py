@@ -59,6 +59,7 @@ def record_replay(
 
     Raises:
         MissingDependencyError: moviepy is not installed.
+        ConfigError: What the environment renders with is not installed.
     """
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # moviepy's own, and that the folder is there
@@ -76,6 +77,8 @@ def record_replay(
             raise MissingDependencyError("moviepy", "record a video", "video") from error
         try:
             score, length = _play(actor, recorder, seed)
+        except DependencyNotInstalled as error:
+            raise ConfigError(f"the environment cannot render frames here: {error}") from error
         finally:
             recorder.close()  # type: ignore[no-untyped-call]
         shutil.move(str(next(Path(folder).glob("*.mp4"))), path)

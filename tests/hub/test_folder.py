@@ -149,6 +149,11 @@ def test_an_optimistic_headline_says_so(model: DecisionMamba) -> None:
     assert "names no environment" in card.to_markdown()
 
 
+def test_the_target_in_the_code_is_exact(model: DecisionMamba, tmp_path: Path) -> None:
+    folder = make_folder(model, tmp_path / "x", n_episodes=1, target_return=1234567.8)
+    assert "model.evaluate(1234567.8," in (folder / "README.md").read_text()
+
+
 @pytest.mark.parametrize("block", [0, 1])
 def test_the_code_on_the_card_runs(
     block: int, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -296,6 +301,11 @@ def test_video(model: Any, report: Any, tmp_path: Path) -> None:
     assert f"the episode with seed 7, asked for 20: it returned {returned}" in text
 
 
+class Unequipped(PickledEnv):
+    def render(self) -> Any:
+        raise gym.error.DependencyNotInstalled("pygame is not installed")
+
+
 class Blind(SeededEnv):
     """Renders nothing."""
 
@@ -306,4 +316,6 @@ def test_an_environment_without_frames(model: Any, report: Any, tmp_path: Path) 
     pytest.importorskip("moviepy", reason="Gymnasium records with moviepy")
     with pytest.raises(ConfigError, match=r'render_mode="rgb_array"'):
         make_folder(model, tmp_path / "x", report=report, video=True, env=Blind)
+    with pytest.raises(ConfigError, match="pygame is not installed"):
+        make_folder(model, tmp_path / "x", report=report, video=True, env=Unequipped)
     assert list(tmp_path.iterdir()) == []
