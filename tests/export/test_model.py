@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any, get_args
@@ -14,6 +15,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
+from examples import serve_onnx
 from examples.serve_onnx import ServedPolicy, play
 from sb3_dmamba import DecisionMamba, ReturnToGo, Trajectories
 from sb3_dmamba.config import Memory
@@ -118,6 +120,30 @@ def test_environments_of_different_ages_are_served_together(tmp_path: Path) -> N
         actions = together.act(seen, [3.0, 4.0])
         if step >= 5:
             np.testing.assert_allclose(alone.act(seen[1:], [4.0]), actions[1:], atol=1e-6)
+
+
+def test_the_example_needs_neither_torch_nor_this_package(tmp_path: Path) -> None:
+    data = random_trajectories(observation_shape=(4,), n_actions=2)
+    tiny_model("CartPole-v1").fit(data, 2).export(tmp_path / "policy.onnx")
+    code = """
+import runpy, sys
+sys.argv = ["serve_onnx.py", "policy.onnx", "--target", "20", "--episodes", "2", "--sample"]
+runpy.run_path(SCRIPT, run_name="__main__")
+print([name for name in ("torch", "sb3_dmamba", "stable_baselines3") if name in sys.modules])
+"""
+    code = code.replace("SCRIPT", repr(serve_onnx.__file__))
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    title, *episodes, imported = done.stdout.splitlines()
+    assert title == "CartPole-v1, window memory, asking for 20"
+    assert [line.split(":")[0] for line in episodes] == ["episode 0", "episode 1"]
+    assert imported == "[]"
 
 
 @pytest.mark.parametrize("memory", MEMORIES)
