@@ -37,9 +37,18 @@ from tests.d3rlpy.cases import (
     weights_of,
 )
 
+
+def is_discrete(name: str) -> bool:
+    return name.startswith("discrete")
+
+
 every_algorithm = pytest.mark.parametrize("name", CONFIGS)
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=SHAPE_NAMES)
-every_scaler = pytest.mark.parametrize("scaler", [None, "min_max"])
+every_case = pytest.mark.parametrize(
+    ("shape", "scaler"),
+    [(SHAPES[0], None), *((shape, "min_max") for shape in SHAPES)],
+    ids=["plain vector", *SHAPE_NAMES],
+)
 
 
 @pytest.fixture(autouse=True)
@@ -48,18 +57,13 @@ def _seed() -> Iterator[None]:
         yield
 
 
-def is_discrete(name: str) -> bool:
-    return name.startswith("discrete")
-
-
 def make(name: str, shape: Shape, scaler: str | None, *, build: bool = True, **fields: Any) -> Any:
     scalers = make_scalers(scaler, shape, is_discrete(name))
     return make_algo(name, shape if build else None, **scalers, **fields)
 
 
 @every_algorithm
-@every_shape
-@every_scaler
+@every_case
 def test_fit(name: str, shape: Shape, scaler: str | None) -> None:
     algo = make(name, shape, scaler, build=False)
     algo.update = Mock(return_value={"loss": 0.25})
@@ -86,31 +90,29 @@ def test_fit(name: str, shape: Shape, scaler: str | None) -> None:
 
 
 @every_algorithm
-@every_scaler
-def test_update(name: str, scaler: str | None) -> None:
-    for shape in SHAPES:
-        algo = make(name, shape, scaler)
-        batch = TrajectoryMiniBatch.from_partial_trajectories(
-            [draw_partial(shape, is_discrete(name), CONTEXT, seed) for seed in range(5)]
-        )
-        before = weights_of(algo)
-        for step in range(1, 4):
-            metrics = algo.update(batch)
-            assert algo.grad_step == step
-            for metric, value in metrics.items():
-                assert isinstance(value, float), metric
-                assert math.isfinite(value), metric
-        after = weights_of(algo)
-        still = [key for key, value in before.items() if torch.equal(value, after[key])]
-        trained = dict(algo.impl.modules.transformer.named_parameters())
-        assert not [key for key in still if key in trained]
-        missing = [key for key, parameter in trained.items() if parameter.grad is None]
-        assert not missing
+@every_case
+def test_update(name: str, shape: Shape, scaler: str | None) -> None:
+    algo = make(name, shape, scaler)
+    batch = TrajectoryMiniBatch.from_partial_trajectories(
+        [draw_partial(shape, is_discrete(name), CONTEXT, seed) for seed in range(5)]
+    )
+    before = weights_of(algo)
+    for step in range(1, 4):
+        metrics = algo.update(batch)
+        assert algo.grad_step == step
+        for metric, value in metrics.items():
+            assert isinstance(value, float), metric
+            assert math.isfinite(value), metric
+    after = weights_of(algo)
+    still = [key for key, value in before.items() if torch.equal(value, after[key])]
+    trained = dict(algo.impl.modules.transformer.named_parameters())
+    assert not [key for key in still if key in trained]
+    missing = [key for key, parameter in trained.items() if parameter.grad is None]
+    assert not missing
 
 
 @every_algorithm
-@every_shape
-@every_scaler
+@every_case
 def test_predict(name: str, shape: Shape, scaler: str | None) -> None:
     algo = make(name, shape, scaler)
     for n_steps in (1, CONTEXT - 1, CONTEXT, CONTEXT + 3):
@@ -126,8 +128,7 @@ def test_predict(name: str, shape: Shape, scaler: str | None) -> None:
 
 
 @every_algorithm
-@every_shape
-@every_scaler
+@every_case
 def test_saving(name: str, shape: Shape, scaler: str | None, tmp_path: Path) -> None:
     algo = make(name, shape, scaler)
     given = draw_input(shape, is_discrete(name))
@@ -147,8 +148,7 @@ def test_saving(name: str, shape: Shape, scaler: str | None, tmp_path: Path) -> 
 
 
 @every_algorithm
-@every_shape
-@every_scaler
+@every_case
 def test_from_json(name: str, shape: Shape, scaler: str | None, tmp_path: Path) -> None:
     algo = make(name, shape, scaler)
     adapter = d3rlpy.logging.FileAdapterFactory(str(tmp_path))
@@ -163,8 +163,7 @@ def test_from_json(name: str, shape: Shape, scaler: str | None, tmp_path: Path) 
 
 
 @every_algorithm
-@every_shape
-@every_scaler
+@every_case
 def test_stateful_wrapper(name: str, shape: Shape, scaler: str | None) -> None:
     algo = make(name, shape, scaler)
     wrapper = algo.as_stateful_wrapper(target_return=100.0)
@@ -193,10 +192,8 @@ def test_stateful_wrapper(name: str, shape: Shape, scaler: str | None) -> None:
     assert wrapper.algo is algo
 
 
-@every_algorithm
+@pytest.mark.parametrize("name", [name for name in CONFIGS if is_discrete(name)])
 def test_greedy_sampler(name: str) -> None:
-    if not is_discrete(name):
-        pytest.skip("continuous actions have nothing to choose from")
     algo = make(name, (9,), None)
     actors = [
         algo.as_stateful_wrapper(10.0, d3rlpy.algos.GreedyTransformerActionSampler())
@@ -221,10 +218,9 @@ def policy_inputs(shape: Shape, discrete: bool, n_real: int = CONTEXT) -> list[n
 
 @every_algorithm
 @every_shape
-@every_scaler
 @pytest.mark.filterwarnings("ignore")  # of TorchScript, which d3rlpy uses
-def test_torchscript(name: str, shape: Shape, scaler: str | None, tmp_path: Path) -> None:
-    algo = make(name, shape, scaler)
+def test_torchscript(name: str, shape: Shape, tmp_path: Path) -> None:
+    algo = make(name, shape, "min_max")
     path = str(tmp_path / "policy.pt")
     algo.save_policy(path)
     with warnings.catch_warnings():
@@ -242,10 +238,9 @@ def test_torchscript(name: str, shape: Shape, scaler: str | None, tmp_path: Path
 
 @pytest.mark.parametrize("name", OURS)  # d3rlpy's own ONNX export fails under torch 2.13
 @every_shape
-@every_scaler
-def test_onnx(name: str, shape: Shape, scaler: str | None, tmp_path: Path) -> None:
+def test_onnx(name: str, shape: Shape, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
-    algo = make(name, shape, scaler)
+    algo = make(name, shape, "min_max")
     path = str(tmp_path / "policy.onnx")
     algo.save_policy(path)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

@@ -80,7 +80,8 @@ def run_both_lines(
         assert len((folder / "environment.csv").read_text().split()) == 2
         loaded: Any = d3rlpy.load_learnable(str(folder / "model_2.d3"))
         assert type(loaded) is kind
-        states = [each.impl.modules.transformer.state_dict() for each in (loaded, learnable)]
+        both: tuple[Any, Any] = (loaded, learnable)
+        states = [each.impl.modules.transformer.state_dict() for each in both]
         assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
