@@ -94,9 +94,8 @@ def export_policy(algo: SequenceAlgoBase, path: str | os.PathLike[str]) -> None:
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporters' notes about themselves
         graph(*example)  # scalers make their tensors at the first call, and keep them
-        content = _to_script(graph, example)
-        if target.suffix == ".onnx":
-            content = _to_onnx(graph, example)
+        write = _to_onnx if target.suffix == ".onnx" else _to_script
+        content = write(graph, example)
     write_atomically(target, content)
 
 
