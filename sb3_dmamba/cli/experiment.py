@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sb3_dmamba.cli.evaluate import MemoryChoice
+from sb3_dmamba.cli.options import OptionOption, parse_options
 from sb3_dmamba.cli.output import (
     DebugOption,
     JsonOption,
@@ -72,6 +73,7 @@ def experiment(
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE...", help="Settings of all variants."),
     ] = None,
+    option: OptionOption = None,
     variants: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME...", help="Run these alone.", show_default="all"),
@@ -146,6 +148,7 @@ def experiment(
             "n_episodes": episodes,
             "memories": tuple(each.value for each in memory or ()),
             "evaluations": evaluations,
+            "data_options": parse_options(option),
         }
         engine = {
             "kind": "ray" if ray else "local",
@@ -211,6 +214,7 @@ _OF_TRAININGS = {
     "n_episodes": "--episodes",
     "memories": "--memory",
     "evaluations": "--evaluations",
+    "data_options": "--option",
 }
 
 

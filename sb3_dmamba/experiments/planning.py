@@ -40,6 +40,7 @@ class Request:
         n_episodes: Episodes of each target.
         memories: The memories to act with.
         evaluations: How often each training is evaluated, evenly spread.
+        data_options: Options of ``load_trajectories`` for all data, over the experiment's own.
         cells: Folder of the cells.
     """
 
@@ -53,6 +54,7 @@ class Request:
     n_episodes: int | None = None
     memories: tuple[Memory, ...] = ()
     evaluations: int | None = None
+    data_options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +152,8 @@ def make_plan(experiment: Experiment, request: Request) -> Plan:
     for text in request.data or experiment.tasks:
         task, source = resolve_data(text)
         loaded = LoadedData(source, request.cells / "data" if experiment.keep_data else None)
-        given = experiment.data_options(task.name if task else source, source, seeds[0])
+        name = task.name if task else source
+        given = {**experiment.data_options(name, source, seeds[0]), **request.data_options}
         if task is None:
             task = generic_task(source, loaded.get(given))
         planned = _plan_task(task, source, loaded, given, request)
@@ -162,7 +165,7 @@ def make_plan(experiment: Experiment, request: Request) -> Plan:
             evaluation = _plan_evaluation(planned, experiment, request, config)
             for seed in seeds:
                 given = experiment.data_options(planned.name, source, seed)
-                data = loaded.describe({**given, **variant.data_options})
+                data = loaded.describe({**given, **variant.data_options, **request.data_options})
                 label = f"{planned.name}, {name}, seed {seed}"
                 cell = Cell(data, planned.task, config, seed, evaluation, label)
                 folder = CellFolder.prepare(request.cells, cell)
