@@ -1,0 +1,131 @@
+"""docs/drop_in.md: one line of each script differs, and both of its forms run."""
+
+from __future__ import annotations
+
+import re
+import sys
+import types
+import warnings
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import minari
+import numpy as np
+import pytest
+from stable_baselines3 import PPO
+from stable_baselines3.common.env_util import make_vec_env
+
+from sb3_dmamba import DecisionMamba, collect, load_trajectories
+
+PAGE = (Path(__file__).parents[1] / "docs" / "drop_in.md").read_text(encoding="utf-8")
+SCRIPTS = dict(re.findall(r"```diff (\w+)\n(.*?)```", PAGE, flags=re.DOTALL))
+SMALLER = {  # so that a test can wait for it
+    "n_steps=100000, n_steps_per_epoch=1000": "n_steps=2, n_steps_per_epoch=1",
+    "batch_size=128": "batch_size=2",
+    "num_layers=6": "num_layers=1",
+    "context_size=30": "context_size=3",
+    "Algorithm(env)": "Algorithm(env, **SMALL)",
+}
+SMALL = {"n_updates": 3, "hidden_size": 16, "n_layers": 1, "context_length": 4, "seed": 0}
+
+
+def old(script: str) -> str:
+    lines = [line[1:] for line in script.splitlines() if not line.startswith("+")]
+    return "\n".join(lines)
+
+
+def new(script: str) -> str:
+    lines = [line[1:] for line in script.splitlines() if not line.startswith("-")]
+    return "\n".join(lines)
+
+
+def run(code: str, **given: Any) -> dict[str, Any]:
+    for full, small in SMALLER.items():
+        code = code.replace(full, small)
+    variables: dict[str, Any] = {"SMALL": SMALL, **given}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of gymnasium, about its environments
+        exec(compile(code, "docs/drop_in.md", "exec"), variables)
+    return variables
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # d3rlpy logs into the working directory
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_one_line_differs(name: str) -> None:
+    marks = [line[0] for line in SCRIPTS[name].splitlines() if line[:1] in "+-" and line]
+    assert sorted(marks) == ["+", "-"]
+
+
+def test_the_page_has_its_four_scripts() -> None:
+    assert set(SCRIPTS) == {"hopper", "breakout", "evaluation", "minari"}
+
+
+@pytest.mark.parametrize(("form", "trained"), [(old, "DecisionTransformer"), (new, "DecisionMamba")])
+def test_hopper(form: Any, trained: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    d3rlpy = pytest.importorskip("d3rlpy", reason="the d3rlpy extra is not installed")
+    pytest.importorskip("mujoco", reason="the MuJoCo extra is not installed")
+    dataset = load_trajectories("sb3_dmamba/hopper-v0").to_d3rlpy()
+    env = gymnasium.wrappers.TimeLimit(gymnasium.make("Hopper-v5"), 3)
+    monkeypatch.setattr(d3rlpy.datasets, "get_d4rl", lambda name: (dataset, env))
+    learnable = run(form(SCRIPTS["hopper"]))["dt"]
+    assert type(learnable).__name__ == trained
+    assert learnable.grad_step == 2
+
+
+@pytest.mark.parametrize(
+    ("form", "trained"), [(old, "DiscreteDecisionTransformer"), (new, "DiscreteDecisionMamba")]
+)
+def test_breakout(
+    form: Any, trained: str, monkeypatch: pytest.MonkeyPatch, shared_data: Path
+) -> None:
+    d3rlpy = pytest.importorskip("d3rlpy", reason="the d3rlpy extra is not installed")
+    pytest.importorskip("ale_py", reason="the Atari extra is not installed")
+    played = load_trajectories(shared_data / "dqn-replay" / "Breakout" / "1", n_steps=200)
+    env = gymnasium.make("sb3_dmamba/Atari-v0", game="Breakout")
+    given = played.to_d3rlpy(), gymnasium.wrappers.TimeLimit(env, 3)
+    monkeypatch.setattr(d3rlpy.datasets, "get_atari_transitions", lambda *_, **__: given)
+    learnable = run(form(SCRIPTS["breakout"]))["dt"]
+    assert type(learnable).__name__ == trained
+    assert learnable.grad_step == 2
+
+
+@pytest.mark.parametrize(("form", "algorithm"), [(old, PPO), (new, DecisionMamba)])
+def test_evaluation(form: Any, algorithm: Any) -> None:
+    if algorithm is PPO:
+        PPO("MlpPolicy", make_vec_env("CartPole-v1"), device="cpu").save("cartpole")
+    else:
+        recorded = collect("random", "CartPole-v1", n_steps=200, seed=0)
+        DecisionMamba("CartPole-v1", **SMALL).fit(recorded).save("cartpole")
+    variables = run(form(SCRIPTS["evaluation"]))
+    assert type(variables["model"]) is algorithm
+    assert variables["model"].get_env().num_envs == 4
+    assert variables["mean"] > 5
+
+
+class _BehavioralCloning(PPO):
+    """What somebody may have: a policy that is fitted to a Minari dataset."""
+
+    def __init__(self, env: Any, **_: Any) -> None:
+        super().__init__("MlpPolicy", env, device="cpu")
+
+    def fit(self, dataset: Any) -> None:
+        assert dataset.total_episodes > 0
+
+
+@pytest.mark.parametrize(("form", "n_updates"), [(old, 0), (new, 3)])
+def test_minari(
+    form: Any, n_updates: int, monkeypatch: pytest.MonkeyPatch, shared_data: Path
+) -> None:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(shared_data / "minari"))
+    module = types.ModuleType("behavioral_cloning")
+    module.BehavioralCloning = _BehavioralCloning  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "behavioral_cloning", module)
+    assert minari.load_dataset("cartpole/mixed-v0").total_episodes == 303
+    variables = run(form(SCRIPTS["minari"]))
+    assert variables["model"].num_timesteps == n_updates
+    assert np.shape(variables["returns"]) == (5,)
