@@ -5,10 +5,10 @@ RUN := $(VENV)/bin/python -m
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format docs bench dataset clean
+.PHONY: help install demo test check format docs bench bench-gpu dataset clean
 
 help: ## List the verbs
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -38,6 +38,10 @@ docs: install ## Build the documentation into site/
 
 bench: install ## Time an update, side by side with the peers
 	$(RUN) benchmarks.train_step
+
+bench-gpu: install ## On a GPU: its tests, and the operations timed (runs/bench-gpu)
+	$(RUN) pytest tests/ops -m gpu
+	$(RUN) benchmarks.ops --output runs/bench-gpu
 
 dataset: install ## Record the bundled dataset again
 	$(RUN) examples.build_hopper_dataset --output sb3_dmamba/data/bundled

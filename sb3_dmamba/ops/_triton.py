@@ -34,9 +34,15 @@ def launch(
     if 0 in grid:
         return
     device = next(x.device for x in arguments if isinstance(x, Tensor))
-    current = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-    with current:
+    with _current(device):
         kernel[grid](*arguments, **constants, num_warps=warps, **_OPTIONS)
+
+
+def _current(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Triton launches on the current device, which need not be that of the tensors."""
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
+        return contextlib.nullcontext()
+    return torch.cuda.device(device)
 
 
 def power_of_two(size: int) -> int:

@@ -22,7 +22,9 @@ from sb3_dmamba.ops.selective_scan import _triton_backward, _triton_forward
 TILE = 8
 # Tokens whose states the backward pass holds in registers at once; divides TILE.
 HISTORY = 4
-# Floats of a state that one thread holds. More do not fit beside the rest of what it holds.
+# Channels of a program, at most, and floats of a state that one thread holds: more of these do not
+# fit beside the rest of what it holds.
+MAX_BLOCK_D = 32
 STATES_A_THREAD = 16
 # A sequence is cut into segments, which costs the states a second pass, where there are fewer warps
 # than this on a multiprocessor without, down to segments of MIN_SEGMENT tokens.
@@ -69,7 +71,7 @@ class _Plan(NamedTuple):
         (batch, length, channels), states = inputs.u.shape, inputs.A.shape[1]
         rank = 0 if inputs.weight is None else inputs.weight.shape[1]
         block_n = _triton.power_of_two(states)
-        block_d = max(16, min(32, _triton.power_of_two(channels)))
+        block_d = max(16, min(MAX_BLOCK_D, _triton.power_of_two(channels)))
         warps = max(1, block_d * block_n // (32 * STATES_A_THREAD))
         n_blocks = -(-channels // block_d)
         n_multiprocessors = _triton.n_multiprocessors(inputs.u.device)
