@@ -113,7 +113,8 @@ class DecisionMambaConfig(SequenceModelFields, TransformerConfig):
         memory: How ``as_stateful_wrapper`` remembers: ``"window"`` as d3rlpy does, or ``"stream"``
             at a constant cost a step.
         seed: Seed of the weights and of dropout, the same as of ``sb3_dmamba.DecisionMamba``; None
-            draws from torch's global generator, which ``d3rlpy.seed`` sets.
+            draws from torch's global generator, which ``d3rlpy.seed`` sets, as does dropout in
+            compiled updates.
 
     Raises:
         ConfigError: A value is out of its range; names the field, the value and the range.

@@ -51,6 +51,10 @@ class DecisionMambaModules(Modules):
     optim: OptimizerWrapper
     progress: TrainingProgress
 
+    def get_torch_modules(self) -> dict[str, nn.Module]:
+        """Return what has weights to look at: the network."""
+        return {"transformer": self.transformer}
+
 
 @dataclasses.dataclass(frozen=True)
 class TokenSchedule:

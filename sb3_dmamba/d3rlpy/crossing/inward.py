@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 import numpy as np
+import torch
 from d3rlpy.constants import PositionEncodingType
 from d3rlpy.preprocessing import (
     MinMaxActionScaler,
@@ -112,7 +113,10 @@ def _make_observation_scaler(policy: DecisionMambaPolicy, weights: Weights) -> A
         return PixelObservationScaler()
     shape = policy.observation_space.shape
     mean, std = (weights[f"{ENCODER}{name}"] for name in ("mean", "std"))
-    weights[f"{ENCODER}mean"], weights[f"{ENCODER}std"] = mean * 0.0, std * 0.0 + 1.0
+    weights[f"{ENCODER}mean"], weights[f"{ENCODER}std"] = (
+        torch.zeros_like(mean),
+        torch.ones_like(std),
+    )
     if bool((mean == 0.0).all()):
         if bool((std == 1.0).all()):
             return None

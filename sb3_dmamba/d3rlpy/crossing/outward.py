@@ -58,7 +58,8 @@ def to_sb3(
 ) -> Sb3DecisionMamba:
     """Open a d3rlpy learnable of ours as a ``sb3_dmamba.DecisionMamba``.
 
-    Scalers move into the network. The optimiser starts anew.
+    Scalers move into the network. The optimiser starts anew, and ``resid_dropout`` is the dropout
+    of everything.
 
     Args:
         learnable: One of our algorithms, built.
