@@ -9,6 +9,8 @@ from typing import Any
 import d3rlpy
 import numpy as np
 import pytest
+from d3rlpy.algos import GreedyTransformerActionSampler
+from d3rlpy.metrics import evaluate_transformer_with_environment
 from d3rlpy.models import PixelEncoderFactory, VectorEncoderFactory
 from d3rlpy.optimizers import AdamWFactory, RMSpropFactory, WarmupSchedulerFactory
 from d3rlpy.preprocessing import (
@@ -29,6 +31,7 @@ from sb3_dmamba import DecisionMamba, Trajectories
 from sb3_dmamba.config import Memory
 from sb3_dmamba.d3rlpy import DecisionMambaEncoderFactory, from_sb3, to_sb3
 from sb3_dmamba.errors import ConfigError, NotFittedError, SpaceError
+from sb3_dmamba.evaluation import SeedEpisodes
 from tests.d3rlpy.cases import draw_partial, make_algo, make_scalers, seeded, vector_encoder
 from tests.models import tiny_model
 from tests.toys import ChoiceEnv, choice_trajectories, random_trajectories
@@ -175,6 +178,20 @@ def test_a_model_trains_on_at_the_other_face(tmp_path: Path) -> None:
     both_play(back, learnable, data)
     back.fit(data, 2)
     assert back._n_updates == 46
+
+
+@pytest.mark.parametrize("memory", ["window", "stream"])
+def test_d3rlpys_evaluator_says_what_evaluate_says(memory: Memory) -> None:
+    model = tiny_model().fit(choice_trajectories(20), 12)
+    report = model.evaluate(
+        [3.0, 8.0], n_episodes=3, env=ChoiceEnv, seed=40, memory=memory, n_workers=0
+    )
+    learnable = from_sb3(model)
+    for target, expected in zip([3.0, 8.0], report.results, strict=True):
+        actor = learnable.as_stateful_wrapper(target, GreedyTransformerActionSampler(), memory)
+        env = SeedEpisodes(ChoiceEnv(), 40)
+        mean = evaluate_transformer_with_environment(actor, env, n_trials=3)
+        assert mean == pytest.approx(np.mean(expected.returns))
 
 
 REWARD_SCALERS = [
