@@ -195,10 +195,12 @@ def _describe(costs: Sequence[Cost]) -> str:
 
 def _ratio(first: Cost, last: Cost, value: Callable[[Cost], float]) -> str:
     ratio = value(last) / value(first)
-    return "" if math.isnan(ratio) else f"{ratio:.2g} times"
+    return "" if math.isnan(ratio) else f"{ratio:.2f} times"
 
 
 def _plot(costs: Sequence[Cost], fields: Sequence[str], label: str, path: Path) -> None:
+    from matplotlib.ticker import LogLocator
+
     figure, axes = new_figure()
     names = list(dict.fromkeys(cost.variant for cost in costs))
     for index, name in enumerate(names):
@@ -219,8 +221,9 @@ def _plot(costs: Sequence[Cost], fields: Sequence[str], label: str, path: Path) 
     axes.set_yscale("log")
     lengths = sorted({cost.context_length for cost in costs})
     axes.set_xticks(lengths, [str(length) for length in lengths])
-    axes.minorticks_off()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.yaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
     axes.set_xlabel("steps of context, K")
     axes.set_ylabel(label)
     save_figure(figure, axes, label, path)
