@@ -1,8 +1,8 @@
 """Breakout from a DQN-replay folder: learn, predict held-out players, play a game.
 
-A small network for a CPU: 64 wide, two layers, eight steps of context. A first look, not a result:
-after 800 updates it hardly predicts more than the commonest action, so give it thousands. For the
-paper's recipe leave ``SMALL`` out, and take a GPU.
+A small network for a CPU: 64 wide, two layers, eight steps of context. On 60,000 frames it learns
+until about 2,000 updates, and by heart after that. For the paper's recipe leave ``SMALL`` out, and
+take a GPU.
 
     python examples/breakout_from_dqn_replay.py path/to/dqn-replay/Breakout
 """
@@ -49,7 +49,7 @@ def predict_actions(model: DecisionMamba, dataset: Trajectories) -> NDArray[np.i
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("folder", help="a game's folder of the DQN replay")
-    parser.add_argument("--updates", type=int, default=1500)
+    parser.add_argument("--updates", type=int, default=2000)
     parser.add_argument("--games", type=int, default=3)
     parser.add_argument("--output", default="runs/breakout")
     options = parser.parse_args()
@@ -66,8 +66,10 @@ def main() -> None:
     print(f"held-out actions predicted: {correct.mean():.1%}")
     print(f"always the commonest one:   {counts.max() / counts.sum():.1%}")
     names = model.task.actions if model.task is not None else ()
-    for action, name in enumerate(names):
-        print(f"  {name:5} {correct[held_out.actions == action].mean():.1%} of {counts[action]}")
+    recalls = [correct[held_out.actions == action].mean() for action in range(len(names))]
+    for name, recall, count in zip(names, recalls, counts, strict=True):
+        print(f"  {name:5} {recall:.1%} of {count}")
+    print(f"mean over actions:          {np.mean(recalls):.1%}, by chance {1 / len(names):.1%}")
     best = float(dataset.returns.max())
     print(model.evaluate([best / 4, best], n_episodes=options.games, deterministic=False))
 
