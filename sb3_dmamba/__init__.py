@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from sb3_dmamba.atari import register_if_gymnasium_is_loaded
+from sb3_dmamba import atari, memory_tasks
 
 if TYPE_CHECKING:
     from sb3_dmamba.algorithm import DecisionMamba as DecisionMamba
@@ -45,7 +45,9 @@ __all__ = [
     "load_trajectories",
 ]
 
-register_if_gymnasium_is_loaded()  # gymnasium.make("sb3_dmamba:...") imports us to find the id
+for _environments in (atari, memory_tasks):
+    # gymnasium.make("sb3_dmamba:...") imports us to find the id
+    _environments.register_if_gymnasium_is_loaded()
 
 
 def __getattr__(name: str) -> Any:

@@ -27,7 +27,12 @@ GAMES = ["breakout", "qbert", "pong", "seaquest"]
 
 
 def test_the_listed_names_are_the_papers_and_the_bundled_dataset() -> None:
-    assert [task.name for task in list_tasks()] == ["hopper-bundled", *LOCOMOTION, *GAMES]
+    assert [task.name for task in list_tasks()] == [
+        "hopper-bundled",
+        *LOCOMOTION,
+        *GAMES,
+        "tmaze-50",
+    ]
 
 
 @pytest.mark.parametrize("task", list_tasks(), ids=lambda task: task.name)

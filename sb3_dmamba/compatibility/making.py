@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from sb3_dmamba import atari
+from sb3_dmamba import atari, memory_tasks
 from sb3_dmamba.compatibility.other_interfaces import import_shimmy, old_gym_arguments
 from sb3_dmamba.errors import MissingDependencyError, UnknownTaskError
 
@@ -93,6 +93,8 @@ def _resolve(env_id: str, env_kwargs: Mapping[str, Any]) -> tuple[str, dict[str,
     kwargs = dict(env_kwargs)
     if env_id == atari.ATARI_ID:
         atari.register()
+    elif env_id == memory_tasks.TMAZE_ID:
+        memory_tasks.register()
     elif env_id.startswith(_ALE):
         _register_arcade()
     elif env_id.startswith(_DM_CONTROL):

@@ -1,4 +1,4 @@
-"""The named tasks: the paper's nine locomotion datasets and four games, and the bundled dataset.
+"""The named tasks: the paper's nine datasets and four games, the bundled dataset, and a T-maze.
 
 Every number is the paper's (Ota 2024, arXiv:2403.19925, appendix, and its official code, which
 follows the Decision Transformer's: Chen et al. 2021, arXiv:2106.01345, appendix), unless the
@@ -12,9 +12,10 @@ from typing import Any
 
 from sb3_dmamba.atari import ATARI_ID, MINIMAL_ACTIONS
 from sb3_dmamba.d4rl import D4RLName, list_names, parse_name
+from sb3_dmamba.memory_tasks import TMAZE_ID, TMAZE_LENGTHS, parse_tmaze_name
 from sb3_dmamba.tasks.task import ReferenceScores, Task
 
-__all__ = ["MEASURED_REFERENCES", "find_d4rl_task", "named_tasks"]
+__all__ = ["MEASURED_REFERENCES", "find_d4rl_task", "find_tmaze_task", "named_tasks"]
 
 _PAPER = "Ota 2024 (arXiv:2403.19925), appendix and official code"
 _D4RL = "D4RL (Fu et al. 2020, arXiv:2004.07219), the same for v0, v1 and v2"
@@ -32,7 +33,7 @@ MEASURED_REFERENCES = {
 
 def named_tasks() -> list[Task]:
     """Return every named task, the bundled one first."""
-    return [_bundled(), *_locomotion(), *_atari()]
+    return [_bundled(), *_locomotion(), *_atari(), *map(_tmaze, TMAZE_LENGTHS)]
 
 
 # --- Gym locomotion ------------------------------------------------------------------------------
@@ -251,5 +252,53 @@ def _bundled() -> Task:
             "reference": _MEASURED,
             "overrides": "the paper's shape without channel mixing (its Table 3), "
             "with a schedule for a laptop CPU",
+        },
+    )
+
+
+# --- T-maze --------------------------------------------------------------------------------------
+
+_TMAZE_SPARE_STEPS = 14  # that agents of the dataset waste, most of them
+
+
+def find_tmaze_task(name: str) -> Task | None:
+    """Return the task of a T-maze of any length, ``"tmaze-50"``; None for other names."""
+    length = parse_tmaze_name(name)
+    return None if length is None else _tmaze(length)
+
+
+def _tmaze(length: int) -> Task:
+    return Task(
+        name=f"tmaze-{length}",
+        env_id=TMAZE_ID,
+        env_kwargs={"length": length},
+        dataset=f"tmaze-{length}",
+        target_returns=(1.0,),
+        reference=ReferenceScores(0.0, 1.0, "never right, and always right without a detour"),
+        overrides={
+            "hidden_size": 32,
+            "n_layers": 2,
+            "context_length": length + _TMAZE_SPARE_STEPS,
+            "channel_mixing": False,
+            "dropout": 0.0,
+            "time_encoding": "none",
+            "return_scale": 1.0,
+            "memory": "stream",
+            "carry_state": True,
+            "batch_size": 32,
+            "n_updates": 2500,
+            "warmup_updates": 200,
+            "learning_rate": 3e-3,
+            "lr_schedule": "linear",
+        },
+        description=f"A T-maze: the first of {length} steps decides the last; scripted agents",
+        source={
+            "env_id": "after Bakker 2002, NeurIPS 14",
+            "env_kwargs": "the length in the name",
+            "dataset": "scripted agents that waste steps and choose wrong half the time",
+            "target_returns": "the most there is",
+            "reference": "the rewards of the environment",
+            "overrides": "a window as long as the corridor, carried on where an episode is longer; "
+            "chosen on tmaze-50",
         },
     )

@@ -8,11 +8,16 @@ import os
 import re
 from pathlib import Path
 
-from sb3_dmamba import atari
+from sb3_dmamba import atari, memory_tasks
 from sb3_dmamba.compatibility import is_known_elsewhere
 from sb3_dmamba.d4rl import list_names
 from sb3_dmamba.errors import UnknownTaskError
-from sb3_dmamba.tasks.recipes import MEASURED_REFERENCES, find_d4rl_task, named_tasks
+from sb3_dmamba.tasks.recipes import (
+    MEASURED_REFERENCES,
+    find_d4rl_task,
+    find_tmaze_task,
+    named_tasks,
+)
 from sb3_dmamba.tasks.task import ReferenceScores, Task
 
 __all__ = ["get_reference_scores", "get_task", "list_tasks"]
@@ -29,7 +34,8 @@ def get_task(name: str) -> Task:
     """Find out what a name stands for.
 
     In this order: a named task (:func:`list_tasks`), any other Gym-MuJoCo dataset of D4RL
-    (``"hopper-expert-v2"``, ``"ant-medium-v1"``), an environment registered with Gymnasium
+    (``"hopper-expert-v2"``, ``"ant-medium-v1"``), a T-maze of any length (``"tmaze-70"``), an
+    environment registered with Gymnasium
     (``"Hopper-v5"``; ``"package:Name-v0"`` imports the package first, ``"ALE/Pong-v5"`` and
     dm_control's ``"dm_control/cartpole-swingup-v0"`` need no import, ``"gym:Name-v0"`` is the old
     gym's), and a Minari dataset (``"hopper/medium-v0"``, or any id found in the local storage).
@@ -52,6 +58,9 @@ def get_task(name: str) -> Task:
     d4rl_task = find_d4rl_task(name)
     if d4rl_task is not None:
         return d4rl_task
+    tmaze = find_tmaze_task(name)
+    if tmaze is not None:
+        return tmaze
     if is_known_elsewhere(name) or _is_registered(name):
         return _gymnasium_task(name)
     if _is_local_minari_id(name) or _NAMESPACED_ID.fullmatch(name):
@@ -94,6 +103,7 @@ def _is_registered(name: str) -> bool:
     import gymnasium
 
     atari.register()
+    memory_tasks.register()
     if name in gymnasium.registry:
         return True
     module, _, env_id = name.partition(":")

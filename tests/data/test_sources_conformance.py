@@ -481,8 +481,11 @@ def test_what_comes_back_is_writable_to_a_store(
     assert again.source == found.source
 
 
+MADE_UP = {"tmaze:load_tmaze"}  # records when it is asked: there is nothing to write down
+
+
 def test_every_source_has_a_format() -> None:
-    covered = {each.loader for each in FORMATS}
+    covered = {each.loader for each in FORMATS} | MADE_UP
     assert {row.loader.rpartition(".")[2] for row in SOURCES} <= covered
 
 

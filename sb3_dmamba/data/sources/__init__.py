@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from sb3_dmamba.d4rl import D4RL_NAME
 from sb3_dmamba.errors import DatasetError
+from sb3_dmamba.memory_tasks import parse_tmaze_name
 
 if TYPE_CHECKING:
     from sb3_dmamba.data._progress import Bar
@@ -142,6 +143,10 @@ def _is_d4rl_name(source: object) -> bool:
     return isinstance(source, str) and D4RL_NAME.fullmatch(source) is not None
 
 
+def _is_tmaze_name(source: object) -> bool:
+    return isinstance(source, str) and parse_tmaze_name(source) is not None
+
+
 def _is_d4rl_file(source: object) -> bool:
     if not isinstance(source, (str, PathLike)):
         return False
@@ -193,6 +198,12 @@ SOURCES = (
         "name",
         _is_d4rl_name,
         "sb3_dmamba.data.sources.d4rl:open_d4rl_name",
+    ),
+    Source(
+        "a T-maze's name, which records scripted agents in it ('tmaze-50')",
+        "name",
+        _is_tmaze_name,
+        "sb3_dmamba.data.sources.tmaze:load_tmaze",
     ),
     Source(
         "a D4RL HDF5 file or a Decision Transformer pickle (.hdf5, .h5, .pkl)",

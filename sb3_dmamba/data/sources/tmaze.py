@@ -1,0 +1,87 @@
+"""Episodes of agents that know the way and do not always take it."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float32, Int64
+from numpy import ndarray
+
+from sb3_dmamba.data.trajectories import Trajectories
+from sb3_dmamba.errors import DatasetError
+from sb3_dmamba.memory_tasks import TMAZE_ID, parse_tmaze_name
+from sb3_dmamba.memory_tasks.tmaze import BACK, DOWN, FORWARD, UP, TMaze
+
+__all__ = ["load_tmaze"]
+
+_MOST_WASTE = 0.1  # of the steps of the laziest agent
+_LEAST = {"n_episodes": 1, "seed": 0}
+
+
+def load_tmaze(source: str, *, n_episodes: int = 1000, seed: int = 0) -> Trajectories:
+    """Record scripted agents of mixed quality in a T-maze.
+
+    Each episode's agent wastes a share of its steps, drawn between none and 0.1, and turns right
+    or wrong at the junction as often as not: the return tells which, and nothing before the
+    junction does. So a model that is asked for a return of 1 has to walk straight and remember;
+    one that imitates on average is right half the time.
+
+    Args:
+        source: ``"tmaze-50"`` for a corridor of 50 steps, and so on.
+        n_episodes: Episodes to record.
+        seed: The same one gives the same data.
+
+    Raises:
+        DatasetError: The name or a number is none of these.
+    """
+    length = parse_tmaze_name(source)
+    if length is None:
+        raise DatasetError(f"{source!r} is no T-maze: write tmaze- and its length, 'tmaze-50'")
+    for name, value in (("n_episodes", n_episodes), ("seed", seed)):
+        is_integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+        if not is_integer or value < _LEAST[name]:
+            raise DatasetError(f"{name}={value!r}: give an integer of at least {_LEAST[name]}")
+    env = TMaze(length)
+    generators = np.random.default_rng(int(seed)).spawn(int(n_episodes))
+    played = [_play(env, generator) for generator in generators]
+    observations, actions, rewards, terminated = zip(*played, strict=True)
+    return Trajectories.from_episodes(
+        observations,
+        actions,
+        rewards,
+        terminated,
+        [not each for each in terminated],
+        observation_space=env.observation_space,  # type: ignore[arg-type]
+        action_space=env.action_space,  # type: ignore[arg-type]
+        env_id=TMAZE_ID,
+        env_kwargs={"length": length},
+        source=f"{source}, {n_episodes} scripted episodes, seed {seed}",
+    )
+
+
+def _play(
+    env: TMaze, generator: np.random.Generator
+) -> tuple[Float32[ndarray, "T 4"], Int64[ndarray, "T"], Float32[ndarray, "T"], bool]:
+    """Play one episode of an agent whose quality is drawn too; the last says if it got there."""
+    waste, is_right = generator.uniform(0.0, _MOST_WASTE), generator.random() < 0.5
+    observation, _ = env.reset(seed=int(generator.integers(2**31)))
+    shown = UP if observation[0] else DOWN
+    turn = shown if is_right else UP + DOWN - shown
+    observations: list[ndarray] = []
+    actions: list[int] = []
+    rewards: list[float] = []
+    terminated = truncated = False
+    while not (terminated or truncated):
+        action = _choose(bool(observation[3]), turn, waste, generator)
+        observations.append(observation)
+        actions.append(action)
+        observation, reward, terminated, truncated, _ = env.step(np.int64(action))
+        rewards.append(float(reward))
+    rewarded = np.array(rewards, dtype=np.float32)
+    return np.stack(observations), np.array(actions, dtype=np.int64), rewarded, terminated
+
+
+def _choose(at_junction: bool, turn: int, waste: float, generator: np.random.Generator) -> int:
+    if generator.random() >= waste:
+        return turn if at_junction else FORWARD
+    # Into a wall or back, but never into an arm.
+    return int(generator.choice([FORWARD, BACK] if at_junction else [UP, DOWN, BACK]))

@@ -1,0 +1,174 @@
+"""The T-maze: its rules, what it shows and when, and the data of its scripted agents."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env as check_gymnasium_env
+from stable_baselines3.common.env_checker import check_env as check_sb3_env
+
+from sb3_dmamba import memory_tasks
+from sb3_dmamba.data import Trajectories, load_trajectories
+from sb3_dmamba.errors import ConfigError, DatasetError
+from sb3_dmamba.memory_tasks import TMAZE_ID, parse_tmaze_name
+from sb3_dmamba.memory_tasks.tmaze import BACK, DOWN, FORWARD, UP, TMaze
+from sb3_dmamba.tasks import get_task
+
+CORRIDOR, JUNCTION = [0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]
+
+
+def start(env: TMaze, side: int) -> np.ndarray:
+    """Start an episode whose cue shows a side."""
+    for seed in range(100):
+        observation, _ = env.reset(seed=seed)
+        if observation[side - UP]:
+            return observation
+    raise AssertionError("no such episode")
+
+
+def walk(env: TMaze, *actions: int) -> list[tuple[Any, ...]]:
+    return [env.step(np.int64(action)) for action in actions]
+
+
+@pytest.mark.parametrize("length", [1, 4])
+@pytest.mark.parametrize(("side", "other"), [(UP, DOWN), (DOWN, UP)])
+def test_the_arm_that_was_shown_pays(side: int, other: int, length: int) -> None:
+    env = TMaze(length)
+    for turn, reward in ((side, 1.0), (other, 0.0)):
+        observation = start(env, side)
+        assert observation.tolist() == [side == UP, side == DOWN, 1.0, 0.0]
+        *way, last = walk(env, *[FORWARD] * length, turn)
+        assert [step[0].tolist() for step in way] == [CORRIDOR] * (length - 1) + [JUNCTION]
+        assert [step[1:4] for step in way] == [(0.0, False, False)] * length
+        assert last[1:4] == (reward, True, False)
+        assert last[4] == {"is_success": turn == side}
+
+
+def test_steps_that_lead_nowhere_cost_and_the_cue_does_not_come_back() -> None:
+    env = TMaze(2)
+    start(env, UP)
+    steps = walk(env, BACK, UP, DOWN, FORWARD, BACK, FORWARD, FORWARD, FORWARD, BACK)
+    assert [step[1] for step in steps] == [
+        -0.01, -0.01, -0.01, 0.0, -0.01, 0.0, 0.0, -0.01, -0.01
+    ]  # fmt: skip
+    assert [step[0].tolist() for step in steps] == [CORRIDOR] * 6 + [JUNCTION] * 2 + [CORRIDOR]
+
+
+def test_it_is_truncated_in_the_end() -> None:
+    env = TMaze(3)
+    start(env, UP)
+    *steps, last = walk(env, *[BACK] * 16)
+    assert not any(step[2] or step[3] for step in steps)
+    assert last[2:] == (False, True, {"is_success": False})
+    start(env, DOWN)
+    last = walk(env, *[BACK] * 12, *[FORWARD] * 3, DOWN)[-1]
+    assert last[1:4] == (1.0, True, False)  # the last step there is
+
+
+def test_both_sides_are_drawn_and_seeds_decide() -> None:
+    env = TMaze(5)
+    cues = [env.reset(seed=seed)[0][0] for seed in range(200)]
+    assert 70 < sum(cues) < 130
+    assert cues == [env.reset(seed=seed)[0][0] for seed in range(200)]
+
+
+@pytest.mark.filterwarnings("ignore:.*render")
+def test_gymnasiums_and_stable_baselines3s_checks() -> None:
+    memory_tasks.register()
+    env = gym.make(TMAZE_ID, length=7)
+    check_sb3_env(env)
+    check_gymnasium_env(env.unwrapped)
+
+
+def test_it_draws_itself() -> None:
+    env = TMaze(3, render_mode="ansi")
+    start(env, DOWN)
+    assert env.render() == "     ^\nv A...\n     v\n"
+    walk(env, FORWARD)
+    assert env.render() == "     ^\n  .A..\n     v\n"
+    assert TMaze(3).render() is None
+
+
+@pytest.mark.parametrize("arguments", [{"length": 0}, {"length": 2.5}, {"length": True}])
+def test_lengths_out_of_range(arguments: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="length="):
+        TMaze(**arguments)
+    with pytest.raises(ConfigError, match="render_mode='human'"):
+        TMaze(render_mode="human")
+
+
+def test_gymnasium_makes_it_from_a_fresh_process() -> None:
+    code = f"import gymnasium; print(gymnasium.make({TMAZE_ID!r}, length=9).unwrapped.length)"
+    finished = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert finished.stdout.strip() == "9"
+
+
+# --- The data ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def data() -> Trajectories:
+    return load_trajectories("tmaze-20", n_episodes=400, seed=1)
+
+
+def test_names() -> None:
+    names = {"tmaze-50": 50, "tmaze-1": 1, "tmaze-0": None, "tmaze-": None, "tmaze-05": None}
+    assert {name: parse_tmaze_name(name) for name in names} == names
+    assert parse_tmaze_name("hopper-medium-v2") is None
+
+
+def test_the_recorded_steps_are_the_environments(data: Trajectories) -> None:
+    assert (data.env_id, data.env_kwargs) == (TMAZE_ID, {"length": 20})
+    assert data.env_id is not None
+    env = gym.make(data.env_id, **data.env_kwargs)
+    assert (env.observation_space, env.action_space) == (data.observation_space, data.action_space)
+    maze = TMaze(20)
+    for episode in list(data)[:40]:
+        seen = start(maze, UP if episode.observations[0, 0] else DOWN)
+        for observation, action, reward in zip(
+            episode.observations, episode.actions, episode.rewards, strict=True
+        ):
+            np.testing.assert_array_equal(observation, seen)
+            seen, paid, terminated, truncated, _ = maze.step(action)
+            assert paid == pytest.approx(float(reward))
+        assert (terminated, truncated) == (episode.terminated, episode.truncated)
+
+
+def test_the_agents_are_of_mixed_quality_and_the_return_tells(data: Trajectories) -> None:
+    assert len(data) == 400
+    right = data.returns > 0.5
+    assert 0.4 < right.mean() < 0.6
+    cue_up = np.array([episode.observations[0, 0] > 0 for episode in data])
+    turned_up = np.array([episode.actions[-1] == UP for episode in data])
+    finished = data.terminated
+    np.testing.assert_array_equal(right[finished], (cue_up == turned_up)[finished])
+    assert abs(turned_up[cue_up].mean() - 0.5) < 0.1  # the cue alone says nothing
+    assert data.lengths.min() == 21
+    assert data.lengths.max() > 21
+
+
+def test_seeds_decide_and_numbers_are_checked() -> None:
+    first = load_trajectories("tmaze-5", n_episodes=20, seed=3)
+    again = load_trajectories("tmaze-5", n_episodes=20, seed=3)
+    other = load_trajectories("tmaze-5", n_episodes=20, seed=4)
+    np.testing.assert_array_equal(first.actions, again.actions)
+    np.testing.assert_array_equal(first.observations, again.observations)
+    assert first.n_steps != other.n_steps or not np.array_equal(first.actions, other.actions)
+    for options in ({"n_episodes": 0}, {"n_episodes": 1.5}, {"seed": -1}):
+        with pytest.raises(DatasetError, match=next(iter(options))):
+            load_trajectories("tmaze-5", **options)
+
+
+def test_the_task() -> None:
+    task = get_task("tmaze-33")
+    assert (task.dataset, task.env_kwargs) == ("tmaze-33", {"length": 33})
+    env = task.make_env()
+    assert env.unwrapped.length == 33  # type: ignore[attr-defined]
+    assert task.target_returns == (1.0,)
