@@ -28,30 +28,35 @@ _CONV = {"TAPS": 4, "BLOCK_L": 16, "BLOCK_D": 64, "SILU": True, "DOUBLE": False}
 _SEQUENCES = {"u", "delta", "b", "c", "z", "y", "grad", "d_u", "d_step", "d_z", "x", "d_x"}
 _DIVISIBLE = {"n_channels", "n_states", "u_batch", "u_time", "z_batch", "z_time", "x_batch"}
 
-# Kernel, its compile-time constants, the tensors that are absent, its warps.
+_FORWARD = {**_STEPS, "TILE": 8, "STATES_ONLY": False}
+_BACKWARD = {**_STEPS, "HISTORY": 4, "SPACING": 8}
+# What may be absent when gradients are wanted, in the forward and in the backward pass.
+_OPTIONAL = ("weight", "skip", "z", "bias", "initial", "starts", "final")
+_OPTIONAL_BACK = ("weight", "skip", "z", "bias", "carries", "d_z", "d_skip", "d_bias", "d_initial")
+
+# Kernel, its compile-time constants, the tensors that are absent, its warps. Types are checked in
+# the branches that are taken, so each optional tensor is there once and once not.
 _CASES: list[tuple[Any, dict[str, Any], tuple[str, ...], int]] = [
+    (_triton_forward.scan_forward, _FORWARD, ("sums",), 1),
+    (_triton_forward.scan_forward, _FORWARD, (*_OPTIONAL, "sums"), 1),
     (
         _triton_forward.scan_forward,
-        {**_STEPS, "TILE": 8, "STATES_ONLY": False},
-        ("initial", "starts", "final", "sums"),
-        1,
-    ),
-    (
-        _triton_forward.scan_forward,
-        {**_STEPS, "TILE": 8, "STATES_ONLY": True},
+        {**_FORWARD, "STATES_ONLY": True},
         ("z", "initial", "starts", "y", "checkpoints"),
         1,
     ),
     (_triton_forward.carry_states, {**_SCAN, "REVERSED": True}, (), 1),
     (_triton_backward.scan_backward_ends, {**_STEPS, "TILE": 8}, (), 1),
-    (
-        _triton_backward.scan_backward,
-        {**_STEPS, "HISTORY": 4, "SPACING": 8},
-        ("carries", "d_initial"),
-        1,
-    ),
+    (_triton_backward.scan_backward, _BACKWARD, (), 1),
+    (_triton_backward.scan_backward, _BACKWARD, _OPTIONAL_BACK, 1),
     (_triton_kernels.conv_forward, _CONV, (), 4),
     (_triton_kernels.conv_backward, {**_CONV, "BLOCK_T": 8}, (), 4),
+    (
+        _triton_kernels.conv_backward,
+        {**_CONV, "BLOCK_T": 8},
+        ("bias", "initial", "grad_final", "d_initial"),
+        4,
+    ),
 ]
 
 

@@ -113,6 +113,15 @@ def test_softplus_and_gate(backend: str) -> None:
     assert y.item() == pytest.approx(math.log(2) / (1 + math.exp(-1)), rel=1e-6)
 
 
+@pytest.mark.parametrize("backend", EVERY_ONE)
+def test_small_steps_keep_their_digits(backend: str) -> None:
+    # Mamba starts with steps down to 0.001; log(1 + e) as it is written has none left at 6e-6.
+    ones = torch.ones(1, 1, 1)
+    tensors = {"u": ones, "delta": -12 * ones, "A": 0 * ones[0], "B": ones, "C": ones}
+    y, _ = scan(tensors, backend)
+    assert y.item() == pytest.approx(math.log1p(math.exp(-12)), rel=1e-5)
+
+
 @pytest.mark.parametrize("rank", RANKS)
 @pytest.mark.parametrize("backend", EVERY_ONE)
 def test_gradcheck(backend: str, rank: int | None) -> None:

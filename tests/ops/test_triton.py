@@ -30,6 +30,7 @@ from tests.ops.cases import (
 )
 from tests.ops.conftest import HAS_TRITON, triton_scan
 
+ARGUMENTS = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "delta_weight", "initial_state")
 EITHER = [mark(INTERPRETED), mark("triton@cuda")]
 ON_CPU = [mark(INTERPRETED)]
 needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
@@ -156,6 +157,20 @@ def test_sequences_are_cut_where_the_card_would_idle(
     assert n_segments == 1 or segment % triton_scan().TILE == 0
 
 
+@needs_triton
+@pytest.mark.parametrize("states", [1, 3, 16, 100, 256, 1000])
+def test_a_thread_holds_no_more_than_its_registers(states: int) -> None:
+    scan = triton_scan()
+    tensors = scan_inputs(1, 1, 300, states)
+    inputs = scan._Inputs(*(tensors.get(name) for name in ARGUMENTS))
+    plan = scan._Plan.of(inputs, softplus=True)
+    block_d, block_n = plan.constants["BLOCK_D"], plan.constants["BLOCK_N"]
+    assert block_n >= states
+    assert block_d * plan.n_blocks >= 300
+    assert block_d * block_n <= 32 * plan.warps * scan.STATES_A_THREAD
+    assert plan.warps <= scan.MAX_WARPS
+
+
 @pytest.mark.parametrize("backend", EITHER)
 def test_the_same_bits_every_time(backend: str) -> None:
     tensors = scan_inputs(1, 5, 40, 3, 2)
@@ -210,11 +225,7 @@ def test_operators_are_what_they_say(backend: str, operation: str) -> None:
     arguments: tuple[Any, ...]
     if operation == "selective_scan":
         x = scan_inputs(1, 3, 3, 2, 2)
-        inputs = tuple(
-            x[name]
-            for name in ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "delta_weight")
-        )
-        arguments = (*inputs, x["initial_state"], True, True, True)
+        arguments = (*(x[name] for name in ARGUMENTS), True, True, True)
     else:
         arguments = (*conv_inputs(1, 3, 3, 2).values(), True, True)
     importlib.import_module(f"sb3_dmamba.ops.{operation}.triton")
@@ -278,4 +289,4 @@ def test_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
     }
     for name, dtype, _, registers, spilled in kernels:
         assert int(registers) <= 255, (name, dtype)
-        assert int(spilled) <= 512, f"{name} in {dtype} spills {spilled} bytes a thread"
+        assert int(spilled) <= 128, f"{name} in {dtype} spills {spilled} bytes a thread"

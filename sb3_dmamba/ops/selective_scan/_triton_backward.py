@@ -226,8 +226,8 @@ def scan_backward(
     for k in range(n_tiles):
         t = first + (n_tiles - 1 - k) * HISTORY
         before = t - t % SPACING
-        start = (batch * tl.cdiv(length, SPACING) + t // SPACING) * state_size
-        state = load_state(checkpoints_ptr + start, d, d_mask, n, n_mask, n_states, DOUBLE)
+        checkpoint = (batch * tl.cdiv(length, SPACING) + t // SPACING) * state_size
+        state = load_state(checkpoints_ptr + checkpoint, d, d_mask, n, n_mask, n_states, DOUBLE)
         for s in range(before, t, HISTORY):
             steps, inputs = (), ()
             for i in tl.static_range(HISTORY):

@@ -26,6 +26,7 @@ HISTORY = 4
 # fit beside the rest of what it holds.
 MAX_BLOCK_D = 32
 STATES_A_THREAD = 16
+MAX_WARPS = 8  # of a program: more have too few registers each
 # A sequence is cut into segments, which costs the states a second pass, where there are fewer warps
 # than this on a multiprocessor without, down to segments of MIN_SEGMENT tokens.
 WARPS_A_MULTIPROCESSOR = 4
@@ -72,7 +73,9 @@ class _Plan(NamedTuple):
         rank = 0 if inputs.weight is None else inputs.weight.shape[1]
         block_n = _triton.power_of_two(states)
         block_d = max(16, min(MAX_BLOCK_D, _triton.power_of_two(channels)))
-        warps = max(1, block_d * block_n // (32 * STATES_A_THREAD))
+        states_a_warp = 32 * STATES_A_THREAD
+        block_d = min(block_d, max(1, MAX_WARPS * states_a_warp // block_n))
+        warps = max(1, block_d * block_n // states_a_warp)
         n_blocks = -(-channels // block_d)
         n_multiprocessors = _triton.n_multiprocessors(inputs.u.device)
         segment, n_segments = _cut(length, batch * n_blocks * warps, n_multiprocessors)
