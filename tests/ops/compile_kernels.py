@@ -1,105 +1,100 @@
-"""Machine code of every Triton kernel, made ahead of time for a GPU that need not be there.
+"""Machine code of the Triton kernels, made for a GPU that need not be there.
 
-``python -m tests.ops.compile_kernels bf16 80 90`` prints, for compute capability 8.0 and 9.0, each
-kernel, the dtype of the sequences, the capability, and a thread's registers and bytes of stack.
+``python -m tests.ops.compile_kernels bfloat16 80 90`` prints, for compute capability 8.0 and 9.0,
+each kernel, the dtype of the sequences, the capability, and a thread's registers and bytes of
+stack. Everything up to a launch is as on the GPU: the operations are called, their arguments are
+bound and specialised, Triton and ptxas compile. Only nothing is run.
 """
 
 from __future__ import annotations
 
+import importlib
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 import triton
+from torch import Tensor
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
-from sb3_dmamba.ops.causal_conv1d import _triton_kernels
-from sb3_dmamba.ops.selective_scan import _triton_backward, _triton_forward
+from sb3_dmamba.ops import _triton
+from tests.ops.cases import conv_inputs, scan_inputs
 
-# Hopper's shapes: width 128, so 256 channels of 16 states, steps of rank 8, 4 taps.
-_SCAN = {"BLOCK_D": 32, "BLOCK_N": 16, "DOUBLE": False}
-_STEPS = {**_SCAN, "BLOCK_R": 8, "SOFTPLUS": True}
-_CONV = {"TAPS": 4, "BLOCK_L": 16, "BLOCK_D": 64, "SILU": True, "DOUBLE": False}
-_SEQUENCES = {"u", "delta", "b", "c", "z", "y", "grad", "d_u", "d_step", "d_z", "x", "d_x"}
-_DIVISIBLE = {"n_channels", "n_states", "u_batch", "u_time", "z_batch", "z_time", "x_batch"}
-
-_FORWARD = {**_STEPS, "TILE": 8, "STATES_ONLY": False}
-_BACKWARD = {**_STEPS, "HISTORY": 4, "SPACING": 8}
-# What may be absent when gradients are wanted, in the forward and in the backward pass.
-_OPTIONAL = ("weight", "skip", "z", "bias", "initial", "starts", "final")
-_OPTIONAL_BACK = ("weight", "skip", "z", "bias", "carries", "d_z", "d_skip", "d_bias", "d_initial")
-
-# Kernel, its compile-time constants, the tensors that are absent, its warps. Types are checked in
-# the branches that are taken, so each optional tensor is there once and once not.
-_CASES: list[tuple[Any, dict[str, Any], tuple[str, ...], int]] = [
-    (_triton_forward.scan_forward, _FORWARD, ("sums",), 1),
-    (_triton_forward.scan_forward, _FORWARD, (*_OPTIONAL, "sums"), 1),
-    (
-        _triton_forward.scan_forward,
-        {**_FORWARD, "STATES_ONLY": True},
-        ("z", "initial", "starts", "y", "checkpoints"),
-        1,
-    ),
-    (_triton_forward.carry_states, {**_SCAN, "REVERSED": True}, (), 1),
-    (_triton_backward.scan_backward_ends, {**_STEPS, "TILE": 8}, (), 1),
-    (_triton_backward.scan_backward, _BACKWARD, (), 1),
-    (_triton_backward.scan_backward, _BACKWARD, _OPTIONAL_BACK, 1),
-    (_triton_kernels.conv_forward, _CONV, (), 4),
-    (_triton_kernels.conv_backward, {**_CONV, "BLOCK_T": 8}, (), 4),
-    (
-        _triton_kernels.conv_backward,
-        {**_CONV, "BLOCK_T": 8},
-        ("bias", "initial", "grad_final", "d_initial"),
-        4,
-    ),
-]
+Usage = tuple[str, str, int, int, int]  # kernel, dtype, capability, registers, stack
 
 
-def compile_all(capability: int, dtype: str) -> Iterator[str]:
-    """Compile every kernel.
+class Compiler:
+    """Takes the place of the driver, of the launches, and counts what the kernels take."""
 
-    Args:
-        capability: Compute capability of the GPU, 80 for 8.0.
-        dtype: Of the sequences, ``"fp32"`` or ``"bf16"``.
+    def __init__(self, capability: int, dtype: torch.dtype) -> None:
+        self.capability, self.dtype = capability, dtype
+        self.found: dict[bytes, Usage] = {}
 
-    Yields:
-        Kernel, dtype of the sequences, capability, registers and stack (spills) of a thread.
-    """
-    for kernel, constants, absent, warps in _CASES:
-        registers, stack = _compile(kernel, constants, absent, warps, dtype, capability)
-        yield f"{kernel.__name__} {dtype} {capability} {registers} {stack}"
+    def get_current_target(self) -> GPUTarget:
+        """Return what Triton compiles for."""
+        return GPUTarget("cuda", self.capability, 32)
 
+    def get_current_device(self) -> int:
+        """Return the number of the device."""
+        return 0
 
-def _compile(
-    kernel: Any,
-    constants: dict[str, Any],
-    absent: tuple[str, ...],
-    warps: int,
-    dtype: str,
-    capability: int,
-) -> tuple[int, int]:
-    constants = {**constants, **{f"{name}_ptr": None for name in absent}}
-    signature, attributes = {}, {}
-    for place, name in enumerate(kernel.arg_names):
-        if name in constants:
-            signature[name] = "constexpr"
-        elif name.endswith("_ptr"):
-            signature[name] = f"*{dtype if name.removesuffix('_ptr') in _SEQUENCES else 'fp32'}"
-        else:
-            signature[name] = "i32"
-        if name not in constants and (name.endswith("_ptr") or name in _DIVISIBLE):
-            attributes[(place,)] = [["tt.divisibility", 16]]
-    compiled = triton.compile(
-        ASTSource(kernel, signature, constants, attributes),
-        target=GPUTarget("cuda", capability, 32),
-        options={"num_warps": warps, "num_stages": 1, "enable_fp_fusion": True},
-    )
-    return _measure(compiled.asm["cubin"])
+    def get_current_stream(self, device: int) -> int:
+        """Return a handle of the stream."""
+        return 0
+
+    def launch(
+        self, kernel: Any, grid: tuple[int, ...], warps: int, *arguments: Any, **constants: Any
+    ) -> None:
+        """Compile in place of launching."""
+        options = {**constants, "num_warps": warps, **_triton._OPTIONS}
+        code: bytes = kernel.warmup(*arguments, grid=grid, **options).asm["cubin"]
+        name = str(self.dtype).removeprefix("torch.")
+        self.found[code] = (kernel.__name__, name, self.capability, *_measure(code))
+
+    def compile_all(self) -> list[Usage]:
+        """Call the operations such that each optional tensor is there once and once not."""
+        triton.runtime.driver.set_active(self)
+        _triton.launch = self.launch
+        self._scan(scan_inputs(1, 1, 1, 1))
+        few = scan_inputs(2, 9, 20, 5)
+        self._scan({name: few[name] for name in ("u", "delta", *"ABC")})
+        scan: Any = importlib.import_module("sb3_dmamba.ops.selective_scan.triton")
+        scan._cut = lambda *sizes: (24, 3)
+        self._scan(scan_inputs(2, 60, 256, 16, 8))  # Hopper's shapes: width 128
+        taps = conv_inputs(2, 60, 256, 4)
+        self._convolve(taps)
+        self._convolve({k: x for k, x in taps.items() if k in ("x", "weight")})
+        return list(self.found.values())
+
+    def _scan(self, tensors: dict[str, Tensor]) -> None:
+        run = importlib.import_module("sb3_dmamba.ops.selective_scan.triton").selective_scan
+        names = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "delta_weight")
+        leaves = self._leaves(tensors)
+        arguments = [leaves.get(name) for name in names]
+        self._run(run, *arguments, True, leaves.get("initial_state"), "z" in leaves)
+
+    def _convolve(self, tensors: dict[str, Tensor]) -> None:
+        run = importlib.import_module("sb3_dmamba.ops.causal_conv1d.triton").causal_conv1d
+        leaves = self._leaves(tensors)
+        arguments = [leaves.get(name) for name in ("x", "weight", "bias")]
+        self._run(run, *arguments, True, leaves.get("initial_state"), "bias" in leaves)
+
+    def _leaves(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return sequences in the dtype asked for, and parameters in float32, or all in float64."""
+        double = torch.float64 if self.dtype is torch.float64 else torch.float32
+        sequences = ("u", "delta", "B", "C", "z", "x")
+        return {
+            name: x.to(self.dtype if name in sequences else double).requires_grad_()
+            for name, x in tensors.items()
+        }
+
+    def _run(self, operation: Any, *arguments: Any) -> None:
+        y, final = operation(*arguments)
+        (y.sum() if final is None else y.sum() + final.sum()).backward()
 
 
 def _measure(cubin: bytes) -> tuple[int, int]:
@@ -117,5 +112,5 @@ def _measure(cubin: bytes) -> tuple[int, int]:
 
 if __name__ == "__main__":
     for text in sys.argv[2:]:
-        for line in compile_all(int(text), sys.argv[1]):
-            sys.stdout.write(line + "\n")
+        for usage in Compiler(int(text), getattr(torch, sys.argv[1])).compile_all():
+            sys.stdout.write(" ".join(map(str, usage)) + "\n")

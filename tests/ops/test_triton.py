@@ -273,7 +273,7 @@ def test_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     root = Path(__file__).parents[2]
     done = subprocess.run(
-        [sys.executable, "-m", "tests.ops.compile_kernels", "bf16", "80"],
+        [sys.executable, "-m", "tests.ops.compile_kernels", "bfloat16", "80"],
         cwd=root,
         capture_output=True,
         text=True,
