@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from sb3_dmamba import d4rl
 from sb3_dmamba.cli import app
 from sb3_dmamba.cli.options import parse_options
 from sb3_dmamba.data import load_trajectories
+from sb3_dmamba.tasks import list_tasks
 from tests.serving import serving
 
 
@@ -203,6 +205,17 @@ def test_convert_names_the_game(shared_data: Path) -> None:
     source = str(shared_data / "dqn-replay" / "Breakout" / "1")
     result = run("convert", source, "store", "--option", "checkpoints=[0]")
     assert "next: dmamba train breakout --dataset store" in result.stdout
+
+
+def test_convert_beside_tasks_that_are_no_game(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = [task for task in list_tasks() if "game" not in task.env_kwargs]
+    other = replace(tasks[0], name="maze", env_kwargs={"length": 50})
+    monkeypatch.setattr("sb3_dmamba.tasks.list_tasks", lambda: [*tasks, other])
+    write(tmp_path / "a.hdf5")
+    result = run("convert", "a.hdf5", "store")
+    assert re.search("next: dmamba train (?!maze).+ --dataset store", result.stdout)
 
 
 def test_convert_with_an_option_called_folder(tmp_path: Path) -> None:

@@ -194,7 +194,9 @@ def _print_next(out: Output, folder: Path, data: Trajectories) -> None:
     from sb3_dmamba.tasks import list_tasks
 
     game = data.env_kwargs.get("game")
-    games = {task.env_kwargs["game"]: task.name for task in list_tasks() if task.env_kwargs}
+    games = {
+        task.env_kwargs["game"]: task.name for task in list_tasks() if "game" in task.env_kwargs
+    }
     name = games.get(game, data.env_id or "TASK")  # a game's name says more than all games' id
     out.console.print(
         f"next: dmamba train {name} --dataset {shlex.quote(str(folder))}",
