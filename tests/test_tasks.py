@@ -197,6 +197,7 @@ def test_d4rl_scores_stay_with_d4rl_names() -> None:
         ("Breakout", "breakout"),
         ("hopper", "hopper-bundled"),
         ("Hoper-v5", "Hopper-v5"),
+        ("Cartpole-v1", "CartPole-v1"),
     ],
 )
 def test_unknown_name_gets_suggestions(name: str, suggestion: str) -> None:

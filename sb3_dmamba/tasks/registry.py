@@ -139,10 +139,11 @@ def _close_names(name: str) -> list[str]:
     import gymnasium
 
     tasks = [task.name for task in named_tasks()]
-    newest: dict[str, tuple[int, str]] = {}
+    newest: dict[tuple[str | None, str], tuple[int, str]] = {}
     for env_id, spec in gymnasium.registry.items():
         versioned = (spec.version or 0, env_id)
-        newest[spec.name] = max(newest.get(spec.name, versioned), versioned)
+        key = (spec.namespace, spec.name)
+        newest[key] = max(newest.get(key, versioned), versioned)
     candidates = [*tasks, *list_names()] + [env_id for _, env_id in newest.values()]
     by_lower = {candidate.lower(): candidate for candidate in candidates}
     begun = [task for task in tasks if name and task.startswith(name.lower())][:2]
