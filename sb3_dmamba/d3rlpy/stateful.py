@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from d3rlpy.constants import ActionSpace
+from d3rlpy.dataset import is_tuple_shape
 from d3rlpy.torch_utility import convert_to_torch, convert_to_torch_recursively
 from gymnasium import spaces
 from torch import Tensor
 
 from sb3_dmamba.d3rlpy.network import pack_observations
+from sb3_dmamba.errors import SpaceError
 from sb3_dmamba.networks.acting import StreamMemory
 
 if TYPE_CHECKING:
@@ -73,7 +75,11 @@ class StreamTransformerWrapper:
 
         Returns:
             What the action sampler makes of the prediction: (A,) float32, or an int.
+
+        Raises:
+            SpaceError: The observation has another shape; the episode can go on.
         """
+        self._check_shape(x)
         self._return_rest -= reward
         self._algo.impl.modules.set_eval()
         prediction, remembered = self._memory.encode(
@@ -86,6 +92,17 @@ class StreamTransformerWrapper:
         action = self._action_sampler(output.cpu().numpy())
         self._state = self._memory.remember_action(self._stored(action), self._state, remembered)
         return action
+
+    def _check_shape(self, x: Any) -> None:
+        expected = self._algo.impl.observation_shape
+        if is_tuple_shape(expected):
+            return
+        if isinstance(x, tuple) or np.size(x) != np.prod(expected, dtype=int):
+            found = "a tuple" if isinstance(x, tuple) else f"of shape {np.shape(x)}"
+            raise SpaceError(
+                f"the observation is {found}, and shape {tuple(expected)} was expected: "
+                f"predict(observation, reward), with what env.step returned first"
+            )
 
     def _prepare(self, x: Any) -> Tensor:
         one = [part[None] for part in x] if isinstance(x, (list, tuple)) else np.asarray(x)[None]

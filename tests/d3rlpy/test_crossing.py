@@ -9,7 +9,7 @@ from typing import Any
 import d3rlpy
 import numpy as np
 import pytest
-from d3rlpy.algos import GreedyTransformerActionSampler
+from d3rlpy.algos import DecisionTransformerConfig, GreedyTransformerActionSampler
 from d3rlpy.metrics import evaluate_transformer_with_environment
 from d3rlpy.models import PixelEncoderFactory, VectorEncoderFactory
 from d3rlpy.optimizers import AdamWFactory, RMSpropFactory, WarmupSchedulerFactory
@@ -302,6 +302,18 @@ def test_what_cannot_cross_is_named(name: str, fields: dict[str, Any], message: 
     learnable = make_algo(name, (9,), **{"encoder_factory": vector_encoder(), **fields})
     with pytest.raises(ConfigError, match=message):
         to_sb3(learnable)
+
+
+def test_what_is_no_model_of_the_other_face() -> None:
+    model = make_algo("mamba", (9,))
+    with pytest.raises(ConfigError, match=r"to_sb3\(learnable\)"):
+        from_sb3(model)
+    theirs = DecisionTransformerConfig().create()
+    theirs.create_impl((9,), 2)
+    others: list[Any] = ["model.d3", tiny_model(), theirs]
+    for other in others:
+        with pytest.raises(ConfigError, match=r"to_sb3\(d3rlpy.load_learnable\('model.d3'\)\)"):
+            to_sb3(other)
 
 
 def test_what_else_cannot_cross() -> None:

@@ -12,7 +12,7 @@ from d3rlpy.algos import GreedyTransformerActionSampler, StatefulTransformerWrap
 from d3rlpy.metrics import evaluate_transformer_with_environment
 
 from sb3_dmamba.d3rlpy import StreamTransformerWrapper
-from sb3_dmamba.errors import ConfigError
+from sb3_dmamba.errors import ConfigError, SpaceError
 from tests.d3rlpy.cases import (
     CONTEXT,
     OURS,
@@ -140,6 +140,27 @@ def test_memories() -> None:
         algo.as_stateful_wrapper(float("nan"))
     with pytest.raises(ConfigError, match=r"position_encoding_type=.*SIMPLE"):
         make_algo("discrete mamba", (9,)).as_stateful_wrapper(1.0, memory="stream")
+
+
+@pytest.mark.parametrize(
+    ("mistake", "found"),
+    [
+        ((0.0, np.zeros(9, np.float32)), r"of shape \(\)"),
+        ((np.zeros(4, np.float32), 0.0), r"of shape \(4,\)"),
+        ((np.zeros((2, 9), np.float32), 0.0), r"of shape \(2, 9\)"),
+        (((np.zeros(9, np.float32), {}), 0.0), "a tuple"),
+    ],
+    ids=["swapped", "another environment's", "a batch", "what reset returned"],
+)
+def test_a_wrong_observation_leaves_the_episode_as_it_was(
+    mistake: tuple[Any, Any], found: str
+) -> None:
+    algo = make("mamba", (9,))
+    expected = play(algo.as_stateful_wrapper(5.0, memory="stream"), (9,))
+    actor = algo.as_stateful_wrapper(5.0, memory="stream")
+    with pytest.raises(SpaceError, match=rf"{found}.*shape \(9,\) was expected"):
+        actor.predict(*mistake)
+    np.testing.assert_array_equal(play(actor, (9,)), expected)
 
 
 def test_acting_between_updates() -> None:

@@ -29,7 +29,7 @@ from sb3_dmamba.d3rlpy.crossing.scaling import Affine
 from sb3_dmamba.d3rlpy.crossing.weights import ENCODER, Weights, refold_actions
 from sb3_dmamba.d3rlpy.encoders import DecisionMambaEncoderFactory
 from sb3_dmamba.d3rlpy.optimizers import DecisionMambaAdamWFactory, DecisionMambaLRFactory
-from sb3_dmamba.errors import SpaceError
+from sb3_dmamba.errors import ConfigError, SpaceError
 from sb3_dmamba.networks import DecisionMambaPolicy
 from sb3_dmamba.networks.encoders import NatureCNNEncoder
 
@@ -56,9 +56,15 @@ def from_sb3(
 
     Raises:
         NotFittedError: The model has no weights yet.
+        ConfigError: ``model`` is neither a model of that face nor a file's name.
         ModelFileError: The file is none of a model.
         SpaceError: d3rlpy has no such actions: not a vector, or not counted from 0.
     """
+    if not isinstance(model, (Sb3DecisionMamba, str, os.PathLike)):
+        raise ConfigError(
+            f"from_sb3 takes a sb3_dmamba.DecisionMamba or the file of one, and this is a "
+            f"{type(model).__module__}.{type(model).__name__}: to_sb3(learnable) goes the other way"
+        )
     if not isinstance(model, Sb3DecisionMamba):
         model = Sb3DecisionMamba.load(model, device="cpu")
     policy = model._built_policy()

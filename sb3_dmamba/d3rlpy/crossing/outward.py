@@ -72,10 +72,17 @@ def to_sb3(
         The model, ready to act; :meth:`fit` trains it further.
 
     Raises:
-        ConfigError: A setting, encoder or scaler has no counterpart there; names it.
+        ConfigError: A setting, encoder or scaler has no counterpart there; names it. Or
+            ``learnable`` is something else, a file's name say.
         SpaceError: Observations are tuples, or ``env`` has other spaces.
         NotFittedError: The learnable has not been built.
     """
+    if not isinstance(learnable, Learnable):
+        raise ConfigError(
+            f"to_sb3 takes a learnable of sb3_dmamba.d3rlpy, and this is a "
+            f"{type(learnable).__module__}.{type(learnable).__name__}: open a file first, "
+            f"to_sb3(d3rlpy.load_learnable('model.d3'))"
+        )
     if learnable.impl is None:
         raise NotFittedError("the learnable has no weights yet: call fit, or create_impl")
     _check_details(learnable)
