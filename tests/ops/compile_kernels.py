@@ -1,9 +1,9 @@
 """Machine code of the Triton kernels, made for a GPU that need not be there.
 
-``python -m tests.ops.compile_kernels bfloat16 80 90`` prints, for compute capability 8.0 and 9.0,
-each kernel, the dtype of the sequences, the capability, and a thread's registers and bytes of
-stack. Everything up to a launch is as on the GPU: the operations are called, their arguments are
-bound and specialised, Triton and ptxas compile. Only nothing is run.
+``python -m tests.ops.compile_kernels bfloat16 90`` prints, for compute capability 9.0, each kernel,
+the dtype of the sequences, the capability, and a thread's registers and bytes of stack. Everything
+up to a launch is as on the GPU: the operations are called, their arguments are bound and
+specialised, Triton and ptxas compile. Only nothing is run.
 """
 
 from __future__ import annotations
@@ -111,6 +111,5 @@ def _measure(cubin: bytes) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    for text in sys.argv[2:]:
-        for usage in Compiler(int(text), getattr(torch, sys.argv[1])).compile_all():
-            sys.stdout.write(" ".join(map(str, usage)) + "\n")
+    for usage in Compiler(int(sys.argv[2]), getattr(torch, sys.argv[1])).compile_all():
+        sys.stdout.write(" ".join(map(str, usage)) + "\n")
