@@ -286,7 +286,7 @@ def _tmaze(length: int) -> Task:
             "memory": "stream",
             "carry_state": True,
             "batch_size": 32,
-            "n_updates": 2500,
+            "n_updates": 4000,
             "warmup_updates": 200,
             "learning_rate": 3e-3,
             "lr_schedule": "linear",

@@ -12,7 +12,8 @@ import pytest
 from gymnasium.utils.env_checker import check_env as check_gymnasium_env
 from stable_baselines3.common.env_checker import check_env as check_sb3_env
 
-from sb3_dmamba import memory_tasks
+from sb3_dmamba import DecisionMamba, memory_tasks
+from sb3_dmamba.config import Memory
 from sb3_dmamba.data import Trajectories, load_trajectories
 from sb3_dmamba.errors import ConfigError, DatasetError
 from sb3_dmamba.memory_tasks import TMAZE_ID, parse_tmaze_name
@@ -144,12 +145,12 @@ def test_the_recorded_steps_are_the_environments(data: Trajectories) -> None:
 def test_the_agents_are_of_mixed_quality_and_the_return_tells(data: Trajectories) -> None:
     assert len(data) == 400
     right = data.returns > 0.5
-    assert 0.4 < right.mean() < 0.6
+    assert 0.65 < right.mean() < 0.85
     cue_up = np.array([episode.observations[0, 0] > 0 for episode in data])
     turned_up = np.array([episode.actions[-1] == UP for episode in data])
     finished = data.terminated
     np.testing.assert_array_equal(right[finished], (cue_up == turned_up)[finished])
-    assert abs(turned_up[cue_up].mean() - 0.5) < 0.1  # the cue alone says nothing
+    assert 0.4 < turned_up[finished].mean() < 0.6
     assert data.lengths.min() == 21
     assert data.lengths.max() > 21
 
@@ -172,3 +173,25 @@ def test_the_task() -> None:
     env = task.make_env()
     assert env.unwrapped.length == 33  # type: ignore[attr-defined]
     assert task.target_returns == (1.0,)
+
+
+def success(model: DecisionMamba, memory: Memory) -> float:
+    report = model.evaluate([1.0], 100, memory=memory, seed=1000, n_workers=0)
+    return float((np.array(report.results[0].returns) > 0.5).mean())
+
+
+@pytest.mark.slow  # two trainings of two minutes
+@pytest.mark.timeout(1800)
+def test_a_short_window_is_at_chance_and_a_state_that_was_carried_remembers() -> None:
+    short = DecisionMamba("tmaze-50", seed=0, carry_state=False, context_length=20).fit()
+    assert 0.3 < success(short, "window") < 0.7
+    assert 0.3 < success(short, "stream") < 0.7
+    model = DecisionMamba("tmaze-50", seed=0).fit()
+    assert success(model, "stream") > 0.9
+
+
+def test_a_short_corridor_is_learnt_in_seconds() -> None:
+    model = DecisionMamba("tmaze-6", seed=0, n_updates=250, warmup_updates=20, n_layers=1)
+    model.fit(load_trajectories("tmaze-6", n_episodes=300))
+    assert success(model, "stream") > 0.9
+    assert model.evaluate([1.0], 5, n_workers=0).results[0].returns.shape == (5,)

@@ -13,17 +13,19 @@ from sb3_dmamba.memory_tasks.tmaze import BACK, DOWN, FORWARD, UP, TMaze
 
 __all__ = ["load_tmaze"]
 
-_MOST_WASTE = 0.1  # of the steps of the laziest agent
+_MOST_WASTE = 0.03  # share of its steps that the laziest agent wastes
+_LEAST_RIGHT = 0.5  # share of its turns that the most forgetful agent gets right
 _LEAST = {"n_episodes": 1, "seed": 0}
 
 
 def load_tmaze(source: str, *, n_episodes: int = 1000, seed: int = 0) -> Trajectories:
     """Record scripted agents of mixed quality in a T-maze.
 
-    Each episode's agent wastes a share of its steps, drawn between none and 0.1, and turns right
-    or wrong at the junction as often as not: the return tells which, and nothing before the
-    junction does. So a model that is asked for a return of 1 has to walk straight and remember;
-    one that imitates on average is right half the time.
+    Each episode's agent wastes a share of its steps, between none and 0.03, and chooses the arm
+    that was shown with a probability between one half and one: the return tells whether it did,
+    and nothing before the junction does. A model that imitates on average is right in three of
+    four episodes if it remembers, and in two of four if not; one that is asked for a return of 1
+    and remembers is always right.
 
     Args:
         source: ``"tmaze-50"`` for a corridor of 50 steps, and so on.
@@ -62,7 +64,8 @@ def _play(
     env: TMaze, generator: np.random.Generator
 ) -> tuple[Float32[ndarray, "T 4"], Int64[ndarray, "T"], Float32[ndarray, "T"], bool]:
     """Play one episode of an agent whose quality is drawn too; the last says if it got there."""
-    waste, is_right = generator.uniform(0.0, _MOST_WASTE), generator.random() < 0.5
+    waste = generator.uniform(0.0, _MOST_WASTE)
+    is_right = generator.random() < generator.uniform(_LEAST_RIGHT, 1.0)
     observation, _ = env.reset(seed=int(generator.integers(2**31)))
     shown = UP if observation[0] else DOWN
     turn = shown if is_right else UP + DOWN - shown

@@ -7,6 +7,10 @@ from sb3_dmamba.experiments.catalogue.experiment import Experiment, Variant
 __all__ = ["EXPERIMENT"]
 
 _MAMBA = {"mixer": "mamba", "channel_mixing": False, "time_encoding": "none"}
+_ATTENTION = {"mixer": "attention", "channel_mixing": True, "time_encoding": "timestep"}
+# The task's recipe carries the state over whole episodes: each variant says what it does instead.
+_WINDOWS = {"carry_state": False}
+_WHOLE = {"context_length": 64, "carry_state": True}
 
 EXPERIMENT = Experiment(
     name="long-memory",
@@ -18,13 +22,15 @@ EXPERIMENT = Experiment(
         "Does Mamba's state learn that, at the same cost for every step?"
     ),
     variants={
-        "windows of 20": Variant({**_MAMBA, "context_length": 20}),
-        "burn-in of 40": Variant({**_MAMBA, "context_length": 20, "burn_in": 40}),
+        "windows of 20": Variant({**_MAMBA, **_WINDOWS, "context_length": 20}),
+        "burn-in of 40": Variant({**_MAMBA, **_WINDOWS, "context_length": 20, "burn_in": 40}),
         "carried state": Variant({**_MAMBA, "context_length": 20, "carry_state": True}),
-        "windows of 60": Variant({**_MAMBA, "context_length": 60}),
-        "attention, windows of 60": Variant(
-            {"mixer": "attention", "time_encoding": "timestep", "context_length": 60}
+        "windows of 64": Variant({**_MAMBA, **_WINDOWS, "context_length": 64}),
+        "whole episodes": Variant(
+            {**_MAMBA, **_WHOLE},
+            description="windows of 64 that follow each other from an episode's first step on",
         ),
+        "attention, whole episodes": Variant({**_ATTENTION, **_WHOLE}),
     },
     tasks=("tmaze-50",),
     memories=("window", "stream"),
