@@ -80,6 +80,11 @@ class StatefulActor:
             SpaceError: ``x`` has another shape than the policy's observations.
             ConditioningError: ``reward`` is not finite.
         """
+        if isinstance(x, (tuple, dict)):
+            raise SpaceError(
+                f"the observation is a {type(x).__name__} and the policy takes one array of shape "
+                f"{self._shape}: give what env.step returned first, flattened as in training"
+            )
         observation = channels_first(np.asarray(x), self._policy.observation_space)
         if observation.shape != self._shape:
             raise SpaceError(
@@ -88,14 +93,14 @@ class StatefulActor:
             )
         if observation.dtype == np.float64:
             observation = observation.astype(np.float32)
-        if self._is_first:
-            self._is_first = False
-        else:
-            self._remaining -= float(
+        if not self._is_first:
+            remaining = self._remaining - float(
                 conditioning_rewards(float(reward), self._clip_rewards, self._delayed_rewards)
             )
-            if not np.isfinite(self._remaining):
+            if not np.isfinite(remaining):
                 raise ConditioningError(f"reward={reward!r}: give a finite number")
+            self._remaining = remaining
+        self._is_first = False
         self._returns_to_go[0] = self._remaining
         actions, self._state = self._policy.act(
             observation[None], self._returns_to_go.copy(), self._state, self._deterministic

@@ -81,3 +81,7 @@ def test_wrong_observations_and_rewards() -> None:
     actor.predict(np.array([3.0, 0.0]), float("nan"))  # the first reward is not looked at
     with pytest.raises(ConditioningError, match="reward=nan"):
         actor.predict(np.array([3.0, 1.0]), float("nan"))
+    assert actor.return_to_go == 1.0  # the episode can go on
+    whole: Any = SeededEnv().reset()
+    with pytest.raises(SpaceError, match=r"a tuple.*shape \(2,\)"):
+        actor.predict(whole, 0.0)

@@ -437,6 +437,18 @@ def test_wrong_environments(env: Any) -> None:
         ReturnToGo(env, 1.0)
 
 
+@pytest.mark.parametrize("kind", [0, 1, 2], ids=["env", "vector env", "VecEnv"])
+def test_a_return_to_go_twice(kind: int) -> None:
+    make: list[Any] = [
+        SeededEnv,
+        lambda: SyncVectorEnv([SeededEnv]),
+        lambda: DummyVecEnv([SeededEnv]),
+    ]
+    env = ReturnToGo(make[kind](), 1.0)
+    with pytest.raises(SpaceError, match=r"already.*model\.target_return"):
+        ReturnToGo(env, 2.0)
+
+
 def test_observations_without_a_flat_view() -> None:
     class Talking(SeededEnv):
         def __init__(self) -> None:

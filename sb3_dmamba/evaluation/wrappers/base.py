@@ -11,6 +11,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from sb3_dmamba.data import flat_space
+from sb3_dmamba.data.spaces import is_conditioned
 from sb3_dmamba.errors import ConditioningError, SpaceError
 
 if TYPE_CHECKING:
@@ -242,8 +243,13 @@ def conditioned_space(observation_space: gym.Space[Any]) -> spaces.Dict:
     """Return the space of observations with their return-to-go.
 
     Raises:
-        SpaceError: The observations have no flat view.
+        SpaceError: The observations have no flat view, or one with a return-to-go already.
     """
+    if is_conditioned(observation_space):
+        raise SpaceError(
+            "the environment shows a return-to-go already: ask for another return with its "
+            "set_target_return, or model.target_return for model.get_env()"
+        )
     return spaces.Dict(
         {
             "observation": flat_space(observation_space),
