@@ -185,6 +185,7 @@ def test_convert(tmp_path: Path) -> None:
     assert "12/12 steps" in result.stderr
     again = run("convert", "hopper_medium-v2.hdf5", "my stores/hopper", exit_code=1)
     assert "holds a store already" in again.stderr
+    assert "--overwrite" in again.stderr
 
 
 def test_convert_as_json(tmp_path: Path) -> None:

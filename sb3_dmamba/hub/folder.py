@@ -73,7 +73,9 @@ def make_folder(
     """
     target = Path(folder)
     if not overwrite and target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ConfigError(f"{target} is there already: give another folder, or overwrite=True")
+        raise ConfigError(
+            f"{target} is there already: give another folder, or pass overwrite=True (--overwrite)"
+        )
     if report is None:
         asked = model.target_return if target_return is None else target_return
         report = model.evaluate(asked, n_episodes, env=env)

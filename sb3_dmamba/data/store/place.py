@@ -28,7 +28,8 @@ def check_place(folder: Path, overwrite: bool) -> None:
         raise DatasetError(f"{folder} holds something else than a store: name another")
     if contents and not overwrite:
         raise DatasetError(
-            f"{folder} holds a store already: name another folder or pass overwrite=True"
+            f"{folder} holds a store already: name another folder, or pass overwrite=True "
+            f"(--overwrite)"
         )
 
 
