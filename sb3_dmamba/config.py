@@ -59,9 +59,11 @@ class DecisionMambaConfig:
         carry_state: Whether training carries the recurrent state, without its gradient, from a
             window to the one after it in the episode, as ``memory="stream"`` does in acting
             (truncated backpropagation through time). Episodes are then seen from their start to
-            their end, in windows that do not overlap.
+            their end, in windows that do not overlap. To remember what matters only later than
+            ``context_length`` is not learnt in this way either.
         burn_in: Steps before each training window that bring the recurrent state to where the
-            window starts, without loss or gradient: a cheaper stand-in for ``carry_state``.
+            window starts, without loss or gradient. Windows are drawn as ever, and the state is
+            never older than the weights, at the price of a forward pass over these steps.
         n_updates: Optimiser steps of one ``fit``.
         batch_size: Windows in an update.
         learning_rate: AdamW's, at the top of the schedule.

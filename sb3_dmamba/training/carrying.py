@@ -74,8 +74,7 @@ class CarriedState:
         if len(self._next_steps) != len(batch):
             return initial
         device = batch.timesteps.device
-        is_next = (self._next_steps.to(device) == _first_steps(batch)).all(dim=1)
-        goes_on = is_next & (batch.timesteps[:, 0] > 0)
+        goes_on = (self._next_steps.to(device) == _first_steps(batch)).all(dim=1)
         return [
             {name: _select(goes_on, carried[name].to(device), rows) for name, rows in new.items()}
             for new, carried in zip(initial, self._layers, strict=True)

@@ -211,6 +211,20 @@ def test_burn_in_sees_what_a_longer_window_sees(mixer: str) -> None:
     assert compute_loss(updater.policy, batch).item() == pytest.approx(mean.item(), rel=1e-5)
 
 
+def test_nothing_is_learnt_from_the_steps_before() -> None:
+    updater = make_updater(burn_in=12)
+    model, batch = updater.policy.model, make_sampler(DATA, updater.config, seed=0).sample(3)
+    assert batch.before is not None
+    layers = warm_up(model, batch.before)
+    fixed = [{name: rows.detach() for name, rows in layer.items()} for layer in layers]
+    predictions, _ = model.resume(*batch.inputs(), fixed)
+    loss = compute_mean_loss(model.head, predictions, batch.actions, batch.padding_mask)
+    expected = gradients(updater, loss)
+    found = gradients(updater, compute_loss(updater.policy, batch))
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient)
+
+
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_what_pads_the_steps_before_reaches_nothing(mixer: str) -> None:
     updater = make_updater(mixer=mixer, burn_in=12)
