@@ -121,7 +121,8 @@ def step_case(batch: int, device: torch.device) -> Case:
     make = _Maker(torch.float32, device)
 
     def weight(*shape: int) -> Tensor:
-        return make.normal(*shape) * shape[-1] ** -0.5
+        scaled: Tensor = make.normal(*shape) * shape[-1] ** -0.5
+        return scaled
 
     weights = MambaWeights(
         in_proj=weight(2 * CHANNELS, WIDTH),

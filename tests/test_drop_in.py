@@ -27,7 +27,13 @@ SMALLER = {  # so that a test can wait for it
     "context_size=30": "context_size=3",
     "Algorithm(env)": "Algorithm(env, **SMALL)",
 }
-SMALL = {"n_updates": 3, "hidden_size": 16, "n_layers": 1, "context_length": 4, "seed": 0}
+SMALL: dict[str, Any] = {
+    "n_updates": 3,
+    "hidden_size": 16,
+    "n_layers": 1,
+    "context_length": 4,
+    "seed": 0,
+}
 
 
 def old(script: str) -> str:
@@ -65,12 +71,14 @@ def test_the_page_has_its_four_scripts() -> None:
     assert set(SCRIPTS) == {"hopper", "breakout", "evaluation", "minari"}
 
 
-@pytest.mark.parametrize(("form", "trained"), [(old, "DecisionTransformer"), (new, "DecisionMamba")])
+@pytest.mark.parametrize(
+    ("form", "trained"), [(old, "DecisionTransformer"), (new, "DecisionMamba")]
+)
 def test_hopper(form: Any, trained: str, monkeypatch: pytest.MonkeyPatch) -> None:
     d3rlpy = pytest.importorskip("d3rlpy", reason="the d3rlpy extra is not installed")
     pytest.importorskip("mujoco", reason="the MuJoCo extra is not installed")
     dataset = load_trajectories("sb3_dmamba/hopper-v0").to_d3rlpy()
-    env = gymnasium.wrappers.TimeLimit(gymnasium.make("Hopper-v5"), 3)
+    env: Any = gymnasium.wrappers.TimeLimit(gymnasium.make("Hopper-v5"), 3)
     monkeypatch.setattr(d3rlpy.datasets, "get_d4rl", lambda name: (dataset, env))
     learnable = run(form(SCRIPTS["hopper"]))["dt"]
     assert type(learnable).__name__ == trained
@@ -86,8 +94,8 @@ def test_breakout(
     d3rlpy = pytest.importorskip("d3rlpy", reason="the d3rlpy extra is not installed")
     pytest.importorskip("ale_py", reason="the Atari extra is not installed")
     played = load_trajectories(shared_data / "dqn-replay" / "Breakout" / "1", n_steps=200)
-    env = gymnasium.make("sb3_dmamba/Atari-v0", game="Breakout")
-    given = played.to_d3rlpy(), gymnasium.wrappers.TimeLimit(env, 3)
+    env: Any = gymnasium.make("sb3_dmamba/Atari-v0", game="Breakout")
+    given: Any = played.to_d3rlpy(), gymnasium.wrappers.TimeLimit(env, 3)
     monkeypatch.setattr(d3rlpy.datasets, "get_atari_transitions", lambda *_, **__: given)
     learnable = run(form(SCRIPTS["breakout"]))["dt"]
     assert type(learnable).__name__ == trained

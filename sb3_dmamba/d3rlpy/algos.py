@@ -18,6 +18,7 @@ from d3rlpy.algos.transformer.action_samplers import (
 from d3rlpy.algos.transformer.base import StatefulTransformerWrapper, TransformerAlgoBase
 from d3rlpy.base import register_learnable
 from d3rlpy.constants import IMPL_NOT_INITIALIZED_ERROR, ActionSpace
+from d3rlpy.dataset import ReplayBuffer, ReplayBufferBase
 from d3rlpy.torch_utility import wrap_model_by_ddp
 
 from sb3_dmamba.d3rlpy.config import DecisionMambaConfig, DiscreteDecisionMambaConfig
@@ -31,7 +32,7 @@ from sb3_dmamba.d3rlpy.impl import (
 )
 from sb3_dmamba.d3rlpy.network import make_model, set_backend
 from sb3_dmamba.d3rlpy.stateful import StreamTransformerWrapper
-from sb3_dmamba.errors import ConfigError
+from sb3_dmamba.errors import ConfigError, DatasetError
 from sb3_dmamba.training.seeding import WEIGHT_STREAM, local_seed
 
 __all__ = [
@@ -76,6 +77,21 @@ class SequenceAlgoBase(TransformerAlgoBase):
 
     def _make_schedule(self) -> TokenSchedule | None:
         return None
+
+    def fit(self, dataset: ReplayBuffer, *args: Any, **kwargs: Any) -> None:
+        """Train with d3rlpy's loop; arguments as d3rlpy's ``fit``.
+
+        Raises:
+            DatasetError: The dataset is not a d3rlpy replay buffer.
+            DivergenceError: The loss is not finite.
+        """
+        if not isinstance(dataset, ReplayBufferBase):
+            raise DatasetError(
+                f"d3rlpy's fit takes a replay buffer, and this is a {type(dataset).__name__}: "
+                f"give it sb3_dmamba.d3rlpy.as_replay_buffer(dataset), or "
+                f"load_trajectories(dataset).to_d3rlpy()"
+            )
+        super().fit(dataset, *args, **kwargs)
 
     def as_stateful_wrapper(
         self,

@@ -153,8 +153,7 @@ class ModelFile:
     def _from_archive(cls, archive: zipfile.ZipFile, name: str) -> ModelFile:
         if _HEADER not in archive.namelist():
             raise ModelFileError(
-                f"{name} has no {_HEADER}, so it is not an sb3_dmamba model file (models of "
-                f"Stable-Baselines3's own algorithms are loaded by their own classes)"
+                f"{name} has no {_HEADER}, so it is not an sb3_dmamba model file: {_whose(archive)}"
             )
         if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
             raise ModelFileError(
@@ -214,3 +213,14 @@ def optimizer_from_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[st
             raise ModelFileError(f"the optimiser state of parameter {index_} lacks {missing}")
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _whose(archive: zipfile.ZipFile) -> str:
+    """Say what a zip that is no model file may be, and how that is opened."""
+    if any(member.endswith("/data.pkl") for member in archive.namelist()):
+        return (
+            "torch wrote it; if d3rlpy's save did, open it with "
+            "sb3_dmamba.d3rlpy.to_sb3(d3rlpy.load_learnable(path)), and if policy.save did, with "
+            "DecisionMambaPolicy.load(path)"
+        )
+    return "models of Stable-Baselines3's own algorithms are loaded by their own classes"

@@ -30,7 +30,13 @@ from gymnasium import spaces
 from sb3_dmamba import DecisionMamba, Trajectories
 from sb3_dmamba.config import Memory
 from sb3_dmamba.d3rlpy import DecisionMambaEncoderFactory, from_sb3, to_sb3
-from sb3_dmamba.errors import ConfigError, NotFittedError, SpaceError
+from sb3_dmamba.errors import (
+    ConfigError,
+    DatasetError,
+    ModelFileError,
+    NotFittedError,
+    SpaceError,
+)
 from sb3_dmamba.evaluation import SeedEpisodes
 from tests.d3rlpy.cases import draw_partial, make_algo, make_scalers, seeded, vector_encoder
 from tests.models import tiny_model
@@ -348,3 +354,27 @@ def test_what_else_cannot_cross() -> None:
     )
     with pytest.raises(SpaceError, match="starts at 2"):
         from_sb3(tiny_model().fit(shifted, 1))
+
+
+def test_files_of_this_face_say_how_they_are_opened(tmp_path: Path) -> None:
+    model = tiny_model().fit(choice_trajectories(20), 1)
+    from_sb3(model).save(tmp_path / "learnable.d3")
+    model.policy.save(str(tmp_path / "policy.pth"))
+    for name in ("learnable.d3", "policy.pth"):
+        with pytest.raises(ModelFileError, match=r"to_sb3\(d3rlpy.load_learnable\(path\)\)"):
+            DecisionMamba.load(tmp_path / name)
+
+
+def test_the_name_of_an_environment_crosses_into_files(tmp_path: Path) -> None:
+    learnable = make_algo("mamba", encoder_factory=vector_encoder())
+    learnable.create_impl((2,), 1)
+    to_sb3(learnable, "MountainCarContinuous-v0", target_return=90.0).save(tmp_path / "car")
+    env = DecisionMamba.load(tmp_path / "car").get_env()
+    assert env is not None
+    assert env.get_attr("spec")[0].id == "MountainCarContinuous-v0"
+
+
+def test_fit_says_how_other_datasets_are_given() -> None:
+    learnable = make_algo("mamba", encoder_factory=vector_encoder())
+    with pytest.raises(DatasetError, match=r"as_replay_buffer\(dataset\)"):
+        learnable.fit(choice_trajectories(20), n_steps=1)

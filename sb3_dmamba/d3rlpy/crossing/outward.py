@@ -63,7 +63,8 @@ def to_sb3(
 
     Args:
         learnable: One of our algorithms, built.
-        env: Environment to act in.
+        env: Environment to act in. A task's or environment's name stays with the model and its
+            files; an object is the caller's to give again.
         target_return: Return to ask for at the start of each episode, in the environment's units;
             without one ``model.target_return`` is to be set before ``model.get_env()``.
         device: Where to put the model.
@@ -100,7 +101,8 @@ def to_sb3(
         **_read_optim_factory(learnable.config.optim_factory),
     )
     seed = draw_seed() if learnable.config.seed is None else learnable.config.seed
-    model = Sb3DecisionMamba(None, config=config, seed=seed, device=device)
+    task = env if isinstance(env, str) else None  # a name is saved with the model
+    model = Sb3DecisionMamba(task, config=config, seed=seed, device=device)
     updater = Updater.create(observation_space, action_space, config, None, seed, model.device)
     updater.policy.model.load_state_dict(weights)
     if env is not None:
