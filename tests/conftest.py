@@ -9,6 +9,11 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
+# Without a GPU Triton's kernels are interpreted; said before anything, torch's compiler too, imports
+# Triton.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # Before anything imports these rooms: their shape annotations become assertions.
 install_import_hook(["sb3_dmamba.networks"], "beartype.beartype")
 

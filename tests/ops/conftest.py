@@ -1,13 +1,12 @@
 """Every allocation that a kernel has to fill starts as NaN, and work is shared from the start.
 
-Where there is no GPU, Triton's kernels are interpreted: that is settled before Triton is imported.
+Where there is no GPU, Triton's kernels are interpreted: tests/conftest.py settles that.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-import os
 from collections.abc import Iterator
 from types import ModuleType
 
@@ -20,7 +19,6 @@ from tests.ops.interpreter import patch_each_module_once
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 if HAS_TRITON and not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
     patch_each_module_once()
 
 

@@ -55,6 +55,12 @@ def test_interpreted_kernels_run_by_name_alone(backend: str) -> None:
     assert resolve_backend("auto", "cpu") == "cpu"
 
 
+@needs_triton
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels run natively here")
+def test_where_triton_is_installed_its_cases_are_not_skipped() -> None:
+    assert resolve_backend(INTERPRETED, "cpu") == INTERPRETED
+
+
 @pytest.mark.usefixtures("fresh_dispatch")
 def test_on_the_cpu_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
