@@ -9,8 +9,7 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
-# Without a GPU Triton's kernels are interpreted; said before anything, torch's compiler too, imports
-# Triton.
+# Without a GPU Triton's kernels are interpreted, which Triton is told before anything imports it.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
