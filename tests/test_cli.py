@@ -21,7 +21,8 @@ from minari.data_collector import EpisodeBuffer
 from typer.testing import CliRunner, Result
 
 from sb3_dmamba.algorithm import DecisionMamba
-from sb3_dmamba.cli import app, demo, evaluate
+from sb3_dmamba.cli import app, demo
+from sb3_dmamba.cli.options import MemoryChoice
 from sb3_dmamba.config import DecisionMambaConfig, Memory
 from sb3_dmamba.errors import ConfigError, DatasetError
 from sb3_dmamba.settings import parse_settings
@@ -267,7 +268,7 @@ def test_evaluate_in_another_environment_that_does_not_fit() -> None:
 
 
 def test_memory_choices_are_the_configs() -> None:
-    assert [choice.value for choice in evaluate.MemoryChoice] == list(get_args(Memory))
+    assert [choice.value for choice in MemoryChoice] == list(get_args(Memory))
 
 
 # --- Demo ---------------------------------------------------------------------------------------

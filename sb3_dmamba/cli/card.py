@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sb3_dmamba.cli.evaluate import MemoryChoice
+from sb3_dmamba.cli.options import (
+    DeviceOption,
+    EnvOption,
+    EpisodesOption,
+    MemoryOption,
+    ModelArgument,
+)
 from sb3_dmamba.cli.output import (
     DebugOption,
     JsonOption,
@@ -25,7 +31,7 @@ __all__ = ["card"]
 
 
 def card(
-    model: Annotated[Path, typer.Argument(help="A model file that train or demo wrote.")],
+    model: ModelArgument,
     folder: Annotated[Path, typer.Argument(help="Folder to write; made if it is not there.")],
     report: Annotated[
         Path | None,
@@ -43,22 +49,9 @@ def card(
             show_default="the model's own",
         ),
     ] = None,
-    episodes: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Episodes of each target.")
-    ] = 10,
-    memory: Annotated[
-        MemoryChoice | None,
-        typer.Option(
-            help="Re-encode the last steps (window) or carry the state (stream).",
-            show_default="the model's",
-        ),
-    ] = None,
-    env: Annotated[
-        str | None,
-        typer.Option(
-            help="Gymnasium id or task to act in.", metavar="ID", show_default="the model's"
-        ),
-    ] = None,
+    episodes: EpisodesOption = 10,
+    memory: MemoryOption = None,
+    env: EnvOption = None,
     repo: Annotated[
         str | None, typer.Option(metavar="USER/NAME", help="Repository, for the card's code.")
     ] = None,
@@ -69,9 +62,7 @@ def card(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the files of an earlier card.")
     ] = False,
-    device: Annotated[
-        str, typer.Option(metavar="NAME", help="Where to compute: auto, cpu, cuda.")
-    ] = "auto",
+    device: DeviceOption = "auto",
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sb3_dmamba.cli.options import (
+    DeviceOption,
+    EnvOption,
+    EpisodesOption,
+    MemoryOption,
+    ModelArgument,
+)
 from sb3_dmamba.cli.output import (
     DebugOption,
     JsonOption,
@@ -21,17 +27,10 @@ from sb3_dmamba.cli.output import (
 if TYPE_CHECKING:
     from sb3_dmamba.config import Memory
 
-__all__ = ["MemoryChoice", "evaluate"]
+__all__ = ["evaluate"]
 
 
 _PLOT_FORMATS = (".png", ".pdf", ".svg")
-
-
-class MemoryChoice(str, Enum):
-    """``config.Memory`` for the command line."""
-
-    window = "window"
-    stream = "stream"
 
 
 def _check_format(path: Path | None) -> Path | None:
@@ -42,7 +41,7 @@ def _check_format(path: Path | None) -> Path | None:
 
 
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="A model file that train or demo wrote.")],
+    model: ModelArgument,
     target: Annotated[
         list[float] | None,
         typer.Option(
@@ -51,31 +50,16 @@ def evaluate(
             show_default="the task's, or spread over the dataset's returns",
         ),
     ] = None,
-    episodes: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Episodes of each target.")
-    ] = 10,
-    memory: Annotated[
-        MemoryChoice | None,
-        typer.Option(
-            help="Re-encode the last steps (window) or carry the state (stream).",
-            show_default="the model's",
-        ),
-    ] = None,
-    env: Annotated[
-        str | None,
-        typer.Option(
-            help="Gymnasium id or task to act in.", metavar="ID", show_default="the model's"
-        ),
-    ] = None,
+    episodes: EpisodesOption = 10,
+    memory: MemoryOption = None,
+    env: EnvOption = None,
     seed: Annotated[
         int | None,
         typer.Option(
             min=0, metavar="N", help="Seed of the first episode.", show_default="the model's"
         ),
     ] = None,
-    device: Annotated[
-        str, typer.Option(metavar="NAME", help="Where to compute: auto, cpu, cuda.")
-    ] = "auto",
+    device: DeviceOption = "auto",
     output: Annotated[
         Path | None,
         typer.Option(

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sb3_dmamba.cli.evaluate import MemoryChoice
-from sb3_dmamba.cli.options import OptionOption, parse_options
+from sb3_dmamba.cli.options import MemoryChoice, OptionOption, parse_options
 from sb3_dmamba.cli.output import (
     DebugOption,
     JsonOption,

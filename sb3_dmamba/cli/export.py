@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sb3_dmamba.cli.evaluate import MemoryChoice
+from sb3_dmamba.cli.options import MemoryOption, ModelArgument
 from sb3_dmamba.cli.output import (
     DebugOption,
     JsonOption,
@@ -27,7 +27,7 @@ __all__ = ["export"]
 
 
 def export(
-    model: Annotated[Path, typer.Argument(help="A model file that train or demo wrote.")],
+    model: ModelArgument,
     output: Annotated[
         Path | None,
         typer.Argument(
@@ -35,13 +35,7 @@ def export(
             show_default="the model's name with .onnx",
         ),
     ] = None,
-    memory: Annotated[
-        MemoryChoice | None,
-        typer.Option(
-            help="Re-encode the last steps (window) or carry the state (stream).",
-            show_default="the model's",
-        ),
-    ] = None,
+    memory: MemoryOption = None,
     device: Annotated[
         str, typer.Option(metavar="NAME", help="Where a .pt or .pt2 file is to run: cpu, cuda.")
     ] = "cpu",

@@ -1,13 +1,50 @@
-"""What several commands take: where a dataset is, and the options of its source."""
+"""What several commands take."""
 
 from __future__ import annotations
 
 import json
+from enum import Enum
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-__all__ = ["SOURCES_HELP", "OptionOption", "parse_options"]
+__all__ = [
+    "SOURCES_HELP",
+    "DeviceOption",
+    "EnvOption",
+    "EpisodesOption",
+    "MemoryChoice",
+    "MemoryOption",
+    "ModelArgument",
+    "OptionOption",
+    "parse_options",
+]
+
+
+class MemoryChoice(str, Enum):
+    """``config.Memory`` for the command line."""
+
+    window = "window"
+    stream = "stream"
+
+
+ModelArgument = Annotated[Path, typer.Argument(help="A model file that train or demo wrote.")]
+EpisodesOption = Annotated[int, typer.Option(min=1, metavar="N", help="Episodes of each target.")]
+MemoryOption = Annotated[
+    MemoryChoice | None,
+    typer.Option(
+        help="Re-encode the last steps (window) or carry the state (stream).",
+        show_default="the model's",
+    ),
+]
+EnvOption = Annotated[
+    str | None,
+    typer.Option(help="Gymnasium id or task to act in.", metavar="ID", show_default="the model's"),
+]
+DeviceOption = Annotated[
+    str, typer.Option(metavar="NAME", help="Where to compute: auto, cpu, cuda.")
+]
 
 SOURCES_HELP = (
     "A D4RL name or HDF5 file, a Decision Transformer pickle, a Minari id or folder, a DQN-replay "

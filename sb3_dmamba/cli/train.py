@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sb3_dmamba.cli.options import SOURCES_HELP, OptionOption, parse_options
+from sb3_dmamba.cli.options import SOURCES_HELP, DeviceOption, OptionOption, parse_options
 from sb3_dmamba.cli.output import (
     DebugOption,
     JsonOption,
@@ -99,9 +99,7 @@ def train(
             show_default="drawn, and printed",
         ),
     ] = None,
-    device: Annotated[
-        str, typer.Option(metavar="NAME", help="Where to compute: auto, cpu, cuda.")
-    ] = "auto",
+    device: DeviceOption = "auto",
     resume: Annotated[
         Path | None,
         typer.Option(
