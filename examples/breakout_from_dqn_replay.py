@@ -1,7 +1,7 @@
 """Breakout from a DQN-replay folder: learn, predict held-out players, play a game.
 
 A small network for a CPU: 64 wide, two layers, eight steps of context. On 60,000 frames it learns
-until about 2,000 updates, and by heart after that. For the paper's recipe leave ``SMALL`` out, and
+for about 3,000 updates, and by heart after that. For the paper's recipe leave ``SMALL`` out, and
 take a GPU.
 
     python examples/breakout_from_dqn_replay.py path/to/dqn-replay/Breakout
@@ -49,7 +49,7 @@ def predict_actions(model: DecisionMamba, dataset: Trajectories) -> NDArray[np.i
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("folder", help="a game's folder of the DQN replay")
-    parser.add_argument("--updates", type=int, default=2000)
+    parser.add_argument("--updates", type=int, default=3000)
     parser.add_argument("--games", type=int, default=3)
     parser.add_argument("--output", default="runs/breakout")
     options = parser.parse_args()
