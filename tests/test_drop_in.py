@@ -13,6 +13,7 @@ import gymnasium
 import minari
 import numpy as np
 import pytest
+import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 
@@ -21,7 +22,8 @@ from sb3_dmamba import DecisionMamba, collect, load_trajectories
 PAGE = (Path(__file__).parents[1] / "docs" / "drop_in.md").read_text(encoding="utf-8")
 SCRIPTS = dict(re.findall(r"```diff (\w+)\n(.*?)```", PAGE, flags=re.DOTALL))
 SMALLER = {  # so that a test can wait for it
-    "n_steps=100000, n_steps_per_epoch=1000": "n_steps=2, n_steps_per_epoch=1",
+    "n_steps=100000": "n_steps=2",
+    "n_steps_per_epoch=1000": "n_steps_per_epoch=1",
     "batch_size=128": "batch_size=2",
     "num_layers=6": "num_layers=1",
     "context_size=30": "context_size=3",
@@ -56,6 +58,24 @@ def run(code: str, **given: Any) -> dict[str, Any]:
     return variables
 
 
+def check_d3rlpys_files(learnable: Any, kind: str, logs: Path) -> None:
+    """It was evaluated after each epoch, and what it saved opens as itself."""
+    import d3rlpy
+
+    assert type(learnable).__name__ == kind
+    (folder,) = logs.glob(f"{kind}_*")
+    assert len((folder / "environment.csv").read_text().split()) == 2
+    loaded: Any = d3rlpy.load_learnable(str(folder / "model_2.d3"))
+    assert type(loaded) is type(learnable)
+    saved, trained = (each.impl.modules.transformer.state_dict() for each in (loaded, learnable))
+    assert saved.keys() == trained.keys()
+    assert all(torch.equal(saved[name], trained[name]) for name in trained)
+
+
+def test_what_is_made_smaller_is_there() -> None:
+    assert all(full in PAGE for full in SMALLER)
+
+
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # d3rlpy logs into the working directory
@@ -74,22 +94,22 @@ def test_the_page_has_its_four_scripts() -> None:
 @pytest.mark.parametrize(
     ("form", "trained"), [(old, "DecisionTransformer"), (new, "DecisionMamba")]
 )
-def test_hopper(form: Any, trained: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hopper(form: Any, trained: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     d3rlpy = pytest.importorskip("d3rlpy", reason="the d3rlpy extra is not installed")
     pytest.importorskip("mujoco", reason="the MuJoCo extra is not installed")
     dataset = load_trajectories("sb3_dmamba/hopper-v0").to_d3rlpy()
     env: Any = gymnasium.wrappers.TimeLimit(gymnasium.make("Hopper-v5"), 3)
     monkeypatch.setattr(d3rlpy.datasets, "get_d4rl", lambda name: (dataset, env))
     learnable = run(form(SCRIPTS["hopper"]))["dt"]
-    assert type(learnable).__name__ == trained
     assert learnable.grad_step == 2
+    check_d3rlpys_files(learnable, trained, tmp_path / "d3rlpy_logs")
 
 
 @pytest.mark.parametrize(
     ("form", "trained"), [(old, "DiscreteDecisionTransformer"), (new, "DiscreteDecisionMamba")]
 )
 def test_breakout(
-    form: Any, trained: str, monkeypatch: pytest.MonkeyPatch, shared_data: Path
+    form: Any, trained: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_data: Path
 ) -> None:
     d3rlpy = pytest.importorskip("d3rlpy", reason="the d3rlpy extra is not installed")
     pytest.importorskip("ale_py", reason="the Atari extra is not installed")
@@ -98,8 +118,8 @@ def test_breakout(
     given: Any = played.to_d3rlpy(), gymnasium.wrappers.TimeLimit(env, 3)
     monkeypatch.setattr(d3rlpy.datasets, "get_atari_transitions", lambda *_, **__: given)
     learnable = run(form(SCRIPTS["breakout"]))["dt"]
-    assert type(learnable).__name__ == trained
     assert learnable.grad_step == 2
+    check_d3rlpys_files(learnable, trained, tmp_path / "d3rlpy_logs")
 
 
 @pytest.mark.parametrize(("form", "algorithm"), [(old, PPO), (new, DecisionMamba)])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import io
 import os
 import warnings
@@ -18,15 +17,15 @@ from torch import Tensor, nn
 
 from sb3_dmamba.d3rlpy.network import set_backend
 from sb3_dmamba.d3rlpy.windows import find_real_steps, to_windows
-from sb3_dmamba.errors import ConfigError, MissingDependencyError
+from sb3_dmamba.errors import ConfigError
+from sb3_dmamba.export.onnx import trace_to_onnx
+from sb3_dmamba.export.torchscript import trace_to_torchscript
 from sb3_dmamba.training.checkpoints import write_atomically
 
 if TYPE_CHECKING:
     from sb3_dmamba.d3rlpy.algos import SequenceAlgoBase
 
 __all__ = ["PolicyGraph", "export_policy"]
-
-_OPSET = 17  # the first with LayerNormalization
 
 
 class PolicyGraph(nn.Module):
@@ -92,43 +91,23 @@ def export_policy(algo: SequenceAlgoBase, path: str | os.PathLike[str]) -> None:
     example = _make_example(algo)
     graph = PolicyGraph(algo)
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporters' notes about themselves
+        warnings.simplefilter("ignore")  # of torch, about TorchScript
         graph(*example)  # scalers make their tensors at the first call, and keep them
-        write = _to_onnx if target.suffix == ".onnx" else _to_script
+        write = _to_onnx if target.suffix == ".onnx" else _to_torchscript
         content = write(graph, example)
     write_atomically(target, content)
 
 
-def _to_script(graph: PolicyGraph, example: tuple[Tensor, ...]) -> bytes:
+def _to_torchscript(graph: PolicyGraph, example: tuple[Tensor, ...]) -> bytes:
     buffer = io.BytesIO()
-    torch.jit.save(torch.jit.trace(graph, example, check_trace=False), buffer)
+    torch.jit.save(trace_to_torchscript(graph, example), buffer)
     return buffer.getvalue()
 
 
 def _to_onnx(graph: PolicyGraph, example: tuple[Tensor, ...]) -> bytes:
-    try:
-        import onnx  # noqa: F401  # torch's exporter needs it
-    except ModuleNotFoundError as error:
-        if error.name != "onnx":
-            raise
-        raise MissingDependencyError("onnx", "export to ONNX", "onnx") from error
-    options: dict[str, Any] = {"opset_version": _OPSET}
-    if "dynamo" in inspect.signature(torch.onnx.export).parameters:
-        # torch's other exporter takes a minute for a model of six layers, this one a second.
-        options["dynamo"] = False
-    buffer: Any = io.BytesIO()
-    torch.onnx.export(
-        graph,
-        example,
-        buffer,
-        input_names=[
-            *(f"observation_{index}" for index in range(len(example) - 3)),
-            *("action", "return_to_go", "timestep"),
-        ],
-        output_names=["output_0"],
-        **options,
-    )
-    content: bytes = buffer.getvalue()
+    observations = [f"observation_{index}" for index in range(len(example) - 3)]
+    inputs = [*observations, "action", "return_to_go", "timestep"]
+    content: bytes = trace_to_onnx(graph, example, inputs, ["output_0"]).SerializeToString()
     return content
 
 

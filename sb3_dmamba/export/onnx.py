@@ -113,6 +113,8 @@ def trace_to_onnx(
         import onnx
         import onnx.inliner
     except ModuleNotFoundError as error:
+        if not str(error.name).startswith("onnx"):
+            raise  # onnx is there, and something that it needs is not
         raise MissingDependencyError("onnx", "export to ONNX", "onnx") from error
     options: dict[str, Any] = {"opset_version": _OPSET}
     if "dynamo" in inspect.signature(torch.onnx.export).parameters:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import yaml
 
 import sb3_dmamba
 from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.data import DatasetInfo
 from sb3_dmamba.evaluation import EvaluationReport, TargetResult
-from sb3_dmamba.hub.yaml import to_yaml
 
 __all__ = ["Card"]
 
@@ -130,8 +130,9 @@ class Card:
 
     def to_markdown(self) -> str:
         """Return ``README.md``."""
+        front_matter = yaml.safe_dump(self.metadata(), sort_keys=False, allow_unicode=True)
         parts = [
-            f"---\n{to_yaml(self.metadata())}\n---\n",
+            f"---\n{front_matter}---\n",
             f"# **{self.algorithm}** agent playing **{self.env_name}**\n",
             "Learned offline, from recorded data, with "
             f"[sb3_dmamba](https://pypi.org/project/sb3-dmamba) {sb3_dmamba.__version__}, a "

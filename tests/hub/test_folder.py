@@ -12,13 +12,13 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import yaml
 
 from sb3_dmamba import DecisionMamba, EvaluationReport
 from sb3_dmamba.errors import ConfigError, NotFittedError, UnknownTaskError
 from sb3_dmamba.evaluation import ReportDetails, TargetResult
 from sb3_dmamba.hub import make_folder
 from sb3_dmamba.hub.card import Card
-from sb3_dmamba.hub.yaml import to_yaml
 from sb3_dmamba.tasks import ReferenceScores, Task
 from tests.evaluation.toys import SeededEnv
 from tests.models import tiny_model
@@ -61,7 +61,6 @@ def read(folder: Path, name: str) -> Any:
 
 
 def front_matter(folder: Path) -> Any:
-    yaml: Any = pytest.importorskip("yaml", reason="PyYAML is not installed")
     text = (folder / "README.md").read_text(encoding="utf-8")
     return yaml.safe_load(re.match(r"---\n(.*?)\n---\n", text, flags=re.DOTALL)[1])  # type: ignore[index]
 
@@ -222,19 +221,6 @@ def test_huggingface_sb3_reads_the_model_file(folder: Path, tmp_path: Path) -> N
     data = json.loads((tmp_path / "data").read_text())
     data.pop("format_version")
     assert data["config"]["hidden_size"] == 16
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        {"a": {"b": [1, 2.5, None, True], "c": []}, "d": {}, "e": [{"f": 1, "g": [{"h": "i"}]}]},
-        {"text": 'a "quoted": text\n---\n# é \\', "like": ["yes", "1", "null", "- x", "1e3"]},
-        [[1, [2, "three"]], {"x": {"y": -1e-7}}],
-    ],
-)
-def test_yaml(value: Any) -> None:
-    yaml: Any = pytest.importorskip("yaml", reason="PyYAML is not installed")
-    assert yaml.safe_load(to_yaml(value)) == value
 
 
 # --- Choices -----------------------------------------------------------------------------------

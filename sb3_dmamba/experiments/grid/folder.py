@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,26 +15,14 @@ from numpy.typing import NDArray
 
 from sb3_dmamba.errors import ConfigError, ExperimentError
 from sb3_dmamba.experiments.grid.cell import Cell
+from sb3_dmamba.training.checkpoints import write_atomically
 
 __all__ = ["CellFolder", "CellResult", "Evaluation", "write_json", "write_text"]
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file under a temporary name and rename it: it is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)  # mkstemp's are private
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    """Write a text file, which is there whole or not at all."""
+    write_atomically(path, text.encode("utf-8"))
 
 
 def write_json(path: Path, document: Any, indent: int | None = None) -> None:
