@@ -38,7 +38,7 @@ def test_card(model_file: Path, tmp_path: Path) -> None:
     assert (results["memory"], results["n_targets"]) == ("stream", 2)
     readme = (tmp_path / "hub" / "README.md").read_text()
     assert "me/pole" in readme
-    assert 'license: "mit"' in readme
+    assert "\nlicense: mit\n" in readme
     code, text = run(
         *(model_file, tmp_path / "again", "--report", tmp_path / "hub" / "evaluation.json")
     )
