@@ -20,6 +20,7 @@ PACKAGE = Path(sb3_dmamba.__file__).parent
 # (the container of data is known to whatever takes or names one). Nothing points the other way.
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "atomic": set(),
     "config": {"errors"},
     "settings": {"config", "errors"},
     "atari": {"errors"},
@@ -30,10 +31,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": {"atari", "compatibility", "config", "d4rl", "memory_tasks", "errors"},
     "ops": {"errors"},
     "networks": {"ops", "config", "data", "errors"},
-    "training": {"networks", "data", "config", "errors"},
+    "training": {"networks", "data", "config", "atomic", "errors"},
     "evaluation": {"networks", "tasks", "data", "config", "errors"},
     "environments": {"evaluation", "tasks", "data", "atari", "compatibility", "errors"},
-    "export": {"training", "networks", "ops", "data", "config", "errors"},
+    "export": {"training", "networks", "ops", "data", "config", "atomic", "errors"},
     "files": {"training", "tasks", "data", "config", "networks", "errors"},
 }
 MAY_IMPORT["algorithm"] = set(MAY_IMPORT) - {"ops", "d3rlpy", "settings"}

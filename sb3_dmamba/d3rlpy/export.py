@@ -15,12 +15,12 @@ from d3rlpy.constants import ActionSpace
 from d3rlpy.dataset import is_tuple_shape
 from torch import Tensor, nn
 
+from sb3_dmamba.atomic import write_atomically
 from sb3_dmamba.d3rlpy.network import set_backend
 from sb3_dmamba.d3rlpy.windows import find_real_steps, to_windows
 from sb3_dmamba.errors import ConfigError
 from sb3_dmamba.export.onnx import trace_to_onnx
 from sb3_dmamba.export.torchscript import trace_to_torchscript
-from sb3_dmamba.training.checkpoints import write_atomically
 
 if TYPE_CHECKING:
     from sb3_dmamba.d3rlpy.algos import SequenceAlgoBase

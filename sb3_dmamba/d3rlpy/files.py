@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from d3rlpy import __version__ as d3rlpy_version
 from d3rlpy.base import LearnableConfigWithShape
 
-from sb3_dmamba.training.checkpoints import write_atomically
+from sb3_dmamba.atomic import write_atomically
 
 if TYPE_CHECKING:
     from sb3_dmamba.d3rlpy.algos import SequenceAlgoBase

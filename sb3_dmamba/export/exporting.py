@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from sb3_dmamba.atomic import write_atomically
 from sb3_dmamba.config import Memory
 from sb3_dmamba.errors import ConfigError
 from sb3_dmamba.export.description import describe_policy
@@ -18,7 +19,6 @@ from sb3_dmamba.export.onnx import to_onnx
 from sb3_dmamba.export.torchscript import to_exported_program, to_torchscript
 from sb3_dmamba.export.verification import can_run, measure_error
 from sb3_dmamba.networks import DecisionMambaPolicy
-from sb3_dmamba.training.checkpoints import write_atomically
 
 __all__ = ["FORMATS", "ExportedPolicy", "export_policy"]
 

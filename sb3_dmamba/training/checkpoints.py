@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
+from sb3_dmamba.atomic import write_atomically
 from sb3_dmamba.errors import ModelFileError
 
 __all__ = [
@@ -25,7 +25,6 @@ __all__ = [
     "ModelFile",
     "optimizer_from_tensors",
     "optimizer_to_tensors",
-    "write_atomically",
 ]
 
 FORMAT_VERSION = 1
@@ -45,35 +44,6 @@ _DAMAGE = (
     MemoryError,
 )
 _MOMENTS = {"step", "exp_avg", "exp_avg_sq"}  # AdamW's, of each parameter
-
-
-def write_atomically(target: Path, content: bytes) -> None:
-    """Write a file; whatever goes wrong, one that is there already stays whole.
-
-    Args:
-        target: Where to write; folders on the way are made.
-        content: All of it.
-
-    Raises:
-        OSError: The place cannot be written to.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(
-        prefix=f".{target.name}.", suffix=".partial", dir=target.parent
-    )
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp's files are private; this one has the permissions any new file has.
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)
-        Path(temporary).replace(target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 @dataclass(frozen=True)

@@ -239,7 +239,7 @@ def test_a_header_that_is_no_json_leaves_the_old_file(tmp_path: Path) -> None:
 
 SLOW_WRITE = """
 import os, sys, time
-from sb3_dmamba.training import checkpoints
+from sb3_dmamba import atomic
 from sb3_dmamba.training.checkpoints import ModelFile
 
 class Slow:
@@ -253,7 +253,7 @@ class Slow:
         time.sleep(60)
 
 fdopen = os.fdopen
-checkpoints.os.fdopen = lambda descriptor, mode: Slow(fdopen(descriptor, mode))
+atomic.os.fdopen = lambda descriptor, mode: Slow(fdopen(descriptor, mode))
 ModelFile({"name": "new"}).write(sys.argv[1])
 """
 

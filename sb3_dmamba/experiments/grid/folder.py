@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sb3_dmamba.atomic import write_atomically
 from sb3_dmamba.errors import ConfigError, ExperimentError
 from sb3_dmamba.experiments.grid.cell import Cell
-from sb3_dmamba.training.checkpoints import write_atomically
 
 __all__ = ["CellFolder", "CellResult", "Evaluation", "write_json", "write_text"]
 
