@@ -105,7 +105,7 @@ class ActingAlgorithm(BaseAlgorithm):
         self,
         observation: Any,
         state: Any = None,
-        episode_start: np.ndarray | None = None,
+        episode_start: Any = None,
         deterministic: bool = True,
     ) -> tuple[np.ndarray, Any]:
         """Choose actions; see :meth:`DecisionMambaPolicy.predict`."""

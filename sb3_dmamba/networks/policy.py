@@ -20,7 +20,12 @@ from sb3_dmamba.errors import ConditioningError, ConfigError, SpaceError
 from sb3_dmamba.networks.acting import StreamMemory, WindowMemory
 from sb3_dmamba.networks.mamba import MambaMixer
 from sb3_dmamba.networks.policy_file import read_policy, write_policy
-from sb3_dmamba.networks.protocol import read_observation, read_starts, read_state
+from sb3_dmamba.networks.protocol import (
+    check_finite,
+    read_observation,
+    read_starts,
+    read_state,
+)
 from sb3_dmamba.networks.sequence_model import SequenceModel
 from sb3_dmamba.networks.state import ActingState
 
@@ -101,13 +106,14 @@ class DecisionMambaPolicy(BasePolicy):
             they were taken; ``state`` itself is left as it was.
 
         Raises:
-            SpaceError: Observations are not of the space's shape.
+            SpaceError: Observations are not of the space's shape, or not finite.
         """
         expected = (len(state), *self.observation_space.shape)
         if observations.shape != expected:
             raise SpaceError(
                 f"observations have shape {observations.shape}, and {expected} was expected"
             )
+        check_finite(observations)
         memory = self._memories[state.memory]
         device = state.tensors["timestep"].device
         # A copy in order: the array may be read-only, or flipped, which torch cannot read.
@@ -126,7 +132,7 @@ class DecisionMambaPolicy(BasePolicy):
         self,
         observation: np.ndarray | Mapping[str, np.ndarray],
         state: Any = None,
-        episode_start: np.ndarray | None = None,
+        episode_start: Any = None,
         deterministic: bool = True,
     ) -> tuple[np.ndarray, Any]:
         """Choose actions, in Stable-Baselines3's protocol.
@@ -144,7 +150,7 @@ class DecisionMambaPolicy(BasePolicy):
         Raises:
             ConditioningError: The observation has no finite return-to-go, or ``state`` is not one
                 that this method returned for as many environments.
-            SpaceError: The observation is not of the space's shape.
+            SpaceError: The observation is not of the space's shape, or not finite.
         """
         observations, returns_to_go, single = read_observation(observation, self.observation_space)
         n_envs = len(observations)

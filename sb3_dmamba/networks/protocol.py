@@ -15,7 +15,7 @@ from sb3_dmamba.data.spaces import channels_first
 from sb3_dmamba.errors import ConditioningError, SpaceError
 from sb3_dmamba.networks.state import ActingState
 
-__all__ = ["Conditioned", "read_observation", "read_starts", "read_state"]
+__all__ = ["Conditioned", "check_finite", "read_observation", "read_starts", "read_state"]
 
 Conditioned = tuple[NDArray[Any], NDArray[np.float32], bool]
 
@@ -67,12 +67,39 @@ def read_observation(observation: Any, space: spaces.Box) -> Conditioned:
     return observations, _read_returns(observation["return_to_go"], len(observations)), single
 
 
+def check_finite(observations: NDArray[Any]) -> None:
+    """Refuse observations that no action can follow from; images in bytes pass at no cost.
+
+    Args:
+        observations: Shape (n, *obs), any dtype.
+
+    Raises:
+        SpaceError: A value is NaN or infinite; says of which environment and where.
+    """
+    if observations.dtype.kind != "f" or np.isfinite(observations).all():
+        return
+    row, *place = (int(index) for index in np.argwhere(~np.isfinite(observations))[0])
+    value = observations[(row, *place)]
+    raise SpaceError(
+        f"the observation of environment {row} has {value} at {tuple(place)}, and every action "
+        f"after it would be as meaningless: mend what the environment returns (np.nan_to_num "
+        f"replaces such values) or end the episode there"
+    )
+
+
 def read_starts(episode_start: Any, n_envs: int) -> NDArray[np.bool_]:
     """Read which of ``n_envs`` environments start an episode.
 
     Raises:
-        ConditioningError: There is neither one flag nor one an environment.
+        ConditioningError: There is neither one flag nor one an environment, or it is Python's True
+            or False, which in this place of ``predict`` were mostly meant as ``deterministic``.
     """
+    if isinstance(episode_start, bool):
+        raise ConditioningError(
+            f"episode_start={episode_start} is no array: write "
+            f"predict(observation, state, deterministic={episode_start}) if that was meant, or "
+            f"episode_start=np.full({n_envs}, {episode_start})"
+        )
     starts = np.asarray(episode_start, dtype=bool)
     if starts.shape not in ((), (1,), (n_envs,)):
         raise ConditioningError(

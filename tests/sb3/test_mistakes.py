@@ -111,6 +111,21 @@ ACTING: dict[str, tuple[Any, type[DecisionMambaError], str]] = {
         ConditioningError,
         says("shape (3,), and 2 observations came", "np.ones(2, dtype=bool)"),
     ),
+    "deterministic in the place of episode_start": (
+        lambda m: m.predict(seen(), None, True),
+        ConditioningError,
+        says("episode_start=True", "deterministic=True", "episode_start=np.full(2, True)"),
+    ),
+    "an observation that is not finite": (
+        lambda m: m.predict(seen(observation=np.array([[0.0, 1.0], [0.0, np.nan]]))),
+        SpaceError,
+        says("environment 1 has nan at (1,)", "np.nan_to_num"),
+    ),
+    "an infinite observation, with rewards": (
+        lambda m: m.as_stateful_wrapper(1.0).predict(np.array([np.inf, 0.0]), 0.0),
+        SpaceError,
+        says("environment 0 has inf at (0,)"),
+    ),
 }
 
 
