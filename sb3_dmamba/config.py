@@ -132,8 +132,8 @@ class DecisionMambaConfig:
         _check_integer("burn_in", self.burn_in, minimum=0)
         if self.warmup_updates is not None:
             _check_integer("warmup_updates", self.warmup_updates, minimum=0)
-        for name, (low, high) in _RANGES.items():
-            _check_number(name, getattr(self, name), low, high)
+        for name, (low, high, words) in _RANGES.items():
+            _check_number(name, getattr(self, name), low, high, words)
         object.__setattr__(self, "adam_betas", _check_betas(self.adam_betas))
         if not isinstance(self.backend, str) or not self.backend:
             raise ConfigError(f'backend={self.backend!r}: give "auto" or an implementation\'s name')
@@ -181,14 +181,14 @@ _POSITIVE_INTEGERS = (
     "n_updates",
     "batch_size",
 )
-_SMALLEST = math.ulp(0.0)
-_RANGES = {
-    "dropout": (0.0, 1.0 - 1e-9),
-    "return_scale": (_SMALLEST, math.inf),
-    "learning_rate": (_SMALLEST, math.inf),
-    "final_lr_fraction": (0.0, 1.0),
-    "weight_decay": (0.0, math.inf),
-    "max_grad_norm": (_SMALLEST, math.inf),
+_ABOVE_ZERO = (math.ulp(0.0), math.inf, "above 0")
+_RANGES = {  # lowest, highest, and the two in words
+    "dropout": (0.0, 1.0 - 1e-9, "of at least 0 and below 1"),
+    "return_scale": _ABOVE_ZERO,
+    "learning_rate": _ABOVE_ZERO,
+    "final_lr_fraction": (0.0, 1.0, "from 0 to 1"),
+    "weight_decay": (0.0, math.inf, "of at least 0"),
+    "max_grad_norm": _ABOVE_ZERO,
 }
 
 
@@ -250,10 +250,10 @@ def _check_integer(name: str, value: Any, minimum: int) -> None:
         raise ConfigError(f"{name}={value!r}: give an integer of at least {minimum}")
 
 
-def _check_number(name: str, value: Any, low: float, high: float) -> None:
+def _check_number(name: str, value: Any, low: float, high: float, words: str) -> None:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not is_number or not math.isfinite(value) or not low <= value <= high:
-        raise ConfigError(f"{name}={value!r}: give a finite number in [{low:g}, {high:g}]")
+        raise ConfigError(f"{name}={value!r}: give a finite number {words}")
 
 
 def _check_betas(betas: Any) -> tuple[float, float]:

@@ -109,6 +109,21 @@ def test_the_tables_cover_every_field() -> None:
     assert list(BAD_VALUES) == FIELDS
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"learning_rate": -1}, "learning_rate=-1: give a finite number above 0"),
+        ({"dropout": 1.0}, "dropout=1.0: give a finite number of at least 0 and below 1"),
+        ({"final_lr_fraction": 2}, "final_lr_fraction=2: give a finite number from 0 to 1"),
+        ({"weight_decay": -1}, "weight_decay=-1: give a finite number of at least 0"),
+    ],
+)
+def test_a_range_is_told_in_words(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        DecisionMambaConfig(**settings)
+    assert str(raised.value) == words
+
+
 @pytest.mark.parametrize("name", FIELDS)
 def test_a_changed_field_survives_json(name: str) -> None:
     config = DecisionMambaConfig().replace(**{name: OTHER_VALUES[name]})

@@ -43,6 +43,7 @@ _DAMAGE = (
     OverflowError,
     MemoryError,
 )
+_NAMED = 3  # models beside a path where there is none
 _MOMENTS = {"step", "exp_avg", "exp_avg_sq"}  # AdamW's, of each parameter
 
 
@@ -98,11 +99,12 @@ class ModelFile:
         """
         if not isinstance(path, (str, os.PathLike)):
             return cls._from_stream(path, f"the model in {path!r}")
-        source = Path(path)
-        if not source.is_file() and Path(f"{source}.zip").is_file():
-            source = Path(f"{source}.zip")
+        source, zipped = Path(path), Path(f"{os.fspath(path)}.zip")
+        if not source.is_file() and zipped.is_file():
+            source = zipped
         if not source.is_file():
-            raise ModelFileError(f"there is no model file at {source} (nor {source}.zip)")
+            other = "" if source.suffix == ".zip" else f" (nor {zipped})"
+            raise ModelFileError(f"there is no model file at {source}{other}{_models_near(source)}")
         with source.open("rb") as file:
             return cls._from_stream(file, str(source))
 
@@ -183,6 +185,17 @@ def optimizer_from_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[st
             raise ModelFileError(f"the optimiser state of parameter {index_} lacks {missing}")
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _models_near(source: Path) -> str:
+    """Name the newest files that may be meant by a path where there is no model."""
+    folder = source if source.is_dir() else source.parent
+    try:
+        models = sorted(folder.glob("*.zip"), key=lambda file: file.stat().st_mtime)
+    except OSError:
+        return ""
+    named = ", ".join(str(file) for file in reversed(models[-_NAMED:]))
+    return f": try {named}" if named else ""
 
 
 def _whose(archive: zipfile.ZipFile) -> str:

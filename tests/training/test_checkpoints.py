@@ -177,8 +177,12 @@ def test_no_model_file(content: bytes, tmp_path: Path) -> None:
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match=r"no model file at .*absent \(nor .*absent\.zip\)"):
         ModelFile.read(tmp_path / "absent")
-    with pytest.raises(ModelFileError, match="no model file"):
-        ModelFile.read(tmp_path)
+    with pytest.raises(ModelFileError, match=r"no model file at .*absent\.zip$"):
+        ModelFile.read(tmp_path / "absent.zip")
+    FILE.write(tmp_path / "other.zip")
+    for path in (tmp_path, tmp_path / "absent.zip"):
+        with pytest.raises(ModelFileError, match=r"no model file at .*: try .*other\.zip$"):
+            ModelFile.read(path)
 
 
 class Bomb:
