@@ -34,7 +34,7 @@ format: install ## Format, and mend what the linter can
 
 docs: install ## Build the documentation into site/
 	$(RUN) pip install -c constraints.txt -e ".[docs]"
-	$(RUN) mkdocs build --strict
+	$(RUN) sphinx -W --keep-going -q docs site
 
 bench: install ## Time an update, side by side with the peers
 	$(RUN) benchmarks.train_step

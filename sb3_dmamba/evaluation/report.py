@@ -116,7 +116,7 @@ class EvaluationReport(ReportDetails):
 
     @property
     def best(self) -> TargetResult:
-        """The target with the highest mean return (the best of several: slightly optimistic)."""
+        """The target with the highest mean return (the best of several, so slightly optimistic)."""
         return max(self.results, key=lambda result: result.mean)
 
     @property
