@@ -24,7 +24,7 @@ from sb3_dmamba.tasks import Task
 from sb3_dmamba.training.checkpoints import ModelFile
 from sb3_dmamba.training.updater import Updater
 
-__all__ = ["COUNTERS", "SavedModel"]
+__all__ = ["COUNTERS", "SavedModel", "check_parameters"]
 
 COUNTERS = ("num_timesteps", "_total_timesteps", "_n_updates")
 
@@ -181,14 +181,54 @@ class SavedModel:
 
     def _check_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Check names, types and shapes; torch would overwrite what fits before it complains."""
-        expected = {name: _describe(tensor) for name, tensor in weights.items()}
-        found = {name: _describe(tensor) for name, tensor in self.policy.items()}
-        for name in sorted(expected.keys() | found.keys()):
-            if expected.get(name) != found.get(name):
-                raise ModelFileError(
-                    f"the weights in the file do not fit: {name} is {found.get(name, 'absent')}, "
-                    f"and should be {expected.get(name, 'absent')}"
-                )
+        _compare_weights(weights, self.policy, "in the file")
+
+
+def check_parameters(
+    given: Mapping[str, Any], policy: DecisionMambaPolicy, exact_match: bool
+) -> None:
+    """Check state dictionaries, as Stable-Baselines3's ``set_parameters`` takes them.
+
+    Args:
+        given: State dictionaries of the policy and its optimiser, by name.
+        policy: What they are for.
+        exact_match: Whether both have to be there, with every weight.
+
+    Raises:
+        ConfigError: There is another name, or one is missing.
+        ModelFileError: Weights are of other shapes than the policy's; torch would overwrite those
+            that fit before it complains.
+    """
+    expected = {"policy", "policy.optimizer"}
+    if not given.keys() <= expected or (exact_match and given.keys() != expected):
+        raise ConfigError(
+            f"parameters of {sorted(map(str, given))} do not match a model's, {sorted(expected)}: "
+            f"give what model.get_parameters() returned, or some of it with exact_match=False"
+        )
+    own, others = policy.state_dict(), given.get("policy", {})
+    if not exact_match:
+        own = {name: tensor for name, tensor in own.items() if name in others}
+        others = {name: tensor for name, tensor in others.items() if name in own}
+    if "policy" in given:
+        shapes = [{name: _meta(each) for name, each in some.items()} for some in (own, others)]
+        _compare_weights(*shapes, "given")
+
+
+def _compare_weights(own: Mapping[str, Tensor], given: Mapping[str, Tensor], where: str) -> None:
+    expected = {name: _describe(tensor) for name, tensor in own.items()}
+    found = {name: _describe(tensor) for name, tensor in given.items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise ModelFileError(
+                f"the weights {where} do not fit: {name} is {found.get(name, 'absent')}, and "
+                f"should be {expected.get(name, 'absent')}: take a model of the same settings "
+                f"and spaces"
+            )
+
+
+def _meta(tensor: Tensor) -> Tensor:
+    """Return the shape of a tensor: torch converts other dtypes."""
+    return torch.empty(tensor.shape, device="meta")
 
 
 def _describe(tensor: Tensor) -> str:

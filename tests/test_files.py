@@ -356,6 +356,28 @@ def test_parameters_of_another_shape(saved: bytes) -> None:
     assert differences(unchanged, everything_in(same_shape)) == []
 
 
+def test_parameters_of_another_model() -> None:
+    model, wider = (tiny_model(hidden_size=width).fit(DATA, 1) for width in (16, 32))
+    before, parameters = everything_in(model), model.get_parameters()
+    wrong: dict[str, Any] = {
+        "do not fit: .*, and should be": wider.get_parameters(),
+        "do not match": {**parameters, "critic": {}},
+        "head.*is absent": {
+            **parameters,
+            "policy": {k: v for k, v in parameters["policy"].items() if "head" not in k},
+        },
+    }
+    for message, given in wrong.items():
+        with pytest.raises((ConfigError, ModelFileError), match=message):
+            model.set_parameters(given)
+    with pytest.raises(ModelFileError, match="do not fit"):
+        model.set_parameters({"policy": wider.get_parameters()["policy"]}, exact_match=False)
+    assert differences(before, everything_in(model)) == []
+    doubled = {name: tensor.double() for name, tensor in parameters["policy"].items()}
+    model.set_parameters({"policy": {**doubled, "other": torch.ones(1)}}, exact_match=False)
+    assert differences(before, everything_in(model)) == []
+
+
 class Bomb:
     def __reduce__(self) -> Any:
         return os._exit, (17,)

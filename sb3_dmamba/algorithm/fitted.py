@@ -18,7 +18,7 @@ from sb3_dmamba.errors import ConfigError
 from sb3_dmamba.evaluation import EvaluationReport, ReportDetails, evaluate_targets
 from sb3_dmamba.evaluation.checks import check_count
 from sb3_dmamba.export import ExportedPolicy, export_policy
-from sb3_dmamba.files import COUNTERS, SavedModel
+from sb3_dmamba.files import COUNTERS, SavedModel, check_parameters
 
 __all__ = ["FittedAlgorithm"]
 
@@ -190,16 +190,20 @@ class FittedAlgorithm(ActingAlgorithm):
         """Take over weights and optimiser state, from :meth:`get_parameters` or a model file.
 
         Args:
-            load_path_or_dict: State dictionaries by name, or what :meth:`load` takes.
+            load_path_or_dict: State dictionaries by name (``"policy"``, ``"policy.optimizer"``),
+                or what :meth:`load` takes.
             exact_match: Whether everything must be given; a file always gives everything.
             device: Stable-Baselines3's; the model stays where it is.
 
         Raises:
             NotFittedError: The model has no weights that could be replaced.
-            ModelFileError: The file is damaged, or its model is another; this one is as it was.
+            ModelFileError: The file is damaged, or the weights are another model's; this one is as
+                it was.
+            ConfigError: A dictionary has names that a model has nothing for, or lacks some.
         """
-        self._built_policy()
+        policy = self._built_policy()
         if isinstance(load_path_or_dict, dict):
+            check_parameters(load_path_or_dict, policy, exact_match)
             # Copied: torch's optimisers would share their moments with the giver's.
             super().set_parameters(copy.deepcopy(load_path_or_dict), exact_match, device)
             return
