@@ -8,10 +8,12 @@ from __future__ import annotations
 
 __all__ = [
     "BackendError",
+    "CheckoutError",
     "ConditioningError",
     "ConfigError",
     "DatasetError",
     "DecisionMambaError",
+    "DistributedError",
     "EvaluationError",
     "ExperimentError",
     "ExportError",
@@ -46,6 +48,10 @@ class ConditioningError(DecisionMambaError, ValueError):
     """An observation came without the return still to go."""
 
 
+class DistributedError(DecisionMambaError, RuntimeError):
+    """Processes that train together were started unlike each other, or one of them is gone."""
+
+
 class EvaluationError(DecisionMambaError, RuntimeError):
     """An evaluation could not be finished: an environment or a worker process failed."""
 
@@ -72,6 +78,10 @@ class DivergenceError(DecisionMambaError, ArithmeticError):
 
 class ExportError(DecisionMambaError, RuntimeError):
     """An exported policy does not act as the model does."""
+
+
+class CheckoutError(DecisionMambaError, RuntimeError):
+    """Something needs the repository's files, which the installed package does not have."""
 
 
 class MissingDependencyError(DecisionMambaError, ImportError):

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from sb3_dmamba.cli.bench import bench
 from sb3_dmamba.cli.card import card
 from sb3_dmamba.cli.data import data_app
 from sb3_dmamba.cli.demo import demo
@@ -92,6 +93,10 @@ app.command(
     "dmamba experiment mixers --data hopper pendulum --seeds 0 1 2 --jobs 2\n\n"
     "dmamba experiment d4rl --data hopper-medium-v2=hopper_medium-v2.hdf5 --slurm d4rl.sh",
 )(experiment)
+app.command(
+    epilog="[bold]Examples[/bold]\n\ndmamba bench --quick\n\n"
+    "dmamba bench update scaling --threads 2 --output runs/bench"
+)(bench)
 app.command(epilog="[bold]Examples[/bold]\n\ndmamba tasks\n\ndmamba tasks --json")(tasks)
 
 

@@ -113,8 +113,8 @@ def test_wrong_outputs_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_wrong_steps_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    step = gate._step_through
-    monkeypatch.setattr(gate, "_step_through", lambda *args: step(*args) + 0.01)
+    step = gate.step_through
+    monkeypatch.setattr(gate, "step_through", lambda *args: step(*args) + 0.01)
     with pytest.raises(ExperimentError, match="its steps are off by"):
         check_variant(config(), "cpu")
 

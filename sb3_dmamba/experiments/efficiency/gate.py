@@ -11,7 +11,14 @@ from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.errors import ExperimentError
 from sb3_dmamba.networks import DecisionMambaPolicy
 
-__all__ = ["ACTION_SPACE", "OBSERVATION_SPACE", "check_variant", "make_policy"]
+__all__ = [
+    "ACTION_SPACE",
+    "OBSERVATION_SPACE",
+    "check_variant",
+    "make_inputs",
+    "make_policy",
+    "step_through",
+]
 
 # Hopper's
 OBSERVATION_SPACE = spaces.Box(-np.inf, np.inf, (11,), np.float32)
@@ -49,11 +56,11 @@ def check_variant(config: DecisionMambaConfig, device: str) -> None:
     reference = make_policy(config.replace(backend="reference"), device)
     reference.load_state_dict(policy.state_dict())
     reference.set_training_mode(False)
-    inputs = _make_inputs(n_steps, device)
+    inputs = make_inputs(n_steps, device)
     pairs: dict[str, tuple[Tensor, Tensor]] = {
         "outputs": (policy.model(*inputs), reference.model(*inputs)),
         "gradients": (_gradient(policy, inputs), _gradient(reference, inputs)),
-        "steps": (_step_through(policy, inputs), policy.model(*inputs)),
+        "steps": (step_through(policy, inputs), policy.model(*inputs)),
     }
     for what, (own, expected) in pairs.items():
         scale = max(1e-6, float(expected.detach().abs().max()))
@@ -65,7 +72,8 @@ def check_variant(config: DecisionMambaConfig, device: str) -> None:
             )
 
 
-def _make_inputs(n_steps: int, device: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def make_inputs(n_steps: int, device: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return observations, actions, returns-to-go and time steps of two windows, always the same."""
     generator = torch.Generator().manual_seed(1)
     observations = torch.randn(2, n_steps, *OBSERVATION_SPACE.shape, generator=generator)
     actions = torch.rand(2, n_steps, *ACTION_SPACE.shape, generator=generator) * 2 - 1
@@ -85,7 +93,8 @@ def _gradient(policy: DecisionMambaPolicy, inputs: tuple[Tensor, ...]) -> Tensor
 
 
 @torch.no_grad()
-def _step_through(policy: DecisionMambaPolicy, inputs: tuple[Tensor, ...]) -> Tensor:
+def step_through(policy: DecisionMambaPolicy, inputs: tuple[Tensor, ...]) -> Tensor:
+    """Return what a policy predicts at each step of windows when it is shown one step at a time."""
     observations, actions, returns, timesteps = inputs
     layers = policy.model.initial_layers(len(returns))
     predictions = []

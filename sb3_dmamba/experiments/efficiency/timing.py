@@ -18,7 +18,7 @@ from sb3_dmamba.networks import DecisionMambaPolicy
 from sb3_dmamba.networks.state import ActingState
 from sb3_dmamba.training.updater import Updater, compute_loss
 
-__all__ = ["Cost", "describe_clock", "measure_cost"]
+__all__ = ["Cost", "count_kept", "describe_clock", "measure_cost"]
 
 _STEPS_OF_UPDATE = 1280  # 64 windows of 20
 _WARM_UPS = 2
@@ -77,7 +77,7 @@ def measure_cost(variant: str, config: DecisionMambaConfig, device: str) -> Cost
     sampler = WindowSampler(_make_data(length), length, batch_size)
     updater = Updater(policy, config, seed=0)
     n_tokens = 3 * length * batch_size
-    kept = _count_kept(policy, sampler)
+    kept = count_kept(policy, sampler)
     update = _time(lambda: updater.update(sampler, 0, 0, 10), device)
     policy.set_training_mode(False)
     window_ms, window_bytes = _measure_acting(policy, "window", length, device)
@@ -116,7 +116,7 @@ def _measure_acting(
     return 1e3 * seconds, float(n_bytes)
 
 
-def _count_kept(policy: DecisionMambaPolicy, sampler: WindowSampler) -> float:
+def count_kept(policy: DecisionMambaPolicy, sampler: WindowSampler) -> float:
     """Return the bytes that one forward pass keeps for its backward pass."""
     weights = {each.untyped_storage().data_ptr() for each in policy.parameters()}
     kept: dict[int, int] = {}
