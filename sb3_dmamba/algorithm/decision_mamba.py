@@ -30,6 +30,7 @@ from sb3_dmamba.files import COUNTERS, SavedModel
 from sb3_dmamba.tasks import Task, get_task
 from sb3_dmamba.training.callbacks import as_callbacks
 from sb3_dmamba.training.carrying import make_sampler
+from sb3_dmamba.training.distributed import Processes, join_processes, local_device
 from sb3_dmamba.training.loop import run_updates
 from sb3_dmamba.training.seeding import draw_seed
 from sb3_dmamba.training.updater import Updater
@@ -49,7 +50,7 @@ class DecisionMamba(FittedAlgorithm):
         env: Environment to act in, where it is not the task's.
         seed: Seed of the weights, the batches and dropout; None draws one. Two runs with one
             seed and dataset give the same weights on one machine with one number of threads.
-        device: ``"auto"`` is CUDA where there is one.
+        device: ``"auto"`` is CUDA where there is one; under torchrun each process's own GPU.
         verbose: 0 is silent, 1 prints the log.
         tensorboard_log: Folder for TensorBoard.
         **overrides: Fields of :class:`~sb3_dmamba.DecisionMambaConfig` to change.
@@ -90,7 +91,7 @@ class DecisionMamba(FittedAlgorithm):
             self.config,
             Surroundings(env, self.task),
             draw_seed() if seed is None else check_count("seed", seed, 0),
-            device,
+            local_device(device),
             verbose,
             tensorboard_log,
         )
@@ -113,6 +114,9 @@ class DecisionMamba(FittedAlgorithm):
         reset_num_timesteps: bool = False,
     ) -> Self:
         """Learn from a dataset; called again, continue.
+
+        Under torchrun, or with ``torch.distributed`` initialised, the processes share every batch;
+        callbacks, log, progress bar and evaluations are the first one's.
 
         Args:
             dataset: Anything :func:`~sb3_dmamba.load_trajectories` takes; None is the last one,
@@ -139,25 +143,29 @@ class DecisionMamba(FittedAlgorithm):
                 is known.
             ConditioningError: A callback evaluates in an environment without return-to-go.
             DivergenceError: The loss stopped being finite; the message says when.
+            DistributedError: Processes differ in what they train, or one of them is gone.
         """
         log_interval = check_count("log_interval", log_interval, 1)
         eval_freq = check_count("eval_freq", eval_freq, 0)
         if n_steps is not None:
             n_steps = check_count("n_steps", n_steps, 1)
-        trajectories = self._resolve_dataset(dataset)
-        self._set_up(trajectories)
-        if eval_freq > 0:
-            evaluation = self._make_eval_callback(eval_env, eval_freq, n_eval_episodes)
-            callback = [*as_callbacks(callback), evaluation]
-        if reset_num_timesteps:
-            self.num_timesteps = self._total_timesteps = 0
-        if n_steps is None:
-            unfinished = self._total_timesteps - self.num_timesteps
-            n_steps = unfinished if unfinished > 0 else self.config.n_updates
-        self._total_timesteps = self.num_timesteps + n_steps
-        assert self._updater is not None
-        sampler = make_sampler(trajectories, self.config, self.seed)
-        run_updates(self, self._updater, sampler, callback, log_interval, tb_log_name, progress_bar)
+        with join_processes(self.device) as processes:
+            with processes.leader_first():
+                trajectories = self._resolve_dataset(dataset)
+            if processes.size > 1:
+                self.set_random_seed(processes.from_leader(self.seed))
+            self._set_up(trajectories)
+            if eval_freq > 0 and processes.is_leader:
+                evaluation = self._make_eval_callback(eval_env, eval_freq, n_eval_episodes)
+                callback = [*as_callbacks(callback), evaluation]
+            if reset_num_timesteps:
+                self.num_timesteps = self._total_timesteps = 0
+            if n_steps is None:
+                unfinished = self._total_timesteps - self.num_timesteps
+                n_steps = unfinished if unfinished > 0 else self.config.n_updates
+            self._total_timesteps = self.num_timesteps + n_steps
+            log = log_interval, tb_log_name, progress_bar
+            self._run_updates(trajectories, processes, callback, *log)
         return self
 
     def learn(
@@ -182,6 +190,17 @@ class DecisionMamba(FittedAlgorithm):
             reset_num_timesteps=reset_num_timesteps,
             progress_bar=progress_bar,
         )
+
+    def _run_updates(
+        self, trajectories: Trajectories, processes: Processes, callback: MaybeCallback, *log: Any
+    ) -> None:
+        assert self._updater is not None
+        rows = processes.rows(self.config.batch_size)
+        facts = {name: getattr(self, name) for name in COUNTERS} | self.config.to_dict()
+        data = {"n_steps": trajectories.n_steps, "sum of returns": self.dataset.returns.sum()}
+        processes.check_alike(facts | data)
+        sampler = make_sampler(trajectories, self.config, self.seed, rows)
+        run_updates(self, self._updater, sampler, callback, *log, processes)
 
     def _resolve_dataset(self, dataset: Any) -> Trajectories:
         if dataset is not None:

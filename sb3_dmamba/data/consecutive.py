@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Int32, Int64
 from numpy import ndarray
 
 from sb3_dmamba.data.trajectories import Trajectories
-from sb3_dmamba.data.windows import WindowBatch, WindowSampler, check_integer
+from sb3_dmamba.data.windows import WindowSampler, check_integer
 
 __all__ = ["ConsecutiveSampler"]
 
@@ -50,15 +48,23 @@ class ConsecutiveSampler(WindowSampler):
         context_length: Steps in a window, K; an episode's last window is padded.
         batch_size: Rows, B.
         seed: A non-negative integer.
+        rows: Which rows to give, as for :class:`WindowSampler`.
 
     Raises:
         ConfigError: A number is out of its range.
     """
 
+    is_consecutive = True
+
     def __init__(
-        self, trajectories: Trajectories, context_length: int, batch_size: int, seed: int = 0
+        self,
+        trajectories: Trajectories,
+        context_length: int,
+        batch_size: int,
+        seed: int = 0,
+        rows: slice = slice(None),
     ) -> None:
-        super().__init__(trajectories, context_length, batch_size, seed)
+        super().__init__(trajectories, context_length, batch_size, seed, rows=rows)
         self._n_windows = -(-trajectories.lengths // self.context_length)  # per episode, rounded up
         self.n_windows = int(self._n_windows.sum())
         """Windows in all episodes, and updates in which a row goes through them."""
@@ -66,23 +72,16 @@ class ConsecutiveSampler(WindowSampler):
         self._phases = generator.integers(self.n_windows, size=self.batch_size)
         self._passes: dict[int, _Pass] = {}
 
-    def sample(self, update: int) -> WindowBatch:
-        """Return the batch of an update: each row's next window.
-
-        Args:
-            update: The update's number, from 0.
-
-        Returns:
-            ``batch_size`` windows; the same ones whenever seed and number are the same.
+    def draw_first_steps(self, update: int) -> Int64[ndarray, "B"]:
+        """Return where each row's next window begins, as flat indices of steps.
 
         Raises:
             ConfigError: ``update`` is not a non-negative integer.
         """
         check_integer("update", update, 0)
         places = [int(phase) + int(update) for phase in self._phases]
-        first_steps = np.array([self._find(row, place) for row, place in enumerate(places)])
-        windows = self._gather(first_steps)
-        return dataclasses.replace(windows, first_steps=torch.from_numpy(first_steps))
+        rows = range(self.batch_size)[self.rows]
+        return np.array([self._find(row, places[row]) for row in rows], dtype=np.int64)
 
     def _find(self, row: int, place: int) -> int:
         """Return the first step of the window at a place in a row's endless sequence."""

@@ -80,6 +80,7 @@ class WindowSampler:
         seed: A non-negative integer.
         burn_in: Steps before each window to give as ``WindowBatch.before``, fewer where its
             episode has fewer. Which windows are drawn does not depend on it.
+        rows: Which rows of each batch to give, where several processes share it; all by default.
 
     Raises:
         ConfigError: A number is out of its range.
@@ -88,6 +89,9 @@ class WindowSampler:
     first step uniformly, which is the same distribution; theirs pad on the left.
     """
 
+    is_consecutive = False
+    """Whether a row's windows follow each other, and batches say where they begin."""
+
     def __init__(
         self,
         trajectories: Trajectories,
@@ -95,6 +99,7 @@ class WindowSampler:
         batch_size: int,
         seed: int = 0,
         burn_in: int = 0,
+        rows: slice = slice(None),
     ) -> None:
         for name, value, minimum in (
             ("context_length", context_length, 1),
@@ -108,6 +113,7 @@ class WindowSampler:
         self.batch_size = int(batch_size)
         self.seed = int(seed)
         self.burn_in = int(burn_in)
+        self.rows = rows
         self._within_window = np.arange(self.context_length)
         self._before_window = np.arange(-self.burn_in, 0)
 
@@ -118,12 +124,17 @@ class WindowSampler:
             update: The update's number, from 0.
 
         Returns:
-            ``batch_size`` windows; the same ones whenever seed and number are the same.
+            ``batch_size`` windows, or ``rows`` of them; the same ones whenever seed and number
+            are the same.
 
         Raises:
             ConfigError: ``update`` is not a non-negative integer.
         """
-        return self._gather(self.draw_first_steps(update))
+        first_steps = self.draw_first_steps(update)
+        windows = self._gather(first_steps)
+        if not self.is_consecutive:
+            return windows
+        return dataclasses.replace(windows, first_steps=torch.from_numpy(first_steps))
 
     def draw_first_steps(self, update: int) -> Int64[ndarray, "B"]:
         """Draw where the windows of an update begin, as flat indices of steps.
@@ -133,7 +144,7 @@ class WindowSampler:
         """
         check_integer("update", update, 0)
         generator = np.random.default_rng((self.seed, int(update)))
-        return generator.integers(self.trajectories.n_steps, size=self.batch_size)
+        return generator.integers(self.trajectories.n_steps, size=self.batch_size)[self.rows]
 
     def window_at(self, first_steps: Int64[ndarray, "B"]) -> WindowBatch:
         """Return the windows that begin at given steps.
@@ -161,15 +172,20 @@ class WindowSampler:
 
     def _gather(self, first_steps: Int64[ndarray, "B"]) -> WindowBatch:
         windows = self._gather_span(first_steps, self._within_window)
-        if not self.burn_in:
+        n_before = self.count_before(first_steps)
+        if n_before == 0:
             return windows
-        data = self.trajectories
-        episodes = np.searchsorted(data.episode_offsets, first_steps, side="right") - 1
-        longest = int((first_steps - data.episode_offsets[episodes]).max())
-        if longest == 0:
-            return windows
-        before = self._gather_span(first_steps, self._before_window[-longest:])
+        before = self._gather_span(first_steps, self._before_window[-n_before:])
         return dataclasses.replace(windows, before=before)
+
+    def count_before(self, first_steps: Int64[ndarray, "B"]) -> int:
+        """Return the steps of ``WindowBatch.before``: the burn-in, or what all episodes have."""
+        if not self.burn_in:
+            return 0
+        offsets = self.trajectories.episode_offsets
+        episodes = np.searchsorted(offsets, first_steps, side="right") - 1
+        longest = int((first_steps - offsets[episodes]).max(initial=0))
+        return min(longest, self.burn_in)
 
     def _gather_span(
         self, first_steps: Int64[ndarray, "B"], span: Int64[ndarray, "K"]

@@ -23,14 +23,16 @@ Layers = list[dict[str, Tensor]]
 
 
 def make_sampler(
-    trajectories: Trajectories, config: DecisionMambaConfig, seed: int
+    trajectories: Trajectories,
+    config: DecisionMambaConfig,
+    seed: int,
+    rows: slice = slice(None),
 ) -> WindowSampler:
-    """Return what draws the batches that a config trains on."""
+    """Return what draws the batches that a config trains on, or this process's rows of them."""
+    length, size = config.context_length, config.batch_size
     if config.carry_state:
-        return ConsecutiveSampler(trajectories, config.context_length, config.batch_size, seed)
-    return WindowSampler(
-        trajectories, config.context_length, config.batch_size, seed, config.burn_in
-    )
+        return ConsecutiveSampler(trajectories, length, size, seed, rows)
+    return WindowSampler(trajectories, length, size, seed, config.burn_in, rows)
 
 
 @torch.no_grad()
@@ -58,6 +60,7 @@ class CarriedState:
     def __init__(self) -> None:
         self._layers: Layers = []
         self._next_steps = _NO_STEPS
+        self._held: tuple[Layers, Tensor] | None = None
 
     def layers_for(self, model: SequenceModel, batch: WindowBatch) -> Layers:
         """Return the state that each window starts from.
@@ -85,6 +88,55 @@ class CarriedState:
         self._layers = [{name: rows.detach() for name, rows in layer.items()} for layer in layers]
         self._next_steps = _first_steps(batch) + batch.padding_mask.sum(dim=1, keepdim=True)
 
+    def hold(self, model: SequenceModel, n_rows: int) -> tuple[Layers, Tensor]:
+        """Move the state into tensors that stay where they are, which is all that a graph knows.
+
+        Args:
+            model: What keeps the state.
+            n_rows: Rows of the batches to come; a state of others is dropped.
+
+        Returns:
+            Those tensors: one recurrent state a block, and the steps that come next.
+        """
+        if self._held is not None and len(self._held[1]) == n_rows:
+            return self._held
+        layers = model.initial_layers(n_rows)
+        device = next(iter(layers[0].values())).device
+        next_steps = torch.full((n_rows, 2), -1, device=device)  # no window begins there
+        found, found_steps = self._layers, self._next_steps
+        self._layers, self._next_steps = self._held = layers, next_steps
+        if len(found_steps) == n_rows:
+            _copy_into((layers, next_steps), (found, found_steps))
+        return self._held
+
+    def held(self) -> list[Tensor]:
+        """Return the tensors that :meth:`hold` returned, one after the other; none without."""
+        if self._held is None:
+            return []
+        return [*(tensor for layer in self._held[0] for tensor in layer.values()), self._held[1]]
+
+    def settle(self) -> None:
+        """Copy what was kept into the tensors that :meth:`hold` returned, if there are any.
+
+        Only after the backward pass, which still needs the state before.
+        """
+        if self._held is None:
+            return
+        if len(self._next_steps) != len(self._held[1]):
+            self._held = None
+            return
+        _copy_into(self._held, (self._layers, self._next_steps))
+        self._layers, self._next_steps = self._held
+
+    def select(self, rows: slice, n_rows: int) -> None:
+        """Keep some rows of a whole batch's; a state of another number of rows is of no use."""
+        self._held = None
+        if len(self._next_steps) != n_rows:
+            self._layers, self._next_steps = [], _NO_STEPS
+            return
+        self._layers = [{name: t[rows] for name, t in layer.items()} for layer in self._layers]
+        self._next_steps = self._next_steps[rows]
+
     def state(self) -> dict[str, Tensor]:
         """Return named tensors for a model file; none before the first window."""
         if not self._layers:
@@ -103,7 +155,7 @@ class CarriedState:
             ModelFileError: The tensors belong to another model; nothing has changed then.
         """
         if not tensors:
-            self._layers, self._next_steps = [], _NO_STEPS
+            self._layers, self._next_steps, self._held = [], _NO_STEPS, None
             return
         next_steps = tensors.get(_NEXT_STEPS)
         if (
@@ -130,7 +182,14 @@ class CarriedState:
                         f"shape {tuple(found[name].shape)}, and should have {shape}"
                     )
             layers.append(found)
-        self._layers, self._next_steps = layers, next_steps
+        self._layers, self._next_steps, self._held = layers, next_steps, None
+
+
+def _copy_into(places: tuple[Layers, Tensor], values: tuple[Layers, Tensor]) -> None:
+    for place, rows in zip(places[0], values[0], strict=True):
+        for name, tensor in place.items():
+            tensor.copy_(rows[name])
+    places[1].copy_(values[1])
 
 
 def _first_steps(batch: WindowBatch) -> Tensor:

@@ -19,6 +19,8 @@ from sb3_dmamba.training.callbacks import (
     explain_missing_environment,
     start_callbacks,
 )
+from sb3_dmamba.training.data_parallel import train_together
+from sb3_dmamba.training.distributed import Processes
 from sb3_dmamba.training.progress import UpdateProgress
 from sb3_dmamba.training.updater import UpdateMetrics, Updater
 
@@ -36,6 +38,7 @@ def run_updates(
     log_interval: int,
     log_name: str,
     progress_bar: bool,
+    processes: Processes,
 ) -> None:
     """Update until ``model.num_timesteps`` reaches ``model._total_timesteps``, or a callback stops.
 
@@ -47,19 +50,26 @@ def run_updates(
         log_interval: Updates between two lines of the log.
         log_name: Name of the run in TensorBoard.
         progress_bar: Whether to show one.
+        processes: Who trains. The first one alone has callbacks, a log and a progress bar.
 
     Raises:
         DivergenceError: A loss or gradient since the last line is not finite.
         ConditioningError: A callback evaluates in an environment without return-to-go.
         UnknownTaskError: A callback needs an environment, and none is known.
         MissingDependencyError: A log for TensorBoard is wanted, and it is not installed.
+        ConfigError: The batch cannot be split among the processes.
+        DistributedError: One of the other processes is gone.
     """
-    if not model._custom_logger:
+    is_leader = processes.is_leader
+    if not is_leader:
+        model._logger = Logger(None, [])  # also where the caller has given every process one
+    elif not model._custom_logger:
         model._logger = _make_logger(model, log_name)
-    progress = [UpdateProgress()] if progress_bar else []
+    progress = [UpdateProgress()] if progress_bar and is_leader else []
+    given = as_callbacks(callback) if is_leader else []
     try:
-        with explain_missing_environment(model):
-            callbacks = start_callbacks(model, [*as_callbacks(callback), *progress])
+        with train_together(updater, processes), explain_missing_environment(model):
+            callbacks = start_callbacks(model, [*given, *progress])
             _run(model, updater, sampler, callbacks, log_interval)
     finally:
         for bar in progress:
@@ -87,6 +97,7 @@ def _run(
     recent: list[UpdateMetrics] = []
     logged_at = time.perf_counter()
     callback.on_training_start(locals(), globals())
+    updater.agree(True)
     while model.num_timesteps < total_timesteps:
         metrics = updater.update(sampler, model._n_updates, model.num_timesteps, total_timesteps)
         model.num_timesteps += 1
@@ -94,7 +105,7 @@ def _run(
         model._update_current_progress_remaining(model.num_timesteps, total_timesteps)
         recent.append(metrics)
         callback.update_locals(locals())
-        keep_going = callback.on_step()
+        keep_going = updater.agree(callback.on_step())
         is_last = not keep_going or model.num_timesteps >= total_timesteps
         if len(recent) >= log_interval or is_last:
             now = time.perf_counter()
@@ -103,6 +114,7 @@ def _run(
         if not keep_going:
             break
     callback.on_training_end()
+    updater.agree(False)
 
 
 def _log(model: BaseAlgorithm, recent: list[UpdateMetrics], updates_per_second: float) -> None:

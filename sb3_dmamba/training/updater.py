@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from gymnasium import spaces
@@ -16,9 +18,14 @@ from sb3_dmamba.networks import DecisionMambaPolicy
 from sb3_dmamba.networks.heads import ActionHead
 from sb3_dmamba.training.carrying import PREFIX, CarriedState, warm_up
 from sb3_dmamba.training.checkpoints import optimizer_from_tensors, optimizer_to_tensors
-from sb3_dmamba.training.optimizer import make_optimizer
+from sb3_dmamba.training.feeds import Feed, ResidentFeed, make_feed
+from sb3_dmamba.training.graphs import UpdateGraphs
+from sb3_dmamba.training.optimizer import make_optimizer, set_learning_rate
 from sb3_dmamba.training.schedule import compute_learning_rate
 from sb3_dmamba.training.seeding import DROPOUT_STREAM, WEIGHT_STREAM, local_seed
+
+if TYPE_CHECKING:
+    from sb3_dmamba.training.data_parallel import DataParallel
 
 __all__ = ["UpdateMetrics", "Updater", "compute_carried_loss", "compute_loss", "compute_mean_loss"]
 
@@ -96,8 +103,10 @@ class Updater:
         self.seed = seed
         self.optimizer = make_optimizer(policy, config)
         self.carried = CarriedState()
+        self.parallel: DataParallel | None = None  # while several processes train
         policy.optimizer = self.optimizer  # where Stable-Baselines3 looks for it
-        self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self._feed: Feed | None = None
 
     @classmethod
     def create(
@@ -132,30 +141,89 @@ class Updater:
         Returns:
             Loss, gradient norm before clipping, and learning rate.
         """
-        device = self.policy.device
         learning_rate = compute_learning_rate(self.config, schedule_step, n_updates)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        batch = sampler.sample(n_done).to(device)
-        self.policy.set_training_mode(True)
-        bf16 = self.config.precision == "bf16"
-        with (
-            local_seed(device, self.seed, n_done, DROPOUT_STREAM),
-            torch.autocast(device.type, torch.bfloat16, enabled=bf16),
-        ):
-            if self.config.carry_state:
-                loss = compute_carried_loss(self.policy, batch, self.carried)
-            else:
-                loss = compute_loss(self.policy, batch)
+        graphs = self._graphs if self.parallel is None else None
+        place = None if graphs is None else graphs.learning_rate
+        set_learning_rate(self.optimizer, learning_rate, place)
+        staged = self._feed_of(sampler).stage(n_done)
+        if not self.policy.training:
+            self.policy.set_training_mode(True)
+        seed = functools.partial(self.seed_locally, n_done)
+        if graphs is not None:
+            results = graphs.run(staged, seed)
+        else:
+            with seed():
+                results = self.take_step(staged.batch())
+        loss, grad_norm = results.unbind()
+        return UpdateMetrics(loss, grad_norm, learning_rate)
+
+    def take_step(self, batch: WindowBatch) -> Tensor:
+        """Take one optimiser step on a batch; the host looks at no value of the device's.
+
+        Args:
+            batch: Windows on the policy's device.
+
+        Returns:
+            Loss, and gradient norm before clipping, (2,).
+        """
+        device, parallel = self.policy.device, self.parallel
+        compute = self.compute_loss if parallel is None else parallel.compute_loss
         self.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(
+            device.type,
+            torch.bfloat16,
+            enabled=self.config.precision == "bf16",
+            # A graph's weights change between replays, and what is cast once would be of one.
+            cache_enabled=device.type != "cuda",
+        ):
+            loss = compute(batch)
         loss.backward()
-        grad_norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.config.max_grad_norm)
+        grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
         self.optimizer.step()
-        return UpdateMetrics(loss.detach(), grad_norm.detach(), learning_rate)
+        self.carried.settle()
+        return torch.stack([loss.detach(), grad_norm.detach()])
+
+    def seed_locally(self, n_done: int) -> AbstractContextManager[None]:
+        """Return a context in which random numbers are those of an update."""
+        streams = () if self.parallel is None else self.parallel.streams
+        return local_seed(self.policy.device, self.seed, n_done, DROPOUT_STREAM, *streams)
+
+    @functools.cached_property
+    def _graphs(self) -> UpdateGraphs | None:
+        return UpdateGraphs.create(self)
+
+    def _feed_of(self, sampler: WindowSampler) -> Feed:
+        """Return what brings a sampler's batches to the device, and keep it for the next one."""
+        if self._feed is not None and self._feed.sampler is sampler:
+            return self._feed
+        resident = self._feed.windows if isinstance(self._feed, ResidentFeed) else None
+        if resident is not None and not resident.serve(sampler):
+            resident = self._feed = None  # frees its memory before it is needed again
+        if resident is None and "_graphs" in vars(self) and self._graphs is not None:
+            self._graphs.clear()  # they read the windows where they were
+        self._feed = make_feed(sampler, self.config, self.policy.device, resident)
+        return self._feed
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copy and pickle without what belongs to one process and one place in memory."""
+        state = {name: value for name, value in vars(self).items() if name != "_graphs"}
+        return {**state, "_feed": None}
+
+    def compute_loss(self, batch: WindowBatch) -> Tensor:
+        """Return the loss of a batch on the policy's device; what is to be carried is carried."""
+        if self.config.carry_state:
+            return compute_carried_loss(self.policy, batch, self.carried)
+        return compute_loss(self.policy, batch)
+
+    def agree(self, keep_going: bool) -> bool:
+        """Return whether to go on, which the first of several processes decides for all."""
+        return keep_going if self.parallel is None else self.parallel.agree(keep_going)
 
     def state(self) -> dict[str, Tensor]:
         """Return the optimiser's moments and steps, and what is carried, as named tensors."""
-        return {**optimizer_to_tensors(self.optimizer), **self.carried.state()}
+        parallel = self.parallel
+        carried = self.carried.state() if parallel is None else parallel.collect_carried()
+        return {**optimizer_to_tensors(self.optimizer), **carried}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Restore what :meth:`state` returned; an empty one starts the optimiser anew.
