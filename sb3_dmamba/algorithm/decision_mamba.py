@@ -30,7 +30,7 @@ from sb3_dmamba.files import COUNTERS, SavedModel
 from sb3_dmamba.tasks import Task, get_task
 from sb3_dmamba.training.callbacks import as_callbacks
 from sb3_dmamba.training.carrying import make_sampler
-from sb3_dmamba.training.distributed import Processes, join_processes, local_device
+from sb3_dmamba.training.distributed import join_processes, local_device
 from sb3_dmamba.training.loop import run_updates
 from sb3_dmamba.training.seeding import draw_seed
 from sb3_dmamba.training.updater import Updater
@@ -164,8 +164,11 @@ class DecisionMamba(FittedAlgorithm):
                 unfinished = self._total_timesteps - self.num_timesteps
                 n_steps = unfinished if unfinished > 0 else self.config.n_updates
             self._total_timesteps = self.num_timesteps + n_steps
+            assert self._updater is not None
+            rows = processes.rows(self.config.batch_size)
+            sampler = make_sampler(trajectories, self.config, self.seed, rows)
             log = log_interval, tb_log_name, progress_bar
-            self._run_updates(trajectories, processes, callback, *log)
+            run_updates(self, self._updater, sampler, processes, callback, *log)
         return self
 
     def learn(
@@ -190,17 +193,6 @@ class DecisionMamba(FittedAlgorithm):
             reset_num_timesteps=reset_num_timesteps,
             progress_bar=progress_bar,
         )
-
-    def _run_updates(
-        self, trajectories: Trajectories, processes: Processes, callback: MaybeCallback, *log: Any
-    ) -> None:
-        assert self._updater is not None
-        rows = processes.rows(self.config.batch_size)
-        facts = {name: getattr(self, name) for name in COUNTERS} | self.config.to_dict()
-        data = {"n_steps": trajectories.n_steps, "sum of returns": self.dataset.returns.sum()}
-        processes.check_alike(facts | data)
-        sampler = make_sampler(trajectories, self.config, self.seed, rows)
-        run_updates(self, self._updater, sampler, callback, *log, processes)
 
     def _resolve_dataset(self, dataset: Any) -> Trajectories:
         if dataset is not None:

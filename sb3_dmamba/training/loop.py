@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
@@ -34,23 +34,23 @@ def run_updates(
     model: BaseAlgorithm,
     updater: Updater,
     sampler: WindowSampler,
+    processes: Processes,
     callback: MaybeCallback,
     log_interval: int,
     log_name: str,
     progress_bar: bool,
-    processes: Processes,
 ) -> None:
     """Update until ``model.num_timesteps`` reaches ``model._total_timesteps``, or a callback stops.
 
     Args:
         model: Holds the counters and the logger.
         updater: Takes the optimiser steps.
-        sampler: Draws the batches.
+        sampler: Draws the batches, or this process's rows of them.
+        processes: Who trains. The first one alone has callbacks, a log and a progress bar.
         callback: ``on_step`` is called once an update, as Stable-Baselines3 calls it.
         log_interval: Updates between two lines of the log.
         log_name: Name of the run in TensorBoard.
         progress_bar: Whether to show one.
-        processes: Who trains. The first one alone has callbacks, a log and a progress bar.
 
     Raises:
         DivergenceError: A loss or gradient since the last line is not finite.
@@ -58,8 +58,10 @@ def run_updates(
         UnknownTaskError: A callback needs an environment, and none is known.
         MissingDependencyError: A log for TensorBoard is wanted, and it is not installed.
         ConfigError: The batch cannot be split among the processes.
-        DistributedError: One of the other processes is gone.
+        DistributedError: The processes train different things, or one of them is gone.
     """
+    if processes.size > 1:
+        processes.check_alike(_describe(model, updater, sampler))
     is_leader = processes.is_leader
     if not is_leader:
         model._logger = Logger(None, [])  # also where the caller has given every process one
@@ -74,6 +76,17 @@ def run_updates(
     finally:
         for bar in progress:
             bar.close()
+
+
+def _describe(model: BaseAlgorithm, updater: Updater, sampler: WindowSampler) -> dict[str, Any]:
+    """Return what must be the same in every process that trains the model."""
+    counters = ("num_timesteps", "_total_timesteps", "_n_updates")
+    return {
+        **updater.config.to_dict(),
+        **{name.strip("_"): getattr(model, name) for name in counters},
+        "the number of the dataset's steps": sampler.trajectories.n_steps,
+        "the sum of the dataset's returns": float(sampler.trajectories.returns.sum()),
+    }
 
 
 def _make_logger(model: BaseAlgorithm, log_name: str) -> Logger:
