@@ -210,8 +210,7 @@ def check_parameters(
         own = {name: tensor for name, tensor in own.items() if name in others}
         others = {name: tensor for name, tensor in others.items() if name in own}
     if "policy" in given:
-        shapes = [{name: _meta(each) for name, each in some.items()} for some in (own, others)]
-        _compare_weights(*shapes, "given")
+        _compare_weights(_shapes(own), _shapes(others), "given")
 
 
 def _compare_weights(own: Mapping[str, Tensor], given: Mapping[str, Tensor], where: str) -> None:
@@ -226,9 +225,9 @@ def _compare_weights(own: Mapping[str, Tensor], given: Mapping[str, Tensor], whe
             )
 
 
-def _meta(tensor: Tensor) -> Tensor:
-    """Return the shape of a tensor: torch converts other dtypes."""
-    return torch.empty(tensor.shape, device="meta")
+def _shapes(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights without data, all of one dtype: torch converts others."""
+    return {name: torch.empty(each.shape, device="meta") for name, each in weights.items()}
 
 
 def _describe(tensor: Tensor) -> str:

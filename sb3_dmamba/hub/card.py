@@ -92,6 +92,7 @@ class Card:
             "normalized_score": self.result.normalized_score,
             "n_targets": len(self.report.results),
             "clip_rewards": self.report.clip_rewards,
+            "delayed_rewards": self.report.delayed_rewards,
         }
 
     def metadata(self) -> dict[str, Any]:
@@ -190,6 +191,7 @@ class Card:
             "dataset": self.dataset.source or "not named",
             "episodes": f"{len(self.dataset.returns):,}" if len(self.dataset.returns) else None,
             "returns in the data": self._data_returns(),
+            "rewards": self._rewards(),
             "updates": None if self.report.n_updates is None else f"{self.report.n_updates:,}",
             "seed": self.report.training_seed,
             "task": self.report.task,
@@ -200,6 +202,12 @@ class Card:
             f"{table}\n\nSettings that are not the defaults:\n\n```json\n"
             f"{json.dumps(changed, indent=1)}\n```\n"
         )
+
+    def _rewards(self) -> str | None:
+        """Say how the return-to-go counted rewards, where it was not as they came."""
+        clipped, delayed = self.report.clip_rewards, self.report.delayed_rewards
+        parts = ["clipped to [-1, 1]"] * clipped + ["paid at the end of the episode"] * delayed
+        return ", ".join(parts) or None
 
     def _data_returns(self) -> str | None:
         returns = self.dataset.returns

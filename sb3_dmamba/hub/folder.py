@@ -169,6 +169,8 @@ def _write_replay(
         result.target_return,
         memory=report.memory,  # type: ignore[arg-type]
         deterministic=report.deterministic,
+        clip_rewards=report.clip_rewards,
+        delayed_rewards=report.delayed_rewards,
     )
     rendered = make_rendered(make_env)
     score, length = record_replay(actor, rendered, folder / "replay.mp4", report.eval_seed, n_steps)

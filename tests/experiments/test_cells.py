@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 from sb3_dmamba import DecisionMambaConfig, Trajectories
 from sb3_dmamba.errors import ConfigError, ExperimentError
 from sb3_dmamba.experiments.grid import Cell, CellFolder, DataSource, EvaluationPlan
+from sb3_dmamba.experiments.grid import folder as folder_module
 from sb3_dmamba.experiments.grid.fingerprint import compute_fingerprint
 from sb3_dmamba.tasks import Task
 from tests.experiments.toys import cartpole_data, changed
@@ -175,3 +178,40 @@ def test_large_data_is_hashed_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None
     whole = compute_fingerprint(cartpole_data())
     monkeypatch.setattr(fingerprint, "_CHUNK_BYTES", 50)
     assert compute_fingerprint(cartpole_data()) == whole
+
+
+HOLD = """
+import sys, time
+from filelock import FileLock
+with FileLock(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_one_process_at_a_time_works_on_a_cell_and_a_killed_one_blocks_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder_module, "_WAIT_SECONDS", 0.05)
+    folder = CellFolder(tmp_path / "cell")
+    with folder.locked():
+        assert folder.path.is_dir()
+    command = [sys.executable, "-c", HOLD, str(folder.path / "lock")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+
+        def give_up() -> None:
+            raise SystemExit("nobody waits for this any more")
+
+        with pytest.raises(SystemExit, match="nobody waits"), folder.locked(give_up):
+            pytest.fail("two processes have the cell")
+        waits = []
+
+        def kill() -> None:
+            waits.append(other.poll())
+            other.kill()
+
+        with folder.locked(kill):
+            assert waits
+            assert waits[0] is None  # it held the lock until it was killed

@@ -99,6 +99,7 @@ def test_results_are_the_reports(folder: Path, report: EvaluationReport) -> None
         "normalized_score": reached.normalized_score,
         "n_targets": 2,
         "clip_rewards": False,
+        "delayed_rewards": False,
     }
 
 
@@ -146,6 +147,19 @@ def test_an_optimistic_headline_says_so(model: DecisionMamba) -> None:
     assert "interval" not in headline  # of one episode
     assert card.results()["confidence_interval"] is None
     assert "names no environment" in card.to_markdown()
+
+
+def test_the_card_says_how_rewards_were_counted(model: Any, report: Any, tmp_path: Path) -> None:
+    assert "| rewards |" not in read_card(make_folder(model, tmp_path / "plain", report=report))
+    delayed = dataclasses.replace(report, delayed_rewards=True, clip_rewards=True)
+    folder = make_folder(model, tmp_path / "delayed", report=delayed)
+    line = "| rewards | clipped to [-1, 1], paid at the end of the episode |"
+    assert line in read_card(folder)
+    assert read(folder, "results.json")["delayed_rewards"] is True
+
+
+def read_card(folder: Path) -> str:
+    return (folder / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_target_in_the_code_is_exact(model: DecisionMamba, tmp_path: Path) -> None:

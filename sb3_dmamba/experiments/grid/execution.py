@@ -33,7 +33,7 @@ def execute_cell(path: str | Path, device: str = "auto", parent: int | None = No
         DecisionMambaError: Whatever training and evaluation raise.
     """
     folder = CellFolder(Path(path))
-    with folder.locked():
+    with folder.locked(lambda: _end_with(parent)):
         if not folder.is_done:
             _Execution(folder, device, parent).run()
 
@@ -76,8 +76,7 @@ class _Execution:
     def after_update(self, curve: LossCurve) -> None:
         """Keep a checkpoint and evaluate, where it is time to."""
         done = self.model.num_timesteps
-        if self.parent is not None and os.getppid() != self.parent:
-            raise SystemExit(f"the process that started this one ({self.parent}) is gone")
+        _end_with(self.parent)
         self.session.count_update()
         if done in self.evaluated_updates or self.session.is_checkpoint_due():
             with self.session.pause():
@@ -144,6 +143,12 @@ class _Watch(BaseCallback):
         self.curve.add(self.model.num_timesteps, self.locals["metrics"].loss)
         self.execution.after_update(self.curve)
         return True
+
+
+def _end_with(parent: int | None) -> None:
+    """End this process where the one that it works for is gone."""
+    if parent is not None and os.getppid() != parent:
+        raise SystemExit(f"the process that started this one ({parent}) is gone")
 
 
 def _open_model(folder: CellFolder, cell: Cell, device: str) -> DecisionMamba:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from sb3_dmamba.atomic import write_atomically
@@ -18,6 +19,8 @@ from sb3_dmamba.errors import ConfigError, ExperimentError
 from sb3_dmamba.experiments.grid.cell import Cell
 
 __all__ = ["CellFolder", "CellResult", "Evaluation", "write_json", "write_text"]
+
+_WAIT_SECONDS = 1.0  # between two looks at whether waiting for another process still makes sense
 
 
 def write_text(path: Path, text: str) -> None:
@@ -169,17 +172,25 @@ class CellFolder:
             return default
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, while_waiting: Callable[[], None] | None = None) -> Iterator[None]:
         """Wait until no other process works on the cell, then keep others away.
 
         The operating system gives the lock back when a process ends, however it ends.
+
+        Args:
+            while_waiting: Called every now and then while another process has the lock; what it
+                raises ends the wait.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / "lock").open("w") as file:
+        lock = FileLock(self.path / "lock")
+        while True:
             try:
-                import fcntl
-            except ImportError:  # Windows: two runs must not share their cells
-                yield
-                return
-            fcntl.flock(file, fcntl.LOCK_EX)
+                lock.acquire(timeout=_WAIT_SECONDS)
+                break
+            except Timeout:
+                if while_waiting is not None:
+                    while_waiting()
+        try:
             yield
+        finally:
+            lock.release()
