@@ -152,8 +152,8 @@ class DecisionMamba(FittedAlgorithm):
         with join_processes(self.device) as processes:
             with processes.leader_first():
                 trajectories = self._resolve_dataset(dataset)
-            if processes.size > 1:
-                self.set_random_seed(processes.from_leader(self.seed))
+            if (seed := processes.from_leader(self.seed)) != self.seed:
+                self.set_random_seed(seed)
             self._set_up(trajectories)
             if eval_freq > 0 and processes.is_leader:
                 evaluation = self._make_eval_callback(eval_env, eval_freq, n_eval_episodes)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sb3_dmamba.cli.checkpoints import make_checkpoint_callback, print_latest_checkpoint
 from sb3_dmamba.cli.options import SOURCES_HELP, DeviceOption, OptionOption, parse_options
 from sb3_dmamba.cli.output import (
     DebugOption,
@@ -24,8 +25,6 @@ from sb3_dmamba.errors import ConfigError, DatasetError
 from sb3_dmamba.settings import parse_settings
 
 if TYPE_CHECKING:
-    from stable_baselines3.common.callbacks import BaseCallback
-
     from sb3_dmamba.algorithm import DecisionMamba
     from sb3_dmamba.data import Trajectories
 
@@ -149,7 +148,10 @@ def train(
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Train on a task's recorded data and write the model."""
+    """Train on a task's recorded data and write the model.
+
+    torchrun --nproc-per-node=2 -m sb3_dmamba train ... does so in two processes.
+    """
     if (task is None) == (resume is None):
         raise typer.BadParameter("give either a task to start from or a checkpoint to --resume")
     if resume is not None and (setting or seed is not None):
@@ -187,23 +189,41 @@ def _default_output(task: str | None, resume: Path | None) -> Path:
 
 
 def _run(plan: _Plan, out: Output) -> None:
+    from sb3_dmamba.training.distributed import join_processes
+
     model = _make_model(plan)
-    trajectories = _load_dataset(plan, model)
+    with join_processes(model.device) as processes:
+        with processes.leader_first():
+            trajectories = _load_dataset(plan, model)
+        if processes.is_leader:
+            _train(plan, model, trajectories, processes.size, out)
+        else:  # takes part, and leaves what there is to say and to write to the first one
+            _fit(plan, model, trajectories)
+
+
+def _fit(plan: _Plan, model: DecisionMamba, trajectories: Trajectories) -> None:
+    model.fit(
+        trajectories,
+        plan.updates if plan.resume is not None else None,
+        callback=make_checkpoint_callback(plan.output, plan.checkpoint_every),
+        eval_freq=plan.eval_every,
+        progress_bar=True,
+    )
+
+
+def _train(
+    plan: _Plan, model: DecisionMamba, trajectories: Trajectories, n_processes: int, out: Output
+) -> None:
     out.console.print(trajectories.summary())
-    out.console.print(f"seed {model.seed}, device {model.device}", highlight=False)
+    together = f", {n_processes} processes" if n_processes > 1 else ""
+    out.console.print(f"seed {model.seed}, device {model.device}{together}", highlight=False)
     first = model.num_timesteps
     model.set_logger(make_csv_logger(plan.output, first, plan.tensorboard))
     start = time.perf_counter()
     try:
-        model.fit(
-            trajectories,
-            plan.updates if plan.resume is not None else None,
-            callback=_make_callback(plan),
-            eval_freq=plan.eval_every,
-            progress_bar=True,
-        )
+        _fit(plan, model, trajectories)
     except KeyboardInterrupt:
-        _print_latest_checkpoint(plan)
+        print_latest_checkpoint(plan.output)
         raise
     finally:
         model.logger.close()
@@ -221,6 +241,7 @@ def _run(plan: _Plan, out: Output) -> None:
             "seconds": seconds,
             "seed": model.seed,
             "device": str(model.device),
+            "processes": n_processes,
             "dataset": trajectories.summary().to_dict(),
             "config": model.config.to_dict(),
         }
@@ -229,7 +250,9 @@ def _run(plan: _Plan, out: Output) -> None:
 
 def _make_model(plan: _Plan) -> DecisionMamba:
     decision_mamba = import_algorithm()
-    device = check_device(plan.device)
+    from sb3_dmamba.training.distributed import local_device
+
+    device = check_device(str(local_device(plan.device)))
     if plan.resume is None:
         updates = {} if plan.updates is None else {"n_updates": plan.updates}
         settings = {**plan.settings, **updates}
@@ -271,19 +294,3 @@ def _compare(before: str, now: str, plan: _Plan) -> None:
             f"the run's dataset with --dataset and --option, as when it started"
         )
     typer.echo(f"Note: the run has learned from {before!r} and goes on with {now!r}.", err=True)
-
-
-def _make_callback(plan: _Plan) -> BaseCallback | None:
-    from stable_baselines3.common.callbacks import CheckpointCallback
-
-    if not plan.checkpoint_every:
-        return None
-    folder = plan.output / "checkpoints"
-    return CheckpointCallback(plan.checkpoint_every, str(folder), name_prefix="model")
-
-
-def _print_latest_checkpoint(plan: _Plan) -> None:
-    checkpoints = list((plan.output / "checkpoints").glob("model_*_steps.zip"))
-    if checkpoints:
-        latest = max(checkpoints, key=lambda path: path.stat().st_mtime)
-        typer.echo(f"Continue with: dmamba train --resume {latest}", err=True)

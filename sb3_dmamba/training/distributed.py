@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sb3_dmamba.errors import ConfigError, DecisionMambaError, DistributedError
 
-__all__ = ["Processes", "is_leader", "join_processes", "local_device"]
+__all__ = ["Processes", "join_processes", "local_device"]
 
 Value = TypeVar("Value")
 
@@ -178,13 +178,6 @@ def join_processes(device: torch.device) -> Iterator[Processes]:
         # Closes its connections, which wakes whoever waits at the other end of one.
         with suppress(RuntimeError, ValueError):
             dist.destroy_process_group(control)
-
-
-def is_leader() -> bool:
-    """Whether this process is the one to print and save, before and after training too."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank() == 0
-    return not _is_launched() or os.environ["RANK"] == "0"
 
 
 def local_device(device: torch.device | str) -> torch.device | str:
