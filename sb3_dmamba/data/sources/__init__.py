@@ -31,8 +31,6 @@ GENERAL_OPTIONS = ("reward_mode", "top_fraction")
 # Minari's own ids end in a version; with a namespace one that is missing is likely forgotten.
 _MINARI_ID = re.compile(r"([-\w]+/)+[-\w]+|[-\w]+-v\d+")
 
-_D4RL_SUFFIXES = (".hdf5", ".h5", ".hdf", ".pkl", ".pickle")
-
 
 class Opened(Protocol):
     """A dataset that was found and not read yet: as a whole, or in pieces."""
@@ -147,11 +145,16 @@ def _is_tmaze_name(source: object) -> bool:
     return isinstance(source, str) and parse_tmaze_name(source) is not None
 
 
-def _is_d4rl_file(source: object) -> bool:
-    if not isinstance(source, (str, PathLike)):
-        return False
-    path = Path(source).expanduser()
-    return path.suffix.lower() in _D4RL_SUFFIXES and path.is_file()
+def _has_suffix(*suffixes: str) -> Callable[[object], bool]:
+    """Match the files whose names end in one of these, in either case."""
+
+    def matches(source: object) -> bool:
+        if not isinstance(source, (str, PathLike)):
+            return False
+        path = Path(source).expanduser()
+        return path.suffix.lower() in suffixes and path.is_file()
+
+    return matches
 
 
 def _is_minari_folder(source: object) -> bool:
@@ -208,7 +211,7 @@ SOURCES = (
     Source(
         "a D4RL HDF5 file or a Decision Transformer pickle (.hdf5, .h5, .pkl)",
         "path",
-        _is_d4rl_file,
+        _has_suffix(".hdf5", ".h5", ".hdf", ".pkl", ".pickle"),
         "sb3_dmamba.data.sources.d4rl:open_d4rl_file",
     ),
     Source(
