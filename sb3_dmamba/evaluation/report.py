@@ -224,7 +224,11 @@ class EvaluationReport(ReportDetails):
 
     def __str__(self) -> str:
         console = Console(
-            file=io.StringIO(), width=_TEXT_WIDTH, color_system=None, force_terminal=False
+            file=io.StringIO(),
+            width=_TEXT_WIDTH,
+            color_system=None,
+            force_terminal=False,
+            force_jupyter=False,  # in a notebook rich would display it, and return nothing
         )
         console.print(self)
         text: str = console.file.getvalue()  # type: ignore[attr-defined]

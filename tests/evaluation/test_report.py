@@ -177,6 +177,11 @@ def test_a_report_of_nothing_but_one_episode() -> None:
     report.plot()
 
 
+def test_printing_it_in_a_notebook_gives_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    assert "asked" in str(make_report())
+
+
 def test_printing_says_all_that_a_comparison_needs() -> None:
     text = str(make_report())
     assert "\x1b" not in text
