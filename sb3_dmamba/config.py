@@ -79,6 +79,12 @@ class DecisionMambaConfig:
         precision: ``"fp32"``, or ``"bf16"`` for matrix products in bfloat16.
         backend: Implementation of the operations: ``"auto"`` picks the fastest that works on the
             device; a name (``"reference"``, ``"cpu"``, ...) is used or raises.
+        data_device: Where batches are put together in training: ``"device"`` keeps the dataset
+            beside the model, ``"cpu"`` in the computer's own memory (a thread then fetches batches
+            ahead for a GPU), ``"auto"`` is the first on a GPU where it fits. Batches are the same.
+        cuda_graph: Whether updates and predictions run as CUDA graphs, without Python between
+            their kernels: ``"on"``, ``"off"``, or ``"auto"`` on a CUDA device if a first replay
+            does what the plain way does.
 
     Raises:
         ConfigError: A value is out of its range; names the field, the value and the range.
@@ -121,6 +127,8 @@ class DecisionMambaConfig:
     max_grad_norm: float = 0.25
     precision: Literal["fp32", "bf16"] = "fp32"
     backend: str = "auto"
+    data_device: Literal["auto", "cpu", "device"] = "auto"
+    cuda_graph: Literal["auto", "on", "off"] = "auto"
 
     def __post_init__(self) -> None:
         _check_choices(self)

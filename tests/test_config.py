@@ -52,6 +52,8 @@ OTHER_VALUES: dict[str, Any] = {
     "max_grad_norm": 1.0,
     "precision": "bf16",
     "backend": "reference",
+    "data_device": "cpu",
+    "cuda_graph": "off",
 }
 
 BAD_INTEGERS = [0, -1, 1.0, 1.5, True, "3", float("nan")]
@@ -101,6 +103,8 @@ BAD_VALUES: dict[str, list[Any]] = {
     "max_grad_norm": [*BAD_NUMBERS, 0.0],
     "precision": ["fp16", "float32", None],
     "backend": ["", None, 3],
+    "data_device": ["cuda", "gpu", None, True],
+    "cuda_graph": [True, False, None, "yes"],
 }
 
 

@@ -18,6 +18,7 @@ from sb3_dmamba.config import DecisionMambaConfig, Memory
 from sb3_dmamba.data import ObservationStatistics
 from sb3_dmamba.errors import ConditioningError, ConfigError, SpaceError
 from sb3_dmamba.networks.acting import StreamMemory, WindowMemory
+from sb3_dmamba.networks.acting_graphs import ActingGraphs
 from sb3_dmamba.networks.mamba import MambaMixer
 from sb3_dmamba.networks.policy_file import read_policy, write_policy
 from sb3_dmamba.networks.protocol import (
@@ -66,6 +67,7 @@ class DecisionMambaPolicy(BasePolicy):
                 self.model, observation_space, action_space, config.context_length
             ),
         }
+        self._graphs = ActingGraphs(self.model, observation_space, action_space, config)
         self._layouts: dict[str, dict[str, tuple[int, ...]]] = {}
 
     def initial_state(self, n_envs: int, memory: str | None = None) -> ActingState:
@@ -123,7 +125,7 @@ class DecisionMambaPolicy(BasePolicy):
         returns = torch.tensor(returns_to_go, dtype=torch.float32, device=device)
         if self.training:
             self.set_training_mode(False)
-        predictions, remembered = memory.encode(inputs, returns, state)
+        predictions, remembered = self._graphs.encode(inputs, returns, state, memory.encode)
         actions = self.model.head.act(predictions, deterministic)
         stored = actions.flatten(1) if actions.dim() > 1 else actions
         return actions.cpu().numpy(), memory.remember_action(stored, state, remembered)

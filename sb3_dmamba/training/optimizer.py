@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sb3_dmamba.config import DecisionMambaConfig
 
-__all__ = ["make_optimizer", "split_by_decay"]
+__all__ = ["make_optimizer", "set_learning_rate", "split_by_decay"]
 
 
 def split_by_decay(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -42,3 +42,20 @@ def make_optimizer(model: nn.Module, config: DecisionMambaConfig) -> torch.optim
         betas=config.adam_betas,
         fused=True,  # one pass over all parameters; on a CPU several times faster than the loop
     )
+
+
+def set_learning_rate(
+    optimizer: torch.optim.Optimizer, value: float, place: Tensor | None = None
+) -> None:
+    """Set the learning rate of every group.
+
+    Args:
+        optimizer: The optimiser.
+        value: The learning rate.
+        place: A scalar on the parameters' device to hold it, so that a graph that was recorded
+            reads each update's own; None is a number.
+    """
+    if place is not None:
+        place.fill_(value)
+    for group in optimizer.param_groups:
+        group["lr"] = value if place is None else place

@@ -31,5 +31,6 @@ def local_seed(device: torch.device, *entropy: int) -> Iterator[None]:
     with torch.random.fork_rng(devices, device_type="cuda"):
         torch.default_generator.manual_seed(seed)
         if devices:
-            torch.cuda.manual_seed(seed)
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
         yield

@@ -194,15 +194,19 @@ class Updater:
 
     def _feed_of(self, sampler: WindowSampler) -> Feed:
         """Return what brings a sampler's batches to the device, and keep it for the next one."""
-        if self._feed is not None and self._feed.sampler is sampler:
-            return self._feed
-        resident = self._feed.windows if isinstance(self._feed, ResidentFeed) else None
-        if resident is not None and not resident.serve(sampler):
-            resident = self._feed = None  # frees its memory before it is needed again
-        if resident is None and "_graphs" in vars(self) and self._graphs is not None:
-            self._graphs.clear()  # they read the windows where they were
-        self._feed = make_feed(sampler, self.config, self.policy.device, resident)
-        return self._feed
+        feed, resident = self._feed, None
+        if feed is not None and feed.sampler is sampler:
+            return feed
+        was_resident = isinstance(feed, ResidentFeed)
+        if isinstance(feed, ResidentFeed) and feed.windows.serve(sampler):
+            resident = feed.windows
+        self._feed = feed = None  # frees its memory before the next one asks for as much
+        self._feed = feed = make_feed(sampler, self.config, self.policy.device, resident)
+        graphs: UpdateGraphs | None = vars(self).get("_graphs")
+        stayed = isinstance(feed, ResidentFeed) and feed.windows is resident
+        if graphs is not None and was_resident and not stayed:
+            graphs.clear()  # they read the windows where they were
+        return feed
 
     def __getstate__(self) -> dict[str, Any]:
         """Copy and pickle without what belongs to one process and one place in memory."""
