@@ -40,6 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 MAY_IMPORT["algorithm"] = set(MAY_IMPORT) - {"ops", "d3rlpy", "settings"}
 MAY_IMPORT["d3rlpy"] = set(MAY_IMPORT)
 MAY_IMPORT["hub"] = {"algorithm", "environments", "evaluation", "data", "config", "errors"}
+MAY_IMPORT["doctor"] = {"algorithm", "ops", "tasks", "data", "d4rl", "config", "errors"}
 for _room in ("__init__", "experiments", "cli", "__main__"):  # each may use everything before it
     MAY_IMPORT[_room] = set(MAY_IMPORT)
 

@@ -13,6 +13,7 @@ from sb3_dmamba.cli.bench import bench
 from sb3_dmamba.cli.card import card
 from sb3_dmamba.cli.data import data_app
 from sb3_dmamba.cli.demo import demo
+from sb3_dmamba.cli.doctor import doctor
 from sb3_dmamba.cli.evaluate import evaluate
 from sb3_dmamba.cli.experiment import experiment
 from sb3_dmamba.cli.export import export
@@ -97,6 +98,10 @@ app.command(
     epilog="[bold]Examples[/bold]\n\ndmamba bench --quick\n\n"
     "dmamba bench update scaling --threads 2 --output runs/bench"
 )(bench)
+app.command(
+    epilog="[bold]Examples[/bold]\n\ndmamba doctor\n\n"
+    "dmamba doctor --seconds 0 --json   [dim]for a report of a bug[/dim]"
+)(doctor)
 app.command(epilog="[bold]Examples[/bold]\n\ndmamba tasks\n\ndmamba tasks --json")(tasks)
 
 

@@ -17,9 +17,10 @@ import torch
 
 from sb3_dmamba.errors import BackendError
 
-__all__ = ["available_backends", "resolve_backend"]
+__all__ = ["available_backends", "explain_backends", "resolve_backend"]
 
 _logger = logging.getLogger("sb3_dmamba")
+_NO_CUDA = "no CUDA device is to be found here: torch.cuda.is_available() is False"
 
 
 def _works_anywhere(device_type: str) -> str | None:
@@ -53,7 +54,7 @@ def _why_not_cuda(device_type: str) -> str | None:
 
 def _why_not_module(module: str, device_type: str) -> str | None:
     if device_type == "cuda" and not torch.cuda.is_available():
-        return "no CUDA device is to be found here: torch.cuda.is_available() is False"
+        return _NO_CUDA
     why_not: Callable[[torch.device], str | None]
     why_not = importlib.import_module(f"sb3_dmamba.ops.{module}").why_not
     return why_not(torch.device(device_type))
@@ -92,6 +93,21 @@ def available_backends(device: str | torch.device = "cpu") -> list[str]:
         for name, why_not in _BACKENDS.items()
         if not (name == "triton" and _is_interpreted(device_type)) and why_not(device_type) is None
     ]
+
+
+def explain_backends(device: str | torch.device = "cpu") -> dict[str, str | None]:
+    """Say of every backend why it does not work on a device, and what to do.
+
+    Args:
+        device: Where the tensors would live; there need not be such a device here.
+
+    Returns:
+        Reasons by name, the fastest backend first; None where it works.
+    """
+    device_type = torch.device(device).type
+    if device_type == "cuda" and not torch.cuda.is_available():
+        return dict.fromkeys(_BACKENDS, _NO_CUDA)
+    return {name: why_not(device_type) for name, why_not in _BACKENDS.items()}
 
 
 def resolve_backend(name: str, device: str | torch.device = "cpu") -> str:

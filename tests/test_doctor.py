@@ -1,0 +1,203 @@
+"""``dmamba doctor``: what it finds, what counts as broken, and that a speed check measures."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from sb3_dmamba import doctor
+from sb3_dmamba.cli import app
+from sb3_dmamba.doctor.backends import Backend, check_backends
+from sb3_dmamba.doctor.examination import find_problems
+from sb3_dmamba.doctor.machine import advise_threads, describe_machine
+from sb3_dmamba.doctor.packages import Package, find_packages
+from sb3_dmamba.doctor.places import find_places, why_no_bundled_dataset
+from sb3_dmamba.doctor.speed import measure_speed
+from sb3_dmamba.errors import DatasetError
+from sb3_dmamba.ops import available_backends, explain_backends
+
+REQUIREMENTS = [
+    "numpy>=1",
+    "absent-package>=2",
+    "torch>=999",
+    "rich; extra == 'video'",
+    "absent-extra>=3; extra == 'video'",
+    "absent-tool; extra == 'dev'",
+]
+
+
+WORKING = [Backend("cpu", "cpu", True, None, 0.0)]
+NUMPY = Package("numpy", "", "2.0", None, True)
+
+
+@pytest.fixture
+def _requirements(monkeypatch: pytest.MonkeyPatch) -> None:
+    about: Any = metadata.metadata("numpy")
+    for name in ("video", "dev"):
+        about["Provides-Extra"] = name
+    monkeypatch.setattr(metadata, "requires", lambda name: REQUIREMENTS)
+    monkeypatch.setattr(metadata, "metadata", lambda name: about)
+
+
+@pytest.mark.usefixtures("_requirements")
+def test_packages_are_what_the_distribution_asks_for() -> None:
+    found = {each.name: each for each in find_packages()}
+    assert list(found) == ["numpy", "absent-package", "torch", "rich", "absent-extra"]
+    assert found["numpy"].is_met
+    assert found["numpy"].remedy is None
+    assert found["absent-package"].version is None
+    assert found["absent-package"].remedy == 'pip install "absent-package>=2"'
+    assert found["torch"].version is not None
+    assert not found["torch"].is_met
+    assert found["rich"].extra == "video"
+    assert found["absent-extra"].remedy == 'pip install "sb3-dmamba[video]"'
+
+
+@pytest.mark.usefixtures("_requirements")
+def test_what_is_needed_and_missing_is_broken_and_an_extra_is_not() -> None:
+    result = CliRunner().invoke(app, ["doctor", "--seconds", "0", "--json"])
+    assert result.exit_code == 1
+    document = json.loads(result.stdout)
+    assert document["speed"] is None
+    problems = document["problems"]
+    assert len(problems) == 2
+    assert problems[0] == 'absent-package is not installed: pip install "absent-package>=2"'
+    assert problems[1].startswith("torch is ")
+    assert problems[1].endswith('and >=999 is needed: pip install "torch>=999"')
+
+
+def test_a_source_that_is_not_installed_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str) -> Any:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "metadata", fail)
+    (problem,) = find_problems(find_packages(), WORKING)
+    assert "sb3-dmamba is not installed" in problem
+
+
+def test_backends_are_run_beside_the_reference() -> None:
+    found = {each.name: each for each in check_backends("cpu")}
+    assert list(found) == list(explain_backends("cpu"))
+    works = [name for name, each in found.items() if each.reason is None]
+    assert set(available_backends("cpu")) <= set(works)
+    assert [name for name, each in found.items() if each.is_auto] == available_backends("cpu")[:1]
+    assert found["reference"].max_error == 0.0
+    error = found["cpu"].max_error
+    assert error is not None
+    assert 0.0 < error < 1e-4
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_every_backend_says_so() -> None:
+    for each in check_backends("cuda"):
+        assert each.reason is not None
+        assert "no CUDA device" in each.reason
+        assert not each.is_broken
+        assert not each.is_auto
+
+
+@pytest.mark.parametrize("how", ["wrong", "failing"])
+def test_a_backend_that_says_it_works_and_does_not(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dispatch = importlib.import_module("sb3_dmamba.ops.dispatch")
+    right = dispatch.get_implementation("selective_scan", "traceable", "cpu")
+
+    def wrong(*arguments: Any) -> Any:
+        if how == "failing":
+            raise RuntimeError("no such kernel\nand more")
+        y, state = right(*arguments)
+        return 1.01 * y, state
+
+    key = ("selective_scan", "traceable", "cpu")
+    monkeypatch.setitem(dispatch._implementations, key, wrong)
+    (broken,) = [each for each in check_backends("cpu") if each.is_broken]
+    assert broken.name == "traceable"
+    assert broken.reason is not None
+    assert ("no such kernel)" if how == "failing" else "off by") in broken.reason
+    (problem,) = find_problems([NUMPY], [*WORKING, broken])
+    assert problem.startswith("backend 'traceable' on 'cpu'")
+
+
+@pytest.mark.parametrize(
+    ("threads", "cores", "load", "advice"),
+    [
+        (2, 2, 0.1, "as many as are free"),
+        (2, 2, 1.0, "set OMP_NUM_THREADS=1 while"),
+        (1, 2, 5.8, "as many as are free"),
+        (1, 8, 2.0, "OMP_NUM_THREADS=6 uses"),
+        (8, 2.5, 0.0, "8 threads on 2.5 cores wait for each other: set OMP_NUM_THREADS=3"),
+        (1, 4, None, "OMP_NUM_THREADS=4 uses"),
+    ],
+)
+def test_advice_about_threads(threads: int, cores: float, load: Any, advice: str) -> None:
+    assert advice in advise_threads(threads, cores, load)
+
+
+def test_a_container_s_share_of_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module("sb3_dmamba.doctor.machine")
+    quota = tmp_path / "cpu.max"
+    monkeypatch.setattr(module, "_QUOTA", quota)
+    whole = describe_machine().cores
+    for content, expected in (("50000 100000", 0.5), ("max 100000", whole), ("", whole)):
+        quota.write_text(content, encoding="ascii")
+        assert describe_machine().cores == expected
+
+
+def test_places_of_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tmp_path / "minari" / "cartpole" / "tiny-v0" / "data"
+    data.mkdir(parents=True)
+    (data / "main_data.hdf5").write_bytes(b"")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    monkeypatch.setenv("D4RL_DATASET_DIR", str(tmp_path / "not" / "there"))
+    minari, d4rl = find_places()
+    assert (minari.n_datasets, d4rl.n_datasets) == (1, 0)
+    assert (minari.path, d4rl.path) == (str(tmp_path / "minari"), str(tmp_path / "not" / "there"))
+    assert d4rl.is_writable
+    assert d4rl.free_gib > 0
+    assert not (tmp_path / "not").exists()  # looking makes nothing
+
+
+def test_the_bundled_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert why_no_bundled_dataset() is None
+    module = importlib.import_module("sb3_dmamba.doctor.places")
+
+    def fail(source: Any) -> Any:
+        raise DatasetError("it was cut off")
+
+    monkeypatch.setattr(module, "load_trajectories", fail)
+    (problem,) = doctor.examine(1).problems
+    assert "it was cut off" in problem
+
+
+def test_the_speed_check_measures() -> None:
+    threads = torch.get_num_threads()
+    speed = measure_speed(0.2, "cpu")
+    assert torch.get_num_threads() == threads
+    assert speed.device == "cpu"
+    assert min(speed.updates, speed.window_steps, speed.stream_steps) > 0
+    assert (speed.updates_on_one_thread is None) == (threads == 1)
+    result = CliRunner().invoke(app, ["doctor", "--seconds", "0.1"], env={"COLUMNS": "150"})
+    assert result.exit_code == 0, result.output
+    for text in ("Machine", "Packages", "Backends", "Datasets", "updates", "Nothing is broken."):
+        assert text in result.stdout
+
+
+def test_a_training_that_fails_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module("sb3_dmamba.doctor.examination")
+    monkeypatch.setattr(module, "why_no_bundled_dataset", lambda: None)
+
+    def fail(seconds: float, device: str) -> Any:
+        raise RuntimeError("illegal instruction")
+
+    monkeypatch.setattr(module, "measure_speed", fail)
+    found = doctor.examine(0.1)
+    assert found.speed is None
+    assert found.problems == ["training and acting fail (RuntimeError: illegal instruction)"]
