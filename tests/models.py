@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter, Logger
 from torch import Tensor
 
-from sb3_dmamba import DecisionMamba
+from sb3_dmamba import DecisionMamba, DecisionMambaConfig
 
 TINY: dict[str, Any] = {
     "hidden_size": 16,
@@ -22,7 +22,7 @@ TINY: dict[str, Any] = {
     "n_updates": 12,
     "lr_schedule": "cosine",
 }
-MIXERS = ("mamba", "attention", "convolution")
+MIXERS: tuple[str, ...] = get_args(get_type_hints(DecisionMambaConfig)["mixer"])
 
 
 def tiny_model(task: Any = None, **settings: Any) -> DecisionMamba:
