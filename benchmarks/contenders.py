@@ -8,10 +8,10 @@ from typing import Any
 
 from benchmarks.timing import Run, Timer, Timing
 
-__all__ = ["Agreement", "Candidate", "Contender", "Outcome", "Unavailable", "race"]
+__all__ = ["Agreement", "Candidate", "Contender", "Outcome", "UnavailableError", "race"]
 
 
-class Unavailable(Exception):
+class UnavailableError(Exception):
     """A contender cannot run here; the message says why and goes into the report."""
 
 
@@ -54,7 +54,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A name, and what makes the contender or raises :class:`Unavailable`."""
+    """A name, and what makes the contender or raises :class:`UnavailableError`."""
 
     name: str
     make: Callable[[], Contender]
@@ -105,7 +105,7 @@ def gate(
         try:
             contender = candidate.make()
             agreement = contender.check()
-        except Unavailable as reason:
+        except UnavailableError as reason:
             left_out[candidate.name] = str(reason)
             continue
         if agreement.holds:

@@ -11,7 +11,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from benchmarks.contenders import Agreement, Contender, Unavailable
+from benchmarks.contenders import Agreement, Contender, UnavailableError
 from benchmarks.request import Request
 from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.data import Trajectories, WindowSampler
@@ -122,7 +122,7 @@ def _make_mambapy(config: DecisionMambaConfig, device: str) -> nn.Module:
     try:
         from mambapy.mamba import MambaBlock, MambaConfig
     except ImportError as error:
-        raise Unavailable("mambapy is not installed: pip install mambapy") from error
+        raise UnavailableError("mambapy is not installed: pip install mambapy") from error
     block: nn.Module = MambaBlock(
         MambaConfig(
             d_model=config.hidden_size,
@@ -140,7 +140,9 @@ def _make_mamba_ssm(config: DecisionMambaConfig, device: str) -> nn.Module:
     try:
         resolve_backend("cuda", device)
     except BackendError as error:
-        raise Unavailable(str(error).removeprefix("backend='cuda' does not work here: ")) from error
+        raise UnavailableError(
+            str(error).removeprefix("backend='cuda' does not work here: ")
+        ) from error
     from mamba_ssm import Mamba
 
     block: nn.Module = Mamba(
@@ -163,7 +165,7 @@ def with_blocks(policy: DecisionMambaPolicy, peer: str) -> DecisionMambaPolicy:
     """Put a peer's blocks with our weights into a policy, and return it.
 
     Raises:
-        Unavailable: The peer does not work here.
+        UnavailableError: The peer does not work here.
     """
     device = policy.device
     for block in policy.model.layers:
@@ -177,13 +179,13 @@ def make_network(network: Network, request: Request, **settings: Any) -> Decisio
     """Return a network with the weights that every network of its shape has here.
 
     Raises:
-        Unavailable: A backend or a peer does not work here.
+        UnavailableError: A backend or a peer does not work here.
     """
     config = make_config(request, **{**network.settings, **settings})
     try:
         resolve_backend(config.backend, request.device)
     except BackendError as error:
-        raise Unavailable(str(error)) from error
+        raise UnavailableError(str(error)) from error
     policy = make_policy(config, request.device)
     return policy if network.blocks is None else with_blocks(policy, network.blocks)
 
@@ -235,7 +237,7 @@ def make_contender(
     """Return whole updates of a network, the drawing of the batch included.
 
     Raises:
-        Unavailable: As :func:`make_network`.
+        UnavailableError: As :func:`make_network`.
     """
     policy = make_network(network, request, **settings)
     config = policy.config

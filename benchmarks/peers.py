@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from benchmarks.contenders import Agreement, Contender, Unavailable
+from benchmarks.contenders import Agreement, Contender, UnavailableError
 from benchmarks.request import Request
 from sb3_dmamba.data import Trajectories
 
@@ -23,12 +23,12 @@ def require_d3rlpy() -> Any:
     """Import d3rlpy.
 
     Raises:
-        Unavailable: It is not installed.
+        UnavailableError: It is not installed.
     """
     try:
         import d3rlpy
     except ImportError as error:
-        raise Unavailable("d3rlpy is not installed: pip install d3rlpy") from error
+        raise UnavailableError("d3rlpy is not installed: pip install d3rlpy") from error
     import structlog
 
     warnings = structlog.make_filtering_bound_logger(logging.WARNING)
@@ -44,11 +44,11 @@ def make_peer(request: Request, *, compiled: bool = False) -> Any:
         compiled: Whether d3rlpy compiles the update and records it as a CUDA graph.
 
     Raises:
-        Unavailable: d3rlpy is not installed, or does not compile on this device.
+        UnavailableError: d3rlpy is not installed, or does not compile on this device.
     """
     d3rlpy = require_d3rlpy()
     if compiled and not request.on_gpu:
-        raise Unavailable(
+        raise UnavailableError(
             f"d3rlpy {d3rlpy.__version__} compiles on CUDA alone: on a CPU compile_graph=True "
             f"changes nothing"
         )
@@ -72,7 +72,7 @@ def make_buffer(data: Trajectories, slicer: Any = None) -> Any:
         slicer: What cuts windows out of them; None is d3rlpy's default.
 
     Raises:
-        Unavailable: d3rlpy is not installed.
+        UnavailableError: d3rlpy is not installed.
     """
     d3rlpy = require_d3rlpy()
     episodes = []
@@ -89,7 +89,7 @@ def make_peer_update(data: Trajectories, request: Request, *, compiled: bool = F
     """Return d3rlpy's update on a batch that was drawn before, in its favour.
 
     Raises:
-        Unavailable: As :func:`make_peer`.
+        UnavailableError: As :func:`make_peer`.
     """
     peer = make_peer(request, compiled=compiled)
     buffer = make_buffer(data)
@@ -103,7 +103,7 @@ def make_peer_update(data: Trajectories, request: Request, *, compiled: bool = F
         except RuntimeError as error:  # torch.compile has no compiler, or a graph fails
             if not compiled:
                 raise
-            raise Unavailable(f"compiling fails: {str(error).splitlines()[0]}") from error
+            raise UnavailableError(f"compiling fails: {str(error).splitlines()[0]}") from error
 
     n_rows, n_steps = batch.masks.shape[:2]
     return Contender(

@@ -61,11 +61,12 @@ class Request:
         """The size that suites measure at."""
         return Shape(16, 2, 4, 4) if self.quick else Shape()
 
-    def make_timer(self, rounds: int = 7) -> Timer:
+    def make_timer(self, rounds: int = 7, turn_seconds: float = 0.5) -> Timer:
         """Return the timer that all suites share.
 
         Args:
             rounds: Turns of each contender, where the user gave no number.
+            turn_seconds: About how long a turn lasts.
         """
         n_rounds = self.rounds or (2 if self.quick else rounds)
-        return Timer(self.device, n_rounds, turn_seconds=0.01 if self.quick else 0.5)
+        return Timer(self.device, n_rounds, turn_seconds=0.01 if self.quick else turn_seconds)

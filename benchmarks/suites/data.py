@@ -55,7 +55,8 @@ def make_cases(quick: bool) -> dict[str, Case]:
 
 def measure(request: Request) -> Report:
     """Time the drawing of a batch."""
-    tables, pictures, left_out = [], [], {}
+    tables, pictures = [], []
+    left_out: dict[str, str] = {}
     shape = request.shape
     for name, case in make_cases(request.quick).items():
         data = make_trajectories(case.n_episodes, case.length, case.space)

@@ -11,7 +11,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from benchmarks.contenders import Agreement, Candidate, Contender, Unavailable, race
+from benchmarks.contenders import Agreement, Candidate, Contender, UnavailableError, race
 from benchmarks.networks import make_config
 from benchmarks.pictures import draw_bars
 from benchmarks.reports import Column, Picture, Report, Table
@@ -95,19 +95,21 @@ def make_env(n_steps: int) -> gym.Env[Any, Any]:
     """Return a hopper that may lie on the ground.
 
     Raises:
-        Unavailable: MuJoCo is not installed.
+        UnavailableError: MuJoCo is not installed.
     """
     try:
         return gym.make(_ENV_ID, terminate_when_unhealthy=False, max_episode_steps=n_steps)
     except (gym.error.DependencyNotInstalled, ImportError) as error:
-        raise Unavailable("MuJoCo is not installed: pip install 'sb3-dmamba[mujoco]'") from error
+        raise UnavailableError(
+            "MuJoCo is not installed: pip install 'sb3-dmamba[mujoco]'"
+        ) from error
 
 
 def _time_simulator(plan: Plan) -> float:
     """Return the seconds of a step of the environment alone, NaN where there is none."""
     try:
         env = make_env(plan.n_steps)
-    except Unavailable:
+    except UnavailableError:
         return float("nan")
     env.reset(seed=0)
     env.action_space.seed(0)
@@ -119,7 +121,7 @@ def _time_simulator(plan: Plan) -> float:
 
 
 def _ours(request: Request, plan: Plan, memory: Memory) -> Contender:
-    make_env(plan.n_steps).close()
+    make_env(plan.n_steps)  # or it is missing
     policy = make_policy(make_config(request, memory=memory, channel_mixing=False), request.device)
     policy.set_training_mode(False)
     make = functools.partial(make_env, plan.n_steps)

@@ -12,7 +12,7 @@ from benchmarks.contenders import (
     Candidate,
     Contender,
     Outcome,
-    Unavailable,
+    UnavailableError,
     gate,
     make_row,
     race,
@@ -83,7 +83,7 @@ def make_actor(request: Request, memory: Memory, **settings: Any) -> StatefulAct
     """Return an untrained policy of ours that keeps count of its return-to-go.
 
     Raises:
-        Unavailable: The policy cannot act with this memory.
+        UnavailableError: The policy cannot act with this memory.
     """
     return StatefulActor(_make_policy(request, memory, **settings), _TARGET)
 
@@ -92,7 +92,7 @@ def _make_policy(request: Request, memory: Memory, **settings: Any) -> DecisionM
     try:
         config = make_config(request, memory=memory, **settings)
     except ConfigError as error:
-        raise Unavailable(str(error)) from error
+        raise UnavailableError(str(error)) from error
     policy = make_policy(config, request.device)
     policy.set_training_mode(False)
     return policy
@@ -102,7 +102,7 @@ def make_peer_actor(request: Request) -> Any:
     """Return an untrained Decision Transformer of d3rlpy's in its stateful wrapper.
 
     Raises:
-        Unavailable: d3rlpy is not installed.
+        UnavailableError: d3rlpy is not installed.
     """
     peer = make_peer(request)
     peer.create_impl(OBSERVATION_SPACE.shape, ACTION_SPACE.shape[0])

@@ -1,15 +1,11 @@
-"""Memory of learning from data larger than memory: python -m benchmarks.memory.
+"""Memory of learning from data larger than memory.
 
-Writes a store of random continuous episodes (2 GiB; observations of 17 numbers, actions of 6) and
-fits the default network to the folder, each in a process of its own that reads its memory from
-``/proc``: what is resident, file pages included, and the largest that ever was, in MiB. Beside it
-the same training on 20 episodes in memory, which is what the libraries, the network and a batch
-take by themselves. Exits with 1 where fitting took more than ``--limit``.
+Writes a store of random continuous episodes (observations of 17 numbers, actions of 6) and fits the
+default network to the folder, each in a process of its own that reads its memory from ``/proc``.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import subprocess
@@ -21,13 +17,32 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from rich.console import Console
-from rich.table import Table
+
+from benchmarks.reports import Column, Report, Table
+from benchmarks.request import Request
+from sb3_dmamba.errors import ConfigError
+
+__all__ = ["measure"]
 
 OBSERVATION_SPACE = spaces.Box(-np.inf, np.inf, (17,), np.float32)
 ACTION_SPACE = spaces.Box(-1.0, 1.0, (6,), np.float32)
 LENGTH = 1000
 EPISODE_BYTES = 4 * LENGTH * (17 + 6 + 1)
+LIMIT = 700.0  # MiB that fitting may take, libraries and network included
+
+_METHOD = (
+    "a store of random episodes is written, and the default network fitted to its folder, each in "
+    "a process of its own that reads its memory from /proc: what is resident, pages of files "
+    "included, and the most that ever was. The last row, the same training on 20 episodes in "
+    "memory, is what libraries, network and batch take by themselves."
+)
+_COLUMNS = (
+    Column("stage", "after"),
+    Column("VmRSS", "resident [MiB]", ",.0f"),
+    Column("RssFile", "of it pages of files [MiB]", ",.0f"),
+    Column("VmHWM", "largest so far [MiB]", ",.0f"),
+    Column("seconds", "s", ",.1f"),
+)
 
 Stage = dict[str, Any]
 
@@ -118,55 +133,44 @@ def train_in_memory(n_updates: int) -> None:
 
 def run(part: str, *arguments: object) -> list[Stage]:
     """Run a function of this module in a process of its own, and return what it noted."""
-    command = [sys.executable, "-m", "benchmarks.memory", "--part", part, *map(str, arguments)]
-    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    return [json.loads(line) for line in output.splitlines() if line.startswith('{"stage"')]
+    command = [sys.executable, "-m", "benchmarks.suites.memory", part, *map(str, arguments)]
+    finished = subprocess.run(
+        command, check=True, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
+    )
+    lines = finished.stdout.splitlines()
+    return [json.loads(line) for line in lines if line.startswith('{"stage"')]
 
 
-def measure(options: argparse.Namespace, folder: Path) -> int:
-    n_episodes = int(options.gibibytes * 2**30 / EPISODE_BYTES)
-    stages = run("write", folder / "store", n_episodes)
-    size = sum(path.stat().st_size for path in (folder / "store").iterdir())
-    fitted = run("train", folder / "store", options.updates, options.batches)
-    stages += [*fitted, *run("train_in_memory", options.updates)]
+def measure(request: Request) -> Report:
+    """Write, fit, and weigh.
 
-    table = Table(title=f"A store of {size / 2**30:.2f} GiB, {n_episodes * LENGTH:,} steps: memory")
-    table.add_column("after")
-    for heading in ("resident [MiB]", "of it files' pages [MiB]", "largest so far [MiB]", "s"):
-        table.add_column(heading, justify="right")
-    for stage in stages:
-        numbers = [stage["VmRSS"], stage["RssFile"], stage["VmHWM"], stage["seconds"]]
-        table.add_row(stage["stage"], *(f"{number:,.0f}" for number in numbers))
-    console = Console()
-    console.print(table)
+    Raises:
+        ConfigError: The system tells no process what memory it takes.
+    """
+    if not Path("/proc/self/status").exists():
+        raise ConfigError("memory reads /proc/self/status, which this system does not have")
+    n_bytes = (1 << 22) if request.quick else 2 << 30
+    n_updates, n_batches = (3, 20) if request.quick else (300, 10_000)
+    n_episodes = n_bytes // EPISODE_BYTES
+    with tempfile.TemporaryDirectory() as folder:
+        store = Path(folder) / "store"
+        stages = run("write", store, n_episodes)
+        size = sum(path.stat().st_size for path in store.iterdir())
+        fitted = run("train", store, n_updates, n_batches)
+    stages += [*fitted, *run("train_in_memory", n_updates)]
     largest = max(stage["VmHWM"] for stage in fitted)
-    within = largest <= options.limit
-    verdict = "within" if within else "ABOVE"
-    console.print(f"Fitting took {largest:.0f} MiB at most: {verdict} {options.limit:.0f} MiB.")
-    return 0 if within else 1
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--gibibytes", type=float, default=2.0, help="of the store")
-    parser.add_argument("--updates", type=int, default=300, help="of the default network")
-    parser.add_argument("--batches", type=int, default=10_000, help="drawn after the updates")
-    parser.add_argument("--limit", type=float, default=700.0, help="in MiB")
-    parser.add_argument("--folder", type=Path, help="where there is room for the store")
-    parser.add_argument("--part", nargs="+", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.part:
-        part, *arguments = options.part
-        if part == "write":
-            write(Path(arguments[0]), int(arguments[1]))
-        elif part == "train":
-            train(Path(arguments[0]), int(arguments[1]), int(arguments[2]))
-        else:
-            train_in_memory(int(arguments[0]))
-        return 0
-    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        return measure(options, Path(folder))
+    notes = [f"Fitting took {largest:.0f} MiB at most; the limit is {LIMIT:.0f}."]
+    failures = [] if largest <= LIMIT else [f"fitting took {largest:.0f} MiB, not {LIMIT:.0f}"]
+    title = f"A store of {size / 2**30:.2f} GiB, {n_episodes * LENGTH:,} steps"
+    table = Table("memory", title, _COLUMNS, stages, notes)
+    return Report("memory", "Data larger than memory", _METHOD, [table], failures=failures)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    part, *arguments = sys.argv[1:]
+    if part == "write":
+        write(Path(arguments[0]), int(arguments[1]))
+    elif part == "train":
+        train(Path(arguments[0]), int(arguments[1]), int(arguments[2]))
+    else:
+        train_in_memory(int(arguments[0]))
