@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python -m
 INSTALLED := $(VENV)/.installed
+SITE ?= site
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test check format docs bench bench-gpu dataset clean
@@ -34,7 +35,7 @@ format: install ## Format, and mend what the linter can
 
 docs: install ## Build the documentation into site/
 	$(RUN) pip install -c constraints.txt -e ".[docs]"
-	$(RUN) sphinx -W --keep-going -q docs site
+	$(RUN) sphinx -W --keep-going -q docs $(SITE)
 
 bench: install ## Time an update, side by side with the peers
 	$(RUN) benchmarks.train_step

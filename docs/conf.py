@@ -1,4 +1,4 @@
-"""How Sphinx builds these pages: `make docs` writes them into site/, and takes a warning for an error."""
+"""How Sphinx builds these pages: `make docs` writes them into site/ and fails at a warning."""
 
 from __future__ import annotations
 
@@ -67,6 +67,11 @@ def copy_notebooks(app: Sphinx, config: Any) -> None:
         shutil.copy(notebook, target)
 
 
+def remove_notebooks(app: Sphinx, error: Exception | None) -> None:
+    """Leave no second copy of them lying about."""
+    shutil.rmtree(HERE / "notebooks", ignore_errors=True)
+
+
 def escape_shapes(
     app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]
 ) -> None:
@@ -100,4 +105,5 @@ def setup(app: Sphinx) -> None:
     """Connect these functions to Sphinx."""
     app.connect("autodoc-process-docstring", escape_shapes)
     app.connect("config-inited", copy_notebooks)
+    app.connect("build-finished", remove_notebooks)
     app.connect("missing-reference", find_documented)

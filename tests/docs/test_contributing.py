@@ -14,6 +14,7 @@ import pytest
 from tests.docs.blocks import DOCS, ROOT, Block, read_blocks
 
 PAGES = ("add_a_source", "add_a_mixer", "add_a_backend")
+NO_CACHE = ("-p", "no:cacheprovider")
 IGNORED = shutil.ignore_patterns("*.pyc")  # and not what Numba has compiled
 
 
@@ -113,10 +114,10 @@ def test_what_is_written_is_clean(changed: Path) -> None:
 def test_the_conformance_suites_take_what_was_added(changed: Path, page: str) -> None:
     (block,) = [block for block in blocks_of(page) if block.has("command")]
     _, *arguments = shlex.split(block.text)
-    assert "passed" in run(changed, *arguments, "-p", "no:cacheprovider")
+    assert "passed" in run(changed, *arguments, *NO_CACHE)
 
 
 @pytest.mark.slow
 def test_the_suites_of_networks_run_over_the_new_mixer(changed: Path) -> None:
-    told = run(changed, *"-m pytest -q tests/networks -k average -p no:cacheprovider".split())
+    told = run(changed, "-m", "pytest", "-q", "tests/networks", "-k", "average", *NO_CACHE)
     assert "passed" in told

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import itertools
 import json
 import re
 import warnings
@@ -84,7 +85,7 @@ def _messages(page: Path) -> dict[int, str]:
     blocks = read_blocks(page)
     return {
         first.line: second.text.strip()
-        for first, second in zip(blocks, blocks[1:], strict=False)
+        for first, second in itertools.pairwise(blocks)
         if second.language == "text"
     }
 
