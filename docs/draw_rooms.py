@@ -22,15 +22,27 @@ COLOURS = ("#dbeafe", "#dcfce7", "#fef9c3", "#fae8ff")
 
 def find_imports(package: Path) -> dict[str, set[str]]:
     """Return each room's rooms, as its modules import them."""
+    homes = _find_homes(package / "__init__.py")
     rooms: dict[str, set[str]] = {}
     for path in sorted(package.rglob("*.py")):
         room = path.relative_to(package).parts[0].removesuffix(".py")
         if not room.startswith("__"):
-            rooms.setdefault(room, set()).update(_rooms_imported(path))
+            found = {homes.get(name, name) for name in _names_imported(path)}
+            rooms.setdefault(room, set()).update(found)
     return {room: found & rooms.keys() - {room} for room, found in rooms.items()}
 
 
-def _rooms_imported(path: Path) -> set[str]:
+def _find_homes(front: Path) -> dict[str, str]:
+    """Return the room that each public name of the package comes from."""
+    for node in ast.walk(ast.parse(front.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_HOMES":
+            homes: dict[str, str] = ast.literal_eval(node.value)
+            return {name: home.split(".")[0] for name, home in homes.items()}
+    raise LookupError(f"{front} has no _HOMES, which say where the public names come from")
+
+
+def _names_imported(path: Path) -> set[str]:
+    """Return what a module imports of the package: rooms and public names."""
     names: list[str] = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -71,10 +83,10 @@ def _box(x: float, y: float, width: float, text: str, colour: str) -> str:
 def _draw_flow(y: float) -> list[str]:
     """Draw how data flows, one way."""
     pitch = (WIDTH - 2 * MARGIN) / len(FLOW)
-    width = pitch - 50
+    width = pitch - 44
     parts = []
     for number, name in enumerate(FLOW):
-        x = MARGIN + 25 + number * pitch
+        x = MARGIN + 22 + number * pitch
         parts.append(_box(x, y, width, name, "#ffffff"))
         if number < len(STEPS):
             start, end, middle = x + width + 4, x + pitch - 6, y + BOX_HEIGHT / 2
@@ -111,7 +123,7 @@ def draw(imports: dict[str, set[str]]) -> str:
 <title>How data flows, and the rooms of sb3_dmamba: {caption}</title>
 <defs><marker id="arrow" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" \
 orient="auto"><path d="M0 0 L8 4 L0 8 z" fill="#334155"/></marker></defs>
-<style>text {{ font: 15px sans-serif; fill: #0f172a; }} .small {{ font-size: 12px; }}</style>
+<style>text {{ font: 14px sans-serif; fill: #0f172a; }} .small {{ font-size: 12px; }}</style>
 <rect width="{WIDTH}" height="{height}" rx="12" fill="#f8fafc"/>
 {body}
 </svg>

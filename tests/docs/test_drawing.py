@@ -42,3 +42,9 @@ def test_it_is_an_image_that_names_every_room(script: Any) -> None:
     root = ElementTree.fromstring(script.PICTURE.read_text(encoding="utf-8"))
     texts = {"".join(each.itertext()) for each in root.iter() if each.tag.endswith("text")}
     assert script.find_imports(script.PACKAGE).keys() <= texts
+
+
+def test_the_table_beside_it_has_every_room(script: Any) -> None:
+    page = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    for room in script.find_imports(script.PACKAGE):
+        assert f"| `{room}.py` |" in page or f"| `{room}/` |" in page, room

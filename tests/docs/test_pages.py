@@ -81,10 +81,10 @@ def _follow(block: Block, names: dict[str, Any], message: str | None) -> None:
 
 
 def _messages(page: Path) -> dict[int, str]:
-    """Return the text that follows a block, by the block's line."""
+    """Return the text that follows a block, in one line, by the block's line."""
     blocks = read_blocks(page)
     return {
-        first.line: second.text.strip()
+        first.line: " ".join(second.text.split())
         for first, second in itertools.pairwise(blocks)
         if second.language == "text"
     }
