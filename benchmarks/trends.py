@@ -55,7 +55,8 @@ def fit_exponent(sizes: Sequence[float], costs: Sequence[float]) -> Exponent:
     fit = stats.linregress(np.log(sizes), np.log(costs))
     if len(sizes) < 3:
         return Exponent(float(fit.slope), math.nan, math.nan)
-    reach = float(stats.t.ppf((1 + _LEVEL) / 2, len(sizes) - 2)) * float(fit.stderr)
+    error = float(np.nan_to_num(fit.stderr))  # NaN where all costs are the same
+    reach = float(stats.t.ppf((1 + _LEVEL) / 2, len(sizes) - 2)) * error
     return Exponent(float(fit.slope), float(fit.slope) - reach, float(fit.slope) + reach)
 
 

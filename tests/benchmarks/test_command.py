@@ -1,0 +1,141 @@
+"""``dmamba bench``: what it finds, refuses, runs and writes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from benchmarks import running
+from benchmarks.reports import Column, Report, Table
+from benchmarks.request import Request
+from benchmarks.suites import SUITES, Suite, choose
+from sb3_dmamba.cli import app
+from sb3_dmamba.cli import bench as command
+from sb3_dmamba.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+
+
+def _invoke(*arguments: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, ["bench", *arguments])
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_every_suite_has_a_module_and_stands_in_the_help() -> None:
+    code, stdout, _ = _invoke("--help")
+    assert code == 0
+    for name in SUITES:
+        assert (ROOT / "benchmarks" / "suites" / f"{name}.py").is_file()
+        assert name in stdout
+
+
+def test_without_names_all_run_that_need_nothing() -> None:
+    assert list(choose(())) == [name for name, suite in SUITES.items() if not suite.by_name]
+    assert list(choose(("frames", "data", "frames"))) == ["frames", "data"]
+
+
+def test_an_unknown_suite() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'update'"):
+        choose(("updates",))
+    code, _, stderr = _invoke("updates")
+    assert code == 1
+    assert (
+        stderr.splitlines()[-1]
+        == "ConfigError: no suite is called 'updates': did you mean 'update'?"
+    )
+
+
+@pytest.mark.parametrize(("name", "message"), [("frames", "--replay"), ("tune", "device is 'cpu'")])
+def test_suites_that_need_something_say_so(name: str, message: str) -> None:
+    code, _, stderr = _invoke(name, "--device", "cpu")
+    assert code == 1
+    assert message in stderr
+
+
+def test_an_installed_package_says_where_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = tmp_path / "site-packages" / "sb3_dmamba" / "cli" / "bench.py"
+    monkeypatch.setattr(command, "__file__", str(installed))
+    code, stdout, stderr = _invoke("data")
+    assert code == 1
+    assert stdout == ""
+    assert stderr.startswith("CheckoutError: the benchmarks are in the repository")
+    assert len(stderr.splitlines()) == 1
+
+
+def test_another_package_of_that_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "__init__.py").touch()
+    kept = {name: each for name, each in sys.modules.items() if name.split(".")[0] == "benchmarks"}
+    for name in kept:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    code, _, stderr = _invoke("data")
+    assert code == 1
+    assert "another package called benchmarks" in stderr
+    for name in [each for each in sys.modules if each.split(".")[0] == "benchmarks"]:
+        monkeypatch.delitem(sys.modules, name)
+
+
+def test_a_suite_runs_and_writes(tmp_path: Path) -> None:
+    pytest.importorskip("d3rlpy", reason="d3rlpy is not installed")
+    options = ("--quick", "--rounds", "1", "--threads", "1", "--device", "cpu", "--json")
+    code, stdout, stderr = _invoke("data", *options, "--output", str(tmp_path))
+    assert code == 0, stderr
+    (document,) = json.loads(stdout)
+    names = [row["name"] for row in document["tables"][0]["rows"]]
+    assert names == ["ours, in memory", "ours, from a store on disk", "d3rlpy"]
+    assert document["machine"]["threads"] == 1
+    assert "mean nothing" in document["machine"]["figures"]
+    written = {path.name for path in tmp_path.iterdir()}
+    assert written == {"data.md", "data.json", "data_vectors.png", "data_images.png"}
+
+
+def test_a_missed_limit_is_an_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = Table("t", "T", (Column("name", ""),), [{"name": "ours"}])
+    missed = Report("data", "T", "how.", [table], failures=["too slow"])
+    monkeypatch.setattr(Suite, "run", lambda self, name, request: missed)
+    code, stdout, _ = _invoke("data")
+    assert code == 1
+    assert "FAILED: too slow" in stdout
+
+
+def test_threads_are_as_before() -> None:
+    import torch
+
+    before = torch.get_num_threads()
+    with running._threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before
+
+
+def test_the_command_is_named_without_where_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["bench", "update", "--quick", "--output", "x", "--json", "--rounds", "3"]
+    monkeypatch.setattr(sys, "argv", ["dmamba", *arguments])
+    assert command._reproduce(["update"]) == "dmamba bench --quick --rounds 3"
+
+
+def test_quick_is_small() -> None:
+    quick, full = Request(quick=True).shape, Request().shape
+    assert quick.width < full.width
+    assert Request().make_timer(7).rounds == 7
+    assert Request(rounds=2).make_timer(7).rounds == 2
+
+
+def test_the_package_runs_by_itself() -> None:
+    finished = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "--help"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        timeout=60,
+    )
+    assert finished.returncode == 0
+    assert "--quick" in finished.stdout

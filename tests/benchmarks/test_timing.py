@@ -1,0 +1,124 @@
+"""The timer and the gate, on clocks and contenders whose answers are known."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from benchmarks.contenders import Agreement, Candidate, Contender, UnavailableError, race
+from benchmarks.timing import Timer, Timing
+
+
+class Clock:
+    """A clock that stands still but for what runs take."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.order: list[str] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def run(self, name: str, *seconds: float) -> Callable[[], None]:
+        """Return a run whose calls take these seconds, the last ones over and over."""
+        left = list(seconds)
+
+        def call() -> None:
+            self.order.append(name)
+            self.now += left.pop(0) if len(left) > 1 else left[0]
+
+        return call
+
+
+def _agree(error: float = 0.0) -> Agreement:
+    return Agreement("outputs", error, 1e-3)
+
+
+def test_quartiles() -> None:
+    timing = Timing.from_samples([4.0, 1.0, 2.0, 3.0, 5.0])
+    assert (timing.median, timing.low, timing.high, timing.n_samples) == (3.0, 2.0, 4.0, 5)
+
+
+def test_contenders_take_turns_of_equal_length() -> None:
+    clock = Clock()
+    timer = Timer("cpu", rounds=2, turn_seconds=4.0, clock=clock)
+    timings = timer.measure({"a": clock.run("a", 2.0), "b": clock.run("b", 1.0)})
+    # two calls each to warm up and to plan, then turns of 4 seconds
+    assert "".join(clock.order) == "aabb" + 2 * "aabbbb"
+    assert timings["a"].n_samples == 2  # the first call of a turn is not counted
+    assert timings["b"].n_samples == 6
+    assert timings["a"].median == 2.0
+    assert timings["b"].median == 1.0
+
+
+def test_a_call_longer_than_a_turn_counts() -> None:
+    clock = Clock()
+    timings = Timer("cpu", 3, 0.5, clock).measure({"a": clock.run("a", 9.0, 7.0)})
+    assert timings["a"] == Timing(7.0, 7.0, 7.0, 3)
+
+
+def test_places_along_a_sequence() -> None:
+    clock, lengths = Clock(), []
+
+    def start() -> None:
+        lengths.append(0)
+
+    def go_on() -> None:
+        clock.now += lengths[-1]
+        lengths[-1] += 1
+
+    timer = Timer("cpu", 2, clock=clock)
+    found = timer.measure_along({"a": (start, go_on)}, 12, (3, 9), 1)
+    assert lengths == [1, 12, 12]
+    assert found["a"][3].median == 2.5  # of the calls 2 and 3
+    assert found["a"][9].median == 8.5
+
+
+def test_only_what_agrees_is_timed() -> None:
+    timed: list[str] = []
+
+    def make(name: str, error: float) -> Candidate:
+        contender = Contender(lambda: timed.append(name), lambda: _agree(error), {"size": 3})
+        return Candidate(name, lambda: contender)
+
+    def missing() -> Contender:
+        raise UnavailableError("not installed")
+
+    candidates = [make("right", 1e-4), make("wrong", 0.1), make("spoilt", math.nan)]
+    outcome = race([*candidates, Candidate("absent", missing)], Timer("cpu", 1, 0.0))
+    assert [row["name"] for row in outcome.rows] == ["right"]
+    assert outcome.rows[0]["size"] == 3
+    assert set(timed) == {"right"}
+    assert outcome.left_out["wrong"].startswith("outputs are off by 0.1 (allowed: 0.001)")
+    assert "nan" in outcome.left_out["spoilt"]
+    assert outcome.left_out["absent"] == "not installed"
+
+
+def test_ratios() -> None:
+    clock = Clock()
+    contenders = {
+        name: Contender(clock.run(name, seconds), _agree)
+        for name, seconds in (("a", 3.0), ("b", 6.0))
+    }
+    candidates = [
+        Candidate(name, functools.partial(contenders.__getitem__, name)) for name in contenders
+    ]
+    outcome = race(candidates, Timer("cpu", 1, 1.0, clock))
+    outcome.add_ratio("against b", "b")
+    outcome.add_ratio("against c", "c")
+    assert [row["against b"] for row in outcome.rows] == [0.5, 1.0]
+    assert [row["against c"] for row in outcome.rows] == [None, None]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_turn_on_a_gpu_is_waited_for() -> None:
+    matrix = torch.randn(4096, 4096, device="cuda")
+    timing = Timer("cuda", 3, 0.2).measure({"mm": lambda: matrix @ matrix})["mm"]
+    least = 2 * 4096**3 / 5e15  # no card reaches 5 PFLOP/s in float32
+    assert timing.median > least
+    assert timing.n_samples == 3

@@ -1,0 +1,110 @@
+"""Exponents, crossovers, and shares of a time line, on numbers made for it."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from torch._C._autograd import DeviceType
+
+from benchmarks import profiling
+from benchmarks.trends import Exponent, describe_crossover, find_crossover, fit_exponent
+
+SIZES = (10.0, 100.0, 1000.0)
+
+
+@pytest.mark.parametrize("power", [0.0, 1.0, 2.0])
+def test_the_exponent_of_a_power_law(power: float) -> None:
+    found = fit_exponent(SIZES, [3.0 * size**power for size in SIZES])
+    assert found.value == pytest.approx(power)
+    assert found.low == pytest.approx(power, abs=1e-6)
+
+
+def test_the_interval_covers_what_no_power_describes() -> None:
+    found = fit_exponent(SIZES, [1.0, 10.0, 1000.0])
+    assert found.low < 1.0 < 2.0 < found.high
+
+
+def test_few_points_have_no_interval() -> None:
+    assert str(fit_exponent(SIZES[:2], [1.0, 100.0])) == "2.00"
+    assert str(fit_exponent(SIZES[:1], [1.0])) == "-"
+    assert str(Exponent(1.0, 0.9, 1.1)) == "1.00 [0.90, 1.10]"
+
+
+def test_crossovers() -> None:
+    assert find_crossover(SIZES, [2.0, 2.0, 2.0], [1.0, 1.0, 4.0]) == pytest.approx(10**2.5)
+    assert find_crossover(SIZES, [2.0, 2.0, 2.0], [3.0, 1.0, 4.0]) == pytest.approx(10**2.5)
+    assert find_crossover(SIZES, [1.0, 1.0, 1.0], [2.0, 2.0, 2.0]) == 10.0
+    assert find_crossover(SIZES, [1.0, 1.0, 1.0], [2.0, 2.0, 1.0]) is None
+
+
+def test_crossovers_in_words() -> None:
+    names = ("A", "B")
+    said = describe_crossover(names, SIZES, [2.0, 2.0, 2.0], [1.0, 1.0, 4.0])
+    assert said == "B costs more than A from K 316 on (2.00 times as much at K 1000)."
+    assert "no more than A up to K 1000" in describe_crossover(names, SIZES, [2.0] * 3, [1.0] * 3)
+    assert "from K 10 on at the least" in describe_crossover(names, SIZES, [1.0] * 3, [2.0] * 3)
+
+
+@pytest.mark.parametrize(
+    ("intervals", "share"),
+    [
+        ([], 0.0),
+        ([(0, 10)], 1.0),
+        ([(5, 10), (0, 2)], 0.7),
+        ([(0, 6), (1, 3), (4, 8), (9, 10)], 0.9),
+    ],
+)
+def test_the_busy_share_counts_overlaps_once(
+    intervals: list[tuple[float, float]], share: float
+) -> None:
+    assert profiling.busy_share(intervals) == pytest.approx(share)
+
+
+@pytest.mark.parametrize(
+    ("names", "group"),
+    [
+        (["aten::mm", "aten::linear"], "GEMM"),
+        (["aten::mul", "bench::dropout"], "dropout"),
+        (["aten::mm", "Optimizer.step#AdamW.step"], "optimiser"),
+        (["_SelectiveScanBackward"], "scan"),
+        (["_CausalConv"], "convolution"),
+        (["aten::native_layer_norm_backward"], "norm"),
+        (["aten::index", "bench::sampler"], "sampler"),
+        (["aten::add"], profiling.OTHER),
+    ],
+)
+def test_operators_by_group(names: list[str], group: str) -> None:
+    assert profiling.classify(names) == group
+
+
+def _event(name: str, own: float, parent: Any = None, kernels: tuple[Any, ...] = ()) -> Any:
+    return SimpleNamespace(
+        name=name,
+        self_cpu_time_total=own,
+        cpu_parent=parent,
+        kernels=kernels,
+        device_type=DeviceType.CPU,
+    )
+
+
+def test_a_kernel_belongs_to_what_launched_it() -> None:
+    optimiser = _event("Optimizer.step#AdamW.step", 5.0)
+    kernels = (SimpleNamespace(name="elementwise_kernel", duration=2e6),)
+    events = [optimiser, _event("aten::mul", 1e6, optimiser, kernels), _event("aten::mm", 3e6)]
+    assert profiling._add_up(events, on_gpu=True)["optimiser"] == 2.0
+    on_cpu = profiling._add_up(events, on_gpu=False)
+    assert on_cpu["optimiser"] == pytest.approx(1.0, abs=1e-4)
+    assert on_cpu["GEMM"] == 3.0
+
+
+def test_marked_ranges_are_no_kernels() -> None:
+    def at(name: str, start: float, end: float) -> Any:
+        time_range = SimpleNamespace(start=start, end=end)
+        return SimpleNamespace(name=name, time_range=time_range, device_type=DeviceType.CUDA)
+
+    events = [at("bench::dropout", 0, 100), at("gemm", 0, 10), at("gemm", 90, 100)]
+    assert profiling.busy_share(profiling._kernel_intervals(events)) == pytest.approx(0.2)
+    assert not math.isnan(profiling.busy_share([]))
