@@ -12,12 +12,11 @@ kernels of the eager run are replayed, and so compared with it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 
 import torch
 from torch import Tensor
 
-__all__ = ["RECORDERS", "Recorder", "why_not_recorded"]
+__all__ = ["RECORDERS", "Recorder", "count_renewals", "why_not_recorded"]
 
 _WARM_UPS = 3  # Triton's compilation, the libraries' workspaces and plans
 
@@ -37,29 +36,41 @@ def record_cuda_graph(run: Run, device: torch.device) -> tuple[Callable[[], None
         RuntimeError: The function does what a graph cannot hold, such as waiting for the device.
     """
     with torch.cuda.device(device):
-        stream = torch.cuda.Stream(device)
-        stream.wait_stream(torch.cuda.current_stream(device))
+        current, stream = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+        stream.wait_stream(current)
         with torch.cuda.stream(stream):
             for _ in range(_WARM_UPS):
                 run()
-        torch.cuda.current_stream(device).wait_stream(stream)
+        current.wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         try:
             # Other threads, which may be fetching the next batch, are none of the recording.
             with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 results = run()
         except Exception:
-            _renew_generator(device)
+            torch.cuda.set_stream(current)  # which a failed end of a recording does not
+            _mend_generator(device)
             raise
     return graph.replay, results
 
 
-def _renew_generator(device: torch.device) -> None:
-    """Give the device's generator a state that no failed recording has left half-way."""
-    index = torch.cuda.current_device() if device.index is None else device.index
-    with suppress(Exception):
-        fresh = torch.Generator(device)
-        torch.cuda.default_generators[index].graphsafe_set_state(fresh.graphsafe_get_state())
+def _mend_generator(device: torch.device) -> None:
+    """Give the device's generator another state, where a failed recording has left it half-way."""
+    try:
+        torch.rand(1, device=device)
+    except RuntimeError:
+        index = torch.cuda.current_device() if device.index is None else device.index
+        state = torch.Generator(device).graphsafe_get_state()
+        torch.cuda.default_generators[index].graphsafe_set_state(state)
+        _renewals.append(index)
+
+
+_renewals: list[int] = []
+
+
+def count_renewals() -> int:
+    """Return how often a generator was given another state: earlier graphs still read the old."""
+    return len(_renewals)
 
 
 RECORDERS: dict[str, Recorder] = {"cuda": record_cuda_graph}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sb3_dmamba.data._warn import warn_caller
 from sb3_dmamba.errors import BackendError
-from sb3_dmamba.networks.recording import RECORDERS, why_not_recorded
+from sb3_dmamba.networks.recording import RECORDERS, count_renewals, why_not_recorded
 from sb3_dmamba.training.feeds import Staged
 from sb3_dmamba.training.snapshots import Snapshot, find_difference
 
@@ -198,7 +198,7 @@ class UpdateGraphs:
             held = updater.carried.hold(updater.policy.model, n_rows)
         addresses = [parameter.data_ptr() for parameter in updater.parameters]
         # Loading a state gives an optimiser another dictionary.
-        return held, updater.optimizer.state, addresses
+        return held, updater.optimizer.state, [count_renewals(), *addresses]
 
 
 _NO_UPDATE = 2**62  # a number that no run comes to

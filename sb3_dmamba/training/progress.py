@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import time
+
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -15,7 +18,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 __all__ = ["UpdateProgress"]
 
-_REFRESH_EVERY = 10  # updates between two looks at the loss, which may sit on a GPU
+_REFRESH_SECONDS = 0.2  # between two looks at the loss: it may sit on a GPU, which then waits
 
 
 class UpdateProgress(BaseCallback):
@@ -35,11 +38,13 @@ class UpdateProgress(BaseCallback):
             console=Console(stderr=True),
         )
         self.progress.start()
+        self.looked_at = -math.inf
         self.bar = self.progress.add_task("fit", total=total, loss="-", rate="-")
 
     def _on_step(self) -> bool:
         task = self.progress.tasks[0]
-        if (task.completed + 1) % _REFRESH_EVERY == 0:
+        if time.monotonic() - self.looked_at >= _REFRESH_SECONDS:
+            self.looked_at = time.monotonic()
             loss = float(self.locals["metrics"].loss)
             rate = f"{task.speed:.1f}" if task.speed else "-"
             self.progress.update(self.bar, loss=f"{loss:.4f}", rate=rate)
