@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sb3_dmamba.data import WindowBatch
+from sb3_dmamba.errors import BackendError
 from sb3_dmamba.training.distributed import Processes
 
 if TYPE_CHECKING:
@@ -138,10 +139,16 @@ def train_together(updater: Updater, processes: Processes) -> Iterator[None]:
 
     Raises:
         ConfigError: The batch cannot be split evenly among them.
+        BackendError: ``cuda_graph="on"``.
     """
     if processes.size == 1:
         yield
         return
+    if updater.config.cuda_graph == "on":
+        raise BackendError(
+            f'cuda_graph="on" is for updates of one process, and {processes.size} processes train '
+            f'here, whose gradients meet between kernels: set cuda_graph="auto"'
+        )
     rows = processes.rows(updater.config.batch_size)
     updater.carried.select(rows, updater.config.batch_size)
     updater.parallel = DataParallel(updater, updater.compute_loss, processes)

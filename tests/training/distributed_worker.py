@@ -105,6 +105,11 @@ def split_badly(folder: Path) -> None:
     make_model(batch_size=7).fit(DATA, 1)
 
 
+def record(folder: Path) -> None:
+    """Ask for CUDA graphs by name."""
+    make_model(cuda_graph="on").fit(DATA, 1)
+
+
 def differ(folder: Path) -> None:
     """Train another number of layers in each process."""
     make_model(n_layers=1 + RANK).fit(DATA, 1)
@@ -153,7 +158,7 @@ def come_first(folder: Path) -> bool:
 
 
 SCENARIOS = [
-    log, draw_seeds, mix_up, drop_out, split_badly, differ, differ_in_data, diverge, stop,
+    log, draw_seeds, mix_up, drop_out, split_badly, record, differ, differ_in_data, diverge, stop,
     come_first, go_on, fail,
 ]  # fmt: skip
 
