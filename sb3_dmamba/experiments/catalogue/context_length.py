@@ -18,5 +18,5 @@ EXPERIMENT = Experiment(
     variants={f"K {length}": Variant({"context_length": length}) for length in _LENGTHS},
     tasks=("hopper",),
     memories=("window", "stream"),
-    settings={"mixer": "mamba", "channel_mixing": False, "time_encoding": "none"},
+    settings={"mixer": "mamba", "channel_mixing": True, "time_encoding": "timestep"},
 )

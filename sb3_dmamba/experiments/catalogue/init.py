@@ -17,5 +17,5 @@ EXPERIMENT = Experiment(
     variants={"mamba": Variant({"init": "mamba"}), "paper": Variant({"init": "paper"})},
     tasks=("hopper", "pendulum", "cartpole"),
     memories=("window", "stream"),
-    settings={"mixer": "mamba", "channel_mixing": False, "time_encoding": "none"},
+    settings={"mixer": "mamba", "channel_mixing": True, "time_encoding": "timestep"},
 )

@@ -44,5 +44,5 @@ EXPERIMENT = Experiment(
     },
     tasks=("hopper", "pendulum", "cartpole"),
     memories=("window", "stream"),
-    settings={"mixer": "mamba", "channel_mixing": False, "time_encoding": "none"},
+    settings={"mixer": "mamba", "channel_mixing": True, "time_encoding": "timestep"},
 )

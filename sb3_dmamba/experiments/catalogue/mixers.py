@@ -6,9 +6,10 @@ from sb3_dmamba.experiments.catalogue.experiment import Experiment, Variant
 
 __all__ = ["EXPERIMENT"]
 
-# The channel mixing is each architecture's own: Table 3 of the paper removes Mamba's at no loss.
-# So is the time encoding: the Decision Transformer and ConvFormer have it, and it is how attention
-# knows the order at all.
+# One thing differs between the first three. The fourth is what Mamba can do without and the others
+# cannot: it knows the order by itself, and its gate mixes channels.
+_EQUAL = {"channel_mixing": True, "time_encoding": "timestep"}
+
 EXPERIMENT = Experiment(
     name="mixers",
     title="Mamba, attention, convolution",
@@ -18,12 +19,12 @@ EXPERIMENT = Experiment(
         "scores alone, the best of a run; here are the last weights, with the time they took."
     ),
     variants={
-        "mamba": Variant({"mixer": "mamba", "channel_mixing": False, "time_encoding": "none"}),
-        "attention": Variant(
-            {"mixer": "attention", "channel_mixing": True, "time_encoding": "timestep"}
-        ),
-        "convolution": Variant(
-            {"mixer": "convolution", "channel_mixing": True, "time_encoding": "timestep"}
+        "mamba": Variant({"mixer": "mamba", **_EQUAL}),
+        "attention": Variant({"mixer": "attention", **_EQUAL}),
+        "convolution": Variant({"mixer": "convolution", **_EQUAL}),
+        "mamba alone": Variant(
+            {"mixer": "mamba", "channel_mixing": False, "time_encoding": "none"},
+            description="no MLP and no time encoding",
         ),
     },
     tasks=("hopper", "pendulum", "cartpole"),

@@ -22,5 +22,5 @@ EXPERIMENT = Experiment(
         for width, layers in _SIZES
     },
     tasks=("hopper",),
-    settings={"mixer": "mamba", "channel_mixing": False, "time_encoding": "none"},
+    settings={"mixer": "mamba", "channel_mixing": True, "time_encoding": "timestep"},
 )

@@ -6,7 +6,7 @@ from sb3_dmamba.experiments.catalogue.experiment import Experiment, Variant
 
 __all__ = ["EXPERIMENT"]
 
-_MAMBA = {"mixer": "mamba", "channel_mixing": False, "time_encoding": "none"}
+_MAMBA = {"mixer": "mamba", "channel_mixing": True, "time_encoding": "timestep"}
 _ATTENTION = {"mixer": "attention", "channel_mixing": True, "time_encoding": "timestep"}
 _DELAYED = {"reward_mode": "delayed"}
 
