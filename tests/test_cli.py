@@ -98,9 +98,13 @@ def train(*arguments: str, updates: int = 6) -> Result:
 # --- Help and tasks -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["demo", "train", "evaluate", "tasks"])
+COMMANDS = ["demo", "train", "evaluate", "export", "card", "experiment", "bench", "doctor"]
+COMMANDS += ["tasks", "data info", "data convert", "data download"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_explains_every_option(command: str) -> None:
-    text = re.sub(r"\x1b\[[0-9;]*m", "", run(command, "--help").stdout)
+    text = re.sub(r"\x1b\[[0-9;]*m", "", run(*command.split(), "--help").stdout)
     assert "Examples" in text
     assert "Output" in text
     for option in ("--json", "--debug"):
@@ -113,7 +117,9 @@ def test_help_explains_every_option(command: str) -> None:
 
 def test_root_help_names_the_commands_and_version() -> None:
     text = run("--help").stdout
-    assert all(command in text for command in ("demo", "train", "evaluate", "tasks"))
+    assert all(command.split()[0] in text for command in COMMANDS)
+    assert "--install-completion" in text
+    assert "Examples" in run("data", "--help").stdout
     assert re.fullmatch(r"sb3_dmamba \d+\.\d+\.\d+\S*\n", run("--version").stdout)
 
 
@@ -285,6 +291,18 @@ def test_demo_tells_the_whole_story(monkeypatch: pytest.MonkeyPatch) -> None:
         assert f"wrote runs/demo/{name}" in text
 
 
+def test_a_quick_demo_says_that_it_means_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "_TASK", DATASET)
+    monkeypatch.setattr(demo, "_QUICK_UPDATES", 2)
+    result = run("demo", "--quick", "--json")
+    document = json.loads(result.stdout)
+    assert document["quick"] is True
+    assert document["config"]["n_updates"] == 2
+    assert document["report"]["results"][0]["returns"][demo._QUICK_EPISODES - 1 :] != []
+    assert all(path.startswith("runs/demo-quick/") for path in document["files"].values())
+    assert result.stderr.count("scores mean nothing") == 2
+
+
 def test_demo_json_again_over_the_last_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "_TASK", DATASET)
     arguments = ["demo", "--updates", "2", "--episodes", "2", "--seed", "1", "--output", "out"]
@@ -320,6 +338,11 @@ def test_demo_on_the_bundled_dataset() -> None:
         (["train", DATASET, "--set", "hidden_size=0"], "ConfigError: hidden_size=0"),
         (["train", DATASET, "--device", "abacus"], "ConfigError: device 'abacus'"),
         (["train", "--resume", "absent.zip"], "ModelFileError: .*absent.zip"),
+        (["train", "CartPole-v1", "--dataset", "hopper-medum-v2"], "DatasetError: .*did you mean"),
+        (["train", DATASET, "--device", "gpu"], "ConfigError: device 'gpu' .*: try auto"),
+        (["card", "absent.zip", "out"], "ModelFileError: .*absent.zip"),
+        (["export", "absent.zip"], "ModelFileError: .*absent.zip"),
+        (["experiment", "mixer"], "ConfigError: .*'mixers'"),
         (["evaluate", "absent.zip"], "ModelFileError: .*absent.zip"),
         (["evaluate", "pyproject.txt"], "ModelFileError: .*pyproject.txt"),
     ],
@@ -332,6 +355,34 @@ def test_a_mistake_is_one_clean_line_on_stderr(arguments: list[str], message: st
     assert "Traceback" not in result.stderr
     assert result.stderr.count("\n") == 1
     assert not Path("runs").exists()
+
+
+def test_debug_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value, is_shown in (("1", True), ("0", False), ("", False)):
+        monkeypatch.setenv("DMAMBA_DEBUG", value)
+        result = CliRunner().invoke(app, ["train", "CartPole-v1"])
+        assert isinstance(result.exception, DatasetError) == is_shown, value
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the backend may work here")
+def test_another_backend_than_the_models() -> None:
+    train("--output", "out")
+    model = DecisionMamba.load("out/model.zip", backend="cuda")
+    model.save("out/gpu.zip")
+    result = run("evaluate", "out/gpu.zip", "--episodes", "1", exit_code=1)
+    assert "BackendError: backend='cuda' does not work here" in result.stderr
+    assert "backend='auto'" in result.stderr
+    run("evaluate", "out/gpu.zip", "--episodes", "1", "--target", "9", "--backend", "auto")
+    resume = ["train", "--resume", "out/gpu.zip", "--updates", "1"]
+    run(*resume, exit_code=1)
+    run(*resume, "--set", "backend=auto")
+    assert DecisionMamba.load("out/model.zip").config.backend == "auto"
+
+
+def test_completion_of_commands() -> None:
+    environment = {"_DMAMBA_COMPLETE": "complete_zsh", "_TYPER_COMPLETE_ARGS": "dmamba ev"}
+    result = CliRunner().invoke(app, [], env=environment, prog_name="dmamba")
+    assert "evaluate" in result.stdout
 
 
 def test_debug_lets_the_traceback_through() -> None:

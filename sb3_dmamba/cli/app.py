@@ -62,7 +62,8 @@ def _root(
 
 
 app.command(
-    epilog="[bold]Examples[/bold]\n\ndmamba demo\n\ndmamba demo --updates 500 --episodes 10 --json"
+    epilog="[bold]Examples[/bold]\n\ndmamba demo\n\ndmamba demo --quick\n\n"
+    "dmamba demo --updates 500 --episodes 10 --json"
 )(demo)
 app.command(
     epilog="[bold]Examples[/bold]\n\n"

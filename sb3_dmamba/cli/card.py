@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sb3_dmamba.cli.options import (
+    BackendOption,
     DeviceOption,
     EnvOption,
     EpisodesOption,
     MemoryOption,
     ModelArgument,
+    OverwriteOption,
+    backend_settings,
 )
 from sb3_dmamba.cli.output import (
     DebugOption,
@@ -59,10 +62,9 @@ def card(
         str | None, typer.Option(metavar="SPDX", help="License of the model, such as mit.")
     ] = None,
     video: Annotated[bool, typer.Option("--video", help="Record an episode (moviepy).")] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the files of an earlier card.")
-    ] = False,
+    overwrite: OverwriteOption = False,
     device: DeviceOption = "auto",
+    backend: BackendOption = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -70,9 +72,10 @@ def card(
     if report is not None and target:
         raise typer.BadParameter("the report has its targets", param_hint="--target")
     with command_output(as_json, debug) as out:
+        algorithm = import_algorithm()
         from sb3_dmamba.hub import make_folder
 
-        loaded = import_algorithm().load(model, device=check_device(device))
+        loaded = algorithm.load(model, device=check_device(device), **backend_settings(backend))
         chosen = None if memory is None else memory.value
         made = make_folder(
             loaded,

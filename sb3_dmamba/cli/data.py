@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sb3_dmamba.cli.options import SOURCES_HELP, OptionOption, parse_options
+from sb3_dmamba.cli.options import SOURCES_HELP, OptionOption, OverwriteOption, parse_options
 from sb3_dmamba.cli.output import (
     DebugOption,
     JsonOption,
@@ -33,6 +33,8 @@ data_app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="[bold]Examples[/bold]\n\ndmamba data info sb3_dmamba/hopper-v0\n\n"
+    "dmamba data download hopper-medium-v2",
 )
 
 SourceArgument = Annotated[
@@ -78,12 +80,7 @@ def convert(
         Path, typer.Argument(metavar="FOLDER", help="Where the store will be.", show_default=False)
     ],
     option: OptionOption = None,
-    overwrite: Annotated[
-        bool,
-        typer.Option(
-            "--overwrite", help="Replace a store already there.", rich_help_panel="Output"
-        ),
-    ] = False,
+    overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:

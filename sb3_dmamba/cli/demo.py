@@ -25,36 +25,67 @@ if TYPE_CHECKING:
 __all__ = ["demo"]
 
 _TASK = "hopper-bundled"
+_EPISODES = 50  # of each target
+_QUICK_UPDATES, _QUICK_EPISODES = 200, 3
+_QUICK_WARNING = (
+    "--quick is a smoke test: it shows that all of it works, and its scores mean nothing"
+)
 
 
 def demo(
+    quick: Annotated[
+        bool,
+        typer.Option("--quick", help="A minute, to see that it works; scores mean nothing."),
+    ] = False,
     updates: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Optimiser steps.", show_default="the task's"),
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Optimiser steps.",
+            show_default=f"the task's, or {_QUICK_UPDATES} with --quick",
+        ),
     ] = None,
     episodes: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Episodes of each target.")
-    ] = 50,
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Episodes of each target.",
+            show_default=f"{_EPISODES}, or {_QUICK_EPISODES} with --quick",
+        ),
+    ] = None,
     seed: Annotated[
         int, typer.Option(min=0, metavar="N", help="Of weights, batches, dropout and episodes.")
     ] = 0,
     output: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             metavar="FOLDER",
             help="Folder for model, plot, report and log; files there are replaced.",
+            show_default="runs/demo, or runs/demo-quick",
             rich_help_panel="Output",
         ),
-    ] = Path("runs/demo"),
+    ] = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Train on the Hopper data inside this package, evaluate, plot: a few minutes on two cores."""
     with command_output(as_json, debug) as out:
-        _run(out, updates, episodes, seed, output)
+        if quick:
+            out.console.print(_QUICK_WARNING, style="yellow")
+            updates, episodes = updates or _QUICK_UPDATES, episodes or _QUICK_EPISODES
+        folder = output or Path("runs/demo-quick" if quick else "runs/demo")
+        document = _run(out, updates, episodes or _EPISODES, seed, folder)
+        if quick:
+            out.console.print(_QUICK_WARNING, style="yellow")
+        out.emit({"quick": quick, **document})
 
 
-def _run(out: Output, updates: int | None, episodes: int, seed: int, folder: Path) -> None:
+def _run(
+    out: Output, updates: int | None, episodes: int, seed: int, folder: Path
+) -> dict[str, Any]:
+    """Do it all; return what there is to say of it, JSON-compatible."""
     decision_mamba = import_algorithm()
     from sb3_dmamba.data import load_trajectories
     from sb3_dmamba.tasks import get_task
@@ -86,16 +117,14 @@ def _run(out: Output, updates: int | None, episodes: int, seed: int, folder: Pat
     report.to_json(files["report"])
     print_files(out, files.values())
     out.console.print(_conclusion(report, summary.returns.mean), highlight=False)
-    out.emit(
-        {
-            "dataset": summary.to_dict(),
-            "config": model.config.to_dict(),
-            "training_seconds": seconds,
-            "gain": report.best.mean - summary.returns.mean,
-            "files": {name: str(path) for name, path in files.items()},
-            "report": json.loads(report.to_json()),
-        }
-    )
+    return {
+        "dataset": summary.to_dict(),
+        "config": model.config.to_dict(),
+        "training_seconds": seconds,
+        "gain": report.best.mean - summary.returns.mean,
+        "files": {name: str(path) for name, path in files.items()},
+        "report": json.loads(report.to_json()),
+    }
 
 
 def _conclusion(report: EvaluationReport, data_mean: float) -> str:

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sb3_dmamba.cli.options import (
+    BackendOption,
     DeviceOption,
     EnvOption,
     EpisodesOption,
     MemoryOption,
     ModelArgument,
+    backend_settings,
 )
 from sb3_dmamba.cli.output import (
     DebugOption,
@@ -60,6 +62,7 @@ def evaluate(
         ),
     ] = None,
     device: DeviceOption = "auto",
+    backend: BackendOption = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -82,9 +85,10 @@ def evaluate(
     with command_output(as_json, debug) as out:
         decision_mamba = import_algorithm()
         chosen: Memory | None = None if memory is None else memory.value
-        report = decision_mamba.load(model, device=check_device(device)).evaluate(
-            target or None, episodes, env=env, memory=chosen, seed=seed
+        loaded = decision_mamba.load(
+            model, device=check_device(device), **backend_settings(backend)
         )
+        report = loaded.evaluate(target or None, episodes, env=env, memory=chosen, seed=seed)
         out.console.print(report)
         for path, write in ((output, report.to_json), (plot, report.plot)):
             if path is not None:

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sb3_dmamba.cli.options import MemoryChoice, OptionOption, parse_options
+from sb3_dmamba.cli.options import (
+    DeviceOption,
+    MemoryChoice,
+    OptionOption,
+    SettingOption,
+    parse_options,
+)
 from sb3_dmamba.cli.output import (
     DebugOption,
     JsonOption,
@@ -68,10 +74,7 @@ def experiment(
             min=1, metavar="N", help="Updates of each training.", show_default="the task's"
         ),
     ] = None,
-    setting: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE...", help="Settings of all variants."),
-    ] = None,
+    setting: SettingOption = None,
     option: OptionOption = None,
     variants: Annotated[
         list[str] | None,
@@ -108,12 +111,7 @@ def experiment(
     threads: Annotated[
         int, typer.Option(min=1, metavar="N", help="Threads of each.", rich_help_panel="Engine")
     ] = 1,
-    device: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME", help="Where to compute: auto, cpu, cuda.", rich_help_panel="Engine"
-        ),
-    ] = "auto",
+    device: DeviceOption = "auto",
     ray: Annotated[
         bool, typer.Option("--ray", help="Run as tasks of Ray.", rich_help_panel="Engine")
     ] = False,

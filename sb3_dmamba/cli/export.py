@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sb3_dmamba.cli.options import MemoryOption, ModelArgument
+from sb3_dmamba.cli.options import (
+    BackendOption,
+    MemoryOption,
+    ModelArgument,
+    backend_settings,
+)
 from sb3_dmamba.cli.output import (
     DebugOption,
     JsonOption,
@@ -39,6 +44,7 @@ def export(
     device: Annotated[
         str, typer.Option(metavar="NAME", help="Where a .pt or .pt2 file is to run: cpu, cuda.")
     ] = "cpu",
+    backend: BackendOption = None,
     verify: Annotated[
         bool, typer.Option(help="Run the result beside the model before it is written.")
     ] = True,
@@ -51,7 +57,7 @@ def export(
         where = check_device(device)
         exported = (
             import_algorithm()
-            .load(model, device="cpu")
+            .load(model, device="cpu", **backend_settings(backend))
             .export(
                 output or model.with_suffix(".onnx"), memory=chosen, device=where, verify=verify
             )

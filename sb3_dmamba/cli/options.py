@@ -11,6 +11,7 @@ import typer
 
 __all__ = [
     "SOURCES_HELP",
+    "BackendOption",
     "DeviceOption",
     "EnvOption",
     "EpisodesOption",
@@ -18,6 +19,9 @@ __all__ = [
     "MemoryOption",
     "ModelArgument",
     "OptionOption",
+    "OverwriteOption",
+    "SettingOption",
+    "backend_settings",
     "parse_options",
 ]
 
@@ -45,6 +49,30 @@ EnvOption = Annotated[
 DeviceOption = Annotated[
     str, typer.Option(metavar="NAME", help="Where to compute: auto, cpu, cuda.")
 ]
+BackendOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Implementation of the operations, where the model's does not work here: auto, cpu, "
+        "triton, ...",
+        show_default="the model's",
+    ),
+]
+OverwriteOption = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite", help="Replace what an earlier run wrote there.", rich_help_panel="Output"
+    ),
+]
+SettingOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="FIELD=VALUE",
+        help="A field of DecisionMambaConfig, such as hidden_size=256; repeat it for several.",
+        show_default="the task's recipe",
+    ),
+]
 
 SOURCES_HELP = (
     "A D4RL name or HDF5 file, a Decision Transformer pickle, a Minari id or folder, a DQN-replay "
@@ -61,6 +89,11 @@ OptionOption = Annotated[
         show_default=False,
     ),
 ]
+
+
+def backend_settings(backend: str | None) -> dict[str, Any]:
+    """Return what ``DecisionMamba.load`` is to change for a :data:`BackendOption`."""
+    return {} if backend is None else {"backend": backend}
 
 
 def parse_options(texts: list[str] | None) -> dict[str, Any]:

@@ -48,7 +48,12 @@ JsonOption = Annotated[
 ]
 DebugOption = Annotated[
     bool,
-    typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel="Output"),
+    typer.Option(
+        "--debug",
+        envvar="DMAMBA_DEBUG",
+        help="Show the traceback of an error.",
+        rich_help_panel="Output",
+    ),
 ]
 
 
@@ -117,6 +122,8 @@ def check_device(name: str) -> str:
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0].split(". ")[0]
+        if reason.startswith("Expected one of"):  # every kind that torch has a name for
+            reason = "torch knows no such kind: cpu, cuda and mps are some"
         raise ConfigError(f"device {name!r} does not work here ({reason}): try auto") from error
     return name
 

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sb3_dmamba.cli.checkpoints import make_checkpoint_callback, print_latest_checkpoint
-from sb3_dmamba.cli.options import SOURCES_HELP, DeviceOption, OptionOption, parse_options
+from sb3_dmamba.cli.options import (
+    SOURCES_HELP,
+    DeviceOption,
+    OptionOption,
+    OverwriteOption,
+    SettingOption,
+    parse_options,
+)
 from sb3_dmamba.cli.output import (
     DebugOption,
     JsonOption,
@@ -80,15 +87,7 @@ def train(
             show_default="the task's, or what was left",
         ),
     ] = None,
-    setting: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            help="A field of DecisionMambaConfig, such as hidden_size=256; repeat it for several.",
-            metavar="FIELD=VALUE",
-            show_default="the task's recipe",
-        ),
-    ] = None,
+    setting: SettingOption = None,
     seed: Annotated[
         int | None,
         typer.Option(
@@ -135,12 +134,7 @@ def train(
             rich_help_panel="Output",
         ),
     ] = None,
-    overwrite: Annotated[
-        bool,
-        typer.Option(
-            "--overwrite", help="Replace a model already there.", rich_help_panel="Output"
-        ),
-    ] = False,
+    overwrite: OverwriteOption = False,
     tensorboard: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Log to TensorBoard there.", rich_help_panel="Output"),
@@ -154,9 +148,11 @@ def train(
     """
     if (task is None) == (resume is None):
         raise typer.BadParameter("give either a task to start from or a checkpoint to --resume")
-    if resume is not None and (setting or seed is not None):
+    others = [text for text in setting or () if not text.startswith("backend=")]
+    if resume is not None and (others or seed is not None):
         raise typer.BadParameter(
-            "--resume continues with the checkpoint's settings and seed: leave --set and --seed out"
+            "--resume continues with the checkpoint's settings and seed: leave --set and --seed "
+            "out (but for --set backend=auto, where its backend does not work here)"
         )
     options = parse_options(option)
     with command_output(as_json, debug) as out:
@@ -257,7 +253,7 @@ def _make_model(plan: _Plan) -> DecisionMamba:
         updates = {} if plan.updates is None else {"n_updates": plan.updates}
         settings = {**plan.settings, **updates}
         return decision_mamba(plan.task, seed=plan.seed, device=device, **settings)
-    model = decision_mamba.load(plan.resume, device=device)
+    model = decision_mamba.load(plan.resume, device=device, **plan.settings)
     if plan.updates is None and model.num_timesteps >= model._total_timesteps:
         raise ConfigError(
             f"{plan.resume} has done all of its {model.num_timesteps:,} updates: "

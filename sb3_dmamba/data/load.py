@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from sb3_dmamba.d4rl import list_names
 from sb3_dmamba.data._paths import describe_missing_path
 from sb3_dmamba.data.sources import SOURCES, check_options, find_source
 from sb3_dmamba.data.trajectories import Trajectories
@@ -77,9 +79,17 @@ def _explain(source: Any) -> str:
         return f"the {kind} {str(source)!r} is no known dataset. Accepted: {_accepted('path')}"
     missing = describe_missing_path(source)
     if isinstance(source, str) and _COULD_BE_A_NAME.fullmatch(source):
-        return f"{missing}, and no dataset is called so; names are {_accepted('name')}"
+        close = _suggest(source)
+        return f"{missing}, and no dataset is called so; {close}names are {_accepted('name')}"
     return missing
 
 
 def _accepted(kind: str) -> str:
     return "; ".join(row.accepts for row in SOURCES if row.kind == kind)
+
+
+def _suggest(name: str | PathLike[str]) -> str:
+    """Name the datasets whose names are spelled like this one."""
+    tmaze = "tmaze-50"
+    close = difflib.get_close_matches(str(name).lower(), [*list_names(), tmaze], n=2)
+    return f"did you mean {', '.join(map(repr, close))}? " if close else ""

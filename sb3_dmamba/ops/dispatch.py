@@ -138,7 +138,10 @@ def _resolve(name: str, device_type: str) -> str:
         raise BackendError(f"backend={name!r}: no backend has this name, choose one of {known}")
     reason = _BACKENDS[name](device_type)
     if reason is not None:
-        raise BackendError(f"backend={name!r} does not work here: {reason}")
+        raise BackendError(
+            f"backend={name!r} does not work here: {reason}; or take backend='auto', which "
+            f"DecisionMamba.load takes too"
+        )
     return name
 
 
