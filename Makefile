@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 SITE ?= site
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format docs bench bench-gpu dataset clean
+.PHONY: help install demo test check format docs notebooks bench bench-gpu dataset clean
 
 help: ## List the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -37,12 +37,15 @@ docs: install ## Build the documentation into site/
 	$(RUN) pip install -c constraints.txt -e ".[docs]"
 	$(RUN) sphinx -W --keep-going -q docs $(SITE)
 
-bench: install ## Time an update, side by side with the peers
-	$(RUN) benchmarks.train_step
+notebooks: install ## Run the notebooks in examples/ with tiny parameters; changes nothing
+	$(RUN) examples.execute_notebooks --fast
 
-bench-gpu: install ## On a GPU: its tests, and the operations timed (runs/bench-gpu)
-	$(RUN) pytest tests/ops -m gpu
-	$(RUN) benchmarks.ops --output runs/bench-gpu
+bench: install ## Time everything side by side with the peers (runs/bench)
+	$(VENV)/bin/dmamba bench --device cpu --output runs/bench
+
+bench-gpu: install ## On a GPU: its tests, then everything timed (runs/bench-gpu)
+	$(RUN) pytest -m gpu
+	$(VENV)/bin/dmamba bench --device cuda --output runs/bench-gpu
 
 dataset: install ## Record the bundled dataset again
 	$(RUN) examples.build_hopper_dataset --output sb3_dmamba/data/bundled

@@ -22,7 +22,7 @@ SAMPLER, OPTIMISER = "sampler", "optimiser"
 
 # The first group of which a word is in an operator's name, or in that of one it is called by.
 GROUPS: dict[str, tuple[str, ...]] = {
-    SAMPLER: ("bench::sampler",),
+    SAMPLER: ("bench::sampler", "memcpy htod"),
     OPTIMISER: ("optimizer.", "adam", "_foreach", "multi_tensor_apply", "linalg_vector_norm"),
     "dropout": ("bench::dropout", "dropout"),
     "scan": ("selectivescan", "selective_scan", "scan_forward", "scan_backward", "pscan"),

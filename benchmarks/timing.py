@@ -21,6 +21,7 @@ Run = Callable[[], object]
 Name = TypeVar("Name")
 
 MOST_CALLS = 500  # of a turn
+_LONG = 20.0  # seconds of a call that is not made once more to plan turns
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,8 @@ class Timer:
         }
 
     def _plan_turn(self, run: Run) -> int:
-        self._time(run, 1)  # compiles and warms up
+        if self._time(run, 1) > _LONG and not self._is_asynchronous:  # compiles and warms up
+            return 1
         once = self._time(run, 1)
         return int(min(MOST_CALLS, max(1.0, self.turn_seconds / max(once, 1e-9))))
 

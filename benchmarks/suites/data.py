@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from gymnasium import spaces
 
 from benchmarks.contenders import Agreement, Candidate, Contender, race
@@ -21,6 +22,7 @@ from benchmarks.reports import Column, Picture, Report, Table
 from benchmarks.request import Request
 from sb3_dmamba.data import Trajectories, WindowBatch, WindowSampler, load_trajectories
 from sb3_dmamba.experiments.efficiency.gate import OBSERVATION_SPACE
+from sb3_dmamba.training.feeds import ResidentFeed
 
 __all__ = ["measure"]
 
@@ -95,6 +97,7 @@ def _candidates(data: Trajectories, request: Request) -> Iterator[list[Candidate
         yield [
             Candidate("ours, in memory", ours),
             Candidate("ours, from a store on disk", mapped),
+            Candidate("ours, kept on the device", functools.partial(_make_resident, data, request)),
             Candidate(_PEER, functools.partial(_make_theirs, data, request)),
         ]
 
@@ -110,6 +113,30 @@ def _make_ours(source: Trajectories, data: Trajectories, request: Request) -> Co
 
     facts = {"megabytes": batch_bytes(sampler.sample(0)) / 1e6}
     return Contender(draw, lambda: check_windows(sampler, data), facts)
+
+
+def _make_resident(data: Trajectories, request: Request) -> Contender:
+    """Return the batches of a dataset that lies on the device, as training gathers them there."""
+    sampler = WindowSampler(data, request.shape.context, request.shape.batch_size)
+    feed = ResidentFeed(sampler, torch.device(request.device))
+    n_drawn = 0
+
+    def draw() -> WindowBatch:
+        nonlocal n_drawn
+        n_drawn += 1
+        return feed.stage(n_drawn).batch()
+
+    def check() -> Agreement:
+        pairs = [(feed.stage(n).batch().to("cpu"), sampler.sample(n)) for n in range(3)]
+        fields = ("observations", "actions", "returns_to_go", "timesteps", "padding_mask")
+        n_wrong = sum(
+            not torch.equal(getattr(own, field), getattr(other, field))
+            for own, other in pairs
+            for field in fields
+        )
+        return Agreement("batches and those of the host", float(n_wrong), 0.0)
+
+    return Contender(draw, check, {"megabytes": batch_bytes(draw()) / 1e6})
 
 
 def batch_bytes(batch: WindowBatch) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,7 +28,8 @@ _METHOD = (
     "an update is a batch, forward, backward and AdamW, on noise in Hopper's shape; d3rlpy's batch "
     "is drawn beforehand, in its favour. Before the stopwatch, outputs and all gradients are "
     "compared with the plain torch reference's on equal weights, and single steps with windows; "
-    "the blocks of mambapy and mamba-ssm hold our weights. d3rlpy's network is another one, so it "
+    "the blocks of mambapy and mamba-ssm hold our weights, and run without a CUDA graph unless a "
+    "row says so; ours have one where fit() would. d3rlpy's network is another one, so it "
     "has to see as many steps, and its loss has to be finite and to fall. Contenders take turns; "
     "medians and quartiles. A projection multiplies, and is no measurement."
 )
@@ -46,12 +48,21 @@ def networks(request: Request) -> dict[str, Network]:
     for name in available_backends(request.device)[1:]:  # the first is what "auto" takes
         if name != "traceable":  # for exporting: as the reference, a loop
             found[f"ours: Mamba, backend={name}"] = Network({**bare, "backend": name})
-    found["the same network on mambapy's blocks"] = Network(bare, "mambapy")
-    found["the same network on mamba_ssm.Mamba"] = Network(bare, "mamba_ssm")
-    if request.on_gpu:
-        bf16 = {**bare, "precision": "bf16"}
-        found["the same network on mamba_ssm.Mamba, bf16"] = Network(bf16, "mamba_ssm")
-    return found
+    eager = {**bare, "cuda_graph": "off"}  # on a CPU all are
+    found["the same network on mambapy's blocks"] = Network(eager, "mambapy")
+    found["the same network on mamba_ssm.Mamba"] = Network(eager, "mamba_ssm")
+    return found | (_only_on_gpu(bare, eager) if request.on_gpu else {})
+
+
+def _only_on_gpu(bare: dict[str, Any], eager: dict[str, Any]) -> dict[str, Network]:
+    """Return what differs there: graphs, the dataset's place, mamba-ssm in more than one way."""
+    bf16 = {"precision": "bf16"}
+    return {
+        "ours: Mamba, no CUDA graph": Network(eager),
+        "ours: Mamba, dataset on the host": Network({**bare, "data_device": "cpu"}),
+        "the same network on mamba_ssm.Mamba, bf16": Network({**eager, **bf16}, "mamba_ssm"),
+        "the same network on mamba_ssm.Mamba, CUDA graph": Network(bare, "mamba_ssm"),
+    }
 
 
 def measure(request: Request) -> Report:

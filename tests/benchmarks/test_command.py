@@ -90,7 +90,8 @@ def test_a_suite_runs_and_writes(tmp_path: Path) -> None:
     assert code == 0, stderr
     (document,) = json.loads(stdout)
     names = [row["name"] for row in document["tables"][0]["rows"]]
-    assert names == ["ours, in memory", "ours, from a store on disk", "d3rlpy"]
+    ours = ["ours, in memory", "ours, from a store on disk", "ours, kept on the device"]
+    assert names == [*ours, "d3rlpy"]
     assert document["machine"]["threads"] == 1
     assert "mean nothing" in document["machine"]["figures"]
     written = {path.name for path in tmp_path.iterdir()}
