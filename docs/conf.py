@@ -37,6 +37,7 @@ html_title = f"sb3_dmamba {release}"
 html_static_path = ["_static"]
 html_css_files = ["pages.css"]
 html_copy_source = False
+html_show_copyright = False  # the license says it
 html_theme_options = {"navigation_with_keys": True}
 copybutton_exclude = ".linenos, .gp"
 
