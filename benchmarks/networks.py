@@ -33,12 +33,13 @@ __all__ = [
     "check_network",
     "make_config",
     "make_contender",
+    "make_network",
     "make_trajectories",
     "with_blocks",
 ]
 
 # Of outputs and of each parameter's gradient: the norm of the difference over the norm.
-TOLERANCES = {"fp32": 1e-3, "bf16": 1e-1}
+TOLERANCES = {"fp32": 1e-3, "bf16": 5e-2}
 _MOST_STEPS = 40  # of the windows that networks are compared on
 
 

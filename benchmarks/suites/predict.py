@@ -37,7 +37,8 @@ _TOLERANCE = 1e-3  # of actions of size 1
 _METHOD = (
     "untrained networks of the same width, layers and context act on noise in Hopper's shape. "
     "Before the stopwatch, our actions over 30 steps are compared with those of the plain torch "
-    "reference on equal weights; d3rlpy's, another network's, have to be finite, within their "
+    "reference on equal weights, and those of the two memories with each other while a window "
+    "holds the whole episode; d3rlpy's, another network's, have to be finite, within their "
     "bounds and the same after a reset."
 )
 
@@ -110,11 +111,14 @@ def make_peer_actor(request: Request) -> Any:
 
 
 def check_actor(request: Request, memory: Memory, **settings: Any) -> Agreement:
-    """Compare our actions with the reference's."""
-    own = make_actor(request, memory, **settings)
-    reference = make_actor(request, memory, **{**settings, "backend": "reference"})
-    error = float(np.abs(_act(own) - _act(reference)).max())
-    return Agreement("actions", error, _TOLERANCE)
+    """Compare our actions with the reference's, and with the other memory's until a window ends."""
+    actions = _act(make_actor(request, memory, **settings))
+    reference = _act(make_actor(request, memory, **{**settings, "backend": "reference"}))
+    other: Memory = "stream" if memory == "window" else "window"
+    elsewhere = _act(make_actor(request, other, **settings))
+    both = slice(request.shape.context)
+    errors = (np.abs(actions - reference), np.abs(actions[both] - elsewhere[both]))
+    return Agreement("actions", max(float(error.max()) for error in errors), _TOLERANCE)
 
 
 def check_peer_actor(actor: Any) -> Agreement:
