@@ -22,6 +22,7 @@ from tests.models import Recorder, tiny_model
 from tests.toys import random_trajectories
 
 RANK = int(os.environ.get("RANK", "0"))
+ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 DATA = random_trajectories(tuple(range(2, 40)))
 N_UPDATES = 12
@@ -33,6 +34,18 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "bf16": {"precision": "bf16"},
     "one step": {"context_length": 1},
 }
+
+
+def environment(rank: int, port: int) -> dict[str, str]:
+    """What torchrun sets, and one thread each."""
+    launched = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_PORT": port}
+    return {
+        **os.environ,
+        **{name: str(value) for name, value in launched.items()},
+        "MASTER_ADDR": "127.0.0.1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+    }
 
 
 def make_model(name: str = "mamba", **settings: Any) -> DecisionMamba:

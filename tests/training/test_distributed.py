@@ -18,29 +18,13 @@ import pytest
 import torch
 
 from sb3_dmamba import DecisionMamba
-from sb3_dmamba.data import ConsecutiveSampler, WindowSampler
-from sb3_dmamba.errors import ConfigError, DistributedError
-from sb3_dmamba.training.distributed import Processes, join_processes, local_device
-from tests.models import differences, everything_in, use_memory
+from tests.models import differences, everything_in
 from tests.toys import random_trajectories
 from tests.training import distributed_worker as worker
 
-ROOT = Path(__file__).parents[2]
 TIMEOUT = 240.0  # of a machine that is busy; it takes seconds
 TINY = ["hidden_size=16", "n_layers=1", "context_length=4", "batch_size=8", "backend=reference"]
 HALF = worker.N_UPDATES // 2
-
-
-def environment(rank: int, port: int) -> dict[str, str]:
-    """What torchrun sets, and one thread each."""
-    launched = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_PORT": port}
-    return {
-        **os.environ,
-        **{name: str(value) for name, value in launched.items()},
-        "MASTER_ADDR": "127.0.0.1",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT),
-    }
 
 
 def free_port() -> int:
@@ -56,7 +40,7 @@ def start(arguments: list[str], folder: Path) -> list[subprocess.Popen[str]]:
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     command = [sys.executable, *arguments]
     return [
-        subprocess.Popen(command, env=environment(rank, port), cwd=folder, **pipes)
+        subprocess.Popen(command, env=worker.environment(rank, port), cwd=folder, **pipes)
         for rank in (0, 1)
     ]
 
@@ -219,7 +203,7 @@ def test_torchrun_trains_and_writes_once(store: Path, tmp_path: Path) -> None:
     command = [*torchrun, "-m", "sb3_dmamba", *train_command(store, 4), "--json"]
     finished = subprocess.run(
         [sys.executable, *command],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(worker.ROOT)},
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -254,68 +238,3 @@ def test_a_killed_process_ends_the_other(store: Path, tmp_path: Path) -> None:
     assert "Traceback" not in said
     latest = max(tmp_path.rglob("model_*_steps.zip"), key=lambda path: path.stat().st_mtime)
     assert DecisionMamba.load(latest).num_timesteps > 0
-
-
-# --- One process ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("size", [1, 2, 4])
-@pytest.mark.parametrize("sampler", [WindowSampler, ConsecutiveSampler])
-def test_rows_of_all_processes_make_the_batch(size: int, sampler: type[WindowSampler]) -> None:
-    whole = sampler(worker.DATA, 5, 8, 7)
-    parts = [sampler(worker.DATA, 5, 8, 7, rows=Processes(r, size).rows(8)) for r in range(size)]
-    for update in (0, 1, 9):
-        found = [part.sample(update) for part in parts]
-        assert [len(batch) for batch in found] == [8 // size] * size
-        for index, tensor in enumerate(whole.sample(update).inputs()):
-            assert torch.equal(torch.cat([batch.inputs()[index] for batch in found]), tensor)
-
-
-@pytest.mark.parametrize(("batch_size", "size", "advice"), [(7, 2, "6 or 8"), (3, 4, "4")])
-def test_uneven_rows_are_refused(batch_size: int, size: int, advice: str) -> None:
-    with pytest.raises(ConfigError, match=rf"batch_size={batch_size} .*batch_size={advice},"):
-        Processes(0, size).rows(batch_size)
-
-
-def test_one_process_is_alone() -> None:
-    with join_processes(worker.CPU) as processes, processes.leader_first():
-        assert (processes.rank, processes.size, processes.is_leader) == (0, 1, True)
-        assert processes.from_leader("own") == "own"
-        processes.check_alike({"anything": object()})
-        assert processes.tell(7) == 7
-        tensors = {"rows": torch.arange(3)}
-        assert processes.join_rows(tensors) == tensors
-
-
-@pytest.mark.parametrize("missing", ["RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"])
-def test_half_of_the_variables_mean_nothing(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in environment(1, 1).items():
-        if name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK"):
-            monkeypatch.setenv(name, value)
-    monkeypatch.delenv(missing)
-    model = worker.make_model()
-    memory = use_memory(model)
-    model.fit(worker.DATA, 1)
-    assert len(memory.rows) == 1
-
-
-def test_variables_that_make_no_sense(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {**environment(0, 1), "RANK": "first"}.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(DistributedError, match=r"RANK=first, WORLD_SIZE=2.*torchrun"):
-        worker.make_model().fit(worker.DATA, 1)
-
-
-def test_each_process_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert [local_device(name) for name in ("auto", "cuda", "cpu")] == ["auto", "cuda", "cpu"]
-    for name, value in environment(0, 1).items():
-        monkeypatch.setenv(name, value)
-    devices = [local_device(name) for name in ("auto", "cuda", "cpu", "cuda:3")]
-    assert devices == ["cuda:0", "cuda:0", "cpu", "cuda:3"]
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    with pytest.raises(ConfigError, match=r"process 1 .*no GPU.*--nproc-per-node=1"):
-        local_device("auto")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert local_device("auto") == "auto"
