@@ -124,8 +124,6 @@ class UpdateGraphs:
         if parameters[0].grad is not graph.gradients[0]:
             for parameter, gradient in zip(parameters, graph.gradients, strict=True):
                 parameter.grad = gradient
-        # What is kept of weights, such as a mixer's for acting, goes by torch's count of changes.
-        torch.autograd.graph.increment_version(parameters)
 
     def _make(self, staged: Staged, seed: Seed) -> Tensor:
         """Take a step plainly, record a graph, and compare what its first replay does."""

@@ -154,6 +154,9 @@ class Updater:
         else:
             with seed():
                 results = self.take_step(staged.batch())
+        # What is kept of weights, such as a mixer's for acting, goes by torch's count of changes,
+        # which neither the fused optimiser nor a graph adds to.
+        torch.autograd.graph.increment_version(self.parameters)
         loss, grad_norm = results.unbind()
         return UpdateMetrics(loss, grad_norm, learning_rate)
 
