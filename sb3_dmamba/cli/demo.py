@@ -26,7 +26,7 @@ __all__ = ["demo"]
 
 _TASK = "hopper-bundled"
 _EPISODES = 50  # of each target
-_QUICK_UPDATES, _QUICK_EPISODES = 200, 3
+_QUICK_UPDATES, _QUICK_EPISODES = 100, 3
 _QUICK_WARNING = (
     "--quick is a smoke test: it shows that all of it works, and its scores mean nothing"
 )
