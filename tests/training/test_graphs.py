@@ -189,7 +189,7 @@ def test_what_acting_keeps_of_the_weights_follows_updates(
         cuda_graph=cuda_graph, memory="stream", learning_rate=0.125, backend="reference"
     )
     sampler = make_sampler(DATA, updater.config, 0)
-    mixers = [block.mixer for block in updater.policy.model.layers]
+    mixers: list[Any] = [block.mixer for block in updater.policy.model.layers]
     for number in range(3):
         updater.update(sampler, number, number, 3)
         for mixer in mixers:
