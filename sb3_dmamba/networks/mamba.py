@@ -191,10 +191,17 @@ class MambaMixer(nn.Module):
             )
         return mixed, {"convolution": convolution, "scan": scan}
 
+    def train(self, mode: bool = True) -> MambaMixer:
+        """Set the mode; what changes the weights trains first, so nothing kept outlives it."""
+        if mode:
+            self.forget_kept_weights()
+        return super().train(mode)
+
     def forget_kept_weights(self) -> None:
         """Take the weights anew at the next step.
 
-        Only changes that torch does not count need this: those through ``parameter.data``.
+        Only changes that torch does not count need this: those through ``parameter.data``, and
+        those of a fused optimiser.
         """
         self._kept_weights = None
 

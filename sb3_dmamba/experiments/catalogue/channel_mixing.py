@@ -29,4 +29,5 @@ EXPERIMENT = Experiment(
         "mamba, no time": Variant({**_TIMELESS, "channel_mixing": False}),
     },
     tasks=("hopper", "pendulum", "cartpole"),
+    memories=("window", "stream"),  # as `mixers`, which trains some of the same
 )

@@ -26,4 +26,5 @@ EXPERIMENT = Experiment(
         "attention, delayed": Variant(_ATTENTION, _DELAYED),
     },
     tasks=("hopper", "pendulum"),
+    memories=("window", "stream"),  # as `mixers`, which trains some of the same
 )

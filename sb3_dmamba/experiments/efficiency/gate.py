@@ -73,7 +73,7 @@ def check_variant(config: DecisionMambaConfig, device: str) -> None:
 
 
 def make_inputs(n_steps: int, device: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return observations, actions, returns-to-go and time steps of two windows, always the same."""
+    """Return the same two windows each time: observations, actions, returns-to-go, time steps."""
     generator = torch.Generator().manual_seed(1)
     observations = torch.randn(2, n_steps, *OBSERVATION_SPACE.shape, generator=generator)
     actions = torch.rand(2, n_steps, *ACTION_SPACE.shape, generator=generator) * 2 - 1
