@@ -1,0 +1,157 @@
+"""The committed notebooks show what they do: run in order, whole, clean, for a reader."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+
+from examples import execute_notebooks as tool
+
+NOTEBOOKS = tool.list_notebooks()
+FIRST_WORDS = re.compile(r"\*\*For ")
+
+
+def _cells(path: Path, kind: str) -> list[Any]:
+    notebook = nbformat.read(path, as_version=4)
+    return [cell for cell in notebook.cells if cell.cell_type == kind]
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
+def path(request: pytest.FixtureRequest) -> Path:
+    found: Path = request.param
+    return found
+
+
+def test_all_are_there() -> None:
+    assert [each.name[:2] for each in NOTEBOOKS] == [f"{number:02d}" for number in range(1, 9)]
+
+
+def test_it_was_run_from_top_to_bottom(path: Path) -> None:
+    counts = [cell.execution_count for cell in _cells(path, "code")]
+    assert counts == list(range(1, len(counts) + 1))
+
+
+def test_its_outputs_are_clean_and_have_pictures(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    assert list(tool.find_faults(notebook)) == []
+    outputs = [output for cell in _cells(path, "code") for output in cell.outputs]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+
+
+def test_it_is_what_tidying_leaves(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    before = nbformat.writes(notebook)
+    tool.tidy(notebook)
+    assert nbformat.writes(notebook) == before
+
+
+def test_it_opens_with_a_title_and_says_what_to_change(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    assert notebook.cells[0].source.startswith("# ")
+    titles = re.findall(r"^# ", "\n".join(c.source for c in _cells(path, "markdown")), re.MULTILINE)
+    assert len(titles) == 1
+    tool.inject_fast_parameters(notebook)  # raises where there is not one cell of parameters
+    tags = [tool.PARAMETERS in cell.metadata.get("tags", []) for cell in notebook.cells]
+    assert FIRST_WORDS.match(notebook.cells[tags.index(True) + 2].source)
+
+
+def test_it_installs_nothing(path: Path) -> None:
+    source = "\n".join(cell.source for cell in _cells(path, "code"))
+    assert not re.search(r"^\s*[!%]", source.replace("%%writefile", ""), re.MULTILINE)
+    assert '"pip"' not in source
+
+
+def test_its_links_lead_somewhere(path: Path) -> None:
+    text = "\n".join(cell.source for cell in _cells(path, "markdown"))
+    for link in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (path.parent / link).is_file(), link
+    for program in re.findall(r"`(examples/[^`]+)`", text):
+        assert (path.parents[1] / program).is_file(), program
+
+
+def test_the_readme_names_it(path: Path) -> None:
+    assert f"({path.name})" in (path.parent / "README.md").read_text(encoding="utf-8")
+
+
+# --- The program that runs them ------------------------------------------------------------------
+
+
+def _notebook(*sources: str, fast: dict[str, Any] | None = None) -> Any:
+    notebook = nbformat.v4.new_notebook()
+    notebook.cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    notebook.cells[0].metadata["tags"] = [tool.PARAMETERS]
+    notebook.metadata[tool.FAST] = fast or {}
+    return notebook
+
+
+def test_running_injects_parameters_and_keeps_outputs() -> None:
+    notebook = _notebook("N = 100\nNAME = 'a'", "print(N, NAME)", fast={"N": 2})
+    tool.inject_fast_parameters(notebook)
+    tool.execute(notebook)
+    assert [cell.execution_count for cell in notebook.cells] == [1, 2, 3]
+    assert notebook.cells[2].outputs[0].text == "2 a\n"
+    assert all("execution" not in cell.metadata for cell in notebook.cells)
+
+
+def test_a_cell_that_raises_is_an_error() -> None:
+    with pytest.raises(tool.NotebookError, match="ZeroDivisionError"):
+        tool.execute(_notebook("1 / 0"))
+
+
+@pytest.mark.parametrize(
+    ("fast", "fault"), [({"M": 1}, "'M' of fast_parameters"), ({"print": 1}, "'print'")]
+)
+def test_a_fast_parameter_is_one_that_is_there(fast: dict[str, Any], fault: str) -> None:
+    with pytest.raises(tool.NotebookError, match=fault):
+        tool.inject_fast_parameters(_notebook("N = 1\nprint(N)", fast=fast))
+
+
+def test_there_is_one_cell_of_parameters() -> None:
+    notebook = _notebook("N = 1")
+    notebook.cells.append(notebook.cells[0].copy())
+    with pytest.raises(tool.NotebookError, match="2 cells are tagged"):
+        tool.inject_fast_parameters(notebook)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "fault"),
+    [
+        ("stderr", "UserWarning: something", "cell 0 wrote to stderr: UserWarning"),
+        ("stdout", "saved to /home/me/runs/model.zip", "a path of this machine: /home/me/runs"),
+        ("stdout", "see https://example.org/home/me, 3/4 and runs/tmp/a", None),
+    ],
+)
+def test_faults_of_outputs_are_found(name: str, text: str, fault: str | None) -> None:
+    notebook = _notebook("")
+    output = nbformat.v4.new_output("stream", name=name, text=text)
+    notebook.cells[0].outputs = [output]
+    faults = list(tool.find_faults(notebook))
+    assert fault is None if not faults else fault is not None and fault in faults[0]
+
+
+def test_the_notice_of_an_import_is_no_warning_and_others_stay() -> None:
+    notice = "Gym has been unmaintained since 2022 and\nmore\nSee the migration guide at x\n"
+    notebook = _notebook("")
+    notebook.cells[0].outputs = [
+        nbformat.v4.new_output("stream", name="stderr", text=notice),
+        nbformat.v4.new_output("stream", name="stderr", text=f"{notice}UserWarning: x\n"),
+    ]
+    tool.tidy(notebook)
+    assert [output.text for output in notebook.cells[0].outputs] == ["UserWarning: x\n"]
+
+
+def test_names_choose_notebooks(capsys: pytest.CaptureFixture[str]) -> None:
+    assert [each.name[:2] for each in tool.list_notebooks(["03", "01"])] == ["01", "03"]
+    with pytest.raises(SystemExit):
+        tool.main(["99"])
+    assert "'99'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_all_run_with_tiny_parameters() -> None:
+    tool.main(["--fast"])
