@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from sb3_dmamba.d3rlpy.windows import find_real_steps, to_windows
 from sb3_dmamba.errors import DivergenceError
 from sb3_dmamba.networks import SequenceModel
+from sb3_dmamba.training.losses import compute_mean_loss
 from sb3_dmamba.training.seeding import DROPOUT_STREAM, local_seed
-from sb3_dmamba.training.updater import compute_mean_loss
 
 __all__ = ["DecisionMambaImpl", "DecisionMambaModules", "TokenSchedule", "TrainingProgress"]
 

@@ -13,7 +13,7 @@ import pytest
 
 from sb3_dmamba.errors import MissingDependencyError
 from sb3_dmamba.experiments import run as running
-from sb3_dmamba.experiments.catalogue import Experiment, get_experiment
+from sb3_dmamba.experiments.catalogue import get_experiment
 from tests.experiments.toys import save_data
 
 FOLDER = Path(__file__).parents[2] / "examples" / "cluster"

@@ -16,7 +16,8 @@ from sb3_dmamba.experiments.efficiency.counts import count_flops
 from sb3_dmamba.experiments.efficiency.gate import ACTION_SPACE, OBSERVATION_SPACE, make_policy
 from sb3_dmamba.networks import DecisionMambaPolicy
 from sb3_dmamba.networks.state import ActingState
-from sb3_dmamba.training.updater import Updater, compute_loss
+from sb3_dmamba.training.losses import compute_loss
+from sb3_dmamba.training.updater import Updater
 
 __all__ = ["Cost", "count_kept", "describe_clock", "measure_cost"]
 
