@@ -4,6 +4,7 @@ from sb3_dmamba.data.consecutive import ConsecutiveSampler
 from sb3_dmamba.data.conversion import convert_trajectories
 from sb3_dmamba.data.info import DatasetInfo
 from sb3_dmamba.data.inspection import DatasetReport, inspect_dataset
+from sb3_dmamba.data.joining import join_trajectories
 from sb3_dmamba.data.load import load_trajectories
 from sb3_dmamba.data.returns import compute_returns, compute_returns_to_go
 from sb3_dmamba.data.spaces import check_action_space, flat_space, flatten_observation
@@ -33,5 +34,6 @@ __all__ = [
     "flat_space",
     "flatten_observation",
     "inspect_dataset",
+    "join_trajectories",
     "load_trajectories",
 ]

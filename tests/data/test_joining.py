@@ -1,0 +1,44 @@
+"""Several datasets as one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sb3_dmamba.data import join_trajectories
+from sb3_dmamba.data.store import gathering
+from sb3_dmamba.errors import DatasetError
+from tests.toys import random_trajectories
+
+
+def test_episodes_follow_each_other() -> None:
+    first, second = random_trajectories((4, 2), seed=1), random_trajectories((3,), seed=2)
+    joined = join_trajectories([first, second])
+    assert joined.lengths.tolist() == [4, 2, 3]
+    for episode, expected in zip(joined, [*first, *second], strict=True):
+        np.testing.assert_array_equal(episode.observations, expected.observations)
+        np.testing.assert_array_equal(episode.actions, expected.actions)
+        np.testing.assert_array_equal(episode.rewards, expected.rewards)
+        assert (episode.terminated, episode.truncated) == (expected.terminated, expected.truncated)
+    assert len(first) == 2  # what was joined is left as it was
+
+
+def test_the_source_names_the_parts() -> None:
+    parts = [random_trajectories((2,), seed=seed) for seed in range(2)]
+    assert join_trajectories(parts, "two halves").source == "two halves"
+    assert join_trajectories(parts).source == parts[0].source
+
+
+def test_large_ones_go_to_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gathering, "IN_MEMORY_BYTES", 10)
+    parts = [random_trajectories((5, 3), seed=seed) for seed in range(2)]
+    joined = join_trajectories(parts)
+    assert isinstance(joined.observations, np.memmap)
+    np.testing.assert_array_equal(joined[2].observations, parts[1][0].observations)
+
+
+def test_other_spaces_are_refused() -> None:
+    with pytest.raises(DatasetError, match="dataset 1 has observation_space="):
+        join_trajectories([random_trajectories((2,), (3,)), random_trajectories((2,), (4,))])
+    with pytest.raises(DatasetError, match="give at least one dataset"):
+        join_trajectories([])
