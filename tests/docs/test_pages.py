@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 
+import sb3_dmamba
 from sb3_dmamba.errors import DecisionMambaError
 from tests.docs.blocks import DOCS, KNOWN_MARKS, PAGES, ROOT, Block, read_blocks
 
@@ -26,7 +27,7 @@ TESTED_ELSEWHERE = {
     "export.md": "tests/export/test_docs.py",
     "stable_baselines3.md": "tests/sb3/test_page.py",
 }
-LANGUAGES = {"python", "bash", "diff", "json", "yaml", "text"}
+LANGUAGES = {"python", "bash", "diff", "json", "yaml", "bibtex", "text"}
 MUJOCO = ("hopper-bundled", "Hopper-v5", "sb3_dmamba/hopper-v0")
 WORKED_EXAMPLES = ("file", "patch", "run", "command")
 
@@ -113,6 +114,9 @@ def test_every_block_is_of_a_kind_that_is_checked(page: Path) -> None:
             json.loads(block.text)
         if block.language == "yaml":
             yaml.safe_load(block.text)
+        if block.language == "bibtex":
+            assert f"version = {{{sb3_dmamba.__version__}}}" in block.text, block.place
+            assert block.text.count("{") == block.text.count("}"), block.place
 
 
 @pytest.mark.parametrize(("page", "test"), TESTED_ELSEWHERE.items())
