@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.experiments.toys import save_data
+from tests.scripts import load_script
 
 optuna = pytest.importorskip("optuna", reason='pip install "sb3-dmamba[optuna]"')
 
@@ -17,11 +17,7 @@ optuna = pytest.importorskip("optuna", reason='pip install "sb3-dmamba[optuna]"'
 @pytest.fixture(scope="module")
 def example() -> ModuleType:
     path = Path(__file__).parents[1] / "examples" / "tune_with_optuna.py"
-    spec = importlib.util.spec_from_file_location("tune_with_optuna", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script(path)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return module
 

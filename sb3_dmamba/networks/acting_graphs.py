@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from gymnasium import spaces
-from torch import Tensor, nn
+from torch import Tensor
 
 from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.data._warn import warn_caller
 from sb3_dmamba.errors import BackendError
 from sb3_dmamba.networks.acting import StreamMemory, WindowMemory
-from sb3_dmamba.networks.mamba import MambaMixer
+from sb3_dmamba.networks.mamba import forget_kept_weights
 from sb3_dmamba.networks.recording import RECORDERS
 from sb3_dmamba.networks.sequence_model import SequenceModel
 from sb3_dmamba.networks.state import ActingState
@@ -148,7 +148,7 @@ class ActingGraphs:
 
         def run() -> list[Tensor]:
             # What a mixer has kept of its weights would stay as it is now in every replay.
-            _forget_kept_weights(self.model.modules())
+            forget_kept_weights(self.model)
             prediction, remembered = memory.encode(inputs[_OBSERVATIONS], inputs[_RETURNS], state)
             names[:] = remembered
             return [prediction, *remembered.values()]
@@ -156,7 +156,7 @@ class ActingGraphs:
         try:
             replay, (prediction, *values) = RECORDERS[device.type](run, device)
         finally:
-            _forget_kept_weights(self.model.modules())  # which the graph would overwrite
+            forget_kept_weights(self.model)  # which the graph would overwrite
         remembered = dict(zip(names, values, strict=True))
         return _Graph(inputs, replay, prediction, remembered, self._find_weights())
 
@@ -186,9 +186,3 @@ def _find_difference(expected: dict[str, Tensor], found: dict[str, Tensor]) -> s
         if not apart <= _TOLERANCE * largest:
             return f"{name}, of up to {largest:g}, is {apart:g} away"
     return None
-
-
-def _forget_kept_weights(modules: Iterable[nn.Module]) -> None:
-    for module in modules:
-        if isinstance(module, MambaMixer):
-            module.forget_kept_weights()

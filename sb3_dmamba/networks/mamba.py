@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.ops import MambaWeights, causal_conv1d, mamba_step, selective_scan
 
-__all__ = ["MambaMixer"]
+__all__ = ["MambaMixer", "forget_kept_weights"]
 
 _STEP_SIZE_MIN, _STEP_SIZE_MAX, _STEP_SIZE_FLOOR = 1e-3, 1e-1, 1e-4  # mamba_ssm's
 
@@ -240,3 +240,10 @@ class MambaMixer(nn.Module):
             D=self.D.float(),
             out_proj=self.out_proj.weight,
         )
+
+
+def forget_kept_weights(model: nn.Module) -> None:
+    """Have every Mamba mixer of a model take its weights anew at the next step."""
+    for module in model.modules():
+        if isinstance(module, MambaMixer):
+            module.forget_kept_weights()

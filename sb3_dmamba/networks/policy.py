@@ -19,7 +19,7 @@ from sb3_dmamba.data import ObservationStatistics
 from sb3_dmamba.errors import ConditioningError, ConfigError, SpaceError
 from sb3_dmamba.networks.acting import StreamMemory, WindowMemory
 from sb3_dmamba.networks.acting_graphs import ActingGraphs
-from sb3_dmamba.networks.mamba import MambaMixer
+from sb3_dmamba.networks.mamba import forget_kept_weights
 from sb3_dmamba.networks.policy_file import read_policy, write_policy
 from sb3_dmamba.networks.protocol import (
     check_finite,
@@ -220,9 +220,7 @@ class DecisionMambaPolicy(BasePolicy):
             vector: What ``parameters_to_vector`` returned, shape (n_parameters,).
         """
         super().load_from_vector(vector)
-        for module in self.modules():
-            if isinstance(module, MambaMixer):
-                module.forget_kept_weights()
+        forget_kept_weights(self)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:
         raise NotImplementedError("the policy needs its memory: call predict or act")

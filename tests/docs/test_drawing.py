@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
 from tests.docs.blocks import DOCS
+from tests.scripts import load_script
 
 SCRIPT = DOCS / "draw_rooms.py"
 
 
 @pytest.fixture(scope="module")
 def script() -> Any:
-    spec = importlib.util.spec_from_file_location("draw_rooms", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(SCRIPT)
 
 
 def test_it_is_of_the_imports_as_they_are(script: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ from sb3_dmamba.errors import MissingDependencyError
 from sb3_dmamba.experiments import run as running
 from sb3_dmamba.experiments.catalogue import get_experiment
 from tests.experiments.toys import save_data
+from tests.scripts import load_script
 
 FOLDER = Path(__file__).parents[2] / "examples" / "cluster"
 
@@ -22,12 +22,7 @@ FOLDER = Path(__file__).parents[2] / "examples" / "cluster"
 @pytest.fixture(scope="module")
 def example() -> ModuleType:
     path = FOLDER / "ray_experiment.py"
-    spec = importlib.util.spec_from_file_location("ray_experiment", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(path)
 
 
 def test_an_experiment_goes_to_ray(

@@ -104,7 +104,9 @@ def _step(mixer: MambaMixer) -> torch.Tensor:
     return output
 
 
-@pytest.mark.parametrize("how", ["optimiser", "state_dict", "vector", "parametrized", "dtype"])
+@pytest.mark.parametrize(
+    "how", ["optimiser", "fused optimiser", "state_dict", "vector", "parametrized", "dtype"]
+)
 def test_a_step_sees_every_change_of_the_weights(how: str) -> None:
     torch.manual_seed(0)
     mixer, other = MambaMixer(CONFIG), MambaMixer(CONFIG)
@@ -112,6 +114,10 @@ def test_a_step_sees_every_change_of_the_weights(how: str) -> None:
     if how == "optimiser":
         mixer(torch.ones(1, 2, 24)).sum().backward()
         torch.optim.SGD(mixer.parameters(), 1.0).step()
+    elif how == "fused optimiser":  # torch does not count its changes
+        mixer.train()
+        mixer(torch.ones(1, 2, 24)).sum().backward()
+        torch.optim.AdamW(mixer.parameters(), 0.1, fused=True).step()
     elif how == "state_dict":
         mixer.load_state_dict(other.state_dict())
     elif how == "vector":
