@@ -336,6 +336,15 @@ def test_actions_are_drawn_where_asked(model: DecisionMamba) -> None:
     assert drawn.tolist() == again.tolist() != likeliest.tolist()
 
 
+def test_episodes_are_cut_where_asked(model: DecisionMamba) -> None:
+    whole = model.evaluate(5.0, 2, n_workers=0).results[0].lengths
+    cut = model.evaluate(5.0, 2, max_episode_steps=3, n_workers=0).results[0].lengths
+    assert min(whole) > 3
+    assert cut.tolist() == [3, 3]
+    with pytest.raises(ConfigError, match="max_episode_steps=0"):
+        model.evaluate(5.0, 2, max_episode_steps=0)
+
+
 def test_evaluate_policy_agrees_with_evaluate(model: DecisionMamba) -> None:
     report = model.evaluate([2.0, 7.0], 4, seed=100, n_workers=0)
     for result in report.results:

@@ -267,6 +267,14 @@ def test_evaluate_reports_what_the_model_does() -> None:
     assert "stream" in run(*arguments).stdout
 
 
+def test_evaluate_draws_actions_and_cuts_episodes_where_asked() -> None:
+    train("--output", "out")
+    arguments = ["--target", "20", "--episodes", "2", "--stochastic", "--max-steps", "4", "--json"]
+    document = json.loads(run("evaluate", "out/model.zip", *arguments).stdout)
+    assert not document["deterministic"]
+    assert document["results"][0]["lengths"] == [4, 4]
+
+
 def test_evaluate_in_another_environment_that_does_not_fit() -> None:
     train("--output", "out")
     result = run("evaluate", "out/model.zip", "--env", "Pendulum-v1", exit_code=1)

@@ -38,6 +38,7 @@ class FittedAlgorithm(ActingAlgorithm):
         deterministic: bool = True,
         clip_rewards: bool | None = None,
         delayed_rewards: bool | None = None,
+        max_episode_steps: int | None = None,
         seed: int | None = None,
         n_envs: int | None = None,
         n_workers: int | None = None,
@@ -55,6 +56,8 @@ class FittedAlgorithm(ActingAlgorithm):
                 None is as in the dataset, or the task.
             delayed_rewards: Whether the return-to-go stays at the target until an episode's end;
                 None is as in the dataset.
+            max_episode_steps: Episodes are cut after this many steps; None leaves it to the
+                environment, which may wait long: a game of Breakout without FIRE lasts 27,000.
             seed: Episode k of every target starts from environment seed ``seed + k``; None is
                 the model's seed.
             n_envs: Environments that live at once; None decides.
@@ -82,6 +85,7 @@ class FittedAlgorithm(ActingAlgorithm):
             memory=memory,
             deterministic=deterministic,
             **self._counts(clip_rewards, delayed_rewards),
+            max_episode_steps=max_episode_steps,
             reference=None if env is not None else self._surroundings.reference_scores(),
             details=ReportDetails(
                 task=None if self.task is None else self.task.name,

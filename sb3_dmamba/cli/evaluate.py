@@ -13,6 +13,7 @@ from sb3_dmamba.cli.options import (
     DeviceOption,
     EnvOption,
     EpisodesOption,
+    MaxStepsOption,
     MemoryOption,
     ModelArgument,
     backend_settings,
@@ -55,6 +56,11 @@ def evaluate(
     episodes: EpisodesOption = 10,
     memory: MemoryOption = None,
     env: EnvOption = None,
+    stochastic: Annotated[
+        bool,
+        typer.Option("--stochastic", help="Draw discrete actions, as is usual for Atari games."),
+    ] = False,
+    max_steps: MaxStepsOption = None,
     seed: Annotated[
         int | None,
         typer.Option(
@@ -88,7 +94,15 @@ def evaluate(
         loaded = decision_mamba.load(
             model, device=check_device(device), **backend_settings(backend)
         )
-        report = loaded.evaluate(target or None, episodes, env=env, memory=chosen, seed=seed)
+        report = loaded.evaluate(
+            target or None,
+            episodes,
+            env=env,
+            memory=chosen,
+            deterministic=not stochastic,
+            max_episode_steps=max_steps,
+            seed=seed,
+        )
         out.console.print(report)
         for path, write in ((output, report.to_json), (plot, report.plot)):
             if path is not None:

@@ -12,6 +12,7 @@ import typer
 
 from sb3_dmamba.cli.options import (
     DeviceOption,
+    MaxStepsOption,
     MemoryChoice,
     OptionOption,
     SettingOption,
@@ -105,6 +106,15 @@ def experiment(
             show_default="the experiment's",
         ),
     ] = None,
+    stochastic: Annotated[
+        bool | None,
+        typer.Option(
+            "--stochastic/--deterministic",
+            help="Draw discrete actions, or take the likeliest.",
+            show_default="--stochastic for Atari games",
+        ),
+    ] = None,
+    max_steps: MaxStepsOption = None,
     jobs: Annotated[
         int, typer.Option(min=1, metavar="N", help="Trainings at once.", rich_help_panel="Engine")
     ] = 1,
@@ -145,6 +155,8 @@ def experiment(
             "n_episodes": episodes,
             "memories": tuple(each.value for each in memory or ()),
             "evaluations": evaluations,
+            "deterministic": None if stochastic is None else not stochastic,
+            "max_episode_steps": max_steps,
             "data_options": parse_options(option),
         }
         engine = {
@@ -211,6 +223,8 @@ _OF_TRAININGS = {
     "n_episodes": "--episodes",
     "memories": "--memory",
     "evaluations": "--evaluations",
+    "deterministic": "--stochastic",
+    "max_episode_steps": "--max-steps",
     "data_options": "--option",
 }
 
@@ -225,7 +239,7 @@ def _measure(
     from sb3_dmamba.experiments.measuring import MeasurementRequest
 
     for field, option in _OF_TRAININGS.items():
-        if request[field]:
+        if request[field] not in (None, ()) and request[field] != {}:
             raise ConfigError(f"{measurement.name} trains nothing: leave {option} out")
     files = measurement.run(
         MeasurementRequest(

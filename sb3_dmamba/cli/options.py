@@ -15,6 +15,7 @@ __all__ = [
     "DeviceOption",
     "EnvOption",
     "EpisodesOption",
+    "MaxStepsOption",
     "MemoryChoice",
     "MemoryOption",
     "ModelArgument",
@@ -45,6 +46,16 @@ MemoryOption = Annotated[
 EnvOption = Annotated[
     str | None,
     typer.Option(help="Gymnasium id or task to act in.", metavar="ID", show_default="the model's"),
+]
+MaxStepsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--max-steps",
+        min=1,
+        metavar="N",
+        help="Cut episodes after so many steps.",
+        show_default="the environment's",
+    ),
 ]
 DeviceOption = Annotated[
     str, typer.Option(metavar="NAME", help="Where to compute: auto, cpu, cuda.")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sb3_dmamba.atari import ATARI_ID
 from sb3_dmamba.config import DecisionMambaConfig, Memory
 from sb3_dmamba.errors import ConfigError, UnknownTaskError
 from sb3_dmamba.experiments.catalogue import Experiment, Variant
@@ -40,6 +41,8 @@ class Request:
         n_episodes: Episodes of each target.
         memories: The memories to act with.
         evaluations: How often each training is evaluated, evenly spread.
+        deterministic: Whether a discrete action is the likeliest one, or drawn.
+        max_episode_steps: Episodes are cut after this many steps.
         data_options: Options of ``load_trajectories`` for all data, over the experiment's own.
         cells: Folder of the cells.
     """
@@ -54,6 +57,8 @@ class Request:
     n_episodes: int | None = None
     memories: tuple[Memory, ...] = ()
     evaluations: int | None = None
+    deterministic: bool | None = None
+    max_episode_steps: int | None = None
     data_options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -223,8 +228,16 @@ def _plan_evaluation(
         n_episodes=request.n_episodes or experiment.n_episodes,
         memories=memories,
         every=math.ceil(config.n_updates / evaluations) if evaluations > 1 else 0,
-        deterministic=experiment.deterministic,
+        deterministic=_is_deterministic(planned.task, experiment, request),
+        max_episode_steps=request.max_episode_steps,
     )
+
+
+def _is_deterministic(task: Task, experiment: Experiment, request: Request) -> bool:
+    """Draw a game's actions, as is published: the likeliest may never be the one it starts with."""
+    if request.deterministic is not None:
+        return request.deterministic
+    return experiment.deterministic and task.env_id != ATARI_ID
 
 
 def _choose_variants(experiment: Experiment, names: Sequence[str]) -> dict[str, Variant]:

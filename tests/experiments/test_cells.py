@@ -49,6 +49,7 @@ def test_the_same_cell_has_the_same_name_in_every_process() -> None:
         {"evaluation": EvaluationPlan((5.0, 10.0), 4, every=7)},
         {"evaluation": EvaluationPlan((5.0, 10.0), 4, seed=1)},
         {"evaluation": EvaluationPlan((5.0, 10.0), 4, deterministic=False)},
+        {"evaluation": EvaluationPlan((5.0, 10.0), 4, max_episode_steps=9)},
     ],
     ids=str,
 )
@@ -96,6 +97,7 @@ def test_another_version_s_cell_is_refused(fields: dict[str, Any]) -> None:
         {"every": -1},
         {"seed": -1},
         {"n_episodes": True},
+        {"max_episode_steps": 0},
     ],
     ids=str,
 )

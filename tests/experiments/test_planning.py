@@ -8,10 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sb3_dmamba.atari import ATARI_ID
+from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.errors import ConfigError, DecisionMambaError, UnknownTaskError
 from sb3_dmamba.experiments.catalogue import get_experiment, list_experiments
 from sb3_dmamba.experiments.catalogue.problems import list_problems
-from sb3_dmamba.experiments.planning import Request, _make_config, make_plan
+from sb3_dmamba.experiments.grid import EvaluationPlan
+from sb3_dmamba.experiments.planning import (
+    PlannedTask,
+    Request,
+    _make_config,
+    _plan_evaluation,
+    make_plan,
+)
 from sb3_dmamba.experiments.sources import resolve_data
 from sb3_dmamba.tasks import Task
 from tests.experiments.toys import TOY, cartpole_data, changed, save_data, toy_plan
@@ -70,6 +79,19 @@ def test_evaluations_are_spread_over_the_training(tmp_path: Path) -> None:
 def test_a_place_in_the_window_means_window_memory_alone(tmp_path: Path) -> None:
     plan = toy_plan(tmp_path, settings={"time_encoding": "global"})
     assert plan.cells[0].cell.evaluation.memories == ("window",)
+
+
+def test_a_game_s_actions_are_drawn_and_others_are_the_likeliest(tmp_path: Path) -> None:
+    def evaluation(task: Task, **asked: Any) -> EvaluationPlan:
+        planned = PlannedTask(task, "data", "f", np.ones(2), 2, (1.0,))
+        request = Request(tmp_path, **asked)
+        return _plan_evaluation(planned, TOY, request, DecisionMambaConfig())
+
+    game, other = Task("game", env_id=ATARI_ID), Task("other", env_id="CartPole-v1")
+    assert not evaluation(game).deterministic
+    assert evaluation(other).deterministic
+    assert evaluation(game, deterministic=True).deterministic
+    assert not evaluation(other, deterministic=False).deterministic
 
 
 def test_options_of_a_variant_change_the_data(tmp_path: Path) -> None:

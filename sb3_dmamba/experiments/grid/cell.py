@@ -31,6 +31,8 @@ class EvaluationPlan:
             weights always are.
         seed: Environment seed of each target's first episode, the same for every cell.
         deterministic: Whether a discrete action is the likeliest one, or drawn.
+        max_episode_steps: Episodes are cut after this many steps; None leaves it to the
+            environment.
 
     Raises:
         ConfigError: There is nothing to ask for, or a count is out of its range.
@@ -42,6 +44,7 @@ class EvaluationPlan:
     every: int = 0
     seed: int = 10_000
     deterministic: bool = True
+    max_episode_steps: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "target_returns", tuple(map(float, self.target_returns)))
@@ -50,10 +53,18 @@ class EvaluationPlan:
             values = getattr(self, name)
             if not values or len(set(values)) != len(values):
                 raise ConfigError(f"{name}={values!r}: give at least one, each once")
-        for name, minimum in (("n_episodes", 1), ("every", 0), ("seed", 0)):
+        minima = {"n_episodes": 1, "every": 0, "seed": 0}
+        if self.max_episode_steps is not None:
+            minima["max_episode_steps"] = 1
+        for name, minimum in minima.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
                 raise ConfigError(f"{name}={value!r}: give an integer of at least {minimum}")
+
+    def identity(self) -> dict[str, Any]:
+        """Return all that decides the result, JSON-compatible; what is not asked is left out."""
+        fields = json.loads(json.dumps(dataclasses.asdict(self)))
+        return {name: value for name, value in fields.items() if value is not None}
 
     def evaluated_updates(self, n_updates: int) -> list[int]:
         """Return after which updates the weights are evaluated, the last one included."""
@@ -117,7 +128,7 @@ class Cell:
             },
             "config": {name: value for name, value in config.items() if value != defaults[name]},
             "seed": self.seed,
-            "evaluation": json.loads(json.dumps(dataclasses.asdict(self.evaluation))),
+            "evaluation": self.evaluation.identity(),
         }
 
     @property

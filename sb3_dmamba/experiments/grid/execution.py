@@ -118,6 +118,7 @@ class _Execution:
                     memory=memory,
                     seed=plan.seed,
                     deterministic=plan.deterministic,
+                    max_episode_steps=plan.max_episode_steps,
                     n_workers=0,
                 )
             rows = [
