@@ -241,6 +241,16 @@ def test_a_game_is_made_as_its_dataset_was() -> None:
         surroundings.remember(atari_info([1.0], game="Pong"))
 
 
+def test_a_game_is_known_by_its_id_with_or_without_the_package() -> None:
+    short = Task("mine", env_id="sb3_dmamba/Atari-v0", env_kwargs={"game": "Breakout"})
+    surroundings = Surroundings(None, short)
+    surroundings.remember(atari_info([1.0], game="Breakout", noop_max=7))
+    make: Any = surroundings.find()
+    assert make.__self__.env_kwargs["noop_max"] == 7
+    with pytest.raises(DatasetError, match=r"'Pong'.*'mine'"):
+        surroundings.remember(atari_info([1.0], game="Pong"))
+
+
 # --- Which environment -------------------------------------------------------------------------
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sb3_dmamba.atari import ATARI_ID
+from sb3_dmamba.atari import is_atari
 from sb3_dmamba.environments import Surroundings
 from sb3_dmamba.errors import ConfigError
 
@@ -28,7 +28,7 @@ def describe_use(surroundings: Surroundings) -> dict[str, Any]:
         spec = getattr(surroundings.given, "spec", None)
         named = surroundings.given if isinstance(surroundings.given, str) else None
         env_id, env_kwargs = getattr(spec, "id", named), {}
-    default_stack = _ATARI_FRAME_STACK if env_id == ATARI_ID else None
+    default_stack = _ATARI_FRAME_STACK if is_atari(env_id) else None
     try:
         target_return: float | None = surroundings.target_return
         target_returns = list(surroundings.target_returns())

@@ -9,13 +9,24 @@ import sys
 
 from sb3_dmamba.atari.games import MINIMAL_ACTIONS
 
-__all__ = ["ATARI_ID", "MINIMAL_ACTIONS", "register", "register_if_gymnasium_is_loaded"]
+__all__ = [
+    "ATARI_ID",
+    "MINIMAL_ACTIONS",
+    "is_atari",
+    "register",
+    "register_if_gymnasium_is_loaded",
+]
 
 _REGISTERED_ID = "sb3_dmamba/Atari-v0"
 
 ATARI_ID = f"sb3_dmamba:{_REGISTERED_ID}"
 """What ``gymnasium.make`` takes, with ``game="Breakout"`` and the rest of
 :class:`~sb3_dmamba.atari.game.AtariGame`'s arguments; importing the package registers it."""
+
+
+def is_atari(env_id: str | None) -> bool:
+    """Return whether an environment's id is :data:`ATARI_ID`, with or without the package."""
+    return env_id in (ATARI_ID, _REGISTERED_ID)
 
 
 def register() -> None:

@@ -91,7 +91,7 @@ def make_environment(env_id: str, env_kwargs: Mapping[str, Any]) -> gymnasium.En
 def _resolve(env_id: str, env_kwargs: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """Import what registers an environment, and return what ``gymnasium.make`` takes for it."""
     kwargs = dict(env_kwargs)
-    if env_id == atari.ATARI_ID:
+    if atari.is_atari(env_id):
         atari.register()
     elif env_id == memory_tasks.TMAZE_ID:
         memory_tasks.register()

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sb3_dmamba.atari import ATARI_ID
+from sb3_dmamba.atari import is_atari
 from sb3_dmamba.data.returns import iterate_groups
 from sb3_dmamba.data.trajectories import Trajectories
 
@@ -49,12 +49,12 @@ class DatasetInfo:
             is_last[offsets[1:] - 1] = True
             paid_early |= bool(rewards[~is_last].any())
             paid_last |= bool(rewards[is_last].any())
-        is_atari = trajectories.env_id == ATARI_ID
+        is_game = is_atari(trajectories.env_id)
         return cls(
             trajectories.source,
             trajectories.env_id,
             dict(trajectories.env_kwargs),
             np.asarray(trajectories.returns, dtype=np.float64),
-            False if largest > 1.0 else True if is_atari else None,
+            False if largest > 1.0 else True if is_game else None,
             paid_last and not paid_early and int(trajectories.lengths.max()) > 1,
         )

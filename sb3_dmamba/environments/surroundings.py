@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_dmamba.atari import ATARI_ID, MINIMAL_ACTIONS
+from sb3_dmamba.atari import MINIMAL_ACTIONS, is_atari
 from sb3_dmamba.data import DatasetInfo
 from sb3_dmamba.environments.making import Environment, conditions_itself, set_target_return, wrap
 from sb3_dmamba.errors import ConfigError, DatasetError, UnknownTaskError
@@ -219,7 +219,7 @@ class Surroundings:
 
     def _task_as_recorded(self, task: Task) -> Task:
         """Return the task; an Atari game with the sticky actions and so on of the dataset."""
-        if not task.env_id == self.dataset.env_id == ATARI_ID:
+        if not (is_atari(task.env_id) and is_atari(self.dataset.env_id)):
             return task
         return dataclasses.replace(task, env_kwargs={**task.env_kwargs, **self.dataset.env_kwargs})
 
@@ -238,6 +238,6 @@ def _no_target_is_known() -> ConfigError:
 
 
 def _game_of(described: Task | DatasetInfo | None) -> str | None:
-    if described is None or described.env_id != ATARI_ID:
+    if described is None or not is_atari(described.env_id):
         return None
     return str(described.env_kwargs.get("game")).replace("_", "").lower()

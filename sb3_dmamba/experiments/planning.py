@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sb3_dmamba.atari import ATARI_ID
+from sb3_dmamba.atari import is_atari
 from sb3_dmamba.config import DecisionMambaConfig, Memory
 from sb3_dmamba.errors import ConfigError, UnknownTaskError
 from sb3_dmamba.experiments.catalogue import Experiment, Variant
@@ -237,7 +237,7 @@ def _is_deterministic(task: Task, experiment: Experiment, request: Request) -> b
     """Draw a game's actions, as is published: the likeliest may never be the one it starts with."""
     if request.deterministic is not None:
         return request.deterministic
-    return experiment.deterministic and task.env_id != ATARI_ID
+    return experiment.deterministic and not is_atari(task.env_id)
 
 
 def _choose_variants(experiment: Experiment, names: Sequence[str]) -> dict[str, Variant]:

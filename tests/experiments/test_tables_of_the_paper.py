@@ -53,6 +53,17 @@ def write_d4rl(path: Path, robot: str) -> Path:
     return path
 
 
+def write_breakout(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Write ten episodes of noise as the DQN replay keeps them; skips where nothing plays games."""
+    pytest.importorskip("ale_py")
+    pytest.importorskip("cv2")
+    monkeypatch.setattr(dqn_files, "FRAME", (84, 84))
+    recorder = dqn_files.Recorder(folder / "Breakout" / "1" / "replay_logs", 60)
+    for seed, length in enumerate([12, 15, 14, 13, 12, 15, 9, 12, 13, 15]):
+        recorder.play(dqn_files.Played.random(length, seed))
+    return folder / "Breakout"
+
+
 def test_the_paper_s_recipes_are_what_runs() -> None:
     d4rl, atari = the("d4rl"), the("atari")
     assert len(d4rl.tasks) == 9
@@ -103,15 +114,9 @@ def test_d4rl_runs_from_files_to_the_table(tmp_path: Path) -> None:
 def test_atari_runs_from_replay_files_to_the_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("ale_py")
-    pytest.importorskip("cv2")
-    monkeypatch.setattr(dqn_files, "FRAME", (84, 84))
-    recorder = dqn_files.Recorder(tmp_path / "Breakout" / "1" / "replay_logs", 60)
-    for seed, length in enumerate([12, 15, 14, 13, 12, 15, 9, 12, 13, 15]):
-        recorder.play(dqn_files.Played.random(length, seed))
     request = Request(
         cells=tmp_path / "cells",
-        data=(f"breakout={tmp_path / 'Breakout'}",),
+        data=(f"breakout={write_breakout(tmp_path, monkeypatch)}",),
         seeds=(123, 231),
         n_updates=2,
         n_episodes=1,
@@ -131,3 +136,20 @@ def test_atari_runs_from_replay_files_to_the_table(
     stores = list((tmp_path / "cells" / "data").iterdir())
     assert len(stores) == 2
     assert all((store / "trajectories.json").is_file() for store in stores)
+
+
+def test_other_questions_take_games_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = Request(
+        cells=tmp_path / "cells",
+        data=(f"breakout-small={write_breakout(tmp_path, monkeypatch)}",),
+        variants=("K 1", "K 5"),
+        seeds=(0,),
+        n_updates=2,
+        n_episodes=1,
+        max_episode_steps=6,
+        settings={"hidden_size": 8, "n_layers": 1, "d_state": 2},
+    )
+    room.run_experiment(the("context-length"), request, tmp_path / "out", "dmamba experiment")
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "| K 5 | stream |" in text
+    assert "Actions are drawn on breakout-small. Episodes are cut after 6 steps." in text

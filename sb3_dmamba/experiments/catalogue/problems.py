@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from sb3_dmamba.atari import ATARI_ID
 from sb3_dmamba.data import Trajectories
 from sb3_dmamba.tasks import Task, get_reference_scores
 
@@ -102,7 +103,7 @@ def list_problems() -> list[Task]:
         ),
         Task(
             name="breakout-small",
-            env_id="sb3_dmamba/Atari-v0",
+            env_id=ATARI_ID,
             env_kwargs={
                 "game": "Breakout",
                 "sticky_actions": 0.0,

@@ -132,7 +132,17 @@ def _describe_cells(summary: ExperimentSummary) -> str:
     return (
         f"Seeds {seeds}; {format_count(evaluation.n_episodes, 'episode')} of each target from "
         f"environment seed {evaluation.seed} on, the same for every training; "
-        f"{format_count(n_evaluations, 'evaluation')} of each."
+        f"{format_count(n_evaluations, 'evaluation')} of each.{_describe_acting(plan)}"
+    )
+
+
+def _describe_acting(plan: Plan) -> str:
+    """Say where actions are drawn and where episodes are cut, which is not so by default."""
+    drawn = [each.task for each in plan.cells if not each.cell.evaluation.deterministic]
+    names = " and ".join(dict.fromkeys(drawn))
+    limit = plan.cells[0].cell.evaluation.max_episode_steps
+    return (f" Actions are drawn on {names}." if drawn else "") + (
+        "" if limit is None else f" Episodes are cut after {limit:,} steps."
     )
 
 
