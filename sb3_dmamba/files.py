@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,6 +20,7 @@ from sb3_dmamba.data import DatasetInfo
 from sb3_dmamba.data.space_json import space_from_json, space_to_json
 from sb3_dmamba.errors import ConfigError, ModelFileError, SpaceError
 from sb3_dmamba.networks import DecisionMambaPolicy
+from sb3_dmamba.networks.features import check_extractor, check_policy_kwargs, name_extractor
 from sb3_dmamba.tasks import Task
 from sb3_dmamba.training.checkpoints import ModelFile
 from sb3_dmamba.training.updater import Updater
@@ -44,6 +45,8 @@ class SavedModel:
         counters: How far training has come, by attribute name.
         policy: Weights and normalisation.
         optimizer: The optimiser's moments and steps; empty where they were left out.
+        extractor: Name of its features extractor's class, if it has one.
+        policy_kwargs: What makes that extractor, which the file does not hold.
     """
 
     config: DecisionMambaConfig
@@ -56,6 +59,8 @@ class SavedModel:
     counters: dict[str, int]
     policy: dict[str, Tensor]
     optimizer: dict[str, Tensor]
+    extractor: str | None = None
+    policy_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def write(self, path: str | os.PathLike[str] | BinaryIO) -> None:
         """Write the model file, atomically; ``.zip`` is added to a name without a suffix."""
@@ -78,6 +83,7 @@ class SavedModel:
             "target_return": self.target_return,
             "seed": self.seed,
             "counters": self.counters,
+            "features_extractor": self.extractor,
         }
         tensors = {
             "policy": self.policy,
@@ -122,7 +128,22 @@ class SavedModel:
             counters={name: _read_count(header["counters"][name]) for name in COUNTERS},
             policy=tensors["policy"],
             optimizer=tensors["optimizer"],
+            extractor=_expect(header.get("features_extractor"), str, type(None)),
         )
+
+    def with_extractor(self, policy_kwargs: Mapping[str, Any] | None, path: Any) -> SavedModel:
+        """Return the same model, ready to be built with its features extractor.
+
+        Args:
+            policy_kwargs: What makes it; None or empty for none.
+            path: The file, for the message.
+
+        Raises:
+            ConfigError: It is not what the model was made with.
+        """
+        given = check_policy_kwargs(policy_kwargs)
+        check_extractor(self.extractor, name_extractor(given), path)
+        return dataclasses.replace(self, policy_kwargs=given)
 
     def with_settings(self, **settings: Any) -> SavedModel:
         """Return the same model with some settings changed.
@@ -152,7 +173,13 @@ class SavedModel:
         try:
             self._check_weights(self._blank_weights())
             updater = Updater.create(
-                self.observation_space, self.action_space, self.config, None, self.seed, device
+                self.observation_space,
+                self.action_space,
+                self.config,
+                None,
+                self.seed,
+                device,
+                self.policy_kwargs,
             )
         except (SpaceError, ConfigError, RuntimeError) as error:
             raise ModelFileError(
@@ -175,8 +202,12 @@ class SavedModel:
         """Return the shapes that the config calls for, without setting any memory aside."""
         if self.config.n_layers > len(self.policy):
             raise ModelFileError(f"the model file has no weights of {self.config.n_layers} layers")
-        with torch.device("meta"):
-            blank = DecisionMambaPolicy(self.observation_space, self.action_space, self.config)
+        # An extractor's constructor may compute something, which has no result without memory.
+        device = torch.device("cpu" if self.policy_kwargs else "meta")
+        with torch.random.fork_rng(devices=[]), device:
+            blank = DecisionMambaPolicy(
+                self.observation_space, self.action_space, self.config, **self.policy_kwargs
+            )
         return blank.state_dict()
 
     def _check_weights(self, weights: Mapping[str, Tensor]) -> None:

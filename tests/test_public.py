@@ -65,7 +65,7 @@ def test_names() -> None:
         (
             DecisionMamba,
             "task, *, config=None, env=None, seed=None, device='auto', verbose=0, "
-            "tensorboard_log=None, **overrides",
+            "tensorboard_log=None, policy_kwargs=None, **overrides",
         ),
         (
             DecisionMamba.fit,
@@ -90,15 +90,15 @@ def test_names() -> None:
         (
             DecisionMamba.evaluate,
             "self, target_returns=None, n_episodes=10, *, env=None, memory=None, "
-            "deterministic=True, clip_rewards=None, delayed_rewards=None, seed=None, n_envs=None, "
-            "n_workers=None",
+            "deterministic=True, clip_rewards=None, delayed_rewards=None, max_episode_steps=None, "
+            "seed=None, n_envs=None, n_workers=None",
         ),
         (DecisionMamba.save, "self, path, exclude=None, include=None"),
         (
             DecisionMamba.load,
             "path, env=None, device='auto', custom_objects=None, print_system_info=False, "
             "force_reset=True, *, verbose=0, tensorboard_log=None, seed=None, target_return=None, "
-            "**overrides",
+            "policy_kwargs=None, **overrides",
         ),
         (DecisionMamba.export, "self, path, *, memory=None, device='cpu', verify=True"),
         (DecisionMamba.get_env, "self"),

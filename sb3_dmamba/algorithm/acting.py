@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from sb3_dmamba.evaluation import StatefulActor
 from sb3_dmamba.evaluation.checks import check_count
 from sb3_dmamba.evaluation.wrappers.base import conditioned_space
 from sb3_dmamba.networks import DecisionMambaPolicy
+from sb3_dmamba.networks.features import check_policy_kwargs
 from sb3_dmamba.tasks import Task
 from sb3_dmamba.training.updater import Updater
 
@@ -33,6 +35,7 @@ class ActingAlgorithm(BaseAlgorithm):
         device: ``"auto"`` is CUDA where there is one.
         verbose: 0 is silent, 1 prints the log.
         tensorboard_log: Folder for TensorBoard.
+        policy_kwargs: A features extractor in place of the config's encoder, if any.
     """
 
     policy: DecisionMambaPolicy
@@ -47,11 +50,13 @@ class ActingAlgorithm(BaseAlgorithm):
         device: torch.device | str,
         verbose: int,
         tensorboard_log: str | None,
+        policy_kwargs: Mapping[str, Any] | None,
     ) -> None:
         super().__init__(
             DecisionMambaPolicy,
             env=None,
             learning_rate=config.learning_rate,
+            policy_kwargs=check_policy_kwargs(policy_kwargs),
             tensorboard_log=tensorboard_log,
             verbose=verbose,
             device=device,

@@ -53,11 +53,14 @@ class DecisionMamba(FittedAlgorithm):
         device: ``"auto"`` is CUDA where there is one; under torchrun each process's own GPU.
         verbose: 0 is silent, 1 prints the log.
         tensorboard_log: Folder for TensorBoard.
+        policy_kwargs: As Stable-Baselines3's: ``features_extractor_class`` and
+            ``features_extractor_kwargs``, an encoder of observations that learns with the model
+            (:class:`~sb3_dmamba.networks.ExtractorEncoder`).
         **overrides: Fields of :class:`~sb3_dmamba.DecisionMambaConfig` to change.
 
     Raises:
         UnknownTaskError: The name is unknown; suggests close ones.
-        ConfigError: A setting is unknown or out of range.
+        ConfigError: A setting is unknown or out of range, or ``policy_kwargs`` has something else.
 
     Source: Ota 2024 (arXiv:2403.19925).
     """
@@ -72,6 +75,7 @@ class DecisionMamba(FittedAlgorithm):
         device: torch.device | str = "auto",
         verbose: int = 0,
         tensorboard_log: str | None = None,
+        policy_kwargs: Mapping[str, Any] | None = None,
         **overrides: Any,
     ) -> None:
         self.task = get_task(task) if isinstance(task, str) else None
@@ -94,6 +98,7 @@ class DecisionMamba(FittedAlgorithm):
             local_device(device),
             verbose,
             tensorboard_log,
+            policy_kwargs,
         )
         self._trajectories: Trajectories | None = None
 
@@ -218,8 +223,16 @@ class DecisionMamba(FittedAlgorithm):
             statistics = None
             if self.config.normalize_observations:
                 statistics = compute_observation_statistics(trajectories)
-            spaces_ = trajectories.observation_space, trajectories.action_space
-            self._adopt(Updater.create(*spaces_, self.config, statistics, self.seed, self.device))
+            updater = Updater.create(
+                trajectories.observation_space,
+                trajectories.action_space,
+                self.config,
+                statistics,
+                self.seed,
+                self.device,
+                self.policy_kwargs,
+            )
+            self._adopt(updater)
         check_dataset(self.policy.observation_space, self.action_space, trajectories)
         if is_new:
             self._trajectories = trajectories
@@ -248,6 +261,7 @@ class DecisionMamba(FittedAlgorithm):
         tensorboard_log: str | None = None,
         seed: int | None = None,
         target_return: float | None = None,
+        policy_kwargs: Mapping[str, Any] | None = None,
         **overrides: Any,
     ) -> Self:
         """Read a model that :meth:`save` wrote; nothing in the file is executed.
@@ -258,24 +272,28 @@ class DecisionMamba(FittedAlgorithm):
                 made before it is needed.
             device: Where to put the model.
             custom_objects: Stable-Baselines3's, which replaces what cannot be unpickled. Nothing
-                is, so it changes nothing.
+                is, so ``{"policy_kwargs": ...}`` alone changes something.
             print_system_info: Whether to print the versions in use.
             force_reset: Stable-Baselines3's; learning holds no observation that could be stale.
             verbose: As in the constructor.
             tensorboard_log: As in the constructor.
             seed: As :meth:`set_random_seed` takes it; None keeps the file's.
             target_return: Return that :meth:`get_env` asks for; None keeps the file's.
+            policy_kwargs: The features extractor that the model was made with, if any. A file has
+                its weights and not its code.
             **overrides: Settings to change that leave the weights as they are, such as
                 ``memory="stream"`` or ``learning_rate``.
 
         Raises:
             ModelFileError: The file is missing, damaged, no model file, or of a newer version.
             SpaceError: ``env`` has other spaces than the model.
-            ConfigError: A setting is unknown, out of range, or makes another network.
+            ConfigError: A setting is unknown, out of range, or makes another network; or the model
+                has a features extractor and is given none, or another.
         """
         if print_system_info:
             get_system_info()
-        saved = SavedModel.read(path).with_settings(**overrides)
+        policy_kwargs = policy_kwargs or (custom_objects or {}).get("policy_kwargs")
+        saved = SavedModel.read(path).with_extractor(policy_kwargs, path).with_settings(**overrides)
         model = cls(
             saved.task,
             config=saved.config,
@@ -283,6 +301,7 @@ class DecisionMamba(FittedAlgorithm):
             device=device,
             verbose=verbose,
             tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
         )
         model._surroundings.remember(saved.dataset)
         model.target_return = saved.target_return if target_return is None else target_return

@@ -19,6 +19,7 @@ from sb3_dmamba.evaluation import EvaluationReport, ReportDetails, evaluate_targ
 from sb3_dmamba.evaluation.checks import check_count
 from sb3_dmamba.export import ExportedPolicy, export_policy
 from sb3_dmamba.files import COUNTERS, SavedModel, check_parameters
+from sb3_dmamba.networks.features import name_extractor
 
 __all__ = ["FittedAlgorithm"]
 
@@ -145,6 +146,7 @@ class FittedAlgorithm(ActingAlgorithm):
             counters={name: getattr(self, name) for name in COUNTERS},
             policy=policy.state_dict(),
             optimizer={} if excluded else self._updater.state(),
+            extractor=name_extractor(self.policy_kwargs),
         ).write(path)
 
     def export(

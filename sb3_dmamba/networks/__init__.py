@@ -2,6 +2,7 @@
 
 from sb3_dmamba.networks.attention import AttentionMixer
 from sb3_dmamba.networks.convolution import ConvolutionMixer
+from sb3_dmamba.networks.features import ExtractorEncoder
 from sb3_dmamba.networks.mamba import MambaMixer
 from sb3_dmamba.networks.policy import DecisionMambaPolicy
 from sb3_dmamba.networks.sequence_model import SequenceModel
@@ -12,6 +13,7 @@ __all__ = [
     "AttentionMixer",
     "ConvolutionMixer",
     "DecisionMambaPolicy",
+    "ExtractorEncoder",
     "MambaMixer",
     "SequenceModel",
 ]

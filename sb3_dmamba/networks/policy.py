@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping
 from typing import Any, BinaryIO, TypeVar
@@ -19,6 +20,11 @@ from sb3_dmamba.data import ObservationStatistics
 from sb3_dmamba.errors import ConditioningError, ConfigError, SpaceError
 from sb3_dmamba.networks.acting import StreamMemory, WindowMemory
 from sb3_dmamba.networks.acting_graphs import ActingGraphs
+from sb3_dmamba.networks.features import (
+    ExtractorEncoder,
+    check_policy_kwargs,
+    name_extractor,
+)
 from sb3_dmamba.networks.mamba import forget_kept_weights
 from sb3_dmamba.networks.policy_file import read_policy, write_policy
 from sb3_dmamba.networks.protocol import (
@@ -43,9 +49,13 @@ class DecisionMambaPolicy(BasePolicy):
         action_space: Bounded Box or Discrete.
         config: Architecture and default memory.
         statistics: What observations are standardised with, or None.
+        **policy_kwargs: A features extractor in place of the config's encoder, as
+            Stable-Baselines3's policies take one: ``features_extractor_class`` and
+            ``features_extractor_kwargs``, see :class:`~sb3_dmamba.networks.ExtractorEncoder`.
 
     Raises:
         SpaceError: A space that no encoder or head fits.
+        ConfigError: ``policy_kwargs`` holds something else.
     """
 
     observation_space: spaces.Box
@@ -56,11 +66,16 @@ class DecisionMambaPolicy(BasePolicy):
         action_space: spaces.Space[Any],
         config: DecisionMambaConfig,
         statistics: ObservationStatistics | None = None,
+        **policy_kwargs: Any,
     ) -> None:
         super().__init__(observation_space, action_space)
+        self.policy_kwargs = check_policy_kwargs(policy_kwargs)
         self.config = config
         self.memory: Memory = config.memory
-        self.model = SequenceModel(observation_space, action_space, config, statistics)
+        encoder = None
+        if policy_kwargs:
+            encoder = ExtractorEncoder(observation_space, config, statistics, **policy_kwargs)
+        self.model = SequenceModel(observation_space, action_space, config, statistics, encoder)
         self._memories: dict[str, StreamMemory | WindowMemory] = {
             "stream": StreamMemory(self.model, action_space),
             "window": WindowMemory(
@@ -185,25 +200,30 @@ class DecisionMambaPolicy(BasePolicy):
         Raises:
             OSError: The file cannot be written.
         """
-        space = self.observation_space
-        write_policy(path, self.config, space, self.action_space, self.state_dict())
+        spaces_ = self.observation_space, self.action_space
+        extractor = name_extractor(self.policy_kwargs)
+        write_policy(path, self.config, *spaces_, self.state_dict(), extractor)
 
     @classmethod
     def load(
         cls: type[Self],
         path: str | os.PathLike[str] | BinaryIO,
         device: torch.device | str = "auto",
+        policy_kwargs: Mapping[str, Any] | None = None,
     ) -> Self:
         """Read a policy that :meth:`save` wrote; nothing in the file is executed.
 
         Args:
             path: The file.
             device: Where to put the policy; ``"auto"`` is CUDA where there is one.
+            policy_kwargs: The features extractor that it was made with, if any.
 
         Raises:
             ModelFileError: The file is missing, damaged, or no policy of this package.
         """
-        policy: Self = read_policy(path, get_device(device), cls)
+        given = check_policy_kwargs(policy_kwargs)
+        make = functools.partial(cls, **given)
+        policy: Self = read_policy(path, get_device(device), make, name_extractor(given))
         return policy
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
@@ -211,6 +231,7 @@ class DecisionMambaPolicy(BasePolicy):
             "observation_space": self.observation_space,
             "action_space": self.action_space,
             "config": self.config,
+            **self.policy_kwargs,
         }
 
     def load_from_vector(self, vector: np.ndarray) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.data.space_json import space_from_json, space_to_json
 from sb3_dmamba.errors import ConfigError, ModelFileError, SpaceError
+from sb3_dmamba.networks.features import check_extractor
 
 __all__ = ["read_policy", "write_policy"]
 
@@ -41,19 +42,24 @@ def write_policy(
     observation_space: spaces.Box,
     action_space: spaces.Space[Any],
     weights: Mapping[str, Tensor],
+    extractor: str | None = None,
 ) -> None:
-    """Write all that makes up a policy; spaces and config as JSON."""
+    """Write all that makes up a policy; spaces and config as JSON, an extractor's class by name."""
     description = {
         "format": _FORMAT,
         "config": config.to_dict(),
         "observation_space": space_to_json(observation_space),
         "action_space": space_to_json(action_space),
+        "features_extractor": extractor,
     }
     torch.save({"data": json.dumps(description), "state_dict": dict(weights)}, path)
 
 
 def read_policy(
-    path: str | os.PathLike[str] | BinaryIO, device: torch.device, make: MakePolicy
+    path: str | os.PathLike[str] | BinaryIO,
+    device: torch.device,
+    make: MakePolicy,
+    extractor: str | None = None,
 ) -> Any:
     """Read what :func:`write_policy` wrote, and make a policy of it.
 
@@ -61,8 +67,10 @@ def read_policy(
         path: The file.
         device: Where to put the policy.
         make: Makes a policy of an observation space, an action space and a config.
+        extractor: Name of the features extractor's class that it makes it with, if any.
 
     Raises:
+        ConfigError: The policy was made with another one.
         ModelFileError: The file is missing, damaged, or something else.
         OSError: The file may not be opened.
     """
@@ -77,6 +85,11 @@ def read_policy(
         description = json.loads(saved["data"])
         if description["format"] != _FORMAT:
             raise ModelFileError(f"the format is {description['format']!r}, not {_FORMAT!r}")
+        theirs = description.get("features_extractor")
+    except (ModelFileError, *_DAMAGE) as error:
+        raise _is_no_policy(path, error) from error
+    check_extractor(theirs, extractor, path)
+    try:
         observation_space = space_from_json(description["observation_space"])
         action_space = space_from_json(description["action_space"])
         config = DecisionMambaConfig.from_dict(description["config"])
@@ -84,10 +97,14 @@ def read_policy(
             policy = make(observation_space, action_space, config)
         policy.load_state_dict(saved["state_dict"])
     except (ConfigError, SpaceError, ModelFileError, *_DAMAGE) as error:
-        raise ModelFileError(
-            f"{path} is not a policy that policy.save wrote ({type(error).__name__}: "
-            f"{str(error).splitlines()[0]}): a model that model.save wrote is read by "
-            f"DecisionMamba.load(path), whose .policy it is"
-        ) from error
+        raise _is_no_policy(path, error) from error
     policy.set_training_mode(False)
     return policy.to(device)
+
+
+def _is_no_policy(path: Any, error: Exception) -> ModelFileError:
+    return ModelFileError(
+        f"{path} is not a policy that policy.save wrote ({type(error).__name__}: "
+        f"{str(error).splitlines()[0]}): a model that model.save wrote is read by "
+        f"DecisionMamba.load(path), whose .policy it is"
+    )

@@ -68,6 +68,7 @@ class Updater:
         statistics: ObservationStatistics | None,
         seed: int,
         device: torch.device,
+        policy_kwargs: Mapping[str, Any] | None = None,
     ) -> Updater:
         """Build a policy with the weights of a seed, and what trains it.
 
@@ -75,7 +76,9 @@ class Updater:
             SpaceError: A space that no encoder or head fits.
         """
         with local_seed(device, seed, WEIGHT_STREAM):
-            policy = DecisionMambaPolicy(observation_space, action_space, config, statistics)
+            policy = DecisionMambaPolicy(
+                observation_space, action_space, config, statistics, **(policy_kwargs or {})
+            )
         return cls(policy.to(device), config, seed)
 
     def update(

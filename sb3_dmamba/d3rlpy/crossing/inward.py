@@ -32,6 +32,7 @@ from sb3_dmamba.d3rlpy.optimizers import DecisionMambaAdamWFactory, DecisionMamb
 from sb3_dmamba.errors import ConfigError, SpaceError
 from sb3_dmamba.networks import DecisionMambaPolicy
 from sb3_dmamba.networks.encoders import NatureCNNEncoder
+from sb3_dmamba.networks.features import name_extractor
 
 __all__ = ["from_sb3"]
 
@@ -56,7 +57,8 @@ def from_sb3(
 
     Raises:
         NotFittedError: The model has no weights yet.
-        ConfigError: ``model`` is neither a model of that face nor a file's name.
+        ConfigError: ``model`` is neither a model of that face nor a file's name, or it has a
+            features extractor.
         ModelFileError: The file is none of a model.
         SpaceError: d3rlpy has no such actions: not a vector, or not counted from 0.
     """
@@ -69,6 +71,11 @@ def from_sb3(
         model = Sb3DecisionMamba.load(model, device="cpu")
     policy = model._built_policy()
     _check_actions(policy.action_space)
+    if policy.policy_kwargs:
+        raise ConfigError(
+            f"the model has a features extractor, {name_extractor(policy.policy_kwargs)}, which "
+            f"d3rlpy cannot take over: train there with an encoder factory of your own"
+        )
     core, weights = policy.config, dict(policy.model.state_dict())
     actions = _bounds(policy.action_space)
     is_discrete = isinstance(policy.action_space, spaces.Discrete)
