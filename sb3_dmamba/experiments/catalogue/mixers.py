@@ -6,8 +6,8 @@ from sb3_dmamba.experiments.catalogue.experiment import Experiment, Variant
 
 __all__ = ["EXPERIMENT"]
 
-# One thing differs between the first three. The fourth is what Mamba can do without and the others
-# cannot: it knows the order by itself, and its gate mixes channels.
+# One thing differs between the first three. The others are what Mamba may do without: its gate mixes
+# channels (Table 3 of the paper), and it knows the order by itself.
 _EQUAL = {"channel_mixing": True, "time_encoding": "timestep"}
 
 EXPERIMENT = Experiment(
@@ -22,6 +22,10 @@ EXPERIMENT = Experiment(
         "mamba": Variant({"mixer": "mamba", **_EQUAL}),
         "attention": Variant({"mixer": "attention", **_EQUAL}),
         "convolution": Variant({"mixer": "convolution", **_EQUAL}),
+        "mamba, no mlp": Variant(
+            {"mixer": "mamba", "channel_mixing": False, "time_encoding": "timestep"},
+            description="as in the paper's Table 3",
+        ),
         "mamba alone": Variant(
             {"mixer": "mamba", "channel_mixing": False, "time_encoding": "none"},
             description="no MLP and no time encoding",

@@ -17,6 +17,7 @@ from sb3_dmamba.experiments.catalogue import (
     mixers,
     size,
     sparse,
+    time_encoding,
 )
 from sb3_dmamba.experiments.catalogue.experiment import Experiment
 from sb3_dmamba.experiments.measuring import Measurement
@@ -26,6 +27,7 @@ __all__ = ["get_experiment", "list_experiments", "list_measurements"]
 _MODULES = (
     mixers,
     channel_mixing,
+    time_encoding,
     context_length,
     init,
     memory,
