@@ -6,8 +6,8 @@ from sb3_dmamba.experiments.catalogue.experiment import Experiment, Variant
 
 __all__ = ["EXPERIMENT"]
 
-# One thing differs between the first three. The others are what Mamba may do without: its gate mixes
-# channels (Table 3 of the paper), and it knows the order by itself.
+# One thing differs between the first three. The others are what Mamba may do without: its gate
+# mixes channels (Table 3 of the paper), and it knows the order by itself.
 _EQUAL = {"channel_mixing": True, "time_encoding": "timestep"}
 
 EXPERIMENT = Experiment(
