@@ -27,6 +27,7 @@ from sb3_dmamba.training.updater import Updater
 
 __all__ = ["COUNTERS", "SavedModel", "check_parameters"]
 
+_SCHEDULE = ("warmup_updates", "decay_updates")
 COUNTERS = ("num_timesteps", "_total_timesteps", "_n_updates")
 
 
@@ -47,6 +48,7 @@ class SavedModel:
         optimizer: The optimiser's moments and steps; empty where they were left out.
         extractor: Name of its features extractor's class, if it has one.
         policy_kwargs: What makes that extractor, which the file does not hold.
+        schedule: Warm-up and decay of the run that it is in; None where none has begun.
     """
 
     config: DecisionMambaConfig
@@ -61,6 +63,7 @@ class SavedModel:
     optimizer: dict[str, Tensor]
     extractor: str | None = None
     policy_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    schedule: dict[str, int | None] | None = None
 
     def write(self, path: str | os.PathLike[str] | BinaryIO) -> None:
         """Write the model file, atomically; ``.zip`` is added to a name without a suffix."""
@@ -84,6 +87,7 @@ class SavedModel:
             "seed": self.seed,
             "counters": self.counters,
             "features_extractor": self.extractor,
+            "schedule": self.schedule,
         }
         tensors = {
             "policy": self.policy,
@@ -129,6 +133,7 @@ class SavedModel:
             policy=tensors["policy"],
             optimizer=tensors["optimizer"],
             extractor=_expect(header.get("features_extractor"), str, type(None)),
+            schedule=_read_schedule(header.get("schedule")),  # absent in older files
         )
 
     def with_extractor(self, policy_kwargs: Mapping[str, Any] | None, path: Any) -> SavedModel:
@@ -153,7 +158,9 @@ class SavedModel:
         """
         if not settings:
             return self
-        changed = dataclasses.replace(self, config=self.config.replace(**settings))
+        schedule = None if settings.keys() & set(_SCHEDULE) else self.schedule
+        config = self.config.replace(**settings)
+        changed = dataclasses.replace(self, config=config, schedule=schedule)
         try:
             changed._check_weights(changed._blank_weights())
         except (ModelFileError, SpaceError, RuntimeError) as error:
@@ -286,6 +293,13 @@ def _read_dataset(fields: Mapping[str, Any], returns: Tensor) -> DatasetInfo:
         _expect(fields.get("clip_rewards"), bool, type(None)),  # absent in older files
         _expect(fields.get("delayed_rewards", False), bool),  # likewise
     )
+
+
+def _read_schedule(fields: Any) -> dict[str, int | None] | None:
+    if fields is None:
+        return None
+    found = _expect(fields, dict)
+    return {name: None if found[name] is None else _read_count(found[name]) for name in _SCHEDULE}
 
 
 def _read_count(value: Any) -> int:

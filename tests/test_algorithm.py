@@ -184,6 +184,37 @@ def test_fit_without_a_number_takes_the_configs() -> None:
     assert type(model._total_timesteps) is int
 
 
+def rates(model: DecisionMamba, n_steps: int, **arguments: Any) -> list[float]:
+    recorder = Recorder()
+    model.fit(DATA, n_steps, callback=recorder, **arguments)
+    return recorder.learning_rates
+
+
+def test_a_recipe_s_schedule_is_as_long_as_the_run() -> None:
+    recipe = {"n_updates": 1000, "warmup_updates": 100, "lr_schedule": "cosine"}
+    task = Task("toy", overrides={**recipe, "decay_updates": 500})
+    asked = rates(tiny_model(task, n_updates=20, lr_schedule="cosine"), 20)
+    assert max(asked) == DecisionMambaConfig().learning_rate
+    assert asked[1] == max(asked)  # two updates of warm-up
+    assert asked[9] > asked[10] == asked[19]  # ten of decay
+    longer = tiny_model(task, n_updates=1000, lr_schedule="cosine")
+    assert rates(longer, 20) == asked
+    assert rates(longer, 20, reset_num_timesteps=True) == asked
+    given = rates(tiny_model(task, n_updates=1000, warmup_updates=5), 20)
+    assert given[4] == max(given) > given[3]
+
+
+def test_a_run_that_goes_on_does_not_warm_up_again(tmp_path: Path) -> None:
+    model = tiny_model(n_updates=1000, lr_schedule="constant")
+    first = rates(model, 20)
+    assert first[0] < first[1] == first[19]
+    model.save(tmp_path / "model")
+    assert set(rates(model, 180)) == {first[19]}
+    assert set(rates(DecisionMamba.load(tmp_path / "model"), 180)) == {first[19]}
+    slower = DecisionMamba.load(tmp_path / "model", warmup_updates=40)
+    assert rates(slower, 180)[10] < first[19]
+
+
 def test_learn_is_fit() -> None:
     model = tiny_model().fit(DATA, 4)
     recorder = Recorder()

@@ -10,12 +10,12 @@ import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
+from sb3_dmamba.checks import check_integer
 from sb3_dmamba.config import DecisionMambaConfig, Memory
 from sb3_dmamba.data import DatasetInfo
 from sb3_dmamba.environments import Environment, Surroundings, check_spaces
 from sb3_dmamba.errors import NotFittedError
 from sb3_dmamba.evaluation import StatefulActor
-from sb3_dmamba.evaluation.checks import check_count
 from sb3_dmamba.evaluation.wrappers.base import conditioned_space
 from sb3_dmamba.networks import DecisionMambaPolicy
 from sb3_dmamba.networks.features import check_policy_kwargs
@@ -68,6 +68,7 @@ class ActingAlgorithm(BaseAlgorithm):
         self.n_envs = 1
         self._surroundings = surroundings
         self._updater: Updater | None = None
+        self._schedule: dict[str, int | None] | None = None  # of the run, once it has begun
 
     # --- The policy ----------------------------------------------------------------------------
 
@@ -207,7 +208,7 @@ class ActingAlgorithm(BaseAlgorithm):
         """
         if seed is None:
             return
-        self.seed = check_count("seed", seed, 0)
+        self.seed = check_integer("seed", seed, 0)
         if self._updater is not None:
             self._updater.seed = self.seed
             self.action_space.seed(self.seed)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO, TypeVar
 
 import torch
@@ -11,6 +12,7 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import get_system_info
 
 from sb3_dmamba.algorithm.fitted import FittedAlgorithm
+from sb3_dmamba.checks import check_integer
 from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.data import (
     DatasetInfo,
@@ -25,7 +27,6 @@ from sb3_dmamba.errors import (
     MissingDependencyError,
     UnknownTaskError,
 )
-from sb3_dmamba.evaluation.checks import check_count
 from sb3_dmamba.files import COUNTERS, SavedModel
 from sb3_dmamba.tasks import Task, get_task
 from sb3_dmamba.training.callbacks import as_callbacks
@@ -94,13 +95,17 @@ class DecisionMamba(FittedAlgorithm):
         super().__init__(
             self.config,
             Surroundings(env, self.task),
-            draw_seed() if seed is None else check_count("seed", seed, 0),
+            draw_seed() if seed is None else check_integer("seed", seed, 0),
             local_device(device),
             verbose,
             tensorboard_log,
             policy_kwargs,
         )
         self._trajectories: Trajectories | None = None
+        self._recipe: Callable[..., DecisionMambaConfig] | None = None
+        if config is None and self.task is not None:
+            given = {name: value for name, value in overrides.items() if name != "n_updates"}
+            self._recipe = functools.partial(self.task.config, **given)
 
     # --- Training ------------------------------------------------------------------------------
 
@@ -127,7 +132,8 @@ class DecisionMamba(FittedAlgorithm):
             dataset: Anything :func:`~sb3_dmamba.load_trajectories` takes; None is the last one,
                 or the task's own.
             n_steps: Updates to run; None finishes a run that was interrupted, and otherwise
-                takes the config's ``n_updates``.
+                takes the config's ``n_updates``. A task's warm-up and decay are shortened or
+                lengthened with a new run; one that goes on does not warm up again.
             callback: Stable-Baselines3 callbacks; ``on_step`` fires once an update.
             eval_env: Environment to evaluate in during training; None is the model's own.
             eval_freq: Updates between two evaluations; 0 is never.
@@ -150,10 +156,10 @@ class DecisionMamba(FittedAlgorithm):
             DivergenceError: The loss stopped being finite; the message says when.
             DistributedError: Processes differ in what they train, or one of them is gone.
         """
-        log_interval = check_count("log_interval", log_interval, 1)
-        eval_freq = check_count("eval_freq", eval_freq, 0)
+        log_interval = check_integer("log_interval", log_interval, 1)
+        eval_freq = check_integer("eval_freq", eval_freq, 0)
         if n_steps is not None:
-            n_steps = check_count("n_steps", n_steps, 1)
+            n_steps = check_integer("n_steps", n_steps, 1)
         with join_processes(self.device) as processes:
             with processes.leader_first():
                 trajectories = self._resolve_dataset(dataset)
@@ -169,7 +175,10 @@ class DecisionMamba(FittedAlgorithm):
                 unfinished = self._total_timesteps - self.num_timesteps
                 n_steps = unfinished if unfinished > 0 else self.config.n_updates
             self._total_timesteps = self.num_timesteps + n_steps
+            if self.num_timesteps == 0 or self._schedule is None:
+                self._schedule = self._plan_schedule(self._total_timesteps)
             assert self._updater is not None
+            self._updater.schedule = self.config.replace(**self._schedule)
             rows = processes.rows(self.config.batch_size)
             sampler = make_sampler(trajectories, self.config, self.seed, rows)
             log = log_interval, tb_log_name, progress_bar
@@ -198,6 +207,15 @@ class DecisionMamba(FittedAlgorithm):
             reset_num_timesteps=reset_num_timesteps,
             progress_bar=progress_bar,
         )
+
+    def _plan_schedule(self, n_updates: int) -> dict[str, int | None]:
+        """Return the warm-up and decay of a run; it keeps them when a later call prolongs it.
+
+        A task's recipe gives them for the length of its own run: another has them in proportion.
+        """
+        config = self.config if self._recipe is None else self._recipe(n_updates=n_updates)
+        warmup = n_updates // 10 if config.warmup_updates is None else config.warmup_updates
+        return {"warmup_updates": warmup, "decay_updates": config.decay_updates}
 
     def _resolve_dataset(self, dataset: Any) -> Trajectories:
         if dataset is not None:
@@ -308,6 +326,7 @@ class DecisionMamba(FittedAlgorithm):
         model._adopt(saved.restore(model.device))
         for name in COUNTERS:
             setattr(model, name, saved.counters[name])
+        model._schedule = saved.schedule
         if env is not None:
             model.set_env(env)
         model.set_random_seed(seed)

@@ -12,11 +12,11 @@ from stable_baselines3.common.callbacks import EvalCallback
 
 from sb3_dmamba.algorithm.about import describe_use
 from sb3_dmamba.algorithm.acting import ActingAlgorithm
+from sb3_dmamba.checks import check_integer
 from sb3_dmamba.config import Memory
 from sb3_dmamba.environments import Environment, make_factory
 from sb3_dmamba.errors import ConfigError
 from sb3_dmamba.evaluation import EvaluationReport, ReportDetails, evaluate_targets
-from sb3_dmamba.evaluation.checks import check_count
 from sb3_dmamba.export import ExportedPolicy, export_policy
 from sb3_dmamba.files import COUNTERS, SavedModel, check_parameters
 from sb3_dmamba.networks.features import name_extractor
@@ -102,7 +102,7 @@ class FittedAlgorithm(ActingAlgorithm):
     def _make_eval_callback(
         self, env: Environment | None, eval_freq: int, n_episodes: int
     ) -> EvalCallback:
-        check_count("n_eval_episodes", n_episodes, 1)
+        n_episodes = check_integer("n_eval_episodes", n_episodes, 1)
         environment = self._surroundings.require() if env is None else env
         venv = self._surroundings.wrap(environment)
         self._check(venv, "the environment")
@@ -147,6 +147,7 @@ class FittedAlgorithm(ActingAlgorithm):
             policy=policy.state_dict(),
             optimizer={} if excluded else self._updater.state(),
             extractor=name_extractor(self.policy_kwargs),
+            schedule=self._schedule,
         ).write(path)
 
     def export(

@@ -82,7 +82,7 @@ def _describe(model: BaseAlgorithm, updater: Updater, sampler: WindowSampler) ->
     """Return what must be the same in every process that trains the model."""
     counters = ("num_timesteps", "_total_timesteps", "_n_updates")
     return {
-        **updater.config.to_dict(),
+        **updater.schedule.to_dict(),
         **{name.strip("_"): getattr(model, name) for name in counters},
         "the number of the dataset's steps": sampler.trajectories.n_steps,
         "the sum of the dataset's returns": float(sampler.trajectories.returns.sum()),

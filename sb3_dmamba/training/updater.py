@@ -51,6 +51,7 @@ class Updater:
     def __init__(self, policy: DecisionMambaPolicy, config: DecisionMambaConfig, seed: int) -> None:
         self.policy = policy
         self.config = config
+        self.schedule = config  # that of the run, where it has another length than the config's
         self.seed = seed
         self.optimizer = make_optimizer(policy, config)
         self.carried = CarriedState()
@@ -95,7 +96,7 @@ class Updater:
         Returns:
             Loss, gradient norm before clipping, and learning rate.
         """
-        learning_rate = compute_learning_rate(self.config, schedule_step, n_updates)
+        learning_rate = compute_learning_rate(self.schedule, schedule_step, n_updates)
         graphs = self._graphs if self.parallel is None else None
         place = None if graphs is None else graphs.learning_rate
         set_learning_rate(self.optimizer, learning_rate, place)
