@@ -80,11 +80,12 @@ class StreamTransformerWrapper:
             SpaceError: The observation has another shape; the episode can go on.
         """
         self._check_shape(x)
-        self._return_rest -= reward
+        return_rest = self._return_rest - reward
         self._algo.impl.modules.set_eval()
         prediction, remembered = self._memory.encode(
-            self._prepare(x), self._scaled_return(), self._state
+            self._prepare(x), self._scale(return_rest), self._state
         )
+        self._return_rest = return_rest
         output = prediction[0]
         scaler = self._algo.action_scaler
         if scaler is not None:
@@ -113,8 +114,8 @@ class StreamTransformerWrapper:
             return observation  # (1, *obs)
         return pack_observations([part.unsqueeze(1) for part in observation])[:, 0]  # (1, size)
 
-    def _scaled_return(self) -> Tensor:
-        returns_to_go = torch.tensor([self._return_rest], dtype=torch.float32, device=self._device)
+    def _scale(self, return_rest: float) -> Tensor:
+        returns_to_go = torch.tensor([return_rest], dtype=torch.float32, device=self._device)
         if self._algo.reward_scaler is not None:
             returns_to_go = self._algo.reward_scaler.transform(returns_to_go)
         return returns_to_go  # (1,)

@@ -57,7 +57,6 @@ class StatefulActor:
         self._memory = policy.memory if memory is None else memory
         self._deterministic = deterministic
         self._shape = policy.observation_space.shape or ()
-        self._returns_to_go = np.empty(1, dtype=np.float32)
         self.reset()
 
     def reset(self) -> None:
@@ -93,18 +92,18 @@ class StatefulActor:
             )
         if observation.dtype == np.float64:
             observation = observation.astype(np.float32)
+        remaining = self._remaining
         if not self._is_first:
-            remaining = self._remaining - float(
+            remaining -= float(
                 conditioning_rewards(float(reward), self._clip_rewards, self._delayed_rewards)
             )
             if not np.isfinite(remaining):
                 raise ConditioningError(f"reward={reward!r}: give a finite number")
-            self._remaining = remaining
-        self._is_first = False
-        self._returns_to_go[0] = self._remaining
+        returns_to_go = np.array([remaining], dtype=np.float32)
         actions, self._state = self._policy.act(
-            observation[None], self._returns_to_go.copy(), self._state, self._deterministic
+            observation[None], returns_to_go, self._state, self._deterministic
         )
+        self._remaining, self._is_first = remaining, False  # an observation may be refused before
         action = actions[0]
         return int(action) if actions.ndim == 1 else action
 

@@ -134,10 +134,11 @@ def make_observation_encoder(
     """
     looks_like_images = is_image_space(space, normalized_image=False)
     kind: Literal["auto", "linear", "nature_cnn"] = config.encoder
-    if kind == "nature_cnn" and len(space.shape) != 3:
+    if kind == "nature_cnn" and (len(space.shape) != 3 or space.dtype != np.uint8):
         raise SpaceError(
             f"encoder='nature_cnn' needs images (channels, height, width) of bytes, and the "
-            f"observations are {space}: use encoder='linear'"
+            f"observations are {space}: use encoder='linear', or policy_kwargs with a features "
+            f"extractor of your own"
         )
     if kind == "nature_cnn" or (kind == "auto" and looks_like_images):
         return NatureCNNEncoder(space, config.hidden_size)

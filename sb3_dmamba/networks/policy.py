@@ -78,11 +78,9 @@ class DecisionMambaPolicy(BasePolicy):
         self.model = SequenceModel(observation_space, action_space, config, statistics, encoder)
         self._memories: dict[str, StreamMemory | WindowMemory] = {
             "stream": StreamMemory(self.model, action_space),
-            "window": WindowMemory(
-                self.model, observation_space, action_space, config.context_length
-            ),
+            "window": WindowMemory(self.model, action_space, config.context_length),
         }
-        self._graphs = ActingGraphs(self.model, observation_space, action_space, config)
+        self._graphs = ActingGraphs(self.model, action_space, config)
         self._layouts: dict[str, dict[str, tuple[int, ...]]] = {}
 
     def initial_state(self, n_envs: int, memory: str | None = None) -> ActingState:
@@ -95,7 +93,7 @@ class DecisionMambaPolicy(BasePolicy):
         Raises:
             ConfigError: An unknown memory, or one that the time encoding rules out.
         """
-        memory = memory or self.memory
+        memory = self.memory if memory is None else memory
         if memory not in self._memories:
             raise ConfigError(f"memory={memory!r}: choose one of {', '.join(self._memories)}")
         if memory != self.memory:
@@ -143,7 +141,8 @@ class DecisionMambaPolicy(BasePolicy):
         predictions, remembered = self._graphs.encode(inputs, returns, state, memory.encode)
         actions = self.model.head.act(predictions, deterministic)
         stored = actions.flatten(1) if actions.dim() > 1 else actions
-        return actions.cpu().numpy(), memory.remember_action(stored, state, remembered)
+        taken = actions.cpu().numpy().copy()  # the caller may change it, and the state must not
+        return taken, memory.remember_action(stored, state, remembered)
 
     def predict(
         self,

@@ -23,7 +23,7 @@ class ActingState:
     Every tensor has one row an environment, and a new episode is a row of zeros; so rows can be
     dropped, reordered, joined, pickled and moved without knowing what they hold. Both memories
     have ``"timestep"``, steps taken in the episode, and ``"action"``, the last action: a caller
-    that took another one than the policy chose writes it there.
+    that took another one than the policy chose says so by :meth:`with_action`.
 
     Args:
         memory: Which of the two memories this is.
@@ -61,6 +61,25 @@ class ActingState:
         for tensor in cleared.values():
             tensor[index] = 0
         return self._replace(cleared)
+
+    def with_action(self, actions: ArrayLike) -> ActingState:
+        """Remember other actions than the policy chose, which the environments have taken.
+
+        Args:
+            actions: Shape (n, *action_space.shape), as the environment takes them.
+
+        Raises:
+            ConditioningError: There are not as many, or they have another size.
+        """
+        chosen = self.tensors["action"]
+        taken = torch.as_tensor(np.array(actions, order="C"), dtype=chosen.dtype)
+        if len(self) != (len(taken) if taken.dim() else 0) or taken.numel() != chosen.numel():
+            raise ConditioningError(
+                f"actions of shape {tuple(taken.shape)} were given for {len(self)} environments "
+                f"whose actions are {tuple(chosen.shape[1:])}: give one action for each"
+            )
+        action = taken.reshape(chosen.shape).to(chosen.device)
+        return self._replace({**self.tensors, "action": action})
 
     def to(self, device: torch.device | str) -> ActingState:
         """Move every row to a device."""

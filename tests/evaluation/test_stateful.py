@@ -10,6 +10,8 @@ import pytest
 from sb3_dmamba.errors import ConditioningError, SpaceError
 from sb3_dmamba.evaluation import StatefulActor
 from tests.evaluation.toys import SeededEnv, ToyPolicy, expected_episode
+from tests.models import tiny_model
+from tests.toys import ChoiceEnv, choice_trajectories
 
 
 def play(actor: StatefulActor, seed: int, first_reward: float = 0.0) -> float:
@@ -82,6 +84,18 @@ def test_wrong_observations_and_rewards() -> None:
     with pytest.raises(ConditioningError, match="reward=nan"):
         actor.predict(np.array([3.0, 1.0]), float("nan"))
     assert actor.return_to_go == 1.0  # the episode can go on
+    actor.predict(np.array([3.0, 1.0]), 0.5)
+    assert actor.return_to_go == 0.5
     whole: Any = SeededEnv().reset()
     with pytest.raises(SpaceError, match=r"a tuple.*shape \(2,\)"):
         actor.predict(whole, 0.0)
+
+
+def test_a_refused_observation_costs_no_reward() -> None:
+    model = tiny_model(ChoiceEnv).fit(choice_trajectories(20), 1)
+    actor = model.as_stateful_wrapper(100.0)
+    actor.predict(np.zeros(2, np.float32), 0.0)
+    with pytest.raises(SpaceError, match="nan at"):
+        actor.predict(np.array([0.0, np.nan], np.float32), 10.0)
+    actor.predict(np.zeros(2, np.float32), 10.0)
+    assert actor.return_to_go == 90.0

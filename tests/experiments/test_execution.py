@@ -87,6 +87,21 @@ def test_a_cell_that_is_done_is_left_alone(
     execute_cell(undisturbed.path)
 
 
+def test_a_damaged_evaluation_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (planned,) = plan_one(tmp_path).cells
+    finish = execution._Execution._finish
+
+    def damage(self: Any) -> None:
+        (self.folder.evaluations / "000000007-window.json").write_text("[")
+        (self.folder.evaluations / "000000020-window.json").write_text("[")
+        finish(self)
+
+    monkeypatch.setattr(execution._Execution, "_finish", damage)
+    with pytest.raises(ExperimentError, match=r"000000007-window\.json is missing or damaged"):
+        execute_cell(planned.folder.path, "cpu")
+    assert not planned.folder.is_done
+
+
 def test_what_was_spent_is_kept_apart(undisturbed: CellFolder) -> None:
     (session,) = json.loads(undisturbed.machine.read_text())
     assert session["updates"] == 20

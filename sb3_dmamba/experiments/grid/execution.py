@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
@@ -65,7 +66,7 @@ class _Execution:
             row
             for update in self.evaluated_updates
             for memory in self.cell.evaluation.memories
-            for row in self.folder.read_json(self._evaluation_path(update, memory), None)
+            for row in self._read_evaluation(update, memory)
         ]
         curve = LossCurve(self.folder, self.n_updates, self.n_updates)
         n_parameters = sum(each.numel() for each in self.model.policy.parameters())
@@ -102,13 +103,23 @@ class _Execution:
     def _evaluation_path(self, update: int, memory: str) -> Path:
         return self.folder.evaluations / f"{update:09d}-{memory}.json"
 
+    def _read_evaluation(self, update: int, memory: str) -> list[dict[str, Any]]:
+        path = self._evaluation_path(update, memory)
+        rows: list[dict[str, Any]] | None = self.folder.read_json(path, None)
+        if rows is None:
+            raise ExperimentError(
+                f"{path} is missing or damaged, and the weights of update {update} are gone: "
+                f"remove the folder {self.folder.path} and run the experiment again"
+            )
+        return rows
+
     def _evaluate_if_due(self) -> None:
         update, plan = self.model.num_timesteps, self.cell.evaluation
         if update not in self.evaluated_updates:
             return
         for memory in plan.memories:
             path = self._evaluation_path(update, memory)
-            if path.exists():
+            if self.folder.read_json(path, None) is not None:
                 continue
             self._report_progress(f"evaluating ({memory})")
             with self.session.evaluating():
