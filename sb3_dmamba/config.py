@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_type_hints
 
+from sb3_dmamba.checks import check_flag, check_integer, check_number, check_optional_integer
 from sb3_dmamba.errors import ConfigError
 
 __all__ = ["DecisionMambaConfig", "Memory"]
@@ -131,20 +132,19 @@ class DecisionMambaConfig:
     cuda_graph: Literal["auto", "on", "off"] = "auto"
 
     def __post_init__(self) -> None:
-        _check_choices(self)
-        for name in _POSITIVE_INTEGERS:
-            _check_integer(name, getattr(self, name), minimum=1)
-        for name in ("dt_rank", "decay_updates"):
-            if getattr(self, name) is not None:
-                _check_integer(name, getattr(self, name), minimum=1)
-        _check_integer("burn_in", self.burn_in, minimum=0)
-        if self.warmup_updates is not None:
-            _check_integer("warmup_updates", self.warmup_updates, minimum=0)
+        checked = _check_choices(self)
+        for name, minimum in _INTEGERS.items():
+            checked[name] = check_integer(name, getattr(self, name), minimum)
+        for name, minimum in _OPTIONAL_INTEGERS.items():
+            checked[name] = check_optional_integer(name, getattr(self, name), minimum)
         for name, (low, high, words) in _RANGES.items():
-            _check_number(name, getattr(self, name), low, high, words)
-        object.__setattr__(self, "adam_betas", _check_betas(self.adam_betas))
+            checked[name] = check_number(name, getattr(self, name), low, high, words)
+        checked["adam_betas"] = _check_betas(self.adam_betas)
         if not isinstance(self.backend, str) or not self.backend:
             raise ConfigError(f'backend={self.backend!r}: give "auto" or an implementation\'s name')
+        checked["backend"] = str.__str__(self.backend)  # of a subclass, NumPy's say, Python's own
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
         _check_combinations(self)
 
     @property
@@ -176,19 +176,21 @@ class DecisionMambaConfig:
         return cls(**fields)
 
 
-_POSITIVE_INTEGERS = (
-    "context_length",
-    "hidden_size",
-    "n_layers",
-    "d_state",
-    "d_conv",
-    "expand",
-    "n_heads",
-    "filter_length",
-    "max_timestep",
-    "n_updates",
-    "batch_size",
-)
+_INTEGERS = {  # and the least of each
+    "context_length": 1,
+    "hidden_size": 1,
+    "n_layers": 1,
+    "d_state": 1,
+    "d_conv": 1,
+    "expand": 1,
+    "n_heads": 1,
+    "filter_length": 1,
+    "max_timestep": 1,
+    "burn_in": 0,
+    "n_updates": 1,
+    "batch_size": 1,
+}
+_OPTIONAL_INTEGERS = {"dt_rank": 1, "warmup_updates": 0, "decay_updates": 1}
 _ABOVE_ZERO = (math.ulp(0.0), math.inf, "above 0")
 _RANGES = {  # lowest, highest, and the two in words
     "dropout": (0.0, 1.0 - 1e-9, "of at least 0 and below 1"),
@@ -209,15 +211,20 @@ def _check_names(fields: Mapping[str, Any]) -> None:
             raise ConfigError(f"no setting is called {name!r}: {hint}")
 
 
-def _check_choices(config: DecisionMambaConfig) -> None:
-    hints = get_type_hints(DecisionMambaConfig)
-    for name, hint in hints.items():
+def _check_choices(config: DecisionMambaConfig) -> dict[str, Any]:
+    """Return the fields that are one of a few texts, or true or false, as Python's own."""
+    checked: dict[str, Any] = {}
+    for name, hint in get_type_hints(DecisionMambaConfig).items():
         choices = get_args(hint)
         value = getattr(config, name)
-        if choices and all(isinstance(choice, str) for choice in choices) and value not in choices:
-            raise ConfigError(f"{name}={value!r}: choose one of {', '.join(map(repr, choices))}")
-        if hint is bool and not isinstance(value, bool):
-            raise ConfigError(f"{name}={value!r}: give True or False")
+        if choices and all(isinstance(choice, str) for choice in choices):
+            if value not in choices:
+                known = ", ".join(map(repr, choices))
+                raise ConfigError(f"{name}={value!r}: choose one of {known}")
+            checked[name] = choices[choices.index(value)]
+        elif hint is bool:
+            checked[name] = check_flag(name, value)
+    return checked
 
 
 def _check_combinations(config: DecisionMambaConfig) -> None:
@@ -251,17 +258,6 @@ def _check_global_time(config: DecisionMambaConfig) -> None:
                 f'{setting} has no place in the window for time_encoding="global": '
                 f'use {instead} or time_encoding="timestep"'
             )
-
-
-def _check_integer(name: str, value: Any, minimum: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ConfigError(f"{name}={value!r}: give an integer of at least {minimum}")
-
-
-def _check_number(name: str, value: Any, low: float, high: float, words: str) -> None:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or not low <= value <= high:
-        raise ConfigError(f"{name}={value!r}: give a finite number {words}")
 
 
 def _check_betas(betas: Any) -> tuple[float, float]:

@@ -8,6 +8,7 @@ import json
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 
 from sb3_dmamba.config import DecisionMambaConfig
@@ -150,6 +151,36 @@ def test_a_bad_value_is_named(name: str, value: Any) -> None:
 def test_a_bad_value_in_a_file_is_named(name: str) -> None:
     with pytest.raises(ConfigError, match=name):
         DecisionMambaConfig.from_dict({name: BAD_VALUES[name][0]})
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_numpys_scalars_are_stored_as_pythons(name: str) -> None:
+    plain = DecisionMambaConfig().replace(**{name: OTHER_VALUES[name]})
+    scalar = np.array(OTHER_VALUES[name])[()]  # of an array of choices, as in a sweep
+    config = DecisionMambaConfig().replace(**{name: scalar})
+    assert config == plain
+    assert hash(config) == hash(plain)
+    assert type(getattr(config, name)) is type(getattr(plain, name))
+    assert repr(config.to_dict()) == repr(plain.to_dict())
+    assert json.dumps(config.to_dict()) == json.dumps(plain.to_dict())
+
+
+@pytest.mark.parametrize("name", ["context_length", "burn_in", "dt_rank"])
+@pytest.mark.parametrize("value", [np.float64(3.0), np.float32(3.0), np.True_, np.int64(-1)])
+def test_numpys_scalars_are_checked_like_pythons(name: str, value: Any) -> None:
+    message = re.escape(f"{name}={value!r}: give an integer of at least ")
+    with pytest.raises(ConfigError, match=message):
+        DecisionMambaConfig(**{name: value})
+
+
+def test_narrow_floats_keep_their_value() -> None:
+    config = DecisionMambaConfig().replace(learning_rate=np.float32(1e-3), return_scale=10)
+    assert config.learning_rate == float(np.float32(1e-3))
+    assert json.dumps(config.to_dict()["return_scale"]) == "10.0"
+    with pytest.raises(ConfigError, match=r"dropout=.*below 1"):
+        DecisionMambaConfig().replace(
+            dropout=np.float32(1.0 - 1e-9)
+        )  # float32 has no number so near to 1
 
 
 def test_absent_fields_take_their_defaults() -> None:

@@ -21,26 +21,31 @@ PACKAGE = Path(sb3_dmamba.__file__).parent
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "atomic": set(),
-    "config": {"errors"},
+    "folders": set(),
+    "checks": {"errors"},
+    "config": {"checks", "errors"},
     "settings": {"config", "errors"},
-    "atari": {"errors"},
+    "atari": {"checks", "errors"},
     "d4rl": {"errors"},
-    "memory_tasks": {"errors"},
+    "memory_tasks": {"checks", "errors"},
     "compatibility": {"atari", "memory_tasks", "errors"},
-    "tasks": {"atari", "compatibility", "config", "d4rl", "memory_tasks", "errors"},
-    "data": {"atari", "compatibility", "config", "d4rl", "memory_tasks", "errors"},
+    "tasks": {"atari", "compatibility", "config", "d4rl", "folders", "memory_tasks", "errors"},
+    "data": {
+        *("atari", "checks", "compatibility", "config", "d4rl", "folders", "memory_tasks"),
+        "errors",
+    },
     "ops": {"errors"},
     "networks": {"ops", "config", "data", "errors"},
     "training": {"networks", "data", "config", "atomic", "errors"},
-    "evaluation": {"networks", "tasks", "data", "config", "errors"},
-    "environments": {"evaluation", "tasks", "data", "atari", "compatibility", "errors"},
+    "evaluation": {"networks", "tasks", "data", "config", "checks", "errors"},
+    "environments": {"evaluation", "tasks", "data", "atari", "checks", "compatibility", "errors"},
     "export": {"training", "networks", "ops", "data", "config", "atomic", "errors"},
     "files": {"training", "tasks", "data", "config", "networks", "errors"},
 }
 MAY_IMPORT["algorithm"] = set(MAY_IMPORT) - {"ops", "d3rlpy", "settings"}
 MAY_IMPORT["d3rlpy"] = set(MAY_IMPORT)
 MAY_IMPORT["hub"] = {"algorithm", "environments", "evaluation", "data", "config", "errors"}
-MAY_IMPORT["doctor"] = {"algorithm", "ops", "tasks", "data", "d4rl", "config", "errors"}
+MAY_IMPORT["doctor"] = {"algorithm", "ops", "tasks", "data", "d4rl", "folders", "config", "errors"}
 for _room in ("__init__", "experiments", "cli", "__main__"):  # each may use everything before it
     MAY_IMPORT[_room] = set(MAY_IMPORT)
 

@@ -11,6 +11,7 @@ from gymnasium.error import DependencyNotInstalled
 from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
 from numpy.typing import NDArray
 
+from sb3_dmamba.checks import check_integer
 from sb3_dmamba.errors import ConfigError, MissingDependencyError
 
 __all__ = ["AtariGame"]
@@ -78,16 +79,11 @@ class AtariGame(gym.Env[Observation, int]):
     ) -> None:
         if not 0.0 <= sticky_actions <= 1.0:
             raise ConfigError(f"sticky_actions={sticky_actions!r}: give a probability")
-        counts = {
-            "frame_skip": (frame_skip, 1),
-            "frame_stack": (frame_stack, 1),
-            "screen_size": (screen_size, 1),
-            "noop_max": (noop_max, 0),
-            "max_episode_frames": (max_episode_frames, 1),
-        }
-        for name, (value, minimum) in counts.items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-                raise ConfigError(f"{name}={value!r}: give an integer of at least {minimum}")
+        frame_skip = check_integer("frame_skip", frame_skip, 1)
+        frame_stack = check_integer("frame_stack", frame_stack, 1)
+        screen_size = check_integer("screen_size", screen_size, 1)
+        noop_max = check_integer("noop_max", noop_max, 0)
+        max_episode_frames = check_integer("max_episode_frames", max_episode_frames, 1)
         emulator = _make_emulator(
             game,
             obs_type="grayscale",

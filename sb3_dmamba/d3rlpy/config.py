@@ -12,6 +12,7 @@ from d3rlpy.constants import PositionEncodingType
 from d3rlpy.models import EncoderFactory, make_encoder_field
 from d3rlpy.optimizers import OptimizerFactory, make_optimizer_field
 
+from sb3_dmamba.checks import check_integer, check_number, check_optional_integer
 from sb3_dmamba.config import DecisionMambaConfig as CoreConfig
 from sb3_dmamba.errors import ConfigError
 
@@ -41,6 +42,7 @@ CORE_NAMES = {  # d3rlpy's name of a setting -> ours, where the value is the sam
     },
 }
 _TIME_ENCODINGS = {PositionEncodingType.SIMPLE: "timestep", PositionEncodingType.GLOBAL: "global"}
+_BELOW_ONE = math.nextafter(1.0, 0.0)
 _CORE_ACTIVATIONS = ("gelu", "relu")
 _ACTIVATIONS = ("relu", "gelu", "tanh", "swish", "none")  # d3rlpy's that keep the width
 
@@ -242,7 +244,7 @@ def make_core_config(config: AnyConfig, hidden_size: int) -> CoreConfig:
 
 
 def check_fields(config: AnyConfig) -> None:
-    """Check every field that needs no data to be checked.
+    """Check every field that needs no data to be checked; numbers become Python's own.
 
     Raises:
         ConfigError: A value is out of its range; names the field, the value and the range.
@@ -253,24 +255,23 @@ def check_fields(config: AnyConfig) -> None:
             f"position_encoding_type={config.position_encoding_type!r}: give {choices}"
         )
     for name in ("attn_dropout", "embed_dropout"):
-        value = getattr(config, name)
-        if not isinstance(value, (int, float)) or not 0.0 <= value < 1.0:
-            raise ConfigError(f"{name}={value!r}: give a number in [0, 1)")
+        rate = check_number(name, getattr(config, name), 0.0, _BELOW_ONE, "in [0, 1)")
+        setattr(config, name, rate)
     for name in ("activation_type", "embed_activation_type"):
         value = getattr(config, name, "none")
         if value not in _ACTIVATIONS:
             raise ConfigError(
                 f"{name}={value!r}: choose one of {', '.join(map(repr, _ACTIVATIONS))}"
             )
-    for name in ("warmup_tokens", "final_tokens"):
-        value = getattr(config, name, 0)
-        if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-            raise ConfigError(f"{name}={value!r}: give a number of steps, at least 0")
-    seed = config.seed
-    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or seed < 0):
-        raise ConfigError(f"seed={seed!r}: give an integer of at least 0, or None")
-    heads = config.num_heads
-    make_core_config(config, hidden_size=heads if isinstance(heads, int) and heads > 0 else 1)
+    if isinstance(config, DiscreteDecisionMambaConfig):
+        for name in ("warmup_tokens", "final_tokens"):
+            steps = check_number(name, getattr(config, name), 0.0, words="of steps, at least 0")
+            setattr(config, name, int(steps) if steps.is_integer() else steps)
+    config.seed = check_optional_integer("seed", config.seed, 0)
+    config.num_heads = check_integer("num_heads", config.num_heads, 1)
+    core = make_core_config(config, hidden_size=config.num_heads)
+    for theirs, ours in CORE_NAMES.items():
+        setattr(config, theirs, getattr(core, ours))
 
 
 def _in_their_terms(message: str, config: AnyConfig) -> str:

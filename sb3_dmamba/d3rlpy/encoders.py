@@ -13,6 +13,7 @@ from d3rlpy.models.torch import Encoder
 from gymnasium import spaces
 from torch import Tensor
 
+from sb3_dmamba.checks import check_integer
 from sb3_dmamba.errors import ConfigError, SpaceError
 from sb3_dmamba.networks.encoders import LinearEncoder, NatureCNNEncoder
 
@@ -56,9 +57,7 @@ class DecisionMambaEncoderFactory(EncoderFactory):
     kind: str = "auto"
 
     def __post_init__(self) -> None:
-        size = self.feature_size
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise ConfigError(f"feature_size={size!r}: give an integer of at least 1")
+        self.feature_size = check_integer("feature_size", self.feature_size, 1)
         if self.kind not in _KINDS:
             raise ConfigError(f"kind={self.kind!r}: choose one of {', '.join(map(repr, _KINDS))}")
 

@@ -8,8 +8,9 @@ import numpy as np
 from jaxtyping import Int32, Int64
 from numpy import ndarray
 
+from sb3_dmamba.checks import check_integer
 from sb3_dmamba.data.trajectories import Trajectories
-from sb3_dmamba.data.windows import WindowSampler, check_integer
+from sb3_dmamba.data.windows import WindowSampler
 
 __all__ = ["ConsecutiveSampler"]
 
@@ -78,8 +79,8 @@ class ConsecutiveSampler(WindowSampler):
         Raises:
             ConfigError: ``update`` is not a non-negative integer.
         """
-        check_integer("update", update, 0)
-        places = [int(phase) + int(update) for phase in self._phases]
+        update = check_integer("update", update, 0)
+        places = [int(phase) + update for phase in self._phases]
         rows = range(self.batch_size)[self.rows]
         return np.array([self._find(row, places[row]) for row in rows], dtype=np.int64)
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import copy
-import os
 import re
 import shutil
 import warnings
 from collections.abc import Iterator
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
@@ -20,6 +18,7 @@ from numpy import ndarray
 
 from sb3_dmamba.data._warn import warn_caller
 from sb3_dmamba.errors import DatasetError, MissingDependencyError, SpaceError
+from sb3_dmamba.folders import minari_folder
 
 if TYPE_CHECKING:
     from gymnasium.envs.registration import EnvSpec
@@ -165,8 +164,8 @@ def _to_minari(
             f"version at the end, such as 'walk-v0' or 'mine/walk-v0'"
         )
     spec = _find_spec(trajectories)
-    root = os.environ.get("MINARI_DATASETS_PATH") or Path.home() / ".minari" / "datasets"
-    folder = Path(root) / dataset_id
+    root = minari_folder()
+    folder = root / dataset_id
     if folder.exists():
         raise DatasetError(
             f"{dataset_id!r} exists in {root}: choose another name or version, or delete it with "

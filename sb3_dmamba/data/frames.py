@@ -9,6 +9,7 @@ from gymnasium import spaces
 from jaxtyping import Int64, UInt8
 from numpy import ndarray
 
+from sb3_dmamba.checks import check_integer
 from sb3_dmamba.data.mapping.mapped import take_rows
 from sb3_dmamba.errors import DatasetError, SpaceError
 
@@ -26,10 +27,7 @@ def check_frame_stack(frame_stack: Any, space: spaces.Box) -> int:
         DatasetError: It is no positive integer.
         SpaceError: The space does not hold that many frames.
     """
-    integer = isinstance(frame_stack, (int, np.integer)) and not isinstance(frame_stack, bool)
-    count = int(frame_stack) if integer else 0
-    if count < 1:
-        raise DatasetError(f"frame_stack={frame_stack!r}: give a positive integer")
+    count = check_integer("frame_stack", frame_stack, 1, error=DatasetError)
     if count > 1 and (space.dtype != np.uint8 or len(space.shape) < 2 or space.shape[0] != count):
         raise SpaceError(
             f"frame_stack={count} and the observation space is {space}: give the Box of what the "

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 from numpy import ndarray
 
+from sb3_dmamba.checks import check_number
 from sb3_dmamba.data._checks import check_finite, rows_per_chunk
 from sb3_dmamba.data.mapping.mapped import is_mapped, join_rows, read_rows
 from sb3_dmamba.data.returns import iterate_groups
@@ -48,12 +49,12 @@ class Transforms:
         Source: Chen et al. 2021 (arXiv:2106.01345), "percentile behavior cloning", where the
         fraction is of steps.
         """
-        _check_fraction("fraction", fraction)
+        share = _check_fraction("fraction", fraction)
         best = _find_best(self.returns, fraction)
         if len(best) == len(self):
             return self
         chosen = self[best]
-        return replace(chosen, source=_describe(self, f"the best {100 * fraction:g}% of episodes"))
+        return replace(chosen, source=_describe(self, f"the best {100 * share:g}% of episodes"))
 
     def with_delayed_rewards(self: Trajectories) -> Trajectories:  # type: ignore[misc]
         """Return the episodes with each one's return as the reward of its last step, zeros before.
@@ -89,10 +90,8 @@ def transform(
     return trajectories.with_delayed_rewards() if reward_mode == "delayed" else trajectories
 
 
-def _check_fraction(name: str, fraction: float) -> None:
-    is_number = isinstance(fraction, (int, float, np.number)) and not isinstance(fraction, bool)
-    if not is_number or not 0 < fraction <= 1:
-        raise ConfigError(f"{name}={fraction!r}: give a number above 0 and up to 1")
+def _check_fraction(name: str, fraction: float) -> float:
+    return check_number(name, fraction, math.ulp(0.0), 1.0, "above 0 and up to 1")
 
 
 def _find_best(returns: Float64[ndarray, "E"], fraction: float) -> Int64[ndarray, "n"]:

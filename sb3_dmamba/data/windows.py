@@ -13,10 +13,10 @@ from jaxtyping import Bool, Float, Int, Int64, Num
 from numpy import ndarray
 from torch import Tensor
 
+from sb3_dmamba.checks import check_integer
 from sb3_dmamba.data._selection import check_steps
 from sb3_dmamba.data.mapping.mapped import take_rows
 from sb3_dmamba.data.trajectories import Trajectories
-from sb3_dmamba.errors import ConfigError
 
 __all__ = ["WindowBatch", "WindowSampler"]
 
@@ -101,18 +101,11 @@ class WindowSampler:
         burn_in: int = 0,
         rows: slice = slice(None),
     ) -> None:
-        for name, value, minimum in (
-            ("context_length", context_length, 1),
-            ("batch_size", batch_size, 1),
-            ("seed", seed, 0),
-            ("burn_in", burn_in, 0),
-        ):
-            check_integer(name, value, minimum)
         self.trajectories = trajectories
-        self.context_length = int(context_length)
-        self.batch_size = int(batch_size)
-        self.seed = int(seed)
-        self.burn_in = int(burn_in)
+        self.context_length = check_integer("context_length", context_length, 1)
+        self.batch_size = check_integer("batch_size", batch_size, 1)
+        self.seed = check_integer("seed", seed, 0)
+        self.burn_in = check_integer("burn_in", burn_in, 0)
         self.rows = rows
         self._within_window = np.arange(self.context_length)
         self._before_window = np.arange(-self.burn_in, 0)
@@ -142,8 +135,7 @@ class WindowSampler:
         Raises:
             ConfigError: ``update`` is not a non-negative integer.
         """
-        check_integer("update", update, 0)
-        generator = np.random.default_rng((self.seed, int(update)))
+        generator = np.random.default_rng((self.seed, check_integer("update", update, 0)))
         return generator.integers(self.trajectories.n_steps, size=self.batch_size)[self.rows]
 
     def window_at(self, first_steps: Int64[ndarray, "B"]) -> WindowBatch:
@@ -234,9 +226,3 @@ def _take(
     if padding is not None:
         rows[padding] = 0
     return torch.from_numpy(rows)
-
-
-def check_integer(name: str, value: int, minimum: int) -> None:
-    """Raise ConfigError unless a value is an integer that is large enough."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < minimum:
-        raise ConfigError(f"{name}={value!r}: give an integer of at least {minimum}")

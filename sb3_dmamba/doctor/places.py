@@ -10,6 +10,7 @@ from pathlib import Path
 from sb3_dmamba.d4rl import cache_folder
 from sb3_dmamba.data import load_trajectories
 from sb3_dmamba.errors import DecisionMambaError
+from sb3_dmamba.folders import minari_folder
 from sb3_dmamba.tasks import get_task
 
 __all__ = ["BUNDLED_TASK", "Place", "find_places", "why_no_bundled_dataset"]
@@ -41,10 +42,8 @@ class Place:
 
 def find_places() -> list[Place]:
     """Look at the folders that datasets are downloaded to."""
-    given = os.environ.get("MINARI_DATASETS_PATH")
-    minari = Path(given) if given else Path.home() / ".minari" / "datasets"
     return [
-        _look_at("Minari", minari, "MINARI_DATASETS_PATH", "**/data/main_data.hdf5"),
+        _look_at("Minari", minari_folder(), "MINARI_DATASETS_PATH", "**/data/main_data.hdf5"),
         _look_at("D4RL", cache_folder(), "D4RL_DATASET_DIR", "*.hdf5"),
     ]
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from numbers import Real
 from typing import Any
 
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_dmamba.atari import MINIMAL_ACTIONS, is_atari
+from sb3_dmamba.checks import check_number
 from sb3_dmamba.data import DatasetInfo
 from sb3_dmamba.environments.making import Environment, conditions_itself, set_target_return, wrap
 from sb3_dmamba.errors import ConfigError, DatasetError, UnknownTaskError
@@ -187,7 +186,7 @@ class Surroundings:
 
     @target_return.setter
     def target_return(self, value: float | None) -> None:
-        self._target_return = None if value is None else _as_finite(value)
+        self._target_return = None if value is None else check_number("target_return", value)
         if self._venv is not None:
             set_target_return(self._venv, self.target_return)
 
@@ -222,12 +221,6 @@ class Surroundings:
         if not (is_atari(task.env_id) and is_atari(self.dataset.env_id)):
             return task
         return dataclasses.replace(task, env_kwargs={**task.env_kwargs, **self.dataset.env_kwargs})
-
-
-def _as_finite(value: Any) -> float:
-    if not isinstance(value, Real) or not math.isfinite(value):
-        raise ConfigError(f"target_return={value!r}: give a finite number")
-    return float(value)
 
 
 def _no_target_is_known() -> ConfigError:

@@ -1,10 +1,8 @@
-"""Checks that several modules share."""
+"""Whether environments fit a policy."""
 
 from __future__ import annotations
 
 from typing import Any
-
-import numpy as np
 
 from sb3_dmamba.data import flat_space
 from sb3_dmamba.data.action_bounds import check_actions_fit
@@ -12,18 +10,7 @@ from sb3_dmamba.data.spaces import has_channels_last
 from sb3_dmamba.errors import ConfigError, SpaceError
 from sb3_dmamba.evaluation.protocols import ActingPolicy
 
-__all__ = ["check_count", "check_envs"]
-
-
-def check_count(name: str, value: Any, minimum: int) -> int:
-    """Return a count as an int.
-
-    Raises:
-        ConfigError: It is no integer, or too small; names it.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < minimum:
-        raise ConfigError(f"{name}={value!r}: give an integer of at least {minimum}")
-    return int(value)
+__all__ = ["check_envs"]
 
 
 def check_envs(description: dict[str, Any], policy: ActingPolicy, n_envs: int) -> None:

@@ -15,10 +15,11 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from sb3_dmamba.checks import check_integer, check_optional_integer
 from sb3_dmamba.data import flat_space, flatten_observation
 from sb3_dmamba.data.spaces import channels_first, observation_dtype
 from sb3_dmamba.errors import ConfigError, EvaluationError
-from sb3_dmamba.evaluation.checks import check_count, check_envs
+from sb3_dmamba.evaluation.checks import check_envs
 from sb3_dmamba.evaluation.planning import DEFAULT_MAX_ENVS, choose_n_workers
 from sb3_dmamba.evaluation.protocols import ActingPolicy, ReferenceScore
 from sb3_dmamba.evaluation.report import EvaluationReport, ReportDetails
@@ -94,13 +95,12 @@ def evaluate_targets(
         SpaceError: The environment's spaces are not those of the policy.
         EvaluationError: A reward is not finite, or a worker process died.
     """
+    n_episodes = check_integer("n_episodes", n_episodes, 1)
+    n_envs = check_optional_integer("n_envs", n_envs, 1)
+    n_workers = check_optional_integer("n_workers", n_workers, 0)
+    seed = check_integer("seed", seed, 0)
+    max_episode_steps = check_optional_integer("max_episode_steps", max_episode_steps, 1)
     jobs = _Jobs.plan(target_returns, n_episodes, seed)
-    optional = {"n_envs": n_envs, "max_episode_steps": max_episode_steps}
-    for name, value in optional.items():
-        if value is not None:
-            check_count(name, value, 1)
-    if n_workers is not None:
-        check_count("n_workers", n_workers, 0)
     if not callable(make_env):
         raise ConfigError(f"make_env={make_env!r}: give a function that makes an environment")
     n_envs = min(n_envs or DEFAULT_MAX_ENVS, len(jobs))
@@ -163,8 +163,6 @@ class _Jobs:
             raise ConfigError(
                 f"target_returns={target_returns!r}: give one finite number, or a list of them"
             )
-        check_count("n_episodes", n_episodes, 1)
-        check_count("seed", seed, 0)
         return cls(
             np.repeat(targets, n_episodes), np.tile(seed + np.arange(n_episodes), len(targets))
         )

@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.utils import RecordConstructorArgs
 
-from sb3_dmamba.evaluation.checks import check_count
+from sb3_dmamba.checks import check_integer
 
 __all__ = ["SeedEpisodes", "split_seeds"]
 
@@ -36,9 +36,9 @@ class SeedEpisodes(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     """
 
     def __init__(self, env: gym.Env[Any, Any], seed: int = 0) -> None:
-        RecordConstructorArgs.__init__(self, seed=seed)
+        self._next_seed = check_integer("seed", seed, 0)
+        RecordConstructorArgs.__init__(self, seed=self._next_seed)
         gym.Wrapper.__init__(self, env)
-        self._next_seed = check_count("seed", seed, 0)
         self._is_fresh = True
         self._may_lose_lives = env.has_wrapper_attr("was_real_done")
 
@@ -80,7 +80,8 @@ def split_seeds(seed: int, n_episodes: int, n_envs: int) -> list[int]:
     Raises:
         ConfigError: An argument is no integer, or too small.
     """
-    check_count("seed", seed, 0)
-    check_count("n_episodes", n_episodes, 1)
-    counts = (n_episodes + np.arange(check_count("n_envs", n_envs, 1))) // n_envs
+    seed = check_integer("seed", seed, 0)
+    n_episodes = check_integer("n_episodes", n_episodes, 1)
+    n_envs = check_integer("n_envs", n_envs, 1)
+    counts = (n_episodes + np.arange(n_envs)) // n_envs
     return [int(first) for first in seed + np.cumsum(counts) - counts]

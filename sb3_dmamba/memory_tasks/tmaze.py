@@ -10,6 +10,7 @@ from gymnasium import spaces
 from jaxtyping import Float32
 from numpy import ndarray
 
+from sb3_dmamba.checks import check_integer
 from sb3_dmamba.errors import ConfigError
 
 __all__ = ["BACK", "DOWN", "FORWARD", "UP", "TMaze"]
@@ -48,12 +49,9 @@ class TMaze(gym.Env[ndarray, np.int64]):
     metadata = {"render_modes": ["ansi"], "render_fps": 10}  # noqa: RUF012  (Gymnasium's)
 
     def __init__(self, length: int = 50, render_mode: str | None = None) -> None:
-        is_integer = isinstance(length, (int, np.integer)) and not isinstance(length, bool)
-        if not is_integer or length < 1:
-            raise ConfigError(f"length={length!r}: give an integer of at least 1")
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise ConfigError(f"render_mode={render_mode!r}: give None or 'ansi'")
-        self.length = int(length)
+        self.length = check_integer("length", length, 1)
         self.max_steps = 2 * self.length + _SPARE_STEPS
         self.render_mode = render_mode
         self.observation_space = spaces.Box(0.0, 1.0, (4,), np.float32)

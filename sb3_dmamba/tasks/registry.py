@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import os
 import re
-from pathlib import Path
 
 from sb3_dmamba import atari, memory_tasks
 from sb3_dmamba.compatibility import is_known_elsewhere
 from sb3_dmamba.d4rl import list_names
 from sb3_dmamba.errors import UnknownTaskError
+from sb3_dmamba.folders import minari_folder
 from sb3_dmamba.tasks.recipes import (
     MEASURED_REFERENCES,
     find_d4rl_task,
@@ -120,8 +119,7 @@ def _is_local_minari_id(name: str) -> bool:
     """Whether Minari's local storage holds the dataset; leaves the storage as it is."""
     if not re.fullmatch(r"[\w./-]+", name) or ".." in name or name.startswith("/"):
         return False
-    root = os.environ.get("MINARI_DATASETS_PATH") or Path.home() / ".minari" / "datasets"
-    return (Path(root) / name / "data").is_dir()
+    return (minari_folder() / name / "data").is_dir()
 
 
 def _explain(name: str) -> str:

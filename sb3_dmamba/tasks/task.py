@@ -85,7 +85,9 @@ class Task:
         targets = tuple(float(target) for target in self.target_returns)
         object.__setattr__(self, "target_returns", targets)
         object.__setattr__(self, "actions", tuple(self.actions))
-        self.config()
+        recipe = self.config()
+        plain = {name: getattr(recipe, name) for name in self.overrides}  # Python's, not NumPy's
+        object.__setattr__(self, "overrides", plain)
 
     def config(self, **overrides: Any) -> DecisionMambaConfig:
         """Return the task's recipe, with some fields changed.

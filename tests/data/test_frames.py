@@ -162,7 +162,7 @@ def test_from_episodes(make_trajectories: Make) -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"stack": 0}, DatasetError, "frame_stack=0: give a positive integer"),
+        ({"stack": 0}, DatasetError, "frame_stack=0: give an integer of at least 1"),
         ({"frame_stack": True}, DatasetError, "frame_stack=True"),
         ({"frame_stack": 2.0}, DatasetError, r"frame_stack=2\.0"),
         ({"frame_stack": 3}, SpaceError, r"frame_stack=3 and .* shape \(3, \*frame\)"),

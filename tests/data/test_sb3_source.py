@@ -143,7 +143,7 @@ def test_limits_where_the_buffer_does_not_know_them() -> None:
     assert data.lengths.tolist() == [2, 3, 4, 3]
     assert data.truncated.tolist() == [False, True, False, False]
     assert data.terminated.tolist() == [True, False, True, False]
-    with pytest.raises(DatasetError, match="max_episode_steps=0: give a positive integer"):
+    with pytest.raises(DatasetError, match="max_episode_steps=0: give an integer of at least 1"):
         load_trajectories(buffer, max_episode_steps=0)
     known = ReplayBuffer(90, BOX, ACTIONS)
     fill(known, 9, environments(1))

@@ -95,7 +95,7 @@ def test_the_source_says_what_was_kept(make_trajectories: Make) -> None:
 
 @pytest.mark.parametrize("fraction", [0, -0.1, 1.1, np.nan, True, "0.1", None])
 def test_no_fraction(make_trajectories: Make, fraction: Any) -> None:
-    with pytest.raises(ConfigError, match=r"fraction=.*give a number above 0 and up to 1"):
+    with pytest.raises(ConfigError, match=r"fraction=.*give a finite number above 0 and up to 1"):
         make_trajectories([1]).take_top(fraction)
 
 
@@ -119,7 +119,7 @@ def test_options_of_every_source(data: Trajectories, tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"reward_mode": "sparse"}, "reward_mode='sparse': choose 'dense' or 'delayed'"),
-        ({"top_fraction": 10}, "top_fraction=10: give a number above 0"),
+        ({"top_fraction": 10}, "top_fraction=10: give a finite number above 0"),
     ],
 )
 def test_options_are_checked_before_loading(options: dict[str, Any], message: str) -> None:

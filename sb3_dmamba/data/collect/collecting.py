@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
+from sb3_dmamba.checks import check_integer, check_optional_integer
 from sb3_dmamba.data._progress import count_progress
 from sb3_dmamba.data.collect.opening import open_envs
 from sb3_dmamba.data.collect.policies import as_actor, derive_action_seed
@@ -86,18 +87,16 @@ def collect(
         UnknownTaskError: No environment has the id ``env``.
         MissingDependencyError: Its package is not installed.
     """
-    for what, value, minimum in (("n_steps", n_steps, 1), ("n_envs", n_envs, 1), ("seed", seed, 0)):
-        is_integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-        if value is not None and (not is_integer or value < minimum):
-            raise ConfigError(f"{what}={value!r}: give an integer of at least {minimum}")
+    n_steps = check_integer("n_steps", n_steps, 1)
+    n_envs = check_integer("n_envs", n_envs, 1)
+    seed = check_optional_integer("seed", seed, 0)
     if env_kwargs and env_id is None and not isinstance(env, str):
         raise ConfigError(
             f"env_kwargs={dict(env_kwargs)!r} are for making an environment: give its id, as env "
             f"or, to be noted, as env_id"
         )
-    seed = None if seed is None else int(seed)
     condition = getattr(policy, "condition_env", None)
-    with open_envs(env, int(n_envs), env_kwargs, condition) as opened:
+    with open_envs(env, n_envs, env_kwargs, condition) as opened:
         noted = (opened.env_id, opened.env_kwargs) if env_id is None else (env_id, env_kwargs)
         kind = policy if isinstance(policy, str) else getattr(policy, "__name__", None)
         described: dict[str, Any] = {
@@ -110,7 +109,7 @@ def collect(
         }
         sink: Sink
         if folder is None:
-            sink = MemorySink(int(n_steps), described)
+            sink = MemorySink(n_steps, described)
         else:
             sink = TrajectoriesWriter(folder, overwrite=overwrite, **described)
         with (
@@ -118,8 +117,8 @@ def collect(
             _random_numbers_from(seed, policy),
             count_progress("recording", "steps", progress_bar) as bar,
         ):
-            bar.start(0, int(n_steps))
-            recorder = Recorder(sink, opened, frame_stack, int(n_steps))
+            bar.start(0, n_steps)
+            recorder = Recorder(sink, opened, frame_stack, n_steps)
             act = as_actor(policy, opened.envs, deterministic, seed)
             for recorded in recorder.run(act, seed):
                 bar.advance(recorded)

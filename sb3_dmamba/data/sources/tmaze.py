@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 from numpy import ndarray
 
+from sb3_dmamba.checks import check_integer
 from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.errors import DatasetError
 from sb3_dmamba.memory_tasks import TMAZE_ID, parse_tmaze_name
@@ -15,7 +16,6 @@ __all__ = ["load_tmaze"]
 
 _MOST_WASTE = 0.03  # share of its steps that the laziest agent wastes
 _LEAST_RIGHT = 0.5  # share of its turns that the most forgetful agent gets right
-_LEAST = {"n_episodes": 1, "seed": 0}
 
 
 def load_tmaze(source: str, *, n_episodes: int = 1000, seed: int = 0) -> Trajectories:
@@ -38,12 +38,10 @@ def load_tmaze(source: str, *, n_episodes: int = 1000, seed: int = 0) -> Traject
     length = parse_tmaze_name(source)
     if length is None:
         raise DatasetError(f"{source!r} is no T-maze: write tmaze- and its length, 'tmaze-50'")
-    for name, value in (("n_episodes", n_episodes), ("seed", seed)):
-        is_integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-        if not is_integer or value < _LEAST[name]:
-            raise DatasetError(f"{name}={value!r}: give an integer of at least {_LEAST[name]}")
+    n_episodes = check_integer("n_episodes", n_episodes, 1, error=DatasetError)
+    seed = check_integer("seed", seed, 0, error=DatasetError)
     env = TMaze(length)
-    generators = np.random.default_rng(int(seed)).spawn(int(n_episodes))
+    generators = np.random.default_rng(seed).spawn(n_episodes)
     played = [_play(env, generator) for generator in generators]
     observations, actions, rewards, terminated = zip(*played, strict=True)
     return Trajectories.from_episodes(

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from sb3_dmamba.checks import check_integer, check_optional_integer
 from sb3_dmamba.config import DecisionMambaConfig, Memory
 from sb3_dmamba.errors import ConfigError
 from sb3_dmamba.tasks import Task
@@ -53,13 +54,10 @@ class EvaluationPlan:
             values = getattr(self, name)
             if not values or len(set(values)) != len(values):
                 raise ConfigError(f"{name}={values!r}: give at least one, each once")
-        minima = {"n_episodes": 1, "every": 0, "seed": 0}
-        if self.max_episode_steps is not None:
-            minima["max_episode_steps"] = 1
-        for name, minimum in minima.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-                raise ConfigError(f"{name}={value!r}: give an integer of at least {minimum}")
+        for name, minimum in (("n_episodes", 1), ("every", 0), ("seed", 0)):
+            object.__setattr__(self, name, check_integer(name, getattr(self, name), minimum))
+        limit = check_optional_integer("max_episode_steps", self.max_episode_steps, 1)
+        object.__setattr__(self, "max_episode_steps", limit)
 
     def identity(self) -> dict[str, Any]:
         """Return all that decides the result, JSON-compatible; what is not asked is left out."""

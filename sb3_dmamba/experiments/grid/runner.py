@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from sb3_dmamba.errors import ConfigError, ExperimentError
+from sb3_dmamba.checks import check_integer
+from sb3_dmamba.errors import ExperimentError
 from sb3_dmamba.experiments.grid.folder import CellFolder
 from sb3_dmamba.experiments.grid.local import run_locally
 from sb3_dmamba.experiments.grid.progress import show_progress
@@ -39,8 +40,7 @@ class Engine:
 
     def __post_init__(self) -> None:
         for name in ("jobs", "threads"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)!r}: give an integer of at least 1")
+            object.__setattr__(self, name, check_integer(name, getattr(self, name), 1))
 
 
 def run_cells(

@@ -13,6 +13,7 @@ from gymnasium import spaces
 from jaxtyping import Bool, Int64
 from numpy import ndarray
 
+from sb3_dmamba.checks import check_integer
 from sb3_dmamba.d4rl import find_robot
 from sb3_dmamba.data._checks import CHUNK_BYTES
 from sb3_dmamba.data.sources.arrays import flatten_observations, infer_action_space
@@ -127,8 +128,7 @@ def _cut_by_length(terminated: Bool[ndarray, "N"], limit: int | None) -> Bool[nd
     truncated: Bool[ndarray, "N"] = np.zeros(len(terminated), dtype=bool)
     if limit is None:
         return truncated
-    if limit < 1:
-        raise DatasetError(f"max_episode_steps={limit}: give a positive number of steps")
+    limit = check_integer("max_episode_steps", limit, 1, error=DatasetError)
     starts = np.concatenate([[0], np.flatnonzero(terminated) + 1])
     steps = np.arange(len(terminated))
     within = steps - starts[np.searchsorted(starts, steps, side="right") - 1]

@@ -14,6 +14,7 @@ from gymnasium import spaces
 
 from sb3_dmamba.atari import ATARI_ID
 from sb3_dmamba.atari.games import N_ACTIONS, canonical_game
+from sb3_dmamba.checks import check_integer, check_optional_integer
 from sb3_dmamba.data._progress import count_progress
 from sb3_dmamba.data.sources.dqn_replay.episodes import (
     RecordedEpisode,
@@ -90,7 +91,17 @@ def load_dqn_replay(
     Source: Agarwal et al. 2020 (arXiv:1907.04543) recorded the data; Chen et al. 2021
     (arXiv:2106.01345), section 4.1, have the recipe.
     """
-    _check_numbers(locals())
+    run = check_optional_integer("run", run, 0)
+    n_buffers = check_optional_integer("n_buffers", n_buffers, 1)
+    visit = check_optional_integer("trajectories_per_buffer", trajectories_per_buffer, 1)
+    n_steps = check_optional_integer("n_steps", n_steps, 1)
+    seed = check_integer("seed", seed, 0)
+    frame_stack = check_integer("frame_stack", frame_stack, 1)
+    if n_steps is None and visit is not None:
+        raise ConfigError(
+            "trajectories_per_buffer is part of the paper's recipe: give n_steps too "
+            "(the paper's is 500000)"
+        )
     logs = _find_logs(Path(source).expanduser(), run)
     name = canonical_game(game if game is not None else _game_of(logs))
     opened = [Checkpoint.open(logs, number) for number in _choose(logs, checkpoints, n_buffers)]
@@ -117,8 +128,8 @@ def load_dqn_replay(
                 )
                 for one in opened
             }
-            size = trajectories_per_buffer or _DEFAULT_VISIT
-            episodes = _report_steps(follow_recipe(visits, size, n_steps, seed), bar.advance)
+            recipe = follow_recipe(visits, visit or _DEFAULT_VISIT, n_steps, seed)
+            episodes = _report_steps(recipe, bar.advance)
         pieces = _as_pieces(
             episodes,
             observation_space=spaces.Box(0, 255, seen, np.uint8),
@@ -143,21 +154,6 @@ def _as_pieces(episodes: Iterator[RecordedEpisode], **fields: Any) -> Iterator[T
             truncated=np.array([False]),
             episode_offsets=np.array([0, len(episode.rewards)]),
             **fields,
-        )
-
-
-def _check_numbers(given: dict[str, Any]) -> None:
-    optional = ("run", "n_buffers", "trajectories_per_buffer", "n_steps")
-    for name in (*optional, "seed", "frame_stack"):
-        value, minimum = given[name], 0 if name in ("run", "seed") else 1
-        if value is None and name in optional:
-            continue
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < minimum:
-            raise ConfigError(f"{name}={value!r}: give an integer of at least {minimum}")
-    if given["n_steps"] is None and given["trajectories_per_buffer"] is not None:
-        raise ConfigError(
-            "trajectories_per_buffer is part of the paper's recipe: give n_steps too "
-            "(the paper's is 500000)"
         )
 
 

@@ -27,6 +27,7 @@ from sb3_dmamba.data.spaces import check_action_space, flat_space, observation_d
 from sb3_dmamba.data.store.gathering import IN_MEMORY_BYTES, spill_pieces
 from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.errors import DatasetError
+from sb3_dmamba.folders import minari_folder
 
 __all__ = [
     "Dataset",
@@ -67,7 +68,7 @@ def find_minari_folder(dataset_id: str, *, download: bool = True) -> Path:
     Raises:
         DatasetError: It is not there and cannot be downloaded.
     """
-    root = Path(os.environ.get("MINARI_DATASETS_PATH") or Path.home() / ".minari" / "datasets")
+    root = minari_folder()
     for place in (root, _BUNDLED):
         if (place / dataset_id / "data").is_dir():
             return place / dataset_id

@@ -11,6 +11,7 @@ from gymnasium import spaces
 from jaxtyping import Bool, Int64
 from numpy import ndarray
 
+from sb3_dmamba.checks import check_integer
 from sb3_dmamba.data._warn import warn_caller
 from sb3_dmamba.data.sources.sb3.rows import (
     Segment,
@@ -78,13 +79,13 @@ def load_replay_buffer(
         _check_order(done, broken, rows)
     segments = cut_rows(done & ~truncated, truncated, broken)
     if max_episode_steps is not None:
-        _check_limit(max_episode_steps)
+        limit = check_integer("max_episode_steps", max_episode_steps, 1, error=DatasetError)
         if source.handle_timeout_termination:
             raise DatasetError(
                 f"max_episode_steps={max_episode_steps}: the buffer knows itself which episodes "
                 f"were truncated; leave it out"
             )
-        segments = [_truncate(segment, max_episode_steps) for segment in segments]
+        segments = [_truncate(segment, limit) for segment in segments]
     if source.full and not keep_partial:
         in_all = sum(segment.end - segment.start for segment in segments)
         segments = [segment for segment in segments if segment.start > 0]
@@ -166,8 +167,8 @@ def load_rollout_buffer(
     segments = cut_rows(ended, np.zeros_like(ended), np.zeros_like(ended))
     segments = [s for s in segments if starts[s.start, s.env]]
     if max_episode_steps is not None:
-        _check_limit(max_episode_steps)
-        segments = [_leave_out_timeout(segment, max_episode_steps) for segment in segments]
+        limit = check_integer("max_episode_steps", max_episode_steps, 1, error=DatasetError)
+        segments = [_leave_out_timeout(segment, limit) for segment in segments]
         segments = [segment for segment in segments if segment.end > segment.start]
     if not segments:
         raise DatasetError("no episode began in the rollout buffer: collect more steps")
@@ -216,12 +217,6 @@ def _check_order(
             f"{env}) the observation noted as next is not the next row's: the buffer holds single "
             f"transitions, from which no episode can be put together"
         )
-
-
-def _check_limit(max_episode_steps: int) -> None:
-    is_integer = isinstance(max_episode_steps, (int, np.integer))
-    if not is_integer or isinstance(max_episode_steps, bool) or max_episode_steps < 1:
-        raise DatasetError(f"max_episode_steps={max_episode_steps!r}: give a positive integer")
 
 
 def _truncate(segment: Segment, limit: int) -> Segment:
