@@ -25,7 +25,12 @@ _FINAL_FRACTION = 0.1  # of the learning rate, once all tokens have been seen
 
 
 class TrainingProgress(nn.Module):
-    """How far training has come; a module, so that d3rlpy saves it with the weights."""
+    """How far training has come; a module, so that d3rlpy saves it with the weights.
+
+    Attributes:
+        n_updates: Updates taken, a scalar.
+        n_tokens: Real steps seen in them, a scalar; of all processes together under ``enable_ddp``.
+    """
 
     n_updates: Tensor
     n_tokens: Tensor
@@ -58,7 +63,7 @@ class DecisionMambaModules(Modules):
 
 @dataclasses.dataclass(frozen=True)
 class TokenSchedule:
-    """A learning rate that follows the number of steps seen.
+    """A learning rate that follows the number of steps seen, by all processes together.
 
     Args:
         learning_rate: At the top.
@@ -176,7 +181,7 @@ class DecisionMambaImpl(TransformerAlgoImplBase):
         """
         metrics: dict[str, float] = {}
         progress = self.progress
-        n_tokens = int(progress.n_tokens) + int(batch.masks.sum())
+        n_tokens = int(progress.n_tokens) + self._count_tokens(batch)
         if self._schedule is not None:
             metrics["learning_rate"] = self._schedule.compute(n_tokens)
             for group in self._modules.optim.optim.param_groups:
@@ -195,11 +200,22 @@ class DecisionMambaImpl(TransformerAlgoImplBase):
         progress.n_updates += 1
         return {"loss": loss, **metrics}
 
+    @property
+    def _is_parallel(self) -> bool:
+        return self.model is not self._modules.transformer
+
+    def _count_tokens(self, batch: Any) -> int:
+        """Count the real steps of an update, those of all processes together."""
+        count = batch.masks.sum().to(torch.int64)
+        if self._is_parallel:  # or else each process would follow a schedule of its own
+            torch.distributed.all_reduce(count)
+        return int(count)
+
     def _own_randomness(self) -> contextlib.AbstractContextManager[None]:
         if self._seed is None:
             return contextlib.nullcontext()
         entropy = [self._seed, int(self.progress.n_updates), DROPOUT_STREAM]
-        if self.model is not self._modules.transformer and torch.distributed.get_rank() > 0:
+        if self._is_parallel and torch.distributed.get_rank() > 0:
             entropy.append(torch.distributed.get_rank())  # each process drops out for itself
         return local_seed(torch.device(self._device), *entropy)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO, overload
 
 import numpy as np
+import torch.distributed as dist
 from d3rlpy.constants import ActionSpace
 from d3rlpy.dataset import (
     BasicTrajectorySlicer,
@@ -65,12 +66,14 @@ class WindowReplayBuffer(ReplayBufferBase):
     """A view of recorded episodes that draws windows as ``sb3_dmamba.DecisionMamba.fit`` does.
 
     The n-th batch is a function of the seed and n alone; d3rlpy's own buffers draw from NumPy's
-    global generator. Nothing is copied, so data that is memory-mapped stays on disk. Made by
-    :func:`as_replay_buffer`.
+    global generator. Where torch's default process group is initialised, as for ``enable_ddp``,
+    each process draws its rows of a batch ``world_size`` times as large: other windows than the
+    others', and together those that one process with the larger batch would draw. Nothing is
+    copied, so data that is memory-mapped stays on disk. Made by :func:`as_replay_buffer`.
 
     Args:
         trajectories: The episodes.
-        seed: Seed of the windows.
+        seed: Seed of the windows, the same in every process.
         first_batch: Number of the first batch, for a run that is resumed.
 
     Attributes:
@@ -85,7 +88,7 @@ class WindowReplayBuffer(ReplayBufferBase):
         self.trajectories = trajectories
         self.n_batches = first_batch
         self._seed = seed
-        self._samplers: dict[tuple[int, int], WindowSampler] = {}
+        self._samplers: dict[tuple[int, ...], WindowSampler] = {}
         self._episodes = _Episodes(trajectories)
         # As d3rlpy counts: the last step of an episode that was not terminated is no transition.
         counts = trajectories.lengths - ~trajectories.terminated
@@ -108,18 +111,29 @@ class WindowReplayBuffer(ReplayBufferBase):
         """Draw the next batch of windows, padded on the left as d3rlpy has them.
 
         Args:
-            batch_size: Number of windows.
+            batch_size: Number of windows; of this process's, where there are several.
             length: Steps of each.
         """
-        key = (batch_size, length)
-        if key not in self._samplers:
-            self._samplers[key] = WindowSampler(self.trajectories, length, batch_size, self._seed)
-        sampler = self._samplers[key]
+        sampler = self._find_sampler(batch_size, length)
         first_steps = sampler.draw_first_steps(self.n_batches)
         windows = sampler.window_at(first_steps)
         rewards, terminals = self._outcomes(first_steps, windows.padding_mask.numpy())
         self.n_batches += 1
         return _to_d3rlpy(windows, rewards, terminals)
+
+    def _find_sampler(self, batch_size: int, length: int) -> WindowSampler:
+        """Return what draws this process's rows of the batch of all processes."""
+        rank, size = _find_processes()
+        key = (batch_size, length, rank, size)
+        if key not in self._samplers:
+            self._samplers[key] = WindowSampler(
+                self.trajectories,
+                length,
+                batch_size * size,
+                self._seed,
+                rows=slice(rank * batch_size, (rank + 1) * batch_size),
+            )
+        return self._samplers[key]
 
     def _outcomes(self, first_steps: ndarray, real: ndarray) -> tuple[ndarray, ndarray]:
         """Return rewards and terminal flags (B, K) of windows, which ours do not carry."""
@@ -231,18 +245,27 @@ def as_replay_buffer(
 
     Args:
         source: Anything :func:`~sb3_dmamba.load_trajectories` takes.
-        seed: Seed of the windows; the one of ``DecisionMamba(seed=...)`` gives the same.
+        seed: Seed of the windows; the one of ``DecisionMamba(seed=...)`` gives the same. Give every
+            process of a data-parallel run the same: each draws windows of its own from it.
         first_batch: Number of the first batch, for a run that is resumed.
         **options: The source's own, for :func:`~sb3_dmamba.load_trajectories`.
 
     Returns:
-        A replay buffer whose batches are a function of seed and number.
+        A replay buffer whose batches are a function of seed and number, and in a data-parallel
+        run of the process's rank and the number of processes.
 
     Raises:
         DatasetError: The dataset cannot be read.
         SpaceError: d3rlpy cannot hold its actions.
     """
     return WindowReplayBuffer(load_trajectories(source, **options), seed, first_batch)
+
+
+def _find_processes() -> tuple[int, int]:
+    """Return this process's rank and how many there are; 0 and 1 where it is alone."""
+    if not dist.is_available() or not dist.is_initialized():
+        return 0, 1
+    return dist.get_rank(), dist.get_world_size()
 
 
 def _to_d3rlpy(windows: WindowBatch, rewards: ndarray, terminals: ndarray) -> TrajectoryMiniBatch:
