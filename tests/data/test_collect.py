@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -676,6 +677,9 @@ def test_one_environment_made_twice() -> None:
     [
         (np.array([0.0, 1.5]), r"at step 0 the policy chose 1.5, outside Box"),
         (np.array([0.0, np.nan]), "the policy chose nan, outside Box"),
+        (np.array([np.inf, 0.0]), r"at step 0 the policy chose inf, outside Box"),
+        (np.array([0.0, -np.inf]), r"at step 0 the policy chose -inf, outside Box"),
+        (np.array([0.0, 1.0001]), r"at step 0 the policy chose 1.0001, outside Box"),
         (np.zeros(3), r"actions of shape \(1, 3\) and dtype float64 for 1 environment"),
         ("left", "dtype <U4"),
     ],
@@ -683,6 +687,21 @@ def test_one_environment_made_twice() -> None:
 def test_actions_outside_the_space(action: Any, message: str) -> None:
     with pytest.raises(DatasetError, match=message):
         collect(lambda observation: action, SeededEnv(), 5)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])  # recorded as float32 either way
+@pytest.mark.parametrize("action", [np.nan, np.inf, -np.inf, 1e300])  # 1e300 is inf in float32
+def test_actions_that_are_not_finite_are_refused_where_there_are_no_bounds(
+    action: float, dtype: type
+) -> None:
+    class Unbounded(SeededEnv):
+        def __init__(self) -> None:
+            super().__init__()
+            self.action_space = spaces.Box(-np.inf, np.inf, (2,), dtype)
+
+    taken = iter([0.0, 1e30, action])
+    with pytest.raises(DatasetError, match=f"at step 2 the policy chose {re.escape(str(action))}"):
+        collect(lambda observation: np.full(2, next(taken)), Unbounded(), 5)
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,8 @@ def check_actions(
         step: Number of the step, for messages.
 
     Raises:
-        DatasetError: They do not fit the space; names the step.
+        DatasetError: They do not fit the space, or are not finite in its dtype or in the float32
+            of the recording; names the step.
     """
     array = np.asarray(actions)
     is_box, n = isinstance(space, spaces.Box), len(is_taken)
@@ -87,18 +88,29 @@ def check_actions(
             f"{array.dtype} for {n} environment(s) with the action space {space}"
         )
     array = array.reshape(shape)
+    taken: ndarray
     if isinstance(space, spaces.Discrete):
         inside = (array >= space.start) & (array < space.start + space.n)
+        taken = array.astype(np.int64)
     else:
-        slack = _TOLERANCE * np.maximum(1.0, np.abs(array))
-        inside = (array >= space.low - slack) & (array <= space.high + slack)
+        with np.errstate(over="ignore"):  # too large is infinite, which is refused below
+            taken = array.astype(space.dtype)
+            recorded = taken.astype(np.float32)
+        low, high = (bound.astype(np.float64) for bound in (space.low, space.high))
+        inside = (array >= low - _slack(low)) & (array <= high + _slack(high))
+        inside &= np.isfinite(taken) & np.isfinite(recorded)
     inside[~is_taken] = True
-    if not inside.all():  # NaN included
+    if not inside.all():
         raise DatasetError(
             f"at step {step} the policy chose {array[~inside][0]}, outside {space}: clip or scale "
             f"its actions in a function, collect(lambda observation: ..., ...)"
         )
-    return array.astype(space.dtype if is_box else np.int64)
+    return taken
+
+
+def _slack(bound: Float64[ndarray, "A"]) -> Float64[ndarray, "A"]:
+    slack: ndarray = _TOLERANCE * np.maximum(1.0, np.abs(bound))
+    return slack
 
 
 def derive_action_seed(seed: int) -> int:
