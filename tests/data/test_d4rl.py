@@ -333,6 +333,22 @@ def test_an_episode_that_neither_flag_ends_was_cut(tmp_path: Path) -> None:
     assert data.cut.tolist() == [False, True]
 
 
+@pytest.mark.parametrize("name", ["timeouts", "truncations"])
+def test_episodes_that_only_time_limits_end(tmp_path: Path, name: str) -> None:
+    """As the same arrays do when they are flat."""
+    arrays = {key: values[:7] for key, values in flat_arrays().items()}
+    arrays[name] = np.arange(7) == 3  # nothing ends the second one
+    keys = ("observations", "actions", "rewards", name)
+    flat = {key: arrays[key] for key in keys}
+    pieces = [{key: flat[key][part] for key in keys} for part in (slice(0, 4), slice(4, 7))]
+    for contents in (flat, pieces):
+        data = load_trajectories(write_pickle(tmp_path / "a.pkl", contents))
+        assert data.lengths.tolist() == [4, 3]
+        assert data.terminated.tolist() == [False, False]
+        assert data.truncated.tolist() == [True, False]
+        assert data.cut.tolist() == [False, True]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -350,8 +366,8 @@ def test_an_episode_that_neither_flag_ends_was_cut(tmp_path: Path) -> None:
         (lambda e: [{**e[0], "terminals": np.ones(4)}], r"terminals: step 0 is flagged"),
         (lambda e: [{**e[0], "terminals": np.ones(3)}], "terminals: one flag, 0 or 1, is needed"),
         (
-            lambda e: [{k: v for k, v in e[0].items() if k != "terminals"}],
-            "episode 0 has no 'terminals': it has 'observations'",
+            lambda e: [e[0], {k: v for k, v in e[1].items() if k != "terminals"}],
+            "episode 1 has neither 'terminals' nor 'timeouts'.*: it has 'observations'",
         ),
         (
             lambda e: [e[0], {**e[1], "observations": np.zeros((3, 2))}],

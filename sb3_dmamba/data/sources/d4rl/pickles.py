@@ -35,8 +35,8 @@ def read_pickle(
 ) -> Trajectories:
     """Read a list of episodes, or a dict of flat arrays; nothing in the file is run.
 
-    An episode's ``timeouts`` are used where there are any. The Decision Transformer's files have
-    none, and only episodes that ended: there, one that did not terminate ran out of time.
+    An episode needs ``terminals``, ``timeouts`` or both. The Decision Transformer's files have no
+    ``timeouts``, and only episodes that ended: there, one that did not terminate ran out of time.
 
     Args:
         path: The file.
@@ -97,9 +97,12 @@ def _read_episode(episode: Any, where: str) -> dict[str, ndarray]:
             )
     terminated = _flag(episode, _TERMINATED, n_steps, where)
     truncated = _flag(episode, _TRUNCATED, n_steps, where)
-    if terminated is None:
-        raise DatasetError(f"{where} has no 'terminals': it has {_keys(episode)}")
-    arrays["terminated"] = np.array(terminated)
+    if terminated is None and truncated is None:
+        raise DatasetError(
+            f"{where} has neither 'terminals' nor 'timeouts' (nor Gymnasium's 'terminations', "
+            f"'truncations'), one of which is needed: it has {_keys(episode)}"
+        )
+    arrays["terminated"] = np.array(bool(terminated))
     arrays["truncated"] = np.array(not terminated if truncated is None else truncated)
     return arrays
 
