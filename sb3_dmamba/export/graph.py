@@ -24,9 +24,7 @@ def make_memory(
     """Return one of a policy's two memories, over a model of its spaces."""
     if memory == "stream":
         return StreamMemory(model, policy.action_space, uniform)
-    return WindowMemory(
-        model, policy.observation_space, policy.action_space, policy.config.context_length, uniform
-    )
+    return WindowMemory(model, policy.action_space, policy.config.context_length, uniform)
 
 
 class PolicyGraph(nn.Module):

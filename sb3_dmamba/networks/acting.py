@@ -24,11 +24,6 @@ def _action_rows(space: spaces.Space[Any], *lead: int) -> Tensor:
     return torch.zeros(*lead, math.prod(space.shape))
 
 
-def _observation_rows(space: spaces.Box, *lead: int) -> Tensor:
-    is_bytes = space.dtype == "uint8"
-    return torch.zeros(*lead, *space.shape, dtype=torch.uint8 if is_bytes else torch.float32)
-
-
 class StreamMemory:
     """Carry the recurrent state over the whole episode, at a constant cost a step.
 
@@ -146,11 +141,14 @@ class StreamMemory:
 
 
 class WindowMemory:
-    """Re-encode the last ``context_length`` steps at each step, as the paper does.
+    """Run the model over the last ``context_length`` steps at each step, as the paper does.
+
+    An observation is embedded once, when it is new: time and position are added later, so its
+    embedding stays the same for as long as it is in the window. A state is therefore of the weights
+    that it was made with, as a stream's is.
 
     Args:
         model: The model that acts.
-        observation_space: Its observation space.
         action_space: Its action space.
         context_length: Steps to look back on, the current one included.
         uniform: As for :class:`StreamMemory`.
@@ -159,13 +157,11 @@ class WindowMemory:
     def __init__(
         self,
         model: SequenceModel,
-        observation_space: spaces.Box,
         action_space: spaces.Space[Any],
         context_length: int,
         uniform: bool = False,
     ) -> None:
         self.model = model
-        self.observation_space = observation_space
         self.action_space = action_space
         self.context_length = context_length
         self.uniform = uniform
@@ -177,7 +173,7 @@ class WindowMemory:
         tensors = {
             "timestep": torch.zeros(n_envs, dtype=torch.int64),
             "action": _action_rows(self.action_space, n_envs),
-            "observations": _observation_rows(self.observation_space, *shape),
+            "embedded_observations": torch.zeros(*shape, self.model.hidden_size),
             "actions": _action_rows(self.action_space, *shape),
             "returns_to_go": torch.zeros(shape),
         }
@@ -196,14 +192,15 @@ class WindowMemory:
         row = torch.arange(timestep.shape[0], device=timestep.device)
         # At a first step this writes the action that comes later, which nothing sees.
         window["actions"][row, (place - 1).clamp_min(0)] = state.tensors["action"]
-        window["observations"][row, place] = observations.to(window["observations"].dtype)
+        embedded = self.model.embedding.embed_observations(observations.unsqueeze(1)).squeeze(1)
+        window["embedded_observations"][row, place] = embedded.float()
         window["returns_to_go"][row, place] = returns_to_go
 
         # Rows of different ages are padded on the right, where a causal model cannot see it.
         n_steps = self.context_length if self.uniform else int(place.max()) + 1
         offset = torch.arange(n_steps, device=timestep.device)
-        tokens = self.model.embedding(
-            window["observations"][:, :n_steps],
+        tokens = self.model.embedding.join(
+            window["embedded_observations"][:, :n_steps],
             window["actions"][:, :n_steps],
             window["returns_to_go"][:, :n_steps],
             (timestep - place)[:, None] + offset,
@@ -220,7 +217,7 @@ class WindowMemory:
 
     def _shift_full_windows(self, state: ActingState) -> dict[str, Tensor]:
         """Copy the windows, those that are full without their oldest step."""
-        names = ("observations", "actions", "returns_to_go")
+        names = ("embedded_observations", "actions", "returns_to_go")
         full = state.tensors["timestep"] >= self.context_length
         shifted = {}
         for name in names:

@@ -55,7 +55,6 @@ class ActingGraphs:
 
     Args:
         model: The model that acts.
-        observation_space: Its observation space.
         action_space: Its action space.
         config: ``context_length``, ``cuda_graph``.
     """
@@ -63,7 +62,6 @@ class ActingGraphs:
     def __init__(
         self,
         model: SequenceModel,
-        observation_space: spaces.Box,
         action_space: spaces.Space[Any],
         config: DecisionMambaConfig,
     ) -> None:
@@ -71,9 +69,7 @@ class ActingGraphs:
         self.wanted = config.cuda_graph
         self._memories: dict[str, StreamMemory | WindowMemory] = {
             "stream": StreamMemory(model, action_space, uniform=True),
-            "window": WindowMemory(
-                model, observation_space, action_space, config.context_length, uniform=True
-            ),
+            "window": WindowMemory(model, action_space, config.context_length, uniform=True),
         }
         self._graphs: dict[tuple[str, int], _Graph] = {}
         self._uses: dict[tuple[str, int], int] = {}

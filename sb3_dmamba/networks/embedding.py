@@ -83,10 +83,33 @@ class TokenEmbedding(nn.Module):
         Returns:
             The tokens, ready for the first block.
         """
+        embedded = self.embed_observations(observations)
+        return self.join(embedded, actions, returns_to_go, timesteps, keep_last_action)
+
+    def join(
+        self,
+        embedded_observations: Float[Tensor, "B K H"],
+        actions: Num[Tensor, "B K *act"],
+        returns_to_go: Float[Tensor, "B K"],
+        timesteps: Int[Tensor, "B K"],
+        keep_last_action: bool = False,
+    ) -> Float[Tensor, "B L H"]:
+        """Do the same as :meth:`forward` where the observations are embedded already.
+
+        Args:
+            embedded_observations: What :meth:`embed_observations` made of them.
+            actions: As for :meth:`forward`, as is what follows.
+            returns_to_go: In the environment's units.
+            timesteps: Step in the episode, from 0.
+            keep_last_action: Whether the last action is there.
+
+        Returns:
+            The tokens, ready for the first block.
+        """
         tokens = torch.stack(
             [
                 self.embed_returns(returns_to_go),
-                self.embed_observations(observations),
+                embedded_observations,
                 self.embed_actions(actions),
             ],
             dim=2,

@@ -48,6 +48,7 @@ class SequenceModel(nn.Module):
         observation_encoder: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        self.hidden_size = config.hidden_size
         self.embedding = TokenEmbedding(
             observation_space, action_space, config, statistics, observation_encoder
         )

@@ -30,7 +30,7 @@ def test_it_writes_beside_the_model_and_shows_what_goes_in() -> None:
     text = run("model.zip").stdout
     assert Path("model.onnx").is_file()
     assert "memory: window" in text
-    assert re.search(r"state\.observations\W+float32\W+5 x 3", text)
+    assert re.search(r"state\.embedded_observations\W+float32\W+5 x 16", text)
     assert "action and each next_state" in text
     assert "differs from the model by at most" in text
     assert "wrote model.onnx" in text

@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from torch import Tensor, nn
 
 from sb3_dmamba.config import DecisionMambaConfig, Memory
 from sb3_dmamba.errors import ConditioningError, ConfigError, SpaceError
@@ -21,11 +24,39 @@ CONFIG = DecisionMambaConfig(hidden_size=16, n_layers=2, context_length=K, d_sta
 T = 12  # longer than the window
 
 
-def make_policy(n_actions: int | None = None, **overrides: Any) -> DecisionMambaPolicy:
-    data = random_trajectories(n_actions=n_actions)
+class Perceptron(BaseFeaturesExtractor):
+    """A features extractor whose result is no linear function of the observation."""
+
+    def __init__(self, observation_space: spaces.Box) -> None:
+        super().__init__(observation_space, 6)
+        self.layers = nn.Sequential(nn.Linear(3, 6), nn.Tanh())
+
+    def forward(self, observations: Tensor) -> Tensor:
+        features: Tensor = self.layers(observations)
+        return features
+
+
+ENCODERS: dict[str, dict[str, Any]] = {
+    "linear": {},
+    "nature_cnn": {"observation_shape": (2, 36, 36)},
+    "extractor": {"policy_kwargs": {"features_extractor_class": Perceptron}},
+}
+
+
+def make_policy(
+    n_actions: int | None = None,
+    observation_shape: tuple[int, ...] = (3,),
+    policy_kwargs: dict[str, Any] | None = None,
+    **overrides: Any,
+) -> DecisionMambaPolicy:
+    data = random_trajectories(n_actions=n_actions, observation_shape=observation_shape)
     torch.manual_seed(0)
-    config = CONFIG.replace(**overrides)
-    policy = DecisionMambaPolicy(data.observation_space, data.action_space, config)
+    policy = DecisionMambaPolicy(
+        data.observation_space,
+        data.action_space,
+        CONFIG.replace(**overrides),
+        **(policy_kwargs or {}),
+    )
     policy.set_training_mode(False)
     return policy
 
@@ -50,6 +81,15 @@ def recorded(n_envs: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     observations = rng.normal(size=(T, n_envs, 3)).astype(np.float32)
     return observations, 1000.0 * rng.normal(size=(T, n_envs)).astype(np.float32)
+
+
+def recorded_for(policy: DecisionMambaPolicy, n_envs: int) -> tuple[np.ndarray, np.ndarray]:
+    """As :func:`recorded`, with images where the policy sees images."""
+    observations, returns_to_go = recorded(n_envs)
+    if policy.observation_space.dtype == np.uint8:
+        shape = (T, n_envs, *policy.observation_space.shape)
+        observations = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    return observations, returns_to_go
 
 
 def predict_window(
@@ -91,6 +131,78 @@ def test_window_equals_reencoding_the_last_steps(
         np.testing.assert_allclose(actions[step], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "overrides", [{}, {"embedding": "tanh", "time_encoding": "global"}], ids=str
+)
+@pytest.mark.parametrize("encoder", ["nature_cnn", "extractor"])
+def test_window_equals_reencoding_with_every_encoder(
+    encoder: str, overrides: dict[str, Any]
+) -> None:
+    policy = make_policy(**ENCODERS[encoder], **overrides)
+    with torch.no_grad():  # or old observations would have little to say
+        for weight in policy.model.parameters():
+            weight.mul_(4.0 if weight.dim() == 2 else 1.0)
+    observations, returns_to_go = recorded_for(policy, 2)
+    actions = run(policy, "window", observations, returns_to_go)
+    for step in range(T):
+        first = max(0, step - K + 1)
+        expected = predict_window(policy, observations, returns_to_go, actions, first, step)
+        np.testing.assert_allclose(actions[step], expected, rtol=1e-4, atol=1e-4)
+        other = observations.copy()
+        other[first] = observations[first, ::-1]
+        changed = predict_window(policy, other, returns_to_go, actions, first, step)
+        assert np.abs(changed - expected).max() > 1e-3
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_a_window_encodes_every_observation_once(encoder: str) -> None:
+    policy = make_policy(**ENCODERS[encoder])
+    observations, returns_to_go = recorded_for(policy, 2)
+    n_encoded = []
+
+    def count(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        n_encoded.append(inputs[0].shape[0] * inputs[0].shape[1])
+
+    policy.model.embedding.observation_encoder.register_forward_pre_hook(count)
+    run(policy, "window", observations, returns_to_go)
+    assert n_encoded == [2] * T
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_a_window_holds_embeddings_in_float32(encoder: str, autocast: bool) -> None:
+    policy = make_policy(**ENCODERS[encoder], precision="bf16")
+    observations, returns_to_go = recorded_for(policy, 2)
+    state = policy.initial_state(2, "window")
+    before = {name: (rows.dtype, rows.shape) for name, rows in state.tensors.items()}
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        for step in range(K + 1):
+            _, state = policy.act(observations[step], returns_to_go[step], state)
+    after = {name: (rows.dtype, rows.shape) for name, rows in state.tensors.items()}
+    assert after == before
+    assert after["embedded_observations"] == (torch.float32, (2, K, CONFIG.hidden_size))
+    assert "observations" not in after
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_what_follows_the_newest_step_of_a_window_has_no_influence(mixer: str) -> None:
+    policy = make_policy(mixer=mixer)
+    observations, returns_to_go = recorded(3)
+    state = policy.initial_state(3, "window")
+    for step in range(3):  # ages of 3, 2 and 1
+        state = state.reset([False, step == 1, step == 2])
+        _, state = policy.act(observations[step], returns_to_go[step], state)
+    expected, _ = policy.act(observations[3], returns_to_go[3], state)
+    ages = state.tensors["timestep"].tolist()
+    assert ages == [3, 2, 1]
+    for name in ("embedded_observations", "actions", "returns_to_go"):
+        state.tensors[name] = state.tensors[name].clone()
+        for row, age in enumerate(ages):
+            state.tensors[name][row, age:] = 100.0
+    found, _ = policy.act(observations[3], returns_to_go[3], state)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("mixer", ["mamba", "convolution"])
 def test_stream_equals_the_model_over_the_whole_episode(mixer: str) -> None:
     policy = make_policy(mixer=mixer)
@@ -112,13 +224,20 @@ def test_stream_of_attention_equals_the_model_while_nothing_is_forgotten() -> No
     assert np.abs(actions[K + 1 :] - window[K + 1 :]).max() > 1e-4  # after which the two differ
 
 
-@pytest.mark.parametrize("mixer", MIXERS)
-@pytest.mark.parametrize("memory", ["window", "stream"])
+@pytest.mark.parametrize(
+    ("memory", "settings"),
+    [
+        *((memory, {"mixer": mixer}) for memory in ("window", "stream") for mixer in MIXERS),
+        ("window", {"time_encoding": "global"}),
+        ("window", ENCODERS["nature_cnn"]),
+        ("window", ENCODERS["extractor"]),
+    ],
+)
 def test_environments_of_different_ages_do_not_disturb_each_other(
-    memory: Memory, mixer: str
+    memory: Memory, settings: dict[str, Any]
 ) -> None:
-    policy = make_policy(mixer=mixer)
-    observations, returns_to_go = recorded(3)
+    policy = make_policy(**settings)
+    observations, returns_to_go = recorded_for(policy, 3)
     alone = run(policy, memory, observations, returns_to_go)
     # The middle environment starts a new episode at step 4, the others go on.
     state = policy.initial_state(3, memory)
@@ -193,8 +312,6 @@ def test_predict_speaks_stable_baselines3s_protocol() -> None:
 
 
 def test_actions_stay_in_the_space_and_may_start_anywhere() -> None:
-    from gymnasium import spaces
-
     box = spaces.Box(np.array([-2.0, 0.5], np.float32), np.array([-1.0, 0.75], np.float32))
     observed = spaces.Box(-1.0, 1.0, (3,), np.float32)
     policy = DecisionMambaPolicy(observed, box, CONFIG)
@@ -234,7 +351,9 @@ def test_a_plain_observation_is_refused_with_the_line_to_write() -> None:
 def test_acting_follows_the_weights_as_they_change(memory: Memory) -> None:
     policy = make_policy()
     observations, returns_to_go = recorded(2)
-    run(policy, memory, observations, returns_to_go, 2)
+    old = policy.initial_state(2, memory)
+    for step in range(2):
+        _, old = policy.act(observations[step], returns_to_go[step], old)
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -242,6 +361,9 @@ def test_acting_follows_the_weights_as_they_change(memory: Memory) -> None:
     fresh.load_state_dict(policy.state_dict())
     expected = run(fresh, memory, observations, returns_to_go, 4)
     np.testing.assert_array_equal(run(policy, memory, observations, returns_to_go, 4), expected)
+    # A state is of the weights it was made with; an episode that starts needs none of it.
+    again, _ = policy.act(observations[0], returns_to_go[0], old.reset([True, True]))
+    np.testing.assert_array_equal(again, expected[0])
     copied = copy.deepcopy(policy)
     with torch.no_grad():
         for parameter in policy.parameters():
