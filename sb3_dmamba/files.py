@@ -159,8 +159,11 @@ class SavedModel:
         if not settings:
             return self
         schedule = None if settings.keys() & set(_SCHEDULE) else self.schedule
-        config = self.config.replace(**settings)
-        changed = dataclasses.replace(self, config=config, schedule=schedule)
+        config, counters = self.config.replace(**settings), dict(self.counters)
+        if "n_updates" in settings:  # of the run that the file is in, finished or not
+            done, total = counters["num_timesteps"], counters["_total_timesteps"]
+            counters["_total_timesteps"] = max(done, config.n_updates) if total else total
+        changed = dataclasses.replace(self, config=config, counters=counters, schedule=schedule)
         try:
             changed._check_weights(changed._blank_weights())
         except (ModelFileError, SpaceError, RuntimeError) as error:

@@ -23,7 +23,7 @@ from stable_baselines3 import PPO
 from sb3_dmamba import DecisionMamba, Trajectories
 from sb3_dmamba.errors import ConfigError, ModelFileError, SpaceError, UnknownTaskError
 from sb3_dmamba.tasks import ReferenceScores, Task
-from tests.models import differences, everything_in, tiny_model
+from tests.models import Recorder, differences, everything_in, tiny_model
 from tests.toys import ChoiceEnv, choice_trajectories, random_trajectories
 
 DATA = choice_trajectories(50)
@@ -89,6 +89,17 @@ def test_everything_travels(tmp_path: Path) -> None:
     assert (loaded.num_timesteps, loaded._n_updates) == (5, 5)
     mean = loaded.policy.state_dict()["model.embedding.observation_encoder.mean"]
     np.testing.assert_allclose(mean, DATA.observations.mean(axis=0), rtol=1e-5)
+
+
+def test_another_length_of_the_run_is_the_whole_run_s(tmp_path: Path) -> None:
+    interrupted = tiny_model(n_updates=8)
+    interrupted.fit(DATA, callback=Recorder(stop_at=3)).save(tmp_path / "interrupted")
+    assert interrupted.fit().num_timesteps == 8
+    interrupted.save(tmp_path / "finished")
+    for name in ("interrupted", "finished"):
+        loaded = DecisionMamba.load(tmp_path / name, n_updates=10)
+        assert loaded.fit(DATA).num_timesteps == 10
+    assert DecisionMamba.load(tmp_path / "finished").fit(DATA).num_timesteps == 16
 
 
 def test_the_default_target_return_travels_as_such(tmp_path: Path) -> None:

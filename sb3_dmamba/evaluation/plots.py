@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from sb3_dmamba.errors import ConfigError
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -35,6 +37,9 @@ def plot_report(
 
     Returns:
         The figure.
+
+    Raises:
+        ConfigError: The suffix is no format.
     """
     figure: Figure
     if ax is None:
@@ -65,7 +70,11 @@ def plot_report(
         fontsize=9,
     )
     if path is not None:
-        figure.savefig(path)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            figure.savefig(path)
+        except ValueError as error:  # matplotlib's, of a format that it does not know
+            raise ConfigError(f"{path}: {error}") from error
     return figure
 
 

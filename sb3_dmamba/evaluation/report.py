@@ -40,7 +40,7 @@ class ReportDetails:
         task: The task's name.
         dataset: What the model learned from (``Trajectories.source``).
         dataset_returns: The returns of the dataset's episodes (E,), for the plot.
-        mixer: ``"mamba"`` or ``"attention"``.
+        mixer: ``"mamba"``, ``"attention"`` or ``"convolution"``.
         training_seed: The seed of the training run.
         weights: ``"last"`` for the weights at the end of training, ``"best"`` for those picked by
             their scores in evaluations along the way (an optimistic figure).
@@ -82,6 +82,7 @@ class EvaluationReport(ReportDetails):
         clip_rewards: Whether targets (and the dataset's returns) count rewards clipped to [-1, 1];
             the returns achieved never do.
         delayed_rewards: Whether the return-to-go stayed at the target until an episode's end.
+        max_episode_steps: Episodes were cut after this many steps; None left it to the environment.
         eval_seed: The environment seed of each target's first episode; episode k has this + k.
         seconds: Time that the evaluation took.
 
@@ -95,6 +96,7 @@ class EvaluationReport(ReportDetails):
     deterministic: bool = True
     clip_rewards: bool = False
     delayed_rewards: bool = False
+    max_episode_steps: int | None = None
     eval_seed: int = 0
     seconds: float = 0.0
 
@@ -247,9 +249,12 @@ class EvaluationReport(ReportDetails):
         runs = [
             f"episode seed{seeds}",
             "most likely actions" if self.deterministic else "actions drawn",
+            None
+            if self.max_episode_steps is None
+            else f"episodes cut after {self.max_episode_steps:,} steps",
             f"{self.seconds:.1f} s",
         ]
-        lines = [", ".join(filter(None, model)), ", ".join(runs)]
+        lines = [", ".join(filter(None, model)), ", ".join(filter(None, runs))]
         if self.dataset is not None or self.dataset_returns is not None:
             lines.insert(0, f"dataset {self.dataset or 'unnamed'}{self._dataset_summary()}")
         if self.clip_rewards:

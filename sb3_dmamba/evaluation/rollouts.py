@@ -138,6 +138,7 @@ def evaluate_targets(
         deterministic=deterministic,
         clip_rewards=clip_rewards,
         delayed_rewards=delayed_rewards,
+        max_episode_steps=max_episode_steps,
         eval_seed=seed,
         seconds=time.perf_counter() - started,
     )

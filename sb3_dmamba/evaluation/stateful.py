@@ -15,6 +15,12 @@ from sb3_dmamba.evaluation.wrappers.base import ReturnTracker, conditioning_rewa
 __all__ = ["StatefulActor"]
 
 
+_FLATTEN = (
+    "what is no Box is flattened as in training, by "
+    "gymnasium.spaces.flatten(env.observation_space, observation)"
+)
+
+
 class StatefulActor:
     """A policy that keeps count of the return-to-go from the rewards it is told.
 
@@ -82,13 +88,13 @@ class StatefulActor:
         if isinstance(x, (tuple, dict)):
             raise SpaceError(
                 f"the observation is a {type(x).__name__} and the policy takes one array of shape "
-                f"{self._shape}: give what env.step returned first, flattened as in training"
+                f"{self._shape}: {_FLATTEN}"
             )
         observation = channels_first(np.asarray(x), self._policy.observation_space)
         if observation.shape != self._shape:
             raise SpaceError(
                 f"the observation has shape {observation.shape} and the policy takes "
-                f"{self._shape}: give one observation, flattened as in training"
+                f"{self._shape}: give one observation; {_FLATTEN}"
             )
         if observation.dtype == np.float64:
             observation = observation.astype(np.float32)

@@ -93,6 +93,7 @@ class Card:
             "n_targets": len(self.report.results),
             "clip_rewards": self.report.clip_rewards,
             "delayed_rewards": self.report.delayed_rewards,
+            "max_episode_steps": self.report.max_episode_steps,
         }
 
     def metadata(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -188,8 +189,9 @@ def local_device(device: torch.device | str) -> torch.device | str:
             there is a GPU); anything else, and everything in a single process, stays as it is.
 
     Raises:
-        ConfigError: There are more processes than GPUs.
+        ConfigError: There is no such device, or there are more processes than GPUs.
     """
+    _check_device(device)
     local_rank = os.environ.get("LOCAL_RANK")
     if not _is_launched() or local_rank is None:
         return device
@@ -202,6 +204,23 @@ def local_device(device: torch.device | str) -> torch.device | str:
             f"{n_gpus}: start torchrun with --nproc-per-node={n_gpus}, or train on device='cpu'"
         )
     return f"cuda:{local_rank}"
+
+
+def _check_device(device: torch.device | str) -> None:
+    if str(device) == "auto":
+        return
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise ConfigError(
+            f"device={device!r}: torch knows no such device; give 'auto', 'cpu' or 'cuda'"
+        ) from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        warnings.warn(
+            f"device={str(device)!r} and torch sees no GPU: the CPU is used, as in "
+            f"Stable-Baselines3 (`dmamba doctor` says what is missing)",
+            stacklevel=4,
+        )
 
 
 def _is_launched() -> bool:

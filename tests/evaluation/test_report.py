@@ -177,6 +177,14 @@ def test_a_report_of_nothing_but_one_episode() -> None:
     report.plot()
 
 
+def test_a_cut_is_said_wherever_the_score_is() -> None:
+    report = dataclasses.replace(make_report(), max_episode_steps=1500)
+    assert "episodes cut after 1,500 steps" in str(report)
+    assert json.loads(report.to_json())["max_episode_steps"] == 1500
+    assert EvaluationReport.from_json(report.to_json()).max_episode_steps == 1500
+    assert "cut" not in str(make_report())
+
+
 def test_printing_it_in_a_notebook_gives_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
     assert "asked" in str(make_report())
@@ -250,6 +258,13 @@ def test_plot_draws_means_intervals_identity_and_dataset(tmp_path: Path) -> None
     assert sum(patch.get_width() for patch in side.patches) == 3  # type: ignore[attr-defined]
     with Image.open(tmp_path / "plot.png") as image:
         assert np.asarray(image.convert("L")).std() > 10
+
+
+def test_a_plot_makes_its_folder_and_refuses_what_is_no_format(tmp_path: Path) -> None:
+    make_report().plot(tmp_path / "new" / "plot.svg")
+    assert (tmp_path / "new" / "plot.svg").stat().st_size
+    with pytest.raises(ConfigError, match=r"plot\.xyz"):
+        make_report().plot(tmp_path / "plot.xyz")
 
 
 def test_plot_clips_no_label() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sb3_dmamba import DecisionMamba
 from sb3_dmamba.data import ConsecutiveSampler, WindowSampler
 from sb3_dmamba.errors import ConfigError, DistributedError
 from sb3_dmamba.training.distributed import Processes, join_processes, local_device
@@ -28,6 +29,14 @@ def test_rows_of_all_processes_make_the_batch(size: int, sampler: type[WindowSam
 def test_uneven_rows_are_refused(batch_size: int, size: int, advice: str) -> None:
     with pytest.raises(ConfigError, match=rf"batch_size={batch_size} .*batch_size={advice},"):
         Processes(0, size).rows(batch_size)
+
+
+def test_devices_that_are_not_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="device='gpu'"):
+        DecisionMamba("CartPole-v1", device="gpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.warns(UserWarning, match="device='cuda' and torch sees no GPU"):
+        assert DecisionMamba("CartPole-v1", device="cuda").device.type == "cpu"
 
 
 def test_one_process_is_alone() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -76,6 +77,7 @@ def load_arrays(
     n_steps = rewards.size
     if not n_steps:
         raise DatasetError("the dataset is empty: it needs at least one episode of one step")
+    _check_lengths(source)
     check_ends(source)
     terminated = _read_flags(source, _TERMINATED, n_steps)
     truncated = _read_flags(source, _TRUNCATED, n_steps)
@@ -149,6 +151,22 @@ def check_ends(source: Mapping[Any, Any]) -> None:
         )
 
 
+def _check_lengths(source: Mapping[Any, Any]) -> None:
+    """Check that there is one action, reward and flag for every step; name all where not."""
+    shapes = {
+        key: as_array(source[key]).shape
+        for key in ("actions", "rewards", *_TERMINATED, *_TRUNCATED)
+        if key in source
+    }
+    if math.prod(shapes["rewards"][1:]) != 1:
+        raise DatasetError(f"rewards have shape {shapes['rewards']}: give one number a step")
+    if len({shape[:1] for shape in shapes.values()}) > 1:
+        found = ", ".join(f"{key} {shape}" for key, shape in shapes.items())
+        raise DatasetError(
+            f"the arrays differ in their number of steps ({found}): give one of each for every step"
+        )
+
+
 def _read_flags(
     source: Mapping[str, Any], names: tuple[str, ...], n_steps: int
 ) -> Bool[ndarray, "N"] | None:
@@ -159,7 +177,10 @@ def _read_flags(
         raise DatasetError(f"the dict has {' and '.join(map(repr, given))}: give one of them")
     flags = as_array(source[given[0]])
     if flags.shape != (n_steps,):
-        raise DatasetError(f"{given[0]} have shape {flags.shape}: there are {n_steps} rewards")
+        raise DatasetError(
+            f"{given[0]} have shape {flags.shape}, and there are {n_steps} rewards: give one of "
+            f"each for every step"
+        )
     if flags.dtype.kind not in "biuf":
         raise DatasetError(f"{given[0]} are {flags.dtype}: give booleans")
     is_flag = np.asarray((flags == 0) | (flags == 1))
