@@ -8,6 +8,7 @@ import pickle
 from pathlib import Path
 
 import gymnasium
+import numpy as np
 import pytest
 from gymnasium.spaces import Discrete
 
@@ -230,6 +231,17 @@ def test_config_names_a_wrong_field() -> None:
 def test_invalid_recipe_is_refused() -> None:
     with pytest.raises(ConfigError, match="hidden_size"):
         Task("mine", overrides={"hidden_size": 0})
+
+
+def test_a_recipe_of_numpys_scalars_is_stored_as_pythons() -> None:
+    recipe = {"batch_size": 8, "dropout": 0.5, "carry_state": True, "mixer": "mamba"}
+    scalars = {name: np.array(value)[()] for name, value in recipe.items()}
+    task = Task("mine", overrides=scalars)
+    assert task == Task("mine", overrides=recipe)
+    assert json.loads(json.dumps(task.to_dict()))["overrides"] == recipe
+    assert {name: type(value) for name, value in task.overrides.items()} == {
+        name: type(value) for name, value in recipe.items()
+    }
 
 
 @pytest.mark.parametrize("bounds", [(1.0, 1.0), (2.0, 1.0), (float("nan"), 1.0)])

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import d3rlpy
+import numpy as np
 import pytest
 import torch
 from d3rlpy.algos import DecisionTransformerConfig, DiscreteDecisionTransformerConfig
@@ -158,6 +159,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"precision": "fp16"}, "precision='fp16'"),
     ({"seed": -1}, "seed=-1"),
     ({"seed": True}, "seed=True"),
+    ({"seed": 3.0}, "seed=3.0: give an integer"),
+    ({"attn_dropout": float("nan")}, "attn_dropout=nan"),
+    ({"num_heads": 2.0}, "num_heads=2.0: give an integer"),
     ({"memory": "both"}, "memory='both'"),
 ]
 
@@ -167,6 +171,36 @@ BAD: list[tuple[dict[str, Any], str]] = [
 def test_bad_values_are_named_as_in_d3rlpy(name: str, fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make_config(name, **fields)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_numpys_scalars_are_stored_as_pythons(name: str, tmp_path: Path) -> None:
+    fields: dict[str, Any] = {
+        "context_size": 7,
+        "num_layers": 2,
+        "num_heads": 3,
+        "batch_size": 4,
+        "learning_rate": 0.5,
+        "resid_dropout": 0.25,
+        "attn_dropout": 0.25,
+        "embed_dropout": 0.0,
+        "seed": 11,
+        "channel_mixing": True,
+        "mixer": "attention",
+    }
+    if name == "discrete mamba":
+        fields |= {"warmup_tokens": 100, "final_tokens": 1000}
+    config = make_config(name, **{key: np.array(value)[()] for key, value in fields.items()})
+    plain = make_config(name, **fields)
+    for key, value in fields.items():
+        assert getattr(config, key) == value == getattr(plain, key)
+        assert type(getattr(config, key)) is type(getattr(plain, key)) is type(value), key
+    assert config.serialize() == plain.serialize()
+
+
+def test_integers_beside_floats() -> None:
+    config = make_config("discrete mamba", attn_dropout=0, warmup_tokens=2.5, final_tokens=1e3)
+    assert (config.attn_dropout, config.warmup_tokens, config.final_tokens) == (0.0, 2.5, 1000)
 
 
 def test_bad_combinations() -> None:
@@ -193,6 +227,9 @@ def test_the_encoder_factory() -> None:
         factory.create((3, 8, 8))
     with pytest.raises(SpaceError, match="kind='linear'"):
         DecisionMambaEncoderFactory(16, "nature_cnn").create((5,))
+    assert type(DecisionMambaEncoderFactory(np.int64(16)).feature_size) is int
+    with pytest.raises(ConfigError, match="feature_size=True"):
+        DecisionMambaEncoderFactory(True)
     with pytest.raises(ConfigError, match="feature_size=0"):
         DecisionMambaEncoderFactory(0)
     with pytest.raises(ConfigError, match="kind='cnn'"):

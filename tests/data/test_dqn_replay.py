@@ -297,6 +297,17 @@ class TestRecipe:
         with pytest.raises(ConfigError, match=message):
             load_trajectories(logs, **options)
 
+    def test_numpys_integers(self, logs: Path, tmp_path: Path) -> None:
+        _record(logs)
+        names = ("n_buffers", "trajectories_per_buffer", "n_steps", "seed", "frame_stack")
+        values: dict[str, Any] = dict(zip(names, (3, 2, 20, 5, 2), strict=True))
+        scalars: dict[str, Any] = {name: np.int64(value) for name, value in values.items()}
+        plain = load_trajectories(logs, **values)
+        data = load_trajectories(logs, store=tmp_path / "store", **scalars)  # its header is JSON
+        assert (data.source, data.env_kwargs) == (plain.source, plain.env_kwargs)
+        assert type(data.env_kwargs["frame_stack"]) is int
+        np.testing.assert_array_equal(data.actions, plain.actions)
+
 
 class TestWhereItGoes:
     def test_into_a_store(self, logs: Path, tmp_path: Path) -> None:

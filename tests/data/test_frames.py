@@ -16,6 +16,7 @@ from numpy import ndarray
 
 from sb3_dmamba import DecisionMamba
 from sb3_dmamba.data import Trajectories, WindowSampler, compute_observation_statistics
+from sb3_dmamba.data.frames import check_frame_stack
 from sb3_dmamba.errors import DatasetError, SpaceError
 
 Make = Callable[..., Trajectories]
@@ -226,3 +227,11 @@ def test_a_model_learns_from_stacks(make_trajectories: Make, frame: tuple[int, .
     with torch.no_grad():
         chosen = model.policy.model(*inputs).argmax(dim=-1)
     assert (chosen == batch.actions).float().mean() > 0.95
+
+
+def test_the_number_of_frames_is_pythons() -> None:
+    space = spaces.Box(0, 255, (4, 6, 6), np.uint8)
+    assert type(check_frame_stack(np.int64(4), space)) is int
+    for value in (4.0, True, None, "4"):
+        with pytest.raises(DatasetError, match=f"frame_stack={value!r}: give an integer"):
+            check_frame_stack(value, space)

@@ -215,6 +215,16 @@ def test_bad_settings(make_trajectories: Make, arguments: dict[str, Any]) -> Non
         )
 
 
+def test_numpys_integers_are_pythons(make_trajectories: Make) -> None:
+    scalars: list[Any] = [np.int32(3), np.int64(8), np.uint8(4), np.int64(2), np.int64(6)]
+    *settings, update = scalars
+    sampler = WindowSampler(make_trajectories([5, 9]), *settings)
+    kept = (sampler.context_length, sampler.batch_size, sampler.seed, sampler.burn_in)
+    assert [(value, type(value)) for value in kept] == [(3, int), (8, int), (4, int), (2, int)]
+    plain = WindowSampler(make_trajectories([5, 9]), 3, 8, 4, burn_in=2)
+    assert torch.equal(sampler.sample(update).observations, plain.sample(6).observations)
+
+
 def test_bad_updates_and_steps(make_trajectories: Make) -> None:
     sampler = WindowSampler(make_trajectories([5]), 2, 2, 0)
     with pytest.raises(ConfigError, match="update=-1"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -217,6 +218,19 @@ def test_the_report_says_how_it_was_made() -> None:
     assert progress == sorted(progress)
     assert evaluate(policy=policy, memory="window").memory == "window"
     assert policy.memories_asked == ["stream", "window"]
+
+
+def test_numpys_integers() -> None:
+    plain = evaluate(n_envs=2, max_episode_steps=3)
+    report = evaluate(
+        n=np.int64(7),  # type: ignore[arg-type]
+        n_envs=np.int64(2),
+        n_workers=np.int64(0),
+        seed=np.uint8(3),
+        max_episode_steps=np.int32(3),
+    )
+    assert_equal(report, plain)
+    assert json.loads(report.to_json())["eval_seed"] == 3
 
 
 def test_episodes_can_be_cut() -> None:

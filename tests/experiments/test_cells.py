@@ -97,6 +97,7 @@ def test_another_version_s_cell_is_refused(fields: dict[str, Any]) -> None:
         {"every": -1},
         {"seed": -1},
         {"n_episodes": True},
+        {"n_episodes": np.float64(4.0)},
         {"max_episode_steps": 0},
     ],
     ids=str,
@@ -104,6 +105,19 @@ def test_another_version_s_cell_is_refused(fields: dict[str, Any]) -> None:
 def test_a_plan_that_cannot_be_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(changes))):
         EvaluationPlan(**{"target_returns": (1.0,), "n_episodes": 1, **changes})
+
+
+def test_numpys_integers_make_the_same_cell() -> None:
+    four, nine, zero = (np.array([4, 9, 0])[place] for place in range(3))
+    plan = EvaluationPlan((5.0,), four, every=nine, seed=zero, max_episode_steps=nine)
+    plain = EvaluationPlan((5.0,), 4, every=9, seed=0, max_episode_steps=9)
+    assert plan == plain
+    config = DecisionMambaConfig().replace(hidden_size=np.int64(8))
+    cell = changed(CELL, evaluation=plan, config=config)
+    assert cell.key == changed(CELL, evaluation=plain).key
+    assert json.loads(json.dumps(cell.to_dict())) == changed(CELL, evaluation=plain).to_dict() | {
+        "evaluation": json.loads(json.dumps(cell.to_dict()["evaluation"]))
+    }
 
 
 @pytest.mark.parametrize(

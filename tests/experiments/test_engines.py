@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -114,6 +115,15 @@ def test_an_engine_of_nothing_is_refused() -> None:
         Engine(jobs=0)
     with pytest.raises(ConfigError, match="threads"):
         Engine(threads=0)
+    with pytest.raises(ConfigError, match=r"jobs=1.5: give an integer of at least 1"):
+        Engine(jobs=1.5)  # type: ignore[arg-type]
+
+
+def test_an_engines_counts_are_pythons() -> None:
+    counts: dict[str, Any] = {"jobs": np.int64(2), "threads": np.uint8(3)}
+    engine = Engine(**counts)
+    assert engine == Engine(jobs=2, threads=3)
+    assert (type(engine.jobs), type(engine.threads)) == (int, int)
 
 
 def test_progress_shows_cells_and_their_updates(

@@ -95,6 +95,11 @@ def test_it_draws_itself() -> None:
     assert TMaze(3).render() is None
 
 
+def test_a_length_of_numpys_is_pythons() -> None:
+    length: Any = np.int64(7)
+    assert type(TMaze(length).length) is int
+
+
 @pytest.mark.parametrize("arguments", [{"length": 0}, {"length": 2.5}, {"length": True}])
 def test_lengths_out_of_range(arguments: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="length="):
@@ -162,7 +167,10 @@ def test_seeds_decide_and_numbers_are_checked() -> None:
     np.testing.assert_array_equal(first.actions, again.actions)
     np.testing.assert_array_equal(first.observations, again.observations)
     assert first.n_steps != other.n_steps or not np.array_equal(first.actions, other.actions)
-    for options in ({"n_episodes": 0}, {"n_episodes": 1.5}, {"seed": -1}):
+    same = load_trajectories("tmaze-5", n_episodes=np.int64(20), seed=np.int64(3))
+    np.testing.assert_array_equal(first.actions, same.actions)
+    assert same.source == first.source
+    for options in ({"n_episodes": 0}, {"n_episodes": 1.5}, {"seed": -1}, {"seed": True}):
         with pytest.raises(DatasetError, match=next(iter(options))):
             load_trajectories("tmaze-5", **options)
 

@@ -142,7 +142,7 @@ def test_episodes_count_on() -> None:
     env.reset()
     assert seeds_seen(env, 2) == [9, 10]  # nobody stepped: the same episode again
     assert seeds_seen(env, 2, seed=3) == [3, 4]
-    again = gym.make(SeedEpisodes(gym.make("CartPole-v1"), 5).spec)  # type: ignore[arg-type]
+    again = gym.make(SeedEpisodes(gym.make("CartPole-v1"), np.int64(5)).spec)  # type: ignore[arg-type]
     np.testing.assert_array_equal(again.reset()[0], gym.make("CartPole-v1").reset(seed=5)[0])
 
 
@@ -162,6 +162,7 @@ def test_a_lost_life_is_no_new_episode() -> None:
 
 def test_shares_are_those_of_evaluate_policy() -> None:
     assert split_seeds(10, 5, 2) == [10, 12]
+    assert split_seeds(*np.array([10, 5, 2])) == [10, 12]
     assert split_seeds(10, 2, 4) == [10, 10, 10, 11]  # the first two play nothing
     assert split_seeds(0, 9, 1) == [0]
     for n_episodes in range(1, 12):
