@@ -25,6 +25,10 @@ class ActingState:
     have ``"timestep"``, steps taken in the episode, and ``"action"``, the last action: a caller
     that took another one than the policy chose says so by :meth:`with_action`.
 
+    A state belongs to the weights it was made with: a window holds embedded observations, a stream
+    recurrent states. Episodes that go on while the weights change are not seen as the new weights
+    would have seen them; those that begin afterwards are.
+
     Args:
         memory: Which of the two memories this is.
         tensors: The rows, by name.

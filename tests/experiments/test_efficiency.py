@@ -128,7 +128,8 @@ def test_every_cost_is_measured() -> None:
     assert min(cost.update_us, cost.window_ms, cost.stream_ms, cost.kept_bytes) > 0
     # keys: one layer of 32 channels, 3 taps and 4 states, in float32; timestep and action
     assert cost.stream_state_bytes == 4 * (32 * 3 + 32 * 4) + 8 + 3 * 4
-    assert cost.window_state_bytes == 4 * 4 * (11 + 3 + 1) + 8 + 3 * 4
+    # four steps: an embedded observation, an action, a return-to-go
+    assert cost.window_state_bytes == 4 * 4 * (16 + 3 + 1) + 8 + 3 * 4
 
 
 def test_without_a_stream_there_are_no_figures_of_it() -> None:

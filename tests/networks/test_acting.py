@@ -25,7 +25,7 @@ T = 12  # longer than the window
 
 
 class Perceptron(BaseFeaturesExtractor):
-    """A features extractor whose result is no linear function of the observation."""
+    """A features extractor whose result is not a linear function of the observation."""
 
     def __init__(self, observation_space: spaces.Box) -> None:
         super().__init__(observation_space, 6)

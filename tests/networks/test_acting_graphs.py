@@ -30,8 +30,10 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     return recorder
 
 
-def make_policy(n_actions: int | None = None, **settings: Any) -> DecisionMambaPolicy:
-    data = random_trajectories(n_actions=n_actions)
+def make_policy(
+    n_actions: int | None = None, observation_shape: tuple[int, ...] = (3,), **settings: Any
+) -> DecisionMambaPolicy:
+    data = random_trajectories(n_actions=n_actions, observation_shape=observation_shape)
     chosen = {**TINY, "backend": "reference", "context_length": 3, **settings}
     config = DecisionMambaConfig().replace(**chosen)
     torch.manual_seed(0)
@@ -48,7 +50,10 @@ def act(policy: DecisionMambaPolicy, memory: str, seed: int = 1) -> np.ndarray:
             state = state.reset([True, False, False, True, False])
         if step == 6:
             state = state.take([0, 2, 4])
-        observations = rng.normal(size=(len(state), 3)).astype("f4")
+        space, shape = policy.observation_space, (len(state), *policy.observation_space.shape)
+        observations: np.ndarray = rng.normal(size=shape).astype("f4")
+        if space.dtype == np.uint8:
+            observations = rng.integers(0, 256, shape, dtype=np.uint8)
         taken, state = policy.act(observations, np.full(len(state), 3.0 - step, "f4"), state)
         actions.append(taken.reshape(-1))
     return np.concatenate(actions)
@@ -64,6 +69,14 @@ def test_actions_are_the_plain_ones(
     found = act(make_policy(n_actions, mixer=mixer, cuda_graph="on"), memory)
     np.testing.assert_allclose(found, plain, rtol=1e-4, atol=1e-5)
     assert recorder.n_recorded == 2  # 5 rows in 8, 3 in 4
+    assert recorder.n_replays > 4
+
+
+@pytest.mark.parametrize("memory", ["window", "stream"])
+def test_actions_on_images_are_the_plain_ones(recorder: Recorder, memory: str) -> None:
+    plain = act(make_policy(observation_shape=(1, 36, 36), cuda_graph="off"), memory)
+    found = act(make_policy(observation_shape=(1, 36, 36), cuda_graph="on"), memory)
+    np.testing.assert_allclose(found, plain, rtol=1e-4, atol=1e-5)
     assert recorder.n_replays > 4
 
 
