@@ -24,11 +24,12 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
         Field names to values of the fields' types; ranges are the config's to check.
 
     Raises:
-        ConfigError: A text is not ``field=value``, names no field (suggests the nearest), or its
-            value does not read as the field's type.
+        ConfigError: A text is not ``field=value``, names no field (suggests the nearest) or one
+            that another text names too, or its value does not read as the field's type.
     """
     hints = get_type_hints(DecisionMambaConfig)
     values: dict[str, Any] = {}
+    given: dict[str, str] = {}
     for setting in settings:
         name, equals, text = setting.partition("=")
         name = name.strip()
@@ -36,6 +37,11 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(f"--set {setting!r}: write field=value, such as hidden_size=256")
         if name not in hints:
             DecisionMambaConfig().replace(**{name: text})  # raises, with the nearest name
+        if name in given:
+            raise ConfigError(
+                f"--set {name} is given twice ({given[name]} and {text.strip()}): keep one of them"
+            )
+        given[name] = text.strip()
         try:
             values[name] = _parse(text.strip(), hints[name])
         except ValueError:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 import re
+import shlex
+import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,15 +21,20 @@ import numpy as np
 import pytest
 import torch
 from minari.data_collector import EpisodeBuffer
+from stable_baselines3.common.callbacks import CheckpointCallback
 from typer.testing import CliRunner, Result
 
 from sb3_dmamba.algorithm import DecisionMamba
 from sb3_dmamba.cli import app, demo
 from sb3_dmamba.cli.options import MemoryChoice
+from sb3_dmamba.cli.recipes import describe_changes
 from sb3_dmamba.config import DecisionMambaConfig, Memory
 from sb3_dmamba.errors import ConfigError, DatasetError
 from sb3_dmamba.settings import parse_settings
 from sb3_dmamba.tasks import get_task, list_tasks
+from sb3_dmamba.training import interrupts
+from sb3_dmamba.training.updater import Updater
+from tests.models import differences, everything_in
 
 DATASET = "cartpole/tiny-v0"
 TINY = ["--set", "hidden_size=16", "--set", "n_layers=1", "--set", "context_length=4"]
@@ -199,7 +207,7 @@ def test_options_of_the_dataset() -> None:
     assert document["dataset"]["episodes"] == 6
     result = run("train", DATASET, *TINY, "--overwrite", "--option", "top=1", exit_code=1)
     assert "DatasetError: no option of a Minari id" in result.stderr
-    assert "is no NAME=VALUE" in run("train", DATASET, "--option", "top", exit_code=2).stderr
+    assert "is not a NAME=VALUE" in run("train", DATASET, "--option", "top", exit_code=2).stderr
 
 
 def test_a_resumed_run_goes_on_with_its_dataset() -> None:
@@ -343,6 +351,15 @@ def test_demo_on_the_bundled_dataset() -> None:
         (["train", DATASET, "--set", "hiden_size=3"], "ConfigError: .*'hidden_size'"),
         (["train", DATASET, "--set", "hidden_size"], "ConfigError: .*field=value"),
         (["train", DATASET, "--set", "hidden_size=big"], "ConfigError: .*whole number"),
+        (
+            ["train", DATASET, "--set", "learning_rate=1e-4", "--set", "learning_rate=1e-3"],
+            "ConfigError: --set learning_rate is given twice",
+        ),
+        (
+            ["train", DATASET, "--set", "n_updates=5", "--updates", "6"],
+            "ConfigError: --set n_updates=.*--updates",
+        ),
+        (["train", DATASET, "--set", "n_updates=5"], "ConfigError: --set n_updates=.*--updates"),
         (["train", DATASET, "--set", "hidden_size=0"], "ConfigError: hidden_size=0"),
         (["train", DATASET, "--device", "abacus"], "ConfigError: device 'abacus'"),
         (["train", "--resume", "absent.zip"], "ModelFileError: .*absent.zip"),
@@ -428,16 +445,196 @@ def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
     assert "Usage: " in result.stderr
 
 
-def test_interrupt_exits_with_130_and_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+# --- Ctrl-C --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def press(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Press Ctrl-C, once, while the n-th update from now is under way."""
+    compute_loss, count = Updater.compute_loss, [0]
+
+    def arrange(n: int, times: int = 1) -> None:
+        def pressed(self: Updater, batch: Any) -> Any:
+            loss = compute_loss(self, batch)
+            count[0] += 1
+            for _ in range(times if count[0] == n else 0):
+                signal.raise_signal(signal.SIGINT)
+            return loss
+
+        monkeypatch.setattr(Updater, "compute_loss", pressed)
+
+    return arrange
+
+
+def kept_command(result: Result) -> list[str]:
+    """The arguments of the command that the message names."""
+    (line,) = re.findall("^Continue with: dmamba (.*)$", result.stderr, flags=re.MULTILINE)
+    return shlex.split(line)
+
+
+def assert_equal_files(first: str, second: str) -> None:
+    """Check that two model files differ in nothing, their optimisers included."""
+    one, two = (everything_in(DecisionMamba.load(path)) for path in (first, second))
+    assert differences(one, two) == []
+
+
+@pytest.mark.parametrize("every", [0, 2])
+def test_ctrl_c_keeps_the_model_and_the_run_goes_on_exactly(
+    every: int, press: Callable[..., None]
+) -> None:
+    options = ["--option", "top_fraction=0.5", "--checkpoint-every", str(every)]
+    train(*options, "--output", "whole")
+    press(3)
+    command = ["train", DATASET, *TINY, "--seed", "3", "--updates", "6", "--output", "out here"]
+    result = run(*command, *options, exit_code=130)
+    assert "Kept what was trained, 3 of 6 updates: out here/checkpoints/model_3_steps.zip" in (
+        result.stderr
+    )
+    assert result.stderr.splitlines()[-1] == "Interrupted."
+    assert not Path("out here/model.zip").exists()
+    again = kept_command(result)
+    assert again[:3] == ["train", "--resume", "out here/checkpoints/model_3_steps.zip"]
+    run(*again)
+    assert_equal_files("whole/model.zip", "out here/model.zip")
+
+
+def test_ctrl_c_in_a_resumed_run(press: Callable[..., None]) -> None:
+    train("--output", "whole")
+    press(2)
+    again = ["train", DATASET, *TINY, "--seed", "3", "--updates", "6", "--output", "out"]
+    again = kept_command(run(*again, exit_code=130))
+    press(5)
+    result = run(*again, exit_code=130)
+    assert "5 of 6 updates: out/checkpoints/model_5_steps.zip" in result.stderr
+    run(*kept_command(result))
+    assert_equal_files("whole/model.zip", "out/model.zip")
+
+
+def test_an_interrupt_from_a_callback(monkeypatch: pytest.MonkeyPatch) -> None:
+    train("--output", "whole")
+
+    class Interrupting(CheckpointCallback):
+        def _on_step(self) -> bool:
+            if self.num_timesteps == 4:
+                raise KeyboardInterrupt
+            return super()._on_step()
+
+    with monkeypatch.context() as patch:
+        patch.setattr("stable_baselines3.common.callbacks.CheckpointCallback", Interrupting)
+        result = run(
+            *["train", DATASET, *TINY, "--seed", "3", "--updates", "6", "--output", "out"],
+            *["--checkpoint-every", "2"],
+            exit_code=130,
+        )
+    again = kept_command(result)
+    assert again[3:] == ["--checkpoint-every", "2"]
+    run(*again)
+    assert_equal_files("whole/model.zip", "out/model.zip")
+
+
+def test_ctrl_c_in_the_last_update(press: Callable[..., None]) -> None:
+    train("--output", "whole")
+    press(6)
+    command = ["train", DATASET, *TINY, "--seed", "3", "--updates", "6", "--output", "out"]
+    result = run(*command, exit_code=130)
+    assert "All 6 updates are done: out/checkpoints/model_6_steps.zip" in result.stderr
+    assert "--resume" not in result.stderr
+    assert "dmamba evaluate out/checkpoints/model_6_steps.zip" in result.stderr
+    assert_equal_files("whole/model.zip", "out/checkpoints/model_6_steps.zip")
+
+
+def test_ctrl_c_before_the_first_update(monkeypatch: pytest.MonkeyPatch) -> None:
     train("--output", "out", "--checkpoint-every", "2", updates=2)
+    before = sorted(Path("out").rglob("*"))
 
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
+    for where in ("fit", "__init__"):
+        with monkeypatch.context() as patch:
+            patch.setattr(DecisionMamba, where, interrupt)
+            result = run("train", DATASET, *TINY, "--output", "out", "--overwrite", exit_code=130)
+        assert result.stderr.splitlines() == ["Nothing was trained.", "Interrupted."], where
+    assert sorted(Path("out").rglob("*")) == before
     monkeypatch.setattr(DecisionMamba, "fit", interrupt)
-    result = run("train", DATASET, *TINY, "--output", "out", "--overwrite", exit_code=130)
-    assert "Interrupted" in result.stderr
-    assert "dmamba train --resume out/checkpoints/model_2_steps.zip" in result.stderr
+    result = run("train", "--resume", "out/model.zip", "--updates", "5", exit_code=130)
+    assert "Nothing was trained since out/model.zip." in result.stderr
+    assert kept_command(result) == ["train", "--resume", "out/model.zip", "--updates", "5"]
+
+
+def test_ctrl_c_twice_keeps_no_half_of_an_update(
+    press: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interrupts, "_ONE_PRESS_SECONDS", 0.0)
+    command = ["train", DATASET, *TINY, "--seed", "3", "--updates", "6", "--overwrite"]
+    press(4, times=2)
+    result = run(*command, "--output", "out", "--checkpoint-every", "2", exit_code=130)
+    assert "was cut off in the middle of update 4, and is not kept" in result.stderr
+    assert kept_command(result)[2] == "out/checkpoints/model_2_steps.zip"
+    assert [path.name for path in Path("out/checkpoints").iterdir()] == ["model_2_steps.zip"]
+    press(7, times=2)  # the third one of this run, which has no checkpoint of its own
+    result = run(*command, "--output", "out", exit_code=130)
+    assert "in the middle of update 3" in result.stderr
+    assert "Continue with" not in result.stderr
+
+
+def test_a_checkpoint_that_cannot_be_written(press: Callable[..., None]) -> None:
+    Path("out").mkdir()
+    Path("out/checkpoints").write_text("a file", encoding="utf-8")
+    press(3)
+    result = run("train", DATASET, *TINY, "--updates", "6", "--output", "out", exit_code=1)
+    assert "out/checkpoints" in result.stderr
+    assert "Kept" not in result.stderr
+
+
+# --- What is said of a run -----------------------------------------------------------------------
+
+
+def test_settings_that_are_not_the_recipes_are_named() -> None:
+    (line,) = [line for line in train().stdout.splitlines() if "recipe" in line]
+    assert line.startswith("settings that differ from the recipe: ")
+    named = line.partition(": ")[2].split("), ")
+    default = DecisionMambaConfig()
+    assert f"hidden_size=16 ({default.hidden_size}" in named
+    assert f"n_updates=6 ({default.n_updates}" in named
+    assert "backend='reference' ('auto')" in line
+    assert not any(text.startswith(("dropout", "warmup_updates")) for text in named)
+    resumed = run("train", "--resume", "runs/cartpole-tiny-v0/model.zip", "--updates", "1")
+    assert line in resumed.stdout
+
+
+def test_a_recipe_that_is_taken_as_it_is() -> None:
+    config = DecisionMambaConfig()
+    assert describe_changes(config, None) is None
+    assert (
+        describe_changes(get_task("hopper-medium-v2").config(), get_task("hopper-medium-v2"))
+        is None
+    )
+    longer = get_task("hopper-medium-v2").config(n_updates=10)  # its warm-up follows
+    assert describe_changes(longer, get_task("hopper-medium-v2")) == "n_updates=10 (100000)"
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+@pytest.mark.parametrize("terminal", [False, True])
+def test_every_evaluation_is_a_line(
+    as_json: bool, terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if terminal:  # then a progress bar is drawn on stderr all the while
+        monkeypatch.setenv("FORCE_COLOR", "1")
+    result = train("--eval-every", "2", *(["--json"] if as_json else []))
+    found, other = result.stdout, result.stderr
+    if as_json:
+        json.loads(found)
+        found, other = other, found
+    pattern = r"update (\d+): mean return (\S+), standard deviation (\S+), 5 episodes\n"
+    lines = re.findall(pattern, found)
+    assert [int(update) for update, _, _ in lines] == [2, 4, 6]
+    assert all(float(mean) > 0 and float(std) >= 0 for _, mean, std in lines)
+    assert "mean return" not in other
+    log = Path("runs/cartpole-tiny-v0/progress.csv").read_text(encoding="utf-8")
+    rows = csv.DictReader(log.splitlines())
+    logged = [float(row["eval/mean_reward"]) for row in rows if row["eval/mean_reward"]]
+    assert [float(mean) for _, mean, _ in lines] == [pytest.approx(x, abs=0.006) for x in logged]
 
 
 # --- Settings -----------------------------------------------------------------------------------
@@ -486,6 +683,11 @@ def test_setting(text: str, expected: dict[str, Any]) -> None:
 def test_setting_that_does_not_read(text: str, hint: str) -> None:
     with pytest.raises(ConfigError, match=hint):
         parse_settings([text])
+
+
+def test_a_setting_that_is_given_twice() -> None:
+    with pytest.raises(ConfigError, match=r"learning_rate is given twice.*1e-4.*1e-3"):
+        parse_settings(["learning_rate=1e-4", "dropout=0", "learning_rate = 1e-3"])
 
 
 # --- As a process -------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any, BinaryIO
 
 import torch
-from stable_baselines3.common.callbacks import EvalCallback
 
 from sb3_dmamba.algorithm.about import describe_use
 from sb3_dmamba.algorithm.acting import ActingAlgorithm
@@ -20,6 +19,7 @@ from sb3_dmamba.evaluation import EvaluationReport, ReportDetails, evaluate_targ
 from sb3_dmamba.export import ExportedPolicy, export_policy
 from sb3_dmamba.files import COUNTERS, SavedModel, check_parameters
 from sb3_dmamba.networks.features import name_extractor
+from sb3_dmamba.training.callbacks import Evaluations
 
 __all__ = ["FittedAlgorithm"]
 
@@ -101,14 +101,12 @@ class FittedAlgorithm(ActingAlgorithm):
 
     def _make_eval_callback(
         self, env: Environment | None, eval_freq: int, n_episodes: int
-    ) -> EvalCallback:
+    ) -> Evaluations:
         n_episodes = check_integer("n_eval_episodes", n_episodes, 1)
         environment = self._surroundings.require() if env is None else env
         venv = self._surroundings.wrap(environment)
         self._check(venv, "the environment")
-        return EvalCallback(
-            venv, eval_freq=eval_freq, n_eval_episodes=n_episodes, verbose=self.verbose
-        )
+        return Evaluations(venv, eval_freq, n_episodes, self.verbose)
 
     # --- Files ---------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from sb3_dmamba.cli.options import (
     OptionOption,
     SettingOption,
     parse_options,
+    read_settings,
 )
 from sb3_dmamba.cli.output import (
     DebugOption,
@@ -28,7 +29,6 @@ from sb3_dmamba.cli.output import (
     print_files,
 )
 from sb3_dmamba.errors import ConfigError
-from sb3_dmamba.settings import parse_settings
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -150,7 +150,7 @@ def experiment(
             "seeds": tuple(seeds or ()),
             "variants": tuple(variants or ()),
             "n_updates": updates,
-            "settings": parse_settings(setting or []),
+            "settings": read_settings(setting),
             "target_returns": tuple(targets or ()),
             "n_episodes": episodes,
             "memories": tuple(each.value for each in memory or ()),
@@ -182,8 +182,6 @@ def _run(
     from sb3_dmamba.experiments.measuring import Measurement
     from sb3_dmamba.experiments.planning import Request
 
-    if "n_updates" in request["settings"]:
-        raise ConfigError("--set n_updates=...: say it with --updates")
     chosen = get_experiment(name)
     if isinstance(chosen, Measurement):
         _measure(output, chosen, folder, request, engine)

@@ -9,6 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
+from sb3_dmamba.errors import ConfigError
+from sb3_dmamba.settings import parse_settings
+
 __all__ = [
     "SOURCES_HELP",
     "BackendOption",
@@ -24,6 +27,7 @@ __all__ = [
     "SettingOption",
     "backend_settings",
     "parse_options",
+    "read_settings",
 ]
 
 
@@ -118,7 +122,7 @@ def parse_options(texts: list[str] | None) -> dict[str, Any]:
         name, separator, value = text.partition("=")
         name = name.strip().replace("-", "_")
         if not separator or not name.isidentifier():
-            raise typer.BadParameter(f"{text!r} is no NAME=VALUE", param_hint="--option")
+            raise typer.BadParameter(f"{text!r} is not a NAME=VALUE", param_hint="--option")
         if name in options:
             raise typer.BadParameter(f"{name} is given twice", param_hint="--option")
         try:
@@ -126,3 +130,15 @@ def parse_options(texts: list[str] | None) -> dict[str, Any]:
         except ValueError:
             options[name] = value
     return options
+
+
+def read_settings(texts: list[str] | None) -> dict[str, Any]:
+    """Read what :data:`SettingOption` was given, beside which there is ``--updates``.
+
+    Raises:
+        ConfigError: A text cannot be read, a field is given twice, or it is ``n_updates``.
+    """
+    settings = parse_settings(texts or [])
+    if "n_updates" in settings:
+        raise ConfigError(f"--set n_updates={settings['n_updates']}: say it with --updates")
+    return settings

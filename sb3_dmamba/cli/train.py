@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sb3_dmamba.cli.checkpoints import make_checkpoint_callback, print_latest_checkpoint
 from sb3_dmamba.cli.options import (
     SOURCES_HELP,
     DeviceOption,
@@ -17,6 +17,7 @@ from sb3_dmamba.cli.options import (
     OverwriteOption,
     SettingOption,
     parse_options,
+    read_settings,
 )
 from sb3_dmamba.cli.output import (
     DebugOption,
@@ -28,36 +29,16 @@ from sb3_dmamba.cli.output import (
     make_csv_logger,
     print_files,
 )
+from sb3_dmamba.cli.plan import Plan, default_output
+from sb3_dmamba.cli.recipes import describe_changes
 from sb3_dmamba.errors import ConfigError, DatasetError
-from sb3_dmamba.settings import parse_settings
+from sb3_dmamba.training.interrupts import UpdateInterrupted
 
 if TYPE_CHECKING:
     from sb3_dmamba.algorithm import DecisionMamba
     from sb3_dmamba.data import Trajectories
 
 __all__ = ["train"]
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What was asked for on the command line."""
-
-    task: str | None
-    resume: Path | None
-    dataset: str | None
-    options: dict[str, Any]
-    output: Path
-    updates: int | None
-    settings: dict[str, Any]
-    seed: int | None
-    device: str
-    checkpoint_every: int
-    eval_every: int
-    tensorboard: Path | None
-
-    @property
-    def model_path(self) -> Path:
-        return self.output / "model.zip"
 
 
 def train(
@@ -156,14 +137,15 @@ def train(
         )
     options = parse_options(option)
     with command_output(as_json, debug) as out:
-        plan = _Plan(
+        plan = Plan(
             task=task,
             resume=resume,
             dataset=dataset,
+            option_texts=option or [],
             options=options,
-            output=output or _default_output(task, resume),
+            output=output or default_output(task, resume),
             updates=updates,
-            settings=parse_settings(setting or []),
+            settings=read_settings(setting),
             seed=seed,
             device=device,
             checkpoint_every=checkpoint_every,
@@ -178,18 +160,13 @@ def train(
         _run(plan, out)
 
 
-def _default_output(task: str | None, resume: Path | None) -> Path:
-    if resume is None:
-        return Path("runs") / str(task).replace("/", "-").replace(":", "-")
-    return resume.parent.parent if resume.parent.name == "checkpoints" else resume.parent
-
-
-def _run(plan: _Plan, out: Output) -> None:
+def _run(plan: Plan, out: Output) -> None:
     from sb3_dmamba.training.distributed import join_processes
 
-    model = _make_model(plan)
+    with _say_if_interrupted(plan):
+        model = _make_model(plan)
     with join_processes(model.device) as processes:
-        with processes.leader_first():
+        with _say_if_interrupted(plan), processes.leader_first():
             trajectories = _load_dataset(plan, model)
         if processes.is_leader:
             _train(plan, model, trajectories, processes.size, out)
@@ -197,34 +174,51 @@ def _run(plan: _Plan, out: Output) -> None:
             _fit(plan, model, trajectories)
 
 
-def _fit(plan: _Plan, model: DecisionMamba, trajectories: Trajectories) -> None:
+@contextmanager
+def _say_if_interrupted(plan: Plan) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        plan.checkpoints().say_nothing_was_trained()
+        raise
+
+
+def _fit(plan: Plan, model: DecisionMamba, trajectories: Trajectories) -> None:
     model.fit(
         trajectories,
         plan.updates if plan.resume is not None else None,
-        callback=make_checkpoint_callback(plan.output, plan.checkpoint_every),
+        callback=plan.checkpoints().make_callback(),
         eval_freq=plan.eval_every,
         progress_bar=True,
     )
 
 
 def _train(
-    plan: _Plan, model: DecisionMamba, trajectories: Trajectories, n_processes: int, out: Output
+    plan: Plan, model: DecisionMamba, trajectories: Trajectories, n_processes: int, out: Output
 ) -> None:
     out.console.print(trajectories.summary())
     together = f", {n_processes} processes" if n_processes > 1 else ""
     out.console.print(f"seed {model.seed}, device {model.device}{together}", highlight=False)
-    first = model.num_timesteps
+    changes = describe_changes(model.config, model.task)
+    if changes is not None:
+        text = f"settings that differ from the recipe: {changes}"
+        out.console.print(text, soft_wrap=True, highlight=False, markup=False)
+    first, checkpoints = model.num_timesteps, plan.checkpoints(n_processes)
+    model.verbose = 1  # evaluations are printed
     model.set_logger(make_csv_logger(plan.output, first, plan.tensorboard))
     start = time.perf_counter()
     try:
         _fit(plan, model, trajectories)
+        seconds = time.perf_counter() - start
+        model.save(plan.model_path)
+    except UpdateInterrupted:
+        checkpoints.say_what_is_left(model, first)
+        raise
     except KeyboardInterrupt:
-        print_latest_checkpoint(plan.output)
+        checkpoints.keep(model, first)
         raise
     finally:
         model.logger.close()
-    seconds = time.perf_counter() - start
-    model.save(plan.model_path)
     done = model.num_timesteps - first
     out.console.print(f"{done:,} updates in {seconds:.0f} s", highlight=False)
     print_files(out, [plan.model_path])
@@ -244,11 +238,14 @@ def _train(
     )
 
 
-def _make_model(plan: _Plan) -> DecisionMamba:
+def _make_model(plan: Plan) -> DecisionMamba:
     decision_mamba = import_algorithm()
+    import torch
+
     from sb3_dmamba.training.distributed import local_device
 
-    device = check_device(str(local_device(plan.device)))
+    own = local_device(plan.device) if torch.cuda.is_available() else plan.device
+    device = check_device(str(own))
     if plan.resume is None:
         updates = {} if plan.updates is None else {"n_updates": plan.updates}
         settings = {**plan.settings, **updates}
@@ -262,7 +259,7 @@ def _make_model(plan: _Plan) -> DecisionMamba:
     return model
 
 
-def _load_dataset(plan: _Plan, model: DecisionMamba) -> Trajectories:
+def _load_dataset(plan: Plan, model: DecisionMamba) -> Trajectories:
     from sb3_dmamba.data import load_trajectories
 
     source = plan.dataset
@@ -276,7 +273,7 @@ def _load_dataset(plan: _Plan, model: DecisionMamba) -> Trajectories:
     return trajectories
 
 
-def _compare(before: str, now: str, plan: _Plan) -> None:
+def _compare(before: str, now: str, plan: Plan) -> None:
     """Say so where a run does not go on with the data that it has learned from.
 
     Raises:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import (
     BaseCallback,
@@ -16,6 +17,7 @@ from stable_baselines3.common.callbacks import (
     EventCallback,
 )
 from stable_baselines3.common.type_aliases import MaybeCallback
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_dmamba.data.normalizers import check_returns_unscaled
 from sb3_dmamba.errors import ConditioningError, UnknownTaskError
@@ -23,7 +25,38 @@ from sb3_dmamba.errors import ConditioningError, UnknownTaskError
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
 
-__all__ = ["as_callbacks", "explain_missing_environment", "start_callbacks"]
+__all__ = ["Evaluations", "as_callbacks", "explain_missing_environment", "start_callbacks"]
+
+
+class Evaluations(EvalCallback):
+    """Stable-Baselines3's evaluations, each of them printed in one line where that is asked for.
+
+    Args:
+        env: Conditioned environment to evaluate in.
+        eval_freq: Updates between two evaluations.
+        n_eval_episodes: Episodes of each.
+        verbose: 0 prints nothing.
+    """
+
+    def __init__(self, env: VecEnv, eval_freq: int, n_eval_episodes: int, verbose: int) -> None:
+        super().__init__(env, eval_freq=eval_freq, n_eval_episodes=n_eval_episodes, verbose=0)
+        self._prints = verbose > 0
+        self._returns: list[float] = []
+
+    def _log_success_callback(self, locals_: dict[str, Any], globals_: dict[str, Any]) -> None:
+        super()._log_success_callback(locals_, globals_)
+        self._returns = locals_["episode_rewards"]  # evaluate_policy's own list, whole at its end
+
+    def _on_step(self) -> bool:
+        self._returns = []
+        keep_going = super()._on_step()
+        if self._returns and self._prints:
+            mean, deviation = np.mean(self._returns), np.std(self._returns)
+            print(  # noqa: T201  # a progress bar sends it above itself
+                f"update {self.num_timesteps}: mean return {mean:.2f}, "
+                f"standard deviation {deviation:.2f}, {len(self._returns)} episodes"
+            )
+        return keep_going
 
 
 def as_callbacks(callback: MaybeCallback) -> list[BaseCallback]:

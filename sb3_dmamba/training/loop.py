@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +22,7 @@ from sb3_dmamba.training.callbacks import (
 )
 from sb3_dmamba.training.data_parallel import train_together
 from sb3_dmamba.training.distributed import Processes
+from sb3_dmamba.training.interrupts import Interrupts
 from sb3_dmamba.training.progress import UpdateProgress
 from sb3_dmamba.training.updater import UpdateMetrics, Updater
 
@@ -59,6 +61,9 @@ def run_updates(
         MissingDependencyError: A log for TensorBoard is wanted, and it is not installed.
         ConfigError: The batch cannot be split among the processes.
         DistributedError: The processes train different things, or one of them is gone.
+        KeyboardInterrupt: Ctrl-C; the update that was under way is finished first, and with
+            several processes all stop after the same one.
+        UpdateInterrupted: Ctrl-C for the second time, which does not wait for that.
     """
     if processes.size > 1:
         processes.check_alike(_describe(model, updater, sampler))
@@ -69,10 +74,13 @@ def run_updates(
         model._logger = _make_logger(model, log_name)
     progress = [UpdateProgress()] if progress_bar and is_leader else []
     given = as_callbacks(callback) if is_leader else []
+    interrupts = Interrupts()
+    # The others wait for this one wherever it is: it leaves them at the end of an update alone.
+    together = interrupts.held() if processes.size > 1 else nullcontext()
     try:
-        with train_together(updater, processes), explain_missing_environment(model):
+        with together, train_together(updater, processes), explain_missing_environment(model):
             callbacks = start_callbacks(model, [*given, *progress])
-            _run(model, updater, sampler, callbacks, log_interval)
+            _run(model, updater, sampler, callbacks, log_interval, interrupts)
     finally:
         for bar in progress:
             bar.close()
@@ -105,6 +113,7 @@ def _run(
     sampler: WindowSampler,
     callback: BaseCallback,
     log_interval: int,
+    interrupts: Interrupts,
 ) -> None:
     total_timesteps = model._total_timesteps  # callbacks look it up under this name
     recent: list[UpdateMetrics] = []
@@ -112,13 +121,15 @@ def _run(
     callback.on_training_start(locals(), globals())
     updater.agree(True)
     while model.num_timesteps < total_timesteps:
-        metrics = updater.update(sampler, model._n_updates, model.num_timesteps, total_timesteps)
-        model.num_timesteps += 1
-        model._n_updates += 1
+        with interrupts.held():
+            counters = model._n_updates, model.num_timesteps, total_timesteps
+            metrics = updater.update(sampler, *counters)
+            model.num_timesteps += 1
+            model._n_updates += 1
         model._update_current_progress_remaining(model.num_timesteps, total_timesteps)
         recent.append(metrics)
         callback.update_locals(locals())
-        keep_going = updater.agree(callback.on_step())
+        keep_going = updater.agree(callback.on_step() and not interrupts.is_pending)
         is_last = not keep_going or model.num_timesteps >= total_timesteps
         if len(recent) >= log_interval or is_last:
             now = time.perf_counter()

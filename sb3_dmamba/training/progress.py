@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 
 from rich.console import Console
@@ -25,6 +26,7 @@ class UpdateProgress(BaseCallback):
     """Show loss, updates per second and time left while ``fit`` runs, on stderr."""
 
     def _on_training_start(self) -> None:
+        console = Console(stderr=True)
         total = self.locals["total_timesteps"] - self.model.num_timesteps
         self.progress = Progress(
             TextColumn("[bold]{task.description}"),
@@ -35,7 +37,9 @@ class UpdateProgress(BaseCallback):
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(elapsed_when_finished=False),
-            console=Console(stderr=True),
+            console=console,
+            # What is printed meanwhile goes above the bar, if it would go to the same terminal.
+            redirect_stdout=console.is_jupyter or sys.stdout.isatty(),
         )
         self.progress.start()
         self.looked_at = -math.inf

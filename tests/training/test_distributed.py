@@ -238,3 +238,30 @@ def test_a_killed_process_ends_the_other(store: Path, tmp_path: Path) -> None:
     assert "Traceback" not in said
     latest = max(tmp_path.rglob("model_*_steps.zip"), key=lambda path: path.stat().st_mtime)
     assert DecisionMamba.load(latest).num_timesteps > 0
+
+
+def test_ctrl_c_keeps_the_whole_batch_s_model_once(store: Path, tmp_path: Path) -> None:
+    """The first process saves, the carried state of the other included."""
+    command = [*train_command(store, 100_000), "--set", "carry_state=true"]
+    both = start(["-m", "sb3_dmamba", *command], tmp_path)
+    try:
+        limit = time.monotonic() + TIMEOUT
+        while not list(tmp_path.rglob("model_*_steps.zip")) and both[0].poll() is None:
+            assert time.monotonic() < limit
+            time.sleep(0.05)
+        for process in both:
+            process.send_signal(signal.SIGINT)
+        said = [process.communicate(timeout=TIMEOUT)[1] for process in both]
+    finally:
+        finish(both)
+    assert [process.returncode for process in both] == [130, 130], said
+    assert ("Kept" in said[0], "Kept" in said[1]) == (True, False)
+    assert "DistributedError" not in "".join(said)
+    (kept,) = re.findall(r"--resume (\S+)", said[0])
+    assert f"torchrun --nproc-per-node=2 -m sb3_dmamba train --resume {kept}" in said[0]
+    model = DecisionMamba.load(tmp_path / kept)
+    assert f"{model.num_timesteps:,} of 100,000 updates" in said[0]
+    assert model._updater is not None
+    carried = model._updater.carried.state()
+    assert carried
+    assert {len(rows) for rows in carried.values()} == {8}  # of the whole batch
