@@ -73,6 +73,23 @@ def test_what_is_needed_and_missing_is_broken_and_an_extra_is_not() -> None:
     assert problems[1].endswith('and >=999 is needed: pip install "torch>=999"')
 
 
+@pytest.mark.usefixtures("_requirements")
+def test_an_extra_says_which_of_its_packages_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [*REQUIREMENTS, "numpy<1; extra == 'video'"]
+    monkeypatch.setattr(metadata, "requires", lambda name: lines)
+    found = {each.name: each for each in find_packages() if each.extra == "video"}
+    assert found["rich"].lack is None
+    assert found["absent-extra"].lack == "is not installed"
+    assert found["numpy"].lack == f"is {metadata.version('numpy')}, and <1 is needed"
+    monkeypatch.setenv("COLUMNS", "200")
+    text = CliRunner().invoke(app, ["doctor", "--seconds", "0"]).stdout
+    row = text[text.index(" video ") :].splitlines()
+    assert f"rich {metadata.version('rich')}" in row[0]
+    assert row[0].rstrip().endswith("absent-extra is not installed:")
+    assert row[1].strip() == f"numpy {found['numpy'].lack}:"
+    assert row[2].strip() == 'pip install "sb3-dmamba[video]"'
+
+
 def test_a_source_that_is_not_installed_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(name: str) -> Any:
         raise metadata.PackageNotFoundError(name)

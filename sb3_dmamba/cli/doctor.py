@@ -105,12 +105,13 @@ def _machine_table(machine: Machine) -> Table:
 
 
 def _package_table(packages: list[Package]) -> Table:
-    table = _make_table("Packages", "for", "here", "to install")
+    table = _make_table("Packages", "for", "here", "missing")
     for extra, group in itertools.groupby(packages, key=lambda package: package.extra):
         members = list(group)
         here = ", ".join(f"{each.name} {each.version}" for each in members if each.version)
-        missing = dict.fromkeys(each.remedy for each in members if each.remedy is not None)
-        table.add_row(extra or "everything", here or "-", _escape("\n".join(missing)))
+        lacks = [f"{each.name} {each.lack}:" for each in members if each.lack is not None]
+        remedies = dict.fromkeys(each.remedy for each in members if each.remedy is not None)
+        table.add_row(extra or "everything", here or "-", _escape("\n".join([*lacks, *remedies])))
     return table
 
 

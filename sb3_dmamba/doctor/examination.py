@@ -47,7 +47,8 @@ class Examination:
         return {
             **dataclasses.asdict(self),
             "packages": [
-                {**dataclasses.asdict(each), "remedy": each.remedy} for each in self.packages
+                {**dataclasses.asdict(each), "lack": each.lack, "remedy": each.remedy}
+                for each in self.packages
             ],
         }
 
@@ -85,11 +86,11 @@ def find_problems(packages: list[Package], backends: list[Backend]) -> list[str]
     problems = []
     if not packages:
         problems.append(f'{DISTRIBUTION} is not installed: pip install -e ".[dev]" in its folder')
-    for package in packages:
-        if package.extra is None and not package.is_met:
-            found = "is not installed" if package.version is None else f"is {package.version}"
-            wanted = f", and {package.needed} is needed" if package.version else ""
-            problems.append(f"{package.name} {found}{wanted}: {package.remedy}")
+    problems += [
+        f"{package.name} {package.lack}: {package.remedy}"
+        for package in packages
+        if package.extra is None and not package.is_met
+    ]
     problems += [
         f"backend {each.name!r} on {each.device!r}: {each.reason}"
         for each in backends

@@ -33,6 +33,15 @@ class Package:
     is_met: bool
 
     @property
+    def lack(self) -> str | None:
+        """What is wrong with it, in a few words that its name comes before, or None."""
+        if self.is_met:
+            return None
+        if self.version is None:
+            return "is not installed"
+        return f"is {self.version}, and {self.needed} is needed"
+
+    @property
     def remedy(self) -> str | None:
         """The line that installs what is missing, or None."""
         if self.is_met:

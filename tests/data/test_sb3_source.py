@@ -259,6 +259,24 @@ def test_a_buffer_from_a_file(tmp_path: Path) -> None:
     assert check(load_trajectories(load_from_pkl(tmp_path / "buffer.pkl")), history) == [0, 1, 2]
 
 
+@pytest.mark.parametrize("kind", [ReplayBuffer, DictReplayBuffer])
+def test_a_file_that_save_replay_buffer_wrote(kind: Any, tmp_path: Path) -> None:
+    """It is not unpickled, and the message says what does, which works."""
+    env_id = "CartPole-v1" if kind is ReplayBuffer else None
+    env: Any = gym.make(env_id) if env_id else BitFlippingEnv(3)
+    policy = "MlpPolicy" if env_id else "MultiInputPolicy"
+    agent = DQN(policy, env, learning_starts=100, buffer_size=100, seed=0).learn(60)
+    path = tmp_path / "rb.pkl"
+    agent.save_replay_buffer(path)
+    with pytest.raises(DatasetError) as caught:
+        load_trajectories(path)
+    for part in (str(path), "model.load_replay_buffer(path)", "load_trajectories(model.replay_buf"):
+        assert part in str(caught.value)
+    expected = load_trajectories(agent.replay_buffer)
+    agent.load_replay_buffer(path)
+    np.testing.assert_array_equal(load_trajectories(agent.replay_buffer).actions, expected.actions)
+
+
 def test_single_transitions_are_no_episodes() -> None:
     buffer = ReplayBuffer(90, BOX, ACTIONS)
     generator = np.random.default_rng(0)

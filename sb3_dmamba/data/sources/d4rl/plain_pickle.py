@@ -24,6 +24,7 @@ from sb3_dmamba.errors import DatasetError
 __all__ = ["PickledArray", "load_plain_pickle", "to_array"]
 
 _NUMBER = re.compile(r"[biufV?]\d*|bool|u?int\d+|float\d+")
+_SB3_BUFFER = re.compile(r"(stable_baselines3|sb3_contrib)\..*ReplayBuffer$")
 _LEAD = "only pickles of numpy arrays, numbers, texts, lists, tuples and dicts are read"
 
 
@@ -236,6 +237,13 @@ class _Unpickler(pickle._Unpickler):
         asked = f"{module}.{name}"
         asked = _OLD_NAMES.sub(lambda match: _NEW_NAMES[match[0]], asked)
         known = _KNOWN.get(asked)
+        if known is None and _SB3_BUFFER.match(asked):
+            raise DatasetError(
+                f"{self._path} is a replay buffer that Stable-Baselines3 saved (it asks for "
+                f"{asked!r}, which could run code): if you trust the file, let SB3 read it, "
+                f"model.load_replay_buffer(path), and use load_trajectories(model.replay_buffer), "
+                f"whose save(folder) writes a store for the command line"
+            )
         if known is None:
             raise DatasetError(
                 f"{self._path} asks for {asked!r}, which could run code: {_LEAD}; if you trust "
