@@ -25,7 +25,7 @@ def check_integer(
         error: What to raise.
 
     Raises:
-        DecisionMambaError: ``error``: the value is no integer, or too small; names it and the
+        DecisionMambaError: ``error``: the value is not an integer, or too small; names it and the
             range.
     """
     if not isinstance(value, bool) and isinstance(value, Integral):
@@ -63,7 +63,7 @@ def check_number(
         error: What to raise.
 
     Raises:
-        DecisionMambaError: ``error``: the value is no number, not finite, or out of its range;
+        DecisionMambaError: ``error``: the value is not a number, not finite, or out of its range;
             names it and the range.
     """
     number = _as_float(value)

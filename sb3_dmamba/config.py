@@ -60,8 +60,8 @@ class DecisionMambaConfig:
         carry_state: Whether training carries the recurrent state, without its gradient, from a
             window to the one after it in the episode, as ``memory="stream"`` does in acting
             (truncated backpropagation through time). Episodes are then seen from their start to
-            their end, in windows that do not overlap. To remember what matters only later than
-            ``context_length`` is not learnt in this way either.
+            their end, in windows that do not overlap. Gradients still stop where a window
+            begins, so what matters only after more than ``context_length`` steps is not learnt.
         burn_in: Steps before each training window that bring the recurrent state to where the
             window starts, without loss or gradient. Windows are drawn as ever, and the state is
             never older than the weights, at the price of a forward pass over these steps.
@@ -156,7 +156,7 @@ class DecisionMambaConfig:
         """Return a copy with some fields changed.
 
         Raises:
-            ConfigError: A name is no field (suggests the nearest), or a value is out of range.
+            ConfigError: A name is not a field (suggests the nearest), or a value is out of range.
         """
         _check_names(overrides)
         return dataclasses.replace(self, **overrides)
@@ -238,7 +238,7 @@ def _check_combinations(config: DecisionMambaConfig) -> None:
         )
     if config.carry_state and config.burn_in:
         raise ConfigError(
-            f"burn_in={config.burn_in} warms up a state that carry_state=True already has: use "
+            f"burn_in={config.burn_in} and carry_state=True exclude each other: use "
             f"carry_state=False or burn_in=0"
         )
     if config.time_encoding == "global":

@@ -168,7 +168,7 @@ def test_options_are_json_or_text() -> None:
     texts = ["a=0.1", "b=paper", 'c={"g": 9.8}', "d=true", "e=null", "f=x=y", "g-h="]
     found = {"a": 0.1, "b": "paper", "c": {"g": 9.8}, "d": True, "e": None, "f": "x=y", "g_h": ""}
     assert parse_options(texts) == found
-    with pytest.raises(typer.BadParameter, match="is no NAME=VALUE"):
+    with pytest.raises(typer.BadParameter, match="is not a NAME=VALUE"):
         parse_options(["=3"])
 
 
@@ -229,7 +229,7 @@ def test_convert_with_an_option_called_folder(tmp_path: Path) -> None:
 def test_convert_with_options_that_are_its_own(tmp_path: Path, option: str) -> None:
     write(tmp_path / "a.hdf5")
     result = run("convert", "a.hdf5", "store", "--option", option, exit_code=1)
-    assert "is no option of a" in result.stderr
+    assert "is not an option of a" in result.stderr
 
 
 # --- download -----------------------------------------------------------------------------------

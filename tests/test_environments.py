@@ -345,7 +345,7 @@ def test_an_environment_is_made_again_as_it_was(wrapper: Any, choice_id: str) ->
         (ChoiceEnv(), r"env=lambda: ChoiceEnv\(\.\.\.\)"),
         (TimeLimit(ChoiceEnv(), 3), "cannot be made again"),
         (DummyVecEnv([ChoiceEnv]), "VecEnv cannot be made again"),
-        (5, "env=5 is no environment"),
+        (5, "env=5 is not an environment"),
         ("Hoper-v5", "did you mean"),
     ],
 )

@@ -78,7 +78,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_rooms_import_only_what_they_may(path: Path) -> None:
     room = _room_of(path)
-    assert room in MAY_IMPORT, f"{room} is no room of the design"
+    assert room in MAY_IMPORT, f"{room} is not a room of the design"
     forbidden = _rooms_imported(path) - MAY_IMPORT[room] - {room}
     assert not forbidden, f"{room} imports {sorted(forbidden)}"
 

@@ -204,7 +204,7 @@ class ActingAlgorithm(BaseAlgorithm):
                 algorithm does not use, stay as they are.
 
         Raises:
-            ConfigError: It is no non-negative integer.
+            ConfigError: It is not a non-negative integer.
         """
         if seed is None:
             return

@@ -60,5 +60,5 @@ def canonical_game(name: str) -> str:
     if plain not in _BY_PLAIN_NAME:
         close = difflib.get_close_matches(plain, _BY_PLAIN_NAME, n=1)
         hint = f"did you mean {_BY_PLAIN_NAME[close[0]]!r}?" if close else "pass game='Breakout'"
-        raise DatasetError(f"{name!r} is no game of the DQN replay: {hint}")
+        raise DatasetError(f"{name!r} is not a game of the DQN replay: {hint}")
     return _BY_PLAIN_NAME[plain]

@@ -91,7 +91,9 @@ def convert(
         from sb3_dmamba.data.conversion import convert_trajectories
 
         for name in {"overwrite", "progress_bar"} & set(options):
-            raise DatasetError(f"{name} is no option of a source: leave it out, or use --overwrite")
+            raise DatasetError(
+                f"{name} is not an option of a source: leave it out, or use --overwrite"
+            )
         start = time.perf_counter()
         data = convert_trajectories(
             source, folder, overwrite=overwrite, progress_bar=True, **options
@@ -154,7 +156,7 @@ def _fetch(name: str, folder: Path | None) -> tuple[Path, bool]:
     """Return where a dataset lies, and whether it was downloaded for that.
 
     Raises:
-        DatasetError: It is no name that can be downloaded, or the download failed.
+        DatasetError: It is not a name that can be downloaded, or the download failed.
     """
     from sb3_dmamba.d4rl import D4RL_NAME
     from sb3_dmamba.data.sources.d4rl import find_d4rl_file
@@ -167,7 +169,7 @@ def _fetch(name: str, folder: Path | None) -> tuple[Path, bool]:
             return find_d4rl_file(name, folder=folder), True
     if folder is not None:
         raise DatasetError(
-            f"{name!r} is no D4RL name, and --folder is for D4RL's files: Minari's go to the "
+            f"{name!r} is not a D4RL name, and --folder is for D4RL's files: Minari's go to the "
             f"folder that MINARI_DATASETS_PATH names"
         )
     try:

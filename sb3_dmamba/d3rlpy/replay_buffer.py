@@ -90,7 +90,7 @@ class WindowReplayBuffer(ReplayBufferBase):
         self._seed = seed
         self._samplers: dict[tuple[int, ...], WindowSampler] = {}
         self._episodes = _Episodes(trajectories)
-        # As d3rlpy counts: the last step of an episode that was not terminated is no transition.
+        # As d3rlpy counts: the last step of an episode that was not terminated is not a transition.
         counts = trajectories.lengths - ~trajectories.terminated
         self._last_transitions = np.cumsum(counts)
         if not self.transition_count:

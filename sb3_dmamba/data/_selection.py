@@ -19,7 +19,7 @@ def check_steps(
     """Return flat indices of steps as int64.
 
     Raises:
-        DatasetError: There is none, or one is no step of the data; names the first.
+        DatasetError: There is none, or one is not a step of the data; names the first.
     """
     array = np.atleast_1d(np.asarray(steps))
     if array.ndim != 1 or len(array) == 0 or array.dtype.kind not in "iu":

@@ -49,7 +49,7 @@ def convert_trajectories(
     for name in ("source", "store"):
         if name in options:
             raise DatasetError(
-                f"{name}={options[name]!r} is no option of a conversion: the first argument is "
+                f"{name}={options[name]!r} is not an option of a conversion: the first argument is "
                 f"the source and the second the store's folder"
             )
     place = Path(folder).expanduser().absolute()

@@ -73,7 +73,7 @@ def download_file(
             downloading it. Says where to put the file instead.
     """
     if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
-        raise DatasetError(f"{url!r} is no http or https address")
+        raise DatasetError(f"{url!r} is not an http or https address")
     download = _Download(url, path, timeout)
     with download.opened(), byte_progress(path.name, progress_bar) as bar:
         failures, reached, most = 0, False, download.size

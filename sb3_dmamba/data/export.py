@@ -160,7 +160,7 @@ def _to_minari(
 
     if not isinstance(dataset_id, str) or not _MINARI_ID.fullmatch(dataset_id):
         raise DatasetError(
-            f"{dataset_id!r} is no name of a Minari dataset: give letters, digits, - and _ with a "
+            f"{dataset_id!r} cannot name a Minari dataset: give letters, digits, - and _ with a "
             f"version at the end, such as 'walk-v0' or 'mine/walk-v0'"
         )
     spec = _find_spec(trajectories)

@@ -24,7 +24,7 @@ def check_frame_stack(frame_stack: Any, space: spaces.Box) -> int:
         space: What the policy sees: (frame_stack, *frame) uint8 where it is more than 1.
 
     Raises:
-        DatasetError: It is no positive integer.
+        DatasetError: It is not a positive integer.
         SpaceError: The space does not hold that many frames.
     """
     count = check_integer("frame_stack", frame_stack, 1, error=DatasetError)

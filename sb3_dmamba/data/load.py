@@ -70,13 +70,13 @@ def _explain(source: Any) -> str:
     """Say why a source is none, and what there is like it."""
     if not isinstance(source, (str, PathLike)):
         return (
-            f"a {type(source).__module__}.{type(source).__qualname__} is no known dataset. "
+            f"a {type(source).__module__}.{type(source).__qualname__} is not a known dataset. "
             f"Accepted: {_accepted('object')}; Trajectories; a path or a name"
         )
     path = Path(source).expanduser()
     if path.exists():
         kind = "folder" if path.is_dir() else "file"
-        return f"the {kind} {str(source)!r} is no known dataset. Accepted: {_accepted('path')}"
+        return f"the {kind} {str(source)!r} is not a known dataset. Accepted: {_accepted('path')}"
     missing = describe_missing_path(source)
     if isinstance(source, str) and _COULD_BE_A_NAME.fullmatch(source):
         close = _suggest(source)

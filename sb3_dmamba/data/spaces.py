@@ -252,7 +252,8 @@ def _as_integers(space: spaces.Box, values: ndarray, name: str) -> ndarray:
     if len(changed):
         hint = ", 0 to 255 (not scaled to [0, 1])" if space.dtype == np.uint8 else ""
         raise SpaceError(
-            f"{name} holds {values[tuple(changed[0])]}, which is no {space.dtype}: give values as "
+            f"{name} holds {values[tuple(changed[0])]}, which is not of dtype {space.dtype}: give "
+            f"values as "
             f"the space has them{hint}, or describe them with a Box of floats"
         )
     return integers

@@ -83,7 +83,7 @@ class Trajectories(Transforms, Exports):
     Raises:
         DatasetError: The data is empty, has mismatched lengths, wrong shapes or dtypes, values
             that are not finite or actions outside their space. Names the first bad index.
-        SpaceError: The action space cannot be learnt, or the observation space is no Box.
+        SpaceError: The action space cannot be learnt, or the observation space is not a Box.
     """
 
     observations: Num[ndarray, "N *obs"]
@@ -223,7 +223,7 @@ class Trajectories(Transforms, Exports):
             zeros before the episode's start. With a ``frame_stack`` of 1, the observations.
 
         Raises:
-            DatasetError: An index is no step of the data; names the first.
+            DatasetError: An index is not a step of the data; names the first.
 
         Source: Dopamine's replay buffer and Stable-Baselines3's ``VecFrameStack`` pad alike.
         """

@@ -145,7 +145,7 @@ class WindowSampler:
             first_steps: Flat indices of steps, 0 to N - 1.
 
         Raises:
-            DatasetError: An index is no step of the data; names the first.
+            DatasetError: An index is not a step of the data; names the first.
         """
         return self._gather(check_steps(first_steps, self.trajectories.n_steps, "first_steps"))
 

@@ -75,7 +75,7 @@ def make_factory(environment: Environment) -> MakeEnv:
     if callable(environment):
         return partial(make_gymnasium, environment)
     raise UnknownTaskError(
-        f"env={environment!r} is no environment: give a Gymnasium id, an environment, or a "
+        f"env={environment!r} is not an environment: give a Gymnasium id, an environment, or a "
         f"function that makes one"
     )
 

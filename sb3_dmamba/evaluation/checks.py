@@ -22,7 +22,7 @@ def check_envs(description: dict[str, Any], policy: ActingPolicy, n_envs: int) -
         n_envs: How many there should be.
 
     Raises:
-        ConfigError: They are no environments, or one several times.
+        ConfigError: They are not environments, or one several times.
         SpaceError: The spaces are not the policy's.
     """
     if description["not_an_env"] is not None:

@@ -39,7 +39,7 @@ def plot_report(
         The figure.
 
     Raises:
-        ConfigError: The suffix is no format.
+        ConfigError: The suffix is not a format.
     """
     figure: Figure
     if ax is None:

@@ -158,7 +158,7 @@ class EvaluationReport(ReportDetails):
             source: JSON text (a string that starts with ``{``), or the path of a file.
 
         Raises:
-            ConfigError: It is no report, or one of a newer format.
+            ConfigError: It is not a report, or one of a newer format.
             OSError: The file cannot be read.
         """
         is_text = isinstance(source, str) and source.lstrip().startswith("{")

@@ -32,7 +32,7 @@ class SeedEpisodes(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         seed: Seed of the first episode.
 
     Raises:
-        ConfigError: ``seed`` is no non-negative integer.
+        ConfigError: ``seed`` is not a non-negative integer.
     """
 
     def __init__(self, env: gym.Env[Any, Any], seed: int = 0) -> None:
@@ -78,7 +78,7 @@ def split_seeds(seed: int, n_episodes: int, n_envs: int) -> list[int]:
         n_envs: Environments.
 
     Raises:
-        ConfigError: An argument is no integer, or too small.
+        ConfigError: An argument is not an integer, or too small.
     """
     seed = check_integer("seed", seed, 0)
     n_episodes = check_integer("n_episodes", n_episodes, 1)

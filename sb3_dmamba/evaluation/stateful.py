@@ -16,7 +16,7 @@ __all__ = ["StatefulActor"]
 
 
 _FLATTEN = (
-    "what is no Box is flattened as in training, by "
+    "what is not a Box is flattened as in training, by "
     "gymnasium.spaces.flatten(env.observation_space, observation)"
 )
 

@@ -89,7 +89,7 @@ class AttentionMixer(nn.Module):
         n_padded = 0 if real is None else n_new - real.sum(dim=1)
         oldest = self.n_remembered - state["n_tokens"] + n_padded  # first slot that holds a token
         in_reach = (slot <= newest) & (slot > newest - self.n_remembered)  # (L, cache + L)
-        # A token sees itself, also where it is padding: a softmax of nothing is no number.
+        # A token sees itself, also where it is padding: a softmax of nothing is not a number.
         visible = in_reach & ((slot >= oldest[:, None, None]) | (slot == newest))
         if readout is not None:
             query, visible = query[:, :, readout], visible[:, readout]

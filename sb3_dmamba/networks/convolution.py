@@ -16,8 +16,8 @@ __all__ = ["ConvolutionMixer"]
 class ConvolutionMixer(nn.Module):
     """Causal depthwise filters over the last few tokens, one set for each kind of token.
 
-    A returns-to-go's, a state's and an action's token each gather what went before through
-    filters of their own. Nothing here mixes channels: the channel mixing that follows does.
+    Return-to-go, state and action tokens each gather what went before by their own filters.
+    Nothing here mixes channels: the channel mixing that follows does.
 
     Args:
         config: ``hidden_size``, ``filter_length`` and ``backend``.

@@ -77,7 +77,7 @@ class TokenEmbedding(nn.Module):
             actions: As the environment takes them.
             returns_to_go: In the environment's units.
             timesteps: Step in the episode, from 0; clamped at the table's end.
-            keep_last_action: Whether it is there all the same, for steps that come after these;
+            keep_last_action: Whether to keep that last token, for steps that come after these;
                 not with the global time encoding, which has no place for it.
 
         Returns:

@@ -80,7 +80,7 @@ def read_policy(
         raise ModelFileError(f"there is no policy file at {path}") from error
     try:
         if not zipfile.is_zipfile(io.BytesIO(content)):
-            raise ModelFileError("it is no zip, or was cut off")
+            raise ModelFileError("it is not a zip, or was cut off")
         saved = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
         description = json.loads(saved["data"])
         if description["format"] != _FORMAT:

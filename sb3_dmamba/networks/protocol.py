@@ -42,7 +42,7 @@ def read_observation(observation: Any, space: spaces.Box) -> Conditioned:
         observation without an axis of environments.
 
     Raises:
-        ConditioningError: There is no return-to-go, not one an observation, or it is no finite
+        ConditioningError: There is no return-to-go, not one an observation, or it is not a finite
             number.
         SpaceError: The observation is not of the space's shape.
     """
@@ -81,8 +81,8 @@ def check_finite(observations: NDArray[Any]) -> None:
     row, *place = (int(index) for index in np.argwhere(~np.isfinite(observations))[0])
     value = observations[(row, *place)]
     raise SpaceError(
-        f"the observation of environment {row} has {value} at {tuple(place)}, and every action "
-        f"after it would be as meaningless: mend what the environment returns (np.nan_to_num "
+        f"the observation of environment {row} has {value} at {tuple(place)}, which would "
+        f"make every later action meaningless: fix the environment's output (np.nan_to_num "
         f"replaces such values) or end the episode there"
     )
 
@@ -92,11 +92,11 @@ def read_starts(episode_start: Any, n_envs: int) -> NDArray[np.bool_]:
 
     Raises:
         ConditioningError: There is neither one flag nor one an environment, or it is Python's True
-            or False, which in this place of ``predict`` were mostly meant as ``deterministic``.
+            or False: a bare bool in this place is usually a misplaced ``deterministic``.
     """
     if isinstance(episode_start, bool):
         raise ConditioningError(
-            f"episode_start={episode_start} is no array: write "
+            f"episode_start={episode_start} is not an array: write "
             f"predict(observation, state, deterministic={episode_start}) if that was meant, or "
             f"episode_start=np.full({n_envs}, {episode_start})"
         )
@@ -132,9 +132,9 @@ def read_state(
     """
     if len(state) != n_envs:
         raise ConditioningError(
-            f"state is {len(state)} environments', and {n_envs} observations came: pass the state "
-            f"that the last predict returned for these environments (state.take(rows) drops some), "
-            f"or None at the first step"
+            f"state holds {len(state)} environments, but {n_envs} observations came: pass the "
+            f"state that the last predict returned for these environments (state.take(rows) "
+            f"drops some), or None at the first step"
         )
     found = {name: tuple(tensor.shape[1:]) for name, tensor in state.tensors.items()}
     if found != layout:

@@ -64,7 +64,7 @@ class Task:
         source: For each of the fields above that is set, where its value comes from.
 
     Raises:
-        ConfigError: ``overrides`` is no valid recipe.
+        ConfigError: ``overrides`` is not a valid recipe.
     """
 
     name: str
@@ -99,7 +99,7 @@ class Task:
             **overrides: Fields of ``DecisionMambaConfig``.
 
         Raises:
-            ConfigError: A name is no field (suggests the nearest), or a value is out of range.
+            ConfigError: A name is not a field (suggests the nearest), or a value is out of range.
         """
         recipe = DecisionMambaConfig().replace(**self.overrides)
         changed = recipe.replace(**overrides)

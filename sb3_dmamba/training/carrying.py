@@ -164,7 +164,7 @@ class CarriedState:
             or next_steps.dim() != 2
             or next_steps.shape[1] != 2
         ):
-            raise ModelFileError(f"{_NEXT_STEPS} is no list of steps: the file was changed")
+            raise ModelFileError(f"{_NEXT_STEPS} is not a list of steps: the file was changed")
         expected = model.initial_layers(1)
         names = {f"{PREFIX}layer{i}.{name}" for i, layer in enumerate(expected) for name in layer}
         if names | {_NEXT_STEPS} != tensors.keys():

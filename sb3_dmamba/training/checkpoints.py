@@ -93,7 +93,7 @@ class ModelFile:
             path: Path or open binary file.
 
         Raises:
-            ModelFileError: The file is missing, is no model file, is damaged, or was written by a
+            ModelFileError: The file is missing, not a model file, damaged, or was written by a
                 newer version.
             OSError: The file may not be opened.
         """
@@ -134,7 +134,7 @@ class ModelFile:
             )
         header = json.loads(archive.read(_HEADER))
         if not isinstance(header, dict):
-            raise ModelFileError(f"{_HEADER} of {name} is no JSON object")
+            raise ModelFileError(f"{_HEADER} of {name} is not a JSON object")
         version = header.get("format_version")
         if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
             raise ModelFileError(
@@ -199,7 +199,7 @@ def _models_near(source: Path) -> str:
 
 
 def _whose(archive: zipfile.ZipFile) -> str:
-    """Say what a zip that is no model file may be, and how that is opened."""
+    """Say what a zip that is not a model file may be, and how that is opened."""
     if any(member.endswith("/data.pkl") for member in archive.namelist()):
         return (
             "torch wrote it; if d3rlpy's save did, open it with "

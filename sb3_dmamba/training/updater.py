@@ -116,7 +116,7 @@ class Updater:
         return UpdateMetrics(loss, grad_norm, learning_rate)
 
     def take_step(self, batch: WindowBatch) -> Tensor:
-        """Take one optimiser step on a batch; the host looks at no value of the device's.
+        """Take one optimiser step on a batch, without synchronising host and device.
 
         Args:
             batch: Windows on the policy's device.

@@ -290,7 +290,9 @@ def test_frames_are_stored_once() -> None:
 
 
 def test_other_frames_are_not_taken_for_stacks() -> None:
-    with pytest.raises(DatasetError, match="at step 0 the observation is no stack of the last 3"):
+    with pytest.raises(
+        DatasetError, match="at step 0 the observation is not a stack of the last 3"
+    ):
         collect("random", lambda: StackedEnv(padding=1), 5, frame_stack=3)
     with pytest.raises(SpaceError, match="frame_stack=2"):
         collect("random", StackedEnv, 5, frame_stack=2)
@@ -651,6 +653,7 @@ def test_d3rlpys_algorithms() -> None:
         ({"n_steps": 0}, "n_steps=0: give an integer of at least 1"),
         ({"n_steps": 1.5}, "n_steps=1.5"),
         ({"n_envs": True}, "n_envs=True"),
+        ({"n_envs": None}, "n_envs=None: give an integer"),
         ({"seed": -1}, "seed=-1"),
         ({"policy": 3}, "policy=3: give a Stable-Baselines3 or d3rlpy model"),
         ({"policy": "greedy"}, "policy='greedy'"),

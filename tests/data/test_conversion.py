@@ -190,6 +190,6 @@ def test_options_that_would_say_twice_what_is_converted(
 ) -> None:
     source = shared_data / "dqn-replay" / "Breakout" / "1"
     options: dict[str, Any] = {name: str(tmp_path / "elsewhere"), "checkpoints": [0]}
-    with pytest.raises(DatasetError, match=f"{name}=.* is no option of a conversion"):
+    with pytest.raises(DatasetError, match=f"{name}=.* is not an option of a conversion"):
         convert_trajectories(source, tmp_path / "store", **options)
     assert not list(tmp_path.iterdir())

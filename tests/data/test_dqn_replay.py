@@ -524,7 +524,7 @@ class TestWhere:
 
     def test_a_game_that_the_folder_does_not_tell(self, tmp_path: Path) -> None:
         _record(tmp_path / "breakoud")
-        with pytest.raises(DatasetError, match=r"'breakoud' is no game .* mean 'Breakout'"):
+        with pytest.raises(DatasetError, match=r"'breakoud' is not a game .* mean 'Breakout'"):
             load_trajectories(tmp_path / "breakoud")
         data = load_trajectories(tmp_path / "breakoud", game="space_invaders")
         assert (data.env_kwargs["game"], data.action_space) == ("SpaceInvaders", spaces.Discrete(6))

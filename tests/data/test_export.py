@@ -128,7 +128,7 @@ def test_names_that_are_none(
 ) -> None:
     (minari_root.parent / "walk-v0").mkdir()
     before = sorted(minari_root.parent.rglob("*"))
-    with pytest.raises(DatasetError, match="no name of a Minari dataset"):
+    with pytest.raises(DatasetError, match="cannot name a Minari dataset"):
         make_trajectories([3]).to_minari(dataset_id)
     assert sorted(minari_root.parent.rglob("*")) == before
 

@@ -24,9 +24,9 @@ def test_trajectories_come_back(make_trajectories: Make) -> None:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (42, "a builtins.int is no known dataset"),
-        (None, "a builtins.NoneType is no known"),
-        (np.zeros(3), "a numpy.ndarray is no known"),
+        (42, "a builtins.int is not a known dataset"),
+        (None, "a builtins.NoneType is not a known"),
+        (np.zeros(3), "a numpy.ndarray is not a known"),
     ],
 )
 def test_objects_of_another_kind(source: Any, message: str) -> None:
@@ -78,11 +78,13 @@ def test_a_folder_that_may_not_be_listed(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_files_and_folders_of_another_kind(tmp_path: Path) -> None:
     (tmp_path / "data.csv").touch()
-    with pytest.raises(DatasetError, match=r"the file '.*data.csv' is no known dataset") as caught:
+    with pytest.raises(
+        DatasetError, match=r"the file '.*data.csv' is not a known dataset"
+    ) as caught:
         load_trajectories(tmp_path / "data.csv")
     for row in SOURCES:
         assert (row.accepts in str(caught.value)) == (row.kind == "path")
-    with pytest.raises(DatasetError, match=r"the folder '.*' is no known dataset"):
+    with pytest.raises(DatasetError, match=r"the folder '.*' is not a known dataset"):
         load_trajectories(str(tmp_path))
 
 

@@ -410,8 +410,8 @@ def test_offsets_that_do_not_fit(folder: Path, offsets: list[int], message: str)
         ({"format": "other"}, "is not the header of a store"),
         ({"format_version": 2}, "has format version 2, .* upgrade with"),
         ({"format_version": True}, "has format version True"),
-        ({"n_steps": "16"}, "n_steps='16' where int belongs"),
-        ({"n_steps": -1}, "n_steps=-1 where a positive number"),
+        ({"n_steps": "16"}, "n_steps='16', and int was expected"),
+        ({"n_steps": -1}, "n_steps=-1, and a positive number"),
         ({"n_episodes": 4}, "and the store's header says"),
         ({"observation_space": {"type": "Box"}}, "describes no space"),
         ({"observation_space": {"type": "Discrete", "n": 3, "start": 0}}, "must be a Box"),
@@ -420,12 +420,12 @@ def test_offsets_that_do_not_fit(folder: Path, offsets: list[int], message: str)
             "describes neither",
         ),
         ({"action_space": {"type": "Text"}}, "neither a Box nor a Discrete"),
-        ({"action_space": None}, "action_space=None where dict belongs"),
+        ({"action_space": None}, "action_space=None, and dict was expected"),
         ({"frame_stack": 0}, "frame_stack=0"),
         ({"frame_stack": 2}, "frame_stack=2 and the observation space is"),
-        ({"env_id": 3}, "env_id=3 where str or NoneType"),
-        ({"env_kwargs": []}, "env_kwargs=.* where dict"),
-        ({"source": None}, "source=None where str"),
+        ({"env_id": 3}, "env_id=3, and str or NoneType"),
+        ({"env_kwargs": []}, "env_kwargs=.*, and dict"),
+        ({"source": None}, "source=None, and str"),
     ],
 )
 def test_damaged_headers(folder: Path, changes: dict[str, Any], message: str) -> None:
@@ -440,7 +440,7 @@ def test_damaged_headers(folder: Path, changes: dict[str, Any], message: str) ->
 @pytest.mark.parametrize("text", ["", "{", "[" * 10_000, "[1]", "null", '"\udcff"'])
 def test_broken_json(folder: Path, text: str) -> None:
     (folder / "trajectories.json").write_bytes(text.encode(errors="surrogateescape"))
-    with pytest.raises(DatasetError, match=r"trajectories.json is (no readable JSON|not the head)"):
+    with pytest.raises(DatasetError, match=r"trajectories.json is (not readable JSON|not the head)"):
         Trajectories.open(folder)
 
 

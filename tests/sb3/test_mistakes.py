@@ -84,7 +84,7 @@ ACTING: dict[str, tuple[Any, type[DecisionMambaError], str]] = {
     "a state of a VecEnv of another size": (
         lambda m: m.predict(seen(), m.predict(seen(3))[1]),
         ConditioningError,
-        says("3 environments', and 2 observations came", "state.take(rows)", "or None at the"),
+        says("holds 3 environments, but 2 observations came", "state.take(rows)", "or None at the"),
     ),
     "a state of a recurrent policy": (
         lambda m: m.predict(seen(), (np.zeros(2), np.zeros(2))),
@@ -104,7 +104,7 @@ ACTING: dict[str, tuple[Any, type[DecisionMambaError], str]] = {
     "a state of another window": (
         lambda m: m.predict(seen(), fitted(context_length=7).predict(seen())[1]),
         ConditioningError,
-        says("(7, 2), and this model's (5, 2)"),
+        says("(7, 16), and this model's (5, 16)"),
     ),
     "episode starts of other environments": (
         lambda m: m.predict(seen(), None, np.ones(3, bool)),

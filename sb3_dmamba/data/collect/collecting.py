@@ -61,7 +61,7 @@ def collect(
         deterministic: Whether to take the most likely action rather than draw one.
         seed: Of the environments (``seed``, ``seed + 1``, ...) and of the policy's random numbers
             (torch's and NumPy's global generators are put back afterwards). The same seed gives
-            the same data. None: whatever comes.
+            the same data. None leaves it unseeded.
         n_envs: How many environments to make of an id or a function.
         env_id: What ``gymnasium.make`` takes to make the environment again, noted in the data.
             None: found out where ``env`` is an id or made by ``gymnasium.make``, without wrappers
@@ -82,7 +82,7 @@ def collect(
     Raises:
         ConfigError: ``policy`` or ``env`` is none of those, or a number is out of its range.
         DatasetError: An observation or a reward is not finite, an action lies outside the space,
-            or observations are no stacks of frames.
+            or observations are not stacks of frames.
         SpaceError: The environment's spaces cannot be learnt.
         UnknownTaskError: No environment has the id ``env``.
         MissingDependencyError: Its package is not installed.

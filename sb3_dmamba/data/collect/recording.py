@@ -179,7 +179,7 @@ class Recorder:
         before = np.zeros_like(stack[1:]) if last is None else last[1:]
         if not np.array_equal(stack[:-1], before):
             raise DatasetError(
-                f"at step {self._n_steps} the observation is no stack of the last "
+                f"at step {self._n_steps} the observation is not a stack of the last "
                 f"{self._frame_stack} frames, oldest first, with zeros before the episode's start "
                 f"(gymnasium's FrameStackObservation needs padding_type='zero'): pass frame_stack=1"
             )

@@ -106,7 +106,7 @@ def _describe_non_finite(data: Trajectories) -> Iterator[Oddity]:
 
 
 def _find_constants(data: Trajectories) -> Iterator[Oddity]:
-    """Find dimensions that never change; single pixels of frames are no dimensions of their own."""
+    """Find dimensions that never change; a frame's pixels are not looked at singly."""
     arrays = {"observations": data.observations}
     if isinstance(data.action_space, spaces.Box):
         arrays["actions"] = data.actions

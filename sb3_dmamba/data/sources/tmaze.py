@@ -37,7 +37,7 @@ def load_tmaze(source: str, *, n_episodes: int = 1000, seed: int = 0) -> Traject
     """
     length = parse_tmaze_name(source)
     if length is None:
-        raise DatasetError(f"{source!r} is no T-maze: write tmaze- and its length, 'tmaze-50'")
+        raise DatasetError(f"{source!r} is not a T-maze: write tmaze- and its length, 'tmaze-50'")
     n_episodes = check_integer("n_episodes", n_episodes, 1, error=DatasetError)
     seed = check_integer("seed", seed, 0, error=DatasetError)
     env = TMaze(length)

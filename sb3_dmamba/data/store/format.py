@@ -68,7 +68,7 @@ def read_store(folder: Path) -> dict[str, Any]:
     try:
         header = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError, OSError) as error:
-        raise DatasetError(f"{path} is no readable JSON ({error}): save the data anew") from error
+        raise DatasetError(f"{path} is not readable JSON ({error}): save the data anew") from error
     if not isinstance(header, dict) or header.get("format") != _FORMAT:
         raise DatasetError(f"{path} is not the header of a store: it has no format {_FORMAT!r}")
     version = header.get("format_version")
@@ -118,8 +118,8 @@ def _expect(path: Path, header: Mapping[str, Any], name: str, *kinds: type[Any])
     if name not in header or not isinstance(header[name], kinds):
         kind = " or ".join(kind.__name__ for kind in kinds)
         raise DatasetError(
-            f"{path} has {name}={header.get(name)!r} where {kind} belongs: it was changed; save "
-            f"the data anew"
+            f"{path} has {name}={header.get(name)!r}, and {kind} was expected: it was "
+            f"changed; save the data anew"
         )
     return header[name]
 
@@ -127,5 +127,5 @@ def _expect(path: Path, header: Mapping[str, Any], name: str, *kinds: type[Any])
 def _count(path: Path, header: Mapping[str, Any], name: str) -> int:
     count: int = _expect(path, header, name, int)
     if isinstance(count, bool) or count < 1:
-        raise DatasetError(f"{path} has {name}={count!r} where a positive number belongs")
+        raise DatasetError(f"{path} has {name}={count!r}, and a positive number was expected")
     return count

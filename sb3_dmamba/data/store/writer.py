@@ -64,7 +64,7 @@ class TrajectoriesWriter:
 
     Raises:
         DatasetError: ``folder`` exists and may not be replaced, ``env_kwargs`` are no JSON, or
-            ``frame_stack`` is no positive integer.
+            ``frame_stack`` is not a positive integer.
         SpaceError: The spaces cannot be learnt, or do not hold such stacks.
         OSError: The folder cannot be made.
     """

@@ -45,7 +45,7 @@ class ReturnToGo:
     ``sb3_dmamba/Atari-v0``), the return-to-go goes on: it is the game's return that was asked for,
     and so is the episode. The environment goes on by itself after a lost life, which is no end of
     the episode, what a monitor noted of its lives is joined, and ``reset`` begins a game. (Only
-    Gymnasium's vector environments report the lost life as an end; it is no ``episode_start``.)
+    Gymnasium's vector environments report the lost life as an end; it is not an ``episode_start``.)
     Calling ``ReturnToGo`` picks the class by the environment:
     :class:`ReturnToGoEnv`, :class:`ReturnToGoVectorEnv` or :class:`ReturnToGoVecEnv`; all three
     are instances of ``ReturnToGo``.
@@ -235,7 +235,7 @@ def conditioning_rewards(rewards: Any, clip_rewards: bool, delayed_rewards: bool
         return np.where(np.isfinite(rewards), 0.0, np.nan)
     if not clip_rewards:
         return rewards
-    # an infinite reward is no reward of +-1: NaN, so that it does not go unnoticed
+    # an infinite reward is not a reward of +-1: NaN, so that it does not go unnoticed
     return np.where(np.isfinite(rewards), np.clip(rewards, -1.0, 1.0), np.nan)
 
 

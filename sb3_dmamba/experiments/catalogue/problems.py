@@ -1,6 +1,6 @@
 """The tasks that experiments run on by a short name, sized for two CPU cores.
 
-They are no public benchmarks: whoever has data of another place gives it as ``NAME=SOURCE``.
+They are not public benchmarks: whoever has data of another place gives it as ``NAME=SOURCE``.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ class Stretch:
 def plan_all(checkpoints: Sequence[Checkpoint]) -> list[Stretch]:
     """Put the rows of checkpoints into the order in which they were recorded, each row once.
 
-    A checkpoint whose counter is no multiple of its rows was written when its last rows were
+    A checkpoint whose counter is not a multiple of its rows was written when its last rows were
     still those of the pass before: these come first. Rows that the checkpoint before had already
     are left out.
 

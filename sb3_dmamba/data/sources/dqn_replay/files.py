@@ -136,7 +136,7 @@ class MemberReader:
                 }[version]
                 shape, fortran_order, dtype = read(self._file)
             except (ValueError, KeyError, SyntaxError, tokenize.TokenError) as error:
-                raise self._error(f"it is no array as np.save writes it ({error})") from error
+                raise self._error(f"it is not an array as np.save writes it ({error})") from error
         if fortran_order and len(shape) > 1:
             raise self._error("its array is in Fortran order, which cannot be read row by row")
         return shape, dtype

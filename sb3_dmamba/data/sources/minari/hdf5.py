@@ -130,7 +130,7 @@ def _decode_jpeg(frames: ndarray, space: spaces.Box, where: str) -> UInt8[ndarra
         try:
             image = np.asarray(Image.open(io.BytesIO(frame.tobytes())))
         except (OSError, AttributeError) as error:
-            raise DatasetError(f"{where}: frame {index} is no image ({error})") from error
+            raise DatasetError(f"{where}: frame {index} is not an image ({error})") from error
         if image.shape != space.shape and image.size != images[index].size:
             raise DatasetError(
                 f"{where}: frame {index} has shape {image.shape} where {space.shape} is needed"

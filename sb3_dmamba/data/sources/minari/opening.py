@@ -209,7 +209,9 @@ def _read_metadata(folder: Path) -> dict[str, Any]:
     try:
         metadata = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise DatasetError(f"{folder} is no Minari dataset: it has no {_METADATA_FILE}") from None
+        raise DatasetError(
+            f"{folder} is not a Minari dataset: it has no {_METADATA_FILE}"
+        ) from None
     except (OSError, ValueError) as error:
         raise DatasetError(
             f"{file} cannot be read ({error}): download the dataset again"

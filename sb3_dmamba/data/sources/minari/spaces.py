@@ -35,7 +35,9 @@ def read_space(metadata: dict[str, Any], name: str, file: Path) -> spaces.Space[
         space: spaces.Space[Any] = deserialize_space(metadata[name])
         return _in_recorded_order(space, json.loads(metadata[name]))
     except (AssertionError, KeyError, TypeError, ValueError, NotImplementedError) as error:
-        raise DatasetError(f"{file}: {name} is no space that Minari knows ({error!r})") from error
+        raise DatasetError(
+            f"{file}: {name} is not a space that Minari knows ({error!r})"
+        ) from error
 
 
 def _in_recorded_order(space: spaces.Space[Any], recorded: Any) -> spaces.Space[Any]:
