@@ -137,6 +137,12 @@ class DecisionMambaConfig:
             checked[name] = check_integer(name, getattr(self, name), minimum)
         for name, minimum in _OPTIONAL_INTEGERS.items():
             checked[name] = check_optional_integer(name, getattr(self, name), minimum)
+        if callable(self.learning_rate):  # Stable-Baselines3's schedules
+            raise ConfigError(
+                "learning_rate is a function: give the highest rate, and the schedule by "
+                "lr_schedule='linear' (or 'cosine', 'constant'), warmup_updates and "
+                "final_lr_fraction"
+            )
         for name, (low, high, words) in _RANGES.items():
             checked[name] = check_number(name, getattr(self, name), low, high, words)
         checked["adam_betas"] = _check_betas(self.adam_betas)
