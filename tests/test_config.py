@@ -116,7 +116,7 @@ def test_the_tables_cover_every_field() -> None:
 
 def test_a_schedule_of_stable_baselines3_is_told_what_to_write() -> None:
     schedule: Any = lambda left: 1e-3 * left  # noqa: E731
-    with pytest.raises(ConfigError, match="learning_rate is a function: .*lr_schedule='linear'"):
+    with pytest.raises(ConfigError, match=r"learning_rate is a function: .*lr_schedule='linear'"):
         DecisionMambaConfig(learning_rate=schedule)
 
 
