@@ -491,7 +491,7 @@ def test_there_is_no_dataset() -> None:
         tiny_model().fit()
     with pytest.raises(DatasetError, match="no dataset"):
         tiny_model().learn(5)
-    with pytest.raises(DatasetError, match="no known dataset"):
+    with pytest.raises(DatasetError, match="not a known dataset"):
         tiny_model().fit(5)
 
 

@@ -194,7 +194,7 @@ def test_an_interruption_keeps_what_has_come(
 
 
 def test_other_addresses_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="no http or https address"):
+    with pytest.raises(DatasetError, match="not an http or https address"):
         download_file("file:///etc/passwd", tmp_path / "data.bin")
 
 

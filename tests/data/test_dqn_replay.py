@@ -390,11 +390,11 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "cut frames": ("observation", _truncate, "gzip is cut or damaged after row"),
     "cut actions": ("action", _truncate, "gzip is cut or damaged"),
     "wrong checksum": ("observation", _flip, "gzip is cut or damaged after row 20"),
-    "empty": ("reward", lambda path: path.write_bytes(b""), "no array as np.save writes it"),
+    "empty": ("reward", lambda path: path.write_bytes(b""), "not an array as np.save writes it"),
     "no gzip": ("terminal", lambda path: path.write_bytes(b"hello" * 9), "gzip is cut or damaged"),
     "no array": (
         *("terminal", lambda path: path.write_bytes(gzip.compress(b"hello" * 9))),
-        "no array as np.save writes it",
+        "not an array as np.save writes it",
     ),
     "more than promised": ("observation", _append, "goes on after the 20 rows"),
     "frames of floats": (
@@ -473,7 +473,7 @@ class TestDamage:
         path = member_path(logs, "action", 0)
         content = gzip.decompress(path.read_bytes())
         path.write_bytes(gzip.compress(content.replace(b"(20,)", b"(10**12,)"[:5])))
-        with pytest.raises(DatasetError, match="no array"):
+        with pytest.raises(DatasetError, match="not an array"):
             load_trajectories(logs)
         huge = content.replace(b"(20,), }            ", b"(20000000000000,), }")
         assert huge != content

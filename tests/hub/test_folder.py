@@ -100,6 +100,7 @@ def test_results_are_the_reports(folder: Path, report: EvaluationReport) -> None
         "n_targets": 2,
         "clip_rewards": False,
         "delayed_rewards": False,
+        "max_episode_steps": None,
     }
 
 

@@ -336,7 +336,7 @@ def test_a_plain_observation_is_refused_with_the_line_to_write() -> None:
         "return_to_go": np.ones(2),
     }
     of_three = policy.initial_state(3)
-    with pytest.raises(ConditioningError, match="state is 3 environments'"):
+    with pytest.raises(ConditioningError, match="state holds 3 environments"):
         policy.predict(seen, of_three)
     with pytest.raises(SpaceError, match=r"\(1, 4\).*\(1, 3\)"):
         policy.predict({"observation": np.zeros((1, 4), np.float32), "return_to_go": np.ones(1)})
