@@ -33,6 +33,7 @@ from sb3_dmamba.training.callbacks import as_callbacks
 from sb3_dmamba.training.carrying import make_sampler
 from sb3_dmamba.training.distributed import join_processes, local_device
 from sb3_dmamba.training.loop import run_updates
+from sb3_dmamba.training.schedule import plan_schedule
 from sb3_dmamba.training.seeding import draw_seed
 from sb3_dmamba.training.updater import Updater
 
@@ -176,7 +177,10 @@ class DecisionMamba(FittedAlgorithm):
                 n_steps = unfinished if unfinished > 0 else self.config.n_updates
             self._total_timesteps = self.num_timesteps + n_steps
             if self.num_timesteps == 0 or self._schedule is None:
-                self._schedule = self._plan_schedule(self._total_timesteps)
+                # A recipe's is of its own number of updates: another run has it in proportion.
+                n_updates, recipe = self._total_timesteps, self._recipe
+                config = self.config if recipe is None else recipe(n_updates=n_updates)
+                self._schedule = plan_schedule(config, n_updates)
             assert self._updater is not None
             self._updater.schedule = self.config.replace(**self._schedule)
             rows = processes.rows(self.config.batch_size)
@@ -207,15 +211,6 @@ class DecisionMamba(FittedAlgorithm):
             reset_num_timesteps=reset_num_timesteps,
             progress_bar=progress_bar,
         )
-
-    def _plan_schedule(self, n_updates: int) -> dict[str, int | None]:
-        """Return the warm-up and decay of a run; it keeps them when a later call prolongs it.
-
-        A task's recipe gives them for the length of its own run: another has them in proportion.
-        """
-        config = self.config if self._recipe is None else self._recipe(n_updates=n_updates)
-        warmup = n_updates // 10 if config.warmup_updates is None else config.warmup_updates
-        return {"warmup_updates": warmup, "decay_updates": config.decay_updates}
 
     def _resolve_dataset(self, dataset: Any) -> Trajectories:
         if dataset is not None:

@@ -237,7 +237,7 @@ def _measure(
     from sb3_dmamba.experiments.measuring import MeasurementRequest
 
     for field, option in _OF_TRAININGS.items():
-        if request[field] not in (None, ()) and request[field] != {}:
+        if request[field] not in (None, (), {}):
             raise ConfigError(f"{measurement.name} trains nothing: leave {option} out")
     files = measurement.run(
         MeasurementRequest(

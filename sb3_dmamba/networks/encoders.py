@@ -16,9 +16,31 @@ from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.data import ObservationStatistics
 from sb3_dmamba.errors import SpaceError
 
-__all__ = ["ActionEncoder", "LinearEncoder", "NatureCNNEncoder", "make_observation_encoder"]
+__all__ = [
+    "ActionEncoder",
+    "LinearEncoder",
+    "NatureCNNEncoder",
+    "make_normalization",
+    "make_observation_encoder",
+]
 
 _SMALLEST_NATURE_CNN_INPUT = 36  # pixels: below, the third convolution has nothing to look at
+
+
+def make_normalization(
+    space: spaces.Box, statistics: ObservationStatistics | None
+) -> tuple[Float[Tensor, "*obs"], Float[Tensor, "*obs"]]:
+    """Return what observations are shifted and divided by: the dataset's mean and deviation.
+
+    Args:
+        space: Space of one observation; without statistics bytes are divided by 255.
+        statistics: Of the dataset, or None.
+    """
+    if statistics is None:
+        scale = 255.0 if space.dtype == np.uint8 else 1.0
+        return torch.zeros(space.shape), torch.full(space.shape, scale)
+    mean, std = torch.as_tensor(statistics.mean), torch.as_tensor(statistics.std)
+    return mean.reshape(space.shape).float().clone(), std.reshape(space.shape).float().clone()
 
 
 class LinearEncoder(nn.Module):
@@ -37,14 +59,11 @@ class LinearEncoder(nn.Module):
         self, space: spaces.Box, hidden_size: int, statistics: ObservationStatistics | None
     ) -> None:
         super().__init__()
-        size = math.prod(space.shape)
-        scale = 255.0 if space.dtype == np.uint8 else 1.0
-        mean = torch.zeros(size) if statistics is None else torch.as_tensor(statistics.mean)
-        std = torch.full((size,), scale) if statistics is None else torch.as_tensor(statistics.std)
+        mean, std = make_normalization(space, statistics)
         # Buffers, so that the normalisation travels with the weights wherever they go.
-        self.register_buffer("mean", mean.reshape(size).float().clone())
-        self.register_buffer("std", std.reshape(size).float().clone())
-        self.projection = nn.Linear(size, hidden_size)
+        self.register_buffer("mean", mean.flatten())
+        self.register_buffer("std", std.flatten())
+        self.projection = nn.Linear(math.prod(space.shape), hidden_size)
 
     def forward(self, observations: Num[Tensor, "B K *obs"]) -> Float[Tensor, "B K H"]:
         """Encode raw observations, in the environment's units."""

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from gymnasium import spaces
 from jaxtyping import Float, Num
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.data import ObservationStatistics
 from sb3_dmamba.errors import ConfigError, SpaceError
+from sb3_dmamba.networks.encoders import make_normalization
 
 __all__ = ["ExtractorEncoder", "check_extractor", "check_policy_kwargs", "name_extractor"]
 
@@ -116,11 +116,9 @@ class ExtractorEncoder(nn.Module):
         if self.channels_last:
             low, high = (np.moveaxis(bound, -1, 0) for bound in (space.low, space.high))
             space = spaces.Box(low, high, dtype=np.uint8)
-        scale = 255.0 if space.dtype == np.uint8 else 1.0
-        mean = torch.zeros(space.shape) if statistics is None else torch.as_tensor(statistics.mean)
-        std = torch.full(space.shape, scale) if statistics is None else statistics.std
-        self.register_buffer("mean", mean.reshape(space.shape).float().clone())
-        self.register_buffer("std", torch.as_tensor(std).reshape(space.shape).float().clone())
+        mean, std = make_normalization(space, statistics)
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
         self.extractor = features_extractor_class(space, **(features_extractor_kwargs or {}))
         self.features_dim = getattr(self.extractor, "features_dim", None)
         if not isinstance(self.features_dim, int):

@@ -6,7 +6,27 @@ import math
 
 from sb3_dmamba.config import DecisionMambaConfig
 
-__all__ = ["compute_learning_rate"]
+__all__ = ["compute_learning_rate", "plan_schedule"]
+
+
+def plan_schedule(config: DecisionMambaConfig, n_updates: int) -> dict[str, int | None]:
+    """Return the warm-up and decay of a run, which it keeps when a later ``fit`` prolongs it.
+
+    Args:
+        config: ``warmup_updates`` and ``decay_updates``.
+        n_updates: Updates that the run begins with.
+
+    Returns:
+        The two fields, the first as a number.
+    """
+    return {
+        "warmup_updates": _count_warmup(config, n_updates),
+        "decay_updates": config.decay_updates,
+    }
+
+
+def _count_warmup(config: DecisionMambaConfig, n_updates: int) -> int:
+    return n_updates // 10 if config.warmup_updates is None else config.warmup_updates
 
 
 def compute_learning_rate(config: DecisionMambaConfig, update: int, n_updates: int) -> float:
@@ -24,7 +44,7 @@ def compute_learning_rate(config: DecisionMambaConfig, update: int, n_updates: i
 
     Source: Chen et al. 2021 (arXiv:2106.01345), its Gym (warm-up) and Atari (cosine) code.
     """
-    warmup = n_updates // 10 if config.warmup_updates is None else config.warmup_updates
+    warmup = _count_warmup(config, n_updates)
     if update < warmup:
         return config.learning_rate * (update + 1) / warmup
     if config.lr_schedule == "constant":
