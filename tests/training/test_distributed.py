@@ -77,6 +77,21 @@ def results(folder: Path) -> list[dict[str, Any]]:
     return [json.loads((folder / f"results-{rank}.json").read_text()) for rank in (0, 1)]
 
 
+def determined_in(model: DecisionMamba) -> dict[str, torch.Tensor]:
+    """All that training changes, but for the key biases of attention.
+
+    A softmax is invariant to the key bias, so its gradient is zero in exact arithmetic. Adam makes
+    steps of the learning rate's size of the rounding errors that are left, which differ from one
+    CPU's kernels to another's.
+    """
+    values = everything_in(model)
+    for name, tensor in values.items():
+        if model.config.mixer == "attention" and name.endswith("mixer.in_proj.bias"):
+            query, _, value = tensor.chunk(3)  # as AttentionMixer.forward splits its projection
+            values[name] = torch.cat([query, value])
+    return values
+
+
 @pytest.mark.parametrize("name", worker.SETTINGS)
 def test_two_processes_train_as_one(name: str, folder: Path, results: list[dict[str, Any]]) -> None:
     model = worker.make_model(name)
@@ -87,7 +102,7 @@ def test_two_processes_train_as_one(name: str, folder: Path, results: list[dict[
         return
     np.testing.assert_allclose(results[0][name], losses, rtol=1e-5)
     together = DecisionMamba.load(folder / f"{name}-end-0")
-    expected, found = everything_in(model), everything_in(together)
+    expected, found = determined_in(model), determined_in(together)
     assert found.keys() == expected.keys()
     for key, tensor in expected.items():
         torch.testing.assert_close(found[key], tensor, rtol=2e-5, atol=2e-5, msg=key)
