@@ -1,4 +1,4 @@
-"""What the operations' ``cpu`` implementations share: compiled kernels, arguments, scratch.
+"""Compiled kernels of the ``cpu`` implementations, their arguments and scratch memory.
 
 Nothing here imports Numba until a kernel is first called. On AVX-512 a kernel compiles in about a
 second; later processes find it in Numba's cache.
@@ -10,21 +10,23 @@ import functools
 import importlib
 import threading
 import zlib
-from array import array
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 
-from sb3_dmamba.ops._threads import Kernel, run_kernel
-
-# Work (products of sizes) below which a second thread is not worth its wake-up of some tens of
-# microseconds: about 0.3 ms of a scan's forward pass. Acting stays below, training above.
-PARALLEL_THRESHOLD = 1 << 21
-
 _FLOAT_BITS = {torch.float32: 32, torch.float64: 64}
 _compile_lock = threading.RLock()
+
+
+class Kernel(Protocol):
+    """A compiled function of (address of the argument block, address of scratch)."""
+
+    address: int
+
+    def __call__(self, block: int, scratch: int, /) -> None:
+        """Run; the interpreter lock is released."""
 
 
 @functools.cache
@@ -143,32 +145,6 @@ def sum_groups(partials: Tensor) -> Tensor:
     return torch.from_numpy(partials.numpy().sum(axis=0))
 
 
-def call_kernel(
-    kernel: Kernel, arguments: tuple[int, ...], scratch_bytes: int, n_units: int, work: int
-) -> None:
-    """Run a kernel, on several threads where that pays.
-
-    Args:
-        kernel: What :func:`load_kernel` returned.
-        arguments: The argument block, in the order that the kernel's module defines.
-        scratch_bytes: Scratch of one worker.
-        n_units: Independent units of work; more workers than that make no sense.
-        work: Work in all, comparable with ``PARALLEL_THRESHOLD``.
-    """
-    block = array("q", arguments)
-    n_workers = 1
-    if work >= PARALLEL_THRESHOLD and n_units > 1:
-        n_workers = min(torch.get_num_threads(), n_units)
-    if n_workers == 1:
-        kernel(block.buffer_info()[0], _own_scratch(scratch_bytes))
-        return
-    stride = -(-scratch_bytes // 64) * 64 + 4096 + 64  # workers share no page
-    memory = empty((stride * n_workers + 64) // 4, dtype=torch.float32)
-    start = -(-memory.data_ptr() // 64) * 64
-    scratches = [start + stride * worker for worker in range(n_workers)]
-    run_kernel(kernel, block.buffer_info()[0], scratches, (memory, block))
-
-
 class _Scratch(threading.local):
     memory: Tensor | None = None
     size = 0
@@ -178,7 +154,7 @@ class _Scratch(threading.local):
 _scratch = _Scratch()
 
 
-def _own_scratch(size: int) -> int:
+def own_scratch(size: int) -> int:
     """Return the address of this thread's own scratch, kept from call to call for speed."""
     if _scratch.size < size:
         _scratch.memory = empty((size + 64) // 4 + 1, dtype=torch.float32)

@@ -1,96 +1,84 @@
-"""Running a kernel on several threads: torch's own where they can be borrowed, or else our own.
+"""Run compiled kernels on several threads: OpenMP's team of torch, or a thread pool.
 
-Ours are a few persistent Python threads beside the caller.
 Kernels release the interpreter lock and share their work through an atomic counter, so a helper
-that comes late, or never, costs nothing but its share: the caller works too, takes back the tickets
-that nobody has picked up, and waits only for helpers that have begun. Hence no deadlock when calls
-nest or come from several threads, and none after a fork. ``torch.set_num_threads`` sets the number
-of either kind.
+that comes late, or never, costs nothing but its share. ``torch.set_num_threads`` sets the number.
+
+Between two of its parallel loops torch's worker threads keep spinning for a while, and a pool's
+would compete with them for the cores. Where torch runs on an OpenMP runtime with GNU's entry point
+(GNU's and LLVM's have it), the same team, which is awake already, runs the kernel.
 """
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import os
-import threading
-from queue import SimpleQueue
-from typing import Protocol
+from array import array
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
-from sb3_dmamba.ops import _team
+import torch
 
-__all__ = ["Kernel", "run_kernel"]
+from sb3_dmamba.ops import _cpu
+from sb3_dmamba.ops._cpu import Kernel
+
+__all__ = ["call_kernel", "find_team"]
+
+# Work (products of sizes) below which a second thread is not worth its wake-up of some tens of
+# microseconds: about 0.3 ms of a scan's forward pass. Acting stays below, training above.
+PARALLEL_THRESHOLD = 1 << 21
+
+Team = Callable[[int, int, list[int]], None]
+
+# The block that a member of the team reads, in int64s; the scratch addresses follow.
+KERNEL, ARGUMENTS, TICKETS_TAKEN, N_TICKETS, SCRATCHES = (8 * place for place in range(5))
 
 
-class Kernel(Protocol):
-    """A compiled function of (address of the argument block, address of scratch)."""
-
-    address: int
-
-    def __call__(self, block: int, scratch: int, /) -> None:
-        """Run; the interpreter lock is released."""
-
-
-class _Job:
-    """One kernel call that helpers may join.
+def call_kernel(
+    kernel: Kernel, arguments: tuple[int, ...], scratch_bytes: int, n_units: int, work: int
+) -> None:
+    """Run a kernel, on several threads where that pays.
 
     Args:
-        kernel: Compiled function of (argument block, scratch).
-        block: Address of the argument block.
-        tickets: Scratch addresses, one for each helper that may join.
-        keep: Owners of the memory in use, alive as long as a helper may touch it (also when an
-            interrupt takes the caller away).
+        kernel: What :func:`sb3_dmamba.ops._cpu.load_kernel` returned.
+        arguments: The argument block, in the order that the kernel's module defines.
+        scratch_bytes: Scratch of one worker.
+        n_units: Independent units of work; more workers than that make no sense.
+        work: Work in all, comparable with ``PARALLEL_THRESHOLD``.
     """
-
-    __slots__ = ("block", "finished", "keep", "kernel", "tickets")
-
-    def __init__(self, kernel: Kernel, block: int, tickets: list[int], keep: object) -> None:
-        self.kernel = kernel
-        self.block = block
-        self.tickets = tickets
-        self.keep = keep
-        self.finished: SimpleQueue[None] = SimpleQueue()
-
-
-class _Pool:
-    def __init__(self) -> None:
-        self.queue: SimpleQueue[_Job] = SimpleQueue()
-        self._lock = threading.Lock()
-        self._n_helpers = 0
-
-    def ensure(self, n_helpers: int) -> None:
-        if self._n_helpers >= n_helpers:
-            return
-        with self._lock:
-            while self._n_helpers < n_helpers:
-                name = f"sb3_dmamba-{self._n_helpers}"
-                helper = threading.Thread(target=_help, args=(self.queue,), name=name, daemon=True)
-                try:
-                    helper.start()
-                except RuntimeError:  # no more threads here, or the interpreter is shutting down
-                    return
-                self._n_helpers += 1
+    block = array("q", arguments)
+    n_workers = 1
+    if work >= PARALLEL_THRESHOLD and n_units > 1:
+        n_workers = min(torch.get_num_threads(), n_units)
+    if n_workers == 1:
+        kernel(block.buffer_info()[0], _cpu.own_scratch(scratch_bytes))
+        return
+    stride = -(-scratch_bytes // 64) * 64 + 4096 + 64  # workers share no page
+    memory = _cpu.empty((stride * n_workers + 64) // 4, dtype=torch.float32)
+    start = -(-memory.data_ptr() // 64) * 64
+    scratches = [start + stride * worker for worker in range(n_workers)]
+    team = None if _is_forked else find_team()
+    if team is not None:
+        team(kernel.address, block.buffer_info()[0], scratches)
+    else:
+        _run_in_pool(kernel, block.buffer_info()[0], scratches, (memory, block))
 
 
-def _help(queue: SimpleQueue[_Job]) -> None:
-    while True:
-        job = queue.get()
-        try:
-            scratch = job.tickets.pop()
-        except IndexError:  # the caller has taken it back
-            continue
-        job.kernel(job.block, scratch)
-        job.finished.put(None)
-        del job
+# --- The thread pool -----------------------------------------------------------------------------
 
 
-_pool = _Pool()
+def _make_pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="sb3_dmamba")
 
 
+_pool = _make_pool()  # its threads start when they are needed
 _is_forked = False
 
 
 def _forget_threads() -> None:
     global _pool, _is_forked
-    _pool = _Pool()
+    _pool = _make_pool()
     _is_forked = True  # OpenMP's threads have not come along, and its runtime does not know it
 
 
@@ -98,35 +86,78 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_threads)
 
 
-def run_kernel(kernel: Kernel, block: int, scratches: list[int], keep: object) -> None:
+def _run_in_pool(kernel: Kernel, block: int, scratches: list[int], keep: object) -> None:
     """Run a kernel in this thread and, at most, one other for each further scratch address.
 
+    The caller works too, cancels the helpers that have not begun, and waits for the others alone:
+    no deadlock when calls nest or come from several threads.
+
     Args:
-        kernel: Compiled function of (argument block, scratch); its workers share the work.
+        kernel: Compiled function of (argument block, scratch).
         block: Address of the argument block.
         scratches: Address of each worker's own scratch; the first is the caller's.
-        keep: Owners of the memory that the kernel uses.
+        keep: Owners of the memory in use, alive as long as a helper may touch it (also when an
+            interrupt takes the caller away).
     """
-    if len(scratches) == 1:
-        kernel(block, scratches[0])
-        return
-    team = None if _is_forked else _team.find_team()
-    if team is not None:
-        team(kernel.address, block, scratches)
-        return
+    global _pool
     pool = _pool
-    n_helpers = len(scratches) - 1
-    pool.ensure(n_helpers)
-    job = _Job(kernel, block, scratches[1:], keep)
-    for _ in range(n_helpers):
-        pool.queue.put(job)
+    helpers: list[Future[None]] = []
+    try:
+        for scratch in scratches[1:]:
+            helpers.append(  # noqa: PERF401  # those before a refusal count
+                pool.submit(_help, kernel, block, scratch, keep)
+            )
+    except RuntimeError:  # no more threads here, or the interpreter is shutting down
+        pool.shutdown(cancel_futures=True)  # one that was refused may be in the queue nevertheless
+        _pool = _make_pool()
     kernel(block, scratches[0])
-    begun = n_helpers
-    while True:
-        try:
-            job.tickets.pop()
-        except IndexError:
-            break
-        begun -= 1
-    for _ in range(begun):
-        job.finished.get()
+    for helper in helpers:
+        if not helper.cancel():
+            helper.result()
+
+
+def _help(kernel: Kernel, block: int, scratch: int, keep: object) -> None:
+    kernel(block, scratch)
+
+
+# --- OpenMP's team -------------------------------------------------------------------------------
+
+
+@functools.cache
+def find_team() -> Team | None:
+    """Return a function that runs a kernel on torch's OpenMP threads; None where there are none.
+
+    Returns:
+        A function of (the kernel's address, its argument block, one scratch address a thread).
+    """
+    try:
+        symbols: Any = ctypes.CDLL(None)  # torch puts its OpenMP runtime among the global symbols
+        enter = symbols.GOMP_parallel
+        is_torchs = symbols.omp_get_max_threads() == torch.get_num_threads()
+    except (AttributeError, OSError, TypeError):
+        return None
+    if not is_torchs:
+        return None
+    member = _cpu.compile_function("_threads", "build_member", "void(int64)", 32)
+    enter.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+    enter.restype = None
+
+    def run(kernel: int, arguments: int, scratches: list[int]) -> None:
+        block = array("q", (kernel, arguments, 0, len(scratches), *scratches))
+        enter(member.address, block.buffer_info()[0], len(scratches), 0)
+
+    return run
+
+
+def build_member(bits: int, digest: int) -> Callable[[int], None]:
+    """Make the function that every thread of the team calls: take a ticket, run the kernel."""
+    from sb3_dmamba.ops._simd import call_kernel_at, fetch_increment, load_int
+
+    def member(block: int) -> None:
+        _ = digest, bits  # a cached function is found again only while its sources are the same
+        ticket = fetch_increment(block + TICKETS_TAKEN)
+        if ticket < load_int(block + N_TICKETS):
+            scratch = load_int(block + SCRATCHES + 8 * ticket)
+            call_kernel_at(load_int(block + KERNEL), load_int(block + ARGUMENTS), scratch)
+
+    return member

@@ -13,7 +13,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from sb3_dmamba.ops import _cpu, _team
+from sb3_dmamba.ops import _cpu, _threads
 from tests.ops.interpreter import patch_each_module_once
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -57,14 +57,14 @@ def triton_scan() -> ModuleType:
     return importlib.import_module("sb3_dmamba.ops.selective_scan.triton")
 
 
-@pytest.fixture(params=["torch's threads", "our threads"])
+@pytest.fixture(params=["torch's threads", "a pool"])
 def two_threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let two threads share even the smallest work."""
-    if request.param == "our threads":
-        monkeypatch.setattr(_team, "find_team", lambda: None)
-    elif _team.find_team() is None:
+    if request.param == "a pool":
+        monkeypatch.setattr(_threads, "find_team", lambda: None)
+    elif _threads.find_team() is None:
         pytest.skip("torch's threads cannot be borrowed here")
-    monkeypatch.setattr(_cpu, "PARALLEL_THRESHOLD", 0)
+    monkeypatch.setattr(_threads, "PARALLEL_THRESHOLD", 0)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sb3_dmamba.ops import _cpu
+from sb3_dmamba.ops import _cpu, _threads
 
 # As in the selective scan: bounds the threads of the backward pass, fixes the order of summation.
 MAX_GROUPS = 32
@@ -59,7 +59,7 @@ def _forward(
     y = _cpu.empty(batch, length, channels, dtype=dtype)
     final = _cpu.empty(batch, taps - 1, channels, dtype=dtype) if return_final_state else None
     arguments = (*_common_arguments(silu, bits // 8, tensors), y.data_ptr(), _cpu.address(final))
-    _cpu.call_kernel(
+    _threads.call_kernel(
         _cpu.load_kernel("causal_conv1d._kernels", "build_forward", bits),
         arguments,
         64 * blocks * taps,
@@ -112,7 +112,7 @@ def _backward(
         *(0, 0, *_cpu.row_arguments(grad_y, bits // 8), _cpu.address(grad_final)),
         *(d_x.data_ptr(), _cpu.address(d_initial), partials.data_ptr(), group_size),
     )
-    _cpu.call_kernel(
+    _threads.call_kernel(
         _cpu.load_kernel("causal_conv1d._kernels", "build_backward", bits),
         arguments,
         64 * (blocks * taps + length),

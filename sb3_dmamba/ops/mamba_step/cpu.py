@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sb3_dmamba.ops import _cpu
+from sb3_dmamba.ops import _cpu, _threads
 from sb3_dmamba.ops.mamba_step import MambaWeights
 
 ROWS = 12  # tokens in a unit of work: their activations take some 100 KB at a width of 128
@@ -42,7 +42,7 @@ def mamba_step(
     # Not empty_like: its tensors would be slower to make.
     after = [_cpu.empty(*x.shape, dtype=dtype) for x in before]
     group = max(1, ROWS // max(length, 1))
-    _cpu.call_kernel(
+    _threads.call_kernel(
         _cpu.load_kernel("mamba_step._kernel", "build_step", prepared.bits),
         (
             *(0, batch, length, group, *prepared.arguments),
