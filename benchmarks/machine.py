@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from benchmarks.request import Request
-from sb3_dmamba.experiments.grid.accounting import describe_machine
+from sb3_dmamba.machine import describe_device
 
 __all__ = ["describe"]
 
@@ -38,7 +38,7 @@ def describe(request: Request) -> dict[str, Any]:
     """
     found: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
-        "device": describe_machine(request.device),
+        "device": describe_device(request.device),
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 1),
     }

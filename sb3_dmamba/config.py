@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any, Literal, get_args, get_type_hints
 from sb3_dmamba.checks import check_flag, check_integer, check_number, check_optional_integer
 from sb3_dmamba.errors import ConfigError
 
-__all__ = ["DecisionMambaConfig", "Memory"]
+__all__ = ["DecisionMambaConfig", "Memory", "check_setting"]
 
 Memory = Literal["window", "stream"]
 
@@ -133,18 +134,14 @@ class DecisionMambaConfig:
 
     def __post_init__(self) -> None:
         checked = _check_choices(self)
-        for name, minimum in _INTEGERS.items():
-            checked[name] = check_integer(name, getattr(self, name), minimum)
-        for name, minimum in _OPTIONAL_INTEGERS.items():
-            checked[name] = check_optional_integer(name, getattr(self, name), minimum)
         if callable(self.learning_rate):  # Stable-Baselines3's schedules
             raise ConfigError(
                 "learning_rate is a function: give the highest rate, and the schedule by "
                 "lr_schedule='linear' (or 'cosine', 'constant'), warmup_updates and "
                 "final_lr_fraction"
             )
-        for name, (low, high, words) in _RANGES.items():
-            checked[name] = check_number(name, getattr(self, name), low, high, words)
+        for name in (*_MINIMA, *_RANGES):
+            checked[name] = check_setting(name, getattr(self, name))
         checked["adam_betas"] = _check_betas(self.adam_betas)
         if not isinstance(self.backend, str) or not self.backend:
             raise ConfigError(f'backend={self.backend!r}: give "auto" or an implementation\'s name')
@@ -182,23 +179,25 @@ class DecisionMambaConfig:
         return cls(**fields)
 
 
-_INTEGERS = {  # and the least of each
+_MINIMA = {  # of integers
     "context_length": 1,
     "hidden_size": 1,
     "n_layers": 1,
     "d_state": 1,
     "d_conv": 1,
     "expand": 1,
+    "dt_rank": 1,
     "n_heads": 1,
     "filter_length": 1,
     "max_timestep": 1,
     "burn_in": 0,
     "n_updates": 1,
     "batch_size": 1,
+    "warmup_updates": 0,
+    "decay_updates": 1,
 }
-_OPTIONAL_INTEGERS = {"dt_rank": 1, "warmup_updates": 0, "decay_updates": 1}
 _ABOVE_ZERO = (math.ulp(0.0), math.inf, "above 0")
-_RANGES = {  # lowest, highest, and the two in words
+_RANGES = {  # of floats: lowest, highest, and the two in words
     "dropout": (0.0, 1.0 - 1e-9, "of at least 0 and below 1"),
     "return_scale": _ABOVE_ZERO,
     "learning_rate": _ABOVE_ZERO,
@@ -206,6 +205,29 @@ _RANGES = {  # lowest, highest, and the two in words
     "weight_decay": (0.0, math.inf, "of at least 0"),
     "max_grad_norm": _ABOVE_ZERO,
 }
+
+
+def check_setting(field: str, value: Any, name: str | None = None) -> Any:
+    """Return a number as Python's, or refuse it where it is out of a field's range.
+
+    Args:
+        field: A number of :class:`DecisionMambaConfig`, whose range counts.
+        value: What was given for it; None where the field may be None.
+        name: What the user knows it as, where that is not the field's name.
+
+    Raises:
+        ConfigError: The value is of another type, or out of range; names it and the range.
+    """
+    name = name or field
+    if field in _RANGES:
+        return check_number(name, value, *_RANGES[field])
+    is_optional = _type_hints()[field] is not int
+    return (check_optional_integer if is_optional else check_integer)(name, value, _MINIMA[field])
+
+
+@functools.cache
+def _type_hints() -> dict[str, Any]:
+    return get_type_hints(DecisionMambaConfig)
 
 
 def _check_names(fields: Mapping[str, Any]) -> None:
@@ -220,7 +242,7 @@ def _check_names(fields: Mapping[str, Any]) -> None:
 def _check_choices(config: DecisionMambaConfig) -> dict[str, Any]:
     """Return the fields that are one of a few texts, or true or false, as Python's own."""
     checked: dict[str, Any] = {}
-    for name, hint in get_type_hints(DecisionMambaConfig).items():
+    for name, hint in _type_hints().items():
         choices = get_args(hint)
         value = getattr(config, name)
         if choices and all(isinstance(choice, str) for choice in choices):

@@ -14,11 +14,13 @@ __all__ = [
     "DatasetError",
     "DecisionMambaError",
     "DistributedError",
+    "DivergenceError",
     "EvaluationError",
     "ExperimentError",
     "ExportError",
     "MissingDependencyError",
     "ModelFileError",
+    "NotFittedError",
     "SpaceError",
     "UnknownTaskError",
 ]

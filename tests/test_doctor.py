@@ -16,11 +16,11 @@ from sb3_dmamba import doctor
 from sb3_dmamba.cli import app
 from sb3_dmamba.doctor.backends import Backend, check_backends
 from sb3_dmamba.doctor.examination import find_problems
-from sb3_dmamba.doctor.machine import advise_threads, describe_machine
 from sb3_dmamba.doctor.packages import Package, find_packages
 from sb3_dmamba.doctor.places import find_places, why_no_bundled_dataset
 from sb3_dmamba.doctor.speed import measure_speed
 from sb3_dmamba.errors import DatasetError
+from sb3_dmamba.machine import advise_threads, describe_machine
 from sb3_dmamba.ops import available_backends, explain_backends
 
 REQUIREMENTS = [
@@ -159,7 +159,7 @@ def test_advice_about_threads(threads: int, cores: float, load: Any, advice: str
 
 
 def test_a_container_s_share_of_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = importlib.import_module("sb3_dmamba.doctor.machine")
+    module = importlib.import_module("sb3_dmamba.machine")
     quota = tmp_path / "cpu.max"
     monkeypatch.setattr(module, "_QUOTA", quota)
     whole = describe_machine().cores

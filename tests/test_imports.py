@@ -22,9 +22,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "atomic": set(),
     "folders": set(),
+    "machine": set(),
     "checks": {"errors"},
     "config": {"checks", "errors"},
-    "settings": {"config", "errors"},
     "atari": {"checks", "errors"},
     "d4rl": {"errors"},
     "memory_tasks": {"checks", "errors"},
@@ -42,10 +42,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "export": {"training", "networks", "ops", "data", "config", "atomic", "errors"},
     "files": {"training", "tasks", "data", "config", "networks", "errors"},
 }
-MAY_IMPORT["algorithm"] = set(MAY_IMPORT) - {"ops", "d3rlpy", "settings"}
+MAY_IMPORT["algorithm"] = set(MAY_IMPORT) - {"ops", "d3rlpy", "machine"}
 MAY_IMPORT["d3rlpy"] = set(MAY_IMPORT)
 MAY_IMPORT["hub"] = {"algorithm", "environments", "evaluation", "data", "config", "errors"}
-MAY_IMPORT["doctor"] = {"algorithm", "ops", "tasks", "data", "d4rl", "folders", "config", "errors"}
+MAY_IMPORT["doctor"] = {
+    *("algorithm", "ops", "tasks", "data", "d4rl", "folders", "machine", "config", "errors")
+}
 for _room in ("__init__", "experiments", "cli", "__main__"):  # each may use everything before it
     MAY_IMPORT[_room] = set(MAY_IMPORT)
 

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
     from sb3_dmamba.doctor import Examination
     from sb3_dmamba.doctor.backends import Backend
-    from sb3_dmamba.doctor.machine import Machine
     from sb3_dmamba.doctor.packages import Package
     from sb3_dmamba.doctor.places import Place
     from sb3_dmamba.doctor.speed import Speed
+    from sb3_dmamba.machine import Machine
 
 __all__ = ["doctor"]
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -29,16 +32,18 @@ from sb3_dmamba.cli.output import (
     make_csv_logger,
     print_files,
 )
-from sb3_dmamba.cli.plan import Plan, default_output
-from sb3_dmamba.cli.recipes import describe_changes
+from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.errors import ConfigError, DatasetError
 from sb3_dmamba.training.interrupts import UpdateInterrupted
 
 if TYPE_CHECKING:
+    from stable_baselines3.common.callbacks import BaseCallback
+
     from sb3_dmamba.algorithm import DecisionMamba
     from sb3_dmamba.data import Trajectories
+    from sb3_dmamba.tasks import Task
 
-__all__ = ["train"]
+__all__ = ["describe_changes", "train"]
 
 
 def train(
@@ -137,13 +142,12 @@ def train(
         )
     options = parse_options(option)
     with command_output(as_json, debug) as out:
-        plan = Plan(
+        plan = _Plan(
             task=task,
             resume=resume,
             dataset=dataset,
-            option_texts=option or [],
             options=options,
-            output=output or default_output(task, resume),
+            output=output or _default_output(task, resume),
             updates=updates,
             settings=read_settings(setting),
             seed=seed,
@@ -160,7 +164,54 @@ def train(
         _run(plan, out)
 
 
-def _run(plan: Plan, out: Output) -> None:
+@dataclass(frozen=True)
+class _Plan:
+    """What the command line asks for."""
+
+    task: str | None
+    resume: Path | None
+    dataset: str | None
+    options: dict[str, Any]
+    output: Path
+    updates: int | None
+    settings: dict[str, Any]
+    seed: int | None
+    device: str
+    checkpoint_every: int
+    eval_every: int
+    tensorboard: Path | None
+
+    @property
+    def model_path(self) -> Path:
+        """The file that the run ends with."""
+        return self.output / "model.zip"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.output / "checkpoints"
+
+    def checkpoint(self, n_updates: int) -> Path:
+        """Return the name that Stable-Baselines3's callback gives a checkpoint."""
+        return self.checkpoints / f"model_{n_updates}_steps.zip"
+
+    def make_callback(self) -> BaseCallback | None:
+        """Return what saves checkpoints; None where there are to be none."""
+        from stable_baselines3.common.callbacks import CheckpointCallback
+
+        if not self.checkpoint_every:
+            return None
+        return CheckpointCallback(self.checkpoint_every, str(self.checkpoints), name_prefix="model")
+
+
+def _default_output(task: str | None, resume: Path | None) -> Path:
+    """Return the folder of a run: its task's, or that of the run that it continues."""
+    if resume is None:
+        return Path("runs") / str(task).replace("/", "-").replace(":", "-")
+    return resume.parent.parent if resume.parent.name == "checkpoints" else resume.parent
+
+
+def _run(plan: _Plan, out: Output) -> None:
     from sb3_dmamba.training.distributed import join_processes
 
     with _say_if_interrupted(plan):
@@ -170,31 +221,22 @@ def _run(plan: Plan, out: Output) -> None:
             trajectories = _load_dataset(plan, model)
         if processes.is_leader:
             _train(plan, model, trajectories, processes.size, out)
-        else:  # takes part, and leaves what there is to say and to write to the first one
+        else:  # only rank 0 logs and saves
             _fit(plan, model, trajectories)
 
 
-@contextmanager
-def _say_if_interrupted(plan: Plan) -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        plan.checkpoints().say_nothing_was_trained()
-        raise
-
-
-def _fit(plan: Plan, model: DecisionMamba, trajectories: Trajectories) -> None:
+def _fit(plan: _Plan, model: DecisionMamba, trajectories: Trajectories) -> None:
     model.fit(
         trajectories,
         plan.updates if plan.resume is not None else None,
-        callback=plan.checkpoints().make_callback(),
+        callback=plan.make_callback(),
         eval_freq=plan.eval_every,
         progress_bar=True,
     )
 
 
 def _train(
-    plan: Plan, model: DecisionMamba, trajectories: Trajectories, n_processes: int, out: Output
+    plan: _Plan, model: DecisionMamba, trajectories: Trajectories, n_processes: int, out: Output
 ) -> None:
     out.console.print(trajectories.summary())
     together = f", {n_processes} processes" if n_processes > 1 else ""
@@ -203,7 +245,7 @@ def _train(
     if changes is not None:
         text = f"settings that differ from the recipe: {changes}"
         out.console.print(text, soft_wrap=True, highlight=False, markup=False)
-    first, checkpoints = model.num_timesteps, plan.checkpoints(n_processes)
+    first = model.num_timesteps
     model.verbose = 1  # evaluations are printed
     model.set_logger(make_csv_logger(plan.output, first, plan.tensorboard))
     start = time.perf_counter()
@@ -212,10 +254,10 @@ def _train(
         seconds = time.perf_counter() - start
         model.save(plan.model_path)
     except UpdateInterrupted:
-        checkpoints.say_what_is_left(model, first)
+        _say_what_is_left(plan, model, first)
         raise
     except KeyboardInterrupt:
-        checkpoints.keep(model, first)
+        _keep(plan, model, first)
         raise
     finally:
         model.logger.close()
@@ -238,7 +280,7 @@ def _train(
     )
 
 
-def _make_model(plan: Plan) -> DecisionMamba:
+def _make_model(plan: _Plan) -> DecisionMamba:
     decision_mamba = import_algorithm()
     import torch
 
@@ -259,7 +301,7 @@ def _make_model(plan: Plan) -> DecisionMamba:
     return model
 
 
-def _load_dataset(plan: Plan, model: DecisionMamba) -> Trajectories:
+def _load_dataset(plan: _Plan, model: DecisionMamba) -> Trajectories:
     from sb3_dmamba.data import load_trajectories
 
     source = plan.dataset
@@ -273,7 +315,7 @@ def _load_dataset(plan: Plan, model: DecisionMamba) -> Trajectories:
     return trajectories
 
 
-def _compare(before: str, now: str, plan: Plan) -> None:
+def _compare(before: str, now: str, plan: _Plan) -> None:
     """Say so where a run does not go on with the data that it has learned from.
 
     Raises:
@@ -287,3 +329,94 @@ def _compare(before: str, now: str, plan: Plan) -> None:
             f"the run's dataset with --dataset and --option, as when it started"
         )
     typer.echo(f"Note: the run has learned from {before!r} and goes on with {now!r}.", err=True)
+
+
+# --- Interrupted runs ----------------------------------------------------------------------------
+
+
+@contextmanager
+def _say_if_interrupted(plan: _Plan) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        _say_nothing_was_trained(plan)
+        raise
+
+
+def _keep(plan: _Plan, model: DecisionMamba, first: int) -> None:
+    """Save a model whose training was interrupted between two updates; say so on stderr.
+
+    Args:
+        plan: What the command line asked for.
+        model: The model.
+        first: Updates that it had before this run.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    from sb3_dmamba.training.interrupts import Interrupts
+
+    done, total = model.num_timesteps, model._total_timesteps
+    if done == first:
+        _say_nothing_was_trained(plan)
+        return
+    path = plan.checkpoint(done)
+    with Interrupts().held():
+        model.save(path)
+    if done >= total:
+        typer.echo(f"All {done:,} updates are done: {path}", err=True)
+        typer.echo(f"Evaluate it with: dmamba evaluate {shlex.quote(str(path))}", err=True)
+        return
+    typer.echo(f"Kept what was trained, {done:,} of {total:,} updates: {path}", err=True)
+    _say_how_to_continue(path)
+
+
+def _say_what_is_left(plan: _Plan, model: DecisionMamba, first: int) -> None:
+    """Say on stderr that an update was cut off half-way, and where the run can go on."""
+    done, every = model.num_timesteps, plan.checkpoint_every
+    typer.echo(
+        f"The model was cut off in the middle of update {done + 1:,}, and is not kept.", err=True
+    )
+    if every and done - first >= every:
+        _say_how_to_continue(plan.checkpoint(first + (done - first) // every * every))
+    elif plan.resume is not None:
+        _say_how_to_continue(plan.resume)
+
+
+def _say_nothing_was_trained(plan: _Plan) -> None:
+    """Say on stderr that a run was interrupted before its first update."""
+    if plan.resume is None:
+        typer.echo("Nothing was trained.", err=True)
+        return
+    typer.echo(f"Nothing was trained since {plan.resume}.", err=True)
+    _say_how_to_continue(plan.resume)
+
+
+def _say_how_to_continue(path: Path) -> None:
+    typer.echo(f"Continue with: dmamba train --resume {shlex.quote(str(path))}", err=True)
+
+
+# --- The recipe ----------------------------------------------------------------------------------
+
+
+def describe_changes(config: DecisionMambaConfig, task: Task | None) -> str | None:
+    """Name the settings of a run that are not its recipe's.
+
+    Args:
+        config: The run's settings.
+        task: What has the recipe; None: the paper's defaults are it.
+
+    Returns:
+        Each with its value and the recipe's in parentheses, or None where there is none. What
+        follows from another number of updates (a shorter warm-up) is not named.
+    """
+    recipe = DecisionMambaConfig() if task is None else task.config()
+    followed = recipe
+    if config.n_updates != recipe.n_updates and task is not None:
+        followed = task.config(n_updates=config.n_updates)
+    named = []
+    for name in (field.name for field in dataclasses.fields(config)):
+        before = recipe if name == "n_updates" else followed
+        if getattr(config, name) != getattr(before, name):
+            named.append(f"{name}={getattr(config, name)!r} ({getattr(before, name)!r})")
+    return ", ".join(named) or None

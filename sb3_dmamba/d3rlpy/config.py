@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +11,9 @@ from d3rlpy.constants import PositionEncodingType
 from d3rlpy.models import EncoderFactory, make_encoder_field
 from d3rlpy.optimizers import OptimizerFactory, make_optimizer_field
 
-from sb3_dmamba.checks import check_integer, check_number, check_optional_integer
+from sb3_dmamba.checks import check_number, check_optional_integer
 from sb3_dmamba.config import DecisionMambaConfig as CoreConfig
+from sb3_dmamba.config import check_setting
 from sb3_dmamba.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -42,7 +42,6 @@ CORE_NAMES = {  # d3rlpy's name of a setting -> ours, where the value is the sam
     },
 }
 _TIME_ENCODINGS = {PositionEncodingType.SIMPLE: "timestep", PositionEncodingType.GLOBAL: "global"}
-_BELOW_ONE = math.nextafter(1.0, 0.0)
 _CORE_ACTIVATIONS = ("gelu", "relu")
 _ACTIVATIONS = ("relu", "gelu", "tanh", "swish", "none")  # d3rlpy's that keep the width
 
@@ -255,8 +254,7 @@ def check_fields(config: AnyConfig) -> None:
             f"position_encoding_type={config.position_encoding_type!r}: give {choices}"
         )
     for name in ("attn_dropout", "embed_dropout"):
-        rate = check_number(name, getattr(config, name), 0.0, _BELOW_ONE, "in [0, 1)")
-        setattr(config, name, rate)
+        setattr(config, name, check_setting("dropout", getattr(config, name), name))
     for name in ("activation_type", "embed_activation_type"):
         value = getattr(config, name, "none")
         if value not in _ACTIVATIONS:
@@ -268,8 +266,9 @@ def check_fields(config: AnyConfig) -> None:
             steps = check_number(name, getattr(config, name), 0.0, words="of steps, at least 0")
             setattr(config, name, int(steps) if steps.is_integer() else steps)
     config.seed = check_optional_integer("seed", config.seed, 0)
-    config.num_heads = check_integer("num_heads", config.num_heads, 1)
-    core = make_core_config(config, hidden_size=config.num_heads)
+    # The width is the encoder's, which is not known yet: one that the heads divide stands for it.
+    n_heads = check_setting("n_heads", config.num_heads, "num_heads")
+    core = make_core_config(config, hidden_size=n_heads)
     for theirs, ours in CORE_NAMES.items():
         setattr(config, theirs, getattr(core, ours))
 

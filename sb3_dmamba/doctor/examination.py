@@ -12,10 +12,10 @@ import torch
 
 import sb3_dmamba
 from sb3_dmamba.doctor.backends import Backend, check_backends
-from sb3_dmamba.doctor.machine import Machine, describe_machine
 from sb3_dmamba.doctor.packages import DISTRIBUTION, Package, find_packages
 from sb3_dmamba.doctor.places import Place, find_places, why_no_bundled_dataset
 from sb3_dmamba.doctor.speed import Speed, measure_speed
+from sb3_dmamba.machine import Machine, describe_machine
 
 __all__ = ["Examination", "examine", "find_problems"]
 

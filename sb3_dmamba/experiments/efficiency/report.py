@@ -17,10 +17,11 @@ from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.errors import ConfigError
 from sb3_dmamba.experiments.efficiency.gate import check_variant
 from sb3_dmamba.experiments.efficiency.timing import Cost, describe_clock, measure_cost
-from sb3_dmamba.experiments.grid.accounting import describe_machine, describe_versions
+from sb3_dmamba.experiments.grid.accounting import describe_versions
 from sb3_dmamba.experiments.grid.folder import write_text
 from sb3_dmamba.experiments.reports.plots import new_figure, save_figure, variant_colour
 from sb3_dmamba.experiments.reports.tables import format_table
+from sb3_dmamba.machine import describe_device
 
 if TYPE_CHECKING:
     from sb3_dmamba.experiments.measuring import Measurement, MeasurementRequest
@@ -107,7 +108,7 @@ def _write(
         "experiment": measurement.name,
         "device": device,
         "threads": request.threads,
-        "machine": describe_machine(device),
+        "machine": describe_device(device),
         "versions": describe_versions(),
         "settings": {**_SHAPE, **request.settings},
         "costs": [{k: None if v != v else v for k, v in row.items()} for row in rows],
@@ -156,7 +157,7 @@ def _compose(
         f"```bash\n{request.command}\n```",
         f"Untrained models in Hopper's shape, {listed}.",
         "## Machine and time",
-        f"* {describe_machine(device)}, device {device}, {threads}; {versions}",
+        f"* {describe_device(device)}, device {device}, {threads}; {versions}",
     ]
     return "\n\n".join(sections) + "\n"
 

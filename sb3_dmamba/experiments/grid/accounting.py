@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import sb3_dmamba
 from sb3_dmamba.experiments.grid.folder import CellFolder, write_json
+from sb3_dmamba.machine import describe_device
 
-__all__ = ["Session", "describe_machine", "describe_versions"]
+__all__ = ["Session", "describe_versions"]
 
 _CHECKPOINT_SECONDS = 60.0
 _PROGRESS_SECONDS = 1.0
@@ -37,7 +36,7 @@ class Session:
         self._record: dict[str, Any] = {
             "device": device,
             "threads": torch.get_num_threads(),
-            "machine": describe_machine(device),
+            "machine": describe_device(device),
             "versions": describe_versions(),
             "updates": 0,
             "train_seconds": 0.0,
@@ -108,18 +107,3 @@ def describe_versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return versions
-
-
-def describe_machine(device: str) -> str:
-    """Return what computes, for people."""
-    if device.startswith("cuda"):
-        return str(torch.cuda.get_device_name(torch.device(device)))
-    name = platform.processor() or platform.machine()
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                name = line.split(":", 1)[1].strip()
-                break
-    except OSError:
-        pass
-    return f"{name}, {os.cpu_count()} cores"

@@ -1,4 +1,4 @@
-"""What computes here: cores, threads, GPUs; and how many threads to take."""
+"""Description of the machine: processor, cores, threads, GPUs; and how many threads to take."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["Machine", "advise_threads", "describe_machine"]
+__all__ = ["Machine", "advise_threads", "describe_device", "describe_machine"]
 
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds of a period, or "max"
 _GIB = 1024**3
@@ -18,7 +18,7 @@ _GIB = 1024**3
 
 @dataclass(frozen=True)
 class Machine:
-    """What computes here.
+    """Processor, cores, threads and GPUs of this machine.
 
     Args:
         system: Operating system and Python.
@@ -56,6 +56,13 @@ def describe_machine() -> Machine:
         cuda=torch.version.cuda,
         advice=advise_threads(threads, cores, load),
     )
+
+
+def describe_device(device: str) -> str:
+    """Return a device's name: of a GPU, or of the processor with the machine's number of cores."""
+    if device.startswith("cuda"):
+        return str(torch.cuda.get_device_name(torch.device(device)))
+    return f"{_find_processor()}, {os.cpu_count()} cores"
 
 
 def advise_threads(threads: int, cores: float, load: float | None) -> str:
