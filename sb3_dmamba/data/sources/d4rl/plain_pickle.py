@@ -13,7 +13,7 @@ import pickletools
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 from numpy import ndarray
@@ -44,10 +44,12 @@ def load_plain_pickle(path: Path) -> Any:
             path.open("rb") as file,
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
         ):
-            for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+            for count, (opcode, argument, _) in enumerate(
+                pickletools.genops(cast("IO[bytes]", data))
+            ):
                 # The C unpickler allocates what sizes and memo indices announce (genops refuses
                 # sizes beyond the end of the file), and finds extensions without find_class.
-                if "PUT" in opcode.name and not 0 <= argument <= count:
+                if "PUT" in opcode.name and not 0 <= int(argument or 0) <= count:
                     raise ValueError(f"memo index {argument} after {count} opcodes")
                 if opcode.name.startswith("EXT"):
                     raise ValueError(f"extension {argument}")
