@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-CONTENT = bytes(range(256)) * 4096  # 1 MiB, every block of 256 alike: offsets must be right
+CONTENT = bytes(range(256)) * 4096  # 1 MiB
 
 
 class Server(ThreadingHTTPServer):
@@ -20,12 +19,9 @@ class Server(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.content = CONTENT
-        self.tag: str | None = '"one"'
         self.drop_after: list[int] = []  # bytes after which each next connection breaks
         self.statuses: list[int] = []  # what the next answers are instead
-        self.ranges = True
         self.announces = True
-        self.wrong_range = False
         self.stalls = False
         self.paths: list[str] = []
         self.requests: list[dict[str, str]] = []
@@ -50,26 +46,14 @@ class _Handler(BaseHTTPRequestHandler):
         if self.server.statuses:
             self.send_error(self.server.statuses.pop(0))
             return
-        content, first = self.server.content, 0
-        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        if asked and self.server.ranges and self.headers["If-Range"] == self.server.tag:
-            first = int(asked[1])
-            if first >= len(content):
-                self.send_error(416)
-                return
-            self.send_response(206)
-            told = first - 1 if self.server.wrong_range else first
-            self.send_header("Content-Range", f"bytes {told}-{len(content) - 1}/{len(content)}")
-        else:
-            self.send_response(200)
-        if self.server.tag:
-            self.send_header("ETag", self.server.tag)
+        content = self.server.content
+        self.send_response(200)
         if self.server.announces:
-            self.send_header("Content-Length", str(len(content) - first))
+            self.send_header("Content-Length", str(len(content)))
         self.send_header("Connection", "close")
         self.end_headers()
         last = self.server.drop_after.pop(0) if self.server.drop_after else len(content)
-        self.wfile.write(content[first : first + last])
+        self.wfile.write(content[:last])
         self.wfile.flush()
         if self.server.stalls:
             self.server.stalls = False

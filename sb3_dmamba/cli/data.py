@@ -138,7 +138,7 @@ def download(
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Download datasets that are not here yet; what broke off is continued."""
+    """Download datasets that are not here yet."""
     with command_output(as_json, debug) as out:
         import_quietly("sb3_dmamba.data")
         results = []

@@ -12,7 +12,6 @@ from gymnasium import spaces
 from jaxtyping import Int64
 from numpy import ndarray
 
-from sb3_dmamba.data.mapping.mapped import read_rows
 from sb3_dmamba.errors import DatasetError
 
 CHUNK_BYTES = 1 << 22
@@ -53,7 +52,7 @@ def check_finite(
         return
     step = rows_per_chunk(array)
     for start in range(0, len(array), step):
-        finite = np.isfinite(read_rows(array, start, start + step))
+        finite = np.isfinite(array[start : start + step])
         if not finite.all():
             index = tuple(int(i) for i in np.argwhere(~finite)[0])
             value = array[(start + index[0], *index[1:])]
@@ -96,7 +95,7 @@ def check_box_actions(
     high = _loosen(space.high.astype(np.float64), 1)
     step = rows_per_chunk(actions)
     for start in range(0, len(actions), step):
-        chunk = read_rows(actions, start, start + step)
+        chunk = actions[start : start + step]
         inside = (chunk >= low) & (chunk <= high)
         if _TOLERANT.get():
             inside |= ~np.isfinite(chunk)
@@ -117,7 +116,7 @@ def check_discrete_actions(
     first, end = int(space.start), int(space.start) + int(space.n)
     rows = rows_per_chunk(actions)
     for start in range(0, len(actions), rows):
-        chunk = read_rows(actions, start, start + rows)
+        chunk = actions[start : start + rows]
         bad = np.flatnonzero((chunk < first) | (chunk >= end))
         if len(bad):
             step = start + int(bad[0])

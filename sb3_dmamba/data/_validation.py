@@ -17,7 +17,7 @@ from sb3_dmamba.data._checks import (
     check_offsets,
 )
 from sb3_dmamba.data.frames import check_frame_stack, frame_shape
-from sb3_dmamba.data.mapping.mapped import convert_rows
+from sb3_dmamba.data.mapping import convert_rows
 from sb3_dmamba.data.spaces import check_action_space, observation_dtype
 from sb3_dmamba.errors import DatasetError, SpaceError
 

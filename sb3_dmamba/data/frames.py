@@ -10,7 +10,6 @@ from jaxtyping import Int64, UInt8
 from numpy import ndarray
 
 from sb3_dmamba.checks import check_integer
-from sb3_dmamba.data.mapping.mapped import take_rows
 from sb3_dmamba.errors import DatasetError, SpaceError
 
 __all__ = ["check_frame_stack", "frame_shape", "gather_stacks"]
@@ -61,13 +60,8 @@ def gather_stacks(
     rows = steps[:, None] + np.arange(1 - frame_stack, 1)  # (M, S)
     before = rows < first_steps[:, None]
     rows[before] = steps[0]  # any that is needed anyway
-    if isinstance(frames, np.memmap):  # neighbouring stacks share frames: read each one once
-        needed, places = np.unique(rows, return_inverse=True)
-        read = np.empty((len(needed), *frames.shape[1:]), dtype=frames.dtype)
-        take_rows(frames, needed, out=read)
-        frames, rows = read, places.reshape(rows.shape)
     stacks = np.empty((*rows.shape, *frames.shape[1:]), dtype=frames.dtype)
-    take_rows(frames, rows, out=stacks)
+    frames.take(rows, axis=0, out=stacks, mode="clip")  # "raise" would copy once more
     if before.any():
         stacks[before] = 0
     return stacks

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Int, Num, Shaped
 from numpy import ndarray
 from torch import Tensor
 
-from sb3_dmamba.data.mapping.mapped import iterate_rows
+from sb3_dmamba.data.mapping import iterate_rows
 from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.data.windows import WindowBatch, WindowSampler
 

@@ -10,7 +10,7 @@ from jaxtyping import Float32, Float64, Int64, Num
 from numpy import ndarray
 
 from sb3_dmamba.data._checks import check_finite, check_offsets, rows_per_chunk
-from sb3_dmamba.data.mapping.mapped import as_array, join_rows, read_rows
+from sb3_dmamba.data.mapping import as_array, join_rows
 from sb3_dmamba.errors import DatasetError
 
 __all__ = ["compute_returns", "compute_returns_to_go", "iterate_groups"]
@@ -64,7 +64,7 @@ def iterate_groups(
         end = int(np.searchsorted(episode_offsets, start + most, side="right")) - 1
         end = max(end, first + 1)  # an episode is never cut
         offsets = episode_offsets[first : end + 1]
-        yield read_rows(rewards, int(start), int(offsets[-1])), offsets - start
+        yield rewards[start : offsets[-1]], offsets - start
         first = end
 
 

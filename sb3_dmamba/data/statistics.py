@@ -10,7 +10,6 @@ from numpy import ndarray
 from stable_baselines3.common.preprocessing import is_image_space
 
 from sb3_dmamba.data._checks import rows_per_chunk
-from sb3_dmamba.data.mapping.mapped import read_rows
 from sb3_dmamba.data.trajectories import Trajectories
 
 __all__ = ["ObservationStatistics", "compute_observation_statistics"]
@@ -55,7 +54,7 @@ def compute_observation_statistics(trajectories: Trajectories) -> ObservationSta
     squares = np.zeros_like(mean)  # sum of squared differences from the mean
     step = rows_per_chunk(observations)
     for start in range(0, len(observations), step):
-        chunk = read_rows(observations, start, start + step).astype(np.float64)
+        chunk = observations[start : start + step].astype(np.float64)
         chunk_mean = chunk.mean(axis=0)
         chunk -= chunk_mean
         difference = chunk_mean - mean

@@ -17,7 +17,7 @@ from sb3_dmamba.data._selection import check_steps, select_episodes
 from sb3_dmamba.data._validation import ARRAYS, check_episodes, check_json, validate_arrays
 from sb3_dmamba.data.export import Exports
 from sb3_dmamba.data.frames import gather_stacks
-from sb3_dmamba.data.mapping.pickling import read_state, write_state
+from sb3_dmamba.data.mapping import read_state, write_state
 from sb3_dmamba.data.returns import compute_returns, compute_returns_to_go
 from sb3_dmamba.data.summary import TrajectoriesSummary
 from sb3_dmamba.data.transforms import Transforms, select

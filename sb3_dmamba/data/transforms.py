@@ -13,7 +13,7 @@ from numpy import ndarray
 
 from sb3_dmamba.checks import check_number
 from sb3_dmamba.data._checks import check_finite, rows_per_chunk
-from sb3_dmamba.data.mapping.mapped import is_mapped, join_rows, read_rows
+from sb3_dmamba.data.mapping import is_mapped, join_rows
 from sb3_dmamba.data.returns import iterate_groups
 from sb3_dmamba.errors import ConfigError
 
@@ -155,7 +155,7 @@ def _copy_ranges(array: ndarray, starts: Int64[ndarray, "n"], ends: Int64[ndarra
     def pieces() -> Iterator[ndarray]:
         for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
             for first in range(start, end, most):
-                yield read_rows(array, first, min(first + most, end))
+                yield array[first : min(first + most, end)]
 
     return join_rows(pieces(), array.dtype, shape, array)
 

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from sb3_dmamba.checks import check_integer
 from sb3_dmamba.data._selection import check_steps
-from sb3_dmamba.data.mapping.mapped import take_rows
 from sb3_dmamba.data.trajectories import Trajectories
 
 __all__ = ["WindowBatch", "WindowSampler"]
@@ -222,7 +221,8 @@ def _take(
 ) -> Num[Tensor, "B K *rest"]:
     """Gather rows into a new tensor, with zeros where there is padding."""
     rows = np.empty((*steps.shape, *array.shape[1:]), dtype=array.dtype)
-    take_rows(array, steps, out=rows)  # padding after the last episode gives its last step
+    # Padding after the last episode gives its last step. "raise" would copy once more.
+    array.take(steps, axis=0, out=rows, mode="clip")
     if padding is not None:
         rows[padding] = 0
     return torch.from_numpy(rows)

@@ -19,7 +19,7 @@ from gymnasium import spaces
 from sb3_dmamba import d4rl as names_of_d4rl
 from sb3_dmamba.data import Trajectories, _checks, load_trajectories
 from sb3_dmamba.data.sources.d4rl import layout, open_d4rl_file, open_d4rl_name
-from sb3_dmamba.data.sources.d4rl.plain_pickle import load_plain_pickle
+from sb3_dmamba.data.sources.d4rl.plain_pickle import load_plain_pickle, to_array
 from sb3_dmamba.errors import DatasetError, SpaceError
 from tests.serving import serving
 
@@ -320,6 +320,16 @@ def test_other_layouts_of_arrays_in_pickles(tmp_path: Path) -> None:
         check(load_trajectories(path), arrays, [4, 3])
 
 
+def test_pickled_arrays_of_any_order_of_axes(tmp_path: Path) -> None:
+    values = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    for axes in ((0, 1, 2), (2, 1, 0), (1, 0, 2), (0, 2, 1)):
+        array = values.transpose(axes)
+        for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+            contents = load_plain_pickle(write_pickle(tmp_path / "a.pkl", [array], protocol))
+            np.testing.assert_array_equal(to_array(contents[0]), array)
+            assert not to_array(contents[0]).flags.writeable
+
+
 def test_a_pickled_dict_of_flat_arrays(tmp_path: Path) -> None:
     arrays = flat_arrays()
     path = write_pickle(tmp_path / "a.pkl", {**arrays, "infos/action": np.zeros(3)})
@@ -445,19 +455,23 @@ FLOAT = DTYPE + b"(U\x02f8tR"
         (b"", "EOFError"),
         (b"garbage", "damaged or no pickle"),
         (b"\x80\x7f.", "unsupported pickle protocol"),
-        (b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\x00\x00abc.", "announced where 3 are left|where 4"),
-        (b"\x80\x04\x95\xff\xff\xff\xff\xff\xff\x00\x00N.", "bytes are announced"),
-        (b"(lp0\nr\xff\xff\xff\xff.", "it holds no episode"),  # its table would take 64 GB
+        (b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\x00\x00abc.", "but only 4 remain"),
+        (b"\x80\x04\x95\xff\xff\xff\xff\xff\xff\x00\x00N.", "truncated"),
+        (b"\x80\x05\x96\xff\xff\xff\xff\xff\xff\x00\x00N.", "but only 2 remain"),
+        (b"(lp0\nr\xff\xff\xff\xff.", "memo index 4294967295"),  # its table would take 64 GB
         (b"Pname\n.", "refers to objects outside of it"),
         (b"\x80\x02U\x04nameQ.", "refers to objects outside of it"),
-        (_global("__builtin__.set") + b"(I9\ntR.", "a set is made of a int"),
-        (b"\x80\x02\x82\x01.", "unregistered extension"),
+        (_global("__builtin__.set") + b"(I9\ntR.", "not iterable"),
+        (b"\x80\x02\x82\x01.", "extension 1"),
         (DTYPE + b"}U\x08__call__Nsb.", "tries to change a function"),
-        (_global("numpy.ndarray") + b"(I9999999999\ntR.", "called directly"),
+        (_global("numpy.ndarray") + b"(I9999999999\ntR.", "it holds _Array"),
         (_global("_codecs.encode") + b"(U\x01xU\x05utf16tR.", "encoded as 'utf16'"),
-        (DTYPE + b"(I3\ntR.", "a dtype has no name"),
-        (ARRAY + b"(I1\n(I-1\nt" + FLOAT + b"I00\nU\x00tb.", "has the shape"),
-        (ARRAY + b"(I1\n(I5\nt" + FLOAT + b"I00\nU\x03abctb.", r"f8 and shape \(5,\) has 3 bytes"),
+        (DTYPE + b"(I3\ntR.", "TypeError"),
+        (ARRAY + b"(I1\n(I-1\nt" + FLOAT + b"I00\nU\x00tb.", "0 bytes for an array"),
+        (
+            ARRAY + b"(I1\n(I5\nt" + FLOAT + b"I00\nU\x03abctb.",
+            r"3 bytes for .* f8 and shape \(5,\)",
+        ),
         (ARRAY + b"(I1\n(I0\ntI8\nI00\nU\x00tb.", "dtype or shape is of a wrong kind"),
         (ARRAY + b"(I1\n(I0\nt" + FLOAT + b"I00\nNtb.", "contents are a NoneType"),
         (ARRAY + b"(I1\ntb.", "not enough values"),
@@ -472,10 +486,46 @@ def test_hostile_pickles(tmp_path: Path, contents: bytes, message: str) -> None:
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "numpy.dtype",
+        "numpy.ndarray",
+        "numpy.core.multiarray.scalar",
+        "numpy._core.multiarray._reconstruct",
+        "numpy._core.numeric._frombuffer",
+        "_codecs.encode",
+        "builtins.set",
+    ],
+)
+def test_what_a_pickle_may_name_cannot_be_changed_by_it(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "a.pkl"
+    attributes = b"}U\x0c__defaults__(tsU\x08__dict__Ns"
+    for state in (attributes, b"(N" + attributes + b"t"):
+        path.write_bytes(_global(name) + state + b"b.")
+        with pytest.raises(DatasetError, match="tries to change a function"):
+            load_plain_pickle(path)
+    path.write_bytes(_global(name) + b"U\x01xNs.")  # sets an item of it
+    with pytest.raises(DatasetError, match="damaged or no pickle"):
+        load_plain_pickle(path)
+
+
+def test_dtypes_with_fields_stay_without_contents(tmp_path: Path) -> None:
+    # NumPy would take the bytes of such an array for pointers.
+    fields = b"U\x01|N(U\x01ot}U\x01o(" + DTYPE + b"(U\x01OtRI0\ntsI8\nI1\nI0\n"
+    for number, holds in ((b"U\x02V8", "'V8'"), (b"U\x01O", "'O'")):
+        dtype = DTYPE + b"(" + number + b"tR(I3\n" + fields + b"tb"
+        array = ARRAY + b"(I1\n(I1\nt" + dtype + b"I00\nU\x0841414141tb"
+        (tmp_path / "a.pkl").write_bytes(b"(dU\x0cobservations" + array + b"s.")
+        contents = load_plain_pickle(tmp_path / "a.pkl")
+        with pytest.raises(DatasetError, match=f"it holds {holds}"):
+            to_array(contents["observations"])
+
+
 def test_arrays_without_contents_or_with_names(tmp_path: Path) -> None:
     path = tmp_path / "a.pkl"
     path.write_bytes(b"(dU\x0cobservations" + ARRAY + b"sU\x07actionsNsU\x07rewardsNs.")
-    with pytest.raises(DatasetError, match="observations: it has no contents"):
+    with pytest.raises(DatasetError, match="observations: it holds nothing"):
         load_trajectories(path)
     write_pickle(path, {**flat_arrays(), "rewards": np.zeros(9, [("a", "f4")])})
     with pytest.raises(DatasetError, match="rewards: it holds 'V4'"):
@@ -594,7 +644,7 @@ def test_a_name_is_downloaded_over_a_bad_connection(
         load_trajectories("hopper-medium-v2")  # from the cache
         assert len(server.paths) == 2
         server.content = b"<html>not found, but politely"
-        with pytest.raises(DatasetError, match="sent something else than the file"):
+        with pytest.raises(DatasetError, match="the server sent something else"):
             load_trajectories("hopper-expert-v2", progress_bar=False)
     assert [path.name for path in cache.iterdir()] == ["hopper_medium-v2.hdf5"]
 

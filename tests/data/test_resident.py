@@ -82,7 +82,7 @@ def test_a_store_that_is_mapped(make_trajectories: Make, tmp_path: Path) -> None
 def test_large_arrays_come_in_pieces(
     make_trajectories: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sb3_dmamba.data.mapping.mapped._CHUNK_BYTES", 40)
+    monkeypatch.setattr("sb3_dmamba.data.mapping._CHUNK_BYTES", 40)
     compare(make_trajectories([30, 5, 17]), 7, 2)
 
 

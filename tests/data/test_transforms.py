@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sb3_dmamba.data import Trajectories, load_trajectories
-from sb3_dmamba.data.mapping import mapped
+from sb3_dmamba.data import Trajectories, load_trajectories, mapping
 from sb3_dmamba.errors import ConfigError, DatasetError
 
 Make = Callable[..., Trajectories]
@@ -27,7 +26,7 @@ def data(
     if request.param == "in memory":
         return made
     if request.param == "large and mapped":
-        monkeypatch.setattr(mapped, "SCRATCH_BYTES", 0)
+        monkeypatch.setattr(mapping, "SCRATCH_BYTES", 0)
     made.save(tmp_path / "store")
     return Trajectories.open(tmp_path / "store")
 
@@ -149,7 +148,7 @@ def test_large_selections_are_mapped(
     make_trajectories(LENGTHS).save(tmp_path / "store")
     opened = Trajectories.open(tmp_path / "store")
     small = opened[[0, 2]]
-    monkeypatch.setattr(mapped, "SCRATCH_BYTES", 16)
+    monkeypatch.setattr(mapping, "SCRATCH_BYTES", 16)
     large = opened[[0, 2]]
     for name, array in {n: getattr(large, n) for n in ("observations", "rewards")}.items():
         assert not isinstance(getattr(small, name), np.memmap)

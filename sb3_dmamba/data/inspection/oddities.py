@@ -14,7 +14,6 @@ from jaxtyping import Bool, Int64
 from numpy import ndarray
 
 from sb3_dmamba.data._checks import rows_per_chunk
-from sb3_dmamba.data.mapping.mapped import read_rows
 from sb3_dmamba.data.spaces import observation_dtype
 
 if TYPE_CHECKING:
@@ -69,7 +68,7 @@ def find_whole_episodes(data: Trajectories) -> Bool[ndarray, "E"]:
 def _chunks(array: ndarray) -> Iterator[tuple[int, ndarray]]:
     step = rows_per_chunk(array)
     for start in range(0, len(array), step):
-        yield start, read_rows(array, start, min(start + step, len(array)))
+        yield start, array[start : start + step]
 
 
 def _find_non_finite(array: ndarray) -> Int64[ndarray, "n"]:
@@ -214,7 +213,7 @@ def _digest(data: Trajectories, episode: int, names: tuple[str, ...]) -> bytes:
         array = getattr(data, name)
         step = rows_per_chunk(array)
         for first in range(start, stop, step):
-            rows = read_rows(array, first, min(first + step, stop))
+            rows = array[first : min(first + step, stop)]
             digest.update(np.ascontiguousarray(rows).data.cast("B"))
     return digest.digest()
 

@@ -13,7 +13,7 @@ from jaxtyping import Bool
 from numpy import ndarray
 
 from sb3_dmamba.data._checks import check_finite
-from sb3_dmamba.data.mapping.mapped import as_array, iterate_rows
+from sb3_dmamba.data.mapping import as_array, iterate_rows
 from sb3_dmamba.data.spaces import check_action_space, flat_space, flatten_observation
 from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.errors import DatasetError, SpaceError

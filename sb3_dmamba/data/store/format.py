@@ -13,7 +13,7 @@ from numpy import ndarray
 
 from sb3_dmamba.data._checks import check_offsets
 from sb3_dmamba.data.frames import check_frame_stack, frame_shape
-from sb3_dmamba.data.mapping.npy import map_npy
+from sb3_dmamba.data.mapping import map_npy
 from sb3_dmamba.data.space_json import space_from_json, space_to_json
 from sb3_dmamba.data.spaces import check_action_space, observation_dtype
 from sb3_dmamba.errors import DatasetError, SpaceError

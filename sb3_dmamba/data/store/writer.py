@@ -24,8 +24,7 @@ from typing_extensions import Self
 
 from sb3_dmamba.data._validation import check_json
 from sb3_dmamba.data.frames import check_frame_stack
-from sb3_dmamba.data.mapping.mapped import read_rows
-from sb3_dmamba.data.mapping.npy import NpyStream
+from sb3_dmamba.data.mapping import NpyStream
 from sb3_dmamba.data.spaces import check_action_space
 from sb3_dmamba.data.store.format import HEADER_NAME, header_to_json, read_store, row_types
 from sb3_dmamba.data.store.place import check_place, move_into_place
@@ -189,7 +188,7 @@ class TrajectoriesWriter:
                 array = getattr(episodes, name)
                 step = max(1, _COPY_BYTES // max(1, array[:1].nbytes))
                 for start in range(0, len(array), step):
-                    stream.write(read_rows(array, start, start + step))
+                    stream.write(array[start : start + step])
         except BaseException:
             self._abandon()  # the arrays differ in length now: nothing can be finished
             raise

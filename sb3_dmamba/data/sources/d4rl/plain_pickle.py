@@ -1,48 +1,60 @@
-"""Pickles of arrays, read without running anything that they ask for.
+"""Unpickling of numeric arrays and plain containers; any other name in a pickle is an error.
 
-Pickle's opcodes can call whatever a file names. Here the only names that exist are those numpy's
-arrays are written with, and each stands for a checked function of this module: a file can bring
-numbers in lists, tuples, sets and dicts, and nothing else. The reader is Python's own in its
-pure form: the compiled one allocates whatever index a file names in its table of objects.
+The allowed names stand for functions of this module, not for NumPy's: a dtype from a file may hold
+fields that make NumPy read raw bytes as pointers, and NumPy allocates whatever shape it is given.
 """
 
 from __future__ import annotations
 
 import math
-import os
+import mmap
 import pickle
+import pickletools
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 from numpy import ndarray
 
 from sb3_dmamba.errors import DatasetError
 
-__all__ = ["PickledArray", "load_plain_pickle", "to_array"]
+__all__ = ["load_plain_pickle", "to_array"]
 
-_NUMBER = re.compile(r"[biufV?]\d*|bool|u?int\d+|float\d+")
+_NUMBER = re.compile(r"[biuf]\d*|\?|bool|u?int\d+|float\d+")
 _SB3_BUFFER = re.compile(r"(stable_baselines3|sb3_contrib)\..*ReplayBuffer$")
 _LEAD = "only pickles of numpy arrays, numbers, texts, lists, tuples and dicts are read"
 
 
 def load_plain_pickle(path: Path) -> Any:
-    """Read a pickle of plain containers and numpy arrays.
+    """Unpickle plain containers, numbers and numeric numpy arrays without running code.
 
     Args:
         path: The file; any protocol.
 
     Returns:
-        The containers, with a :class:`PickledArray` for each array.
+        The contents; :func:`to_array` makes arrays of those in it.
 
     Raises:
         DatasetError: The file is missing, cut or no pickle, or asks for anything else (names it).
     """
     try:
-        with path.open("rb") as file:
-            return _Unpickler(_Reader(file, path)).load()
+        with (
+            path.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+        ):
+            for count, (opcode, argument, _) in enumerate(
+                pickletools.genops(cast("IO[bytes]", data))
+            ):
+                # The C unpickler allocates what sizes and memo indices announce (genops refuses
+                # sizes beyond the end of the file), and finds extensions without find_class.
+                if "PUT" in opcode.name and not 0 <= int(argument or 0) <= count:
+                    raise ValueError(f"memo index {argument} after {count} opcodes")
+                if opcode.name.startswith("EXT"):
+                    raise ValueError(f"extension {argument}")
+            data.seek(0)
+            return _Unpickler(data, path).load()
     except DatasetError:
         raise
     except FileNotFoundError:
@@ -59,10 +71,10 @@ def to_array(value: Any) -> ndarray:
     Raises:
         DatasetError: It holds something else than numbers, or does not fit together.
     """
-    if isinstance(value, PickledArray):
-        return value.array
+    if isinstance(value, _Array):
+        return value.value
     if isinstance(value, (list, tuple)):
-        parts = [part.array if isinstance(part, PickledArray) else part for part in value]
+        parts = [part.value if isinstance(part, _Array) else part for part in value]
         try:
             array = np.array(parts)
         except (ValueError, TypeError, MemoryError, RecursionError) as error:
@@ -72,184 +84,117 @@ def to_array(value: Any) -> ndarray:
     raise DatasetError(f"it is a {type(value).__name__} without numbers: give an array of numbers")
 
 
-class PickledArray:
-    """An array as a pickle describes it, checked."""
-
-    __slots__ = ("_array", "_problem")
-
-    def __init__(self) -> None:
-        self._array: ndarray | None = None
-        self._problem = "it has no contents"
-
-    @property
-    def array(self) -> ndarray:
-        """The array, read-only.
-
-        Raises:
-            DatasetError: It holds something else than numbers.
-        """
-        if self._array is None:
-            raise DatasetError(f"{self._problem}: give an array of numbers")
-        return self._array
-
-    def fill(self, dtype: Any, shape: Any, raw: Any, fortran: bool) -> None:
-        """Take in the contents.
-
-        Raises:
-            ValueError: The parts do not fit together.
-        """
-        if not isinstance(dtype, _Dtype) or not isinstance(shape, tuple):
-            raise ValueError("an array's dtype or shape is of a wrong kind")
-        if not all(type(size) is int and size >= 0 for size in shape):
-            raise ValueError(f"an array has the shape {shape}")
-        if dtype.value is None:
-            self._problem = f"it holds {dtype.name!r}"
-            return
-        raw = raw.encode("latin1") if isinstance(raw, str) else raw  # Python 2's bytes
-        if not isinstance(raw, (bytes, bytearray)):
-            raise ValueError(f"an array's contents are a {type(raw).__name__}")
-        if len(raw) != math.prod(shape) * dtype.value.itemsize:
-            raise ValueError(
-                f"an array of {dtype.name} and shape {shape} has {len(raw)} bytes of contents"
-            )
-        array: ndarray = np.frombuffer(raw, dtype.value).reshape(
-            shape, order="F" if fortran else "C"
-        )
-        array.flags.writeable = False
-        self._array = array
-
-    def __setstate__(self, state: Any) -> None:
-        _, shape, dtype, fortran, raw = state
-        self.fill(dtype, shape, raw, bool(fortran))
-
-
 class _Dtype:
-    """A type of numbers as a pickle describes it; ``value`` is None where it is another type."""
+    """A dtype; its value is None unless it is one of numbers."""
 
-    __slots__ = ("name", "value")
-
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *_flags: Any) -> None:
         self.name = name
         self.value = np.dtype(name) if _NUMBER.fullmatch(name) else None
-        if self.value is not None and self.value.kind not in "biuf":
-            self.value = None
 
     def __setstate__(self, state: Any) -> None:
-        order, *parts = state[1:5]
-        if order not in ("<", ">", "|", "=") or any(part is not None for part in parts):
-            self.value = None
-        elif self.value is not None and order in ("<", ">"):
-            self.value = self.value.newbyteorder(order)
+        if self.value is not None:  # what follows the byte order describes other dtypes
+            self.value = self.value.newbyteorder(state[1])
 
 
-class _Function:
-    """What a pickle may call; cannot be changed by it."""
+class _Array:
+    """An array, or the reason why there is none; pickles make it first and fill it afterwards."""
 
-    __slots__ = ("_call",)
+    def __init__(self, *_reconstruct_arguments: Any) -> None:
+        self._value: ndarray | str = "nothing"
 
-    def __init__(self, call: Callable[..., Any]) -> None:
-        self._call = call
+    def __setstate__(self, state: Any) -> None:
+        _, shape, dtype, is_fortran, raw = state
+        self._value = _decode(raw, dtype, shape, "F" if is_fortran else "C")
+
+    @classmethod
+    def from_buffer(cls, *arguments: Any) -> _Array:
+        array = cls()
+        array._value = _decode(*arguments)
+        return array
+
+    @property
+    def value(self) -> ndarray:
+        """The array, read-only; raises DatasetError if it is not of numbers."""
+        if isinstance(self._value, str):
+            raise DatasetError(f"it holds {self._value}: give an array of numbers")
+        return self._value
+
+
+def _decode(raw: Any, dtype: Any, shape: Any, order: Any, axes: Any = None) -> ndarray | str:
+    """Return an array, read-only, or the name of a dtype that is not of numbers."""
+    if not isinstance(dtype, _Dtype) or not all(type(size) is int for size in shape):
+        raise ValueError("an array's dtype or shape is of a wrong kind")
+    if dtype.value is None:
+        return repr(dtype.name)
+    raw = raw.encode("latin1") if isinstance(raw, str) else raw  # Python 2's bytes
+    if not isinstance(raw, (bytes, bytearray)):
+        raise ValueError(f"an array's contents are a {type(raw).__name__}")
+    if min(shape, default=0) < 0 or len(raw) != math.prod(shape) * dtype.value.itemsize:
+        raise ValueError(f"{len(raw)} bytes for an array of {dtype.name} and shape {shape}")
+    flat = np.frombuffer(bytes(raw), dtype.value)
+    array = flat.reshape(shape, order="F" if order == "F" else "C")
+    return array if axes is None else array.transpose(axes)
+
+
+def _scalar(dtype: Any, raw: Any = b"") -> Any:
+    value = _decode(raw, dtype, (), "C")
+    return None if isinstance(value, str) else value.item()
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    if encoding not in ("latin1", "latin-1"):
+        raise ValueError(f"bytes are encoded as {encoding!r}")
+    return text.encode("latin1")
+
+
+class _Call:
+    """A function that a pickle may call and cannot change."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
 
     def __call__(self, *arguments: Any) -> Any:
-        return self._call(*arguments)
+        return self._function(*arguments)
 
     def __setstate__(self, state: Any) -> None:
         raise ValueError("a pickle tries to change a function")
 
 
-def _reconstruct(_class: Any, _shape: Any, _code: Any) -> PickledArray:
-    return PickledArray()
-
-
-def _make_dtype(name: Any, _align: Any = False, _copy: Any = True) -> _Dtype:
-    if not isinstance(name, str):
-        raise ValueError("a dtype has no name")
-    return _Dtype(name)
-
-
-def _from_buffer(raw: Any, dtype: Any, shape: Any, order: Any, _axes: Any = None) -> PickledArray:
-    array = PickledArray()
-    array.fill(dtype, shape, raw, order == "F")
-    return array
-
-
-def _scalar(dtype: Any, raw: Any = b"") -> bool | int | float | None:
-    array = PickledArray()
-    array.fill(dtype, (), raw, False)
-    number: bool | int | float | None = None if array._array is None else array.array.item()
-    return number
-
-
-def _encode(text: Any, encoding: Any) -> bytes:
-    if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-        raise ValueError(f"bytes are encoded as {encoding!r}")
-    return text.encode("latin1")
-
-
-def _make_set(items: Any = ()) -> set[Any]:
-    if not isinstance(items, (list, tuple)):
-        raise ValueError(f"a set is made of a {type(items).__name__}")
-    return set(items)
-
-
-def _refuse(*_arguments: Any) -> Any:
-    raise ValueError("numpy.ndarray is called directly")
-
-
-_KNOWN: dict[str, Callable[..., Any]] = {
-    "numpy._core.multiarray._reconstruct": _reconstruct,
+_ALLOWED: dict[str, Callable[..., Any]] = {
+    "numpy.dtype": _Dtype,
+    "numpy.ndarray": _Array,
+    "numpy._core.multiarray._reconstruct": _Array,
     "numpy._core.multiarray.scalar": _scalar,
-    "numpy._core.numeric._frombuffer": _from_buffer,
-    "numpy.ndarray": _refuse,  # named as an argument, never called
-    "numpy.dtype": _make_dtype,
+    "numpy._core.numeric._frombuffer": _Array.from_buffer,
     "_codecs.encode": _encode,  # bytes, before protocol 3
-    "builtins.set": _make_set,  # before protocol 4
-    "builtins.frozenset": _make_set,
+    "builtins.set": set,  # before protocol 4
+    "builtins.frozenset": frozenset,
 }
 
-_NEW_NAMES = {"numpy.core.": "numpy._core.", "__builtin__.": "builtins."}
-_OLD_NAMES = re.compile(r"^(numpy\.core|__builtin__)\.")
 
-
-class _Reader:
-    """A file that says so where it ends before what it announces."""
-
-    def __init__(self, file: Any, path: Path) -> None:
-        self._file = file
-        self._size = os.fstat(file.fileno()).st_size
-        self.path = path
-        self.readline = file.readline
-
-    def read(self, size: int) -> bytes:
-        left = self._size - self._file.tell()
-        if not 0 <= size <= left:
-            raise EOFError(f"{size:,} bytes are announced where {max(left, 0):,} are left")
-        data: bytes = self._file.read(size)
-        return data
-
-
-class _Unpickler(pickle._Unpickler):
-    def __init__(self, file: _Reader) -> None:
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file: mmap.mmap, path: Path) -> None:
         super().__init__(file, encoding="latin1")  # Python 2's texts hold the contents of arrays
-        self._path = file.path
+        self._path = path
 
     def find_class(self, module: str, name: str) -> Any:
-        asked = f"{module}.{name}"
-        asked = _OLD_NAMES.sub(lambda match: _NEW_NAMES[match[0]], asked)
-        known = _KNOWN.get(asked)
-        if known is None and _SB3_BUFFER.match(asked):
+        module = re.sub(r"^numpy\.core\b", "numpy._core", module)  # before NumPy 2
+        asked = f"{module.replace('__builtin__', 'builtins')}.{name}"
+        if asked in _ALLOWED:
+            return _Call(_ALLOWED[asked])
+        if _SB3_BUFFER.match(asked):
             raise DatasetError(
                 f"{self._path} is a replay buffer that Stable-Baselines3 saved (it asks for "
                 f"{asked!r}, which could run code): if you trust the file, let SB3 read it, "
                 f"model.load_replay_buffer(path), and use load_trajectories(model.replay_buffer), "
                 f"whose save(folder) writes a store for the command line"
             )
-        if known is None:
-            raise DatasetError(
-                f"{self._path} asks for {asked!r}, which could run code: {_LEAD}; if you trust "
-                f"the file, load it yourself and pass the arrays"
-            )
-        return _Function(known)
+        raise DatasetError(
+            f"{self._path} asks for {asked!r}, which could run code: {_LEAD}; if you trust "
+            f"the file, load it yourself and pass the arrays"
+        )
 
     def persistent_load(self, pid: Any) -> Any:
         raise DatasetError(f"{self._path} refers to objects outside of it ({pid!r:.80}): {_LEAD}")

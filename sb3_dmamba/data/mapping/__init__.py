@@ -1,1 +1,0 @@
-"""Arrays in files: written a row at a time, mapped, read without keeping their pages."""
