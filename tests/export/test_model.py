@@ -30,7 +30,10 @@ from tests.models import tiny_model
 from tests.toys import ChoiceEnv, choice_trajectories, random_trajectories
 
 MEMORIES: tuple[Memory, ...] = get_args(Memory)
-SMALLEST = {"n_layers": 1, "channel_mixing": False}  # torch.export takes seconds a layer
+SMALLEST: dict[str, Any] = {
+    "n_layers": 1,
+    "channel_mixing": False,
+}  # torch.export takes seconds a layer
 
 
 class DriftEnv(gym.Env[np.ndarray, np.ndarray]):
