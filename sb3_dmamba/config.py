@@ -84,9 +84,9 @@ class DecisionMambaConfig:
         data_device: Where batches are put together in training: ``"device"`` keeps the dataset
             beside the model, ``"cpu"`` in the computer's own memory (a thread then fetches batches
             ahead for a GPU), ``"auto"`` is the first on a GPU where it fits. Batches are the same.
-        cuda_graph: Whether updates and predictions run as CUDA graphs, without Python between
-            their kernels: ``"on"``, ``"off"``, or ``"auto"`` on a CUDA device if a first replay
-            does what the plain way does.
+        cuda_graph: Whether updates run as CUDA graphs, without Python between their kernels:
+            ``"on"``, ``"off"``, or ``"auto"`` on a CUDA device if a first replay does what the
+            plain update does. Acting launches its kernels one by one.
 
     Raises:
         ConfigError: A value is out of its range; names the field, the value and the range.

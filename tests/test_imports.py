@@ -108,7 +108,7 @@ def _run(code: str) -> str:
 OPTIONAL = (
     "mujoco", "d3rlpy", "numba", "minari", "h5py", "tensorboard", "matplotlib", "ale_py", "cv2",
     "triton", "mamba_ssm", "causal_conv1d", "mambapy", "imageio", "tqdm", "typer", "onnx",
-    "onnxruntime",
+    "onnxruntime", "huggingface_hub",
 )  # fmt: skip
 
 

@@ -163,10 +163,9 @@ class FittedAlgorithm(ActingAlgorithm):
         Normalisation, return scaling and the actions' bounds are inside.
 
         Args:
-            path: File to write, atomically: ``.onnx``, ``.pt`` (TorchScript) or ``.pt2``
-                (``torch.export``).
+            path: File to write, atomically: ``.onnx`` or ``.pt2`` (``torch.export``).
             memory: ``"window"`` or ``"stream"``; None is the config's.
-            device: Where a ``.pt`` or ``.pt2`` is to run; ONNX decides that when it is opened.
+            device: Where a ``.pt2`` is to run; ONNX decides that when it is opened.
             verify: Whether to run the result beside the model before it is written; ONNX only
                 where onnxruntime is installed.
 
@@ -175,7 +174,7 @@ class FittedAlgorithm(ActingAlgorithm):
 
         Raises:
             NotFittedError: The model has no weights yet.
-            ConfigError: The suffix is none of these, or the memory cannot be used.
+            ConfigError: The suffix is neither of these, or the memory cannot be used.
             MissingDependencyError: onnx is not installed.
             ExportError: The graph does not act as the model does; nothing was written.
             OSError: The file cannot be written; one that was there is as it was.

@@ -80,7 +80,7 @@ app.command(
 app.command(
     epilog="[bold]Examples[/bold]\n\n"
     "dmamba export runs/demo/model.zip policy.onnx\n\n"
-    "dmamba export runs/demo/model.zip policy.pt --memory stream"
+    "dmamba export runs/demo/model.zip policy.pt2 --memory stream"
 )(export)
 app.command(
     epilog="[bold]Examples[/bold]\n\n"

@@ -73,8 +73,9 @@ def card(
         raise typer.BadParameter("the report has its targets", param_hint="--target")
     with command_output(as_json, debug) as out:
         algorithm = import_algorithm()
-        from sb3_dmamba.hub import make_folder
+        from sb3_dmamba.hub import make_folder, require_huggingface_hub
 
+        require_huggingface_hub()  # before an evaluation, which may take long
         loaded = algorithm.load(model, device=check_device(device), **backend_settings(backend))
         chosen = None if memory is None else memory.value
         made = make_folder(

@@ -36,13 +36,13 @@ def export(
     output: Annotated[
         Path | None,
         typer.Argument(
-            help="File to write: .onnx, .pt (TorchScript) or .pt2 (torch.export).",
+            help="File to write: .onnx or .pt2 (torch.export).",
             show_default="the model's name with .onnx",
         ),
     ] = None,
     memory: MemoryOption = None,
     device: Annotated[
-        str, typer.Option(metavar="NAME", help="Where a .pt or .pt2 file is to run: cpu, cuda.")
+        str, typer.Option(metavar="NAME", help="Where a .pt2 file is to run: cpu, cuda.")
     ] = "cpu",
     backend: BackendOption = None,
     verify: Annotated[

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +22,7 @@ from sb3_dmamba.d3rlpy.network import set_backend
 from sb3_dmamba.d3rlpy.windows import find_real_steps, to_windows
 from sb3_dmamba.errors import ConfigError
 from sb3_dmamba.export.onnx import trace_to_onnx
-from sb3_dmamba.export.torchscript import trace_to_torchscript
+from sb3_dmamba.ops.selective_scan.traceable import recurrence_as
 
 if TYPE_CHECKING:
     from sb3_dmamba.d3rlpy.algos import SequenceAlgoBase
@@ -100,8 +102,30 @@ def export_policy(algo: SequenceAlgoBase, path: str | os.PathLike[str]) -> None:
 
 def _to_torchscript(graph: PolicyGraph, example: tuple[Tensor, ...]) -> bytes:
     buffer = io.BytesIO()
-    torch.jit.save(trace_to_torchscript(graph, example), buffer)
+    with recurrence_as(_scripted_recurrence()):
+        torch.jit.save(torch.jit.trace(graph, example, strict=False, check_trace=False), buffer)
     return buffer.getvalue()
+
+
+def _run_recurrence(
+    step: Tensor, x: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Run the selective scan's recurrence token by token, in what TorchScript understands."""
+    decay = torch.exp(step.transpose(0, 1).unsqueeze(-1) * A)  # (L, B, D, N)
+    inflow = (step * x).transpose(0, 1).unsqueeze(-1) * B.transpose(0, 1).unsqueeze(2)
+    states = [state]
+    for token in range(x.size(1)):
+        state = torch.addcmul(inflow[token], decay[token], state)
+        states.append(state)
+    y = torch.matmul(torch.stack(states[1:], 1), C.unsqueeze(-1))  # (B, L, D, 1)
+    return y.squeeze(-1), state
+
+
+@functools.cache
+def _scripted_recurrence() -> Callable[..., Any]:
+    """Compile the loop, which a trace would otherwise repeat once a token."""
+    scripted: Callable[..., Any] = torch.jit.script(_run_recurrence)
+    return scripted
 
 
 def _to_onnx(graph: PolicyGraph, example: tuple[Tensor, ...]) -> bytes:

@@ -1,4 +1,4 @@
-"""Policies as files that act without this package: ONNX, TorchScript, torch.export."""
+"""Policies as files that act without this package: ONNX or torch.export."""
 
 from sb3_dmamba.export.exporting import FORMATS, ExportedPolicy, export_policy
 

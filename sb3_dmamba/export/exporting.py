@@ -1,32 +1,38 @@
-"""From a policy to a file that acts without this package."""
+"""Export a policy to a file that acts without this package, described and checked."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
+import sb3_dmamba
 from sb3_dmamba.atomic import write_atomically
 from sb3_dmamba.config import Memory
-from sb3_dmamba.errors import ConfigError
-from sb3_dmamba.export.description import describe_policy
-from sb3_dmamba.export.graph import PolicyGraph
-from sb3_dmamba.export.onnx import to_onnx
-from sb3_dmamba.export.torchscript import to_exported_program, to_torchscript
-from sb3_dmamba.export.verification import can_run, measure_error
-from sb3_dmamba.networks import DecisionMambaPolicy
+from sb3_dmamba.data.space_json import space_to_json
+from sb3_dmamba.errors import ConfigError, ExportError
+from sb3_dmamba.export.graph import PolicyGraph, Tensors, make_memory
+from sb3_dmamba.export.onnx import open_onnx, to_onnx
+from sb3_dmamba.export.torch_export import open_exported_program, to_exported_program
+from sb3_dmamba.networks import ActingState, DecisionMambaPolicy
 
 __all__ = ["FORMATS", "ExportedPolicy", "export_policy"]
 
 FORMATS: dict[str, Callable[[PolicyGraph, dict[str, Any]], bytes]] = {
     ".onnx": to_onnx,
-    ".pt": to_torchscript,
     ".pt2": to_exported_program,
 }
+
+_FORMAT_VERSION = 1
+_N_STEPS = 3
+_TOLERANCE = 1e-3  # of the largest number in a tensor; rounding makes some 1e-6
 
 
 @dataclass(frozen=True)
@@ -58,18 +64,17 @@ def export_policy(
 
     Args:
         policy: The policy; it stays as it is.
-        path: File to write, atomically: ``.onnx``, ``.pt`` (TorchScript) or ``.pt2``
-            (``torch.export``).
+        path: File to write, atomically: ``.onnx`` or ``.pt2`` (``torch.export``).
         memory: ``"window"`` or ``"stream"``; None is the policy's own.
         about: What else the file should say about itself, as JSON values.
-        device: Where a ``.pt`` or ``.pt2`` is to run; ONNX decides that when it is opened.
+        device: Where a ``.pt2`` is to run; ONNX decides that when it is opened.
         verify: Whether to run the result beside the policy before it is written.
 
     Returns:
         What was written.
 
     Raises:
-        ConfigError: The suffix is none of these, or the memory cannot be used.
+        ConfigError: The suffix is neither of these, or the memory cannot be used.
         MissingDependencyError: onnx is not installed.
         ExportError: What was written does not act as the policy does.
         OSError: The file cannot be written; one that was there is as it was.
@@ -77,9 +82,8 @@ def export_policy(
     target = Path(path)
     suffix = target.suffix.lower()
     if suffix not in FORMATS:
-        raise ConfigError(
-            f"path={os.fspath(path)!r}: end it in .onnx, .pt (TorchScript) or .pt2 (torch.export)"
-        )
+        gone = ", as TorchScript is no longer written" if suffix == ".pt" else ""
+        raise ConfigError(f"path={os.fspath(path)!r}: end it in .onnx or .pt2 (torch.export){gone}")
     where = torch.device("cpu" if suffix == ".onnx" else device)
     graph = PolicyGraph(policy, policy.memory if memory is None else memory, where)
     metadata = describe_policy(policy, graph, {} if about is None else about)
@@ -89,3 +93,129 @@ def export_policy(
         error = measure_error(policy, graph, content, suffix)
     write_atomically(target, content)
     return ExportedPolicy(target, metadata, error)
+
+
+def describe_policy(
+    policy: DecisionMambaPolicy, graph: PolicyGraph, about: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what somebody who has only the file needs to know, in what JSON can hold.
+
+    Args:
+        policy: The policy.
+        graph: Its step.
+        about: What is known of task, dataset and returns besides.
+    """
+    config = policy.config
+    observation, return_to_go, state = graph.make_example(1)
+    return {
+        "format_version": _FORMAT_VERSION,
+        "memory": graph.memory_name,
+        "context_length": config.context_length,
+        "mixer": config.mixer,
+        "observation_space": space_to_json(policy.observation_space),
+        "action_space": space_to_json(policy.action_space),
+        **about,
+        "inputs": describe_tensors({"observation": observation, "return_to_go": return_to_go}),
+        "state": describe_tensors(state),
+        "outputs": graph.output_names,
+        "versions": {"sb3_dmamba": sb3_dmamba.__version__, "torch": torch.__version__},
+    }
+
+
+def describe_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """Return the type of each, and the shape of one environment's row."""
+    return {
+        name: {"dtype": str(rows.dtype).removeprefix("torch."), "shape": list(rows.shape[1:])}
+        for name, rows in tensors.items()
+    }
+
+
+def can_run(suffix: str) -> bool:
+    """Whether what is needed to run the format is installed."""
+    return suffix != ".onnx" or importlib.util.find_spec("onnxruntime") is not None
+
+
+def measure_error(
+    policy: DecisionMambaPolicy, graph: PolicyGraph, content: bytes, suffix: str
+) -> float:
+    """Run an exported step beside the policy, on random inputs, for rows of different ages.
+
+    Args:
+        policy: The policy, with its own backend on its own device.
+        graph: What was exported.
+        content: The file.
+        suffix: Its format.
+
+    Returns:
+        The largest difference, relative to the largest number of its tensor (or to 1).
+
+    Raises:
+        ExportError: They differ by more than rounding; names the tensor.
+    """
+    step = open_onnx(content, graph) if suffix == ".onnx" else open_exported_program(content, graph)
+    policy.set_training_mode(False)
+    memory = make_memory(policy, policy.model, graph.memory_name, uniform=False)
+    ages = [0, 1, policy.config.context_length + 2]
+    state = memory.initial_state(len(ages))
+    state.tensors["timestep"] += torch.tensor(ages, device=policy.device)
+    rng = np.random.default_rng(0)
+    worst = 0.0
+    for _ in range(_N_STEPS):
+        observation, return_to_go = _draw_inputs(policy, graph, len(ages), rng)
+        expected, after = _act(policy, memory, observation, return_to_go, state)
+        given = {name: rows.to(graph.device) for name, rows in state.tensors.items()}
+        outputs, new_state = step(observation, return_to_go, given)
+        if "logits" in expected:  # two logits may be alike, and then either action is right
+            outputs["action"] = expected["action"]
+            new_state["action"] = after.tensors["action"]
+        for found, wanted in ((outputs, expected), (new_state, after.tensors)):
+            for name, rows in wanted.items():
+                worst = max(worst, _compare(name, found[name], rows))
+        state = after
+    return worst
+
+
+def _act(
+    policy: DecisionMambaPolicy,
+    memory: Any,
+    observation: Tensor,
+    return_to_go: Tensor,
+    state: ActingState,
+) -> tuple[Tensors, ActingState]:
+    device = policy.device
+    with torch.inference_mode():
+        prediction, remembered = memory.encode(
+            observation.to(device), return_to_go.to(device), state
+        )
+        action = policy.model.head.act(prediction, deterministic=True)
+    taken = action.flatten(1) if action.dim() > 1 else action
+    outputs = {"action": action}
+    if not action.is_floating_point():
+        outputs["logits"] = prediction
+    return outputs, memory.remember_action(taken, state, remembered)
+
+
+def _draw_inputs(
+    policy: DecisionMambaPolicy, graph: PolicyGraph, n_envs: int, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    blank, _, _ = graph.make_example(n_envs)
+    if blank.dtype == torch.uint8:
+        observation = torch.as_tensor(rng.integers(0, 256, blank.shape, dtype=np.uint8))
+    else:
+        observation = torch.as_tensor(rng.normal(size=blank.shape).astype(np.float32))
+    returns_to_go = (policy.config.return_scale * rng.normal(size=n_envs)).astype(np.float32)
+    return observation.to(graph.device), torch.as_tensor(returns_to_go).to(graph.device)
+
+
+def _compare(name: str, found: Tensor, wanted: Tensor) -> float:
+    first, second = found.cpu().double(), wanted.cpu().double()
+    alike = found.dtype == wanted.dtype and first.shape == second.shape
+    scale = max(1.0, float(second.abs().max())) if second.numel() else 1.0
+    error = float((first - second).abs().max()) / scale if alike and second.numel() else 0.0
+    if not alike or not error <= _TOLERANCE:
+        raise ExportError(
+            f"the exported policy does not act as the model does: {name} is "
+            f"{found.dtype} of shape {tuple(found.shape)} and differs by {error:.2g}; nothing was "
+            f"written. Please report this with your versions of torch and onnx."
+        )
+    return error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -13,9 +14,13 @@ from sb3_dmamba.networks import ActingState, DecisionMambaPolicy, SequenceModel
 from sb3_dmamba.networks.acting import StreamMemory, WindowMemory
 from sb3_dmamba.networks.heads import DiscreteHead
 
-__all__ = ["PolicyGraph", "make_memory"]
+__all__ = ["PolicyGraph", "Step", "Tensors", "make_memory"]
 
 _GRAPH_BACKEND = "traceable"
+
+Tensors = dict[str, Tensor]
+Step = Callable[[Tensor, Tensor, Tensors], tuple[Tensors, Tensors]]
+"""A function that acts once: the signature of :meth:`PolicyGraph.forward`."""
 
 
 def make_memory(

@@ -1,4 +1,10 @@
-"""A policy's step in ONNX."""
+"""A policy's step in ONNX: written, and opened again.
+
+Written by torch's TorchScript-based exporter (``dynamo=False``). Its successor (``dynamo=True``)
+needs torch 2.5 and onnxscript, where this package supports torch 2.4 and asks for onnx alone; it
+writes opset 18 at the least, where these files are opset 17; and with torch 2.13 it takes more than
+ten times as long: 10 seconds for a model of one layer, a minute or two for six.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from sb3_dmamba.errors import MissingDependencyError
-from sb3_dmamba.export.graph import PolicyGraph
+from sb3_dmamba.export.graph import PolicyGraph, Step, Tensors
 from sb3_dmamba.ops.selective_scan.traceable import recurrence_as, run_recurrence
 
-__all__ = ["METADATA_KEY", "NEXT", "STATE", "to_onnx", "trace_to_onnx"]
+__all__ = ["METADATA_KEY", "NEXT", "STATE", "open_onnx", "to_onnx", "trace_to_onnx"]
 
 METADATA_KEY = "sb3_dmamba"
 STATE = "state."  #: before the name of an input that is part of the state
@@ -118,7 +124,7 @@ def trace_to_onnx(
         raise MissingDependencyError("onnx", "export to ONNX", "onnx") from error
     options: dict[str, Any] = {"opset_version": _OPSET}
     if "dynamo" in inspect.signature(torch.onnx.export).parameters:
-        # torch's other exporter takes a minute for a model of six layers, this one a second.
+        # An older torch lacks the argument, and in a newer one its default is True.
         options["dynamo"] = False
     if rows is not None:
         options["dynamic_axes"] = {name: {0: rows} for name in (*input_names, *output_names)}
@@ -131,6 +137,32 @@ def trace_to_onnx(
     model = _define_recurrence(onnx.load_from_string(buffer.getvalue()))
     onnx.checker.check_model(model, full_check=True)
     return model
+
+
+def open_onnx(content: bytes, graph: PolicyGraph) -> Step:
+    """Open a file's content as a step on tensors; needs onnxruntime.
+
+    Args:
+        content: What :func:`to_onnx` returned.
+        graph: What was exported.
+
+    Returns:
+        A function of observation, return-to-go and state, as :meth:`PolicyGraph.forward`.
+    """
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+
+    def step(observation: Tensor, return_to_go: Tensor, state: Tensors) -> tuple[Tensors, Tensors]:
+        feed = {"observation": observation, "return_to_go": return_to_go}
+        feed |= {STATE + name: rows for name, rows in state.items()}
+        arrays = {name: rows.numpy() for name, rows in feed.items()}
+        found = dict(zip(names, map(torch.as_tensor, session.run(None, arrays)), strict=True))
+        outputs = {name: found[name] for name in graph.output_names}
+        return outputs, {name: found[NEXT + STATE + name] for name in state}
+
+    return step
 
 
 def _define_recurrence(model: Any) -> Any:

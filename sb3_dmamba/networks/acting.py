@@ -31,7 +31,7 @@ class StreamMemory:
         model: The model that acts.
         action_space: Its action space.
         uniform: Whether rows of every age take the same way through the model, whatever their
-            number: what a graph needs, and a little slower.
+            number: what an exported graph needs, and a little slower.
     """
 
     def __init__(

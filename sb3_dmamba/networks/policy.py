@@ -19,7 +19,6 @@ from sb3_dmamba.config import DecisionMambaConfig, Memory
 from sb3_dmamba.data import ObservationStatistics
 from sb3_dmamba.errors import ConditioningError, ConfigError, SpaceError
 from sb3_dmamba.networks.acting import StreamMemory, WindowMemory
-from sb3_dmamba.networks.acting_graphs import ActingGraphs
 from sb3_dmamba.networks.features import (
     ExtractorEncoder,
     check_policy_kwargs,
@@ -80,7 +79,6 @@ class DecisionMambaPolicy(BasePolicy):
             "stream": StreamMemory(self.model, action_space),
             "window": WindowMemory(self.model, action_space, config.context_length),
         }
-        self._graphs = ActingGraphs(self.model, action_space, config)
         self._layouts: dict[str, dict[str, tuple[int, ...]]] = {}
 
     def initial_state(self, n_envs: int, memory: str | None = None) -> ActingState:
@@ -138,7 +136,7 @@ class DecisionMambaPolicy(BasePolicy):
         returns = torch.tensor(returns_to_go, dtype=torch.float32, device=device)
         if self.training:
             self.set_training_mode(False)
-        predictions, remembered = self._graphs.encode(inputs, returns, state, memory.encode)
+        predictions, remembered = memory.encode(inputs, returns, state)
         actions = self.model.head.act(predictions, deterministic)
         stored = actions.flatten(1) if actions.dim() > 1 else actions
         taken = actions.cpu().numpy().copy()  # the caller may change it, and the state must not

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from sb3_dmamba.data._warn import warn_caller
 from sb3_dmamba.errors import BackendError
-from sb3_dmamba.networks.recording import RECORDERS, count_renewals, why_not_recorded
 from sb3_dmamba.training.feeds import Staged
+from sb3_dmamba.training.recording import RECORDERS, count_renewals, why_not_recorded
 from sb3_dmamba.training.snapshots import Snapshot, find_difference
 
 if TYPE_CHECKING:

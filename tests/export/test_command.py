@@ -37,17 +37,17 @@ def test_it_writes_beside_the_model_and_shows_what_goes_in() -> None:
 
 
 def test_json_is_one_document() -> None:
-    result = run("model.zip", "out/policy.pt", "--memory", "stream", "--no-verify", "--json")
+    result = run("model.zip", "out/policy.onnx", "--memory", "stream", "--no-verify", "--json")
     document = json.loads(result.stdout)
-    assert document["path"] == "out/policy.pt"
+    assert document["path"] == "out/policy.onnx"
     assert document["max_error"] is None
     assert document["metadata"]["memory"] == "stream"
-    assert Path("out/policy.pt").is_file()
+    assert Path("out/policy.onnx").is_file()
 
 
 def test_errors_are_one_line() -> None:
     result = run("model.zip", "policy.bin", exit_code=1)
-    assert result.stderr.startswith("ConfigError: path='policy.bin': end it in .onnx")
+    assert result.stderr.startswith("ConfigError: path='policy.bin': end it in .onnx or .pt2")
     assert "ModelFileError" in run("nothing.zip", exit_code=1).stderr
 
 

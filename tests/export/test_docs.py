@@ -22,7 +22,6 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", PAGE, flags=re.DOTALL)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.load` is deprecated:DeprecationWarning")
 def test_the_page_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("mujoco", reason="the MuJoCo extra is not installed")
     monkeypatch.chdir(tmp_path)
@@ -48,5 +47,5 @@ def test_command_lines_are_accepted() -> None:
 
 def test_every_key_of_the_file_is_explained(tmp_path: Path) -> None:
     explained = set(re.findall(r"`(\w+)`", PAGE.split("## What the file says")[1]))
-    exported = fitted().export(tmp_path / "policy.pt", verify=False)
+    exported = fitted().export(tmp_path / "policy.onnx", verify=False)
     assert set(exported.metadata) <= explained

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -21,21 +20,18 @@ ONNX: list[tuple[Memory, str]] = [
     *(("window", kind) for kind in ("matrices", "global time", "one step")),
     *(("stream", kind) for kind in ("mamba", "attention", "convolution", "image", "one action")),
 ]
-TORCHSCRIPT: list[tuple[Memory, str]] = [
-    ("window", "mamba"),
-    ("stream", "mamba"),
+# The smallest policies: torch.export takes seconds a layer.
+PROGRAMS: list[tuple[Memory, str]] = [
     ("window", "image"),
+    ("stream", "mamba"),
     ("stream", "attention"),
 ]
 
 
-def open_module(path: Path, device: str = "cpu") -> tuple[Any, Step]:
-    """Open a file of torch's; return its module, and its step."""
-    module: Any
-    if path.suffix == ".pt":
-        module = torch.jit.load(path, map_location=device)
-    else:
-        module = torch.export.load(path).module()
+def open_program(path: Path) -> tuple[Any, Step]:
+    """Open a file as its users do; return what it says about itself, and its step."""
+    files = {"sb3_dmamba.json": ""}
+    module: Any = torch.export.load(path, extra_files=files).module()
 
     def step(
         observation: np.ndarray, return_to_go: np.ndarray, state: Arrays
@@ -45,7 +41,7 @@ def open_module(path: Path, device: str = "cpu") -> tuple[Any, Step]:
         outputs, after = ({name: each.numpy() for name, each in part.items()} for part in found)
         return outputs, after
 
-    return module, step
+    return json.loads(files["sb3_dmamba.json"]), step
 
 
 @pytest.mark.parametrize(("memory", "kind"), ONNX)
@@ -56,32 +52,10 @@ def test_onnx(memory: Memory, kind: str, tmp_path: Path) -> None:
     assert_acts_like(policy, memory, step)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.load` is deprecated:DeprecationWarning")
-@pytest.mark.parametrize(("memory", "kind"), TORCHSCRIPT)
-def test_torchscript(memory: Memory, kind: str, tmp_path: Path) -> None:
-    policy = make_policy(kind)
-    path = tmp_path / "policy.pt"
-    exported = export_policy(policy, path, memory=memory, verify=False)
-    module, step = open_module(path)
+@pytest.mark.parametrize(("memory", "kind"), PROGRAMS)
+def test_exported_program(memory: Memory, kind: str, tmp_path: Path) -> None:
+    policy = make_policy(kind, n_layers=1, channel_mixing=False, context_length=2)
+    exported = export_policy(policy, tmp_path / "policy.pt2", memory=memory, verify=False)
+    about, step = open_program(exported.path)
     assert_acts_like(policy, memory, step)
-    state = module.initial_state(2)
-    expected = policy.initial_state(2, memory).tensors
-    assert {name: (rows.shape, rows.dtype) for name, rows in state.items()} == {
-        name: (rows.shape, rows.dtype) for name, rows in expected.items()
-    }
-    assert not any(rows.any() for rows in state.values())
-    files = {"sb3_dmamba.json": ""}
-    torch.jit.load(io.BytesIO(path.read_bytes()), _extra_files=files)
-    assert json.loads(files["sb3_dmamba.json"]) == exported.metadata
-
-
-def test_exported_program(tmp_path: Path) -> None:
-    # The smallest: torch.export takes seconds a layer.
-    policy = make_policy("mamba", n_layers=1, channel_mixing=False, context_length=2)
-    path = tmp_path / "policy.pt2"
-    exported = export_policy(policy, path, memory="window", verify=False)
-    _, step = open_module(path)
-    assert_acts_like(policy, "window", step)
-    files = {"sb3_dmamba.json": ""}
-    torch.export.load(path, extra_files=files)
-    assert json.loads(files["sb3_dmamba.json"]) == exported.metadata
+    assert about == exported.metadata

@@ -5,20 +5,26 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import huggingface_hub
 import numpy as np
 import pytest
 import yaml
 
 from sb3_dmamba import DecisionMamba, EvaluationReport
-from sb3_dmamba.errors import ConfigError, NotFittedError, UnknownTaskError
+from sb3_dmamba.errors import (
+    ConfigError,
+    MissingDependencyError,
+    NotFittedError,
+    UnknownTaskError,
+)
 from sb3_dmamba.evaluation import ReportDetails, TargetResult
-from sb3_dmamba.hub import make_folder
-from sb3_dmamba.hub.card import Card
+from sb3_dmamba.hub import Card, make_folder
 from sb3_dmamba.tasks import ReferenceScores, Task
 from tests.evaluation.toys import SeededEnv
 from tests.models import tiny_model
@@ -147,7 +153,7 @@ def test_an_optimistic_headline_says_so(model: DecisionMamba) -> None:
     assert "seed 0," in headline
     assert "interval" not in headline  # of one episode
     assert card.results()["confidence_interval"] is None
-    assert "names no environment" in card.to_markdown()
+    assert "names no environment" in card.to_model_card().text
 
 
 def test_the_card_says_how_rewards_were_counted(model: Any, report: Any, tmp_path: Path) -> None:
@@ -172,14 +178,13 @@ def test_the_target_in_the_code_is_exact(model: DecisionMamba, tmp_path: Path) -
 def test_the_code_on_the_card_runs(
     block: int, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    hub: Any = pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed")
     asked = []
 
     def download(repo_id: str, filename: str) -> str:
         asked.append((repo_id, filename))
         return str(folder / filename)
 
-    monkeypatch.setattr(hub, "hf_hub_download", download)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     text = (folder / "README.md").read_text(encoding="utf-8")
     code = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     assert len(code) == 2
@@ -220,8 +225,7 @@ def test_front_matter(folder: Path) -> None:
 
 
 def test_huggingface_hub_reads_the_card(folder: Path) -> None:
-    hub: Any = pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed")
-    card = hub.ModelCard.load(folder / "README.md")
+    card = huggingface_hub.ModelCard.load(folder / "README.md")
     first, second = card.data.eval_results
     assert (first.metric_type, second.metric_type) == ("mean_reward", "normalized_score")
     assert first.dataset_type == "Pickled-v0"
@@ -278,8 +282,17 @@ def test_mistakes(model: Any, report: Any, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_without_huggingface_hub_the_extra_is_named(
+    model: Any, report: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(MissingDependencyError, match=r'pip install "sb3-dmamba\[hub\]"'):
+        make_folder(model, tmp_path / "x", report=report)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_names_of_environments(model: Any, report: Any, tmp_path: Path) -> None:
-    from sb3_dmamba.hub.folder import _name_environment
+    from sb3_dmamba.hub import _name_environment
 
     other = dataclasses.replace(report, env_id="package:space/Name-v1")
     assert _name_environment(other, model) == "space-Name-v1"

@@ -181,9 +181,9 @@ def test_a_policy_alone_survives_a_file_and_a_copy(tmp_path: Path) -> None:
         DecisionMambaPolicy.load(tmp_path / "policy.pt")
 
 
-def test_it_crosses_to_torchscript_and_not_to_d3rlpy(tmp_path: Path) -> None:
+def test_it_exports_and_does_not_convert_to_d3rlpy(tmp_path: Path) -> None:
     model = fitted()
-    exported = model.export(tmp_path / "policy.pt", memory="stream")
+    exported = model.export(tmp_path / "policy.onnx", memory="stream")
     assert exported.path.is_file()
     crossing = pytest.importorskip("sb3_dmamba.d3rlpy")
     with pytest.raises(ConfigError, match=r"test_features\.Layers"):

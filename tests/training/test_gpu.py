@@ -1,4 +1,4 @@
-"""Updates and steps of acting on a real GPU, as graphs and without."""
+"""Updates on a real GPU, as graphs and without."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -154,22 +153,3 @@ def test_a_failed_recording_leaves_random_numbers_usable(monkeypatch: pytest.Mon
         found = run(updater)
     expected = run(make_updater(cuda_graph="off", dropout=0.3))
     torch.testing.assert_close(found[0], expected[0], rtol=1e-4, atol=0.0)
-
-
-@pytest.mark.parametrize("memory", ["window", "stream"])
-@pytest.mark.parametrize("mixer", MIXERS)
-def test_steps_of_acting(mixer: str, memory: str) -> None:
-    actions = []
-    for cuda_graph in ("off", "on"):
-        model = tiny_model(mixer=mixer, cuda_graph=cuda_graph, device="cuda").fit(DATA, 2)
-        policy, taken = model.policy, []
-        for round_ in range(2):  # after more training the graphs are used again
-            state = policy.initial_state(3, memory)
-            rng = np.random.default_rng(round_)
-            for _ in range(12):
-                observation = rng.normal(size=(3, 3)).astype("f4")
-                action, state = policy.act(observation, np.ones(3, "f4"), state)
-                taken.append(action)
-            model.fit(n_steps=2)
-        actions.append(np.stack(taken))
-    np.testing.assert_allclose(actions[1], actions[0], rtol=1e-3, atol=1e-4)

@@ -1,6 +1,6 @@
 """Device work that is recorded once and replayed: CUDA graphs, behind one function.
 
-An update or a prediction of a small network is some hundred kernels of a few microseconds each,
+An update of a small network is some hundred kernels of a few microseconds each,
 and launching them one by one from Python takes longer than running them. A graph launches all of
 them at once. ``torch.compile(mode="reduce-overhead")`` records such graphs too, after minutes of
 compilation for each shape; it would fuse some elementwise kernels, but leaves the matrix products
