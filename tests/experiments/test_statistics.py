@@ -23,7 +23,6 @@ from sb3_dmamba.experiments.statistics import (
     find_winner,
 )
 
-
 # --- Interquartile means -------------------------------------------------------------------------
 
 
