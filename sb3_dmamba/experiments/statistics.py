@@ -195,5 +195,5 @@ def _spearman(asked: NDArray[np.float64], achieved: NDArray[np.float64]) -> NDAr
     from scipy.spatial.distance import cdist
 
     ranks = stats.rankdata(achieved, axis=-1)
-    distances: NDArray[np.float64] = cdist(stats.rankdata(asked)[None], ranks, "correlation")
-    return 1.0 - distances[0]
+    correlation: NDArray[np.float64] = 1.0 - cdist([stats.rankdata(asked)], ranks, "correlation")[0]
+    return correlation
