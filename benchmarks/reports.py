@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from sb3_dmamba.experiments.grid.folder import write_text
-from sb3_dmamba.experiments.reports.tables import format_table
+from sb3_dmamba.experiments.report import format_table
 
 __all__ = ["Column", "Picture", "Report", "Table", "print_report", "write_report"]
 

@@ -61,8 +61,9 @@ class FittedAlgorithm(ActingAlgorithm):
                 environment, which may wait long: a game of Breakout without FIRE lasts 27,000.
             seed: Episode k of every target starts from environment seed ``seed + k``; None is
                 the model's seed.
-            n_envs: Environments that live at once; None decides.
-            n_workers: Subprocesses that step them; None decides.
+            n_envs: Environments that live at once; None is one an episode, at most 128.
+            n_workers: Subprocesses that step them; None or 0 steps them in this process, which
+                changes no result. One a core is faster where a step is slow and episodes are long.
 
         Returns:
             The report: print it, ``.plot(path)`` it, or ``.to_pandas()`` it.

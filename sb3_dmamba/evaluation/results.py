@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from sb3_dmamba.errors import ConfigError
 from sb3_dmamba.evaluation.protocols import ReferenceScore
-from sb3_dmamba.evaluation.scores import (
+from sb3_dmamba.evaluation.statistics import (
     compute_confidence_interval,
     compute_normalized_score,
     compute_standard_error,

@@ -20,14 +20,16 @@ from sb3_dmamba.data import flat_space, flatten_observation
 from sb3_dmamba.data.spaces import channels_first, observation_dtype
 from sb3_dmamba.errors import ConfigError, EvaluationError
 from sb3_dmamba.evaluation.checks import check_envs
-from sb3_dmamba.evaluation.planning import DEFAULT_MAX_ENVS, choose_n_workers
 from sb3_dmamba.evaluation.protocols import ActingPolicy, ReferenceScore
 from sb3_dmamba.evaluation.report import EvaluationReport, ReportDetails
 from sb3_dmamba.evaluation.results import TargetResult
 from sb3_dmamba.evaluation.workers import Envs, LocalEnvs, WorkerEnvs
 from sb3_dmamba.evaluation.wrappers.base import conditioning_rewards
 
-__all__ = ["evaluate_targets"]
+__all__ = ["DEFAULT_MAX_ENVS", "evaluate_targets"]
+
+DEFAULT_MAX_ENVS = 128
+"""Environments alive at once at most, unless ``n_envs`` says otherwise."""
 
 MakeEnv = Callable[[], "gym.Env[Any, Any]"]
 OnProgress = Callable[[int, int], None]
@@ -72,8 +74,9 @@ def evaluate_targets(
         n_episodes: Episodes for each target.
         n_envs: Environments alive at once; None is one for each episode, at most
             ``DEFAULT_MAX_ENVS``.
-        n_workers: Processes that step the environments; 0 steps them here, None decides by the
-            cost of a step (see :func:`~sb3_dmamba.evaluation.planning.choose_n_workers`).
+        n_workers: Processes that step the environments; 0 or None steps them in this process. A
+            worker takes seconds to start and half a millisecond a step, so ask for one a core
+            where stepping all environments once takes several milliseconds and episodes are long.
         seed: The environment seed of each target's first episode.
         memory: ``"window"`` or ``"stream"``; None is the policy's own.
         deterministic: Whether to take the most likely action rather than draw one.
@@ -97,7 +100,7 @@ def evaluate_targets(
     """
     n_episodes = check_integer("n_episodes", n_episodes, 1)
     n_envs = check_optional_integer("n_envs", n_envs, 1)
-    n_workers = check_optional_integer("n_workers", n_workers, 0)
+    n_workers = check_optional_integer("n_workers", n_workers, 0) or 0
     seed = check_integer("seed", seed, 0)
     max_episode_steps = check_optional_integer("max_episode_steps", max_episode_steps, 1)
     jobs = _Jobs.plan(target_returns, n_episodes, seed)
@@ -105,8 +108,6 @@ def evaluate_targets(
         raise ConfigError(f"make_env={make_env!r}: give a function that makes an environment")
     n_envs = min(n_envs or DEFAULT_MAX_ENVS, len(jobs))
     started = time.perf_counter()
-    if n_workers is None:
-        n_workers = choose_n_workers(make_env, n_envs, len(jobs), seed, max_episode_steps)
     envs: Envs
     envs = WorkerEnvs(make_env, n_envs, n_workers) if n_workers else LocalEnvs(make_env, n_envs)
     try:

@@ -42,6 +42,8 @@ class Measurement:
         question: What it asks.
         variants: Settings of what is measured, by name.
         function: ``"module:function"`` of a measurement and a request; returns the files written.
+        rebuilder: ``"module:function"`` of a report's folder, which makes the report again from
+            the files in it; returns the report.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Measurement:
     question: str
     variants: Mapping[str, Mapping[str, Any]]
     function: str
+    rebuilder: str
 
     def run(self, request: MeasurementRequest) -> list[Path]:
         """Measure, and write the report.
@@ -57,6 +60,19 @@ class Measurement:
             ConfigError: A variant or setting is unknown.
             ExperimentError: What would be timed computes something else than it should.
         """
-        module, name = self.function.split(":")
-        files: list[Path] = getattr(import_module(module), name)(self, request)
+        files: list[Path] = _import(self.function)(self, request)
         return files
+
+    def rebuild(self, folder: Path) -> Path:
+        """Make the report in a folder again from the files in it.
+
+        Raises:
+            ExperimentError: A file is missing or damaged.
+        """
+        report: Path = _import(self.rebuilder)(folder)
+        return report
+
+
+def _import(name: str) -> Any:
+    module, function = name.split(":")
+    return getattr(import_module(module), function)

@@ -10,7 +10,7 @@ from sb3_dmamba.experiments.catalogue import Experiment
 from sb3_dmamba.experiments.grid import Engine, explain_failures, run_cells
 from sb3_dmamba.experiments.grid.slurm import write_slurm_script
 from sb3_dmamba.experiments.planning import Request, make_plan
-from sb3_dmamba.experiments.reports import write_report
+from sb3_dmamba.experiments.report import write_report
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -1,4 +1,4 @@
-"""What ``--data`` means, and the data under the options of an experiment."""
+"""Resolve ``--data``, and load the data under the options of an experiment."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from sb3_dmamba import Trajectories, load_trajectories
+from sb3_dmamba.data.sources import find_source
 from sb3_dmamba.errors import UnknownTaskError
 from sb3_dmamba.experiments.catalogue.problems import list_problems
 from sb3_dmamba.experiments.grid import DataSource
 from sb3_dmamba.experiments.grid.fingerprint import compute_fingerprint
 from sb3_dmamba.tasks import Task, get_task
 
-__all__ = ["LoadedData", "is_store", "resolve_data"]
+__all__ = ["LoadedData", "resolve_data"]
 
 
 def resolve_data(text: str) -> tuple[Task | None, str]:
@@ -63,7 +64,8 @@ class LoadedData:
 
     Args:
         source: What ``load_trajectories`` takes.
-        stores: Folder to keep what was loaded in; None keeps nothing.
+        stores: Folder for the stores of sources that can be converted (the DQN replay); None
+            converts nothing. Other sources are loaded from where they lie.
     """
 
     def __init__(self, source: str, stores: Path | None) -> None:
@@ -91,8 +93,8 @@ class LoadedData:
         return self._described[key]
 
     def _place(self, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-        """Return a source and its options, after conversion where stores are kept."""
-        if self._stores is None or is_store(self._source):
+        """Return the source and its options, or the store that it was converted to."""
+        if self._stores is None or not _can_be_converted(self._source):
             return self._source, dict(options)
         name = f"{Path(self._source).resolve()} {_name_options(options)}"
         store = self._stores / hashlib.sha256(name.encode()).hexdigest()[:16]
@@ -105,6 +107,7 @@ def _name_options(options: Mapping[str, Any]) -> str:
     return repr(sorted(options.items()))
 
 
-def is_store(source: str) -> bool:
-    """Whether a source is a folder that ``Trajectories.save`` wrote."""
-    return (Path(source) / "trajectories.json").is_file()
+def _can_be_converted(source: str) -> bool:
+    """Whether ``load_trajectories`` takes ``store=`` for this kind of source."""
+    kind = find_source(source)
+    return kind is not None and "store" in kind.option_names()

@@ -14,7 +14,7 @@ import torch
 from gymnasium import spaces
 
 from sb3_dmamba.errors import ConfigError, EvaluationError, SpaceError
-from sb3_dmamba.evaluation import EvaluationReport, evaluate_targets, planning
+from sb3_dmamba.evaluation import EvaluationReport, evaluate_targets
 from sb3_dmamba.tasks import ReferenceScores
 from tests.evaluation.toys import SeededEnv, ToyPolicy, episode_length, expected_episode
 
@@ -292,22 +292,18 @@ def test_spaces_that_are_not_the_policys() -> None:
         evaluate(lambda: SeededEnv(actions="discrete"))
 
 
-def test_workers_are_chosen_by_what_a_step_costs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning, "_count_usable_cores", lambda: 4)
+def test_without_workers_environments_are_stepped_in_this_process() -> None:
+    process_ids = set()
 
-    def choose(step_seconds: float, n_envs: int = 100, n_jobs: int = 100) -> int:
-        monkeypatch.setattr(planning, "_measure_step", lambda *_: (step_seconds, 1000))
-        return planning.choose_n_workers(SeededEnv, n_envs, n_jobs, seed=0)
+    class Here(SeededEnv):
+        def step(self, action: Any) -> Any:
+            process_ids.add(os.getpid())
+            return super().step(action)
 
-    assert choose(1e-3) == 4
-    assert choose(1e-3, n_envs=3) == 3
-    assert choose(1e-5) == 0
-    assert choose(1e-3, n_envs=1) == 0
-    assert choose(1e-3, n_jobs=20) == 0
-    monkeypatch.undo()
-    seconds, limit = planning._measure_step(lambda: gym.make("CartPole-v1"), 0)
-    assert 0 < seconds < 0.01
-    assert limit == 500
+    for n_workers in (None, 0):
+        evaluate_targets(ToyPolicy(SeededEnv()), Here, 30, 2, n_workers=n_workers)
+        assert process_ids == {os.getpid()}
+        process_ids.clear()
 
 
 class FeedbackPolicy(ToyPolicy):

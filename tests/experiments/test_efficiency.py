@@ -24,6 +24,7 @@ from sb3_dmamba.experiments.efficiency import (
     timing,
 )
 from sb3_dmamba.experiments.measuring import Measurement, MeasurementRequest
+from sb3_dmamba.experiments.report import rebuild_report
 from sb3_dmamba.networks.block import Block
 
 TINY = {"hidden_size": 16, "n_layers": 1, "d_state": 4}
@@ -160,10 +161,13 @@ def test_the_report_stands_by_itself(tmp_path: Path) -> None:
         ("mamba", "4"),
         ("attention+mlp", "4"),
     ]
-    assert len(json.loads((tmp_path / "results.json").read_text())["costs"]) == 4
+    settings = json.loads((tmp_path / "settings.json").read_text())
+    assert (settings["device"], settings["threads"]) == ("cpu", 1)
     for name in ("update", "acting", "memory"):
         assert f"({name}.png)" in text
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    files[0].unlink()
+    assert rebuild_report(tmp_path).read_text() == text
 
 
 def test_an_unknown_variant_is_refused(tmp_path: Path) -> None:

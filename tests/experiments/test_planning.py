@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 
@@ -21,9 +22,22 @@ from sb3_dmamba.experiments.planning import (
     _plan_evaluation,
     make_plan,
 )
-from sb3_dmamba.experiments.sources import resolve_data
+from sb3_dmamba.experiments.sources import LoadedData, resolve_data
 from sb3_dmamba.tasks import Task
 from tests.experiments.toys import TOY, cartpole_data, changed, save_data, toy_plan
+
+
+def write_hdf5(path: Path) -> None:
+    """Write the dataset as D4RL keeps its own."""
+    data = cartpole_data()
+    ends = np.zeros(data.n_steps, dtype=bool)
+    ends[data.episode_offsets[1:] - 1] = True
+    with h5py.File(path, "w") as file:
+        file["observations"] = data.observations
+        file["actions"] = data.actions
+        file["rewards"] = data.rewards
+        file["terminals"] = ends
+        file["timeouts"] = np.zeros_like(ends)
 
 
 def test_a_cell_for_each_task_variant_and_seed(tmp_path: Path) -> None:
@@ -160,6 +174,28 @@ def test_a_task_without_data_asks_for_some() -> None:
 
 def test_anything_else_is_a_source() -> None:
     assert resolve_data("some/where=else.hdf5") == (None, "some/where=else.hdf5")
+
+
+@pytest.mark.parametrize("kind", ["minari", "hdf5"])
+def test_data_that_is_kept_may_come_from_any_source(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the DQN replay is converted to a store; other sources are loaded where they lie."""
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    if kind == "minari":
+        source = "toy/cartpole-v0"
+        cartpole_data().to_minari(source)
+    else:
+        source = str(tmp_path / "data.hdf5")
+        write_hdf5(Path(source))
+    options = {"top_fraction": 0.5}
+    loaded = LoadedData(source, tmp_path / "stores")
+    assert len(loaded.get(options)) == len(cartpole_data()) / 2
+    found = loaded.describe(options)
+    assert (found.source, found.options) == (source, options)
+    experiment = changed(TOY, keep_data=True)
+    plan = toy_plan(tmp_path, experiment, data=(f"CartPole-v1={source}",))
+    assert {cell.cell.data.source for cell in plan.cells} == {source}
 
 
 # --- The catalogue -------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,22 @@ import numpy as np
 import pytest
 
 from sb3_dmamba.errors import ExperimentError
+from sb3_dmamba.experiments import report as module
 from sb3_dmamba.experiments.grid.folder import write_json
 from sb3_dmamba.experiments.planning import Plan
-from sb3_dmamba.experiments.reports import build, summarize, write_report
-from sb3_dmamba.experiments.reports.build import MACHINE_HEADING
-from sb3_dmamba.experiments.reports.wording import format_number
+from sb3_dmamba.experiments.record import Record
+from sb3_dmamba.experiments.report import (
+    MACHINE_HEADING,
+    format_number,
+    main,
+    rebuild_report,
+    write_report,
+)
+from sb3_dmamba.experiments.summary import ExperimentSummary, summarize
 from sb3_dmamba.tasks import ReferenceScores
 from tests.experiments.toys import changed, fake_result, toy_plan
 
+REPOSITORY = Path(__file__).parents[2]
 TARGETS = (5.0, 10.0, 14.0)
 LEVELS = {"mamba": (4.0, 9.0, 13.0), "attention": (4.0, 5.0, 5.0)}
 
@@ -41,7 +50,7 @@ def finish(plan: Plan, levels: Mapping[str, tuple[float, ...]] = LEVELS, **optio
 def no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the pictures, which take a second each, where a test does not look at them."""
     if "pictures" not in request.fixturenames:
-        monkeypatch.setattr(build, "_PLOTS", {})
+        monkeypatch.setattr(module, "_PLOTS", {})
 
 
 @pytest.fixture
@@ -54,13 +63,17 @@ def plan(tmp_path: Path) -> Plan:
     return finish(toy_plan(tmp_path, target_returns=TARGETS, seeds=(0, 1, 2)))
 
 
+def summary_of(plan: Plan) -> ExperimentSummary:
+    return summarize(Record.from_plan(plan, "dmamba experiment toy"))
+
+
 def report_of(plan: Plan, out: Path) -> str:
     (report, *_) = write_report(plan, out, "dmamba experiment toy")
     return report.read_text()
 
 
 def test_arms_are_variants_under_memories(plan: Plan) -> None:
-    (task,) = summarize(plan).tasks
+    (task,) = summary_of(plan).tasks
     assert [arm.name for arm in task.arms] == [
         "mamba, window",
         "mamba, stream",
@@ -74,14 +87,14 @@ def test_arms_are_variants_under_memories(plan: Plan) -> None:
 
 
 def test_each_arm_is_compared_with_the_first_under_its_memory(plan: Plan) -> None:
-    (task,) = summarize(plan).tasks
+    (task,) = summary_of(plan).tasks
     others = [task.reference_arm(arm) for arm in task.arms]
     names = [None if other is None else other.name for other in others]
     assert names == [None, "mamba, window", "mamba, window", "mamba, stream"]
 
 
 def test_a_winner_s_interval_is_above_all_others(plan: Plan) -> None:
-    (task,) = summarize(plan).tasks
+    (task,) = summary_of(plan).tasks
     assert task.winner(14.0) is None  # mamba's two memories are alike
     alone = changed(task, arms=(task.arms[0], task.arms[2]))
     winner = alone.winner(14.0)
@@ -131,7 +144,7 @@ def test_a_part_of_the_grid_can_be_reported(plan: Plan, tmp_path: Path) -> None:
     for planned in plan.cells[:4]:
         planned.folder.result.unlink()
     with pytest.raises(ExperimentError, match="nothing to report"):
-        summarize(plan)
+        summary_of(plan)
 
 
 @pytest.mark.usefixtures("pictures")
@@ -167,6 +180,8 @@ def test_the_same_results_give_the_same_bytes(plan: Plan, tmp_path: Path) -> Non
     names = sorted(path.name for path in first.iterdir())
     assert names == sorted(path.name for path in second.iterdir())
     for name in names:
+        if name == "machine.json":
+            continue
         if name == "report.md":
             texts = [(folder / name).read_text() for folder in (first, second)]
             parts = [text.split(MACHINE_HEADING) for text in texts]
@@ -191,24 +206,78 @@ def test_the_csv_has_a_row_for_each_evaluation_and_target(plan: Plan, tmp_path: 
     assert (row["n_episodes"], row["update"], row["mean_length"]) == ("3", "20", "7")
 
 
-def test_the_json_has_every_figure_and_episode(plan: Plan, tmp_path: Path) -> None:
-    report_of(plan, tmp_path / "out")
-    document = json.loads((tmp_path / "out" / "results.json").read_text())
-    (task,) = document["tasks"]
-    arm = task["arms"][2]
-    assert (arm["variant"], arm["memory"], arm["seeds"]) == ("attention", "window", [0, 1, 2])
-    assert arm["compared_with"] == "mamba, window"
-    assert arm["probability_of_improvement"]["value"] == 0.0
-    assert arm["targets"]["10"]["returns"][1] == pytest.approx([5.0, 5.1, 5.2])
-    assert {cell["key"] for cell in document["cells"]} == {
-        planned.folder.path.name for planned in plan.cells
-    }
+def test_the_csv_has_the_episodes_of_the_last_weights(tmp_path: Path) -> None:
+    plan = toy_plan(tmp_path, target_returns=TARGETS, seeds=(0, 1), evaluations=2)
+    report_of(finish(plan, updates=(10, 20)), tmp_path / "out")
+    with (tmp_path / "out" / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        assert row["n_parameters"] == "123"
+        assert len(row["returns"].split()) == (3 if row["update"] == "20" else 0)
+    row = next(r for r in rows if (r["seed"], r["update"], r["target_return"]) == ("1", "20", "10"))
+    assert row["returns"] == "9 9.1 9.2"
+
+
+@pytest.mark.usefixtures("pictures")
+def test_the_report_is_made_from_its_files_alone(
+    plan: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    report_of(plan, out)
+    sources = {"results.csv", "losses.csv", "settings.json", "machine.json"}
+    made = {path.name: path.read_bytes() for path in out.iterdir() if path.name not in sources}
+    assert len(made) == 4
+    for name in made:
+        (out / name).unlink()
+    main([str(out)])
+    assert capsys.readouterr().out.split() == [str(out / "report.md")]
+    assert {name: (out / name).read_bytes() for name in made} == made
+    assert (out / "settings.json").stat().st_size < 10_000
+
+
+@pytest.mark.usefixtures("pictures")
+def test_without_losses_the_picture_of_them_stays(plan: Plan, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    report_of(plan, out)
+    (out / "losses.csv").unlink()
+    (out / "learning-data.png").write_bytes(b"kept")
+    rebuild_report(out)
+    assert (out / "learning-data.png").read_bytes() == b"kept"
+
+
+@pytest.mark.usefixtures("pictures")
+@pytest.mark.parametrize("name", ["context-length-breakout", "long-memory"])
+def test_a_published_report_is_what_its_files_give(name: str, tmp_path: Path) -> None:
+    published = REPOSITORY / "docs" / "results" / name
+    for file in ("results.csv", "settings.json", "machine.json"):
+        shutil.copy(published / file, tmp_path / file)
+    assert rebuild_report(tmp_path).read_text() == (published / "report.md").read_text()
+
+
+def test_a_damaged_report_is_refused(plan: Plan, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(ExperimentError, match=r"settings\.json is missing"):
+        rebuild_report(out)
+    report_of(plan, out)
+    table = (out / "results.csv").read_text()
+    (out / "results.csv").write_text(table.replace("returns", "rewards"))
+    with pytest.raises(ExperimentError, match="lacks the columns returns"):
+        rebuild_report(out)
+    (out / "results.csv").write_text(table.replace("14,3", "15,3"))
+    with pytest.raises(ExperimentError, match="do not fit together"):
+        rebuild_report(out)
+    (out / "settings.json").write_text("{")
+    with pytest.raises(ExperimentError, match="cannot be read"):
+        rebuild_report(out)
+    (out / "settings.json").write_text('{"format": 2}')
+    with pytest.raises(ExperimentError, match="format 2"):
+        rebuild_report(out)
 
 
 def test_last_and_best_are_told_apart(tmp_path: Path) -> None:
     plan = toy_plan(tmp_path, target_returns=TARGETS, seeds=(0, 1), evaluations=2)
     finish(plan, updates=(10, 20), growth=-1.0)  # it was better half-way
-    (task,) = summarize(plan).tasks
+    (task,) = summary_of(plan).tasks
     np.testing.assert_allclose(task.arms[0].last_scores, [12.0, 12.1])
     np.testing.assert_allclose(task.arms[0].best_scores, [13.0, 13.1])
     text = report_of(plan, tmp_path / "out")
@@ -222,7 +291,7 @@ def test_scores_are_normalised_where_there_is_a_reference(tmp_path: Path) -> Non
     reference = ReferenceScores(3.0, 23.0, "toy")
     planned = changed(planned, task=changed(planned.task, reference=reference))
     plan = changed(plan, tasks=(planned,))
-    (task,) = summarize(plan).tasks
+    (task,) = summary_of(plan).tasks
     assert task.normalize(13.0) == 50.0
 
 

@@ -10,6 +10,9 @@ import pytest
 from scipy import stats
 
 from sb3_dmamba.errors import ConfigError
+from sb3_dmamba.evaluation import compute_confidence_interval, statistics
+from sb3_dmamba.evaluation.statistics import compute_mean as mean
+from sb3_dmamba.evaluation.statistics import resample
 from sb3_dmamba.experiments.statistics import (
     Estimate,
     compute_interquartile_mean,
@@ -19,13 +22,6 @@ from sb3_dmamba.experiments.statistics import (
     estimate,
     find_winner,
 )
-from sb3_dmamba.experiments.statistics.estimates import resample
-
-
-def mean(values: np.ndarray) -> np.ndarray:
-    averages: np.ndarray = values.mean(axis=-1)
-    return averages
-
 
 # --- Interquartile means -------------------------------------------------------------------------
 
@@ -37,9 +33,9 @@ def test_the_interquartile_mean_leaves_out_a_quarter_at_each_end() -> None:
 
 
 @pytest.mark.parametrize("n", [1, 3, 4, 5, 10, 39])
-def test_it_is_scipy_s_trimmed_mean(n: int) -> None:
+def test_it_is_the_mean_of_the_sorted_middle(n: int) -> None:
     values = np.random.default_rng(n).normal(size=(2, n))
-    expected = stats.trim_mean(values, 0.25, axis=1)
+    expected = np.sort(values, axis=1)[:, n // 4 : n - n // 4].mean(axis=1)
     np.testing.assert_allclose(compute_interquartile_mean(values), expected)
 
 
@@ -66,11 +62,11 @@ def test_tasks_are_resampled_apart() -> None:
 
 
 def test_resampling_in_pieces_is_resampling(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sb3_dmamba.experiments.statistics import estimates
-
-    monkeypatch.setattr(estimates, "_CHUNK", 40)
+    whole = resample(np.arange(10.0)[None], mean, n_resamples=13)
+    monkeypatch.setattr(statistics, "_CHUNK", 40)
     draws = resample(np.arange(10.0).reshape(2, 5), mean, n_resamples=13)
     assert draws.shape == (13,)
+    np.testing.assert_array_equal(resample(np.arange(10.0)[None], mean, n_resamples=13), whole)
 
 
 # --- Intervals -----------------------------------------------------------------------------------
@@ -84,12 +80,24 @@ def test_with_one_episode_a_seed_it_is_student_s_interval() -> None:
     assert (found.value, found.n_seeds, found.n_episodes) == (5.0, 5, 5)
 
 
-def test_with_one_seed_it_is_of_its_episodes() -> None:
-    episodes = np.array([[3.0, 4.0, 8.0, 9.0, 1.0]])
-    found = estimate(episodes, mean, n_resamples=200_000)
-    expected = stats.t.interval(0.95, 4, loc=5.0, scale=stats.sem(episodes[0]))
-    np.testing.assert_allclose((found.low, found.high), expected, rtol=0.01)
-    assert found.n_seeds == 1
+@pytest.mark.parametrize("statistic", [mean, compute_interquartile_mean])
+def test_with_one_seed_it_is_the_percentiles_over_its_episodes(statistic: Any) -> None:
+    episodes = np.random.default_rng(0).gamma(2.0, 100.0, size=30)
+    found = estimate(episodes[None], statistic)
+    expected = stats.bootstrap(
+        (episodes,), statistic, method="percentile", n_resamples=3000, random_state=0
+    ).confidence_interval
+    np.testing.assert_allclose((found.low, found.high), expected, rtol=0.02)
+    assert (found.n_seeds, found.n_episodes) == (1, 30)
+
+
+def test_an_evaluation_of_one_model_is_the_case_of_one_seed() -> None:
+    episodes = np.random.default_rng(1).normal(2000.0, 300.0, 50)
+    found = estimate(episodes[None], mean)
+    assert compute_confidence_interval(episodes) == (found.low, found.high)
+    counts = np.random.default_rng(0).multinomial(50, np.full(50, 0.02), size=10_000)
+    by_counts = np.quantile(counts @ episodes / 50, [0.025, 0.975])  # as reports always had it
+    np.testing.assert_allclose((found.low, found.high), by_counts, rtol=1e-12)
 
 
 def test_a_single_number_has_no_interval() -> None:

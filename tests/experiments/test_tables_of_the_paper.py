@@ -9,12 +9,12 @@ import h5py
 import numpy as np
 import pytest
 
+from sb3_dmamba.experiments import report as module
 from sb3_dmamba.experiments import run as room
 from sb3_dmamba.experiments.catalogue import Experiment, get_experiment
 from sb3_dmamba.experiments.grid import CellFolder
 from sb3_dmamba.experiments.grid.execution import execute_cell
 from sb3_dmamba.experiments.planning import Request
-from sb3_dmamba.experiments.reports import build
 from sb3_dmamba.tasks import get_task
 from tests.data import dqn_files
 
@@ -31,7 +31,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
         return {}
 
     monkeypatch.setattr(room, "run_cells", run_here)
-    monkeypatch.setattr(build, "_PLOTS", {})
+    monkeypatch.setattr(module, "_PLOTS", {})
 
 
 def the(name: str) -> Experiment:

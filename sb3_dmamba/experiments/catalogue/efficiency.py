@@ -20,4 +20,5 @@ MEASUREMENT = Measurement(
         "convolution+mlp": {"mixer": "convolution", "channel_mixing": True},
     },
     function="sb3_dmamba.experiments.efficiency:measure_efficiency",
+    rebuilder="sb3_dmamba.experiments.efficiency:rebuild_efficiency",
 )

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
-import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,17 +15,19 @@ from sb3_dmamba.errors import ConfigError
 from sb3_dmamba.experiments.efficiency.gate import check_variant
 from sb3_dmamba.experiments.efficiency.timing import Cost, describe_clock, measure_cost
 from sb3_dmamba.experiments.grid.accounting import describe_versions
-from sb3_dmamba.experiments.grid.folder import write_text
-from sb3_dmamba.experiments.reports.plots import new_figure, save_figure, variant_colour
-from sb3_dmamba.experiments.reports.tables import format_table
+from sb3_dmamba.experiments.grid.folder import write_json, write_text
+from sb3_dmamba.experiments.plots import new_figure, save_figure, variant_colour
+from sb3_dmamba.experiments.record import FORMAT, read_settings, read_table, to_csv
+from sb3_dmamba.experiments.report import format_table
 from sb3_dmamba.machine import describe_device
 
 if TYPE_CHECKING:
     from sb3_dmamba.experiments.measuring import Measurement, MeasurementRequest
 
-__all__ = ["measure_efficiency"]
+__all__ = ["measure_efficiency", "rebuild_efficiency"]
 
 LENGTHS = (10, 20, 50, 100, 200, 500)
+_COST_FIELDS = tuple(each.name for each in dataclasses.fields(Cost))
 _SHAPE = {"hidden_size": 128, "n_layers": 3}
 
 # column: (heading, digits, what the number is multiplied with)
@@ -88,76 +87,73 @@ def measure_efficiency(
         clock = describe_clock(device)
     finally:
         torch.set_num_threads(threads)
-    return _write(measurement, request, costs, device, clock)
-
-
-def _write(
-    measurement: Measurement,
-    request: MeasurementRequest,
-    costs: Sequence[Cost],
-    device: str,
-    clock: str,
-) -> list[Path]:
-    out = request.out
-    out.mkdir(parents=True, exist_ok=True)
-    for name, (fields, label) in _PICTURES.items():
-        _plot(costs, fields, label, out / f"{name}.png")
-    rows = [dataclasses.asdict(cost) for cost in costs]
-    document = {
-        "format": 1,
+    settings = {
+        "format": FORMAT,
         "experiment": measurement.name,
+        "title": measurement.title,
+        "question": measurement.question,
+        "command": request.command,
+        "settings": {**_SHAPE, **request.settings},
         "device": device,
         "threads": request.threads,
         "machine": describe_device(device),
         "versions": describe_versions(),
-        "settings": {**_SHAPE, **request.settings},
-        "costs": [{k: None if v != v else v for k, v in row.items()} for row in rows],
+        "clock": clock,
     }
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    files = {
-        "report.md": _compose(measurement, request, costs, device, clock),
-        "results.csv": text.getvalue(),
-        "results.json": json.dumps(document, indent=1, allow_nan=False) + "\n",
-    }
-    for name, content in files.items():
-        write_text(out / name, content)
-    return [out / name for name in files]
+    out = request.out
+    table = to_csv(_COST_FIELDS, [dataclasses.asdict(cost) for cost in costs])
+    write_text(out / "results.csv", table)
+    write_json(out / "settings.json", settings, indent=1)
+    return [rebuild_efficiency(out), out / "results.csv", out / "settings.json"]
 
 
-def _compose(
-    measurement: Measurement,
-    request: MeasurementRequest,
-    costs: Sequence[Cost],
-    device: str,
-    clock: str,
-) -> str:
+def rebuild_efficiency(folder: Path) -> Path:
+    """Make the report and its pictures again from ``results.csv`` and ``settings.json``.
+
+    Raises:
+        ExperimentError: A file is missing or damaged.
+    """
+    settings = read_settings(folder)
+    costs = [_read_cost(row) for row in read_table(folder / "results.csv", _COST_FIELDS)]
+    for name, (fields, label) in _PICTURES.items():
+        _plot(costs, fields, label, folder / f"{name}.png")
+    write_text(folder / "report.md", _compose(settings, costs))
+    return folder / "report.md"
+
+
+def _read_cost(row: Mapping[str, str]) -> Cost:
+    whole = ("context_length", "batch_size")
+    values: dict[str, Any] = {name: float(row[name]) for name in _COST_FIELDS if name != "variant"}
+    values.update({name: int(row[name]) for name in whole})
+    return Cost(variant=row["variant"], **values)
+
+
+def _compose(settings: Mapping[str, Any], costs: Sequence[Cost]) -> str:
     header = ["K", "variant", *(heading for heading, _, _ in _COLUMNS.values())]
     table = [[str(cost.context_length), cost.variant, *_format(cost)] for cost in costs]
-    settings = {**_SHAPE, **request.settings}
-    listed = ", ".join(f"{name}={value}" for name, value in settings.items())
-    versions = ", ".join(f"{name} {value}" for name, value in describe_versions().items())
-    threads = f"{request.threads} thread{'' if request.threads == 1 else 's'}"
+    listed = ", ".join(f"{name}={value}" for name, value in settings["settings"].items())
+    versions = ", ".join(f"{name} {value}" for name, value in settings["versions"].items())
+    threads = f"{settings['threads']} thread{'' if settings['threads'] == 1 else 's'}"
     sections = [
-        f"# {measurement.title}",
-        measurement.question,
+        f"# {settings['title']}",
+        settings["question"],
         "## Answer",
         _describe(costs),
         "## Results",
         "An update draws a batch, computes the loss and its gradients, and takes AdamW's step; "
         "batches of every K hold as many steps. A step of acting is one environment's, with a full "
-        f"window behind it. Times are medians of {clock}. Operations are those of the blocks' "
-        "forward pass, counted by hand. Before anything was timed, its outputs and gradients were "
-        "compared with the reference implementation's, and its steps with its windows.",
+        f"window behind it. Times are medians of {settings['clock']}. Operations are those of the "
+        "blocks' forward pass, counted by hand. Before anything was timed, its outputs and "
+        "gradients were compared with the reference implementation's, and its steps with its "
+        "windows.",
         format_table(header, table),
         *(f"![{name}]({name}.png)" for name in _PICTURES),
         "## What was run",
-        f"```bash\n{request.command}\n```",
+        f"```bash\n{settings['command']}\n```",
         f"Untrained models in Hopper's shape, {listed}.",
         "## Machine and time",
-        f"* {describe_device(device)}, device {device}, {threads}; {versions}",
+        f"* {settings['machine']}, device {settings['device']}, {threads}; {versions}",
+from sb3_dmamba.machine import describe_device
     ]
     return "\n\n".join(sections) + "\n"
 

@@ -1,4 +1,4 @@
-"""The report's pictures."""
+"""Pictures of an experiment's report."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from sb3_dmamba.experiments.reports.summary import ArmSummary, TaskSummary
 from sb3_dmamba.experiments.statistics import (
     compute_interquartile_mean,
     compute_performance_profile,
 )
+from sb3_dmamba.experiments.summary import ArmSummary, TaskSummary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -83,11 +83,11 @@ def plot_achieved(task: TaskSummary, path: Path) -> None:
             linewidth=1.5,
             label=arm.name,
         )
-    data = task.planned.returns
+    highest, mean = task.planned.highest_return, task.planned.mean_return
     axes.plot(places, targets, ":", color="0.4", linewidth=1.2, label="achieved = asked")
-    axes.axhline(data.max(), color=_DATA, linewidth=1.0, label="highest of the data")
-    axes.axhline(data.mean(), color=_DATA, linewidth=1.0, linestyle="--", label="mean of the data")
-    _limit(axes, [*tops, float(data.max()), float(data.mean())])
+    axes.axhline(highest, color=_DATA, linewidth=1.0, label="highest of the data")
+    axes.axhline(mean, color=_DATA, linewidth=1.0, linestyle="--", label="mean of the data")
+    _limit(axes, [*tops, highest, mean])
     axes.set_xticks(places, [f"{target:,.0f}" for target in targets])
     axes.set_xlabel("return asked for")
     axes.set_ylabel("return achieved")
@@ -95,8 +95,13 @@ def plot_achieved(task: TaskSummary, path: Path) -> None:
 
 
 def plot_learning(task: TaskSummary, path: Path) -> None:
-    """Draw the training loss; and returns at the headline target, where several were measured."""
+    """Draw returns at the headline target, where several were measured, else the training loss.
+
+    Without losses (a report made before there was ``losses.csv``) the picture that is there stays.
+    """
     has_returns = max(len(arm.history) for arm in task.arms) > 1
+    if not has_returns and not all(len(curve) for arm in task.arms for curve in arm.losses):
+        return
     figure, axes = new_figure()
     if has_returns:
         _draw_returns(task, axes)

@@ -1,9 +1,9 @@
-"""Which of two is better how often, how returns are spread, and whether they follow the target."""
+"""Comparisons of trainings: winners, probability of improvement, profiles, rank correlation."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,23 +11,38 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sb3_dmamba.errors import ConfigError
-from sb3_dmamba.experiments.statistics.estimates import (
+from sb3_dmamba.evaluation.statistics import (
     Estimate,
     as_strata,
     compute_interquartile_mean,
+    estimate,
+    percentile_interval,
     resample,
 )
 
 __all__ = [
+    "Estimate",
     "PerformanceProfile",
+    "compute_interquartile_mean",
     "compute_performance_profile",
     "compute_probability_of_improvement",
     "compute_rank_correlation",
+    "estimate",
+    "find_winner",
 ]
 
 _N_RESAMPLES = 2000
 _AT_ONCE = 100
 _TINY = 1e-12
+
+
+def find_winner(estimates: Mapping[str, Estimate]) -> str | None:
+    """Return whose interval lies above every other one; None where none does."""
+    for name, own in estimates.items():
+        others = [other for each, other in estimates.items() if each != name]
+        if others and all(own.is_above(other) for other in others):
+            return name
+    return None
 
 
 def compute_probability_of_improvement(
@@ -118,8 +133,7 @@ def compute_performance_profile(
 
     pooled = np.concatenate([each.reshape(-1) for each in as_strata(returns)])
     draws = resample(returns, count, n_resamples)
-    tail = (1.0 - level) / 2
-    low, high = np.quantile(draws, [tail, 1.0 - tail], axis=0)
+    low, high = percentile_interval(draws, level)
     return PerformanceProfile(thresholds, count(pooled[None])[0], low, high)
 
 
@@ -153,7 +167,9 @@ def compute_rank_correlation(
             "differ, and returns of each"
         )
     n_targets, n_seeds, n_episodes = achieved.shape
-    value = float(_spearman(asked, compute_interquartile_mean(achieved.reshape(n_targets, -1))))
+    value = float(
+        _spearman(asked, compute_interquartile_mean(achieved.reshape(n_targets, -1))[None])[0]
+    )
     generator = np.random.default_rng(0)
     drawn = []
     for _ in range(_N_RESAMPLES // _AT_ONCE):
@@ -171,13 +187,13 @@ def compute_rank_correlation(
 
 
 def _spearman(asked: NDArray[np.float64], achieved: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Correlate the ranks of (targets,) with those of (..., targets); NaN where all are alike."""
-    from scipy import stats
+    """Correlate the ranks of (targets,) with those of (n, targets); NaN where all are alike.
 
-    first = stats.rankdata(asked)
-    second = stats.rankdata(achieved, axis=-1)
-    first, second = first - first.mean(), second - second.mean(axis=-1, keepdims=True)
-    sizes = np.sqrt(np.square(first).sum() * np.square(second).sum(axis=-1))
-    with np.errstate(invalid="ignore"):
-        correlation: NDArray[np.float64] = (first * second).sum(axis=-1) / sizes
+    ``scipy.stats.spearmanr`` takes one pair of samples at a time; there are thousands.
+    """
+    from scipy import stats
+    from scipy.spatial.distance import cdist
+
+    ranks = stats.rankdata(achieved, axis=-1)
+    correlation: NDArray[np.float64] = 1.0 - cdist([stats.rankdata(asked)], ranks, "correlation")[0]
     return correlation

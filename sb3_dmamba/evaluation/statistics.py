@@ -1,0 +1,286 @@
+"""Interval estimates over training seeds and episodes, and scores.
+
+One scheme serves an evaluation of one model and an experiment of several trainings: returns
+(seeds, episodes) are resampled as they came about, seeds first, then episodes within them, and in
+each task apart, always from the same random numbers.
+
+* With several seeds, the interval is the spread of the resampled statistic, corrected for how few
+  seeds there are, times Student's t. Percentiles of so few values are too narrow: with three seeds
+  they cover no more than 3 times in 4, wherever all three lie on one side.
+* With one seed, as in the evaluation of one model, nothing is known of other trainings. The
+  interval is the percentiles of the resampled statistic over its episodes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sb3_dmamba.errors import ConfigError
+
+__all__ = [
+    "Estimate",
+    "as_strata",
+    "compute_confidence_interval",
+    "compute_interquartile_mean",
+    "compute_mean",
+    "compute_normalized_score",
+    "compute_standard_error",
+    "estimate",
+    "percentile_interval",
+    "resample",
+    "student_interval",
+]
+
+Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+"""Of values along the last axis."""
+
+_N_RESAMPLES = 2_000  # of a spread
+_N_FOR_PERCENTILES = 10_000  # the ends of an interval need more
+_CHUNK = 1 << 22  # numbers resampled at once
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A statistic and its interval.
+
+    Args:
+        value: The statistic of all returns together.
+        low: Lower end of its interval; NaN where a single return says nothing of it.
+        high: Upper end.
+        n_seeds: Trainings behind it; with 1, the interval is of that training alone.
+        n_episodes: Episodes behind it.
+    """
+
+    value: float
+    low: float
+    high: float
+    n_seeds: int
+    n_episodes: int
+
+    def is_above(self, other: Estimate) -> bool:
+        """Whether the two intervals are separate and this one is the higher."""
+        return self.low > other.high  # False where either is NaN
+
+    def to_dict(self) -> dict[str, float | int | None]:
+        """Return JSON-compatible values; None where nothing is known."""
+        values: dict[str, Any] = dict(vars(self))
+        return {name: None if value != value else value for name, value in values.items()}
+
+
+# --- Statistics ----------------------------------------------------------------------------------
+
+
+def compute_mean(values: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the mean along the last axis."""
+    mean: NDArray[np.float64] = np.asarray(values, dtype=np.float64).mean(axis=-1)
+    return mean
+
+
+def compute_interquartile_mean(values: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the mean of the middle half of the values, along the last axis.
+
+    As many values are left out at each end as a quarter of them is, rounded down.
+
+    Source: Agarwal et al. 2021 (arXiv:2108.13264), section 4.3.
+    """
+    from scipy import stats
+
+    mean: NDArray[np.float64] = stats.trim_mean(np.asarray(values, dtype=np.float64), 0.25, axis=-1)
+    return mean
+
+
+def compute_standard_error(returns: NDArray[Any]) -> float:
+    """Estimate the standard deviation of the mean of ``returns`` (n,); NaN for fewer than two."""
+    if len(returns) < 2:
+        return math.nan
+    return float(np.std(returns, ddof=1) / math.sqrt(len(returns)))
+
+
+def compute_normalized_score(value: Any, minimum: float, maximum: float) -> Any:
+    """Map returns to D4RL's scale: 0 is a random policy's return, 100 an expert's.
+
+    Args:
+        value: A return, or an array of them.
+        minimum: The return that scores 0.
+        maximum: The return that scores 100.
+
+    Returns:
+        ``100 * (value - minimum) / (maximum - minimum)``.
+
+    Raises:
+        ConfigError: ``maximum`` is not above ``minimum``.
+
+    Source: Fu et al. 2020 (arXiv:2004.07219), section 4.
+    """
+    if not maximum > minimum:
+        raise ConfigError(
+            f"reference scores minimum={minimum!r}, maximum={maximum!r}: maximum must be larger"
+        )
+    return 100.0 * (value - minimum) / (maximum - minimum)
+
+
+# --- Intervals -----------------------------------------------------------------------------------
+
+
+def estimate(
+    returns: Any,
+    statistic: Statistic = compute_interquartile_mean,
+    *,
+    level: float = 0.95,
+    n_resamples: int | None = None,
+) -> Estimate:
+    """Estimate a statistic of the returns that trainings and episodes of this kind have.
+
+    Args:
+        returns: (seeds, episodes) of a task, or a sequence of such.
+        statistic: Of the values along the last axis.
+        level: The probability to cover the truth.
+        n_resamples: Resamples of the bootstrap; None is 2,000 with several seeds and 10,000 with
+            one.
+
+    Returns:
+        The statistic and its interval: bootstrap standard error times Student's t with several
+        seeds; with one seed, percentiles of the bootstrap over its episodes, which are somewhat
+        too narrow where episodes are few (about 0.90 covered at 10 episodes).
+
+    Raises:
+        ConfigError: There is nothing to estimate from, or ``level`` is not inside (0, 1).
+
+    Source: Efron 1979, "Bootstrap Methods" (percentiles); Hesterberg 2015 (arXiv:1411.5279),
+    sections 3 and 5, on how narrow a bootstrap of few values is.
+    """
+    if not 0.0 < level < 1.0:
+        raise ConfigError(f"level={level!r}: give a probability between 0 and 1, such as 0.95")
+    strata = as_strata(returns)
+    pooled = np.concatenate([each.reshape(-1) for each in strata])
+    value = float(statistic(pooled[None])[0])
+    n_seeds = max(len(each) for each in strata)
+    if n_seeds > 1:
+        draws = resample(strata, statistic, n_resamples or _N_RESAMPLES)
+        freedom = sum(len(each) - 1 for each in strata)
+        low, high = student_interval(value, draws, n_seeds, freedom, level)
+    elif max(each.shape[1] for each in strata) > 1:
+        draws = resample(strata, statistic, n_resamples or _N_FOR_PERCENTILES)
+        low, high = percentile_interval(draws, level)
+    else:
+        low = high = math.nan
+    return Estimate(value, low, high, n_seeds, len(pooled))
+
+
+def compute_confidence_interval(
+    returns: NDArray[Any], *, level: float = 0.95, n_resamples: int = _N_FOR_PERCENTILES
+) -> tuple[float, float]:
+    """Bootstrap a confidence interval of the mean return over the episodes of one model.
+
+    This is :func:`estimate` of the mean with one seed: the percentile interval, from fixed random
+    numbers, so the same returns give the same interval. With few episodes it is somewhat too
+    narrow (about 0.90 covered at 10 episodes).
+
+    Args:
+        returns: Returns of n independent episodes (n,).
+        level: The probability to cover the true mean.
+        n_resamples: Number of resamples.
+
+    Returns:
+        Its ends; NaN for fewer than two episodes.
+
+    Raises:
+        ConfigError: ``level`` is not inside (0, 1).
+    """
+    episodes = np.asarray(returns, dtype=np.float64)
+    if not len(episodes):
+        return math.nan, math.nan
+    found = estimate(episodes[None], compute_mean, level=level, n_resamples=n_resamples)
+    return found.low, found.high
+
+
+def student_interval(
+    value: float, draws: NDArray[np.float64], n: int, freedom: int, level: float
+) -> tuple[float, float]:
+    """Return an interval from bootstrap draws of a statistic of ``n`` independent values.
+
+    Args:
+        value: The statistic itself.
+        draws: Its values under resampling.
+        n: Values resampled; a bootstrap's variance is short of one in ``n``.
+        freedom: Degrees of freedom.
+        level: The probability to cover the truth.
+    """
+    from scipy import stats
+
+    error = float(np.std(draws)) * math.sqrt(n / (n - 1))
+    reach = error * float(stats.t.ppf(0.5 + level / 2, freedom))
+    return value - reach, value + reach
+
+
+def percentile_interval(draws: NDArray[np.float64], level: float) -> tuple[Any, Any]:
+    """Return the percentiles of bootstrap draws (n_resamples, ...) that enclose ``level``."""
+    tail = (1.0 - level) / 2.0
+    low, high = np.quantile(draws, [tail, 1.0 - tail], axis=0)
+    return (float(low), float(high)) if draws.ndim == 1 else (low, high)
+
+
+# --- Resampling ----------------------------------------------------------------------------------
+
+
+def as_strata(returns: Any) -> list[NDArray[np.float64]]:
+    """Return the tasks of some returns, each (seeds, episodes).
+
+    Args:
+        returns: An array (seeds, episodes) of one task, or a sequence of such arrays.
+
+    Raises:
+        ConfigError: There is nothing, or something of another shape.
+    """
+    given = returns if isinstance(returns, Sequence) else [returns]
+    strata = [np.asarray(each, dtype=np.float64) for each in given]
+    if not strata or any(each.ndim != 2 or 0 in each.shape for each in strata):
+        shapes = [each.shape for each in strata]
+        raise ConfigError(f"returns have shapes {shapes}: give (seeds, episodes) of each task")
+    return strata
+
+
+def resample(
+    returns: Any, statistic: Statistic, n_resamples: int = _N_RESAMPLES, seed: int = 0
+) -> NDArray[np.float64]:
+    """Draw the statistic of resampled returns: seeds, then episodes, with replacement.
+
+    Args:
+        returns: (seeds, episodes) of a task, or a sequence of such.
+        statistic: Of the values along the last axis.
+        n_resamples: How often.
+        seed: Of the draws; the same returns give the same numbers.
+
+    Returns:
+        (n_resamples,).
+
+    Source: Agarwal et al. 2021 (arXiv:2108.13264), appendix A (strata); Davison and Hinkley 1997,
+    section 3.8 (two levels). ``scipy.stats.bootstrap`` has one level.
+    """
+    strata = as_strata(returns)
+    generator = np.random.default_rng(seed)
+    total = sum(each.size for each in strata)
+    step = max(1, _CHUNK // total)
+    drawn = []
+    for start in range(0, n_resamples, step):
+        n = min(step, n_resamples - start)
+        drawn.append(statistic(np.concatenate([_draw(s, n, generator) for s in strata], axis=1)))
+    return np.concatenate(drawn)
+
+
+def _draw(
+    stratum: NDArray[np.float64], n: int, generator: np.random.Generator
+) -> NDArray[np.float64]:
+    n_seeds, n_episodes = stratum.shape
+    if n_seeds == 1:  # of one seed, how often each episode was drawn says all
+        counts = generator.multinomial(n_episodes, np.full(n_episodes, 1.0 / n_episodes), size=n)
+        return np.repeat(np.tile(stratum[0], n), counts.reshape(-1)).reshape(n, n_episodes)
+    seeds = generator.integers(n_seeds, size=(n, n_seeds, 1))
+    episodes = generator.integers(n_episodes, size=(n, n_seeds, n_episodes))
+    return stratum[seeds, episodes].reshape(n, -1)
