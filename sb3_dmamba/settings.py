@@ -34,18 +34,28 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
         name, equals, text = setting.partition("=")
         name = name.strip()
         if not equals:
-            raise ConfigError(f"--set {setting!r}: write field=value, such as hidden_size=256")
+            raise ConfigError(
+                f"--set {setting!r}: write field=value, such as hidden_size=256",
+                setting="--set",
+                value=setting,
+            )
         if name not in hints:
             DecisionMambaConfig().replace(**{name: text})  # raises, with the nearest name
         if name in given:
             raise ConfigError(
-                f"--set {name} is given twice ({given[name]} and {text.strip()}): keep one of them"
+                f"--set {name} is given twice ({given[name]} and {text.strip()}): keep one of them",
+                setting=name,
+                value=text.strip(),
             )
         given[name] = text.strip()
         try:
             values[name] = _parse(text.strip(), hints[name])
         except ValueError:
-            raise ConfigError(f"--set {setting!r}: give {_describe(hints[name])}") from None
+            raise ConfigError(
+                f"--set {setting!r}: give {_describe(hints[name])}",
+                setting=name,
+                value=text.strip(),
+            ) from None
     return values
 
 

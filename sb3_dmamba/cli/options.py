@@ -140,5 +140,9 @@ def read_settings(texts: list[str] | None) -> dict[str, Any]:
     """
     settings = parse_settings(texts or [])
     if "n_updates" in settings:
-        raise ConfigError(f"--set n_updates={settings['n_updates']}: say it with --updates")
+        raise ConfigError(
+            f"--set n_updates={settings['n_updates']}: say it with --updates",
+            setting="n_updates",
+            value=settings["n_updates"],
+        )
     return settings
