@@ -1,15 +1,24 @@
-"""Numbers that users give: Python's or NumPy's scalars come in, Python's go on."""
+"""Check and convert the numbers and names that users give."""
 
 from __future__ import annotations
 
+import difflib
 import math
 import sys
+from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any
 
 from sb3_dmamba.errors import ConfigError, DecisionMambaError
 
-__all__ = ["check_flag", "check_integer", "check_number", "check_optional_integer"]
+__all__ = [
+    "check_flag",
+    "check_integer",
+    "check_number",
+    "check_optional_integer",
+    "did_you_mean",
+    "near_names",
+]
 
 
 def check_integer(
@@ -32,7 +41,9 @@ def check_integer(
         integer = int(value)
         if integer >= minimum:
             return integer
-    raise error(f"{name}={value!r}: give an integer of at least {minimum}")
+    raise error(
+        f"{name}={value!r}: give an integer of at least {minimum}", setting=name, value=value
+    )
 
 
 def check_optional_integer(
@@ -68,7 +79,8 @@ def check_number(
     """
     number = _as_float(value)
     if not math.isfinite(number) or not low <= number <= high:
-        raise error(f"{name}={value!r}: give a finite number {words}".rstrip())
+        message = f"{name}={value!r}: give a finite number {words}".rstrip()
+        raise error(message, setting=name, value=value)
     return number
 
 
@@ -86,7 +98,30 @@ def check_flag(name: str, value: Any, *, error: type[DecisionMambaError] = Confi
     numpy = sys.modules.get("numpy")  # not imported here, where the command line starts
     if isinstance(value, bool) or (numpy is not None and isinstance(value, numpy.bool_)):
         return bool(value)
-    raise error(f"{name}={value!r}: give True or False")
+    raise error(
+        f"{name}={value!r}: give True or False", setting=name, value=value, choices=(True, False)
+    )
+
+
+def near_names(name: str, known: Iterable[str], n: int = 1, cutoff: float = 0.6) -> list[str]:
+    """Return the known names that are spelled most like one, the nearest first.
+
+    Args:
+        name: What was given. Upper and lower case are the same.
+        known: The names to choose from.
+        n: The most to return.
+        cutoff: The least similarity, from 0 to 1, as :func:`difflib.get_close_matches` has it.
+    """
+    by_lower: dict[str, list[str]] = {}
+    for each in dict.fromkeys(known):
+        by_lower.setdefault(each.lower(), []).append(each)
+    close = difflib.get_close_matches(name.lower(), by_lower, n=n, cutoff=cutoff)
+    return [each for lower in close for each in by_lower[lower]][:n]
+
+
+def did_you_mean(near: Sequence[str]) -> str:
+    """Return the hint of an error message, such as ``"did you mean 'x'?"``; "" without names."""
+    return f"did you mean {', '.join(map(repr, near))}?" if near else ""
 
 
 def _as_float(value: Any) -> float:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_type_hints
 
-from sb3_dmamba.checks import check_flag, check_integer, check_number, check_optional_integer
+from sb3_dmamba.checks import (
+    check_flag,
+    check_integer,
+    check_number,
+    check_optional_integer,
+    did_you_mean,
+    near_names,
+)
 from sb3_dmamba.errors import ConfigError
 
 __all__ = ["DecisionMambaConfig", "Memory", "check_setting"]
@@ -138,13 +144,19 @@ class DecisionMambaConfig:
             raise ConfigError(
                 "learning_rate is a function: give the highest rate, and the schedule by "
                 "lr_schedule='linear' (or 'cosine', 'constant'), warmup_updates and "
-                "final_lr_fraction"
+                "final_lr_fraction",
+                setting="learning_rate",
+                value=self.learning_rate,
             )
         for name in (*_MINIMA, *_RANGES):
             checked[name] = check_setting(name, getattr(self, name))
         checked["adam_betas"] = _check_betas(self.adam_betas)
         if not isinstance(self.backend, str) or not self.backend:
-            raise ConfigError(f'backend={self.backend!r}: give "auto" or an implementation\'s name')
+            raise ConfigError(
+                f'backend={self.backend!r}: give "auto" or an implementation\'s name',
+                setting="backend",
+                value=self.backend,
+            )
         checked["backend"] = str.__str__(self.backend)  # of a subclass, NumPy's say, Python's own
         for name, value in checked.items():
             object.__setattr__(self, name, value)
@@ -234,9 +246,8 @@ def _check_names(fields: Mapping[str, Any]) -> None:
     known = [field.name for field in dataclasses.fields(DecisionMambaConfig)]
     for name in fields:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known settings: {', '.join(known)}"
-            raise ConfigError(f"no setting is called {name!r}: {hint}")
+            hint = did_you_mean(near_names(name, known)) or f"known settings: {', '.join(known)}"
+            raise ConfigError(f"no setting is called {name!r}: {hint}", setting=name, choices=known)
 
 
 def _check_choices(config: DecisionMambaConfig) -> dict[str, Any]:
@@ -248,7 +259,12 @@ def _check_choices(config: DecisionMambaConfig) -> dict[str, Any]:
         if choices and all(isinstance(choice, str) for choice in choices):
             if value not in choices:
                 known = ", ".join(map(repr, choices))
-                raise ConfigError(f"{name}={value!r}: choose one of {known}")
+                raise ConfigError(
+                    f"{name}={value!r}: choose one of {known}",
+                    setting=name,
+                    value=value,
+                    choices=choices,
+                )
             checked[name] = choices[choices.index(value)]
         elif hint is bool:
             checked[name] = check_flag(name, value)
@@ -258,16 +274,24 @@ def _check_choices(config: DecisionMambaConfig) -> dict[str, Any]:
 def _check_combinations(config: DecisionMambaConfig) -> None:
     if config.mixer == "attention" and config.hidden_size % config.n_heads:
         raise ConfigError(
-            f"hidden_size={config.hidden_size} is not a multiple of n_heads={config.n_heads}"
+            f"hidden_size={config.hidden_size} is not a multiple of n_heads={config.n_heads}",
+            setting="n_heads",
+            value=config.n_heads,
         )
     if config.mixer == "convolution" and not config.channel_mixing:
         raise ConfigError(
-            'mixer="convolution" mixes no channels by itself: use channel_mixing=True'
+            'mixer="convolution" mixes no channels by itself: use channel_mixing=True',
+            setting="channel_mixing",
+            value=False,
+            choices=[True],
         )
     if config.carry_state and config.burn_in:
         raise ConfigError(
             f"burn_in={config.burn_in} and carry_state=True exclude each other: use "
-            f"carry_state=False or burn_in=0"
+            f"carry_state=False or burn_in=0",
+            setting="burn_in",
+            value=config.burn_in,
+            choices=[0],
         )
     if config.time_encoding == "global":
         _check_global_time(config)
@@ -284,7 +308,8 @@ def _check_global_time(config: DecisionMambaConfig) -> None:
         if is_used:
             raise ConfigError(
                 f'{setting} has no place in the window for time_encoding="global": '
-                f'use {instead} or time_encoding="timestep"'
+                f'use {instead} or time_encoding="timestep"',
+                setting=setting.partition("=")[0],
             )
 
 
@@ -295,4 +320,6 @@ def _check_betas(betas: Any) -> tuple[float, float]:
             return float(first), float(second)
     except (TypeError, ValueError):
         pass
-    raise ConfigError(f"adam_betas={betas!r}: give two numbers in [0, 1)")
+    raise ConfigError(
+        f"adam_betas={betas!r}: give two numbers in [0, 1)", setting="adam_betas", value=betas
+    )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sb3_dmamba.checks import did_you_mean, near_names
 from sb3_dmamba.errors import DatasetError
 
 __all__ = [
@@ -121,10 +121,12 @@ def parse_name(name: str) -> D4RLName:
     match = D4RL_NAME.fullmatch(name)
     names = list_names()
     if match is None or name not in names:
-        close = difflib.get_close_matches(name, names, n=3)
+        close = near_names(name, names, n=3) or ["hopper-medium-v2"]
         raise DatasetError(
-            f"D4RL has no Gym-MuJoCo dataset called {name!r}: did you mean "
-            f"{', '.join(map(repr, close)) or repr('hopper-medium-v2')}?"
+            f"D4RL has no Gym-MuJoCo dataset called {name!r}: {did_you_mean(close)}",
+            setting="dataset",
+            value=name,
+            choices=close,
         )
     return D4RLName(match[1], match[2], int(match[3]))
 

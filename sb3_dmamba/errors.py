@@ -6,6 +6,11 @@ not know this package would expect to catch.
 
 from __future__ import annotations
 
+import os
+import pickle
+from collections.abc import Iterable
+from typing import Any
+
 __all__ = [
     "BackendError",
     "CheckoutError",
@@ -27,7 +32,41 @@ __all__ = [
 
 
 class DecisionMambaError(Exception):
-    """Base class of everything this package raises on purpose."""
+    """Base class of everything this package raises on purpose.
+
+    The attributes are for programs and tests; the message says the same in words. They survive
+    pickling, since worker processes send their errors.
+
+    Args:
+        message: What was expected, what was given, and the fix.
+        setting: Name of the argument, config field or option that is wrong; None where the error
+            is about none.
+        value: What was given for it; None where there is nothing to show. Pickling replaces a
+            value that cannot be pickled by its ``repr``.
+        choices: The accepted values, where they can be listed; the known names (or those of them
+            that are spelled alike) where a name is unknown.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        setting: str | None = None,
+        value: Any = None,
+        choices: Iterable[Any] = (),
+    ) -> None:
+        super().__init__(message)
+        self.setting = setting
+        self.value = value
+        self.choices = tuple(choices)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        attributes = dict(self.__dict__)
+        try:
+            pickle.dumps(self.value)
+        except Exception:  # whatever the value's own __reduce__ raises
+            attributes["value"] = repr(self.value)
+        return type(self), self.args, attributes
 
 
 class ConfigError(DecisionMambaError, ValueError):
@@ -35,7 +74,33 @@ class ConfigError(DecisionMambaError, ValueError):
 
 
 class DatasetError(DecisionMambaError, ValueError):
-    """A dataset is missing, malformed, empty or not finite."""
+    """A dataset is missing, malformed, empty or not finite.
+
+    Args:
+        message: What was expected, what was given, and the fix.
+        path: The dataset's file or folder, as a text; None where there is none.
+        episode: Index of the episode that is wrong.
+        index: Index along the first axis of the entry that is wrong; of most arrays, a step.
+        setting: As in :class:`DecisionMambaError`; here also the name of an array.
+        value: As in :class:`DecisionMambaError`.
+        choices: As in :class:`DecisionMambaError`.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        path: object = None,
+        episode: int | None = None,
+        index: int | None = None,
+        setting: str | None = None,
+        value: Any = None,
+        choices: Iterable[Any] = (),
+    ) -> None:
+        super().__init__(message, setting=setting, value=value, choices=choices)
+        self.path = _as_path(path)
+        self.episode = episode
+        self.index = index
 
 
 class SpaceError(DecisionMambaError, ValueError):
@@ -43,7 +108,10 @@ class SpaceError(DecisionMambaError, ValueError):
 
 
 class UnknownTaskError(DecisionMambaError, ValueError):
-    """A name is neither a known task nor anything that could be one."""
+    """A name is neither a known task nor anything that could be one.
+
+    ``value`` is the name, ``choices`` are the known names like it.
+    """
 
 
 class ConditioningError(DecisionMambaError, ValueError):
@@ -63,7 +131,27 @@ class ExperimentError(DecisionMambaError, RuntimeError):
 
 
 class ModelFileError(DecisionMambaError, ValueError):
-    """A saved model is missing, truncated, tampered with or of a newer format."""
+    """A saved model is missing, truncated, tampered with or of a newer format.
+
+    Args:
+        message: What was expected, what was found, and the fix.
+        path: The file, as a text; None for a stream.
+        setting: As in :class:`DecisionMambaError`; here a field or tensor of the file.
+        value: As in :class:`DecisionMambaError`.
+        choices: As in :class:`DecisionMambaError`.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        path: object = None,
+        setting: str | None = None,
+        value: Any = None,
+        choices: Iterable[Any] = (),
+    ) -> None:
+        super().__init__(message, setting=setting, value=value, choices=choices)
+        self.path = _as_path(path)
 
 
 class BackendError(DecisionMambaError, RuntimeError):
@@ -100,3 +188,14 @@ class MissingDependencyError(DecisionMambaError, ImportError):
             f"{package} is needed to {purpose} and is not installed: "
             f'pip install "sb3-dmamba[{extra}]"'
         )
+        self.package = package
+        self.purpose = purpose
+        self.extra = extra
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        _, _, attributes = super().__reduce__()
+        return type(self), (self.package, self.purpose, self.extra), attributes
+
+
+def _as_path(path: object) -> str | None:
+    return os.fspath(path) if isinstance(path, (str, os.PathLike)) else None

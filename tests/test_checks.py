@@ -31,19 +31,34 @@ def test_an_integer_becomes_pythons(value: Any) -> None:
 
 @pytest.mark.parametrize("value", NO_INTEGERS, ids=repr)
 def test_what_is_no_integer_is_named(value: Any) -> None:
-    message = re.escape(f"n={value!r}: give an integer of at least 0")
-    with pytest.raises(ConfigError, match=f"^{message}$"):
+    with pytest.raises(ConfigError) as raised:
         check_integer("n", value, 0)
+    assert raised.value.setting == "n"
+    assert raised.value.value is value
 
 
 @pytest.mark.parametrize("value", [0, -5, np.int64(-1), np.uint8(0)], ids=repr)
 def test_an_integer_may_be_too_small(value: Any) -> None:
-    message = re.escape(f"n={value!r}: give an integer of at least 1")
     for check in (check_integer, check_optional_integer):
-        with pytest.raises(DatasetError, match=message):
+        with pytest.raises(DatasetError) as raised:
             check("n", value, 1, error=DatasetError)
-    with pytest.raises(ConfigError, match=message):  # where nothing else is asked for
+        assert (raised.value.setting, raised.value.value) == ("n", value)
+    with pytest.raises(ConfigError):  # where nothing else is asked for
         check_integer("n", value, 1)
+
+
+def test_a_message_has_the_setting_the_value_and_the_range() -> None:
+    for call, message in (
+        (lambda: check_integer("n", 0, 1), "n=0: give an integer of at least 1"),
+        (
+            lambda: check_number("x", "1", 0.0, 1.0, "from 0 to 1"),
+            "x='1': give a finite number from 0 to 1",
+        ),
+        (lambda: check_number("x", math.inf), "x=inf: give a finite number"),
+        (lambda: check_flag("f", 1), "f=1: give True or False"),
+    ):
+        with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
+            call()
 
 
 def test_the_least_integer_is_taken_and_so_is_a_large_one() -> None:
@@ -54,8 +69,9 @@ def test_the_least_integer_is_taken_and_so_is_a_large_one() -> None:
 
 def test_only_an_optional_integer_may_be_none() -> None:
     assert check_optional_integer("n", None, 1) is None
-    with pytest.raises(ConfigError, match="n=None: give an integer"):
+    with pytest.raises(ConfigError) as raised:
         check_integer("n", None, 1)
+    assert raised.value.setting == "n"
 
 
 @pytest.mark.parametrize(
@@ -83,15 +99,17 @@ def test_an_integer_is_a_number(value: Any) -> None:
     ids=lambda value: repr(value)[:20],
 )
 def test_what_is_no_finite_number_is_named(value: Any) -> None:
-    with pytest.raises(ConfigError, match=re.escape(f"x={value!r}: give a finite number")):
+    with pytest.raises(ConfigError) as raised:
         check_number("x", value)
+    assert raised.value.setting == "x"
+    assert raised.value.value is value
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.1, np.float32(1.5), 2], ids=repr)
 def test_a_number_may_be_out_of_its_range(value: Any) -> None:
-    message = re.escape(f"x={value!r}: give a finite number from 0 to 1")
-    with pytest.raises(DatasetError, match=f"^{message}$"):
+    with pytest.raises(DatasetError) as raised:
         check_number("x", value, 0.0, 1.0, "from 0 to 1", error=DatasetError)
+    assert (raised.value.setting, raised.value.value) == ("x", value)
     assert check_number("x", 0, 0.0, 1.0, "from 0 to 1") == 0.0
     assert check_number("x", np.float32(1), 0.0, 1.0, "from 0 to 1") == 1.0
 
@@ -105,5 +123,7 @@ def test_a_flag_becomes_pythons(value: Any) -> None:
 
 @pytest.mark.parametrize("value", [0, 1, np.int64(1), None, "yes", np.array(True)], ids=repr)
 def test_what_is_no_flag_is_named(value: Any) -> None:
-    with pytest.raises(ConfigError, match=re.escape(f"f={value!r}: give True or False")):
+    with pytest.raises(ConfigError) as raised:
         check_flag("f", value)
+    assert raised.value.setting == "f"
+    assert raised.value.value is value

@@ -116,8 +116,9 @@ def test_the_tables_cover_every_field() -> None:
 
 def test_a_schedule_of_stable_baselines3_is_told_what_to_write() -> None:
     schedule: Any = lambda left: 1e-3 * left  # noqa: E731
-    with pytest.raises(ConfigError, match=r"learning_rate is a function: .*lr_schedule='linear'"):
+    with pytest.raises(ConfigError, match="lr_schedule='linear'") as raised:
         DecisionMambaConfig(learning_rate=schedule)
+    assert (raised.value.setting, raised.value.value) == ("learning_rate", schedule)
 
 
 @pytest.mark.parametrize(
@@ -150,13 +151,16 @@ def test_a_changed_field_survives_json(name: str) -> None:
 def test_a_bad_value_is_named(name: str, value: Any) -> None:
     with pytest.raises(ConfigError) as raised:
         DecisionMambaConfig(**{name: value})
+    assert raised.value.setting == name
+    assert raised.value.value is value
     assert str(raised.value).startswith(f"{name}={value!r}: ")
 
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_a_bad_value_in_a_file_is_named(name: str) -> None:
-    with pytest.raises(ConfigError, match=name):
+    with pytest.raises(ConfigError) as raised:
         DecisionMambaConfig.from_dict({name: BAD_VALUES[name][0]})
+    assert raised.value.setting == name
 
 
 @pytest.mark.parametrize("name", FIELDS)
@@ -174,19 +178,20 @@ def test_numpys_scalars_are_stored_as_pythons(name: str) -> None:
 @pytest.mark.parametrize("name", ["context_length", "burn_in", "dt_rank"])
 @pytest.mark.parametrize("value", [np.float64(3.0), np.float32(3.0), np.True_, np.int64(-1)])
 def test_numpys_scalars_are_checked_like_pythons(name: str, value: Any) -> None:
-    message = re.escape(f"{name}={value!r}: give an integer of at least ")
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError) as raised:
         DecisionMambaConfig(**{name: value})
+    assert (raised.value.setting, raised.value.value) == (name, value)
 
 
 def test_narrow_floats_keep_their_value() -> None:
     config = DecisionMambaConfig().replace(learning_rate=np.float32(1e-3), return_scale=10)
     assert config.learning_rate == float(np.float32(1e-3))
     assert json.dumps(config.to_dict()["return_scale"]) == "10.0"
-    with pytest.raises(ConfigError, match=r"dropout=.*below 1"):
+    with pytest.raises(ConfigError) as raised:
         DecisionMambaConfig().replace(
             dropout=np.float32(1.0 - 1e-9)
         )  # float32 has no number so near to 1
+    assert raised.value.setting == "dropout"
 
 
 def test_absent_fields_take_their_defaults() -> None:
@@ -197,26 +202,33 @@ def test_absent_fields_take_their_defaults() -> None:
 
 def test_unknown_fields_get_a_suggestion() -> None:
     for change in (DecisionMambaConfig().replace, lambda **f: DecisionMambaConfig.from_dict(f)):
-        with pytest.raises(ConfigError, match="'hiden_size': did you mean 'hidden_size'"):
+        with pytest.raises(ConfigError, match="did you mean 'hidden_size'") as raised:
             change(hiden_size=64)
-        with pytest.raises(ConfigError, match="known settings: mixer, context_length"):
+        assert (raised.value.setting, raised.value.choices) == ("hiden_size", tuple(FIELDS))
+        with pytest.raises(ConfigError, match=", ".join(FIELDS)) as raised:
             change(zzz=1)
+        assert (raised.value.setting, raised.value.choices) == ("zzz", tuple(FIELDS))
 
 
-def test_combinations_that_cannot_work() -> None:
-    with pytest.raises(ConfigError, match="n_heads=3"):
-        DecisionMambaConfig(mixer="attention", n_heads=3)
+@pytest.mark.parametrize(
+    ("settings", "setting", "fix"),
+    [
+        ({"mixer": "attention", "n_heads": 3}, "n_heads", "hidden_size=128"),
+        ({"memory": "stream", "time_encoding": "global"}, "memory", 'memory="window"'),
+        ({"mixer": "convolution", "channel_mixing": False}, "channel_mixing", "=True"),
+        ({"carry_state": True, "burn_in": 3}, "burn_in", "carry_state=False or burn_in=0"),
+        ({"carry_state": True, "time_encoding": "global"}, "carry_state", "carry_state=False"),
+        ({"burn_in": 3, "time_encoding": "global"}, "burn_in", "burn_in=0"),
+    ],
+)
+def test_combinations_that_cannot_work(settings: dict[str, Any], setting: str, fix: str) -> None:
+    with pytest.raises(ConfigError, match=fix) as raised:
+        DecisionMambaConfig(**settings)
+    assert raised.value.setting == setting
+
+
+def test_a_setting_of_another_mixer_is_not_checked() -> None:
     assert DecisionMambaConfig(n_heads=3).n_heads == 3  # Mamba has none
-    with pytest.raises(ConfigError, match="time_encoding"):
-        DecisionMambaConfig(memory="stream", time_encoding="global")
-    with pytest.raises(ConfigError, match="channel_mixing=True"):
-        DecisionMambaConfig(mixer="convolution", channel_mixing=False)
-    with pytest.raises(ConfigError, match="carry_state=False or burn_in=0"):
-        DecisionMambaConfig(carry_state=True, burn_in=3)
-    with pytest.raises(ConfigError, match=r"carry_state=True .* use carry_state=False or time_enc"):
-        DecisionMambaConfig(carry_state=True, time_encoding="global")
-    with pytest.raises(ConfigError, match=r"burn_in=3 .* use burn_in=0 or time_encoding"):
-        DecisionMambaConfig(burn_in=3, time_encoding="global")
 
 
 def test_rank_of_the_step_size() -> None:

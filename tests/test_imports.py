@@ -26,10 +26,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checks": {"errors"},
     "config": {"checks", "errors"},
     "atari": {"checks", "errors"},
-    "d4rl": {"errors"},
+    "d4rl": {"checks", "errors"},
     "memory_tasks": {"checks", "errors"},
     "compatibility": {"atari", "memory_tasks", "errors"},
-    "tasks": {"atari", "compatibility", "config", "d4rl", "folders", "memory_tasks", "errors"},
+    "tasks": {
+        *("atari", "checks", "compatibility", "config", "d4rl", "folders", "memory_tasks"),
+        "errors",
+    },
     "data": {
         *("atari", "checks", "compatibility", "config", "d4rl", "folders", "memory_tasks"),
         "errors",

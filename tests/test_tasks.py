@@ -116,8 +116,9 @@ def test_tasks_that_the_paper_does_not_have() -> None:
     assert ant.reference is not None
     assert (ant.reference.minimum, ant.reference.maximum) == (-325.6, 3879.7)
     assert "medium_expert='paper'" in get_task("hopper-medium-expert-v2").source["dataset"]
-    with pytest.raises(UnknownTaskError, match="hopper-expert-v2"):
+    with pytest.raises(UnknownTaskError) as raised:
         get_task("hopper-expret-v2")
+    assert "hopper-expert-v2" in raised.value.choices
 
 
 @pytest.mark.parametrize(("game", "elsewhere"), [("qbert", "2500"), ("seaquest", "1450")])
@@ -202,16 +203,18 @@ def test_d4rl_scores_stay_with_d4rl_names() -> None:
     ],
 )
 def test_unknown_name_gets_suggestions(name: str, suggestion: str) -> None:
-    with pytest.raises(UnknownTaskError, match=repr(suggestion)) as raised:
+    with pytest.raises(UnknownTaskError, match="dmamba tasks") as raised:
         get_task(name)
-    assert repr(name) in str(raised.value)
-    assert "dmamba tasks" in str(raised.value)
+    assert raised.value.value == name
+    assert suggestion in raised.value.choices
+    assert repr(suggestion) in str(raised.value)
 
 
 @pytest.mark.parametrize("name", ["", "   ", "/", "..", "nowhere:Foo-v0", "qwertyuiop"])
 def test_nonsense_is_no_task(name: str) -> None:
-    with pytest.raises(UnknownTaskError, match="dmamba tasks"):
+    with pytest.raises(UnknownTaskError) as raised:
         get_task(name)
+    assert raised.value.value == name
 
 
 def test_run_of_another_length_keeps_the_recipes_shape() -> None:
@@ -224,13 +227,15 @@ def test_run_of_another_length_keeps_the_recipes_shape() -> None:
 
 
 def test_config_names_a_wrong_field() -> None:
-    with pytest.raises(ConfigError, match="learning_rate"):
+    with pytest.raises(ConfigError, match="'learning_rate'") as raised:
         get_task("hopper-medium-v2").config(learning_rat=1.0)
+    assert raised.value.setting == "learning_rat"
 
 
 def test_invalid_recipe_is_refused() -> None:
-    with pytest.raises(ConfigError, match="hidden_size"):
+    with pytest.raises(ConfigError) as raised:
         Task("mine", overrides={"hidden_size": 0})
+    assert (raised.value.setting, raised.value.value) == ("hidden_size", 0)
 
 
 def test_a_recipe_of_numpys_scalars_is_stored_as_pythons() -> None:
@@ -246,8 +251,9 @@ def test_a_recipe_of_numpys_scalars_is_stored_as_pythons() -> None:
 
 @pytest.mark.parametrize("bounds", [(1.0, 1.0), (2.0, 1.0), (float("nan"), 1.0)])
 def test_reference_scores_are_checked(bounds: tuple[float, float]) -> None:
-    with pytest.raises(ConfigError, match="reference scores"):
+    with pytest.raises(ConfigError) as raised:
         ReferenceScores(*bounds, source="nowhere")
+    assert raised.value.setting == "reference"
 
 
 def test_changing_a_returned_task_changes_no_other() -> None:
@@ -291,8 +297,9 @@ def test_a_package_before_the_id_is_imported(
     assert get_task("package_of_envs:Named-v0").make_env().action_space == Discrete(2)
     del gymnasium.registry["Named-v0"]
     for nonsense in ("package_of_envs:Other-v0", ".relative:Named-v0"):
-        with pytest.raises(UnknownTaskError, match="dmamba tasks"):
+        with pytest.raises(UnknownTaskError) as raised:
             get_task(nonsense)
+        assert raised.value.value == nonsense
 
 
 def test_the_ant_of_d4rl_has_contact_forces() -> None:
@@ -311,13 +318,15 @@ def test_make_env_of_mujoco_tasks(name: str) -> None:
 
 
 def test_make_env_without_an_environment() -> None:
-    with pytest.raises(UnknownTaskError, match="env="):
+    with pytest.raises(UnknownTaskError) as raised:
         get_task("hopper/medium-v0").make_env()
+    assert (raised.value.setting, raised.value.value) == ("env", "hopper/medium-v0")
 
 
 def test_make_env_that_gymnasium_does_not_know() -> None:
-    with pytest.raises(UnknownTaskError, match="Missing-v0"):
+    with pytest.raises(UnknownTaskError) as raised:
         Task("mine", env_id="Missing-v0").make_env()
+    assert (raised.value.setting, raised.value.value) == ("env_id", "Missing-v0")
 
 
 @pytest.mark.filterwarnings("ignore:.*is out of date:DeprecationWarning")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
 from benchmarks.reports import Report
 from benchmarks.request import Request
+from sb3_dmamba.checks import did_you_mean, near_names
 from sb3_dmamba.errors import ConfigError
 
 __all__ = ["SUITES", "Suite", "choose"]
@@ -54,9 +54,10 @@ def choose(names: Sequence[str]) -> dict[str, Suite]:
     """
     for name in names:
         if name not in SUITES:
-            close = difflib.get_close_matches(name, SUITES, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(SUITES)}"
-            raise ConfigError(f"no suite is called {name!r}: {hint}")
+            hint = did_you_mean(near_names(name, SUITES)) or f"there are {', '.join(SUITES)}"
+            raise ConfigError(
+                f"no suite is called {name!r}: {hint}", setting="suite", value=name, choices=SUITES
+            )
     if names:
         return {name: SUITES[name] for name in dict.fromkeys(names)}
     return {name: suite for name, suite in SUITES.items() if not suite.by_name}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 import gymnasium as gym
@@ -11,7 +10,7 @@ from gymnasium.error import DependencyNotInstalled
 from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
 from numpy.typing import NDArray
 
-from sb3_dmamba.checks import check_integer
+from sb3_dmamba.checks import check_integer, did_you_mean, near_names
 from sb3_dmamba.errors import ConfigError, MissingDependencyError
 
 __all__ = ["AtariGame"]
@@ -78,7 +77,11 @@ class AtariGame(gym.Env[Observation, int]):
         render_mode: str | None = None,
     ) -> None:
         if not 0.0 <= sticky_actions <= 1.0:
-            raise ConfigError(f"sticky_actions={sticky_actions!r}: give a probability")
+            raise ConfigError(
+                f"sticky_actions={sticky_actions!r}: give a probability, from 0 to 1",
+                setting="sticky_actions",
+                value=sticky_actions,
+            )
         frame_skip = check_integer("frame_skip", frame_skip, 1)
         frame_stack = check_integer("frame_stack", frame_stack, 1)
         screen_size = check_integer("screen_size", screen_size, 1)
@@ -198,7 +201,12 @@ def _make_emulator(game: str, **options: Any) -> Any:
     names = {rom.replace("_", ""): rom for rom in roms.get_all_rom_ids()}
     key = str(game).replace("_", "").lower()
     if key not in names:
-        close = difflib.get_close_matches(key, names, n=3)
-        hint = ", ".join(repr(names[match]) for match in close) or "names as 'Breakout'"
-        raise ConfigError(f"game={game!r}: the emulator knows no such game; it knows {hint}")
+        near = [names[match] for match in near_names(key, names, n=3)]
+        hint = did_you_mean(near) or "give a name such as 'Breakout'"
+        raise ConfigError(
+            f"game={game!r}: the emulator has no such game: {hint}",
+            setting="game",
+            value=game,
+            choices=names.values(),
+        )
     return AtariEnv(names[key], **options)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-
+from sb3_dmamba.checks import did_you_mean, near_names
 from sb3_dmamba.errors import DatasetError
 
 __all__ = ["MINIMAL_ACTIONS", "N_ACTIONS", "canonical_game"]
@@ -58,7 +57,11 @@ def canonical_game(name: str) -> str:
     """
     plain = "".join(character for character in name.lower() if character.isalnum())
     if plain not in _BY_PLAIN_NAME:
-        close = difflib.get_close_matches(plain, _BY_PLAIN_NAME, n=1)
-        hint = f"did you mean {_BY_PLAIN_NAME[close[0]]!r}?" if close else "pass game='Breakout'"
-        raise DatasetError(f"{name!r} is not a game of the DQN replay: {hint}")
+        hint = did_you_mean(near_names(plain, N_ACTIONS)) or "pass game='Breakout'"
+        raise DatasetError(
+            f"{name!r} is not a game of the DQN replay: {hint}",
+            setting="game",
+            value=name,
+            choices=N_ACTIONS,
+        )
     return _BY_PLAIN_NAME[plain]

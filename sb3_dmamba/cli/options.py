@@ -145,7 +145,11 @@ def read_settings(texts: list[str] | None) -> dict[str, Any]:
     """
     settings = parse_settings(texts or [])
     if "n_updates" in settings:
-        raise ConfigError(f"--set n_updates={settings['n_updates']}: say it with --updates")
+        raise ConfigError(
+            f"--set n_updates={settings['n_updates']}: say it with --updates",
+            setting="n_updates",
+            value=settings["n_updates"],
+        )
     return settings
 
 
@@ -169,7 +173,11 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
         name, equals, text = setting.partition("=")
         name = name.strip()
         if not equals:
-            raise ConfigError(f"--set {setting!r}: write field=value, such as hidden_size=256")
+            raise ConfigError(
+                f"--set {setting!r}: write field=value, such as hidden_size=256",
+                setting="--set",
+                value=setting,
+            )
         if name not in hints:
             DecisionMambaConfig().replace(**{name: text})  # raises, with the nearest name
         if name in given:
@@ -180,7 +188,11 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
         try:
             values[name] = _parse(text.strip(), hints[name])
         except ValueError:
-            raise ConfigError(f"--set {setting!r}: give {_describe(hints[name])}") from None
+            raise ConfigError(
+                f"--set {setting!r}: give {_describe(hints[name])}",
+                setting=name,
+                value=text.strip(),
+            ) from None
     return values
 
 

@@ -67,11 +67,15 @@ def make_environment(env_id: str, env_kwargs: Mapping[str, Any]) -> gymnasium.En
     except gymnasium.error.DependencyNotInstalled as error:
         if "mujoco" in str(error) and "mujoco_py" not in str(error):
             raise MissingDependencyError("mujoco", f"make {env_id}", "mujoco") from error
-        raise UnknownTaskError(f"{env_id!r} cannot be made here: {error}") from error
+        raise UnknownTaskError(
+            f"{env_id!r} cannot be made here: {error}", setting="env_id", value=env_id
+        ) from error
     except gymnasium.error.Error as error:
         raise UnknownTaskError(
             f"Gymnasium cannot make {env_id!r}: {error} (a package that registers it "
-            'can be named in front: "package:Name-v0")'
+            'can be named in front: "package:Name-v0")',
+            setting="env_id",
+            value=env_id,
         ) from error
     except ModuleNotFoundError as error:
         package, colon, _ = name.partition(":")
@@ -80,12 +84,16 @@ def make_environment(env_id: str, env_kwargs: Mapping[str, Any]) -> gymnasium.En
             raise  # something that the environment's package needs
         raise UnknownTaskError(
             f"{env_id!r} is of the package {package!r}, which is not installed here: install it, "
-            f"or give the environment itself"
+            f"or give the environment itself",
+            setting="env_id",
+            value=env_id,
         ) from error
     except Exception as error:
         if type(error).__module__ != "gym.error":
             raise
-        raise UnknownTaskError(f"gym cannot make {env_id!r}: {error}") from error
+        raise UnknownTaskError(
+            f"gym cannot make {env_id!r}: {error}", setting="env_id", value=env_id
+        ) from error
 
 
 def _resolve(env_id: str, env_kwargs: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -59,7 +59,11 @@ def check_finite(
             index = (first + start + index[0], *index[1:])
             raise DatasetError(
                 f"{name}{_subscript(index)} is {value}{describe_step(index[0], offsets)}: "
-                f"every value must be finite; leave out that episode or repair it"
+                f"every value must be finite; leave out that episode or repair it",
+                episode=_find_episode(index[0], offsets),
+                index=index[0],
+                setting=name,
+                value=value,
             )
 
 
@@ -78,7 +82,9 @@ def check_offsets(offsets: ndarray, n_steps: int) -> None:
         episode = int(empty[0])
         raise DatasetError(
             f"episode {episode} goes from step {offsets[episode]} to {offsets[episode + 1]}: "
-            f"every episode needs at least one step; leave out empty ones"
+            f"every episode needs at least one step; leave out empty ones",
+            episode=episode,
+            setting="episode_offsets",
         )
     if offsets[-1] != n_steps:
         raise DatasetError(
@@ -105,7 +111,11 @@ def check_box_actions(
                 f"actions[{start + row}, {column}] is {chunk[row, column]:g}"
                 f"{describe_step(start + row, offsets)}, outside the action space's "
                 f"[{space.low[column]:g}, {space.high[column]:g}]: clip the recorded actions to "
-                f"the space, or describe them with a wider Box"
+                f"the space, or describe them with a wider Box",
+                episode=_find_episode(start + row, offsets),
+                index=start + row,
+                setting="actions",
+                value=chunk[row, column],
             )
 
 
@@ -122,16 +132,24 @@ def check_discrete_actions(
             step = start + int(bad[0])
             raise DatasetError(
                 f"actions[{step}] is {actions[step]}{describe_step(step, offsets)}: "
-                f"{space} allows {first} to {end - 1}"
+                f"{space} allows {first} to {end - 1}",
+                episode=_find_episode(step, offsets),
+                index=step,
+                setting="actions",
+                value=actions[step],
             )
 
 
 def describe_step(step: int, offsets: Any) -> str:
     """Say which step of which episode a flat index is, if the offsets are known."""
-    if offsets is None:
+    episode = _find_episode(step, offsets)
+    if episode is None:
         return ""
-    episode = int(np.searchsorted(offsets, step, side="right")) - 1
     return f" (episode {episode}, step {step - int(offsets[episode])})"
+
+
+def _find_episode(step: int, offsets: Any) -> int | None:
+    return None if offsets is None else int(np.searchsorted(offsets, step, side="right")) - 1
 
 
 def _loosen(bound: ndarray, sign: int) -> ndarray:

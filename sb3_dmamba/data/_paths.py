@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from pathlib import Path
+
+from sb3_dmamba.checks import near_names
 
 __all__ = ["describe_missing_path"]
 
@@ -27,7 +28,7 @@ def _describe_siblings(missing: Path, wanted: Path) -> str:
         names = [entry.name for entry in missing.parent.iterdir()]
     except OSError:  # a folder that may not be listed
         return ""
-    near = difflib.get_close_matches(missing.name, names, n=_N_NAMED)
+    near = near_names(missing.name, names, n=_N_NAMED)
     if near:
         folder = wanted.parent if missing == wanted.absolute() else missing.parent
         return f" (near names there: {', '.join(str(folder / name) for name in near)})"

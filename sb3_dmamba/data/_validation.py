@@ -96,7 +96,8 @@ def check_episodes(
             raise DatasetError(
                 f"episode {episode} has {lengths[0]} observations, {lengths[1]} actions and "
                 f"{lengths[2]} rewards: give one of each per step (without the observation "
-                f"after the last step)"
+                f"after the last step)",
+                episode=episode,
             )
 
 

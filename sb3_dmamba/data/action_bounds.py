@@ -40,7 +40,10 @@ def check_actions_fit(space: spaces.Space[Any], model_space: spaces.Space[Any], 
         raise SpaceError(
             f"{what} takes actions from {theirs}, and the model acts from {ours}: act in {scaling} "
             f"if the data holds the environment's actions on another scale; else load the data "
-            f"with action_space=, the environment's, and fit again"
+            f"with action_space=, the environment's, and fit again",
+            setting="action_space",
+            value=space,
+            choices=[model_space],
         )
     if space.is_bounded("both") and not _lies_inside(space, model_space):
         warn_caller(
@@ -66,7 +69,10 @@ def check_actions_known(space: spaces.Space[Any], model_space: spaces.Space[Any]
     if not _lies_inside(space, model_space):
         raise SpaceError(
             f"the dataset has actions from {_describe(space)}, and the model was made for "
-            f"{_describe(model_space)}: scale them, or fit a new model"
+            f"{_describe(model_space)}: scale them, or fit a new model",
+            setting="action_space",
+            value=space,
+            choices=[model_space],
         )
 
 
@@ -77,7 +83,10 @@ def _check_kind(space: spaces.Space[Any], model_space: spaces.Space[Any], what: 
     if not alike:
         raise SpaceError(
             f"{what} has actions {space}, and the model was made for {model_space}: use the "
-            f"environment and dataset of one task"
+            f"environment and dataset of one task",
+            setting="action_space",
+            value=space,
+            choices=[model_space],
         )
 
 

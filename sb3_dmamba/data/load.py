@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from sb3_dmamba.checks import did_you_mean, near_names
 from sb3_dmamba.d4rl import list_names
 from sb3_dmamba.data._paths import describe_missing_path
 from sb3_dmamba.data.sources import SOURCES, check_options, find_source
@@ -61,7 +61,9 @@ def _load(source: Any, options: dict[str, Any]) -> Trajectories:
         return source
     row = find_source(source)
     if row is None:
-        raise DatasetError(_explain(source))
+        is_text = isinstance(source, (str, PathLike))
+        value = source if is_text else type(source)
+        raise DatasetError(_explain(source), path=source, setting="source", value=value)
     opened = row.open(source, options)
     return opened if isinstance(opened, Trajectories) else opened.load()
 
@@ -79,17 +81,11 @@ def _explain(source: Any) -> str:
         return f"the {kind} {str(source)!r} is not a known dataset. Accepted: {_accepted('path')}"
     missing = describe_missing_path(source)
     if isinstance(source, str) and _COULD_BE_A_NAME.fullmatch(source):
-        close = _suggest(source)
-        return f"{missing}, and no dataset is called so; {close}names are {_accepted('name')}"
+        hint = did_you_mean(near_names(source, [*list_names(), "tmaze-50"], n=2))
+        hint = f"{hint} " if hint else ""
+        return f"{missing}, and no dataset is called so; {hint}names are {_accepted('name')}"
     return missing
 
 
 def _accepted(kind: str) -> str:
     return "; ".join(row.accepts for row in SOURCES if row.kind == kind)
-
-
-def _suggest(name: str | PathLike[str]) -> str:
-    """Name the datasets whose names are spelled like this one."""
-    tmaze = "tmaze-50"
-    close = difflib.get_close_matches(str(name).lower(), [*list_names(), tmaze], n=2)
-    return f"did you mean {', '.join(map(repr, close))}? " if close else ""

@@ -80,7 +80,9 @@ def flatten_observation(space: spaces.Space[Any], observation: Any, batch: bool 
     if len(rows) > 1:
         raise SpaceError(
             f"the observation's parts are {sorted(rows)} long: every part needs one row per "
-            f"environment"
+            f"environment",
+            setting="observation",
+            value=sorted(rows),
         )
     flat = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
     return flat if batch else flat[0]
@@ -140,12 +142,16 @@ def check_action_space(space: spaces.Space[Any]) -> spaces.Box | spaces.Discrete
     if isinstance(space, spaces.Box):
         if space.dtype is None or space.dtype.kind != "f":
             raise SpaceError(
-                f"the action space {space} holds {space.dtype}: only Boxes of floats can be learnt"
+                f"the action space {space} holds {space.dtype}: only Boxes of floats can be learnt",
+                setting="action_space",
+                value=space,
             )
         if len(space.shape) != 1 or space.shape[0] == 0:
             raise SpaceError(
                 f"the action space {space} has shape {space.shape}: wrap the environment so that "
-                f"its actions are vectors (gymnasium.wrappers.RescaleAction, TransformAction)"
+                f"its actions are vectors (gymnasium.wrappers.RescaleAction, TransformAction)",
+                setting="action_space",
+                value=space,
             )
         return space
     hint = {
@@ -154,7 +160,9 @@ def check_action_space(space: spaces.Space[Any]) -> spaces.Box | spaces.Discrete
     }.get(type(space).__name__, "wrap the environment so that its actions are one of these")
     raise SpaceError(
         f"the action space {space} is not supported, only Box (vectors of floats) and Discrete: "
-        f"{hint}"
+        f"{hint}",
+        setting="action_space",
+        value=space,
     )
 
 
@@ -163,19 +171,23 @@ def _check_flattenable(space: spaces.Space[Any], name: str) -> None:
     if isinstance(space, _COMPOSITE):
         children = _children(space)
         if not children:
-            raise SpaceError(f"{name} is empty: {space}")
+            raise SpaceError(f"{name} is empty: {space}", setting="observation_space", value=space)
         for key, child in children:
             where = f"{name}[{key!r}]"
             if isinstance(child, spaces.Box) and is_image_space(child):
                 raise SpaceError(
                     f"{where} holds images ({child}), which cannot be flattened with the rest: "
-                    f"keep the images alone, or turn them into features, in a wrapper"
+                    f"keep the images alone, or turn them into features, in a wrapper",
+                    setting="observation_space",
+                    value=child,
                 )
             _check_flattenable(child, where)
     elif not isinstance(space, (spaces.Box, *_ONE_HOT)):
         raise SpaceError(
             f"{name} is {type(space).__name__}, which has no vector of a fixed length: "
-            f"supported are Box, Discrete, MultiDiscrete, MultiBinary, and Dict and Tuple of them"
+            f"supported are Box, Discrete, MultiDiscrete, MultiBinary, and Dict and Tuple of them",
+            setting="observation_space",
+            value=space,
         )
 
 
@@ -195,10 +207,14 @@ def _collect_parts(
         )
         children = _children(space)
         if not is_container or len(value) != len(children):
-            raise SpaceError(f"{name} is {_describe(value)} and does not fit {space}")
+            raise _does_not_fit(name, value, space)
         for key, child in children:
             if isinstance(space, spaces.Dict) and key not in value:
-                raise SpaceError(f"{name} has no {key!r}: it has {', '.join(map(repr, value))}")
+                raise SpaceError(
+                    f"{name} has no {key!r}: it has {', '.join(map(repr, value))}",
+                    setting="observation",
+                    choices=[key],
+                )
             _collect_parts(child, value[key], batch, f"{name}[{key!r}]", parts)
         return
     values = _as_array(space, value, name)
@@ -221,7 +237,11 @@ def _one_hot(space: spaces.Space[Any], values: ndarray, name: str) -> ndarray:
         classes = values.astype(np.int64) - first
     bad = np.argwhere((classes < 0) | (classes >= sizes) | (classes + first != values))
     if len(bad):
-        raise SpaceError(f"{name} holds {values[tuple(bad[0])]}, which is not in {space}")
+        raise SpaceError(
+            f"{name} holds {values[tuple(bad[0])]}, which is not in {space}",
+            setting="observation",
+            value=values[tuple(bad[0])],
+        )
     columns = classes + np.concatenate([[0], np.cumsum(sizes)[:-1]])
     flat = np.zeros((len(values), int(sizes.sum())), dtype=np.float32)
     flat[np.arange(len(values))[:, None], columns] = 1.0
@@ -238,7 +258,7 @@ def _as_array(space: spaces.Space[Any], value: Any, name: str) -> ndarray:
     except SpaceError:
         raise
     except (TypeError, ValueError) as error:
-        raise SpaceError(f"{name} is {_describe(value)} and does not fit {space}") from error
+        raise _does_not_fit(name, value, space) from error
 
 
 def _as_integers(space: spaces.Box, values: ndarray, name: str) -> ndarray:
@@ -254,7 +274,9 @@ def _as_integers(space: spaces.Box, values: ndarray, name: str) -> ndarray:
         raise SpaceError(
             f"{name} holds {values[tuple(changed[0])]}, which is not of dtype {space.dtype}: give "
             f"values as "
-            f"the space has them{hint}, or describe them with a Box of floats"
+            f"the space has them{hint}, or describe them with a Box of floats",
+            setting="observation",
+            value=values[tuple(changed[0])],
         )
     return integers
 
@@ -265,9 +287,17 @@ def _check_shape(space: spaces.Space[Any], values: ndarray, batch: bool, name: s
     if shape != space_shape or (batch and values.ndim == 0) or values.dtype.kind not in "biuf":
         expected = ("environments", *space_shape) if batch else space_shape
         raise SpaceError(
-            f"{name} has shape {values.shape} and dtype {values.dtype}: {space} needs {expected}"
+            f"{name} has shape {values.shape} and dtype {values.dtype}: {space} needs {expected}",
+            setting="observation",
+            value=values.shape,
+            choices=[expected],
         )
 
 
-def _describe(value: Any) -> str:
-    return f"a {type(value).__name__}"
+def _does_not_fit(name: str, value: Any, space: spaces.Space[Any]) -> SpaceError:
+    return SpaceError(
+        f"{name} is a {type(value).__name__} and does not fit {space}",
+        setting="observation",
+        value=type(value),
+        choices=[space],
+    )

@@ -76,7 +76,12 @@ class Transforms:
 def check_transform(reward_mode: str, top_fraction: float | None) -> None:
     """Raise ConfigError unless :func:`transform` knows what to do."""
     if reward_mode not in REWARD_MODES:
-        raise ConfigError(f"reward_mode={reward_mode!r}: choose 'dense' or 'delayed'")
+        raise ConfigError(
+            f"reward_mode={reward_mode!r}: choose 'dense' or 'delayed'",
+            setting="reward_mode",
+            value=reward_mode,
+            choices=REWARD_MODES,
+        )
     if top_fraction is not None:
         _check_fraction("top_fraction", top_fraction)
 

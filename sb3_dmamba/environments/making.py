@@ -61,7 +61,8 @@ def make_factory(environment: Environment) -> MakeEnv:
         raise UnknownTaskError(
             "a VecEnv cannot be made again: give a Gymnasium id, an environment or a function that "
             "makes one; or evaluate in this one with stable_baselines3's evaluate_policy(model, "
-            "ReturnToGo(venv, target_return))"
+            "ReturnToGo(venv, target_return))",
+            setting="env",
         )
     if isinstance(environment, gym.Env):
         while isinstance(environment, (ReturnToGo, Monitor)):  # ours, not the user's
@@ -70,13 +71,16 @@ def make_factory(environment: Environment) -> MakeEnv:
     if as_gymnasium(environment) is not environment:
         raise UnknownTaskError(
             f"{environment!r} cannot be made again, and evaluation needs one for each episode: "
-            f"give a function that makes it, env=lambda: ..."
+            f"give a function that makes it, env=lambda: ...",
+            setting="env",
         )
     if callable(environment):
         return partial(make_gymnasium, environment)
     raise UnknownTaskError(
         f"env={environment!r} is not an environment: give a Gymnasium id, an environment, or a "
-        f"function that makes one"
+        f"function that makes one",
+        setting="env",
+        value=environment,
     )
 
 
@@ -92,7 +96,8 @@ def _remake(env: gym.Env[Any, Any]) -> MakeEnv:
     name = type(env.unwrapped).__name__
     raise UnknownTaskError(
         f"{env} cannot be made again from what Gymnasium recorded of it, and evaluation needs one "
-        f"for each episode: give a function that makes it, env=lambda: {name}(...)"
+        f"for each episode: give a function that makes it, env=lambda: {name}(...)",
+        setting="env",
     )
 
 
@@ -185,5 +190,8 @@ def _check_shape(theirs: spaces.Space[Any], ours: spaces.Space[Any], what: str) 
     if theirs.shape != ours.shape:
         raise SpaceError(
             f"{what} has observations of shape {theirs.shape}, and the model was made for "
-            f"{ours.shape}: use the environment and dataset of one task"
+            f"{ours.shape}: use the environment and dataset of one task",
+            setting="observation_space",
+            value=theirs.shape,
+            choices=[ours.shape],
         )

@@ -56,7 +56,10 @@ class Surroundings:
             own = theirs if theirs in _NAMED_GAMES else dataset.env_id
             raise DatasetError(
                 f"the dataset is of {name}, and the task {self.task.name!r} is not: use "
-                f"DecisionMamba({own!r}), or another dataset"
+                f"DecisionMamba({own!r}), or another dataset",
+                setting="env_id",
+                value=theirs or dataset.env_id,
+                choices=[game or self.task.env_id],
             )
 
     def remember(self, dataset: DatasetInfo) -> None:
@@ -95,7 +98,8 @@ class Surroundings:
         if environment is None:
             raise UnknownTaskError(
                 "neither the task nor the dataset names an environment: pass one with env=, or "
-                "model.set_env"
+                "model.set_env",
+                setting="env",
             )
         return environment
 
@@ -226,7 +230,8 @@ class Surroundings:
 def _no_target_is_known() -> ConfigError:
     return ConfigError(
         "no target return is known, neither from the task nor from a dataset: pass one, or "
-        "set model.target_return"
+        "set model.target_return",
+        setting="target_return",
     )
 
 

@@ -50,7 +50,12 @@ class TMaze(gym.Env[ndarray, np.int64]):
 
     def __init__(self, length: int = 50, render_mode: str | None = None) -> None:
         if render_mode not in (None, *self.metadata["render_modes"]):
-            raise ConfigError(f"render_mode={render_mode!r}: give None or 'ansi'")
+            raise ConfigError(
+                f"render_mode={render_mode!r}: give None or 'ansi'",
+                setting="render_mode",
+                value=render_mode,
+                choices=(None, "ansi"),
+            )
         self.length = check_integer("length", length, 1)
         self.max_steps = 2 * self.length + _SPARE_STEPS
         self.render_mode = render_mode

@@ -95,7 +95,9 @@ class NatureCNNEncoder(nn.Module):
             raise SpaceError(
                 f"images of shape {space.shape} are too small for encoder='nature_cnn' "
                 f"(at least {_SMALLEST_NATURE_CNN_INPUT} pixels a side): resize them, or use "
-                f"encoder='linear'"
+                f"encoder='linear'",
+                setting="encoder",
+                value="nature_cnn",
             )
         self.convolutions = nn.Sequential(
             nn.Conv2d(shape[0], 32, 8, stride=4),
@@ -131,7 +133,11 @@ class ActionEncoder(nn.Module):
         elif isinstance(space, spaces.Box):
             self.projection = nn.Linear(math.prod(space.shape), hidden_size)
         else:
-            raise SpaceError(f"action space {space} is not supported: use Box or Discrete")
+            raise SpaceError(
+                f"action space {space} is not supported: use Box or Discrete",
+                setting="action_space",
+                value=space,
+            )
 
     def forward(self, actions: Num[Tensor, "B K *act"]) -> Float[Tensor, "B K H"]:
         """Encode actions as the environment takes them."""
@@ -157,7 +163,9 @@ def make_observation_encoder(
         raise SpaceError(
             f"encoder='nature_cnn' needs images (channels, height, width) of bytes, and the "
             f"observations are {space}: use encoder='linear', or policy_kwargs with a features "
-            f"extractor of your own"
+            f"extractor of your own",
+            setting="encoder",
+            value="nature_cnn",
         )
     if kind == "nature_cnn" or (kind == "auto" and looks_like_images):
         return NatureCNNEncoder(space, config.hidden_size)

@@ -34,11 +34,16 @@ def check_policy_kwargs(policy_kwargs: Mapping[str, Any] | None) -> dict[str, An
     if others:
         raise ConfigError(
             f"policy_kwargs has {', '.join(others)}: it takes {_CLASS} and {_KWARGS}; the network "
-            f"and its optimiser have settings of their own, such as hidden_size=256"
+            f"and its optimiser have settings of their own, such as hidden_size=256",
+            setting="policy_kwargs",
+            value=others,
+            choices=(_CLASS, _KWARGS),
         )
     if given and not callable(given.get(_CLASS)):
         raise ConfigError(
-            f"{_CLASS}={given.get(_CLASS)!r}: give a class such as a BaseFeaturesExtractor"
+            f"{_CLASS}={given.get(_CLASS)!r}: give a class such as a BaseFeaturesExtractor",
+            setting=_CLASS,
+            value=given.get(_CLASS),
         )
     return given
 
@@ -73,7 +78,7 @@ def check_extractor(saved: str | None, given: str | None, path: Any) -> None:
             f"was made with the features extractor {saved}: load it with "
             f'policy_kwargs={{"{_CLASS}": {name}, ...}}, as it was made'
         )
-    raise ConfigError(f"{path} {wants}")
+    raise ConfigError(f"{path} {wants}", setting="policy_kwargs", value=given, choices=[saved])
 
 
 class ExtractorEncoder(nn.Module):
@@ -109,7 +114,9 @@ class ExtractorEncoder(nn.Module):
         super().__init__()
         if config.encoder != "auto":
             raise ConfigError(
-                f"encoder={config.encoder!r} and a {_CLASS} are given: leave one of them out"
+                f"encoder={config.encoder!r} and a {_CLASS} are given: leave one of them out",
+                setting="encoder",
+                value=config.encoder,
             )
         is_image = is_image_space(space, normalized_image=False)
         self.channels_last = is_image and not is_image_space_channels_first(space)
@@ -124,7 +131,9 @@ class ExtractorEncoder(nn.Module):
         if not isinstance(self.features_dim, int):
             raise ConfigError(
                 f"{type(self.extractor).__name__} has no features_dim: derive it from "
-                f"stable_baselines3.common.torch_layers.BaseFeaturesExtractor, or set it"
+                f"stable_baselines3.common.torch_layers.BaseFeaturesExtractor, or set it",
+                setting=_CLASS,
+                value=type(self.extractor),
             )
         self.projection = nn.Linear(self.features_dim, config.hidden_size)
 
@@ -141,7 +150,10 @@ class ExtractorEncoder(nn.Module):
         if features.shape != (len(steps), self.features_dim):
             raise SpaceError(
                 f"{type(self.extractor).__name__} made features of shape {tuple(features.shape)} "
-                f"of {len(steps)} observations, and its features_dim is {self.features_dim}"
+                f"of {len(steps)} observations, and its features_dim is {self.features_dim}",
+                setting="features_dim",
+                value=tuple(features.shape),
+                choices=[(len(steps), self.features_dim)],
             )
         encoded: Tensor = self.projection(features)
         return encoded.view(*observations.shape[:2], -1)  # (B, K, H)

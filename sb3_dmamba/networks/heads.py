@@ -37,7 +37,9 @@ class ContinuousHead(nn.Module):
         if not finite:
             raise SpaceError(
                 f"action space {space} has a bound that is not finite or is empty: rescale its "
-                f"actions into finite bounds (gymnasium.wrappers.RescaleAction)"
+                f"actions into finite bounds (gymnasium.wrappers.RescaleAction)",
+                setting="action_space",
+                value=space,
             )
         self.shape = space.shape
         self.projection = nn.Linear(hidden_size, math.prod(space.shape))
@@ -125,4 +127,8 @@ def make_head(space: spaces.Space[Any], hidden_size: int) -> ActionHead:
         return ContinuousHead(space, hidden_size)
     if isinstance(space, spaces.Discrete):
         return DiscreteHead(space, hidden_size)
-    raise SpaceError(f"action space {space} is not supported: use Box or Discrete")
+    raise SpaceError(
+        f"action space {space} is not supported: use Box or Discrete",
+        setting="action_space",
+        value=space,
+    )

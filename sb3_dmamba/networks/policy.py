@@ -93,7 +93,12 @@ class DecisionMambaPolicy(BasePolicy):
         """
         memory = self.memory if memory is None else memory
         if memory not in self._memories:
-            raise ConfigError(f"memory={memory!r}: choose one of {', '.join(self._memories)}")
+            raise ConfigError(
+                f"memory={memory!r}: choose one of {', '.join(self._memories)}",
+                setting="memory",
+                value=memory,
+                choices=self._memories,
+            )
         if memory != self.memory:
             self.config.replace(memory=memory)  # raises where the combination cannot work
         return self._memories[memory].initial_state(n_envs)
@@ -124,7 +129,10 @@ class DecisionMambaPolicy(BasePolicy):
         expected = (len(state), *self.observation_space.shape)
         if observations.shape != expected:
             raise SpaceError(
-                f"observations have shape {observations.shape}, and {expected} was expected"
+                f"observations have shape {observations.shape}, and {expected} was expected",
+                setting="observations",
+                value=observations.shape,
+                choices=[expected],
             )
         check_finite(observations)
         memory = self._memories[state.memory]
@@ -178,7 +186,9 @@ class DecisionMambaPolicy(BasePolicy):
         if not isinstance(state, ActingState) or state.memory not in self._memories:
             raise ConditioningError(
                 f"state is {state!r}, and {n_envs} observations came: pass the state that the last "
-                f"predict returned, or None at the first step"
+                f"predict returned, or None at the first step",
+                setting="state",
+                value=state,
             )
         if state.memory not in self._layouts:
             rows = self.initial_state(0, state.memory).tensors

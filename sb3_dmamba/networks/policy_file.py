@@ -77,14 +77,20 @@ def read_policy(
     try:
         content = Path(path).read_bytes() if isinstance(path, (str, os.PathLike)) else path.read()
     except FileNotFoundError as error:
-        raise ModelFileError(f"there is no policy file at {path}") from error
+        raise ModelFileError(f"there is no policy file at {path}", path=path) from error
     try:
         if not zipfile.is_zipfile(io.BytesIO(content)):
             raise ModelFileError("it is not a zip, or was cut off")
         saved = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
         description = json.loads(saved["data"])
         if description["format"] != _FORMAT:
-            raise ModelFileError(f"the format is {description['format']!r}, not {_FORMAT!r}")
+            raise ModelFileError(
+                f"the format is {description['format']!r}, not {_FORMAT!r}",
+                path=path,
+                setting="format",
+                value=description["format"],
+                choices=[_FORMAT],
+            )
         theirs = description.get("features_extractor")
     except (ModelFileError, *_DAMAGE) as error:
         raise _is_no_policy(path, error) from error
@@ -106,5 +112,6 @@ def _is_no_policy(path: Any, error: Exception) -> ModelFileError:
     return ModelFileError(
         f"{path} is not a policy that policy.save wrote ({type(error).__name__}: "
         f"{str(error).splitlines()[0]}): a model that model.save wrote is read by "
-        f"DecisionMamba.load(path), whose .policy it is"
+        f"DecisionMamba.load(path), whose .policy it is",
+        path=path,
     )

@@ -51,7 +51,8 @@ def read_observation(observation: Any, space: spaces.Box) -> Conditioned:
     ):
         raise ConditioningError(
             "the observation has no return_to_go, and no policy can know how much return is still "
-            f"to come: {_WRAP_IT}"
+            f"to come: {_WRAP_IT}",
+            setting="observation",
         )
     observations = channels_first(np.asarray(observation["observation"]), space)
     single = observations.ndim == len(space.shape)
@@ -62,7 +63,10 @@ def read_observation(observation: Any, space: spaces.Box) -> Conditioned:
         raise SpaceError(
             f"observations have shape {observations.shape}, and {expected} "
             f"was expected: act in the environment that the data is of, ReturnToGo(env, "
-            f"target_return)"
+            f"target_return)",
+            setting="observation",
+            value=observations.shape,
+            choices=[expected],
         )
     return observations, _read_returns(observation["return_to_go"], len(observations)), single
 
@@ -83,7 +87,9 @@ def check_finite(observations: NDArray[Any]) -> None:
     raise SpaceError(
         f"the observation of environment {row} has {value} at {tuple(place)}, which would "
         f"make every later action meaningless: fix the environment's output (np.nan_to_num "
-        f"replaces such values) or end the episode there"
+        f"replaces such values) or end the episode there",
+        setting="observation",
+        value=value,
     )
 
 
@@ -98,14 +104,19 @@ def read_starts(episode_start: Any, n_envs: int) -> NDArray[np.bool_]:
         raise ConditioningError(
             f"episode_start={episode_start} is not an array: write "
             f"predict(observation, state, deterministic={episode_start}) if that was meant, or "
-            f"episode_start=np.full({n_envs}, {episode_start})"
+            f"episode_start=np.full({n_envs}, {episode_start})",
+            setting="episode_start",
+            value=episode_start,
         )
     starts = np.asarray(episode_start, dtype=bool)
     if starts.shape not in ((), (1,), (n_envs,)):
         raise ConditioningError(
             f"episode_start has shape {starts.shape}, and {n_envs} observations came: give one "
             f"flag each, np.ones({n_envs}, dtype=bool) at the first step and what env.step "
-            f"returned as done afterwards"
+            f"returned as done afterwards",
+            setting="episode_start",
+            value=starts.shape,
+            choices=[(), (1,), (n_envs,)],
         )
     return np.broadcast_to(starts, (n_envs,))
 
@@ -134,14 +145,18 @@ def read_state(
         raise ConditioningError(
             f"state holds {len(state)} environments, but {n_envs} observations came: pass the "
             f"state that the last predict returned for these environments (state.take(rows) "
-            f"drops some), or None at the first step"
+            f"drops some), or None at the first step",
+            setting="state",
+            value=len(state),
+            choices=[n_envs],
         )
     found = {name: tuple(tensor.shape[1:]) for name, tensor in state.tensors.items()}
     if found != layout:
         name = next(key for key in {**layout, **found} if found.get(key) != layout.get(key))
         raise ConditioningError(
             f"state is another model's (a row of {name} has shape {found.get(name)}, and this "
-            f"model's {layout.get(name)}): pass None at the first step with this model"
+            f"model's {layout.get(name)}): pass None at the first step with this model",
+            setting="state",
         )
     return state if state.tensors["timestep"].device == device else state.to(device)
 
@@ -153,12 +168,17 @@ def _read_returns(returns_to_go: Any, n_envs: int) -> NDArray[np.float32]:
     returns = returns.reshape(-1)
     if len(returns) != n_envs:
         raise ConditioningError(
-            f"{n_envs} observations came with {len(returns)} returns-to-go: give one each"
+            f"{n_envs} observations came with {len(returns)} returns-to-go: give one each",
+            setting="return_to_go",
+            value=len(returns),
+            choices=[n_envs],
         )
     # math.isfinite is several times faster than NumPy's on the one number of one environment
     if not (math.isfinite(returns[0]) if n_envs == 1 else np.isfinite(returns).all()):
         raise ConditioningError(
             f"return_to_go={returns.tolist()}: give finite numbers, ReturnToGo(env, target_return) "
-            f"counts them"
+            f"counts them",
+            setting="return_to_go",
+            value=returns.tolist(),
         )
     return returns

@@ -80,7 +80,10 @@ class ActingState:
         if len(self) != (len(taken) if taken.dim() else 0) or taken.numel() != chosen.numel():
             raise ConditioningError(
                 f"actions of shape {tuple(taken.shape)} were given for {len(self)} environments "
-                f"whose actions are {tuple(chosen.shape[1:])}: give one action for each"
+                f"whose actions are {tuple(chosen.shape[1:])}: give one action for each",
+                setting="action",
+                value=tuple(taken.shape),
+                choices=[(len(self), *chosen.shape[1:])],
             )
         action = taken.reshape(chosen.shape).to(chosen.device)
         return self._replace({**self.tensors, "action": action})
@@ -100,14 +103,17 @@ class ActingState:
             ConditioningError: There is none, or they are of different memories or policies.
         """
         if not states:
-            raise ConditioningError("there is no state to join: give at least one")
+            raise ConditioningError(
+                "there is no state to join: give at least one", setting="states"
+            )
         first = states[0]
         for state in states[1:]:
             if state._layout() != first._layout():
                 raise ConditioningError(
                     f"a state of memory={first.memory!r} and one of memory={state.memory!r}, or of "
                     f"two models, cannot be joined: join what predict returned with one model and "
-                    f"memory"
+                    f"memory",
+                    setting="states",
                 )
         device = first.tensors["timestep"].device
         moved = [state.to(device) for state in states]

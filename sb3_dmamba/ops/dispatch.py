@@ -135,12 +135,19 @@ def _resolve(name: str, device_type: str) -> str:
         return chosen
     if name not in _BACKENDS:
         known = ", ".join(map(repr, ("auto", *_BACKENDS)))
-        raise BackendError(f"backend={name!r}: no backend has this name, choose one of {known}")
+        raise BackendError(
+            f"backend={name!r}: no backend has this name, choose one of {known}",
+            setting="backend",
+            value=name,
+            choices=("auto", *_BACKENDS),
+        )
     reason = _BACKENDS[name](device_type)
     if reason is not None:
         raise BackendError(
             f"backend={name!r} does not work here: {reason}; or take backend='auto', which "
-            f"DecisionMamba.load takes too"
+            f"DecisionMamba.load takes too",
+            setting="backend",
+            value=name,
         )
     return name
 

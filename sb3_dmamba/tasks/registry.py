@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import re
 
 from sb3_dmamba import atari, memory_tasks
+from sb3_dmamba.checks import did_you_mean, near_names
 from sb3_dmamba.compatibility import is_known_elsewhere
 from sb3_dmamba.d4rl import list_names
 from sb3_dmamba.errors import UnknownTaskError
@@ -64,7 +64,16 @@ def get_task(name: str) -> Task:
         return _gymnasium_task(name)
     if _is_local_minari_id(name) or _NAMESPACED_ID.fullmatch(name):
         return _minari_task(name)
-    raise UnknownTaskError(_explain(name))
+    near = _near_tasks(name)
+    hint = f"{did_you_mean(near)} " if near else ""
+    raise UnknownTaskError(
+        f"no task is called {name!r}: {hint}`dmamba tasks` lists the named ones; a D4RL name "
+        "(hopper-expert-v2), a registered Gymnasium id (Hopper-v5) and a Minari id "
+        "(hopper/medium-v0) work too",
+        setting="task",
+        value=name,
+        choices=near,
+    )
 
 
 def get_reference_scores(env_id: str) -> ReferenceScores | None:
@@ -122,17 +131,7 @@ def _is_local_minari_id(name: str) -> bool:
     return (minari_folder() / name / "data").is_dir()
 
 
-def _explain(name: str) -> str:
-    close = _close_names(name)
-    hint = f"did you mean {', '.join(map(repr, close))}? " if close else ""
-    return (
-        f"no task is called {name!r}: {hint}`dmamba tasks` lists the named ones; a D4RL name "
-        "(hopper-expert-v2), a registered Gymnasium id (Hopper-v5) and a Minari id "
-        "(hopper/medium-v0) work too"
-    )
-
-
-def _close_names(name: str) -> list[str]:
+def _near_tasks(name: str) -> list[str]:
     """Return up to five names like this one: named tasks it begins, then similar spellings."""
     import gymnasium
 
@@ -143,7 +142,5 @@ def _close_names(name: str) -> list[str]:
         key = (spec.namespace, spec.name)
         newest[key] = max(newest.get(key, versioned), versioned)
     candidates = [*tasks, *list_names()] + [env_id for _, env_id in newest.values()]
-    by_lower = {candidate.lower(): candidate for candidate in candidates}
     begun = [task for task in tasks if name and task.startswith(name.lower())][:2]
-    similar = difflib.get_close_matches(name.lower(), by_lower, n=3)
-    return list(dict.fromkeys(begun + [by_lower[match] for match in similar]))
+    return list(dict.fromkeys(begun + near_names(name, candidates, n=3)))

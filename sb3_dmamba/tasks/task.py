@@ -40,7 +40,9 @@ class ReferenceScores:
         if not finite or self.maximum <= self.minimum:
             raise ConfigError(
                 f"reference scores minimum={self.minimum!r}, maximum={self.maximum!r}: "
-                "give two finite numbers, the maximum above the minimum"
+                "give two finite numbers, the maximum above the minimum",
+                setting="reference",
+                value=(self.minimum, self.maximum),
             )
 
 
@@ -128,7 +130,9 @@ class Task:
         if self.env_id is None:
             raise UnknownTaskError(
                 f"task {self.name!r} names no environment: give one with env=, "
-                "or load its dataset, which may name it"
+                "or load its dataset, which may name it",
+                setting="env",
+                value=self.name,
             )
         return make_environment(self.env_id, {**self.env_kwargs, **kwargs})
 
@@ -152,4 +156,7 @@ class Task:
                 values["reference"] = ReferenceScores(**values["reference"])
             return cls(**values)
         except TypeError as error:
-            raise ConfigError(f"these are not a task's fields: {error}") from error
+            raise ConfigError(
+                f"these are not a task's fields: {error}",
+                choices=[field.name for field in dataclasses.fields(cls)],
+            ) from error

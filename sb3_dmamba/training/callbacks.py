@@ -83,7 +83,8 @@ def start_callbacks(model: BaseAlgorithm, callbacks: Sequence[BaseCallback]) -> 
             raise ConditioningError(
                 "an EvalCallback evaluates in an environment that shows no return-to-go: give it "
                 "EvalCallback(ReturnToGo(env, target_return), ...), or use fit(eval_env=env, "
-                "eval_freq=...)"
+                "eval_freq=...)",
+                setting="eval_env",
             )
         check_returns_unscaled(callback.eval_env)
         if model.get_env() is None:
@@ -120,5 +121,6 @@ def explain_missing_environment(model: BaseAlgorithm) -> Iterator[None]:
         raise UnknownTaskError(
             "a callback needs the model's environment, and neither the task nor the dataset names "
             "one: pass env= to DecisionMamba or call model.set_env; instead of ProgressBarCallback "
-            "fit(progress_bar=True) needs none"
+            "fit(progress_bar=True) needs none",
+            setting="env",
         ) from error

@@ -164,12 +164,16 @@ class CarriedState:
             or next_steps.dim() != 2
             or next_steps.shape[1] != 2
         ):
-            raise ModelFileError(f"{_NEXT_STEPS} is not a list of steps: the file was changed")
+            raise ModelFileError(
+                f"{_NEXT_STEPS} is not a list of steps: the file was changed", setting=_NEXT_STEPS
+            )
         expected = model.initial_layers(1)
         names = {f"{PREFIX}layer{i}.{name}" for i, layer in enumerate(expected) for name in layer}
         if names | {_NEXT_STEPS} != tensors.keys():
             wrong = min((names | {_NEXT_STEPS}) ^ tensors.keys())
-            raise ModelFileError(f"the carried state does not fit the model: {wrong}")
+            raise ModelFileError(
+                f"the carried state does not fit the model: {wrong}", setting=wrong
+            )
         layers = []
         for index, layer in enumerate(expected):
             found = {name: tensors[f"{PREFIX}layer{index}.{name}"] for name in layer}
@@ -179,7 +183,10 @@ class CarriedState:
                 if found[name].shape != shape or not alike:
                     raise ModelFileError(
                         f"the carried state {name} of layer {index} is {found[name].dtype} of "
-                        f"shape {tuple(found[name].shape)}, and should have {shape}"
+                        f"shape {tuple(found[name].shape)}, and should have {shape}",
+                        setting=name,
+                        value=tuple(found[name].shape),
+                        choices=[shape],
                     )
             layers.append(found)
         self._layers, self._next_steps, self._held = layers, next_steps, None

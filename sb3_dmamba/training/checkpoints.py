@@ -104,42 +104,52 @@ class ModelFile:
             source = zipped
         if not source.is_file():
             other = "" if source.suffix == ".zip" else f" (nor {zipped})"
-            raise ModelFileError(f"there is no model file at {source}{other}{_models_near(source)}")
+            raise ModelFileError(
+                f"there is no model file at {source}{other}{_models_near(source)}", path=source
+            )
         with source.open("rb") as file:
-            return cls._from_stream(file, str(source))
+            return cls._from_stream(file, str(source), source)
 
     @classmethod
-    def _from_stream(cls, stream: BinaryIO, name: str) -> ModelFile:
+    def _from_stream(cls, stream: BinaryIO, name: str, path: Path | None = None) -> ModelFile:
         try:
             with zipfile.ZipFile(stream) as archive:
-                return cls._from_archive(archive, name)
+                return cls._from_archive(archive, name, path)
         except ModelFileError:
             raise
         except _DAMAGE as error:
             raise ModelFileError(
                 f"{name} is not a whole sb3_dmamba model file ({error}): it was cut off, changed, "
-                f"or written by something else; use another copy or an earlier checkpoint"
+                f"or written by something else; use another copy or an earlier checkpoint",
+                path=path,
             ) from error
 
     @classmethod
-    def _from_archive(cls, archive: zipfile.ZipFile, name: str) -> ModelFile:
+    def _from_archive(cls, archive: zipfile.ZipFile, name: str, path: Path | None) -> ModelFile:
         if _HEADER not in archive.namelist():
             raise ModelFileError(
-                f"{name} has no {_HEADER}, so it is not an sb3_dmamba model file: {_whose(archive)}"
+                f"{name} has no {_HEADER}, so it is not an sb3_dmamba model file: "
+                f"{_whose(archive)}",
+                path=path,
             )
         if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
             raise ModelFileError(
                 f"{name} has compressed members, which no sb3_dmamba model file has (they could "
-                f"grow to any size): use the file as it was saved"
+                f"grow to any size): use the file as it was saved",
+                path=path,
             )
         header = json.loads(archive.read(_HEADER))
         if not isinstance(header, dict):
-            raise ModelFileError(f"{_HEADER} of {name} is not a JSON object")
+            raise ModelFileError(f"{_HEADER} of {name} is not a JSON object", path=path)
         version = header.get("format_version")
         if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
             raise ModelFileError(
                 f"{name} has format version {version!r}, and this sb3_dmamba reads 1 to "
-                f"{FORMAT_VERSION}: upgrade with pip install -U sb3-dmamba"
+                f"{FORMAT_VERSION}: upgrade with pip install -U sb3-dmamba",
+                path=path,
+                setting="format_version",
+                value=version,
+                choices=range(1, FORMAT_VERSION + 1),
             )
         tensors = {
             member.removesuffix(".safetensors"): load_tensors(archive.read(member))
@@ -171,12 +181,17 @@ def optimizer_from_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[st
         index, _, name = key.partition(".")
         is_known = index.isdecimal() and int(index) < len(parameters) and name in _MOMENTS
         if not is_known:
-            raise ModelFileError(f"the optimiser state has an entry {key!r} for no parameter")
+            raise ModelFileError(
+                f"the optimiser state has an entry {key!r} for no parameter", setting=key
+            )
         shape = torch.Size() if name == "step" else parameters[int(index)].shape
         if tensor.shape != shape or not tensor.is_floating_point():
             raise ModelFileError(
                 f"the optimiser state {key!r} is {tensor.dtype} of shape {tuple(tensor.shape)}, "
-                f"and its parameter's {tuple(shape)}"
+                f"and its parameter's {tuple(shape)}",
+                setting=key,
+                value=tuple(tensor.shape),
+                choices=[tuple(shape)],
             )
         state.setdefault(int(index), {})[name] = tensor
     for index_, entries in state.items():

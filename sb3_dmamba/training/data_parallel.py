@@ -147,7 +147,10 @@ def train_together(updater: Updater, processes: Processes) -> Iterator[None]:
     if updater.config.cuda_graph == "on":
         raise BackendError(
             f'cuda_graph="on" is for updates of one process, and {processes.size} processes train '
-            f'here, whose gradients meet between kernels: set cuda_graph="auto"'
+            f'here, whose gradients meet between kernels: set cuda_graph="auto"',
+            setting="cuda_graph",
+            value="on",
+            choices=("auto", "off"),
         )
     rows = processes.rows(updater.config.batch_size)
     updater.carried.select(rows, updater.config.batch_size)

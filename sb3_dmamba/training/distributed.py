@@ -65,10 +65,13 @@ class Processes:
         """
         share, rest = divmod(batch_size, self.size)
         if rest:
-            nearest = " or ".join(str(n * self.size) for n in (share, share + 1) if n)
+            nearest = [n * self.size for n in (share, share + 1) if n]
             raise ConfigError(
                 f"batch_size={batch_size} cannot be split evenly among {self.size} processes: "
-                f"set batch_size={nearest}, or start another number of them"
+                f"set batch_size={' or '.join(map(str, nearest))}, or start another number of them",
+                setting="batch_size",
+                value=batch_size,
+                choices=nearest,
             )
         return slice(self.rank * share, (self.rank + 1) * share)
 
@@ -112,7 +115,10 @@ class Processes:
                     raise DistributedError(
                         f"{name} is {value!r} in process 0 and {theirs[name]!r} in process {rank}: "
                         f"every process must train the same model on the same data; start them "
-                        f"all with one command line"
+                        f"all with one command line",
+                        setting=name,
+                        value=theirs[name],
+                        choices=[value],
                     )
 
     def tell(self, command: int) -> int:
@@ -201,7 +207,9 @@ def local_device(device: torch.device | str) -> torch.device | str:
     if int(local_rank) >= n_gpus:
         raise ConfigError(
             f"process {local_rank} of this machine has no GPU of its own, since there are "
-            f"{n_gpus}: start torchrun with --nproc-per-node={n_gpus}, or train on device='cpu'"
+            f"{n_gpus}: start torchrun with --nproc-per-node={n_gpus}, or train on device='cpu'",
+            setting="device",
+            value=str(device),
         )
     return f"cuda:{local_rank}"
 
@@ -213,7 +221,10 @@ def _check_device(device: torch.device | str) -> None:
         kind = torch.device(device).type
     except RuntimeError as error:
         raise ConfigError(
-            f"device={device!r}: torch knows no such device; give 'auto', 'cpu' or 'cuda'"
+            f"device={device!r}: torch knows no such device; give 'auto', 'cpu' or 'cuda'",
+            setting="device",
+            value=str(device),
+            choices=("auto", "cpu", "cuda"),
         ) from error
     if kind == "cuda" and not torch.cuda.is_available():
         warnings.warn(

@@ -200,7 +200,11 @@ def make_feed(
         if reason is None:
             return ResidentFeed(sampler, device, resident)
         if wanted == "device":
-            raise ConfigError(f'data_device="device": {reason}; use data_device="auto"')
+            raise ConfigError(
+                f'data_device="device": {reason}; use data_device="auto"',
+                setting="data_device",
+                value="device",
+            )
     return PrefetchingFeed(sampler, device) if is_cuda else HostFeed(sampler, device)
 
 

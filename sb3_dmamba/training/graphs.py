@@ -80,7 +80,12 @@ class UpdateGraphs:
         if reason is None:
             return cls(updater)
         if wanted == "on":
-            raise BackendError(f'cuda_graph="on": {reason}; use cuda_graph="auto"')
+            raise BackendError(
+                f'cuda_graph="on": {reason}; use cuda_graph="auto"',
+                setting="cuda_graph",
+                value="on",
+                choices=("auto", "off"),
+            )
         return None
 
     def clear(self) -> None:
@@ -182,7 +187,12 @@ class UpdateGraphs:
     def _give_up(self, reason: str) -> None:
         complaint = f"an update does not run as a graph here ({reason})"
         if self.updater.config.cuda_graph == "on":
-            raise BackendError(f'cuda_graph="on": {complaint}; use cuda_graph="auto" or "off"')
+            raise BackendError(
+                f'cuda_graph="on": {complaint}; use cuda_graph="auto" or "off"',
+                setting="cuda_graph",
+                value="on",
+                choices=("auto", "off"),
+            )
         self._failed = True
         self.clear()
         warn_caller(f'{complaint}: updates are launched one by one; cuda_graph="off" asks for that')

@@ -148,9 +148,10 @@ def _log(model: BaseAlgorithm, recent: list[UpdateMetrics], updates_per_second: 
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise DivergenceError(
                 f"update {model._n_updates - len(recent) + index + 1} had loss {loss} and gradient "
-                f"norm {grad_norm}, and the weights since then are spoilt: go back to a checkpoint "
-                f"from before, and lower learning_rate ({recent[index].learning_rate:g} then) or "
-                f"max_grad_norm, lengthen warmup_updates, or use precision='fp32'"
+                f"norm {grad_norm}, which are not finite: resume from an earlier checkpoint with a "
+                f"lower learning_rate ({recent[index].learning_rate:g} at this update) or "
+                f"max_grad_norm, more warmup_updates, or precision='fp32'",
+                value=(loss, grad_norm),
             )
     logger = model.logger
     logger.record("train/loss", sum(losses) / len(losses))

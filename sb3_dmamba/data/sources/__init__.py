@@ -5,7 +5,6 @@ Rows are tried from the top; nothing is imported before its row matches.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from sb3_dmamba.checks import did_you_mean, near_names
 from sb3_dmamba.d4rl import D4RL_NAME
 from sb3_dmamba.errors import DatasetError
 from sb3_dmamba.memory_tasks import parse_tmaze_name
@@ -98,9 +98,10 @@ def check_options(options: Mapping[str, Any], known: Sequence[str], kind: str) -
     known = [*known, *GENERAL_OPTIONS]
     for name in options:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(known)}"
-            raise DatasetError(f"no option of {kind} is called {name!r}: {hint}")
+            hint = did_you_mean(near_names(name, known)) or f"it takes {', '.join(known)}"
+            raise DatasetError(
+                f"no option of {kind} is called {name!r}: {hint}", setting=name, choices=known
+            )
 
 
 def _is_store_folder(source: object) -> bool:

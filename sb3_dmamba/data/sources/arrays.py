@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -12,6 +11,7 @@ from gymnasium import spaces
 from jaxtyping import Bool
 from numpy import ndarray
 
+from sb3_dmamba.checks import near_names
 from sb3_dmamba.data._checks import check_finite
 from sb3_dmamba.data.mapping import as_array, iterate_rows
 from sb3_dmamba.data.spaces import check_action_space, flat_space, flatten_observation
@@ -127,7 +127,7 @@ def check_keys(source: Mapping[Any, Any]) -> None:
             )
     for key in source:
         if key not in _KEYS:
-            close = difflib.get_close_matches(str(key), _KEYS, n=1, cutoff=0.85)
+            close = near_names(str(key), _KEYS, cutoff=0.85)
             if close:
                 raise DatasetError(
                     f"the dict has {key!r}: rename it to {close[0]!r}, or leave it out"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-
+from sb3_dmamba.checks import did_you_mean, near_names
 from sb3_dmamba.errors import ConfigError
 from sb3_dmamba.experiments.catalogue import (
     atari,
@@ -58,7 +57,11 @@ def get_experiment(name: str) -> Experiment | Measurement:
     everything: list[Experiment | Measurement] = [*list_experiments(), *list_measurements()]
     by_name = {each.name: each for each in everything}
     if name not in by_name:
-        close = difflib.get_close_matches(name, by_name, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(by_name)}"
-        raise ConfigError(f"no experiment is called {name!r}: {hint}")
+        hint = did_you_mean(near_names(name, by_name)) or f"there are {', '.join(by_name)}"
+        raise ConfigError(
+            f"no experiment is called {name!r}: {hint}",
+            setting="experiment",
+            value=name,
+            choices=by_name,
+        )
     return by_name[name]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import os
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
+from sb3_dmamba.checks import near_names
 from sb3_dmamba.compatibility import qualify_id
 from sb3_dmamba.data._checks import CHUNK_BYTES
 from sb3_dmamba.data._paths import describe_missing_path
@@ -258,7 +258,7 @@ def _not_found(dataset_id: str, root: Path) -> str:
         file.parent.parent.relative_to(root).as_posix()
         for file in root.glob(f"**/data/{_METADATA_FILE}")
     )
-    close = difflib.get_close_matches(dataset_id, local, n=3, cutoff=0.5)
+    close = near_names(dataset_id, local, n=3, cutoff=0.5)
     if close:
         there = f"near names there: {', '.join(close)}"
     elif local:
