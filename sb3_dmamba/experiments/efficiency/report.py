@@ -153,7 +153,6 @@ def _compose(settings: Mapping[str, Any], costs: Sequence[Cost]) -> str:
         f"Untrained models in Hopper's shape, {listed}.",
         "## Machine and time",
         f"* {settings['machine']}, device {settings['device']}, {threads}; {versions}",
-from sb3_dmamba.machine import describe_device
     ]
     return "\n\n".join(sections) + "\n"
 
