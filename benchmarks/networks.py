@@ -16,7 +16,7 @@ from benchmarks.request import Request
 from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.data import Trajectories, WindowSampler
 from sb3_dmamba.errors import BackendError
-from sb3_dmamba.experiments.efficiency.gate import (
+from sb3_dmamba.experiments.efficiency import (
     ACTION_SPACE,
     OBSERVATION_SPACE,
     make_inputs,

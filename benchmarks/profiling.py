@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.timing import Run
 from sb3_dmamba.networks import DecisionMambaPolicy
-from sb3_dmamba.networks.dropout import Dropout
+from sb3_dmamba.networks.model import Dropout
 
 __all__ = ["GROUPS", "Profile", "busy_share", "classify", "mark", "profile_updates"]
 

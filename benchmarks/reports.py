@@ -13,8 +13,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from sb3_dmamba.experiments.grid.folder import write_text
 from sb3_dmamba.experiments.report import format_table
+from sb3_dmamba.experiments.runs import write_text
 
 __all__ = ["Column", "Picture", "Report", "Table", "print_report", "write_report"]
 

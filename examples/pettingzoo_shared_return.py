@@ -26,7 +26,8 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from sb3_dmamba import DecisionMamba, Trajectories
+from sb3_dmamba.algorithm import DecisionMamba
+from sb3_dmamba.data.trajectories import Trajectories
 
 N_AGENTS = 2
 N_STEPS = 25

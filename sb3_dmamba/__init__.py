@@ -8,16 +8,16 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from sb3_dmamba import atari, memory_tasks
+from sb3_dmamba import envs, moved
 
 if TYPE_CHECKING:
     from sb3_dmamba.algorithm import DecisionMamba as DecisionMamba
     from sb3_dmamba.config import DecisionMambaConfig as DecisionMambaConfig
     from sb3_dmamba.data import Trajectories as Trajectories
     from sb3_dmamba.data import load_trajectories as load_trajectories
-    from sb3_dmamba.data.collect import collect as collect
+    from sb3_dmamba.data.recording import collect as collect
+    from sb3_dmamba.envs.return_to_go import ReturnToGo as ReturnToGo
     from sb3_dmamba.evaluation import EvaluationReport as EvaluationReport
-    from sb3_dmamba.evaluation import ReturnToGo as ReturnToGo
     from sb3_dmamba.tasks import list_tasks as list_tasks
 
 __version__ = "0.1.0"
@@ -28,7 +28,7 @@ _HOMES = {
     "EvaluationReport": "evaluation",
     "ReturnToGo": "evaluation",
     "Trajectories": "data",
-    "collect": "data.collect",
+    "collect": "data.recording",
     "list_tasks": "tasks",
     "load_trajectories": "data",
 }
@@ -45,9 +45,8 @@ __all__ = [
     "load_trajectories",
 ]
 
-for _environments in (atari, memory_tasks):
-    # gymnasium.make("sb3_dmamba:...") imports us to find the id
-    _environments.register_if_gymnasium_is_loaded()
+moved.install()
+envs.register_if_gymnasium_is_loaded()  # gymnasium.make("sb3_dmamba:...") expects to find the id
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Every setting of a model and its training, with its default: the only home of defaults."""
+"""``DecisionMambaConfig``: every setting of a model and its training, with its default."""
 
 from __future__ import annotations
 
@@ -18,8 +18,6 @@ from sb3_dmamba.checks import (
     near_names,
 )
 from sb3_dmamba.errors import ConfigError
-
-__all__ = ["DecisionMambaConfig", "Memory", "check_setting"]
 
 Memory = Literal["window", "stream"]
 

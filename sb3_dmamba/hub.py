@@ -22,8 +22,8 @@ from stable_baselines3.common.utils import get_system_info
 
 import sb3_dmamba
 from sb3_dmamba.config import DecisionMambaConfig
+from sb3_dmamba.context import Environment, make_factory
 from sb3_dmamba.data import DatasetInfo
-from sb3_dmamba.environments import Environment, make_factory
 from sb3_dmamba.errors import ConfigError, MissingDependencyError
 from sb3_dmamba.evaluation import EvaluationReport, StatefulActor, TargetResult
 

@@ -10,7 +10,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter, Logger
 from torch import Tensor
 
-from sb3_dmamba import DecisionMamba, DecisionMambaConfig
+from sb3_dmamba.algorithm import DecisionMamba
+from sb3_dmamba.config import DecisionMambaConfig
 
 TINY: dict[str, Any] = {
     "hidden_size": 16,

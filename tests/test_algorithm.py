@@ -19,14 +19,12 @@ from stable_baselines3.common.callbacks import CheckpointCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-from sb3_dmamba import (
-    DecisionMamba,
-    DecisionMambaConfig,
-    ReturnToGo,
-    Trajectories,
-    load_trajectories,
-)
+from sb3_dmamba.algorithm import DecisionMamba
+from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.data import WindowSampler
+from sb3_dmamba.data.sources import load_trajectories
+from sb3_dmamba.data.trajectories import Trajectories
+from sb3_dmamba.envs.return_to_go import ReturnToGo
 from sb3_dmamba.errors import (
     ConditioningError,
     ConfigError,
@@ -240,9 +238,7 @@ def test_every_batch_is_a_new_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 
 def test_learn_on_the_tasks_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "sb3_dmamba.algorithm.decision_mamba.load_trajectories", {"toy": DATA}.__getitem__
-    )
+    monkeypatch.setattr("sb3_dmamba.algorithm.load_trajectories", {"toy": DATA}.__getitem__)
     model = tiny_model(Task(name="toy", dataset="toy"))
     assert model.learn(2).num_timesteps == 2
     assert model.dataset.source == DATA.source

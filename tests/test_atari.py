@@ -17,10 +17,12 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecTransposeImage
 
-from sb3_dmamba import DecisionMamba, Trajectories
-from sb3_dmamba.atari import ATARI_ID, MINIMAL_ACTIONS
+from sb3_dmamba.algorithm import DecisionMamba
+from sb3_dmamba.data.trajectories import Trajectories
+from sb3_dmamba.envs import ATARI_ID, MINIMAL_ACTIONS
+from sb3_dmamba.envs.return_to_go import ReturnToGo
 from sb3_dmamba.errors import ConfigError, DatasetError, MissingDependencyError
-from sb3_dmamba.evaluation import ReturnToGo, evaluate_targets
+from sb3_dmamba.evaluation import evaluate_targets
 from sb3_dmamba.tasks import get_task
 
 ale_py = pytest.importorskip("ale_py", reason="ale-py, of the atari extra, is not installed")

@@ -21,7 +21,8 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_dmamba import DecisionMamba, ReturnToGo
+from sb3_dmamba.algorithm import DecisionMamba
+from sb3_dmamba.envs.return_to_go import ReturnToGo
 from sb3_dmamba.errors import ConditioningError, ConfigError, SpaceError, UnknownTaskError
 from sb3_dmamba.tasks import Task
 from tests.models import Recorder, differences, everything_in, tiny_model, use_memory

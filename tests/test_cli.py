@@ -26,12 +26,12 @@ from typer.testing import CliRunner, Result
 
 from sb3_dmamba.algorithm import DecisionMamba
 from sb3_dmamba.cli import app, demo
-from sb3_dmamba.cli.options import MemoryChoice, parse_settings
+from sb3_dmamba.cli.output import MemoryChoice, parse_settings
 from sb3_dmamba.cli.train import describe_changes
 from sb3_dmamba.config import DecisionMambaConfig, Memory
 from sb3_dmamba.errors import ConfigError, DatasetError
 from sb3_dmamba.tasks import get_task, list_tasks
-from sb3_dmamba.training import interrupts
+from sb3_dmamba.training import loop as interrupts
 from sb3_dmamba.training.updater import Updater
 from tests.models import differences, everything_in
 

@@ -18,7 +18,7 @@ from typer.testing import CliRunner, Result
 
 from sb3_dmamba import d4rl
 from sb3_dmamba.cli import app
-from sb3_dmamba.cli.options import parse_options
+from sb3_dmamba.cli.output import parse_options
 from sb3_dmamba.data import load_trajectories
 from sb3_dmamba.tasks import list_tasks
 from tests.serving import serving

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from sb3_dmamba.compatibility import as_gymnasium
-from sb3_dmamba.environments import make_factory, wrap
+from sb3_dmamba.context import make_factory, wrap
+from sb3_dmamba.envs.make import as_gymnasium
 from sb3_dmamba.errors import MissingDependencyError, UnknownTaskError
 from sb3_dmamba.tasks import get_task
 from tests.models import tiny_model
@@ -112,7 +112,7 @@ def test_a_missing_package_names_the_extra(
     name: str, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "sb3_dmamba.compatibility.other_interfaces.find_spec",
+        "sb3_dmamba.envs.make.find_spec",
         lambda name: None if name == package else object(),
     )
     with pytest.raises(MissingDependencyError, match=rf"{package} is.*sb3-dmamba\[shimmy\]"):

@@ -14,11 +14,16 @@ from typer.testing import CliRunner
 
 from sb3_dmamba import doctor
 from sb3_dmamba.cli import app
-from sb3_dmamba.doctor.backends import Backend, check_backends
-from sb3_dmamba.doctor.examination import find_problems
-from sb3_dmamba.doctor.packages import Package, find_packages
-from sb3_dmamba.doctor.places import find_places, why_no_bundled_dataset
-from sb3_dmamba.doctor.speed import measure_speed
+from sb3_dmamba.doctor import (
+    Backend,
+    Package,
+    check_backends,
+    find_packages,
+    find_places,
+    find_problems,
+    measure_speed,
+    why_no_bundled_dataset,
+)
 from sb3_dmamba.errors import DatasetError
 from sb3_dmamba.machine import advise_threads, describe_machine
 from sb3_dmamba.ops import available_backends, explain_backends
@@ -184,7 +189,7 @@ def test_places_of_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_the_bundled_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
     assert why_no_bundled_dataset() is None
-    module = importlib.import_module("sb3_dmamba.doctor.places")
+    module = importlib.import_module("sb3_dmamba.doctor")
 
     def fail(source: Any) -> Any:
         raise DatasetError("it was cut off")
@@ -208,7 +213,7 @@ def test_the_speed_check_measures() -> None:
 
 
 def test_a_training_that_fails_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = importlib.import_module("sb3_dmamba.doctor.examination")
+    module = importlib.import_module("sb3_dmamba.doctor")
     monkeypatch.setattr(module, "why_no_bundled_dataset", lambda: None)
 
     def fail(seconds: float, device: str) -> Any:

@@ -17,7 +17,9 @@ import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 
-from sb3_dmamba import DecisionMamba, collect, load_trajectories
+from sb3_dmamba.algorithm import DecisionMamba
+from sb3_dmamba.data.recording import collect
+from sb3_dmamba.data.sources import load_trajectories
 
 PAGE = (Path(__file__).parents[1] / "docs" / "drop_in.md").read_text(encoding="utf-8")
 SCRIPTS = dict(re.findall(r"```diff (\w+)\n(.*?)```", PAGE, flags=re.DOTALL))

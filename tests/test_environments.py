@@ -15,19 +15,13 @@ from gymnasium.wrappers import TimeLimit, TransformReward
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-from sb3_dmamba import ReturnToGo
-from sb3_dmamba.atari import ATARI_ID
+from sb3_dmamba.context import Surroundings, check_spaces, make_factory, set_target_return, wrap
 from sb3_dmamba.data import DatasetInfo, Trajectories
-from sb3_dmamba.data.transforms import replace
-from sb3_dmamba.environments import (
-    Surroundings,
-    check_spaces,
-    is_conditioned,
-    make_factory,
-    set_target_return,
-    wrap,
-)
+from sb3_dmamba.data.trajectories import replace
+from sb3_dmamba.envs import ATARI_ID
+from sb3_dmamba.envs.return_to_go import ReturnToGo
 from sb3_dmamba.errors import ConfigError, DatasetError, SpaceError, UnknownTaskError
+from sb3_dmamba.spaces import is_conditioned
 from sb3_dmamba.tasks import ReferenceScores, Task, get_task
 from tests.models import tiny_model
 from tests.toys import ChoiceEnv, choice_trajectories, random_trajectories

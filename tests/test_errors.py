@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from sb3_dmamba import DecisionMamba, errors
-from sb3_dmamba.atari.games import canonical_game
+from sb3_dmamba import errors
+from sb3_dmamba.algorithm import DecisionMamba
 from sb3_dmamba.checks import check_flag, check_integer, check_number, did_you_mean, near_names
-from sb3_dmamba.cli.options import parse_settings
+from sb3_dmamba.cli.output import parse_settings
 from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.d4rl import parse_name
 from sb3_dmamba.data import load_trajectories
-from sb3_dmamba.data.action_bounds import check_actions_known
-from sb3_dmamba.data.spaces import check_action_space
+from sb3_dmamba.envs import canonical_game
+from sb3_dmamba.envs.tmaze import TMaze
 from sb3_dmamba.errors import (
     BackendError,
     ConditioningError,
@@ -31,9 +31,9 @@ from sb3_dmamba.errors import (
     SpaceError,
     UnknownTaskError,
 )
-from sb3_dmamba.memory_tasks.tmaze import TMaze
-from sb3_dmamba.networks.protocol import read_observation, read_starts
+from sb3_dmamba.networks.policy import read_observation, read_starts
 from sb3_dmamba.ops.dispatch import resolve_backend
+from sb3_dmamba.spaces import check_action_space, check_actions_known
 from sb3_dmamba.tasks import get_task
 
 BOX = spaces.Box(-1.0, 1.0, (2,), np.float32)

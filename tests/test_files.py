@@ -20,7 +20,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from stable_baselines3 import PPO
 
-from sb3_dmamba import DecisionMamba, Trajectories
+from sb3_dmamba.algorithm import DecisionMamba
+from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.errors import ConfigError, ModelFileError, SpaceError, UnknownTaskError
 from sb3_dmamba.tasks import ReferenceScores, Task
 from tests.models import Recorder, differences, everything_in, tiny_model

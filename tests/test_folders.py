@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sb3_dmamba.folders import minari_folder
+from sb3_dmamba.paths import minari_folder
 
 
 def test_minaris_folder_is_where_minari_looks(

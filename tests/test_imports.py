@@ -10,49 +10,16 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 import sb3_dmamba
 
 PACKAGE = Path(sb3_dmamba.__file__).parent
 
-# Room -> the rooms it imports directly, as design.md's table has it, plus what these already use
-# (the container of data is known to whatever takes or names one). Nothing points the other way.
-MAY_IMPORT: dict[str, set[str]] = {
-    "errors": set(),
-    "atomic": set(),
-    "folders": set(),
-    "machine": set(),
-    "checks": {"errors"},
-    "config": {"checks", "errors"},
-    "atari": {"checks", "errors"},
-    "d4rl": {"checks", "errors"},
-    "memory_tasks": {"checks", "errors"},
-    "compatibility": {"atari", "memory_tasks", "errors"},
-    "tasks": {
-        *("atari", "checks", "compatibility", "config", "d4rl", "folders", "memory_tasks"),
-        "errors",
-    },
-    "data": {
-        *("atari", "checks", "compatibility", "config", "d4rl", "folders", "memory_tasks"),
-        "errors",
-    },
-    "ops": {"errors"},
-    "networks": {"ops", "config", "data", "errors"},
-    "training": {"networks", "data", "config", "atomic", "errors"},
-    "evaluation": {"networks", "tasks", "data", "config", "checks", "errors"},
-    "environments": {"evaluation", "tasks", "data", "atari", "checks", "compatibility", "errors"},
-    "export": {"training", "networks", "ops", "data", "config", "atomic", "errors"},
-    "files": {"training", "tasks", "data", "config", "networks", "errors"},
-}
-MAY_IMPORT["algorithm"] = set(MAY_IMPORT) - {"ops", "d3rlpy", "machine"}
-MAY_IMPORT["d3rlpy"] = set(MAY_IMPORT)
-MAY_IMPORT["hub"] = {"algorithm", "environments", "evaluation", "data", "config", "errors"}
-MAY_IMPORT["doctor"] = {
-    *("algorithm", "ops", "tasks", "data", "d4rl", "folders", "machine", "config", "errors")
-}
-for _room in ("__init__", "experiments", "cli", "__main__"):  # each may use everything before it
-    MAY_IMPORT[_room] = set(MAY_IMPORT)
+# The packages and modules of sb3_dmamba/, lowest first: each imports earlier ones only.
+ORDER = (
+    *("errors", "checks", "paths", "console", "machine", "moved", "config", "d4rl", "spaces"),
+    *("envs", "tasks", "data", "ops", "networks", "training", "evaluation", "context"),
+    *("model_file", "export", "algorithm", "hub", "doctor", "d3rlpy", "experiments", "cli"),
+)
 
 
 def _imported_modules(path: Path) -> Iterator[str]:
@@ -66,38 +33,49 @@ def _imported_modules(path: Path) -> Iterator[str]:
             yield from (f"{module}.{alias.name}" for alias in node.names)
 
 
-def _rooms_imported(path: Path) -> set[str]:
-    names = (name.split(".") for name in _imported_modules(path))
-    rooms = {parts[1] for parts in names if parts[0] == "sb3_dmamba" and len(parts) > 1}
-    public = rooms & set(sb3_dmamba.__all__) - {"__version__"}
-    return rooms - set(sb3_dmamba.__all__) | ({"__init__"} if public else set())
-
-
-def _room_of(path: Path) -> str:
+def _top(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_rooms_import_only_what_they_may(path: Path) -> None:
-    room = _room_of(path)
-    assert room in MAY_IMPORT, f"{room} is not a room of the design"
-    forbidden = _rooms_imported(path) - MAY_IMPORT[room] - {room}
-    assert not forbidden, f"{room} imports {sorted(forbidden)}"
+def test_imports_follow_the_order() -> None:
+    """The package front and ``__main__`` aside, nothing imports what comes later."""
+    violations = []
+    for path in MODULES:
+        if (top := _top(path)) in ("__init__", "__main__"):
+            continue
+        for name in _imported_modules(path):
+            package, _, rest = name.partition(".")
+            other = rest.partition(".")[0]
+            if package != "sb3_dmamba" or other in (top, "", "__version__"):
+                continue
+            if other not in ORDER or ORDER.index(other) > ORDER.index(top):
+                violations.append(f"{path.relative_to(PACKAGE)} imports {name}")
+    assert not violations
 
 
-def test_the_scan_sees_imports() -> None:
-    assert "tasks" in _rooms_imported(PACKAGE / "cli" / "tasks.py")
-    assert "errors" in _rooms_imported(PACKAGE / "config.py")
+def test_the_order_lists_what_there_is() -> None:
+    assert set(ORDER) == {_top(path) for path in MODULES} - {"__init__", "__main__"}
 
 
-def test_the_directions_have_no_cycle() -> None:
-    order = graphlib.TopologicalSorter(
-        {room: others - {room} for room, others in MAY_IMPORT.items()}
-    )
-    order.prepare()  # raises where there is one
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Imports inside functions and for type checking count as well."""
+    names = {".".join(["sb3_dmamba", *_parts(path)]): path for path in MODULES}
+    graph = {}
+    for name, path in names.items():
+        found = (
+            other if other in names else other.rpartition(".")[0]
+            for other in _imported_modules(path)
+        )
+        graph[name] = {other for other in found if other in names} - {name, "sb3_dmamba"}
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the modules
+
+
+def _parts(path: Path) -> list[str]:
+    parts = list(path.relative_to(PACKAGE).with_suffix("").parts)
+    return parts[:-1] if parts[-1] == "__init__" else parts
 
 
 def _run(code: str) -> str:

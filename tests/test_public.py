@@ -11,17 +11,15 @@ import pytest
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 import sb3_dmamba
-from sb3_dmamba import (
-    DecisionMamba,
-    DecisionMambaConfig,
-    EvaluationReport,
-    ReturnToGo,
-    Trajectories,
-    collect,
-    errors,
-    list_tasks,
-    load_trajectories,
-)
+from sb3_dmamba import errors
+from sb3_dmamba.algorithm import DecisionMamba
+from sb3_dmamba.config import DecisionMambaConfig
+from sb3_dmamba.data.recording import collect
+from sb3_dmamba.data.sources import load_trajectories
+from sb3_dmamba.data.trajectories import Trajectories
+from sb3_dmamba.envs.return_to_go import ReturnToGo
+from sb3_dmamba.evaluation.report import EvaluationReport
+from sb3_dmamba.tasks import list_tasks
 
 NAMES = [
     "DecisionMamba",

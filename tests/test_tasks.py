@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Discrete
 
-from sb3_dmamba.atari import ATARI_ID
 from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.d4rl import list_names
 from sb3_dmamba.data import load_trajectories
+from sb3_dmamba.envs import ATARI_ID
 from sb3_dmamba.errors import ConfigError, UnknownTaskError
 from sb3_dmamba.tasks import ReferenceScores, Task, get_reference_scores, get_task, list_tasks
 

@@ -21,8 +21,8 @@ from benchmarks.pictures import draw_bars
 from benchmarks.reports import Column, Picture, Report, Table
 from benchmarks.request import Request
 from sb3_dmamba.data import Trajectories, WindowBatch, WindowSampler, load_trajectories
-from sb3_dmamba.experiments.efficiency.gate import OBSERVATION_SPACE
-from sb3_dmamba.training.feeds import ResidentFeed
+from sb3_dmamba.experiments.efficiency import OBSERVATION_SPACE
+from sb3_dmamba.training.batches import ResidentFeed
 
 __all__ = ["measure"]
 

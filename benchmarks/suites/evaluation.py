@@ -19,7 +19,7 @@ from benchmarks.request import Request
 from benchmarks.suites.predict import make_peer_actor
 from sb3_dmamba.config import Memory
 from sb3_dmamba.evaluation import evaluate_targets
-from sb3_dmamba.experiments.efficiency.gate import make_policy
+from sb3_dmamba.experiments.efficiency import make_policy
 
 __all__ = ["measure"]
 

@@ -23,7 +23,7 @@ from benchmarks.peers import make_buffer, require_d3rlpy
 from benchmarks.reports import Column, Report, Table
 from benchmarks.request import Request
 from sb3_dmamba.data import Trajectories, WindowSampler, load_trajectories
-from sb3_dmamba.data.sources.dqn_replay.files import MEMBERS, find_checkpoints
+from sb3_dmamba.data.sources.dopamine import MEMBERS, find_checkpoints
 from sb3_dmamba.errors import ConfigError
 
 __all__ = ["measure"]

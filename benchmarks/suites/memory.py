@@ -106,7 +106,7 @@ def write(folder: Path, n_episodes: int) -> None:
 
 def train(folder: Path, n_updates: int, n_batches: int) -> None:
     """Fit the default network to the store, and draw more batches than that."""
-    from sb3_dmamba import DecisionMamba
+    from sb3_dmamba.algorithm import DecisionMamba
     from sb3_dmamba.data import WindowSampler, load_trajectories
 
     meter = Meter()
@@ -126,7 +126,7 @@ def train(folder: Path, n_updates: int, n_batches: int) -> None:
 
 def train_in_memory(n_updates: int) -> None:
     """Fit the default network to 20 episodes in memory."""
-    from sb3_dmamba import DecisionMamba
+    from sb3_dmamba.algorithm import DecisionMamba
     from sb3_dmamba.data import Trajectories
 
     meter = Meter()

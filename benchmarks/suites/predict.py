@@ -25,7 +25,7 @@ from benchmarks.request import Request
 from sb3_dmamba.config import Memory
 from sb3_dmamba.errors import ConfigError
 from sb3_dmamba.evaluation import StatefulActor
-from sb3_dmamba.experiments.efficiency.gate import ACTION_SPACE, OBSERVATION_SPACE, make_policy
+from sb3_dmamba.experiments.efficiency import ACTION_SPACE, OBSERVATION_SPACE, make_policy
 from sb3_dmamba.networks import DecisionMambaPolicy
 
 __all__ = ["check_actor", "make_actor", "make_peer_actor", "measure"]

@@ -17,8 +17,7 @@ from benchmarks.request import Request
 from benchmarks.suites.predict import check_actor, make_actor
 from benchmarks.trends import describe_crossover, fit_exponent
 from sb3_dmamba.data import WindowSampler
-from sb3_dmamba.experiments.efficiency.gate import OBSERVATION_SPACE, make_policy
-from sb3_dmamba.experiments.efficiency.timing import count_kept
+from sb3_dmamba.experiments.efficiency import OBSERVATION_SPACE, count_kept, make_policy
 
 __all__ = ["measure"]
 

@@ -1,27 +1,48 @@
-"""The application: its commands, its help, its version.
-
-Importing it loads neither torch nor any room that does: ``dmamba --help`` answers at once.
-"""
+"""The ``dmamba`` application: commands, help and version."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import re
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
-from sb3_dmamba.cli.bench import bench
-from sb3_dmamba.cli.card import card
 from sb3_dmamba.cli.data import data_app
 from sb3_dmamba.cli.demo import demo
-from sb3_dmamba.cli.doctor import doctor
-from sb3_dmamba.cli.evaluate import evaluate
-from sb3_dmamba.cli.experiment import experiment
-from sb3_dmamba.cli.export import export
-from sb3_dmamba.cli.many_values import ManyValuesCommand
-from sb3_dmamba.cli.tasks import tasks
+from sb3_dmamba.cli.evaluate import card, evaluate, export
+from sb3_dmamba.cli.experiment import bench, experiment
+from sb3_dmamba.cli.info import doctor, tasks
 from sb3_dmamba.cli.train import train
 
-__all__ = ["app", "main"]
+_NUMBER = re.compile(r"-?[\d.]+(e[+-]?\d+)?")
+
+
+class ManyValuesCommand(TyperCommand):
+    """Lets an option that may be repeated take several values at once: ``--seeds 0 1 2``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Repeat the option before each further value, then parse."""
+        many = {
+            name
+            for parameter in self.params
+            if getattr(parameter, "multiple", False)
+            for name in parameter.opts
+        }
+        spread: list[str] = []
+        option: str | None = None  # whose values come next
+        for argument in args:
+            is_value = not argument.startswith("-") or _NUMBER.fullmatch(argument) is not None
+            if not is_value:
+                option = argument if argument in many else None
+                spread.append(argument)
+            elif option is not None and spread[-1] != option:
+                spread += [option, argument]
+            else:
+                spread.append(argument)
+        rest: list[str] = super().parse_args(ctx, spread)
+        return rest
+
 
 _EXAMPLES = """[bold]Examples[/bold]
 

@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sb3_dmamba.cli.options import SOURCES_HELP, OptionOption, OverwriteOption, parse_options
 from sb3_dmamba.cli.output import (
+    SOURCES_HELP,
     DebugOption,
     JsonOption,
+    OptionOption,
     Output,
+    OverwriteOption,
     command_output,
     import_quietly,
+    parse_options,
     print_files,
 )
 from sb3_dmamba.errors import DatasetError
@@ -88,7 +91,7 @@ def convert(
     options = parse_options(option)
     with command_output(as_json, debug) as out:
         import_quietly("sb3_dmamba.data")
-        from sb3_dmamba.data.conversion import convert_trajectories
+        from sb3_dmamba.data.sources import convert_trajectories
 
         for name in {"overwrite", "progress_bar"} & set(options):
             raise DatasetError(

@@ -1,41 +1,41 @@
-"""``dmamba experiment``: the paper's questions, run, resumed and reported."""
+"""``dmamba experiment`` and ``dmamba bench``."""
 
 from __future__ import annotations
 
 import shlex
 import sys
 from collections.abc import Iterable
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sb3_dmamba.cli.options import (
+from sb3_dmamba.cli.output import (
+    EXIT_ERROR,
+    DebugOption,
     DeviceOption,
+    JsonOption,
     MaxStepsOption,
     MemoryChoice,
     OptionOption,
-    SettingOption,
-    parse_options,
-    read_settings,
-)
-from sb3_dmamba.cli.output import (
-    DebugOption,
-    JsonOption,
     Output,
+    SettingOption,
     check_device,
     command_output,
     import_quietly,
+    parse_options,
     print_files,
+    read_settings,
 )
-from sb3_dmamba.errors import ConfigError
+from sb3_dmamba.errors import CheckoutError, ConfigError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from sb3_dmamba.experiments.measuring import Measurement
+    from sb3_dmamba.experiments.catalogue import Measurement
 
-__all__ = ["experiment"]
 
 _NAMES = 4
 
@@ -177,10 +177,9 @@ def _run(
     slurm: Path | None,
 ) -> None:
     room = import_quietly("sb3_dmamba.experiments.run")
-    from sb3_dmamba.experiments.catalogue import get_experiment
-    from sb3_dmamba.experiments.grid import Engine
-    from sb3_dmamba.experiments.measuring import Measurement
-    from sb3_dmamba.experiments.planning import Request
+    from sb3_dmamba.experiments.catalogue import Measurement, get_experiment
+    from sb3_dmamba.experiments.engines import Engine
+    from sb3_dmamba.experiments.plan import Request
 
     chosen = get_experiment(name)
     if isinstance(chosen, Measurement):
@@ -234,7 +233,7 @@ def _measure(
     request: dict[str, Any],
     engine: dict[str, Any],
 ) -> None:
-    from sb3_dmamba.experiments.measuring import MeasurementRequest
+    from sb3_dmamba.experiments.catalogue import MeasurementRequest
 
     for field, option in _OF_TRAININGS.items():
         if request[field] not in (None, (), {}):
@@ -308,3 +307,102 @@ def _table(experiments: list[Any]) -> Table:
     for each in experiments:
         table.add_row(each.name, _shorten(each.variants), _shorten(getattr(each, "tasks", ["-"])))
     return table
+
+
+def bench(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[SUITE]...",
+            help="update, data, predict, evaluation, scaling, ops, profile; by name alone: memory, "
+            "frames, tune.",
+            show_default="all that need nothing",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Write pages, JSON and pictures there."),
+    ] = None,
+    quick: Annotated[
+        bool,
+        typer.Option("--quick", help="See that it works: toy sizes, figures that mean nothing."),
+    ] = False,
+    device: DeviceOption = "auto",
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Threads on the CPU.", show_default="torch's"),
+    ] = None,
+    rounds: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Turns of each contender.", show_default="the suite's"
+        ),
+    ] = None,
+    updates: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Updates whose time is projected.")
+    ] = 100_000,
+    replay: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="A recorded DQN replay of Breakout, for frames."),
+    ] = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Time this package beside its peers, and print what agrees with its reference."""
+    with command_output(as_json, debug) as printed:
+        _find_suites()
+        import torch
+
+        device = check_device(device)
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        import_quietly("sb3_dmamba.algorithm")  # what it imports prints a notice
+        request = import_module("benchmarks.request").Request(
+            device=device,
+            threads=threads or torch.get_num_threads(),
+            rounds=rounds,
+            quick=quick,
+            updates=updates,
+            replay=replay,
+            command=_bench_reproduce(names or []),
+        )
+        running = import_module("benchmarks.running")
+        documents = running.run(names or (), request, output, printed.console)
+        printed.emit(documents)
+    if any(document["failures"] for document in documents):
+        raise typer.Exit(EXIT_ERROR)
+
+
+def _find_suites() -> ModuleType:
+    """Import the checkout's ``benchmarks``, and no other package of that name.
+
+    Raises:
+        CheckoutError: This is an installed package, which has none.
+    """
+    root = Path(__file__).resolve().parents[2]
+    if not (root / "benchmarks" / "suites" / "__init__.py").is_file():
+        raise CheckoutError(
+            "the benchmarks are in the repository and not in the installed package: clone it, and "
+            "there run pip install -e '.[dev]' and dmamba bench"
+        )
+    if str(root) not in sys.path:
+        sys.path.insert(0, str(root))
+    package = import_module("benchmarks")
+    if Path(str(package.__file__)).resolve().parent != root / "benchmarks":
+        raise CheckoutError(
+            f"another package called benchmarks is in the way, {package.__file__}: run dmamba "
+            f"bench from {root}"
+        )
+    return package
+
+
+def _bench_reproduce(names: list[str]) -> str:
+    """Return the command without the suites' names and what does not change its results."""
+    kept: list[str] = []
+    arguments = iter(sys.argv[sys.argv.index("bench") + 1 :] if "bench" in sys.argv else [])
+    for argument in arguments:
+        if argument == "--output":
+            next(arguments, None)
+        elif argument not in (*names, "--json", "--debug") and not argument.startswith("--output="):
+            kept.append(argument)
+    return shlex.join(["dmamba", "bench", *kept])

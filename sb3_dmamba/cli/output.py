@@ -1,4 +1,4 @@
-"""What a command prints and where: tables or one JSON document, clean errors, exit codes."""
+"""Output, options and exit codes shared by the commands."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ import contextlib
 import io
 import json
 import sys
-from collections.abc import Iterable, Iterator
+import types
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import IO, TYPE_CHECKING, Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
+from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.errors import ConfigError, DecisionMambaError, MissingDependencyError
 
 if TYPE_CHECKING:
@@ -23,17 +26,6 @@ if TYPE_CHECKING:
 
     from sb3_dmamba.algorithm import DecisionMamba
 
-__all__ = [
-    "DebugOption",
-    "JsonOption",
-    "Output",
-    "check_device",
-    "command_output",
-    "import_algorithm",
-    "import_quietly",
-    "make_csv_logger",
-    "print_files",
-]
 
 EXIT_ERROR = 1  # 2 is a usage error, Typer's own
 EXIT_INTERRUPTED = 130
@@ -175,3 +167,193 @@ def print_files(output: Output, paths: Iterable[Path]) -> None:
     """Say which files were written, one a line that can be copied."""
     for path in paths:
         output.console.print(f"wrote {path}", soft_wrap=True, highlight=False)
+
+
+class MemoryChoice(str, Enum):
+    """``config.Memory`` for the command line."""
+
+    window = "window"
+    stream = "stream"
+
+
+ModelArgument = Annotated[Path, typer.Argument(help="A model file that train or demo wrote.")]
+EpisodesOption = Annotated[int, typer.Option(min=1, metavar="N", help="Episodes of each target.")]
+MemoryOption = Annotated[
+    MemoryChoice | None,
+    typer.Option(
+        help="Re-encode the last steps (window) or carry the state (stream).",
+        show_default="the model's",
+    ),
+]
+EnvOption = Annotated[
+    str | None,
+    typer.Option(help="Gymnasium id or task to act in.", metavar="ID", show_default="the model's"),
+]
+MaxStepsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--max-steps",
+        min=1,
+        metavar="N",
+        help="Cut episodes after so many steps.",
+        show_default="the environment's",
+    ),
+]
+DeviceOption = Annotated[
+    str, typer.Option(metavar="NAME", help="Where to compute: auto, cpu, cuda.")
+]
+BackendOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Implementation of the operations, where the model's does not work here: auto, cpu, "
+        "triton, ...",
+        show_default="the model's",
+    ),
+]
+OverwriteOption = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite", help="Replace what an earlier run wrote there.", rich_help_panel="Output"
+    ),
+]
+SettingOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="FIELD=VALUE",
+        help="A field of DecisionMambaConfig, such as hidden_size=256; repeat it for several.",
+        show_default="the task's recipe",
+    ),
+]
+
+SOURCES_HELP = (
+    "A D4RL name or HDF5 file, a Decision Transformer pickle, a Minari id or folder, a DQN-replay "
+    "folder, a store."
+)
+
+OptionOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--option",
+        metavar="NAME=VALUE",
+        help="An option of load_trajectories, such as top_fraction=0.1 or medium_expert=paper; "
+        "repeat it for several.",
+        show_default=False,
+    ),
+]
+
+_BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+
+
+def backend_settings(backend: str | None) -> dict[str, Any]:
+    """Return what ``DecisionMamba.load`` is to change for a :data:`BackendOption`."""
+    return {} if backend is None else {"backend": backend}
+
+
+def parse_options(texts: list[str] | None) -> dict[str, Any]:
+    """Read ``NAME=VALUE`` options: values are JSON, and text where they are no JSON.
+
+    Raises:
+        typer.BadParameter: A text has no ``=`` or no name, or a name is given twice.
+    """
+    options: dict[str, Any] = {}
+    for text in texts or ():
+        name, separator, value = text.partition("=")
+        name = name.strip().replace("-", "_")
+        if not separator or not name.isidentifier():
+            raise typer.BadParameter(f"{text!r} is not a NAME=VALUE", param_hint="--option")
+        if name in options:
+            raise typer.BadParameter(f"{name} is given twice", param_hint="--option")
+        try:
+            options[name] = json.loads(value)
+        except ValueError:
+            options[name] = value
+    return options
+
+
+def read_settings(texts: list[str] | None) -> dict[str, Any]:
+    """Read what :data:`SettingOption` was given, beside which there is ``--updates``.
+
+    Raises:
+        ConfigError: A text cannot be read, a field is given twice, or it is ``n_updates``.
+    """
+    settings = parse_settings(texts or [])
+    if "n_updates" in settings:
+        raise ConfigError(
+            f"--set n_updates={settings['n_updates']}: say it with --updates",
+            setting="n_updates",
+            value=settings["n_updates"],
+        )
+    return settings
+
+
+def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
+    """Read ``--set field=value`` texts into overrides for ``DecisionMambaConfig``.
+
+    Args:
+        settings: One text a field; ``none`` is None, two numbers are given as ``0.9,0.95``.
+
+    Returns:
+        Field names to values of the fields' types; ranges are the config's to check.
+
+    Raises:
+        ConfigError: A text is not ``field=value``, names no field (suggests the nearest) or one
+            that another text names too, or its value does not read as the field's type.
+    """
+    hints = get_type_hints(DecisionMambaConfig)
+    values: dict[str, Any] = {}
+    given: dict[str, str] = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        name = name.strip()
+        if not equals:
+            raise ConfigError(
+                f"--set {setting!r}: write field=value, such as hidden_size=256",
+                setting="--set",
+                value=setting,
+            )
+        if name not in hints:
+            DecisionMambaConfig().replace(**{name: text})  # raises, with the nearest name
+        if name in given:
+            raise ConfigError(
+                f"--set {name} is given twice ({given[name]} and {text.strip()}): keep one of them"
+            )
+        given[name] = text.strip()
+        try:
+            values[name] = _parse(text.strip(), hints[name])
+        except ValueError:
+            raise ConfigError(
+                f"--set {setting!r}: give {_describe(hints[name])}",
+                setting=name,
+                value=text.strip(),
+            ) from None
+    return values
+
+
+def _parse(text: str, hint: Any) -> Any:
+    if get_origin(hint) is types.UnionType:  # every union here is "int | None"
+        return None if text.lower() == "none" else _parse(text, get_args(hint)[0])
+    if get_origin(hint) is tuple:
+        first, second = text.strip("()[] ").split(",")
+        return float(first), float(second)
+    if hint is bool:
+        if text.lower() not in _BOOLEANS:
+            raise ValueError(text)
+        return _BOOLEANS[text.lower()]
+    if hint is int:
+        return int(text.replace("_", ""))
+    if hint is float:
+        return float(text)
+    return text
+
+
+def _describe(hint: Any) -> str:
+    if get_origin(hint) is types.UnionType:
+        return f"{_describe(get_args(hint)[0])}, or none"
+    if get_origin(hint) is tuple:
+        return "two numbers, such as 0.9,0.95"
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(get_args(hint))
+    names = {bool: "true or false", int: "a whole number", float: "a number"}
+    return names.get(hint, "a text")

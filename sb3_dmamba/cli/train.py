@@ -13,28 +13,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sb3_dmamba.cli.options import (
+from sb3_dmamba.cli.output import (
     SOURCES_HELP,
+    DebugOption,
     DeviceOption,
+    JsonOption,
     OptionOption,
+    Output,
     OverwriteOption,
     SettingOption,
-    parse_options,
-    read_settings,
-)
-from sb3_dmamba.cli.output import (
-    DebugOption,
-    JsonOption,
-    Output,
     check_device,
     command_output,
     import_algorithm,
     make_csv_logger,
+    parse_options,
     print_files,
+    read_settings,
 )
 from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.errors import ConfigError, DatasetError
-from sb3_dmamba.training.interrupts import UpdateInterrupted
 
 if TYPE_CHECKING:
     from stable_baselines3.common.callbacks import BaseCallback
@@ -238,6 +235,8 @@ def _fit(plan: _Plan, model: DecisionMamba, trajectories: Trajectories) -> None:
 def _train(
     plan: _Plan, model: DecisionMamba, trajectories: Trajectories, n_processes: int, out: Output
 ) -> None:
+    from sb3_dmamba.training.loop import UpdateInterrupted
+
     out.console.print(trajectories.summary())
     together = f", {n_processes} processes" if n_processes > 1 else ""
     out.console.print(f"seed {model.seed}, device {model.device}{together}", highlight=False)
@@ -354,7 +353,7 @@ def _keep(plan: _Plan, model: DecisionMamba, first: int) -> None:
     Raises:
         OSError: It cannot be written.
     """
-    from sb3_dmamba.training.interrupts import Interrupts
+    from sb3_dmamba.training.loop import Interrupts
 
     done, total = model.num_timesteps, model._total_timesteps
     if done == first:

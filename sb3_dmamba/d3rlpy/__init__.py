@@ -12,16 +12,15 @@ except ModuleNotFoundError as error:
 
     raise MissingDependencyError("d3rlpy", "use sb3_dmamba.d3rlpy", "d3rlpy") from error
 
-from sb3_dmamba.d3rlpy.algos import (
-    DecisionMamba,
-    DecisionMambaConfig,
-    DiscreteDecisionMamba,
-    DiscreteDecisionMambaConfig,
+from sb3_dmamba.d3rlpy.algo import DecisionMamba, DiscreteDecisionMamba
+from sb3_dmamba.d3rlpy.config import DecisionMambaConfig, DiscreteDecisionMambaConfig
+from sb3_dmamba.d3rlpy.convert import from_sb3, to_sb3
+from sb3_dmamba.d3rlpy.dataset import WindowReplayBuffer, as_replay_buffer
+from sb3_dmamba.d3rlpy.factories import (
+    DecisionMambaAdamWFactory,
+    DecisionMambaEncoderFactory,
+    DecisionMambaLRFactory,
 )
-from sb3_dmamba.d3rlpy.crossing import from_sb3, to_sb3
-from sb3_dmamba.d3rlpy.encoders import DecisionMambaEncoderFactory
-from sb3_dmamba.d3rlpy.optimizers import DecisionMambaAdamWFactory, DecisionMambaLRFactory
-from sb3_dmamba.d3rlpy.replay_buffer import WindowReplayBuffer, as_replay_buffer
 from sb3_dmamba.d3rlpy.stateful import StreamTransformerWrapper
 
 __all__ = [

@@ -17,7 +17,7 @@ from sb3_dmamba.config import check_setting
 from sb3_dmamba.errors import ConfigError
 
 if TYPE_CHECKING:
-    from sb3_dmamba.d3rlpy.algos import DecisionMamba, DiscreteDecisionMamba
+    from sb3_dmamba.d3rlpy.algo import DecisionMamba, DiscreteDecisionMamba
 
 __all__ = [
     "CORE_NAMES",
@@ -147,7 +147,7 @@ class DecisionMambaConfig(SequenceModelFields, TransformerConfig):
                 a torch device.
             enable_ddp: Whether to train data-parallel, in a process group that exists.
         """
-        from sb3_dmamba.d3rlpy.algos import DecisionMamba
+        from sb3_dmamba.d3rlpy.algo import DecisionMamba
 
         return DecisionMamba(self, device, enable_ddp)
 
@@ -199,7 +199,7 @@ class DiscreteDecisionMambaConfig(SequenceModelFields, TransformerConfig):
 
     def create(self, device: Any = False, enable_ddp: bool = False) -> DiscreteDecisionMamba:
         """Return the algorithm; see :meth:`DecisionMambaConfig.create`."""
-        from sb3_dmamba.d3rlpy.algos import DiscreteDecisionMamba
+        from sb3_dmamba.d3rlpy.algo import DiscreteDecisionMamba
 
         return DiscreteDecisionMamba(self, device, enable_ddp)
 

@@ -1,22 +1,33 @@
-"""Saving so that d3rlpy alone can load: opening the file imports this package."""
+"""d3rlpy files: learnables, and policies exported as TorchScript or ONNX."""
 
 from __future__ import annotations
 
+import copy
+import functools
 import io
 import os
 import pickle
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from d3rlpy import __version__ as d3rlpy_version
+from d3rlpy.algos.transformer.inputs import TorchTransformerInput
 from d3rlpy.base import LearnableConfigWithShape
+from d3rlpy.constants import ActionSpace
+from d3rlpy.dataset import is_tuple_shape
+from torch import Tensor, nn
 
-from sb3_dmamba.atomic import write_atomically
+from sb3_dmamba.d3rlpy.network import find_real_steps, set_backend, to_windows
+from sb3_dmamba.errors import ConfigError
+from sb3_dmamba.export.onnx import trace_to_onnx
+from sb3_dmamba.ops.selective_scan.traceable import recurrence_as
+from sb3_dmamba.paths import write_atomically
 
 if TYPE_CHECKING:
-    from sb3_dmamba.d3rlpy.algos import SequenceAlgoBase
-
-__all__ = ["plain_text", "save_learnable"]
+    from sb3_dmamba.d3rlpy.algo import SequenceAlgoBase
 
 
 class _ImportingText(str):
@@ -60,3 +71,122 @@ def save_learnable(algo: SequenceAlgoBase, path: str | os.PathLike[str]) -> None
         "version": d3rlpy_version,
     }
     write_atomically(Path(path), pickle.dumps(content))
+
+
+class PolicyGraph(nn.Module):
+    """The greedy policy as a function of the tensors of one window, without a batch axis.
+
+    Args:
+        algo: One of our algorithms, built; the graph has a copy of its weights.
+    """
+
+    def __init__(self, algo: SequenceAlgoBase) -> None:
+        super().__init__()
+        self.model = copy.deepcopy(algo.impl.model).requires_grad_(False)
+        set_backend(self.model, "traceable")  # a trace would take a kernel's results for constants
+        self.algo_scalers = {
+            name: getattr(algo, f"{name}_scaler") for name in ("observation", "action", "reward")
+        }
+        self.is_discrete = algo.get_action_type() == ActionSpace.DISCRETE
+        self.eval()
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Choose the action of the newest step.
+
+        Args:
+            inputs: Observations (K, *obs), of each array of a tuple; actions (K, A) or (K, 1);
+                returns-to-go (K, 1); timesteps (K,), from 1, 0 where there is padding.
+
+        Returns:
+            The action (A,), or its number.
+        """
+        *parts, actions, returns_to_go, timesteps = (each.unsqueeze(0) for each in inputs)
+        observations: Any = parts[0] if len(parts) == 1 else parts
+        observations = self._scale("observation", observations)
+        window = TorchTransformerInput(
+            observations=observations,
+            actions=self._scale("action", actions),
+            rewards=torch.zeros_like(returns_to_go),
+            returns_to_go=self._scale("reward", returns_to_go),
+            timesteps=timesteps,
+            masks=find_real_steps(torch.zeros_like(timesteps), timesteps),
+            length=timesteps.shape[1],
+        )
+        steps = to_windows(window, is_discrete=self.is_discrete)
+        predictions = self.model(
+            steps.observations, steps.actions, steps.returns_to_go, steps.timesteps
+        )
+        newest = steps.padding_mask.sum(dim=1) - 1
+        prediction: Tensor = predictions[0].index_select(0, newest)[0]
+        if self.is_discrete:
+            return prediction.argmax()
+        scaler = self.algo_scalers["action"]
+        return prediction if scaler is None else scaler.reverse_transform(prediction)
+
+    def _scale(self, name: str, values: Any) -> Any:
+        scaler = self.algo_scalers[name]
+        return values if scaler is None else scaler.transform(values)
+
+
+def export_policy(algo: SequenceAlgoBase, path: str | os.PathLike[str]) -> None:
+    """Write the greedy policy; see :meth:`SequenceAlgoBase.save_policy`."""
+    target = Path(path)
+    if target.suffix not in (".pt", ".onnx"):
+        raise ConfigError(f"{os.fspath(path)!r}: give a file name that ends in .pt or .onnx")
+    example = _make_example(algo)
+    graph = PolicyGraph(algo)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch, about TorchScript
+        graph(*example)  # scalers make their tensors at the first call, and keep them
+        write = _to_onnx if target.suffix == ".onnx" else _to_torchscript
+        content = write(graph, example)
+    write_atomically(target, content)
+
+
+def _to_torchscript(graph: PolicyGraph, example: tuple[Tensor, ...]) -> bytes:
+    buffer = io.BytesIO()
+    with recurrence_as(_scripted_recurrence()):
+        torch.jit.save(torch.jit.trace(graph, example, strict=False, check_trace=False), buffer)
+    return buffer.getvalue()
+
+
+def _run_recurrence(
+    step: Tensor, x: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Run the selective scan's recurrence token by token, in what TorchScript understands."""
+    decay = torch.exp(step.transpose(0, 1).unsqueeze(-1) * A)  # (L, B, D, N)
+    inflow = (step * x).transpose(0, 1).unsqueeze(-1) * B.transpose(0, 1).unsqueeze(2)
+    states = [state]
+    for token in range(x.size(1)):
+        state = torch.addcmul(inflow[token], decay[token], state)
+        states.append(state)
+    y = torch.matmul(torch.stack(states[1:], 1), C.unsqueeze(-1))  # (B, L, D, 1)
+    return y.squeeze(-1), state
+
+
+@functools.cache
+def _scripted_recurrence() -> Callable[..., Any]:
+    """Compile the loop, which a trace would otherwise repeat once a token."""
+    scripted: Callable[..., Any] = torch.jit.script(_run_recurrence)
+    return scripted
+
+
+def _to_onnx(graph: PolicyGraph, example: tuple[Tensor, ...]) -> bytes:
+    observations = [f"observation_{index}" for index in range(len(example) - 3)]
+    inputs = [*observations, "action", "return_to_go", "timestep"]
+    content: bytes = trace_to_onnx(graph, example, inputs, ["output_0"]).SerializeToString()
+    return content
+
+
+def _make_example(algo: SequenceAlgoBase) -> tuple[Tensor, ...]:
+    """Return inputs of a whole window; their values do not matter."""
+    impl, n_steps = algo.impl, algo.config.context_size
+    shape, device = impl.observation_shape, impl.device
+    shapes = list(shape) if is_tuple_shape(shape) else [shape]
+    width = 1 if algo.get_action_type() == ActionSpace.DISCRETE else impl.action_size
+    return (
+        *(torch.zeros(n_steps, *each, device=device) for each in shapes),
+        torch.zeros(n_steps, width, device=device),
+        torch.zeros(n_steps, 1, device=device),
+        torch.arange(1, n_steps + 1, device=device),
+    )

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from sb3_dmamba.d3rlpy.network import pack_observations
 from sb3_dmamba.errors import SpaceError
-from sb3_dmamba.networks.acting import StreamMemory
+from sb3_dmamba.networks.memory import StreamMemory
 
 if TYPE_CHECKING:
     from d3rlpy.algos.transformer.action_samplers import TransformerActionSampler
 
-    from sb3_dmamba.d3rlpy.algos import SequenceAlgoBase
+    from sb3_dmamba.d3rlpy.algo import SequenceAlgoBase
 
 __all__ = ["StreamTransformerWrapper"]
 

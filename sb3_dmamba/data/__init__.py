@@ -1,18 +1,13 @@
 """Recorded episodes: the container, the sources, windows, statistics."""
 
-from sb3_dmamba.data.consecutive import ConsecutiveSampler
-from sb3_dmamba.data.conversion import convert_trajectories
-from sb3_dmamba.data.info import DatasetInfo
+from sb3_dmamba.data.info import DatasetInfo, ObservationStatistics, compute_observation_statistics
 from sb3_dmamba.data.inspection import DatasetReport, inspect_dataset
-from sb3_dmamba.data.joining import join_trajectories
-from sb3_dmamba.data.load import load_trajectories
 from sb3_dmamba.data.returns import compute_returns, compute_returns_to_go
-from sb3_dmamba.data.spaces import check_action_space, flat_space, flatten_observation
-from sb3_dmamba.data.statistics import ObservationStatistics, compute_observation_statistics
-from sb3_dmamba.data.store import TrajectoriesWriter
-from sb3_dmamba.data.summary import Spread, TrajectoriesSummary
-from sb3_dmamba.data.trajectories import Episode, Trajectories
-from sb3_dmamba.data.windows import WindowBatch, WindowSampler
+from sb3_dmamba.data.samplers import ConsecutiveSampler, WindowBatch, WindowSampler
+from sb3_dmamba.data.sources import convert_trajectories, load_trajectories
+from sb3_dmamba.data.store import TrajectoriesWriter, join_trajectories
+from sb3_dmamba.data.trajectories import Episode, Spread, Trajectories, TrajectoriesSummary
+from sb3_dmamba.spaces import check_action_space, flat_space, flatten_observation
 
 __all__ = [
     "ConsecutiveSampler",

@@ -16,9 +16,9 @@ from gymnasium import spaces
 from jaxtyping import Num
 from numpy import ndarray
 
-from sb3_dmamba.data._warn import warn_caller
+from sb3_dmamba.console import warn_caller
 from sb3_dmamba.errors import DatasetError, MissingDependencyError, SpaceError
-from sb3_dmamba.folders import minari_folder
+from sb3_dmamba.paths import minari_folder
 
 if TYPE_CHECKING:
     from gymnasium.envs.registration import EnvSpec

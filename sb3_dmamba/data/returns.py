@@ -9,11 +9,9 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int64, Num
 from numpy import ndarray
 
-from sb3_dmamba.data._checks import check_finite, check_offsets, rows_per_chunk
 from sb3_dmamba.data.mapping import as_array, join_rows
+from sb3_dmamba.data.validation import check_finite, check_offsets, rows_per_chunk
 from sb3_dmamba.errors import DatasetError
-
-__all__ = ["compute_returns", "compute_returns_to_go", "iterate_groups"]
 
 
 def compute_returns_to_go(

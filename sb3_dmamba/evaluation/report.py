@@ -1,11 +1,14 @@
-"""What an evaluation found, and everything needed to compare it with another."""
+"""Evaluation report: achieved returns by target, with table, plot and JSON."""
 
 from __future__ import annotations
 
 import dataclasses
 import io
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,8 +20,12 @@ from rich.table import Table
 from rich.text import Text
 
 from sb3_dmamba.errors import ConfigError
-from sb3_dmamba.evaluation.protocols import ReferenceScore
-from sb3_dmamba.evaluation.results import TargetResult
+from sb3_dmamba.evaluation.actors import ReferenceScore
+from sb3_dmamba.evaluation.statistics import (
+    compute_confidence_interval,
+    compute_normalized_score,
+    compute_standard_error,
+)
 from sb3_dmamba.tasks import ReferenceScores
 
 if TYPE_CHECKING:
@@ -26,7 +33,105 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["EvaluationReport", "ReportDetails"]
+
+@dataclass(frozen=True, eq=False)
+class TargetResult:
+    """The episodes in which one return was asked for.
+
+    Args:
+        target_return: The return asked for, in the environment's units.
+        returns: The returns achieved, undiscounted, an entry an episode (n,) float64.
+        lengths: Steps of each episode (n,) int64.
+        reference: The returns that the normalised scores 0 and 100 stand for, or None.
+
+    Raises:
+        ConfigError: There is no episode, or ``returns`` and ``lengths`` differ in length.
+    """
+
+    target_return: float
+    returns: NDArray[np.float64]
+    lengths: NDArray[np.int64]
+    reference: ReferenceScore | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "returns", np.array(self.returns, dtype=np.float64))
+        object.__setattr__(self, "lengths", np.array(self.lengths, dtype=np.int64))
+        if self.returns.ndim != 1 or not len(self.returns):
+            raise ConfigError(f"returns has shape {self.returns.shape}: give one for each episode")
+        if self.lengths.shape != self.returns.shape:
+            raise ConfigError(
+                f"{len(self.returns)} returns and lengths of shape {self.lengths.shape}: give "
+                "one of each for each episode"
+            )
+
+    @property
+    def n_episodes(self) -> int:
+        """Number of episodes."""
+        return len(self.returns)
+
+    @property
+    def mean(self) -> float:
+        """Mean return achieved."""
+        return float(self.returns.mean())
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of the returns over episodes (n - 1); NaN for one episode."""
+        return float(self.returns.std(ddof=1)) if self.n_episodes > 1 else math.nan
+
+    @property
+    def standard_error(self) -> float:
+        """Standard error of :attr:`mean`; NaN for one episode."""
+        return compute_standard_error(self.returns)
+
+    @cached_property
+    def confidence_interval(self) -> tuple[float, float]:
+        """Bootstrapped 95 % confidence interval of :attr:`mean`; NaN for one episode."""
+        return compute_confidence_interval(self.returns)
+
+    @property
+    def mean_length(self) -> float:
+        """Mean number of steps in an episode."""
+        return float(self.lengths.mean())
+
+    @property
+    def normalized_score(self) -> float | None:
+        """:attr:`mean` on D4RL's scale (0 random, 100 expert); None without a reference."""
+        if self.reference is None:
+            return None
+        limits = self.reference.minimum, self.reference.maximum
+        return float(compute_normalized_score(self.mean, *limits))
+
+    def summary(self) -> dict[str, float | int | None]:
+        """Return every figure of the target by name, as the tables have them; NaN where unknown."""
+        low, high = self.confidence_interval
+        return {
+            "target_return": self.target_return,
+            "mean": self.mean,
+            "std": self.std,
+            "standard_error": self.standard_error,
+            "ci_low": low,
+            "ci_high": high,
+            "normalized_score": self.normalized_score,
+            "mean_length": self.mean_length,
+            "n_episodes": self.n_episodes,
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the summary, the returns and the lengths as JSON-compatible values."""
+        figures = {
+            name: None if isinstance(value, float) and math.isnan(value) else value
+            for name, value in self.summary().items()
+        }
+        return {**figures, "returns": self.returns.tolist(), "lengths": self.lengths.tolist()}
+
+    @classmethod
+    def from_dict(
+        cls, fields: Mapping[str, Any], reference: ReferenceScore | None = None
+    ) -> TargetResult:
+        """Build a result from what :meth:`to_dict` returned; its figures are computed anew."""
+        return cls(fields["target_return"], fields["returns"], fields["lengths"], reference)
+
 
 _FORMAT = 1
 _TEXT_WIDTH = 100
@@ -191,7 +296,6 @@ class EvaluationReport(ReportDetails):
         Returns:
             The figure.
         """
-        from sb3_dmamba.evaluation.plots import plot_report
 
         return plot_report(self, path=path, ax=ax)
 
@@ -295,3 +399,183 @@ def _number(value: float) -> str:
     if abs(value) >= 100 or value == round(value):
         return f"{value:,.0f}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+# Okabe and Ito's palette, told apart by colour-blind readers too
+_ACHIEVED = "#0072B2"
+_DATASET = "#E69F00"
+_IDENTITY = "#555555"
+_LOG_RANGE = 8.0  # targets spread over more than this factor go on a logarithmic axis
+
+
+def plot_report(
+    report: EvaluationReport, path: str | Path | None = None, ax: Axes | None = None
+) -> Figure:
+    """Plot mean returns with their 95 % intervals, and every episode, against the target.
+
+    Args:
+        report: The report.
+        path: Where to save the figure; None does not save it.
+        ax: Axes to draw in; None makes a figure.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ConfigError: The suffix is not a format.
+    """
+    figure: Figure
+    if ax is None:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure as NewFigure
+
+        figure = NewFigure(figsize=(8.0, 5.4), layout="constrained", dpi=150)
+        FigureCanvasAgg(figure)
+        ax = figure.add_subplot()
+    else:
+        figure = ax.get_figure(root=True)  # type: ignore[assignment]
+    low, high = _limit_returns(report, ax)
+    _draw_targets(report, ax)
+    if report.dataset_returns is not None:
+        _draw_dataset(report.dataset_returns, ax, (low, high))
+    ax.set_xlabel("return asked for")
+    ax.set_ylabel("return achieved")
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(axis="y", color="0.92", linewidth=0.8)
+    ax.set_axisbelow(True)
+    ax.set_title(_describe(report), loc="left", fontsize=9, color="0.35")
+    handles, _ = ax.get_legend_handles_labels()
+    ax.legend(
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.13),
+        ncols=min(3, len(handles)),
+        frameon=False,
+        fontsize=9,
+    )
+    if path is not None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            figure.savefig(path)
+        except ValueError as error:  # matplotlib's, of a format that it does not know
+            raise ConfigError(f"{path}: {error}") from error
+    return figure
+
+
+def _limit_returns(report: EvaluationReport, ax: Axes) -> tuple[float, float]:
+    """Choose the axes: all returns show, and targets far above them do not squeeze them."""
+    achieved = np.concatenate([result.returns for result in report.results])
+    seen = achieved if report.dataset_returns is None else np.r_[achieved, report.dataset_returns]
+    targets = _sorted_targets(report)
+    room = 0.06 * (np.ptp(seen) or abs(seen[0]) or 1.0)
+    low, high = seen.min() - room, seen.max() + room
+    near = targets[(targets > low - 5 * room) & (targets < high + 5 * room)]
+    low, high = min([low, *(near - room)]), max([high, *(near + room)])
+    ax.set_ylim(low, high)
+    if high - low > 10.0:
+        ax.yaxis.set_major_formatter("{x:,.0f}")
+        ax.xaxis.set_major_formatter("{x:,.0f}")
+    if targets[0] > 0 and targets[-1] > _LOG_RANGE * targets[0]:
+        ax.set_xscale("log")
+        ax.set_xlim(targets[0] / 1.35, targets[-1] * 1.35)
+        ax.set_xticks(targets, [f"{target:,.0f}" for target in targets])
+        ax.minorticks_off()
+    else:
+        span = (targets[-1] - targets[0]) or high - low
+        ax.set_xlim(targets[0] - 0.12 * span, targets[-1] + 0.12 * span)
+    return low, high
+
+
+def _draw_targets(report: EvaluationReport, ax: Axes) -> None:
+    results = sorted(report.results, key=lambda result: result.target_return)
+    targets = np.array([result.target_return for result in results])
+    means = np.array([result.mean for result in results])
+    bounds = np.array([result.confidence_interval for result in results])
+    bounds = np.where(np.isnan(bounds), means[:, None], bounds)
+    left, right = ax.get_xlim()
+    is_log = ax.get_xscale() == "log"
+    line = np.geomspace(left, right, 200) if is_log else np.array([left, right])
+    ax.plot(line, line, "--", color=_IDENTITY, linewidth=1.2, label="achieved = asked", zorder=2)
+
+    random = np.random.default_rng(0)
+    place = _to_unit(targets, left, right, is_log)
+    width = 0.25 * min([0.08, *np.diff(np.unique(place))])
+    episodes = "single episodes"
+    for at, result in zip(place, results, strict=True):
+        jitter = at + random.uniform(-width, width, result.n_episodes)
+        ax.scatter(
+            _from_unit(jitter, left, right, is_log),
+            result.returns,
+            s=9,
+            color=_ACHIEVED,
+            alpha=max(0.1, min(0.35, 12.0 / result.n_episodes)),
+            linewidths=0,
+            label=episodes,
+            zorder=3,
+        )
+        episodes = "_nolegend_"
+    ax.fill_between(targets, bounds[:, 0], bounds[:, 1], color=_ACHIEVED, alpha=0.15, zorder=3)
+    ax.errorbar(
+        targets,
+        means,
+        yerr=np.abs(bounds - means[:, None]).T,
+        color=_ACHIEVED,
+        marker="o",
+        markersize=6,
+        markeredgecolor="white",
+        linewidth=1.8,
+        capsize=3,
+        label="mean, 95 % interval",
+        zorder=4,
+    )
+
+
+def _draw_dataset(returns: NDArray[np.float64], ax: Axes, limits: tuple[float, float]) -> None:
+    """Draw the dataset's returns beside the axes, on the same scale."""
+    side = ax.inset_axes((1.02, 0.0, 0.17, 1.0), sharey=ax)
+    edges = np.linspace(returns.min(), returns.max(), 41)
+    if edges[0] == edges[-1]:
+        edges = np.linspace(*limits, 41)
+    side.hist(returns, bins=edges.tolist(), orientation="horizontal", color=_DATASET, alpha=0.6)
+    for value, style, name in (
+        (returns.mean(), "-", "dataset's mean"),
+        (returns.max(), ":", "dataset's highest"),
+    ):
+        ax.axhline(value, color=_DATASET, linestyle=style, linewidth=1.4, label=name, zorder=1)
+        side.axhline(value, color=_DATASET, linestyle=style, linewidth=1.4)
+    side.set_ylim(*limits)
+    side.tick_params(labelleft=False, left=False)
+    side.set_xticks([])
+    side.set_xlabel("dataset's\nepisodes", fontsize=9, color="0.35")
+    side.spines[["top", "right", "bottom"]].set_visible(False)
+    side.spines["left"].set_color("0.8")
+
+
+def _to_unit(
+    values: NDArray[np.float64], left: float, right: float, is_log: bool
+) -> NDArray[np.float64]:
+    """Map positions on the axis to 0..1 of its width."""
+    if is_log:
+        return np.asarray(np.log(values / left) / np.log(right / left))
+    return (values - left) / (right - left)
+
+
+def _from_unit(
+    places: NDArray[np.float64], left: float, right: float, is_log: bool
+) -> NDArray[np.float64]:
+    if is_log:
+        return left * (right / left) ** places
+    return left + places * (right - left)
+
+
+def _sorted_targets(report: EvaluationReport) -> NDArray[np.float64]:
+    return np.unique([result.target_return for result in report.results])
+
+
+def _describe(report: EvaluationReport) -> str:
+    first = [report.task or report.env_id, report.mixer]
+    second = [f"memory {report.memory}", f"{report.weights} weights"]
+    if report.n_updates is not None:
+        second.append(f"{report.n_updates:,} updates")
+    n = report.n_episodes
+    second.append(f"{n} episode{'s' if n > 1 else ''} a target")
+    return ", ".join([*filter(None, first), *second])

@@ -1,4 +1,4 @@
-"""All episodes of an evaluation stepped together, as one batch of the policy."""
+"""Roll-outs: all episodes of an evaluation stepped as one batch."""
 
 from __future__ import annotations
 
@@ -13,20 +13,129 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
+from gymnasium.utils import RecordConstructorArgs
 from numpy.typing import NDArray
 
 from sb3_dmamba.checks import check_integer, check_optional_integer
-from sb3_dmamba.data import flat_space, flatten_observation
-from sb3_dmamba.data.spaces import channels_first, observation_dtype
-from sb3_dmamba.errors import ConfigError, EvaluationError
-from sb3_dmamba.evaluation.checks import check_envs
-from sb3_dmamba.evaluation.protocols import ActingPolicy, ReferenceScore
-from sb3_dmamba.evaluation.report import EvaluationReport, ReportDetails
-from sb3_dmamba.evaluation.results import TargetResult
+from sb3_dmamba.envs.return_to_go import conditioning_rewards
+from sb3_dmamba.errors import ConfigError, EvaluationError, SpaceError
+from sb3_dmamba.evaluation.actors import ActingPolicy, ReferenceScore
+from sb3_dmamba.evaluation.report import EvaluationReport, ReportDetails, TargetResult
 from sb3_dmamba.evaluation.workers import Envs, LocalEnvs, WorkerEnvs
-from sb3_dmamba.evaluation.wrappers.base import conditioning_rewards
+from sb3_dmamba.spaces import (
+    channels_first,
+    check_actions_fit,
+    flat_space,
+    flatten_observation,
+    has_channels_last,
+    observation_dtype,
+)
 
-__all__ = ["DEFAULT_MAX_ENVS", "evaluate_targets"]
+
+class SeedEpisodes(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
+    """Start episode k of an environment from the seed ``seed + k``.
+
+    ``model.evaluate`` seeds every episode so. Stable-Baselines3's ``evaluate_policy`` and d3rlpy's
+    evaluators seed none: inside of this wrapper they play the same episodes, and with as many
+    environments return the same numbers::
+
+        env = ReturnToGo(SeedEpisodes(Monitor(gym.make("Hopper-v5")), seed=100), target)
+        evaluate_policy(model, env, n_eval_episodes=10)
+        model.evaluate(target, n_episodes=10, seed=100, n_envs=1)
+
+    A seed given to ``reset`` begins the count anew from it. A reset before the first step, and one
+    that goes on with a game after a lost life, begin no other episode.
+
+    Args:
+        env: The environment.
+        seed: Seed of the first episode.
+
+    Raises:
+        ConfigError: ``seed`` is not a non-negative integer.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], seed: int = 0) -> None:
+        self._next_seed = check_integer("seed", seed, 0)
+        RecordConstructorArgs.__init__(self, seed=self._next_seed)
+        gym.Wrapper.__init__(self, env)
+        self._is_fresh = True
+        self._may_lose_lives = env.has_wrapper_attr("was_real_done")
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Start the next episode from its seed."""
+        if seed is not None:
+            self._next_seed = seed
+        elif self._may_lose_lives and not self.env.get_wrapper_attr("was_real_done"):
+            return self.env.reset(options=options)
+        self._is_fresh = True
+        return self.env.reset(seed=self._next_seed, options=options)
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Step; the first step of an episode makes the next reset another one's."""
+        if self._is_fresh:
+            self._is_fresh = False
+            self._next_seed += 1
+        return self.env.step(action)
+
+
+def split_seeds(seed: int, n_episodes: int, n_envs: int) -> list[int]:
+    """Return the first seed of each environment when ``evaluate_policy`` shares out the episodes.
+
+    Stable-Baselines3 gives environment i of a ``VecEnv`` ``(n_episodes + i) // n_envs`` episodes.
+    With these seeds they are the episodes of ``model.evaluate(target, n_episodes, seed=seed)``,
+    each once, listed in the order in which they end::
+
+        seeds = split_seeds(100, n_episodes=10, n_envs=4)
+        envs = [partial(make_env, seed) for seed in seeds]  # makes a SeedEpisodes(env, seed)
+        evaluate_policy(model, ReturnToGo(DummyVecEnv(envs), target), n_eval_episodes=10)
+
+    Args:
+        seed: Seed of the first episode.
+        n_episodes: Episodes in all.
+        n_envs: Environments.
+
+    Raises:
+        ConfigError: An argument is not an integer, or too small.
+    """
+    seed = check_integer("seed", seed, 0)
+    n_episodes = check_integer("n_episodes", n_episodes, 1)
+    n_envs = check_integer("n_envs", n_envs, 1)
+    counts = (n_episodes + np.arange(n_envs)) // n_envs
+    return [int(first) for first in seed + np.cumsum(counts) - counts]
+
+
+def check_envs(description: dict[str, Any], policy: ActingPolicy, n_envs: int) -> None:
+    """Check that what ``make_env`` made are as many environments, with the policy's spaces.
+
+    Args:
+        description: What :meth:`~sb3_dmamba.evaluation.env_slice.EnvSlice.describe` returned.
+        policy: The policy that is to act in them.
+        n_envs: How many there should be.
+
+    Raises:
+        ConfigError: They are not environments, or one several times.
+        SpaceError: The spaces are not the policy's.
+    """
+    if description["not_an_env"] is not None:
+        raise ConfigError(
+            f"make_env() returned {description['not_an_env']}: it must make a gymnasium.Env"
+        )
+    if description["n_distinct"] != n_envs:
+        raise ConfigError(
+            "make_env() returned one environment twice: it must make a new one at each call, "
+            "as lambda: gymnasium.make(...) does"
+        )
+    shown = flat_space(description["observation_space"])
+    expected = policy.observation_space
+    if shown.shape != expected.shape and not has_channels_last(shown.shape, expected):
+        raise SpaceError(
+            f"the environment's observations have the flat shape {shown.shape} and the policy "
+            f"takes {expected.shape}: evaluate in the environment it learned from"
+        )
+    check_actions_fit(description["action_space"], policy.action_space, "the environment")
+
 
 DEFAULT_MAX_ENVS = 128
 """Environments alive at once at most, unless ``n_envs`` says otherwise."""
@@ -68,7 +177,7 @@ def evaluate_targets(
     ``sb3_dmamba/Atari-v0`` ends episodes with lives, a lost life ends nothing.
 
     Args:
-        policy: The policy; see :class:`~sb3_dmamba.evaluation.protocols.ActingPolicy`.
+        policy: The policy; see :class:`~sb3_dmamba.evaluation.actors.ActingPolicy`.
         make_env: Makes one environment, a new one at each call. Its rewards are what is scored.
         target_returns: The returns to ask for, in the environment's units: one, or several.
         n_episodes: Episodes for each target.

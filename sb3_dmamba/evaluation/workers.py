@@ -1,10 +1,4 @@
-"""Environments in worker processes, each with a slice of them.
-
-Workers are fresh interpreters (nothing is forked: torch has threads), told what to do over their
-stdin. They do not import the caller's ``__main__``, so a script needs no ``if __name__ ==
-"__main__"`` guard; ``make_env`` travels by cloudpickle, so lambdas and closures work. A worker
-whose parent is gone reads the end of its stdin and leaves.
-"""
+"""Environments stepped in this process or in worker processes."""
 
 from __future__ import annotations
 
@@ -24,8 +18,6 @@ from numpy.typing import NDArray
 from sb3_dmamba.errors import EvaluationError
 from sb3_dmamba.evaluation import env_slice
 from sb3_dmamba.evaluation.env_slice import EnvSlice, StepResult
-
-__all__ = ["Envs", "LocalEnvs", "WorkerEnvs"]
 
 _BOOTSTRAP = """
 import importlib.util, pickle, sys

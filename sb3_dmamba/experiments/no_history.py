@@ -19,8 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sb3_dmamba import Trajectories, load_trajectories
 from sb3_dmamba.data import compute_observation_statistics
+from sb3_dmamba.data.sources import load_trajectories
+from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.evaluation import EvaluationReport, evaluate_targets
 
 __all__ = ["Perceptron", "main", "train"]

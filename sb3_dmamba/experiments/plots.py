@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from sb3_dmamba.experiments.statistics import (
-    compute_interquartile_mean,
-    compute_performance_profile,
-)
+from sb3_dmamba.evaluation.statistics import compute_interquartile_mean
+from sb3_dmamba.experiments.statistics import compute_performance_profile
 from sb3_dmamba.experiments.summary import ArmSummary, TaskSummary
 
 if TYPE_CHECKING:

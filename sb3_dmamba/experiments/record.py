@@ -20,9 +20,8 @@ import numpy as np
 
 from sb3_dmamba.errors import ExperimentError
 from sb3_dmamba.evaluation.statistics import compute_interquartile_mean
-from sb3_dmamba.experiments.grid import CellResult, Evaluation
-from sb3_dmamba.experiments.grid.folder import write_json, write_text
-from sb3_dmamba.experiments.planning import Plan, PlannedCell, PlannedTask
+from sb3_dmamba.experiments.plan import Plan, PlannedCell, PlannedTask
+from sb3_dmamba.experiments.runs import CellResult, Evaluation, write_json, write_text
 
 __all__ = [
     "EVALUATION_COLUMNS",

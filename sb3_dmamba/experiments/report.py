@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from sb3_dmamba.evaluation.statistics import Estimate, estimate
 from sb3_dmamba.experiments.catalogue import list_measurements
-from sb3_dmamba.experiments.grid.folder import write_text
-from sb3_dmamba.experiments.planning import Plan
+from sb3_dmamba.experiments.plan import Plan
 from sb3_dmamba.experiments.plots import plot_achieved, plot_learning, plot_profile
 from sb3_dmamba.experiments.record import Record, read_settings
+from sb3_dmamba.experiments.runs import write_text
 from sb3_dmamba.experiments.summary import ArmSummary, ExperimentSummary, TaskSummary, summarize
 
 __all__ = [

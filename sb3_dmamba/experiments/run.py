@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sb3_dmamba.experiments.catalogue import Experiment
-from sb3_dmamba.experiments.grid import Engine, explain_failures, run_cells
-from sb3_dmamba.experiments.grid.slurm import write_slurm_script
-from sb3_dmamba.experiments.planning import Request, make_plan
+from sb3_dmamba.experiments.engines import Engine, explain_failures, run_cells, write_slurm_script
+from sb3_dmamba.experiments.plan import Request, make_plan
 from sb3_dmamba.experiments.report import write_report
 
 if TYPE_CHECKING:

@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 
 from sb3_dmamba.errors import ExperimentError
 from sb3_dmamba.evaluation import compute_normalized_score
+from sb3_dmamba.evaluation.statistics import Estimate, estimate
 from sb3_dmamba.experiments.record import Record, Row
 from sb3_dmamba.experiments.statistics import (
-    Estimate,
     compute_probability_of_improvement,
     compute_rank_correlation,
-    estimate,
     find_winner,
 )
 from sb3_dmamba.tasks import ReferenceScores

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 import sb3_dmamba
-from sb3_dmamba.atomic import write_atomically
 from sb3_dmamba.config import Memory
-from sb3_dmamba.data.space_json import space_to_json
 from sb3_dmamba.errors import ConfigError, ExportError
 from sb3_dmamba.export.graph import PolicyGraph, Tensors, make_memory
 from sb3_dmamba.export.onnx import open_onnx, to_onnx
 from sb3_dmamba.export.torch_export import open_exported_program, to_exported_program
 from sb3_dmamba.networks import ActingState, DecisionMambaPolicy
+from sb3_dmamba.paths import write_atomically
+from sb3_dmamba.spaces import space_to_json
 
 __all__ = ["FORMATS", "ExportedPolicy", "export_policy"]
 

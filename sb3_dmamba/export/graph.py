@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from sb3_dmamba.config import Memory
 from sb3_dmamba.networks import ActingState, DecisionMambaPolicy, SequenceModel
-from sb3_dmamba.networks.acting import StreamMemory, WindowMemory
-from sb3_dmamba.networks.heads import DiscreteHead
+from sb3_dmamba.networks.memory import StreamMemory, WindowMemory
+from sb3_dmamba.networks.model import DiscreteHead
 
 __all__ = ["PolicyGraph", "Step", "Tensors", "make_memory"]
 

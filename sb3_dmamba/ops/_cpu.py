@@ -46,7 +46,7 @@ def load_kernel(module_name: str, builder: str, bits: int) -> Kernel:
     call: Any = compiled.ctypes
     call.owner = compiled  # the machine code lives as long as this object
     call.address = compiled.address
-    return cast(Kernel, call)
+    return cast("Kernel", call)
 
 
 def compile_function(module_name: str, builder: str, signature: str, bits: int) -> Any:

@@ -1,35 +1,251 @@
-"""The update loop."""
+"""The training loop: updates, callbacks, progress and interrupts."""
 
 from __future__ import annotations
 
 import math
+import signal
+import sys
+import threading
 import time
-from contextlib import nullcontext
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
-from stable_baselines3.common.callbacks import BaseCallback
+from gymnasium import spaces
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from stable_baselines3.common.callbacks import (
+    BaseCallback,
+    CallbackList,
+    ConvertCallback,
+    EvalCallback,
+    EventCallback,
+)
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import configure_logger
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_dmamba.data import WindowSampler
-from sb3_dmamba.errors import DivergenceError, MissingDependencyError
-from sb3_dmamba.training.callbacks import (
-    as_callbacks,
-    explain_missing_environment,
-    start_callbacks,
+from sb3_dmamba.envs.stepping import check_returns_unscaled
+from sb3_dmamba.errors import (
+    ConditioningError,
+    DivergenceError,
+    MissingDependencyError,
+    UnknownTaskError,
 )
-from sb3_dmamba.training.data_parallel import train_together
-from sb3_dmamba.training.distributed import Processes
-from sb3_dmamba.training.interrupts import Interrupts
-from sb3_dmamba.training.progress import UpdateProgress
+from sb3_dmamba.training.distributed import Processes, train_together
 from sb3_dmamba.training.updater import UpdateMetrics, Updater
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
 
-__all__ = ["run_updates"]
+
+_ONE_PRESS_SECONDS = 1.0  # a launcher may pass on the signal that the terminal has sent already
+
+
+class UpdateInterrupted(KeyboardInterrupt):
+    """A second Ctrl-C ended an update half-way: the weights are those of no number of updates."""
+
+
+class Interrupts:
+    """Holds SIGINT back where ``KeyboardInterrupt`` would leave a model half-way through an update.
+
+    Pressed again more than a second later, Ctrl-C goes through: what is held may hang.
+
+    Attributes:
+        is_pending: Whether an interrupt has come and is held back.
+    """
+
+    def __init__(self) -> None:
+        self.is_pending = False
+        self._first_at = 0.0
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Run a block to its end before an interrupt that comes meanwhile is raised.
+
+        Nothing is held outside of the main thread, and where SIGINT is ignored or handled by
+        somebody else; a block within another one leaves it to that one. An exception of the
+        block's own takes the interrupt's place.
+
+        Raises:
+            KeyboardInterrupt: At the block's end, if an interrupt has come.
+            UpdateInterrupted: In the block's middle, at the second one.
+        """
+        is_main = threading.current_thread() is threading.main_thread()
+        if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+            yield
+            return
+        signal.signal(signal.SIGINT, self._receive)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            was_pending, self.is_pending = self.is_pending, False
+        if was_pending:
+            raise KeyboardInterrupt
+
+    def _receive(self, signal_number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if not self.is_pending:
+            self.is_pending, self._first_at = True, now
+        elif now - self._first_at >= _ONE_PRESS_SECONDS:
+            raise UpdateInterrupted
+
+
+_REFRESH_SECONDS = 0.2  # between two looks at the loss: it may sit on a GPU, which then waits
+
+
+class UpdateProgress(BaseCallback):
+    """Show loss, updates per second and time left while ``fit`` runs, on stderr."""
+
+    def _on_training_start(self) -> None:
+        console = Console(stderr=True)
+        total = self.locals["total_timesteps"] - self.model.num_timesteps
+        self.progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]}"),
+            TextColumn("{task.fields[rate]} updates/s"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=console,
+            # What is printed meanwhile goes above the bar, if it would go to the same terminal.
+            redirect_stdout=console.is_jupyter or sys.stdout.isatty(),
+        )
+        self.progress.start()
+        self.looked_at = -math.inf
+        self.bar = self.progress.add_task("fit", total=total, loss="-", rate="-")
+
+    def _on_step(self) -> bool:
+        task = self.progress.tasks[0]
+        if time.monotonic() - self.looked_at >= _REFRESH_SECONDS:
+            self.looked_at = time.monotonic()
+            loss = float(self.locals["metrics"].loss)
+            rate = f"{task.speed:.1f}" if task.speed else "-"
+            self.progress.update(self.bar, loss=f"{loss:.4f}", rate=rate)
+        self.progress.advance(self.bar)
+        return True
+
+    def close(self) -> None:
+        """Leave the terminal as it was, however the training ended."""
+        if hasattr(self, "progress"):
+            self.progress.stop()
+
+    def _on_training_end(self) -> None:
+        self.close()
+
+
+class Evaluations(EvalCallback):
+    """Stable-Baselines3's evaluations, each of them printed in one line where that is asked for.
+
+    Args:
+        env: Conditioned environment to evaluate in.
+        eval_freq: Updates between two evaluations.
+        n_eval_episodes: Episodes of each.
+        verbose: 0 prints nothing.
+    """
+
+    def __init__(self, env: VecEnv, eval_freq: int, n_eval_episodes: int, verbose: int) -> None:
+        super().__init__(env, eval_freq=eval_freq, n_eval_episodes=n_eval_episodes, verbose=0)
+        self._prints = verbose > 0
+        self._returns: list[float] = []
+
+    def _log_success_callback(self, locals_: dict[str, Any], globals_: dict[str, Any]) -> None:
+        super()._log_success_callback(locals_, globals_)
+        self._returns = locals_["episode_rewards"]  # evaluate_policy's own list, whole at its end
+
+    def _on_step(self) -> bool:
+        self._returns = []
+        keep_going = super()._on_step()
+        if self._returns and self._prints:
+            mean, deviation = np.mean(self._returns), np.std(self._returns)
+            print(  # noqa: T201  # a progress bar sends it above itself
+                f"update {self.num_timesteps}: mean return {mean:.2f}, "
+                f"standard deviation {deviation:.2f}, {len(self._returns)} episodes"
+            )
+        return keep_going
+
+
+def as_callbacks(callback: MaybeCallback) -> list[BaseCallback]:
+    """Return whatever Stable-Baselines3 takes as ``callback`` as a list of callback objects."""
+    if callback is None:
+        return []
+    given = callback if isinstance(callback, list) else [callback]
+    return [each if isinstance(each, BaseCallback) else ConvertCallback(each) for each in given]
+
+
+def start_callbacks(model: BaseAlgorithm, callbacks: Sequence[BaseCallback]) -> BaseCallback:
+    """Join callbacks and tie them to a model.
+
+    An ``EvalCallback`` asks for the model's environment; where no other is known it is the one
+    that the callback evaluates in.
+
+    Raises:
+        ConditioningError: An ``EvalCallback`` evaluates in an environment without return-to-go,
+            or in one that scales it.
+    """
+    for callback in _evaluations(callbacks):
+        space = callback.eval_env.observation_space
+        if not isinstance(space, spaces.Dict) or "return_to_go" not in space.spaces:
+            raise ConditioningError(
+                "an EvalCallback evaluates in an environment that shows no return-to-go: give it "
+                "EvalCallback(ReturnToGo(env, target_return), ...), or use fit(eval_env=env, "
+                "eval_freq=...)",
+                setting="eval_env",
+            )
+        check_returns_unscaled(callback.eval_env)
+        if model.get_env() is None:
+            model.set_env(callback.eval_env)
+    with warnings.catch_warnings():
+        # It matters to algorithms that learn in theirs; this one only lends it to callbacks.
+        warnings.filterwarnings("ignore", "Training and eval env are not of the same type")
+        return model._init_callback(list(callbacks))
+
+
+def _evaluations(callbacks: Sequence[BaseCallback]) -> Iterator[EvalCallback]:
+    """Yield every ``EvalCallback``, those inside other callbacks included."""
+    for callback in callbacks:
+        if isinstance(callback, EvalCallback):
+            yield callback
+        elif isinstance(callback, CallbackList):
+            yield from _evaluations(callback.callbacks)
+        elif isinstance(callback, EventCallback) and callback.callback is not None:
+            yield from _evaluations([callback.callback])
+
+
+@contextmanager
+def explain_missing_environment(model: BaseAlgorithm) -> Iterator[None]:
+    """Turn Stable-Baselines3's assertion that a callback has an environment into an error.
+
+    Raises:
+        UnknownTaskError: A callback asked for the model's environment, and there is none.
+    """
+    try:
+        yield
+    except AssertionError as error:
+        if "get_env()" not in str(error) or model.get_env() is not None:
+            raise
+        raise UnknownTaskError(
+            "a callback needs the model's environment, and neither the task nor the dataset names "
+            "one: pass env= to DecisionMamba or call model.set_env; instead of ProgressBarCallback "
+            "fit(progress_bar=True) needs none",
+            setting="env",
+        ) from error
 
 
 def run_updates(

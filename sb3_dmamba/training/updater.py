@@ -1,33 +1,251 @@
-"""One optimiser step: a batch of windows in, changed weights out."""
+"""One optimiser step: loss, optimiser, learning-rate schedule and seeds."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from gymnasium import spaces
-from torch import Tensor
+from torch import Tensor, nn
 
 from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.data import ObservationStatistics, WindowBatch, WindowSampler
+from sb3_dmamba.errors import ModelFileError
 from sb3_dmamba.networks import DecisionMambaPolicy
-from sb3_dmamba.training.carrying import PREFIX, CarriedState
-from sb3_dmamba.training.checkpoints import optimizer_from_tensors, optimizer_to_tensors
-from sb3_dmamba.training.feeds import Feed, ResidentFeed, make_feed
-from sb3_dmamba.training.graphs import UpdateGraphs
-from sb3_dmamba.training.losses import compute_carried_loss, compute_loss
-from sb3_dmamba.training.optimizer import make_optimizer, set_learning_rate
-from sb3_dmamba.training.schedule import compute_learning_rate
-from sb3_dmamba.training.seeding import DROPOUT_STREAM, WEIGHT_STREAM, local_seed
+from sb3_dmamba.networks.model import ActionHead
+from sb3_dmamba.training.batches import Feed, ResidentFeed, make_feed
+from sb3_dmamba.training.carried_state import PREFIX, CarriedState, warm_up
+from sb3_dmamba.training.cuda_graph import UpdateGraphs
 
 if TYPE_CHECKING:
-    from sb3_dmamba.training.data_parallel import DataParallel
+    from sb3_dmamba.training.distributed import DataParallel
 
-__all__ = ["UpdateMetrics", "Updater"]
+
+WEIGHT_STREAM, DROPOUT_STREAM = 0, 1  # independent random numbers from one seed
+
+
+def draw_seed() -> int:
+    """Draw a seed from the operating system, for runs that name none."""
+    return int(np.random.SeedSequence().generate_state(1)[0])
+
+
+@contextmanager
+def local_seed(device: torch.device, *entropy: int) -> Iterator[None]:
+    """Seed torch within the block, and put its global generators back afterwards.
+
+    Args:
+        device: The device whose generator is used, besides the CPU's.
+        entropy: Non-negative integers; different ones give independent streams.
+    """
+    devices = [device] if device.type == "cuda" else []
+    seed = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    with torch.random.fork_rng(devices, device_type="cuda"):
+        torch.default_generator.manual_seed(seed)
+        if devices:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
+def compute_loss(policy: DecisionMambaPolicy, batch: WindowBatch) -> Tensor:
+    """Return the mean loss over the real steps of a batch; padding counts for nothing.
+
+    Args:
+        policy: In training or evaluation mode, as it is.
+        batch: Windows on the policy's device; each starts from the state after ``batch.before``.
+
+    Returns:
+        A scalar: squared error (actions scaled to [-1, 1]) or cross-entropy, averaged over steps.
+    """
+    model, inputs = policy.model, batch.inputs()
+    if batch.before is None:
+        predictions = model(*inputs)
+    else:
+        predictions, _ = model.resume(*inputs, warm_up(model, batch.before))
+    return compute_mean_loss(model.head, predictions, batch.actions, batch.padding_mask)
+
+
+def compute_carried_loss(
+    policy: DecisionMambaPolicy, batch: WindowBatch, carried: CarriedState
+) -> Tensor:
+    """Return :func:`compute_loss` of windows that go on from a carried state, and carry it on."""
+    model = policy.model
+    predictions, layers = model.resume(*batch.inputs(), carried.layers_for(model, batch))
+    carried.keep(layers, batch)
+    return compute_mean_loss(model.head, predictions, batch.actions, batch.padding_mask)
+
+
+def compute_mean_loss(
+    head: ActionHead, predictions: Tensor, actions: Tensor, padding_mask: Tensor
+) -> Tensor:
+    """Return the mean loss of predictions over the real steps.
+
+    Args:
+        head: The head that predicted.
+        predictions: What it predicted, (B, K, A).
+        actions: What was done, (B, K, A) or (B, K).
+        padding_mask: (B, K), True where the step is real.
+
+    Returns:
+        A scalar, as :func:`compute_loss`.
+    """
+    # Selected before and after: whatever padding holds, NaN included, must reach neither the sum
+    # nor, through the derivative of a loss that it is part of, the gradients.
+    predictions = torch.where(padding_mask.unsqueeze(-1), predictions, 0.0)
+    losses = head.losses(predictions, actions)  # (B, K)
+    return torch.where(padding_mask, losses, 0.0).sum() / padding_mask.sum()
+
+
+def plan_schedule(config: DecisionMambaConfig, n_updates: int) -> dict[str, int | None]:
+    """Return the warm-up and decay of a run, which it keeps when a later ``fit`` prolongs it.
+
+    Args:
+        config: ``warmup_updates`` and ``decay_updates``.
+        n_updates: Updates that the run begins with.
+
+    Returns:
+        The two fields, the first as a number.
+    """
+    return {
+        "warmup_updates": _count_warmup(config, n_updates),
+        "decay_updates": config.decay_updates,
+    }
+
+
+def _count_warmup(config: DecisionMambaConfig, n_updates: int) -> int:
+    return n_updates // 10 if config.warmup_updates is None else config.warmup_updates
+
+
+def compute_learning_rate(config: DecisionMambaConfig, update: int, n_updates: int) -> float:
+    """Return the learning rate of one update.
+
+    Args:
+        config: ``learning_rate``, ``warmup_updates``, ``lr_schedule``, ``decay_updates`` and
+            ``final_lr_fraction``.
+        update: Number of the update, from 0.
+        n_updates: Updates of the whole run, those of earlier calls of ``fit`` included.
+
+    Returns:
+        A linear rise from ``learning_rate / warmup`` to ``learning_rate``, then the schedule;
+        past the end of the decay the rate stays at its last value.
+
+    Source: Chen et al. 2021 (arXiv:2106.01345), its Gym (warm-up) and Atari (cosine) code.
+    """
+    warmup = _count_warmup(config, n_updates)
+    if update < warmup:
+        return config.learning_rate * (update + 1) / warmup
+    if config.lr_schedule == "constant":
+        return config.learning_rate
+    end = n_updates if config.decay_updates is None else config.decay_updates
+    progress = min(1.0, (update - warmup) / max(1, end - warmup))
+    if config.lr_schedule == "linear":
+        return config.learning_rate * (1.0 - progress * (1.0 - config.final_lr_fraction))
+    cosine = 0.5 * (1.0 + math.cos(math.pi * progress))
+    fraction = config.final_lr_fraction + (1.0 - config.final_lr_fraction) * cosine
+    return config.learning_rate * fraction
+
+
+_MOMENTS = {"step", "exp_avg", "exp_avg_sq"}  # AdamW's, of each parameter
+
+
+def split_by_decay(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Separate the weights of matrix products and convolutions from everything else.
+
+    Biases, norms, embedding tables, and Mamba's ``A_log``, ``D`` and short convolution are not
+    decayed.
+
+    Returns:
+        The parameters that decay, and those that do not.
+
+    Source: mamba_ssm marks ``A_log`` and ``D`` as free of decay; the rest is minGPT's rule.
+    """
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            is_product = name == "weight" and isinstance(module, (nn.Linear, nn.Conv2d))
+            (decayed if is_product else free).append(parameter)
+    return decayed, free
+
+
+def make_optimizer(model: nn.Module, config: DecisionMambaConfig) -> torch.optim.AdamW:
+    """Build AdamW over the model's parameters in two groups, decayed and not."""
+    decayed, free = split_by_decay(model)
+    return torch.optim.AdamW(
+        [
+            {"params": decayed, "weight_decay": config.weight_decay},
+            {"params": free, "weight_decay": 0.0},
+        ],
+        lr=config.learning_rate,
+        betas=config.adam_betas,
+        fused=True,  # one pass over all parameters; on a CPU several times faster than the loop
+    )
+
+
+def set_learning_rate(
+    optimizer: torch.optim.Optimizer, value: float, place: Tensor | None = None
+) -> None:
+    """Set the learning rate of every group.
+
+    Args:
+        optimizer: The optimiser.
+        value: The learning rate.
+        place: A scalar on the parameters' device to hold it, so that a graph that was recorded
+            reads each update's own; None is a number.
+    """
+    if place is not None:
+        place.fill_(value)
+    for group in optimizer.param_groups:
+        group["lr"] = value if place is None else place
+
+
+def optimizer_to_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return the optimiser's moments and step counts as named tensors."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{index}.{name}": torch.as_tensor(value)
+        for index, entries in state.items()
+        for name, value in entries.items()
+    }
+
+
+def optimizer_from_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Restore what :func:`optimizer_to_tensors` returned.
+
+    Raises:
+        ModelFileError: The tensors belong to another model.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        index, _, name = key.partition(".")
+        is_known = index.isdecimal() and int(index) < len(parameters) and name in _MOMENTS
+        if not is_known:
+            raise ModelFileError(
+                f"the optimiser state has an entry {key!r} for no parameter", setting=key
+            )
+        shape = torch.Size() if name == "step" else parameters[int(index)].shape
+        if tensor.shape != shape or not tensor.is_floating_point():
+            raise ModelFileError(
+                f"the optimiser state {key!r} is {tensor.dtype} of shape {tuple(tensor.shape)}, "
+                f"and its parameter's {tuple(shape)}",
+                setting=key,
+                value=tuple(tensor.shape),
+                choices=[tuple(shape)],
+            )
+        state.setdefault(int(index), {})[name] = tensor
+    for index_, entries in state.items():
+        if entries.keys() != _MOMENTS:
+            missing = ", ".join(sorted(_MOMENTS - entries.keys()))
+            raise ModelFileError(f"the optimiser state of parameter {index_} lacks {missing}")
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 @dataclass(frozen=True)

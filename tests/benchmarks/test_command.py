@@ -15,7 +15,7 @@ from benchmarks.reports import Column, Report, Table
 from benchmarks.request import Request
 from benchmarks.suites import SUITES, Suite, choose
 from sb3_dmamba.cli import app
-from sb3_dmamba.cli import bench as command
+from sb3_dmamba.cli import experiment as command
 from sb3_dmamba.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -119,7 +119,7 @@ def test_threads_are_as_before() -> None:
 def test_the_command_is_named_without_where_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ["bench", "update", "--quick", "--output", "x", "--json", "--rounds", "3"]
     monkeypatch.setattr(sys, "argv", ["dmamba", *arguments])
-    assert command._reproduce(["update"]) == "dmamba bench --quick --rounds 3"
+    assert command._bench_reproduce(["update"]) == "dmamba bench --quick --rounds 3"
 
 
 def test_quick_is_small() -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from sb3_dmamba import DecisionMamba, Trajectories
+from sb3_dmamba.algorithm import DecisionMamba
+from sb3_dmamba.data.trajectories import Trajectories
 
 FILES = Path(__file__).parent / "files"
 N_STEPS, N_ENVS = 9, 2  # longer than every context

@@ -30,9 +30,12 @@ import torch
 from gymnasium import spaces
 
 import sb3_dmamba
-from sb3_dmamba import DecisionMamba, DecisionMambaConfig, Trajectories, collect
+from sb3_dmamba.algorithm import DecisionMamba
+from sb3_dmamba.config import DecisionMambaConfig
+from sb3_dmamba.data.recording import collect
+from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.experiments.catalogue import Experiment, Variant
-from sb3_dmamba.experiments.planning import Request
+from sb3_dmamba.experiments.plan import Request
 from sb3_dmamba.experiments.run import run_experiment
 from sb3_dmamba.networks import DecisionMambaPolicy
 from tests.compatibility.acting import (

@@ -23,11 +23,14 @@ import pytest
 import torch
 from packaging.version import Version
 
-from sb3_dmamba import DecisionMamba, EvaluationReport, Trajectories, load_trajectories
+from sb3_dmamba.algorithm import DecisionMamba
+from sb3_dmamba.data.sources import load_trajectories
+from sb3_dmamba.data.trajectories import Trajectories
+from sb3_dmamba.evaluation.report import EvaluationReport
 from sb3_dmamba.experiments.catalogue import Experiment
-from sb3_dmamba.experiments.grid import CellFolder
-from sb3_dmamba.experiments.planning import Request
+from sb3_dmamba.experiments.plan import Request
 from sb3_dmamba.experiments.run import run_experiment
+from sb3_dmamba.experiments.runs import CellFolder
 from sb3_dmamba.networks import ActingState, DecisionMambaPolicy
 from tests.compatibility.acting import (
     FILES,

@@ -13,7 +13,7 @@ import torch
 from d3rlpy.optimizers import SGDFactory
 
 from sb3_dmamba.d3rlpy import as_replay_buffer
-from sb3_dmamba.d3rlpy.replay_buffer import WindowReplayBuffer
+from sb3_dmamba.d3rlpy.dataset import WindowReplayBuffer
 from tests.d3rlpy.cases import CONTEXT, SMALL, fit, make_config, vector_encoder, weights_of
 from tests.toys import random_trajectories
 

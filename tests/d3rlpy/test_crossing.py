@@ -27,16 +27,11 @@ from d3rlpy.preprocessing import (
 )
 from gymnasium import spaces
 
-from sb3_dmamba import DecisionMamba, Trajectories
+from sb3_dmamba.algorithm import DecisionMamba
 from sb3_dmamba.config import Memory
 from sb3_dmamba.d3rlpy import DecisionMambaEncoderFactory, from_sb3, to_sb3
-from sb3_dmamba.errors import (
-    ConfigError,
-    DatasetError,
-    ModelFileError,
-    NotFittedError,
-    SpaceError,
-)
+from sb3_dmamba.data.trajectories import Trajectories
+from sb3_dmamba.errors import ConfigError, DatasetError, ModelFileError, NotFittedError, SpaceError
 from sb3_dmamba.evaluation import SeedEpisodes
 from tests.d3rlpy.cases import draw_partial, make_algo, make_scalers, seeded, vector_encoder
 from tests.models import tiny_model

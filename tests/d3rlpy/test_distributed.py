@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from sb3_dmamba.d3rlpy.impl import TokenSchedule
+from sb3_dmamba.d3rlpy.algo import TokenSchedule
 from tests.d3rlpy import distributed_worker as worker
 from tests.d3rlpy.cases import OURS
 from tests.training.test_distributed import finish, start

@@ -12,7 +12,7 @@ from d3rlpy.dataset import InfiniteBuffer, ReplayBuffer
 from gymnasium import spaces
 
 from sb3_dmamba.d3rlpy import as_replay_buffer
-from sb3_dmamba.d3rlpy.replay_buffer import WindowReplayBuffer
+from sb3_dmamba.d3rlpy.dataset import WindowReplayBuffer
 from sb3_dmamba.data import Trajectories, WindowSampler
 from sb3_dmamba.errors import DatasetError, SpaceError
 from tests.d3rlpy.cases import fit, make_algo, seeded

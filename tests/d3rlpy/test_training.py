@@ -27,15 +27,16 @@ from d3rlpy.preprocessing import (
     StandardObservationScaler,
 )
 
-from sb3_dmamba import DecisionMamba, Trajectories
+from sb3_dmamba.algorithm import DecisionMamba
 from sb3_dmamba.d3rlpy import (
     DecisionMambaAdamWFactory,
     DecisionMambaEncoderFactory,
     DecisionMambaLRFactory,
     as_replay_buffer,
 )
-from sb3_dmamba.d3rlpy.impl import TokenSchedule
+from sb3_dmamba.d3rlpy.algo import TokenSchedule
 from sb3_dmamba.data import compute_observation_statistics
+from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.errors import ConfigError, DivergenceError
 from tests.d3rlpy.cases import (
     CONTEXT,
@@ -318,7 +319,7 @@ def test_compiled_updates(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not make_algo(name, (9,), compile_graph=True).compiled  # on a CPU
     algo = make_config(name, compile_graph=True, seed=1).create()
     monkeypatch.setattr(type(algo), "compiled", True)
-    monkeypatch.setattr("sb3_dmamba.d3rlpy.impl.CudaGraphWrapper", wrap)
+    monkeypatch.setattr("sb3_dmamba.d3rlpy.algo.CudaGraphWrapper", wrap)
     algo.create_impl((9,), 3)
     assert wrapped == [algo.impl.compute_grad]
     assert algo.impl.model.layers[0].mixer.backend == "traceable"

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sb3_dmamba.d3rlpy.windows import find_real_steps, to_windows
+from sb3_dmamba.d3rlpy.network import find_real_steps, to_windows
 from tests.d3rlpy.cases import OURS, draw_input, make_algo
 
 

@@ -11,8 +11,8 @@ import pytest
 from gymnasium import spaces
 from gymnasium.wrappers import RescaleAction
 
-from sb3_dmamba.data.action_bounds import check_actions_fit, check_actions_known
 from sb3_dmamba.errors import SpaceError
+from sb3_dmamba.spaces import check_actions_fit, check_actions_known
 from tests.models import tiny_model
 from tests.toys import random_trajectories
 

@@ -24,9 +24,11 @@ from stable_baselines3.common.vec_env import (
     VecNormalize,
 )
 
-from sb3_dmamba import DecisionMamba, ReturnToGo, Trajectories, collect
+from sb3_dmamba.algorithm import DecisionMamba
 from sb3_dmamba.data import load_trajectories
-from sb3_dmamba.data.collect.recording import Recorder
+from sb3_dmamba.data.recording import Recorder, collect
+from sb3_dmamba.data.trajectories import Trajectories
+from sb3_dmamba.envs.return_to_go import ReturnToGo
 from sb3_dmamba.errors import (
     ConditioningError,
     ConfigError,
@@ -202,7 +204,7 @@ def test_rows_that_are_kept_let_go_of_the_others() -> None:
             super()._end(env, terminated, truncated)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sb3_dmamba.data.collect.collecting.Recorder", Peeking)
+        patch.setattr("sb3_dmamba.data.recording.Recorder", Peeking)
         collect(constant, SeededEnv, 11, seed=4, n_envs=3)
     assert len(kept) == 11
     assert all(part.base is None for frame, action, _ in kept for part in (frame, action))

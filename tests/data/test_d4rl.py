@@ -17,9 +17,11 @@ import pytest
 from gymnasium import spaces
 
 from sb3_dmamba import d4rl as names_of_d4rl
-from sb3_dmamba.data import Trajectories, _checks, load_trajectories
-from sb3_dmamba.data.sources.d4rl import layout, open_d4rl_file, open_d4rl_name
-from sb3_dmamba.data.sources.d4rl.plain_pickle import load_plain_pickle, to_array
+from sb3_dmamba.data import Trajectories, load_trajectories
+from sb3_dmamba.data import validation as _checks
+from sb3_dmamba.data.sources import d4rl as layout
+from sb3_dmamba.data.sources.d4rl import open_d4rl_file, open_d4rl_name
+from sb3_dmamba.data.sources.pickles import load_plain_pickle, to_array
 from sb3_dmamba.errors import DatasetError, SpaceError
 from tests.serving import serving
 
@@ -132,7 +134,7 @@ def test_files_without_timeouts(tmp_path: Path) -> None:
 @pytest.mark.parametrize("chunk", [1, 200, 10_000])
 def test_pieces_are_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
     monkeypatch.setattr(layout, "CHUNK_BYTES", chunk)
-    monkeypatch.setattr("sb3_dmamba.data._checks.CHUNK_BYTES", 2 * chunk)
+    monkeypatch.setattr("sb3_dmamba.data.validation.CHUNK_BYTES", 2 * chunk)
     arrays = flat_arrays()
     path = write(tmp_path / "hopper_medium-v2.hdf5", arrays)
     check(load_trajectories(path), arrays, [4, 3, 2])

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sb3_dmamba.data.download import download_file
+from sb3_dmamba.data.sources.download import download_file
 from sb3_dmamba.errors import DatasetError
 from tests.serving import CONTENT, Server, serving
 
@@ -105,7 +105,7 @@ def test_a_full_disk(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyP
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("sb3_dmamba.data._progress.Bar.advance", fail)
+    monkeypatch.setattr("sb3_dmamba.console.Bar.advance", fail)
     with pytest.raises(DatasetError, match=r"data.bin cannot be written \(No space left"):
         download(server, tmp_path / "data.bin")
     assert len(server.requests) == 1
@@ -124,7 +124,7 @@ def test_an_interruption_leaves_nothing(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sb3_dmamba.data._progress.Bar.advance", interrupt)
+    monkeypatch.setattr("sb3_dmamba.console.Bar.advance", interrupt)
     with pytest.raises(KeyboardInterrupt):
         download(server, tmp_path / "data.bin")
     assert left(tmp_path) == []

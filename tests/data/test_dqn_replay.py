@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from sb3_dmamba.atari.games import N_ACTIONS, canonical_game
 from sb3_dmamba.data import Trajectories, load_trajectories
-from sb3_dmamba.data.sources.dqn_replay import episodes
-from sb3_dmamba.data.sources.dqn_replay.files import Checkpoint
-from sb3_dmamba.data.store import gathering
+from sb3_dmamba.data import store as gathering
+from sb3_dmamba.data.sources import dqn_replay as episodes
+from sb3_dmamba.data.sources.dopamine import Checkpoint
+from sb3_dmamba.envs import N_ACTIONS, canonical_game
 from sb3_dmamba.errors import ConfigError, DatasetError
 from tests.data.dqn_files import FRAME, Played, Recorder, member_path, write_member
 

@@ -13,8 +13,8 @@ import pytest
 from gymnasium import spaces
 from minari.dataset.minari_storage import MinariStorage
 
-from sb3_dmamba import collect
 from sb3_dmamba.data import Trajectories, load_trajectories
+from sb3_dmamba.data.recording import collect
 from sb3_dmamba.errors import DatasetError
 
 MakeTrajectories = Callable[..., Trajectories]

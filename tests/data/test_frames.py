@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy import ndarray
 
-from sb3_dmamba import DecisionMamba
+from sb3_dmamba.algorithm import DecisionMamba
 from sb3_dmamba.data import Trajectories, WindowSampler, compute_observation_statistics
-from sb3_dmamba.data.frames import check_frame_stack
+from sb3_dmamba.data.mapping import check_frame_stack
 from sb3_dmamba.errors import DatasetError, SpaceError
 
 Make = Callable[..., Trajectories]

@@ -96,7 +96,7 @@ def test_constant_dimensions(monkeypatch: pytest.MonkeyPatch) -> None:
     oddity = find(changed("observations", np.s_[:, [0, 2]], 4.0), "constant_dimension")
     assert (oddity.count, oddity.where) == (2, (0, 2))
     assert "2 of 3 dimensions of observations never change (0, 2)" in oddity.message
-    monkeypatch.setattr("sb3_dmamba.data._checks.CHUNK_BYTES", 1)  # a step at a time
+    monkeypatch.setattr("sb3_dmamba.data.validation.CHUNK_BYTES", 1)  # a step at a time
     oddity = find(changed("actions", np.s_[:, 1], 0.5), "constant_dimension")
     assert "1 of 2 dimensions of actions never change (1)" in oddity.message
 
@@ -136,7 +136,7 @@ def test_episodes_of_one_step() -> None:
 def test_duplicate_episodes(
     make_trajectories: Make, monkeypatch: pytest.MonkeyPatch, chunk: int
 ) -> None:
-    monkeypatch.setattr("sb3_dmamba.data._checks.CHUNK_BYTES", chunk)
+    monkeypatch.setattr("sb3_dmamba.data.validation.CHUNK_BYTES", chunk)
     data = make_trajectories([3, 4, 3], terminated=np.ones(3, bool), truncated=np.zeros(3, bool))
     oddity = find(data[[0, 1, 0, 2, 1, 0]], "duplicate_episodes")
     assert (oddity.count, oddity.where) == (3, (2, 4, 5))

@@ -17,10 +17,12 @@ from sb3_dmamba.data import (
     Trajectories,
     TrajectoriesWriter,
     WindowSampler,
-    _checks,
     compute_observation_statistics,
     load_trajectories,
     mapping,
+)
+from sb3_dmamba.data import (
+    validation as _checks,
 )
 from sb3_dmamba.errors import DatasetError
 

@@ -507,7 +507,7 @@ def test_pieces_are_the_whole(
     make_minari: MakeMinari, minari_root: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
 ) -> None:
     _make(make_minari, VECTOR)
-    monkeypatch.setattr("sb3_dmamba.data.sources.minari.opening.CHUNK_BYTES", chunk)
+    monkeypatch.setattr("sb3_dmamba.data.sources.minari.CHUNK_BYTES", chunk)
     whole = load_trajectories("box/small-v0")
     for pieces in (
         open_minari_id("box/small-v0").pieces(),
@@ -526,7 +526,7 @@ def test_large_datasets_are_not_held_in_memory(
     _make(make_minari, VECTOR)
     whole = load_trajectories("box/small-v0")
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr("sb3_dmamba.data.sources.minari.opening.IN_MEMORY_BYTES", 50)
+    monkeypatch.setattr("sb3_dmamba.data.sources.minari.IN_MEMORY_BYTES", 50)
     for source in ("box/small-v0", minari.load_dataset("box/small-v0")):
         mapped = load_trajectories(source)
         assert isinstance(mapped.observations, np.memmap)

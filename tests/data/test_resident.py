@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sb3_dmamba.data import Trajectories, WindowBatch, WindowSampler
-from sb3_dmamba.data.resident import ResidentWindows, count_resident_bytes
+from sb3_dmamba.training.batches import ResidentWindows, count_resident_bytes
 
 Make = Callable[..., Trajectories]
 CPU = torch.device("cpu")

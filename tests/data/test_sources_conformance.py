@@ -29,9 +29,10 @@ from stable_baselines3.common.buffers import (
     RolloutBuffer,
 )
 
-from sb3_dmamba import collect
-from sb3_dmamba.data import Trajectories, flat_space, flatten_observation, load_trajectories
+from sb3_dmamba.data import Trajectories, load_trajectories
+from sb3_dmamba.data.recording import collect
 from sb3_dmamba.data.sources import SOURCES
+from sb3_dmamba.spaces import flat_space, flatten_observation
 from tests.data.dqn_files import FRAME, STACK, Played, Recorder
 
 pytestmark = pytest.mark.filterwarnings("ignore:the ring is full")

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from sb3_dmamba.data.space_json import space_from_json, space_to_json
 from sb3_dmamba.errors import SpaceError
+from sb3_dmamba.spaces import space_from_json, space_to_json
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from gymnasium import spaces
 from gymnasium.spaces.utils import flatten
 from gymnasium.vector.utils import batch_space, concatenate, create_empty_array
 
-from sb3_dmamba.data import check_action_space, flat_space, flatten_observation
 from sb3_dmamba.errors import SpaceError
+from sb3_dmamba.spaces import check_action_space, flat_space, flatten_observation
 
 FLATTENED: list[spaces.Space[Any]] = [
     spaces.Discrete(3),

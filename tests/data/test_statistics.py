@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from sb3_dmamba.data import Trajectories, _checks, compute_observation_statistics
+from sb3_dmamba.data import Trajectories, compute_observation_statistics
+from sb3_dmamba.data import validation as _checks
 
 Make = Callable[..., Trajectories]
 

@@ -15,12 +15,8 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from sb3_dmamba import DecisionMamba
-from sb3_dmamba.data import (
-    Trajectories,
-    TrajectoriesWriter,
-    load_trajectories,
-)
+from sb3_dmamba.algorithm import DecisionMamba
+from sb3_dmamba.data import Trajectories, TrajectoriesWriter, load_trajectories
 from sb3_dmamba.data.mapping import NpyStream
 from sb3_dmamba.errors import DatasetError, SpaceError
 

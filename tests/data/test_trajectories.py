@@ -13,7 +13,8 @@ import pytest
 from gymnasium import spaces
 from rich.console import Console
 
-from sb3_dmamba.data import Episode, Trajectories, _checks
+from sb3_dmamba.data import Episode, Trajectories
+from sb3_dmamba.data import validation as _checks
 from sb3_dmamba.errors import DatasetError, SpaceError
 
 Make = Callable[..., Trajectories]

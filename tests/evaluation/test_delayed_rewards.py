@@ -10,8 +10,9 @@ import pytest
 from gymnasium.vector import SyncVectorEnv
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_dmamba import DecisionMamba, ReturnToGo
+from sb3_dmamba.algorithm import DecisionMamba
 from sb3_dmamba.data import DatasetInfo, Trajectories, load_trajectories
+from sb3_dmamba.envs.return_to_go import ReturnToGo
 from sb3_dmamba.errors import ConditioningError
 from sb3_dmamba.evaluation import StatefulActor, evaluate_targets
 from tests.evaluation.toys import SeededEnv, ToyPolicy

@@ -11,7 +11,8 @@ import torch
 from gymnasium import spaces
 
 from sb3_dmamba.config import DecisionMambaConfig
-from sb3_dmamba.evaluation import ReturnToGo, StatefulActor, evaluate_targets
+from sb3_dmamba.envs.return_to_go import ReturnToGo
+from sb3_dmamba.evaluation import StatefulActor, evaluate_targets
 from sb3_dmamba.networks import DecisionMambaPolicy
 
 ENV_ID = "Pendulum-v1"

@@ -25,14 +25,14 @@ from stable_baselines3.common.vec_env import (
     VecNormalize,
 )
 
-from sb3_dmamba.errors import ConditioningError, SpaceError
-from sb3_dmamba.evaluation import (
+from sb3_dmamba.envs.return_to_go import (
     ReturnToGo,
     ReturnToGoEnv,
     ReturnToGoVecEnv,
     ReturnToGoVectorEnv,
-    evaluate_targets,
 )
+from sb3_dmamba.errors import ConditioningError, SpaceError
+from sb3_dmamba.evaluation import evaluate_targets
 from tests.evaluation.toys import SeededEnv, ToyPolicy, episode_length
 
 ACTION = np.array([0.25, 0.5], dtype=np.float32)  # pays seed + step + 0.75

@@ -94,7 +94,7 @@ class ToyPolicy:
     """Acts by :func:`toy_action`; fails where its memory is not that of the row's episode."""
 
     def __init__(self, env: SeededEnv, memory: str = "window") -> None:
-        from sb3_dmamba.data import flat_space
+        from sb3_dmamba.spaces import flat_space
 
         self.observation_space = flat_space(env.observation_space)
         self.action_space = env.action_space

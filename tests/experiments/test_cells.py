@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sb3_dmamba import DecisionMambaConfig, Trajectories
+from sb3_dmamba.config import DecisionMambaConfig
+from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.errors import ConfigError, ExperimentError
-from sb3_dmamba.experiments.grid import Cell, CellFolder, DataSource, EvaluationPlan
-from sb3_dmamba.experiments.grid import folder as folder_module
-from sb3_dmamba.experiments.grid.fingerprint import compute_fingerprint
+from sb3_dmamba.experiments import runs as folder_module
+from sb3_dmamba.experiments.runs import Cell, CellFolder, DataSource, EvaluationPlan
+from sb3_dmamba.experiments.sources import compute_fingerprint
 from sb3_dmamba.tasks import Task
 from tests.experiments.toys import cartpole_data, changed
 
@@ -189,7 +190,7 @@ def test_episodes_and_the_environment_change_it_too() -> None:
 
 
 def test_large_data_is_hashed_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sb3_dmamba.experiments.grid import fingerprint
+    from sb3_dmamba.experiments import sources as fingerprint
 
     whole = compute_fingerprint(cartpole_data())
     monkeypatch.setattr(fingerprint, "_CHUNK_BYTES", 50)

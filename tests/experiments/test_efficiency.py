@@ -12,20 +12,19 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from sb3_dmamba import DecisionMambaConfig
+from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.errors import ConfigError, ExperimentError
-from sb3_dmamba.experiments.catalogue import get_experiment
+from sb3_dmamba.experiments import efficiency as gate
+from sb3_dmamba.experiments import efficiency as timing
+from sb3_dmamba.experiments.catalogue import Measurement, MeasurementRequest, get_experiment
 from sb3_dmamba.experiments.efficiency import (
     check_variant,
     count_flops,
-    gate,
     measure_cost,
     measure_efficiency,
-    timing,
 )
-from sb3_dmamba.experiments.measuring import Measurement, MeasurementRequest
 from sb3_dmamba.experiments.report import rebuild_report
-from sb3_dmamba.networks.block import Block
+from sb3_dmamba.networks.model import Block
 
 TINY = {"hidden_size": 16, "n_layers": 1, "d_state": 4}
 

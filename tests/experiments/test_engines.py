@@ -17,18 +17,12 @@ import pytest
 from rich.console import Console
 
 from sb3_dmamba.errors import ConfigError, ExperimentError, MissingDependencyError
-from sb3_dmamba.experiments.grid import (
-    CellFolder,
-    Engine,
-    explain_failures,
-    local,
-    process,
-    run_cells,
-    slurm,
-)
-from sb3_dmamba.experiments.grid.__main__ import main
-from sb3_dmamba.experiments.grid.folder import write_json
-from sb3_dmamba.experiments.grid.slurm import write_slurm_script
+from sb3_dmamba.experiments import engines as local
+from sb3_dmamba.experiments import engines as process
+from sb3_dmamba.experiments import engines as slurm
+from sb3_dmamba.experiments.engines import Engine, explain_failures, run_cells, write_slurm_script
+from sb3_dmamba.experiments.grid import main
+from sb3_dmamba.experiments.runs import CellFolder, write_json
 from tests.experiments.toys import toy_plan
 
 DONE = "import pathlib, sys; (pathlib.Path(sys.argv[1]) / 'result.json').write_text('{}')"

@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 
-from sb3_dmamba import DecisionMamba
+from sb3_dmamba.algorithm import DecisionMamba
 from sb3_dmamba.errors import ExperimentError
-from sb3_dmamba.experiments.grid import CellFolder, accounting, curve, execution
-from sb3_dmamba.experiments.grid.execution import execute_cell
-from sb3_dmamba.experiments.planning import Plan
+from sb3_dmamba.experiments import grid as accounting
+from sb3_dmamba.experiments import grid as execution
+from sb3_dmamba.experiments import runs as curve
+from sb3_dmamba.experiments.grid import execute_cell
+from sb3_dmamba.experiments.plan import Plan
+from sb3_dmamba.experiments.runs import CellFolder
 from tests.experiments.toys import save_data, toy_plan
 
 

@@ -9,20 +9,19 @@ import h5py
 import numpy as np
 import pytest
 
-from sb3_dmamba.atari import ATARI_ID
 from sb3_dmamba.config import DecisionMambaConfig
+from sb3_dmamba.envs import ATARI_ID
 from sb3_dmamba.errors import ConfigError, DecisionMambaError, UnknownTaskError
 from sb3_dmamba.experiments.catalogue import get_experiment, list_experiments
-from sb3_dmamba.experiments.catalogue.problems import list_problems
-from sb3_dmamba.experiments.grid import EvaluationPlan
-from sb3_dmamba.experiments.planning import (
+from sb3_dmamba.experiments.plan import (
     PlannedTask,
     Request,
     _make_config,
     _plan_evaluation,
     make_plan,
 )
-from sb3_dmamba.experiments.sources import LoadedData, resolve_data
+from sb3_dmamba.experiments.runs import EvaluationPlan
+from sb3_dmamba.experiments.sources import LoadedData, list_problems, resolve_data
 from sb3_dmamba.tasks import Task
 from tests.experiments.toys import TOY, cartpole_data, changed, save_data, toy_plan
 

@@ -14,8 +14,7 @@ import pytest
 
 from sb3_dmamba.errors import ExperimentError
 from sb3_dmamba.experiments import report as module
-from sb3_dmamba.experiments.grid.folder import write_json
-from sb3_dmamba.experiments.planning import Plan
+from sb3_dmamba.experiments.plan import Plan
 from sb3_dmamba.experiments.record import Record
 from sb3_dmamba.experiments.report import (
     MACHINE_HEADING,
@@ -24,6 +23,7 @@ from sb3_dmamba.experiments.report import (
     rebuild_report,
     write_report,
 )
+from sb3_dmamba.experiments.runs import write_json
 from sb3_dmamba.experiments.summary import ExperimentSummary, summarize
 from sb3_dmamba.tasks import ReferenceScores
 from tests.experiments.toys import changed, fake_result, toy_plan

@@ -11,15 +11,17 @@ from scipy import stats
 
 from sb3_dmamba.errors import ConfigError
 from sb3_dmamba.evaluation import compute_confidence_interval, statistics
-from sb3_dmamba.evaluation.statistics import compute_mean as mean
-from sb3_dmamba.evaluation.statistics import resample
-from sb3_dmamba.experiments.statistics import (
+from sb3_dmamba.evaluation.statistics import (
     Estimate,
     compute_interquartile_mean,
+    estimate,
+    resample,
+)
+from sb3_dmamba.evaluation.statistics import compute_mean as mean
+from sb3_dmamba.experiments.statistics import (
     compute_performance_profile,
     compute_probability_of_improvement,
     compute_rank_correlation,
-    estimate,
     find_winner,
 )
 

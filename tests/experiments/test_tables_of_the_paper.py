@@ -12,9 +12,9 @@ import pytest
 from sb3_dmamba.experiments import report as module
 from sb3_dmamba.experiments import run as room
 from sb3_dmamba.experiments.catalogue import Experiment, get_experiment
-from sb3_dmamba.experiments.grid import CellFolder
-from sb3_dmamba.experiments.grid.execution import execute_cell
-from sb3_dmamba.experiments.planning import Request
+from sb3_dmamba.experiments.grid import execute_cell
+from sb3_dmamba.experiments.plan import Request
+from sb3_dmamba.experiments.runs import CellFolder
 from sb3_dmamba.tasks import get_task
 from tests.data import dqn_files
 

@@ -10,11 +10,10 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from sb3_dmamba import Trajectories
+from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.experiments.catalogue import Experiment, Variant
-from sb3_dmamba.experiments.grid import CellFolder, Evaluation
-from sb3_dmamba.experiments.grid.folder import write_json
-from sb3_dmamba.experiments.planning import Plan, Request, make_plan
+from sb3_dmamba.experiments.plan import Plan, Request, make_plan
+from sb3_dmamba.experiments.runs import CellFolder, Evaluation, write_json
 
 TINY = {"hidden_size": 8, "n_layers": 1, "d_state": 2, "context_length": 3, "batch_size": 4}
 TOY = Experiment(

@@ -17,14 +17,11 @@ from gymnasium import spaces
 
 from examples import serve_onnx
 from examples.serve_onnx import ServedPolicy, play
-from sb3_dmamba import DecisionMamba, ReturnToGo, Trajectories
+from sb3_dmamba.algorithm import DecisionMamba
 from sb3_dmamba.config import Memory
-from sb3_dmamba.errors import (
-    ConfigError,
-    ExportError,
-    MissingDependencyError,
-    NotFittedError,
-)
+from sb3_dmamba.data.trajectories import Trajectories
+from sb3_dmamba.envs.return_to_go import ReturnToGo
+from sb3_dmamba.errors import ConfigError, ExportError, MissingDependencyError, NotFittedError
 from sb3_dmamba.export import exporting
 from tests.models import tiny_model
 from tests.toys import ChoiceEnv, choice_trajectories, random_trajectories

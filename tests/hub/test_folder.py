@@ -16,14 +16,10 @@ import numpy as np
 import pytest
 import yaml
 
-from sb3_dmamba import DecisionMamba, EvaluationReport
-from sb3_dmamba.errors import (
-    ConfigError,
-    MissingDependencyError,
-    NotFittedError,
-    UnknownTaskError,
-)
+from sb3_dmamba.algorithm import DecisionMamba
+from sb3_dmamba.errors import ConfigError, MissingDependencyError, NotFittedError, UnknownTaskError
 from sb3_dmamba.evaluation import ReportDetails, TargetResult
+from sb3_dmamba.evaluation.report import EvaluationReport
 from sb3_dmamba.hub import Card, make_folder
 from sb3_dmamba.tasks import ReferenceScores, Task
 from tests.evaluation.toys import SeededEnv

@@ -12,12 +12,13 @@ import pytest
 from gymnasium.utils.env_checker import check_env as check_gymnasium_env
 from stable_baselines3.common.env_checker import check_env as check_sb3_env
 
-from sb3_dmamba import DecisionMamba, memory_tasks
+from sb3_dmamba import envs
+from sb3_dmamba.algorithm import DecisionMamba
 from sb3_dmamba.config import Memory
 from sb3_dmamba.data import Trajectories, load_trajectories
+from sb3_dmamba.envs import TMAZE_ID, parse_tmaze_name
+from sb3_dmamba.envs.tmaze import BACK, DOWN, FORWARD, UP, TMaze
 from sb3_dmamba.errors import ConfigError, DatasetError
-from sb3_dmamba.memory_tasks import TMAZE_ID, parse_tmaze_name
-from sb3_dmamba.memory_tasks.tmaze import BACK, DOWN, FORWARD, UP, TMaze
 from sb3_dmamba.tasks import get_task
 
 CORRIDOR, JUNCTION = [0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]
@@ -80,7 +81,7 @@ def test_both_sides_are_drawn_and_seeds_decide() -> None:
 
 @pytest.mark.filterwarnings("ignore:.*render")
 def test_gymnasiums_and_stable_baselines3s_checks() -> None:
-    memory_tasks.register()
+    envs.register()
     env = gym.make(TMAZE_ID, length=7)
     check_sb3_env(env)
     check_gymnasium_env(env.unwrapped)

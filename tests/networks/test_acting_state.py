@@ -9,8 +9,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from sb3_dmamba import DecisionMambaConfig
-from sb3_dmamba.config import Memory
+from sb3_dmamba.config import DecisionMambaConfig, Memory
 from sb3_dmamba.errors import ConditioningError, ConfigError, SpaceError
 from sb3_dmamba.networks import DecisionMambaPolicy
 

@@ -13,8 +13,8 @@ from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor, NatureCNN
 from torch import Tensor, nn
 
-from sb3_dmamba import DecisionMamba, DecisionMambaConfig
-from sb3_dmamba.config import Memory
+from sb3_dmamba.algorithm import DecisionMamba
+from sb3_dmamba.config import DecisionMambaConfig, Memory
 from sb3_dmamba.data import ObservationStatistics
 from sb3_dmamba.errors import ConfigError, ModelFileError, SpaceError
 from sb3_dmamba.networks import DecisionMambaPolicy, ExtractorEncoder

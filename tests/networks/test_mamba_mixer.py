@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.networks import MambaMixer
-from sb3_dmamba.networks.initialization import initialize
+from sb3_dmamba.networks.model import initialize
 
 CONFIG = DecisionMambaConfig(hidden_size=24, d_state=5, d_conv=3, expand=2, dt_rank=4)
 

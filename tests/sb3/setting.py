@@ -10,7 +10,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from sb3_dmamba import DecisionMamba, ReturnToGo
+from sb3_dmamba.algorithm import DecisionMamba
+from sb3_dmamba.envs.return_to_go import ReturnToGo
 from tests.evaluation.toys import SeededEnv
 from tests.models import tiny_model
 from tests.toys import random_trajectories

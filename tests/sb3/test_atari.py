@@ -12,7 +12,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
 
-from sb3_dmamba import ReturnToGo
+from sb3_dmamba.envs.return_to_go import ReturnToGo
 from tests.sb3.setting import fitted
 
 ale_py = pytest.importorskip("ale_py", reason="the Atari extra is missing")

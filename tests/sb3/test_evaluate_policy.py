@@ -22,7 +22,7 @@ from stable_baselines3.common.vec_env import (
     VecTransposeImage,
 )
 
-from sb3_dmamba import ReturnToGo
+from sb3_dmamba.envs.return_to_go import ReturnToGo
 from tests.evaluation.test_wrappers import Lives
 from tests.sb3.setting import (
     TARGET,

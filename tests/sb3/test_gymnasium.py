@@ -12,7 +12,7 @@ from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 from gymnasium.wrappers import RecordEpisodeStatistics, RecordVideo
 from gymnasium.wrappers.vector import RecordEpisodeStatistics as RecordVectorStatistics
 
-from sb3_dmamba import ReturnToGo
+from sb3_dmamba.envs.return_to_go import ReturnToGo
 from tests.sb3.setting import TARGET, Episodes, by_hand, fitted, make_conditioned, make_env
 
 AutoresetMode: Any = getattr(gym.vector, "AutoresetMode", None)  # Gymnasium 1.1 and later

@@ -17,7 +17,8 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_dmamba import DecisionMamba, ReturnToGo
+from sb3_dmamba.algorithm import DecisionMamba
+from sb3_dmamba.envs.return_to_go import ReturnToGo
 from sb3_dmamba.errors import (
     ConditioningError,
     ConfigError,

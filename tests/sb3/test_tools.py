@@ -26,7 +26,8 @@ from stable_baselines3.common.vec_env import (
     VecVideoRecorder,
 )
 
-from sb3_dmamba import DecisionMamba, ReturnToGo
+from sb3_dmamba.algorithm import DecisionMamba
+from sb3_dmamba.envs.return_to_go import ReturnToGo
 from sb3_dmamba.errors import ConfigError, ModelFileError
 from sb3_dmamba.evaluation import SeedEpisodes
 from sb3_dmamba.networks import DecisionMambaPolicy

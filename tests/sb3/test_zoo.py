@@ -14,7 +14,8 @@ import pytest
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
 
-from sb3_dmamba import DecisionMamba, ReturnToGo
+from sb3_dmamba.algorithm import DecisionMamba
+from sb3_dmamba.envs.return_to_go import ReturnToGo
 from tests.sb3.setting import TARGET, by_hand, fitted, make_env
 
 CUSTOM_OBJECTS = {"learning_rate": 0.0, "lr_schedule": lambda _: 0.0, "clip_range": lambda _: 0.0}

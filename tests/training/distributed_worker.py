@@ -14,7 +14,7 @@ import torch.distributed as dist
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
 from stable_baselines3.common.logger import configure
 
-from sb3_dmamba import DecisionMamba
+from sb3_dmamba.algorithm import DecisionMamba
 from sb3_dmamba.data import Trajectories
 from sb3_dmamba.errors import DecisionMambaError
 from sb3_dmamba.training.distributed import join_processes

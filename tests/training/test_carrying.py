@@ -11,14 +11,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from sb3_dmamba import DecisionMamba
+from sb3_dmamba.algorithm import DecisionMamba
 from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.data import ConsecutiveSampler, Trajectories, WindowBatch, WindowSampler
 from sb3_dmamba.errors import ModelFileError
-from sb3_dmamba.training.carrying import CarriedState, make_sampler, warm_up
-from sb3_dmamba.training.checkpoints import ModelFile
-from sb3_dmamba.training.losses import compute_carried_loss, compute_loss, compute_mean_loss
-from sb3_dmamba.training.updater import Updater
+from sb3_dmamba.model_file import ModelFile
+from sb3_dmamba.training.carried_state import CarriedState, make_sampler, warm_up
+from sb3_dmamba.training.updater import (
+    Updater,
+    compute_carried_loss,
+    compute_loss,
+    compute_mean_loss,
+)
 from tests.models import MIXERS, TINY, Recorder, differences, everything_in, tiny_model
 from tests.toys import random_trajectories
 

@@ -17,17 +17,12 @@ import torch
 from gymnasium import spaces
 from safetensors.torch import save as dump_tensors
 
+from sb3_dmamba import model_file as checkpoints
 from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.errors import ModelFileError
+from sb3_dmamba.model_file import FORMAT_VERSION, ModelFile
 from sb3_dmamba.networks import DecisionMambaPolicy
-from sb3_dmamba.training import checkpoints
-from sb3_dmamba.training.checkpoints import (
-    FORMAT_VERSION,
-    ModelFile,
-    optimizer_from_tensors,
-    optimizer_to_tensors,
-)
-from sb3_dmamba.training.optimizer import make_optimizer
+from sb3_dmamba.training.updater import make_optimizer, optimizer_from_tensors, optimizer_to_tensors
 
 FILE = ModelFile(
     {"name": "small", "list": [1, 2.5, None]},
@@ -244,7 +239,7 @@ def test_a_header_that_is_no_json_leaves_the_old_file(tmp_path: Path) -> None:
 SLOW_WRITE = """
 import os, sys, time
 from sb3_dmamba import atomic
-from sb3_dmamba.training.checkpoints import ModelFile
+from sb3_dmamba.model_file import ModelFile
 
 class Slow:
     def __init__(self, file): self.file = file

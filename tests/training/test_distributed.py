@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from sb3_dmamba import DecisionMamba
+from sb3_dmamba.algorithm import DecisionMamba
 from tests.models import differences, everything_in
 from tests.toys import random_trajectories
 from tests.training import distributed_worker as worker

@@ -10,11 +10,16 @@ import torch
 
 from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.data import WindowBatch, WindowSampler
-from sb3_dmamba.data.resident import count_resident_bytes
 from sb3_dmamba.errors import ConfigError
-from sb3_dmamba.training import feeds
-from sb3_dmamba.training.carrying import make_sampler
-from sb3_dmamba.training.feeds import HostFeed, PrefetchingFeed, ResidentFeed, make_feed
+from sb3_dmamba.training import batches as feeds
+from sb3_dmamba.training.batches import (
+    HostFeed,
+    PrefetchingFeed,
+    ResidentFeed,
+    count_resident_bytes,
+    make_feed,
+)
+from sb3_dmamba.training.carried_state import make_sampler
 from tests.data.test_resident import assert_equal
 from tests.models import TINY, differences, everything_in, tiny_model
 from tests.toys import random_trajectories

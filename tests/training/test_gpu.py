@@ -11,12 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from sb3_dmamba import DecisionMamba
+from sb3_dmamba.algorithm import DecisionMamba
 from sb3_dmamba.config import DecisionMambaConfig
-from sb3_dmamba.training.carrying import make_sampler
-from sb3_dmamba.training.feeds import PrefetchingFeed, ResidentFeed
-from sb3_dmamba.training.seeding import local_seed
-from sb3_dmamba.training.updater import Updater
+from sb3_dmamba.training.batches import PrefetchingFeed, ResidentFeed
+from sb3_dmamba.training.carried_state import make_sampler
+from sb3_dmamba.training.updater import Updater, local_seed
 from tests.data.test_resident import assert_equal
 from tests.models import MIXERS, TINY, Recorder, everything_in, tiny_model
 from tests.toys import random_trajectories

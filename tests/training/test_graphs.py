@@ -12,13 +12,13 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
-from sb3_dmamba import DecisionMamba
+from sb3_dmamba.algorithm import DecisionMamba
 from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.data import WindowBatch, WindowSampler
 from sb3_dmamba.errors import BackendError
-from sb3_dmamba.training import graphs
-from sb3_dmamba.training.carrying import make_sampler
-from sb3_dmamba.training.recording import RECORDERS
+from sb3_dmamba.training import cuda_graph as graphs
+from sb3_dmamba.training.carried_state import make_sampler
+from sb3_dmamba.training.cuda_graph import RECORDERS
 from sb3_dmamba.training.updater import Updater
 from tests.models import MIXERS, TINY, differences, everything_in, tiny_model
 from tests.models import Recorder as Stop

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from sb3_dmamba.training import interrupts
-from sb3_dmamba.training.interrupts import Interrupts, UpdateInterrupted
+from sb3_dmamba.training import loop as interrupts
+from sb3_dmamba.training.loop import Interrupts, UpdateInterrupted
 from sb3_dmamba.training.updater import Updater
 from tests.models import Recorder, differences, everything_in, tiny_model
 from tests.toys import choice_trajectories

@@ -10,7 +10,7 @@ from torch import nn
 
 from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.networks import DecisionMambaPolicy
-from sb3_dmamba.training.optimizer import make_optimizer, split_by_decay
+from sb3_dmamba.training.updater import make_optimizer, split_by_decay
 
 FLAT = spaces.Box(-1.0, 1.0, (3,))
 IMAGE = spaces.Box(0, 255, (4, 36, 36), np.uint8)

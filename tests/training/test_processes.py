@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sb3_dmamba import DecisionMamba
+from sb3_dmamba.algorithm import DecisionMamba
 from sb3_dmamba.data import ConsecutiveSampler, WindowSampler
 from sb3_dmamba.errors import ConfigError, DistributedError
 from sb3_dmamba.training.distributed import Processes, join_processes, local_device

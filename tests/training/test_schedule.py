@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from sb3_dmamba.config import DecisionMambaConfig
-from sb3_dmamba.training.schedule import compute_learning_rate
+from sb3_dmamba.training.updater import compute_learning_rate
 
 PEAK = 0.5
 Settings = dict[str, Any]

@@ -15,10 +15,8 @@ from torch import Tensor, nn
 
 from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.data import WindowBatch, WindowSampler
-from sb3_dmamba.networks.heads import make_head
-from sb3_dmamba.training.losses import compute_loss
-from sb3_dmamba.training.seeding import draw_seed, local_seed
-from sb3_dmamba.training.updater import Updater
+from sb3_dmamba.networks.model import make_head
+from sb3_dmamba.training.updater import Updater, compute_loss, draw_seed, local_seed
 from tests.models import MIXERS, TINY, global_generators
 from tests.toys import random_trajectories
 

@@ -1,11 +1,9 @@
-"""Where datasets come from: one module a source, one row here.
-
-Rows are tried from the top; nothing is imported before its row matches.
-"""
+"""Sources of datasets: the registry, ``load_trajectories`` and ``convert_trajectories``."""
 
 from __future__ import annotations
 
 import inspect
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,15 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from sb3_dmamba.checks import did_you_mean, near_names
-from sb3_dmamba.d4rl import D4RL_NAME
+from sb3_dmamba.console import Bar, count_progress
+from sb3_dmamba.d4rl import D4RL_NAME, list_names
+from sb3_dmamba.data.store import check_place, cut_into_pieces, write_pieces
+from sb3_dmamba.data.trajectories import Trajectories, check_transform, transform
+from sb3_dmamba.envs import parse_tmaze_name
 from sb3_dmamba.errors import DatasetError
-from sb3_dmamba.memory_tasks import parse_tmaze_name
+from sb3_dmamba.paths import describe_missing_path
 
 if TYPE_CHECKING:
-    from sb3_dmamba.data._progress import Bar
+    from sb3_dmamba.console import Bar
     from sb3_dmamba.data.trajectories import Trajectories
 
-__all__ = ["GENERAL_OPTIONS", "SOURCES", "Opened", "Source", "check_options", "find_source"]
 
 GENERAL_OPTIONS = ("reward_mode", "top_fraction")
 """Options of every source, which ``load_trajectories`` takes itself."""
@@ -253,3 +254,135 @@ SOURCES = (
     ),
 )
 """Every kind of source, in the order in which they are tried."""
+
+_COULD_BE_A_NAME = re.compile(r"[-\w]+(/[-\w]+)*")
+
+
+def load_trajectories(
+    source: Any,
+    *,
+    reward_mode: str = "dense",
+    top_fraction: float | None = None,
+    **options: Any,
+) -> Trajectories:
+    """Load a dataset.
+
+    Args:
+        source: A Minari id, a ``MinariDataset`` or a Minari folder; a D4RL name, HDF5 file or
+            Decision Transformer pickle; a folder of the Atari DQN replay; a buffer of d3rlpy or
+            Stable-Baselines3; a dict of flat arrays with D4RL's keys or Gymnasium's; a folder
+            that ``Trajectories.save`` wrote; or ``Trajectories``, which come back as they are.
+        reward_mode: ``"dense"``, the rewards as they are, or ``"delayed"``, as
+            :meth:`Trajectories.with_delayed_rewards` has them.
+        top_fraction: Keep only the episodes with the largest returns, this fraction of their
+            number, as :meth:`Trajectories.take_top` does; None keeps all.
+        options: What the kind of source takes besides, such as ``medium_expert`` of a D4RL name
+            or ``env_id`` of a dict: the page on datasets lists them, and so does the error that
+            an unknown one gets.
+
+    Returns:
+        The episodes.
+
+    Raises:
+        DatasetError: The source is of no known kind, missing or malformed, or does not take an
+            option.
+        SpaceError: Its spaces cannot be learnt.
+        ConfigError: ``reward_mode`` is unknown, or ``top_fraction`` not in (0, 1].
+    """
+    check_transform(reward_mode, top_fraction)  # before what may take long
+    return transform(_load(source, options), reward_mode, top_fraction)
+
+
+def _load(source: Any, options: dict[str, Any]) -> Trajectories:
+    if isinstance(source, Trajectories):
+        check_options(options, [], "Trajectories")
+        return source
+    row = find_source(source)
+    if row is None:
+        is_text = isinstance(source, (str, PathLike))
+        value = source if is_text else type(source)
+        raise DatasetError(_explain(source), path=source, setting="source", value=value)
+    opened = row.open(source, options)
+    return opened if isinstance(opened, Trajectories) else opened.load()
+
+
+def _explain(source: Any) -> str:
+    """Say why a source is none, and what there is like it."""
+    if not isinstance(source, (str, PathLike)):
+        return (
+            f"a {type(source).__module__}.{type(source).__qualname__} is not a known dataset. "
+            f"Accepted: {_accepted('object')}; Trajectories; a path or a name"
+        )
+    path = Path(source).expanduser()
+    if path.exists():
+        kind = "folder" if path.is_dir() else "file"
+        return f"the {kind} {str(source)!r} is not a known dataset. Accepted: {_accepted('path')}"
+    missing = describe_missing_path(source)
+    if isinstance(source, str) and _COULD_BE_A_NAME.fullmatch(source):
+        hint = did_you_mean(near_names(source, [*list_names(), "tmaze-50"], n=2))
+        hint = f"{hint} " if hint else ""
+        return f"{missing}, and no dataset is called so; {hint}names are {_accepted('name')}"
+    return missing
+
+
+def _accepted(kind: str) -> str:
+    return "; ".join(row.accepts for row in SOURCES if row.kind == kind)
+
+
+def convert_trajectories(
+    source: Any,
+    folder: str | os.PathLike[str],
+    /,
+    *,
+    overwrite: bool = False,
+    progress_bar: bool = False,
+    **options: Any,
+) -> Trajectories:
+    """Write a dataset to a store, whose size memory need not hold.
+
+    Args:
+        source: Whatever ``load_trajectories`` takes; by its place alone.
+        folder: Where the store will be; by its place alone (a D4RL name's own ``folder`` is one
+            of ``options``).
+        overwrite: Whether a store that is there already is replaced; nothing else ever is.
+        progress_bar: Whether to show the steps written, on stderr.
+        options: As ``load_trajectories`` takes them, for every source and for this kind.
+
+    Returns:
+        The store, opened: its arrays are memory-mapped.
+
+    Raises:
+        DatasetError: The source is none or malformed, does not take an option, or there is
+            something at ``folder``.
+        SpaceError: Its spaces cannot be learnt.
+        OSError: The disk is full.
+    """
+    for name in ("source", "store"):
+        if name in options:
+            raise DatasetError(
+                f"{name}={options[name]!r} is not an option of a conversion: the first argument is "
+                f"the source and the second the store's folder"
+            )
+    place = Path(folder).expanduser().absolute()
+    check_place(place, overwrite)  # before what may take long
+    row = None if isinstance(source, Trajectories) else find_source(source)
+    is_changed = not set(GENERAL_OPTIONS).isdisjoint(options)
+    if row is not None and not is_changed and "store" in row.option_names():
+        given = {"store": place, "overwrite": overwrite, "progress_bar": progress_bar, **options}
+        written = row.open(source, given)
+        assert isinstance(written, Trajectories)  # what takes a store writes it
+        return written
+    with count_progress(place.name, "steps", progress_bar) as bar:
+        if row is None or is_changed:
+            data: Trajectories | Opened = load_trajectories(source, **options)
+        else:
+            data = row.open(source, options)
+        return write_pieces(_cut(data, bar), place, overwrite=overwrite, bar=bar)
+
+
+def _cut(data: Trajectories | Opened, bar: Bar) -> Iterator[Trajectories]:
+    """Yield a dataset in pieces: as its source reads them, or else cut."""
+    if not isinstance(data, Trajectories):
+        return data.pieces(bar)
+    bar.start(0, data.n_steps)
+    return cut_into_pieces(data)

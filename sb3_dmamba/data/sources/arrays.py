@@ -12,11 +12,11 @@ from jaxtyping import Bool
 from numpy import ndarray
 
 from sb3_dmamba.checks import near_names
-from sb3_dmamba.data._checks import check_finite
 from sb3_dmamba.data.mapping import as_array, iterate_rows
-from sb3_dmamba.data.spaces import check_action_space, flat_space, flatten_observation
 from sb3_dmamba.data.trajectories import Trajectories
+from sb3_dmamba.data.validation import check_finite
 from sb3_dmamba.errors import DatasetError, SpaceError
+from sb3_dmamba.spaces import check_action_space, flat_space, flatten_observation
 
 __all__ = [
     "check_ends",

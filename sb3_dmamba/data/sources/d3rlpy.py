@@ -9,14 +9,9 @@ import numpy as np
 from gymnasium import spaces
 from numpy import ndarray
 
-from sb3_dmamba.data.spaces import (
-    check_action_space,
-    flat_space,
-    flatten_observation,
-    observation_dtype,
-)
 from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.errors import DatasetError, SpaceError
+from sb3_dmamba.spaces import check_action_space, flat_space, flatten_observation, observation_dtype
 
 __all__ = ["load_d3rlpy"]
 

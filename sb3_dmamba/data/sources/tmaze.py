@@ -8,9 +8,9 @@ from numpy import ndarray
 
 from sb3_dmamba.checks import check_integer
 from sb3_dmamba.data.trajectories import Trajectories
+from sb3_dmamba.envs import TMAZE_ID, parse_tmaze_name
+from sb3_dmamba.envs.tmaze import BACK, DOWN, FORWARD, UP, TMaze
 from sb3_dmamba.errors import DatasetError
-from sb3_dmamba.memory_tasks import TMAZE_ID, parse_tmaze_name
-from sb3_dmamba.memory_tasks.tmaze import BACK, DOWN, FORWARD, UP, TMaze
 
 __all__ = ["load_tmaze"]
 

@@ -1,0 +1,214 @@
+"""``dmamba doctor`` and ``dmamba tasks``."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sb3_dmamba.cli.output import (
+    EXIT_ERROR,
+    DebugOption,
+    DeviceOption,
+    JsonOption,
+    check_device,
+    command_output,
+    import_quietly,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from sb3_dmamba.doctor import Backend, Examination, Package, Place, Speed
+    from sb3_dmamba.machine import Machine
+    from sb3_dmamba.tasks import Task
+
+
+def doctor(
+    seconds: Annotated[
+        float,
+        typer.Option(min=0, metavar="N", help="Seconds of the speed check; 0 leaves it out."),
+    ] = 10.0,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Say what works here, what does not and what to do about it, and how fast it is.
+
+    Ends with 1 where something is broken. An extra that is not installed is nothing broken.
+    """
+    with command_output(as_json, debug) as out:
+        where = check_device(device)
+        found = import_quietly("sb3_dmamba.doctor").examine(seconds, where)
+        _print(out.console, found)
+        out.emit(found.to_dict())
+    if found.problems:
+        raise typer.Exit(EXIT_ERROR)
+
+
+def _print(console: Console, found: Examination) -> None:
+    console.print(f"sb3_dmamba {found.version}", style="bold", highlight=False)
+    console.print(_machine_table(found.machine))
+    console.print(_package_table(found.packages))
+    console.print(_backend_table(found.backends))
+    console.print(_place_table(found.places))
+    if found.speed is not None:
+        console.print(_speed_table(found.speed))
+    if not found.problems:
+        console.print("Nothing is broken.", style="green")
+    for problem in found.problems:
+        console.print(f"Broken: {problem}", style="red", highlight=False, markup=False)
+
+
+def _make_table(title: str, *columns: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(
+        title=title,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+        show_header=any(columns),
+    )
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    table.columns[0].no_wrap = True
+    return table
+
+
+def _machine_table(machine: Machine) -> Table:
+    table = _make_table("Machine", "", "")
+    load = "" if machine.load is None else f", {machine.load:.1f} busy in the last minute"
+    table.add_row("system", machine.system)
+    table.add_row("CPU", f"{machine.processor}, {machine.cores:g} cores{load}")
+    table.add_row("threads", f"{machine.threads}: {machine.advice}")
+    built = f"torch is built for CUDA {machine.cuda}" if machine.cuda else "torch is built for CPUs"
+    if not machine.gpus:
+        table.add_row("GPU", f"none found ({built})")
+    for gpu in machine.gpus:
+        bf16 = "bf16" if gpu["bf16"] else "no bf16"
+        table.add_row(
+            "GPU",
+            f"{gpu['name']}, capability {gpu['capability']}, {bf16}, {gpu['free_gib']} of "
+            f"{gpu['memory_gib']} GiB free ({built})",
+        )
+    return table
+
+
+def _package_table(packages: list[Package]) -> Table:
+    table = _make_table("Packages", "for", "here", "missing")
+    for extra, group in itertools.groupby(packages, key=lambda package: package.extra):
+        members = list(group)
+        here = ", ".join(f"{each.name} {each.version}" for each in members if each.version)
+        lacks = [f"{each.name} {each.lack}:" for each in members if each.lack is not None]
+        remedies = dict.fromkeys(each.remedy for each in members if each.remedy is not None)
+        table.add_row(extra or "everything", here or "-", _escape("\n".join([*lacks, *remedies])))
+    return table
+
+
+def _backend_table(backends: list[Backend]) -> Table:
+    table = _make_table("Backends of the operations", "device", "backend", "works", "")
+    for device, group in itertools.groupby(backends, key=lambda backend: backend.device):
+        rows = list(group)
+        reasons = {row.reason for row in rows}
+        if len(reasons) == 1 and None not in reasons:  # there is no such device
+            table.add_row(device, "all", "no", _escape(str(rows[0].reason)))
+            continue
+        for row in rows:
+            checked = "" if row.max_error is None else f"within {row.max_error:.0e} of reference"
+            is_auto = ', what "auto" means' if row.is_auto else ""
+            works = "yes" if row.reason is None else "no"
+            text = f"{checked}{is_auto}" if row.reason is None else row.reason
+            table.add_row(device, row.name, works, _escape(text))
+    return table
+
+
+def _place_table(places: list[Place]) -> Table:
+    table = _make_table("Datasets", "of", "here", "room", "folder")
+    for place in places:
+        room = f"{place.free_gib:g} GiB" if place.is_writable else "not writable"
+        folder = f"{place.path} ({place.setting} names another)"
+        table.add_row(place.what, str(place.n_datasets), room, _escape(folder))
+    return table
+
+
+def _speed_table(speed: Speed) -> Table:
+    title = f"Speed of {speed.task} on {speed.device}, threads: {speed.threads}"
+    table = _make_table(title, "a second", "")
+    table.add_row(f"{speed.updates:,.1f}", f"updates (the first took {_first(speed)})")
+    if speed.updates_on_one_thread is not None:
+        ratio = speed.updates / speed.updates_on_one_thread
+        alone = f"updates on one thread: {speed.threads} are {ratio:.2f} times as fast"
+        if ratio < 1:
+            alone += ", so set OMP_NUM_THREADS=1 while the machine is as busy as now"
+        table.add_row(f"{speed.updates_on_one_thread:,.1f}", alone)
+    table.add_row(f"{speed.window_steps:,.0f}", "steps of acting, memory window, one environment")
+    ratio = speed.stream_steps / speed.window_steps
+    stream = f"steps of acting, memory stream: {ratio:.1f} times as fast"
+    table.add_row(f"{speed.stream_steps:,.0f}", stream)
+    return table
+
+
+def _first(speed: Speed) -> str:
+    return f"{speed.first_update_seconds:.1f} s, getting kernels ready included"
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def tasks(as_json: JsonOption = False, debug: DebugOption = False) -> None:
+    """List the named tasks with their environments, targets and recipes."""
+    from sb3_dmamba.tasks import list_tasks
+
+    with command_output(as_json, debug) as output:
+        named = list_tasks()
+        if as_json:
+            output.emit([task.to_dict() for task in named])
+            return
+        output.console.print(_table(named))
+        output.console.print(
+            "Every other Gym-MuJoCo name of D4RL (hopper-expert-v2, ant-medium-v1), any Minari id "
+            "(hopper/medium-v0) and any registered Gymnasium id (Hopper-v5) is a task too."
+        )
+
+
+def _table(named: list[Task]) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(
+        title="Named tasks",
+        caption="dmamba tasks --json has every setting, and where it is from",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("task", no_wrap=True)
+    table.add_column("environment", no_wrap=True)
+    table.add_column("targets", justify="right")
+    for name in ("width", "updates"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for task in named:
+        config = task.config()
+        table.add_row(
+            task.name,
+            task.env_id,
+            _shorten(task.target_returns),
+            str(config.hidden_size),
+            f"{config.n_updates:,}",
+        )
+    return table
+
+
+def _shorten(targets: tuple[float, ...]) -> str:
+    texts = [f"{target:g}" for target in targets]
+    return texts[0] if len(texts) == 1 else f"{texts[0]}..{texts[-1]}"

@@ -1,0 +1,67 @@
+"""Progress bars and warnings shown to the user."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A progress bar, which appears when it starts; one that is hidden takes the same calls."""
+
+    progress: Progress
+    task: TaskID
+
+    def start(self, completed: int, total: int | None) -> None:
+        """Say how much there is, and how much there will be where that is known."""
+        self.progress.update(self.task, completed=completed, total=total, visible=True)
+
+    def advance(self, amount: int) -> None:
+        """Say how much has come."""
+        self.progress.advance(self.task, amount)
+
+
+def byte_progress(name: str, shown: bool) -> contextlib.AbstractContextManager[Bar]:
+    """Show how many bytes have come, how fast, and the time left."""
+    return _show(name, shown, DownloadColumn(binary_units=True), TransferSpeedColumn())
+
+
+def count_progress(name: str, unit: str, shown: bool) -> contextlib.AbstractContextManager[Bar]:
+    """Show how many of something are done, and the time left."""
+    return _show(name, shown, MofNCompleteColumn(), TextColumn(unit))
+
+
+@contextlib.contextmanager
+def _show(name: str, shown: bool, *columns: ProgressColumn) -> Iterator[Bar]:
+    every = (TextColumn("[bold]{task.description}"), BarColumn(), *columns, TimeRemainingColumn())
+    with Progress(*every, console=Console(stderr=True), disable=not shown) as progress:
+        yield Bar(progress, progress.add_task(name, total=None, visible=False))
+
+
+_PACKAGE = Path(__file__).parent
+
+
+def warn_caller(message: str) -> None:
+    """Raise a UserWarning at the innermost frame that is outside this package."""
+    frame, level = inspect.currentframe(), 1
+    while frame is not None and _PACKAGE in Path(frame.f_code.co_filename).parents:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, UserWarning, stacklevel=level)

@@ -1,0 +1,386 @@
+"""Decision Mamba as d3rlpy algorithms: implementation and algorithms."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from d3rlpy.algos.transformer.action_samplers import (
+    IdentityTransformerActionSampler,
+    SoftmaxTransformerActionSampler,
+    TransformerActionSampler,
+)
+from d3rlpy.algos.transformer.base import (
+    StatefulTransformerWrapper,
+    TransformerAlgoBase,
+    TransformerAlgoImplBase,
+)
+from d3rlpy.base import register_learnable
+from d3rlpy.constants import IMPL_NOT_INITIALIZED_ERROR, ActionSpace
+from d3rlpy.dataset import ReplayBuffer, ReplayBufferBase
+from d3rlpy.optimizers import OptimizerWrapper
+from d3rlpy.torch_utility import CudaGraphWrapper, Modules, unwrap_ddp_model, wrap_model_by_ddp
+from torch import Tensor, nn
+
+from sb3_dmamba.d3rlpy.config import DecisionMambaConfig, DiscreteDecisionMambaConfig
+from sb3_dmamba.d3rlpy.files import export_policy, save_learnable
+from sb3_dmamba.d3rlpy.network import find_real_steps, make_model, set_backend, to_windows
+from sb3_dmamba.d3rlpy.stateful import StreamTransformerWrapper
+from sb3_dmamba.errors import ConfigError, DatasetError, DivergenceError
+from sb3_dmamba.networks import SequenceModel
+from sb3_dmamba.training.updater import DROPOUT_STREAM, WEIGHT_STREAM, compute_mean_loss, local_seed
+
+_FINAL_FRACTION = 0.1  # of the learning rate, once all tokens have been seen
+
+
+class TrainingProgress(nn.Module):
+    """How far training has come; a module, so that d3rlpy saves it with the weights.
+
+    Attributes:
+        n_updates: Updates taken, a scalar.
+        n_tokens: Real steps seen in them, a scalar; of all processes together under ``enable_ddp``.
+    """
+
+    n_updates: Tensor
+    n_tokens: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("n_updates", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("n_tokens", torch.zeros((), dtype=torch.int64))
+
+
+@dataclasses.dataclass(frozen=True)
+class DecisionMambaModules(Modules):
+    """What d3rlpy saves, loads, and sets to training or evaluation.
+
+    Args:
+        transformer: The network, under the name that d3rlpy's own algorithms give theirs; inside
+            ``DistributedDataParallel`` where that was asked for.
+        optim: The optimiser.
+        progress: How far training has come.
+    """
+
+    transformer: nn.Module
+    optim: OptimizerWrapper
+    progress: TrainingProgress
+
+    def get_torch_modules(self) -> dict[str, nn.Module]:
+        """Return what has weights to look at: the network."""
+        return {"transformer": self.transformer}
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenSchedule:
+    """A learning rate that follows the number of steps seen, by all processes together.
+
+    Args:
+        learning_rate: At the top.
+        warmup_tokens: Steps over which it rises linearly from zero.
+        final_tokens: Steps after which it has fallen along a cosine to a tenth, where it stays.
+
+    Source: Chen et al. 2021 (arXiv:2106.01345), its Atari code, where the cosine rises again
+        after ``final_tokens``.
+    """
+
+    learning_rate: float
+    warmup_tokens: int
+    final_tokens: int
+
+    def compute(self, n_tokens: int) -> float:
+        """Return the learning rate of an update, whose own tokens are counted."""
+        if n_tokens < self.warmup_tokens:
+            return self.learning_rate * n_tokens / max(1, self.warmup_tokens)
+        left = max(1, self.final_tokens - self.warmup_tokens)
+        progress = min(1.0, (n_tokens - self.warmup_tokens) / left)
+        cosine = 0.5 * (1.0 + math.cos(math.pi * progress))
+        return self.learning_rate * max(_FINAL_FRACTION, cosine)
+
+
+class DecisionMambaImpl(TransformerAlgoImplBase):
+    """Updates and predicts.
+
+    Args:
+        observation_shape: Of one observation, or of each array of a tuple.
+        action_size: Dimensions of an action, or the number of actions.
+        modules: Network, optimiser and progress.
+        is_discrete: Whether actions are numbers of actions.
+        precision: ``"fp32"`` or ``"bf16"``.
+        seed: Seed of dropout; None draws from the global generator.
+        schedule: Sets the learning rate before each update; None leaves it to the optimiser.
+        compiled: Whether updates are compiled and run as a CUDA graph.
+        device: Name of the device.
+    """
+
+    _modules: DecisionMambaModules
+
+    def __init__(
+        self,
+        observation_shape: Any,
+        action_size: int,
+        modules: DecisionMambaModules,
+        *,
+        is_discrete: bool,
+        precision: str,
+        seed: int | None,
+        schedule: TokenSchedule | None,
+        compiled: bool,
+        device: str,
+    ) -> None:
+        super().__init__(observation_shape, action_size, modules, device)
+        self._is_discrete = is_discrete
+        self._precision = precision
+        self._seed = None if compiled else seed
+        self._schedule = schedule
+        self._compiled = compiled
+        self._compute_grad = CudaGraphWrapper(self.compute_grad) if compiled else self.compute_grad
+
+    @property
+    def model(self) -> SequenceModel:
+        """The network, out of ``DistributedDataParallel``."""
+        model: SequenceModel = unwrap_ddp_model(self._modules.transformer)
+        return model
+
+    @property
+    def progress(self) -> TrainingProgress:
+        """How far training has come."""
+        return self._modules.progress
+
+    def inner_predict(self, inpt: Any) -> Tensor:
+        """Predict at the newest step of one window: an action (A,), or logits (A,)."""
+        masks = find_real_steps(inpt.masks, inpt.timesteps)
+        window = to_windows(
+            dataclasses.replace(inpt, masks=masks), is_discrete=self._is_discrete
+        )  # B = 1
+        predictions = self.model(
+            window.observations, window.actions, window.returns_to_go, window.timesteps
+        )
+        newest = window.padding_mask.sum(dim=1) - 1
+        prediction: Tensor = predictions[0].index_select(0, newest)[0]
+        return prediction
+
+    def compute_loss(self, batch: Any) -> Tensor:
+        """Return the mean loss over the real steps of d3rlpy's ``TorchTrajectoryMiniBatch``."""
+        on_cpu = self._device.startswith("cpu")
+        windows = to_windows(batch, is_discrete=self._is_discrete, may_look=on_cpu)
+        predictions = self._modules.transformer(
+            windows.observations, windows.actions, windows.returns_to_go, windows.timesteps
+        )
+        head = self.model.head
+        return compute_mean_loss(head, predictions, windows.actions, windows.padding_mask)
+
+    def compute_grad(self, batch: Any) -> dict[str, Tensor]:
+        """Fill the gradients; return the loss under its name."""
+        self._modules.optim.zero_grad()
+        with torch.autocast(
+            torch.device(self._device).type, torch.bfloat16, enabled=self._precision == "bf16"
+        ):
+            loss = self.compute_loss(batch)
+        loss.backward()
+        return {"loss": loss}
+
+    def inner_update(self, batch: Any, grad_step: int) -> dict[str, float]:
+        """Take one optimiser step.
+
+        Returns:
+            The loss, and for a schedule by tokens the learning rate.
+
+        Raises:
+            DivergenceError: The loss is not finite; the weights are as they were.
+        """
+        metrics: dict[str, float] = {}
+        progress = self.progress
+        n_tokens = int(progress.n_tokens) + self._count_tokens(batch)
+        if self._schedule is not None:
+            metrics["learning_rate"] = self._schedule.compute(n_tokens)
+            for group in self._modules.optim.optim.param_groups:
+                group["lr"] = metrics["learning_rate"]
+        with self._own_randomness():
+            loss = float(self._compute_grad(batch)["loss"].detach())
+        if not math.isfinite(loss):
+            raise DivergenceError(
+                f"update {int(progress.n_updates) + 1} had loss {loss}: lower learning_rate, clip "
+                f"gradients with optim_factory=AdamWFactory(clip_grad_norm=0.25), scale rewards "
+                f"with reward_scaler=MultiplyRewardScaler(0.001), or look for such numbers in the "
+                f"dataset"
+            )
+        self._modules.optim.step()
+        progress.n_tokens.fill_(n_tokens)
+        progress.n_updates += 1
+        return {"loss": loss, **metrics}
+
+    @property
+    def _is_parallel(self) -> bool:
+        return self.model is not self._modules.transformer
+
+    def _count_tokens(self, batch: Any) -> int:
+        """Count the real steps of an update, those of all processes together."""
+        count = batch.masks.sum().to(torch.int64)
+        if self._is_parallel:  # or else each process would follow a schedule of its own
+            torch.distributed.all_reduce(count)
+        return int(count)
+
+    def _own_randomness(self) -> contextlib.AbstractContextManager[None]:
+        if self._seed is None:
+            return contextlib.nullcontext()
+        entropy = [self._seed, int(self.progress.n_updates), DROPOUT_STREAM]
+        if self._is_parallel and torch.distributed.get_rank() > 0:
+            entropy.append(torch.distributed.get_rank())  # each process drops out for itself
+        return local_seed(torch.device(self._device), *entropy)
+
+    def load_model(self, f: Any) -> None:
+        """Load what :meth:`save_model` wrote, also into a network that is data-parallel."""
+        # d3rlpy's own takes the network out of DistributedDataParallel to save it, not to load it.
+        modules = dataclasses.replace(self._modules, transformer=self.model)
+        modules.create_checkpointer(self._device).load(f)
+
+
+class SequenceAlgoBase(TransformerAlgoBase):
+    """What our two algorithms have in common; made by a config's ``create``."""
+
+    def inner_create_impl(self, observation_shape: Sequence[Any], action_size: int) -> None:
+        """Build network and optimiser; d3rlpy calls it when shapes are known."""
+        config = self._config
+        seeded: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if config.seed is not None:
+            seeded = local_seed(torch.device("cpu"), config.seed, WEIGHT_STREAM)
+        with seeded:
+            model = make_model(config, observation_shape, action_size)
+        if self.compiled and config.backend == "auto":
+            set_backend(model, "traceable")  # what is compiled is better without loops
+        model = model.to(self._device)
+        if self._enable_ddp:
+            model = wrap_model_by_ddp(model)
+        optim = config.optim_factory.create(
+            model.named_modules(), lr=config.learning_rate, compiled=self.compiled
+        )
+        self._impl = DecisionMambaImpl(
+            observation_shape,
+            action_size,
+            DecisionMambaModules(model, optim, TrainingProgress()),
+            is_discrete=self.get_action_type() == ActionSpace.DISCRETE,
+            precision=config.precision,
+            seed=config.seed,
+            schedule=self._make_schedule(),
+            compiled=self.compiled,
+            device=self._device,
+        )
+
+    def _make_schedule(self) -> TokenSchedule | None:
+        return None
+
+    def fit(self, dataset: ReplayBuffer, *args: Any, **kwargs: Any) -> None:
+        """Train with d3rlpy's loop; arguments as d3rlpy's ``fit``.
+
+        Raises:
+            DatasetError: The dataset is not a d3rlpy replay buffer.
+            DivergenceError: The loss is not finite.
+        """
+        if not isinstance(dataset, ReplayBufferBase):
+            raise DatasetError(
+                f"d3rlpy's fit takes a replay buffer, and this is a {type(dataset).__name__}: "
+                f"give it sb3_dmamba.d3rlpy.as_replay_buffer(dataset), or "
+                f"load_trajectories(dataset).to_d3rlpy()"
+            )
+        super().fit(dataset, *args, **kwargs)
+
+    def as_stateful_wrapper(
+        self,
+        target_return: float,
+        action_sampler: TransformerActionSampler | None = None,
+        memory: str | None = None,
+    ) -> StatefulTransformerWrapper | StreamTransformerWrapper:
+        """Return an actor for one environment, with ``predict(x, reward)`` and ``reset()``.
+
+        Args:
+            target_return: Return to ask for at the start of each episode.
+            action_sampler: Makes an action of a prediction; None takes continuous actions as they
+                are, and draws discrete ones.
+            memory: ``"window"`` is d3rlpy's own wrapper, which encodes the last ``context_size``
+                steps at each step; ``"stream"`` carries the recurrent state over the episode, at a
+                constant cost a step. None is the config's.
+
+        Returns:
+            d3rlpy's ``StatefulTransformerWrapper``, or our :class:`StreamTransformerWrapper`.
+
+        Raises:
+            ConfigError: An unknown memory, one that the position encoding rules out, or a target
+                that is not finite.
+        """
+        assert self._impl is not None, IMPL_NOT_INITIALIZED_ERROR
+        if not math.isfinite(target_return):
+            raise ConfigError(f"target_return={target_return!r}: give a finite number")
+        if memory is None:
+            memory = self._config.memory
+        dataclasses.replace(self._config, memory=memory)  # raises where it cannot work
+        if action_sampler is None:
+            is_continuous = self.get_action_type() == ActionSpace.CONTINUOUS
+            action_sampler = (
+                IdentityTransformerActionSampler()
+                if is_continuous
+                else SoftmaxTransformerActionSampler()
+            )
+        if memory == "window":
+            return StatefulTransformerWrapper(self, target_return, action_sampler)
+        return StreamTransformerWrapper(self, target_return, action_sampler)
+
+    def save(self, fname: str | os.PathLike[str]) -> None:
+        """Write config and weights, for ``d3rlpy.load_learnable`` and d3rlpy's command line.
+
+        The file is d3rlpy's, except that opening it imports this package, so that d3rlpy knows the
+        algorithm. Training continues from it exactly.
+
+        Args:
+            fname: File to write, atomically.
+        """
+        assert self._impl is not None, IMPL_NOT_INITIALIZED_ERROR
+        save_learnable(self, fname)
+
+    def save_policy(self, fname: str | os.PathLike[str]) -> None:
+        """Export the greedy policy over one window, as TorchScript (.pt) or ONNX (.onnx).
+
+        Inputs, each of ``context_size`` steps without a batch axis, padded on the left with zeros:
+        ``observation_0`` (and ``_1``, ... of a tuple), ``action`` (A,) or (1,), ``return_to_go``
+        (1,), ``timestep``, from 1, 0 where there is padding. Output: the action of the newest step,
+        (A,), or its number. Scalers are inside: everything is in the environment's units.
+
+        Args:
+            fname: File to write.
+
+        Raises:
+            ConfigError: The suffix is another.
+            MissingDependencyError: ONNX was asked for, and its packages are not installed.
+        """
+        assert self._impl is not None, IMPL_NOT_INITIALIZED_ERROR
+        export_policy(self, fname)
+
+
+class DecisionMamba(SequenceAlgoBase):
+    """Decision Mamba for continuous actions; made by :class:`DecisionMambaConfig`."""
+
+    def get_action_type(self) -> ActionSpace:
+        """Return the kind of actions."""
+        return ActionSpace.CONTINUOUS
+
+
+class DiscreteDecisionMamba(SequenceAlgoBase):
+    """Decision Mamba for discrete actions; made by :class:`DiscreteDecisionMambaConfig`."""
+
+    def get_action_type(self) -> ActionSpace:
+        """Return the kind of actions."""
+        return ActionSpace.DISCRETE
+
+    def _make_schedule(self) -> TokenSchedule | None:
+        config = self._config
+        if config.optim_factory.lr_scheduler_factory is not None:
+            return None
+        return TokenSchedule(config.learning_rate, config.warmup_tokens, config.final_tokens)
+
+
+register_learnable(DecisionMambaConfig)
+register_learnable(DiscreteDecisionMambaConfig)

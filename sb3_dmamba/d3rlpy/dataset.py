@@ -1,0 +1,315 @@
+"""Our trajectories and sampler as a d3rlpy replay buffer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, BinaryIO, overload
+
+import numpy as np
+import torch.distributed as dist
+from d3rlpy.constants import ActionSpace
+from d3rlpy.dataset import (
+    BasicTrajectorySlicer,
+    BasicTransitionPicker,
+    DatasetInfo,
+    Episode,
+    FrameStackTrajectorySlicer,
+    FrameStackTransitionPicker,
+    ReplayBufferBase,
+    Signature,
+    TrajectoryMiniBatch,
+    TransitionMiniBatch,
+)
+from d3rlpy.dataset.io import dump
+from gymnasium import spaces
+from numpy import ndarray
+
+from sb3_dmamba.data import Trajectories, WindowBatch, WindowSampler, load_trajectories
+from sb3_dmamba.errors import DatasetError, SpaceError
+
+
+class _Episodes(Sequence[Any]):
+    """d3rlpy's episodes of trajectories, made when they are looked at."""
+
+    def __init__(self, trajectories: Trajectories) -> None:
+        self._trajectories = trajectories
+
+    def __len__(self) -> int:
+        return len(self._trajectories)
+
+    @overload
+    def __getitem__(self, index: int) -> Any: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Any]: ...
+
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        data = self._trajectories
+        part = data[index]
+        actions = part.actions[:, None] if part.actions.ndim == 1 else part.actions
+        return Episode(
+            observations=part.observations[:, None] if data.frame_stack > 1 else part.observations,
+            actions=actions,
+            rewards=part.rewards[:, None],
+            terminated=part.terminated,
+        )
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[number] for number in range(len(self)))
+
+
+class WindowReplayBuffer(ReplayBufferBase):
+    """A view of recorded episodes that draws windows as ``sb3_dmamba.DecisionMamba.fit`` does.
+
+    The n-th batch is a function of the seed and n alone; d3rlpy's own buffers draw from NumPy's
+    global generator. Where torch's default process group is initialised, as for ``enable_ddp``,
+    each process draws its rows of a batch ``world_size`` times as large: other windows than the
+    others', and together those that one process with the larger batch would draw. Nothing is
+    copied, so data that is memory-mapped stays on disk. Made by :func:`as_replay_buffer`.
+
+    Args:
+        trajectories: The episodes.
+        seed: Seed of the windows, the same in every process.
+        first_batch: Number of the first batch, for a run that is resumed.
+
+    Attributes:
+        n_batches: Number of the next batch.
+
+    Raises:
+        DatasetError: No episode has a transition as d3rlpy counts them.
+        SpaceError: The Discrete action space does not start at 0.
+    """
+
+    def __init__(self, trajectories: Trajectories, seed: int, first_batch: int = 0) -> None:
+        self.trajectories = trajectories
+        self.n_batches = first_batch
+        self._seed = seed
+        self._samplers: dict[tuple[int, ...], WindowSampler] = {}
+        self._episodes = _Episodes(trajectories)
+        # As d3rlpy counts: the last step of an episode that was not terminated is not a transition.
+        counts = trajectories.lengths - ~trajectories.terminated
+        self._last_transitions = np.cumsum(counts)
+        if not self.transition_count:
+            raise DatasetError(
+                "every episode has one step and was not terminated, and d3rlpy's fit draws a "
+                "transition, which none of them has"
+            )
+        self._transition_picker = BasicTransitionPicker()
+        self._trajectory_slicer = BasicTrajectorySlicer()
+        if trajectories.frame_stack > 1:
+            self._transition_picker = FrameStackTransitionPicker(trajectories.frame_stack)
+            self._trajectory_slicer = FrameStackTrajectorySlicer(trajectories.frame_stack)
+        self._dataset_info = _describe(trajectories, self._episodes[0])
+
+    # --- Drawing -------------------------------------------------------------------------------
+
+    def sample_trajectory_batch(self, batch_size: int, length: int) -> TrajectoryMiniBatch:
+        """Draw the next batch of windows, padded on the left as d3rlpy has them.
+
+        Args:
+            batch_size: Number of windows; of this process's, where there are several.
+            length: Steps of each.
+        """
+        sampler = self._find_sampler(batch_size, length)
+        first_steps = sampler.draw_first_steps(self.n_batches)
+        windows = sampler.window_at(first_steps)
+        rewards, terminals = self._outcomes(first_steps, windows.padding_mask.numpy())
+        self.n_batches += 1
+        return _to_d3rlpy(windows, rewards, terminals)
+
+    def _find_sampler(self, batch_size: int, length: int) -> WindowSampler:
+        """Return what draws this process's rows of the batch of all processes."""
+        rank, size = _find_processes()
+        key = (batch_size, length, rank, size)
+        if key not in self._samplers:
+            self._samplers[key] = WindowSampler(
+                self.trajectories,
+                length,
+                batch_size * size,
+                self._seed,
+                rows=slice(rank * batch_size, (rank + 1) * batch_size),
+            )
+        return self._samplers[key]
+
+    def _outcomes(self, first_steps: ndarray, real: ndarray) -> tuple[ndarray, ndarray]:
+        """Return rewards and terminal flags (B, K) of windows, which ours do not carry."""
+        data = self.trajectories
+        steps = np.minimum(first_steps[:, None] + np.arange(real.shape[1]), data.n_steps - 1)
+        episodes = np.searchsorted(data.episode_offsets, first_steps, side="right") - 1
+        is_last = steps + 1 == data.episode_offsets[episodes + 1][:, None]
+        terminals = real & is_last & data.terminated[episodes][:, None]
+        return np.where(real, data.rewards[steps], 0.0), terminals
+
+    def sample_trajectory(self, length: int) -> Any:
+        """Draw one window with d3rlpy's own slicer and NumPy's global generator."""
+        return self._trajectory_slicer(*self._draw_transition(), length)
+
+    def sample_transition(self) -> Any:
+        """Draw one transition, as d3rlpy's buffers do."""
+        return self._transition_picker(*self._draw_transition())
+
+    def sample_transition_batch(self, batch_size: int) -> TransitionMiniBatch:
+        """Draw transitions, as d3rlpy's buffers do."""
+        return TransitionMiniBatch.from_transitions(
+            [self.sample_transition() for _ in range(batch_size)]
+        )
+
+    def _draw_transition(self) -> tuple[Any, int]:
+        return self[int(np.random.randint(self.transition_count))]  # noqa: NPY002  # as d3rlpy
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        episode = int(np.searchsorted(self._last_transitions, index, side="right"))
+        before = int(self._last_transitions[episode - 1]) if episode > 0 else 0
+        return self._episodes[episode], index - before
+
+    def __len__(self) -> int:
+        return self.transition_count
+
+    # --- What it holds -------------------------------------------------------------------------
+
+    @property
+    def episodes(self) -> Sequence[Any]:
+        """d3rlpy's episodes, made when they are looked at."""
+        return self._episodes
+
+    def size(self) -> int:
+        """Return the number of episodes."""
+        return len(self._episodes)
+
+    @property
+    def transition_count(self) -> int:
+        """Number of transitions, as d3rlpy counts them."""
+        return int(self._last_transitions[-1])
+
+    @property
+    def buffer(self) -> WindowReplayBuffer:
+        """The buffer of d3rlpy's buffer: this one is its own."""
+        return self
+
+    @property
+    def transition_picker(self) -> Any:
+        """How a transition is cut out."""
+        return self._transition_picker
+
+    @property
+    def trajectory_slicer(self) -> Any:
+        """How d3rlpy cuts out a window; scalers are fitted through it."""
+        return self._trajectory_slicer
+
+    @property
+    def dataset_info(self) -> DatasetInfo:
+        """Shapes, types and the kind of actions."""
+        return self._dataset_info
+
+    def dump(self, f: BinaryIO) -> None:
+        """Write d3rlpy's HDF5 file of the episodes."""
+        dump(list(self._episodes), f)
+
+    # --- What a view cannot do -----------------------------------------------------------------
+
+    def append(self, observation: Any, action: Any, reward: Any) -> None:
+        """Refuse: this is a view. The other methods that write do so too.
+
+        Raises:
+            DatasetError: Always.
+        """
+        raise _cannot_grow()
+
+    def append_episode(self, episode: Any) -> None:
+        """Refuse; see :meth:`append`."""
+        raise _cannot_grow()
+
+    def clip_episode(self, terminated: bool) -> None:
+        """Refuse; see :meth:`append`."""
+        raise _cannot_grow()
+
+    @classmethod
+    def from_episode_generator(cls, *args: Any, **kwargs: Any) -> Any:
+        """Refuse; see :meth:`append`."""
+        raise _cannot_grow()
+
+    @classmethod
+    def load(cls, *args: Any, **kwargs: Any) -> Any:
+        """Refuse; see :meth:`append`."""
+        raise _cannot_grow()
+
+
+def as_replay_buffer(
+    source: Any, *, seed: int = 0, first_batch: int = 0, **options: Any
+) -> WindowReplayBuffer:
+    """Show a dataset to d3rlpy's ``fit``, in the windows that ours would draw.
+
+    Args:
+        source: Anything :func:`~sb3_dmamba.load_trajectories` takes.
+        seed: Seed of the windows; the one of ``DecisionMamba(seed=...)`` gives the same. Give every
+            process of a data-parallel run the same: each draws windows of its own from it.
+        first_batch: Number of the first batch, for a run that is resumed.
+        **options: The source's own, for :func:`~sb3_dmamba.load_trajectories`.
+
+    Returns:
+        A replay buffer whose batches are a function of seed and number, and in a data-parallel
+        run of the process's rank and the number of processes.
+
+    Raises:
+        DatasetError: The dataset cannot be read.
+        SpaceError: d3rlpy cannot hold its actions.
+    """
+    return WindowReplayBuffer(load_trajectories(source, **options), seed, first_batch)
+
+
+def _find_processes() -> tuple[int, int]:
+    """Return this process's rank and how many there are; 0 and 1 where it is alone."""
+    if not dist.is_available() or not dist.is_initialized():
+        return 0, 1
+    return dist.get_rank(), dist.get_world_size()
+
+
+def _to_d3rlpy(windows: WindowBatch, rewards: ndarray, terminals: ndarray) -> TrajectoryMiniBatch:
+    """Move padding from the right to the left, and count timesteps from 1."""
+    real = windows.padding_mask.numpy()
+    length = real.shape[1]
+    row = np.arange(len(real))[:, None]
+    order = (np.arange(length) - (length - real.sum(axis=1))[:, None]) % length  # (B, K)
+
+    def move(values: ndarray) -> ndarray:
+        moved: ndarray = values[row, order].astype(np.float32)
+        return moved
+
+    actions = windows.actions.numpy()
+    timesteps = np.where(real, windows.timesteps.numpy() + 1, 0)
+    return TrajectoryMiniBatch(
+        observations=move(windows.observations.numpy()),
+        actions=move(actions[..., None] if actions.ndim == 2 else actions),
+        rewards=move(rewards)[..., None],
+        returns_to_go=move(windows.returns_to_go.numpy())[..., None],
+        terminals=move(terminals)[..., None],
+        timesteps=move(timesteps),
+        masks=move(real),
+        length=length,
+    )
+
+
+def _describe(trajectories: Trajectories, episode: Any) -> DatasetInfo:
+    space = trajectories.action_space
+    is_discrete = isinstance(space, spaces.Discrete)
+    if isinstance(space, spaces.Discrete) and space.start != 0:
+        raise SpaceError(
+            f"the action space {space} starts at {space.start}, and d3rlpy counts actions from 0: "
+            f"wrap the environment so that its actions do, and subtract {space.start} from the data"
+        )
+    return DatasetInfo(
+        observation_signature=episode.observation_signature,
+        action_signature=episode.action_signature,
+        reward_signature=Signature(dtype=[np.dtype(np.float32)], shape=[(1,)]),
+        action_space=ActionSpace.DISCRETE if is_discrete else ActionSpace.CONTINUOUS,
+        action_size=int(space.n) if isinstance(space, spaces.Discrete) else space.shape[0],
+    )
+
+
+def _cannot_grow() -> DatasetError:
+    return DatasetError(
+        "this buffer is a view of recorded episodes and takes no others: use "
+        "trajectories.to_d3rlpy(), which copies them into d3rlpy's own"
+    )

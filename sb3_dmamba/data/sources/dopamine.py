@@ -1,0 +1,290 @@
+"""Files of Dopamine's replay buffers."""
+
+from __future__ import annotations
+
+import gzip
+import re
+import tokenize
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Num, UInt8
+from numpy import ndarray
+from typing_extensions import Self
+
+from sb3_dmamba.errors import DatasetError
+
+MEMBERS = {"observation": "u1", "action": "iu", "reward": "fiu", "terminal": "bu"}
+"""Members of a checkpoint, and the kinds of numbers each may hold."""
+
+_NAME = re.compile(rf"\$store\$_({'|'.join(MEMBERS)})_ckpt\.(\d+)\.gz")
+_PIECE_BYTES = 1 << 20
+_BEST_RATIO = 1032  # of deflate: what unpacks to more than this is not what its header says
+
+
+def find_checkpoints(folder: Path) -> list[int]:
+    """Return the numbers of the checkpoints of which a folder has any member, ascending."""
+    matches = (_NAME.fullmatch(path.name) for path in folder.iterdir())
+    return sorted({int(match[2]) for match in matches if match})
+
+
+class MemberReader:
+    """Reads the rows of one file from the first on; a context manager.
+
+    Args:
+        path: The file.
+        kinds: Kinds of numbers it may hold, as ``dtype.kind``; ``"u1"`` is bytes.
+
+    Raises:
+        DatasetError: The file is missing, no gzip of a ``.npy`` array, or of a wrong dtype.
+    """
+
+    def __init__(self, path: Path, kinds: str) -> None:
+        self.path = path
+        self.n_read = 0
+        self._peeked: ndarray | None = None
+        try:
+            self._file = gzip.open(path, "rb")  # noqa: SIM115  # closed by __exit__
+        except FileNotFoundError:
+            raise DatasetError(
+                f"{path.parent} has no {path.name}: a checkpoint needs its {', '.join(MEMBERS)}; "
+                f"get the file, or leave that one out with checkpoints=[...]"
+            ) from None
+        try:
+            self.shape, self.dtype = self._read_header()
+            self._check(kinds)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def read_into(self, rows: Num[ndarray, "n *row"]) -> None:
+        """Fill an array with the next rows.
+
+        Raises:
+            DatasetError: The file is cut or damaged, or ends before.
+        """
+        if len(rows) and self._peeked is not None:
+            rows[0] = self._peeked
+            self._peeked = None
+            rows = rows[1:]
+        if not rows.size:
+            return
+        view = memoryview(rows).cast("B")  # type: ignore[arg-type]  # NumPy's arrays are buffers
+        while view:
+            with self._explained():
+                count = self._file.readinto(view[:_PIECE_BYTES])
+            if not count:
+                raise self._error(f"its header promises {self.shape[0]:,} rows and it has fewer")
+            view = view[count:]
+        self.n_read += len(rows)
+
+    def peek(self) -> Num[ndarray, "*row"]:
+        """Return the next row, which stays the next."""
+        if self._peeked is None:
+            row = np.empty((1, *self.shape[1:]), self.dtype)
+            self.read_into(row)
+            self._peeked = row[0]
+        return self._peeked
+
+    def skip(self, count: int) -> None:
+        """Read rows and forget them."""
+        scratch_rows = max(1, _PIECE_BYTES // max(1, self._row_bytes))
+        scratch = np.empty((min(count, scratch_rows), *self.shape[1:]), self.dtype)
+        while count:
+            self.read_into(scratch[:count])
+            count -= min(count, len(scratch))
+
+    def finish(self) -> None:
+        """Check that the file ends here, and its checksum.
+
+        Raises:
+            DatasetError: It does not, or the checksum is wrong.
+        """
+        with self._explained():
+            more = self._file.read(1)
+        if more:
+            raise self._error(f"it goes on after the {self.shape[0]:,} rows of its header")
+
+    @property
+    def _row_bytes(self) -> int:
+        return int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
+
+    def _read_header(self) -> tuple[tuple[int, ...], np.dtype[Any]]:
+        with self._explained():
+            try:
+                version = np.lib.format.read_magic(self._file)
+                read = {
+                    (1, 0): np.lib.format.read_array_header_1_0,
+                    (2, 0): np.lib.format.read_array_header_2_0,
+                }[version]
+                shape, fortran_order, dtype = read(self._file)
+            except (ValueError, KeyError, SyntaxError, tokenize.TokenError) as error:
+                raise self._error(f"it is not an array as np.save writes it ({error})") from error
+        if fortran_order and len(shape) > 1:
+            raise self._error("its array is in Fortran order, which cannot be read row by row")
+        return shape, dtype
+
+    def _check(self, kinds: str) -> None:
+        wanted = self.dtype == np.uint8 if kinds == "u1" else self.dtype.kind in kinds
+        if not wanted:
+            allowed = {"b": "bool", "u": "unsigned", "i": "integer", "f": "float", "u1": "uint8"}
+            names = [allowed[kinds]] if kinds in allowed else [allowed[kind] for kind in kinds]
+            raise self._error(f"it holds {self.dtype}, where {' or '.join(names)} belongs")
+        size = int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize
+        if size > _BEST_RATIO * self.path.stat().st_size + _PIECE_BYTES:
+            raise self._error(
+                f"its header promises shape {self.shape}, {size:,} bytes, and no gzip of "
+                f"{self.path.stat().st_size:,} bytes holds as many"
+            )
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise self._error(
+                f"the gzip is cut or damaged after row {self.n_read:,} ({error})"
+            ) from error
+
+    def _error(self, what: str) -> DatasetError:
+        return DatasetError(f"{self.path}: {what}; get that file again")
+
+
+@dataclass(frozen=True, eq=False)
+class Steps:
+    """The small members of a checkpoint, in as few bytes as hold them: fifty are held at once.
+
+    Args:
+        actions: (rows,) uint8.
+        rewards: (rows,), clipped to ±1: int8 where all are whole, else float32.
+        terminal: (rows,), True at the last step of an episode.
+    """
+
+    actions: UInt8[ndarray, "rows"]
+    rewards: Num[ndarray, "rows"]
+    terminal: Bool[ndarray, "rows"]
+
+    def are_blank(self, row: int) -> bool:
+        """Whether a row holds nothing but, perhaps, a frame."""
+        return not (self.actions[row] or self.rewards[row] or self.terminal[row])
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One numbered set of files.
+
+    Args:
+        folder: Where they lie.
+        number: As in their names.
+        n_rows: Rows of each member: the replay buffer's capacity.
+        frame_shape: Shape of one frame.
+        add_count: Rows the buffer had been given when it was written, or None where that file is
+            not there. The row after the newest is ``add_count % n_rows``: what is there and behind
+            is older.
+    """
+
+    folder: Path
+    number: int
+    n_rows: int
+    frame_shape: tuple[int, ...]
+    add_count: int | None
+
+    @classmethod
+    def open(cls, folder: Path, number: int) -> Checkpoint:
+        """Look at the headers of all members.
+
+        Raises:
+            DatasetError: A file is missing or damaged, of a wrong dtype or shape, or their
+                lengths differ.
+        """
+        shapes: dict[str, tuple[int, ...]] = {}
+        for member, kinds in MEMBERS.items():
+            with MemberReader(_path(folder, member, number), kinds) as reader:
+                shape = shapes[member] = reader.shape
+                dimensions = 3 if member == "observation" else 1
+                if len(shape) != dimensions or 0 in shape:
+                    wanted = "(rows, height, width)" if dimensions == 3 else "(rows,)"
+                    raise DatasetError(f"{reader.path}: it has shape {shape} and not {wanted}")
+        if len({shape[0] for shape in shapes.values()}) > 1:
+            lengths = ", ".join(f"{member} {shape[0]:,}" for member, shape in shapes.items())
+            raise DatasetError(
+                f"{folder}: the members of checkpoint {number} differ in length ({lengths} rows): "
+                f"get those files again"
+            )
+        n_rows, *frame_shape = shapes["observation"]
+        return cls(folder, number, n_rows, tuple(frame_shape), _read_add_count(folder, number))
+
+    def open_frames(self) -> MemberReader:
+        """Start reading the frames from the first row on."""
+        return MemberReader(_path(self.folder, "observation", self.number), "u1")
+
+    def path(self, member: str) -> Path:
+        """Return the file of a member."""
+        return _path(self.folder, member, self.number)
+
+    def read_steps(self, n_actions: int) -> Steps:
+        """Read the small members.
+
+        Args:
+            n_actions: How many actions the game has.
+
+        Raises:
+            DatasetError: A file is damaged, a reward is not finite, an action none of the game's,
+                or an end neither 0 nor 1. Names file and row.
+        """
+        found = {name: self._read(name) for name in MEMBERS if name != "observation"}
+        actions, rewards, terminal = (found[name] for name in ("action", "reward", "terminal"))
+        self._check(
+            "action", actions, (actions >= 0) & (actions < n_actions), f"0 to {n_actions - 1}"
+        )
+        self._check("reward", rewards, np.isfinite(rewards), "a finite number")
+        self._check("terminal", terminal, terminal <= 1, "0 or 1")
+        clipped = np.clip(rewards, -1, 1).astype(np.float32)
+        whole = clipped.astype(np.int8)
+        return Steps(
+            actions.astype(np.uint8),  # no game has more than 18
+            whole if (whole == clipped).all() else clipped,
+            terminal.astype(np.bool_),
+        )
+
+    def _read(self, member: str) -> Num[ndarray, "rows"]:
+        with MemberReader(self.path(member), MEMBERS[member]) as reader:
+            values = np.empty(reader.shape, reader.dtype)
+            reader.read_into(values)
+            reader.finish()
+        return values
+
+    def _check(self, member: str, values: ndarray, good: ndarray, wanted: str) -> None:
+        if not good.all():
+            row = int(np.argmin(good))
+            raise DatasetError(
+                f"{self.path(member)}: row {row:,} holds {values[row]}, where {wanted} belongs"
+            )
+
+
+def _path(folder: Path, member: str, number: int) -> Path:
+    return folder / f"$store$_{member}_ckpt.{number}.gz"
+
+
+def _read_add_count(folder: Path, number: int) -> int | None:
+    path = folder / f"add_count_ckpt.{number}.gz"
+    if not path.exists():
+        return None
+    with MemberReader(path, "iu") as reader:
+        if int(np.prod(reader.shape)) != 1:
+            raise DatasetError(f"{path}: it has shape {reader.shape}, where one number belongs")
+        count = np.empty(1, reader.dtype)
+        reader.read_into(count)
+        reader.finish()
+    return int(count[0])

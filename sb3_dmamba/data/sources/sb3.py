@@ -1,0 +1,401 @@
+"""Stable-Baselines3's replay and rollout buffers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from jaxtyping import Bool, Int64
+from numpy import ndarray
+
+from sb3_dmamba.checks import check_integer
+from sb3_dmamba.console import warn_caller
+from sb3_dmamba.data.trajectories import Trajectories
+from sb3_dmamba.data.validation import rows_per_chunk
+from sb3_dmamba.errors import DatasetError, SpaceError
+from sb3_dmamba.spaces import check_action_space, flat_space, flatten_observation, observation_dtype
+
+ReadRows = Callable[[ndarray, int, int, int], ndarray]
+"""From an array of the buffer: the rows of an environment from ``start`` to ``end`` in time."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Consecutive steps of one environment.
+
+    Args:
+        env: The environment's number.
+        start: Its first step, counted from the oldest in the buffer.
+        end: One past its last.
+        terminated: Whether the environment ended it.
+        truncated: Whether a limit ended it.
+    """
+
+    env: int
+    start: int
+    end: int
+    terminated: bool
+    truncated: bool
+
+
+def cut_rows(
+    terminated: Bool[ndarray, "M envs"],
+    truncated: Bool[ndarray, "M envs"],
+    broken: Bool[ndarray, "M envs"],
+) -> list[Segment]:
+    """Cut every environment's steps after each flag; what is left over at the end is cut too.
+
+    Returns:
+        The segments in the order in which they began.
+    """
+    segments = []
+    for env in range(terminated.shape[1]):
+        is_end = terminated[:, env] | truncated[:, env] | broken[:, env]
+        is_end[-1] = True
+        start = 0
+        for last in np.flatnonzero(is_end).tolist():
+            flags = bool(terminated[last, env]), bool(truncated[last, env])
+            segments.append(Segment(env, start, last + 1, *flags))
+            start = last + 1
+    return sorted(segments, key=lambda segment: (segment.start, segment.env))
+
+
+def find_breaks(
+    observations: Any, next_observations: Any, rows: Int64[ndarray, "M"], n_envs: int
+) -> Bool[ndarray, "M envs"]:
+    """Tell after which rows the observation that should follow is not the next row's.
+
+    Args:
+        observations: (rows, envs, ...), or a dict of such.
+        next_observations: What came after each; likewise.
+        rows: The rows in time order.
+        n_envs: Number of environments.
+    """
+    broken = np.zeros((len(rows), n_envs), dtype=bool)
+    pairs = [(observations, next_observations)]
+    if isinstance(observations, Mapping):
+        pairs = [(observations[key], next_observations[key]) for key in observations]
+    for before, after in pairs:
+        step = rows_per_chunk(before)
+        for start in range(0, len(rows) - 1, step):
+            end = min(start + step, len(rows) - 1)
+            differs = after[rows[start:end]] != before[rows[start + 1 : end + 1]]
+            broken[start:end] |= differs.reshape(end - start, n_envs, -1).any(axis=2)
+    return broken
+
+
+def build_trajectories(
+    buffer: Any,
+    segments: Sequence[Segment],
+    read: ReadRows,
+    convert_actions: Callable[[ndarray], ndarray],
+    **described: Any,
+) -> Trajectories:
+    """Copy the segments into arrays made once.
+
+    Args:
+        buffer: The buffer.
+        segments: The episodes.
+        read: Reads rows of the buffer's arrays.
+        convert_actions: Makes the environment's actions of the buffer's, (T, A) to (T, A).
+        described: ``env_id``, ``env_kwargs`` and ``source`` of the trajectories.
+    """
+    space = buffer.observation_space
+    flat, action_space = flat_space(space), check_action_space(buffer.action_space)
+    is_box = isinstance(action_space, spaces.Box)
+    offsets = np.concatenate([[0], np.cumsum([s.end - s.start for s in segments])]).astype(np.int64)
+    n_steps = int(offsets[-1])
+    observations = np.empty((n_steps, *flat.shape), dtype=observation_dtype(flat))
+    actions = np.empty(
+        (n_steps, *(action_space.shape or ())), dtype=np.float32 if is_box else np.int64
+    )
+    rewards = np.empty(n_steps, dtype=np.float32)
+    for offset, segment in zip(offsets[:-1].tolist(), segments, strict=True):
+        for start, end in _pieces(buffer.observations, segment):
+            steps = slice(offset + start - segment.start, offset + end - segment.start)
+            where = segment.env, start, end
+            shown = _read_observations(space, buffer.observations, read, where)
+            try:
+                observations[steps] = flatten_observation(space, shown, batch=True)
+            except SpaceError as error:
+                raise DatasetError(f"environment {segment.env}, row {start}: {error}") from error
+            done = read(buffer.actions, *where)
+            actions[steps] = convert_actions(done) if is_box else done[:, 0]
+            rewards[steps] = read(buffer.rewards, *where)
+    return Trajectories(
+        observations=observations,
+        actions=actions,
+        rewards=rewards,
+        terminated=np.array([segment.terminated for segment in segments]),
+        truncated=np.array([segment.truncated for segment in segments]),
+        episode_offsets=offsets,
+        observation_space=flat,
+        action_space=action_space,
+        **described,
+    )
+
+
+def unscale(actions: ndarray, space: spaces.Box) -> ndarray:
+    """Map actions from [-1, 1] to the space, by the formula of SB3's ``unscale_action``."""
+    unscaled: ndarray = space.low + 0.5 * (actions + 1.0) * (space.high - space.low)
+    return unscaled
+
+
+def _pieces(observations: Any, segment: Segment) -> Iterator[tuple[int, int]]:
+    """Yield parts of a segment that are small enough to be copied once more."""
+    arrays = observations.values() if isinstance(observations, Mapping) else [observations]
+    step = min(rows_per_chunk(array) for array in arrays)
+    for start in range(segment.start, segment.end, step):
+        yield start, min(start + step, segment.end)
+
+
+def _read_observations(
+    space: spaces.Space[Any], arrays: Any, read: ReadRows, where: tuple[int, int, int]
+) -> Any:
+    """Read what a vector environment would have returned: SB3 keeps scalars as vectors of one."""
+    if isinstance(space, spaces.Dict):
+        return {
+            key: _read_observations(part, arrays[key], read, where)
+            for key, part in space.spaces.items()
+        }
+    values = read(arrays, *where)
+    return values.reshape(len(values), *(space.shape or ()))
+
+
+_TOLERANCE = 1e-5  # of a bound: what a trip through float32 may cost
+
+
+def load_replay_buffer(
+    source: Any,
+    *,
+    scaled_actions: bool | None = None,
+    keep_partial: bool = False,
+    max_episode_steps: int | None = None,
+    env_id: str | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+    name: str = "sb3",
+) -> Trajectories:
+    """Copy the episodes out of a ``ReplayBuffer`` or ``DictReplayBuffer`` (HER's too).
+
+    Observations and rewards are the environment's own: SB3 keeps them as they were before
+    ``VecNormalize``. Episodes come in the order in which they began, over all environments. One
+    that is still running, or that was left by a reset (the observation noted as next is not the
+    one that follows), is cut.
+
+    Args:
+        source: The buffer: ``model.replay_buffer``, or what ``load_from_pkl`` returns.
+        scaled_actions: SB3's algorithms keep the actions of a Box scaled to [-1, 1]; True: scale
+            them back, False: they were added in the environment's own numbers. None: find out,
+            and where both could be, scale back and warn.
+        keep_partial: Whether to keep the oldest episode of each environment where the ring has
+            wrapped and may have overwritten its first steps. Its returns-to-go are right, its
+            timesteps begin at 0 where they should not.
+        max_episode_steps: Only for a buffer that does not keep timeouts
+            (``handle_timeout_termination=False``), in which every end looks terminated: an episode
+            of this many steps was truncated.
+        env_id: What ``gymnasium.make`` takes.
+        env_kwargs: Its other arguments.
+        name: Where the data came from, for people.
+
+    Raises:
+        DatasetError: The buffer is empty, holds no complete episode, its rows do not follow each
+            other, or an action lies outside the space.
+        SpaceError: A space cannot be learnt.
+
+    Source: stable_baselines3 2.9.2, ``common/buffers.py`` and
+    ``OffPolicyAlgorithm._store_transition``.
+    """
+    rows = _order_rows(source)
+    done = source.dones[rows] > 0
+    truncated = done & (source.timeouts[rows] > 0)
+    broken = np.zeros_like(done)
+    if not source.optimize_memory_usage:
+        broken = ~done & find_breaks(
+            source.observations, source.next_observations, rows, source.n_envs
+        )
+        _check_order(done, broken, rows)
+    segments = cut_rows(done & ~truncated, truncated, broken)
+    if max_episode_steps is not None:
+        limit = check_integer("max_episode_steps", max_episode_steps, 1, error=DatasetError)
+        if source.handle_timeout_termination:
+            raise DatasetError(
+                f"max_episode_steps={max_episode_steps}: the buffer knows itself which episodes "
+                f"were truncated; leave it out"
+            )
+        segments = [_truncate(segment, limit) for segment in segments]
+    if source.full and not keep_partial:
+        in_all = sum(segment.end - segment.start for segment in segments)
+        segments = [segment for segment in segments if segment.start > 0]
+        if not segments:
+            raise DatasetError(
+                "the ring has wrapped and holds no whole episode: make it larger, or keep the ends "
+                "of episodes with keep_partial=True"
+            )
+        left_out = in_all - sum(segment.end - segment.start for segment in segments)
+        warn_caller(
+            f"the ring is full, so the oldest episode of each environment may have lost its "
+            f"beginning: {left_out} of {in_all} steps are left out; keep_partial=True keeps them"
+        )
+    scaled = _are_scaled(source, rows, scaled_actions)
+
+    def read(array: ndarray, env: int, start: int, end: int) -> ndarray:
+        values: ndarray = array[rows[start:end], env]
+        return values
+
+    return build_trajectories(
+        source,
+        segments,
+        read,
+        lambda actions: unscale(actions, source.action_space) if scaled else actions,
+        env_id=env_id,
+        env_kwargs=env_kwargs or {},
+        source=name,
+    )
+
+
+def load_rollout_buffer(
+    source: Any,
+    *,
+    no_time_limit: bool = False,
+    max_episode_steps: int | None = None,
+    scaled_actions: bool = False,
+    env_id: str | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+    name: str = "sb3",
+) -> Trajectories:
+    """Copy the episodes out of a ``RolloutBuffer`` or ``DictRolloutBuffer``.
+
+    SB3 adds a value that it estimated to the reward of the step at which a time limit ended an
+    episode, and does not note where. So say which there can be: ``no_time_limit=True``, or
+    ``max_episode_steps``: an episode that long loses its last step, whose reward is not the
+    environment's, and counts as cut. Whether the last step of the buffer ended an episode is not
+    noted either: that episode counts as cut. Episodes that began before the buffer are left out.
+    Under ``VecNormalize`` observations and rewards are the normalised ones. ``collect`` has none
+    of these limits.
+
+    Args:
+        source: The buffer: ``model.rollout_buffer``, before or after the update on it.
+        no_time_limit: Say that no time limit has ended an episode.
+        max_episode_steps: The time limit.
+        scaled_actions: Whether the policy squashes its output (gSDE): actions are then scaled
+            back from [-1, 1]. Else they are clipped to the space, as SB3 does before it steps.
+        env_id: What ``gymnasium.make`` takes.
+        env_kwargs: Its other arguments.
+        name: Where the data came from, for people.
+
+    Raises:
+        DatasetError: Nothing is said about time limits, the buffer is empty, or no episode began
+            in it.
+        SpaceError: A space cannot be learnt.
+
+    Source: stable_baselines3 2.9.2, ``OnPolicyAlgorithm.collect_rollouts``.
+    """
+    if no_time_limit == (max_episode_steps is not None):
+        raise DatasetError(
+            "SB3 adds an estimated value to the last reward of an episode that a time limit ended: "
+            "pass no_time_limit=True if there is none, or max_episode_steps=... to leave those "
+            "steps out (one of the two); or record the policy with sb3_dmamba.collect"
+        )
+    n_rows = source.size()
+    if not n_rows:
+        raise DatasetError("the rollout buffer is empty: it needs at least one step")
+    starts = source.episode_starts[:n_rows] > 0
+    ended = np.concatenate([starts[1:], np.zeros_like(starts[:1])])
+    segments = cut_rows(ended, np.zeros_like(ended), np.zeros_like(ended))
+    segments = [s for s in segments if starts[s.start, s.env]]
+    if max_episode_steps is not None:
+        limit = check_integer("max_episode_steps", max_episode_steps, 1, error=DatasetError)
+        segments = [_leave_out_timeout(segment, limit) for segment in segments]
+        segments = [segment for segment in segments if segment.end > segment.start]
+    if not segments:
+        raise DatasetError("no episode began in the rollout buffer: collect more steps")
+    space = source.action_space
+
+    def read(array: ndarray, env: int, start: int, end: int) -> ndarray:
+        if source.generator_ready and array is not source.rewards:
+            # (envs * steps, ...) since SB3 has drawn from it
+            array = array.reshape(source.n_envs, -1, *array.shape[1:]).swapaxes(0, 1)
+        values: ndarray = array[start:end, env]
+        return values
+
+    def convert(actions: ndarray) -> ndarray:
+        if scaled_actions:
+            return unscale(actions, space)
+        clipped: ndarray = np.clip(actions, space.low, space.high)
+        return clipped
+
+    return build_trajectories(
+        source, segments, read, convert, env_id=env_id, env_kwargs=env_kwargs or {}, source=name
+    )
+
+
+def _order_rows(source: Any) -> Int64[ndarray, "M"]:
+    """Return the rows that hold a step, oldest first."""
+    if not source.full:
+        if not source.pos:
+            raise DatasetError("the replay buffer is empty: it needs at least one step")
+        return np.arange(source.pos)
+    rows: Int64[ndarray, "M"] = (np.arange(source.buffer_size) + source.pos) % source.buffer_size
+    # Sharing one array, the newest next observation has replaced the oldest observation.
+    rows = rows[1:] if source.optimize_memory_usage else rows
+    if not len(rows):
+        raise DatasetError("the replay buffer holds one row, and that is half overwritten")
+    return rows
+
+
+def _check_order(
+    done: Bool[ndarray, "M envs"], broken: Bool[ndarray, "M envs"], rows: Int64[ndarray, "M"]
+) -> None:
+    n_breaks, n_pairs = int(broken.sum()), int((~done[:-1]).sum())
+    if 2 * n_breaks > n_pairs:
+        row, env = (int(i) for i in np.argwhere(broken)[0])
+        raise DatasetError(
+            f"after {n_breaks} of {n_pairs} rows (the first is row {rows[row]} of environment "
+            f"{env}) the observation noted as next is not the next row's: the buffer holds single "
+            f"transitions, from which no episode can be put together"
+        )
+
+
+def _truncate(segment: Segment, limit: int) -> Segment:
+    if segment.terminated and segment.end - segment.start == limit:
+        return replace(segment, terminated=False, truncated=True)
+    return segment
+
+
+def _leave_out_timeout(segment: Segment, limit: int) -> Segment:
+    length = segment.end - segment.start
+    if length > limit:
+        raise DatasetError(
+            f"an episode of environment {segment.env} has {length} steps and "
+            f"max_episode_steps={limit}: give the environment's own limit"
+        )
+    if length < limit:
+        return segment
+    return replace(segment, end=segment.end - 1, terminated=False)
+
+
+def _are_scaled(source: Any, rows: Int64[ndarray, "M"], given: bool | None) -> bool:
+    space = source.action_space
+    if not isinstance(space, spaces.Box):
+        return False
+    if given is not None:
+        return given
+    if (space.low == -1).all() and (space.high == 1).all():
+        return False  # scaling changes nothing
+    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        return False  # nothing to scale by
+    smallest = source.actions[rows].min(axis=(0, 1)).astype(np.float64)
+    largest = source.actions[rows].max(axis=(0, 1)).astype(np.float64)
+    fits_scaled = (smallest >= -1 - _TOLERANCE).all() and (largest <= 1 + _TOLERANCE).all()
+    slack = _TOLERANCE * np.maximum(1.0, np.maximum(np.abs(low), np.abs(high)))
+    fits_raw = (smallest >= low - slack).all() and (largest <= high + slack).all()
+    if fits_scaled and fits_raw:
+        warn_caller(
+            f"the actions lie in [-1, 1] and the space is {space}: they are taken for scaled, as "
+            f"SB3's algorithms keep them; pass scaled_actions=True or False to say so"
+        )
+    return bool(fits_scaled)

@@ -1,0 +1,184 @@
+"""Make environments from ids: Gymnasium, ALE, dm_control and the old gym."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import warnings
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from sb3_dmamba import envs
+from sb3_dmamba.errors import MissingDependencyError, UnknownTaskError
+
+if TYPE_CHECKING:
+    import gymnasium
+
+
+_PURPOSE = "act in environments of dm_control or the old gym"
+
+
+def import_shimmy(needs: str | None = None) -> ModuleType:
+    """Import Shimmy, which registers dm_control's environments and the old gym's.
+
+    Args:
+        needs: Another package that is needed, such as ``"dm_control"``.
+
+    Raises:
+        MissingDependencyError: One of the two is not installed.
+    """
+    for package in ("shimmy", needs):
+        if package is not None and find_spec(package) is None:
+            raise MissingDependencyError(package, _PURPOSE, "shimmy")
+    return importlib.import_module("shimmy")
+
+
+def old_gym_arguments(env_id: str) -> tuple[str, dict[str, Any]]:
+    """Return what ``gymnasium.make`` takes for an environment of the old gym.
+
+    Args:
+        env_id: What ``gym.make`` takes.
+
+    Returns:
+        The id of Shimmy's converter, and its arguments.
+
+    Raises:
+        MissingDependencyError: Shimmy or gym is not installed.
+    """
+    import_shimmy("gym")
+    version = tuple(int(part) for part in importlib.import_module("gym").__version__.split(".")[:2])
+    if version < (0, 26):
+        return "GymV21Environment-v0", {"env_id": env_id}
+    # gym's own checker asks numpy 2 for a name that it no longer has
+    make_kwargs = {"disable_env_checker": True}
+    return "GymV26Environment-v0", {"env_id": env_id, "make_kwargs": make_kwargs}
+
+
+def as_gymnasium(environment: Any) -> Any:
+    """Convert an environment of dm_control or the old gym; return anything else as it is.
+
+    Args:
+        environment: Anything.
+
+    Raises:
+        MissingDependencyError: Shimmy is needed and not installed.
+    """
+    packages = {kind.__module__.partition(".")[0] for kind in type(environment).__mro__}
+    if "dm_control" in packages:
+        return import_shimmy().DmControlCompatibilityV0(environment)
+    if "gym" in packages and "gymnasium" not in packages:
+        reset = inspect.signature(environment.unwrapped.reset).parameters
+        name = "GymV26CompatibilityV0" if "seed" in reset else "GymV21CompatibilityV0"
+        return getattr(import_shimmy("gym"), name)(env=environment)
+    return environment
+
+
+def make_gymnasium(make_env: Callable[[], Any]) -> Any:
+    """Make an environment with a user's function, and convert it where that is needed."""
+    return as_gymnasium(make_env())
+
+
+OLD_GYM = "gym:"
+_ALE = "ALE/"
+_DM_CONTROL = "dm_control/"
+
+
+def is_known_elsewhere(name: str) -> bool:
+    """Whether a name is an environment that a package registers: no dataset is meant."""
+    is_dm_control = name.startswith(_DM_CONTROL) and name.count("/") == 1
+    return name.startswith((_ALE, OLD_GYM)) or is_dm_control
+
+
+def qualify_id(env_id: str, entry_point: Any) -> str:
+    """Return what ``gymnasium.make`` takes: it imports the package named before a colon.
+
+    Args:
+        env_id: As it is registered.
+        entry_point: ``"package.module:Class"``, of which the package is taken to register the id;
+            anything else is Gymnasium's own.
+    """
+    module = entry_point if isinstance(entry_point, str) else "gymnasium"
+    package = module.partition(":")[0].partition(".")[0]
+    return env_id if package == "gymnasium" or ":" in env_id else f"{package}:{env_id}"
+
+
+def make_environment(env_id: str, env_kwargs: Mapping[str, Any]) -> gymnasium.Env[Any, Any]:
+    """Make one environment.
+
+    Args:
+        env_id: A Gymnasium id (``"package:Name-v0"`` imports the package first), one of the Arcade
+            Learning Environment (``"ALE/Pong-v5"``) or of dm_control
+            (``"dm_control/cartpole-swingup-v0"``), or ``"gym:"`` and an id of the old gym.
+        env_kwargs: Arguments of the environment.
+
+    Raises:
+        UnknownTaskError: Gymnasium cannot make it.
+        MissingDependencyError: The environment's package is not installed.
+    """
+    import gymnasium
+
+    name, kwargs = _resolve(env_id, env_kwargs)
+    try:
+        with warnings.catch_warnings():
+            # Hopper-v4 and its siblings are asked for on purpose: v5 changes the rewards.
+            warnings.filterwarnings("ignore", ".*is out of date", DeprecationWarning)
+            return gymnasium.make(name, **kwargs)
+    except gymnasium.error.DependencyNotInstalled as error:
+        if "mujoco" in str(error) and "mujoco_py" not in str(error):
+            raise MissingDependencyError("mujoco", f"make {env_id}", "mujoco") from error
+        raise UnknownTaskError(
+            f"{env_id!r} cannot be made here: {error}", setting="env_id", value=env_id
+        ) from error
+    except gymnasium.error.Error as error:
+        raise UnknownTaskError(
+            f"Gymnasium cannot make {env_id!r}: {error} (a package that registers it "
+            'can be named in front: "package:Name-v0")',
+            setting="env_id",
+            value=env_id,
+        ) from error
+    except ModuleNotFoundError as error:
+        package, colon, _ = name.partition(":")
+        missing = getattr(error.__cause__ or error, "name", None)
+        if not colon or missing is None or not f"{package}.".startswith(f"{missing}."):
+            raise  # something that the environment's package needs
+        raise UnknownTaskError(
+            f"{env_id!r} is of the package {package!r}, which is not installed here: install it, "
+            f"or give the environment itself",
+            setting="env_id",
+            value=env_id,
+        ) from error
+    except Exception as error:
+        if type(error).__module__ != "gym.error":
+            raise
+        raise UnknownTaskError(
+            f"gym cannot make {env_id!r}: {error}", setting="env_id", value=env_id
+        ) from error
+
+
+def _resolve(env_id: str, env_kwargs: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Import what registers an environment, and return what ``gymnasium.make`` takes for it."""
+    kwargs = dict(env_kwargs)
+    if envs.is_atari(env_id) or env_id == envs.TMAZE_ID:
+        envs.register()
+    elif env_id.startswith(_ALE):
+        _register_arcade()
+    elif env_id.startswith(_DM_CONTROL):
+        import_shimmy("dm_control")
+    elif env_id.startswith(OLD_GYM):
+        env_id, arguments = old_gym_arguments(env_id.removeprefix(OLD_GYM))
+        if "make_kwargs" in arguments or kwargs:
+            arguments["make_kwargs"] = {**arguments.get("make_kwargs", {}), **kwargs}
+        return env_id, arguments
+    return env_id, kwargs
+
+
+def _register_arcade() -> None:
+    import gymnasium
+
+    try:
+        ale_py = importlib.import_module("ale_py")
+    except ImportError as error:
+        raise MissingDependencyError("ale-py", "play Atari games", "atari") from error
+    gymnasium.register_envs(ale_py)

@@ -1,0 +1,530 @@
+"""Time, memory and operations of the mixers as the context grows."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from sb3_dmamba.config import DecisionMambaConfig, Memory
+from sb3_dmamba.data import WindowSampler
+from sb3_dmamba.data.trajectories import Trajectories
+from sb3_dmamba.errors import ConfigError, ExperimentError
+from sb3_dmamba.experiments.grid import describe_versions
+from sb3_dmamba.experiments.plots import new_figure, save_figure, variant_colour
+from sb3_dmamba.experiments.record import FORMAT, read_settings, read_table, to_csv
+from sb3_dmamba.experiments.report import format_table
+from sb3_dmamba.experiments.runs import write_json, write_text
+from sb3_dmamba.machine import describe_device
+from sb3_dmamba.networks import DecisionMambaPolicy
+from sb3_dmamba.networks.memory import ActingState
+from sb3_dmamba.training.updater import Updater, compute_loss
+
+if TYPE_CHECKING:
+    from sb3_dmamba.experiments.catalogue import Measurement, MeasurementRequest
+
+
+_TOKENS_OF_STEP = 3
+_MLP_RATIO = 4
+
+
+def count_flops(config: DecisionMambaConfig) -> float:
+    """Count the operations that the blocks spend on a token, in a window of the config's length.
+
+    A multiplication and an addition count one each; norms, activations, embedding and head are
+    left out, and so is what the last block saves where only state tokens are read.
+
+    Args:
+        config: The architecture; ``context_length`` gives the tokens that attention looks at.
+
+    Returns:
+        Operations a token, averaged over the window.
+    """
+    width = config.hidden_size
+    mixer = {
+        "mamba": _count_mamba,
+        "attention": _count_attention,
+        "convolution": _count_convolution,
+    }[config.mixer](config)
+    channel_mixer = 2 * 2 * _MLP_RATIO * width**2 if config.channel_mixing else 0
+    return config.n_layers * (mixer + channel_mixer)
+
+
+def _count_mamba(config: DecisionMambaConfig) -> float:
+    width, inner = config.hidden_size, config.expand * config.hidden_size
+    states, rank = config.d_state, config.resolved_dt_rank
+    projections = 2 * (width * 2 * inner + inner * (rank + 2 * states) + rank * inner)
+    convolution = 2 * inner * config.d_conv
+    # per channel and state: step * A and its exponential, step * B * x, a * h + b, C * h summed
+    scan = inner * states * (2 + 1 + 2 + 2)
+    skip_and_gate = 4 * inner
+    return projections + convolution + scan + skip_and_gate + 2 * inner * width
+
+
+def _count_attention(config: DecisionMambaConfig) -> float:
+    width, n_tokens = config.hidden_size, _TOKENS_OF_STEP * config.context_length
+    seen = (n_tokens + 1) / 2  # by a token of a causal window, on average
+    scores_and_sums = 2 * 2 * seen * width
+    return 2 * width * 3 * width + scores_and_sums + 2 * width**2
+
+
+def _count_convolution(config: DecisionMambaConfig) -> float:
+    return 2 * config.hidden_size * config.filter_length
+
+
+# Hopper's
+OBSERVATION_SPACE = spaces.Box(-np.inf, np.inf, (11,), np.float32)
+ACTION_SPACE = spaces.Box(-1.0, 1.0, (3,), np.float32)
+
+_TOLERANCE = 1e-3  # of outputs and gradients of size 1, in float32
+_MOST_STEPS = 40
+
+
+def make_policy(config: DecisionMambaConfig, device: str, seed: int = 0) -> DecisionMambaPolicy:
+    """Return an untrained policy, the same for the same seed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        policy = DecisionMambaPolicy(OBSERVATION_SPACE, ACTION_SPACE, config)
+    return policy.to(device)
+
+
+def check_variant(config: DecisionMambaConfig, device: str) -> None:
+    """Check a variant before it is timed.
+
+    Its outputs and gradients must be those of the reference implementation, and acting step by
+    step over a window must give what the window gives at once.
+
+    Args:
+        config: The variant.
+        device: Where it will be timed.
+
+    Raises:
+        ExperimentError: They are not; says by how much.
+    """
+    n_steps = min(config.context_length, _MOST_STEPS)
+    config = config.replace(precision="fp32", context_length=n_steps)
+    policy = make_policy(config, device)
+    policy.set_training_mode(False)
+    reference = make_policy(config.replace(backend="reference"), device)
+    reference.load_state_dict(policy.state_dict())
+    reference.set_training_mode(False)
+    inputs = make_inputs(n_steps, device)
+    pairs: dict[str, tuple[Tensor, Tensor]] = {
+        "outputs": (policy.model(*inputs), reference.model(*inputs)),
+        "gradients": (_gradient(policy, inputs), _gradient(reference, inputs)),
+        "steps": (step_through(policy, inputs), policy.model(*inputs)),
+    }
+    for what, (own, expected) in pairs.items():
+        scale = max(1e-6, float(expected.detach().abs().max()))
+        error = float((own - expected).detach().abs().max()) / scale
+        if not error <= _TOLERANCE:
+            raise ExperimentError(
+                f"mixer={config.mixer!r} on backend={config.backend!r}: its {what} are off by "
+                f"{error:.2g} of their size, so it is not timed (allowed: {_TOLERANCE:g})"
+            )
+
+
+def make_inputs(n_steps: int, device: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the same two windows each time: observations, actions, returns-to-go, time steps."""
+    generator = torch.Generator().manual_seed(1)
+    observations = torch.randn(2, n_steps, *OBSERVATION_SPACE.shape, generator=generator)
+    actions = torch.rand(2, n_steps, *ACTION_SPACE.shape, generator=generator) * 2 - 1
+    returns = torch.rand(2, n_steps, generator=generator) * 3000
+    timesteps = torch.arange(n_steps).expand(2, n_steps)
+    return tuple(each.to(device) for each in (observations, actions, returns, timesteps))  # type: ignore[return-value]
+
+
+def _gradient(policy: DecisionMambaPolicy, inputs: tuple[Tensor, ...]) -> Tensor:
+    """Return the gradient of the first block's largest weight, which all later ones pass on."""
+    policy.zero_grad()
+    policy.model(*inputs).square().mean().backward()
+    block = policy.model.layers[0]
+    weight = max(block.mixer.parameters(), key=lambda each: each.numel())
+    assert weight.grad is not None
+    return weight.grad
+
+
+@torch.no_grad()
+def step_through(policy: DecisionMambaPolicy, inputs: tuple[Tensor, ...]) -> Tensor:
+    """Return what a policy predicts at each step of windows when it is shown one step at a time."""
+    observations, actions, returns, timesteps = inputs
+    layers = policy.model.initial_layers(len(returns))
+    predictions = []
+    for step in range(returns.shape[1]):
+        previous = actions[:, step - 1] if step else None
+        tokens = policy.model.embed_step(
+            previous, returns[:, step], observations[:, step], timesteps[:, step]
+        )
+        prediction, layers = policy.model.step(tokens, layers)
+        predictions.append(prediction)
+    return torch.stack(predictions, dim=1)
+
+
+_STEPS_OF_UPDATE = 1280  # 64 windows of 20
+_WARM_UPS = 2
+_REPEATS = 7
+_LEAST_SECONDS = 0.02  # of one repeat
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a variant costs with one context length.
+
+    Args:
+        variant: The variant.
+        context_length: Steps of context, K.
+        batch_size: Windows of an update, chosen so that updates of every K see as many steps.
+        update_us: Microseconds of an update (batch, forward, backward, optimiser), by token.
+        kept_bytes: Bytes that the forward pass keeps for the backward pass, by token.
+        window_ms: Milliseconds of a step of acting in window memory, one environment.
+        stream_ms: Likewise in stream memory; NaN where the variant has none.
+        window_state_bytes: What window memory holds of an episode.
+        stream_state_bytes: What stream memory does; NaN likewise.
+        flops: Operations of the blocks' forward pass, by token.
+    """
+
+    variant: str
+    context_length: int
+    batch_size: int
+    update_us: float
+    kept_bytes: float
+    window_ms: float
+    stream_ms: float
+    window_state_bytes: float
+    stream_state_bytes: float
+    flops: float
+
+
+def describe_clock(device: str) -> str:
+    """Say what times are measured with."""
+    if _is_processor_time(device):
+        return "processor time of one thread, which other work on the machine does not stretch"
+    return "wall time"
+
+
+def measure_cost(variant: str, config: DecisionMambaConfig, device: str) -> Cost:
+    """Measure a variant.
+
+    Args:
+        variant: Its name.
+        config: Its settings.
+        device: Where.
+    """
+    length = config.context_length
+    batch_size = max(1, _STEPS_OF_UPDATE // length)
+    config = config.replace(batch_size=batch_size)
+    policy = make_policy(config, device)
+    sampler = WindowSampler(_make_data(length), length, batch_size)
+    updater = Updater(policy, config, seed=0)
+    n_tokens = 3 * length * batch_size
+    kept = count_kept(policy, sampler)
+    update = _time(lambda: updater.update(sampler, 0, 0, 10), device)
+    policy.set_training_mode(False)
+    window_ms, window_bytes = _measure_acting(policy, "window", length, device)
+    stream_ms, stream_bytes = float("nan"), float("nan")
+    if config.time_encoding != "global":
+        stream_ms, stream_bytes = _measure_acting(policy, "stream", length, device)
+    return Cost(
+        variant=variant,
+        context_length=length,
+        batch_size=batch_size,
+        update_us=1e6 * update / n_tokens,
+        kept_bytes=kept / n_tokens,
+        window_ms=window_ms,
+        stream_ms=stream_ms,
+        window_state_bytes=window_bytes,
+        stream_state_bytes=stream_bytes,
+        flops=count_flops(config),
+    )
+
+
+def _measure_acting(
+    policy: DecisionMambaPolicy, memory: Memory, length: int, device: str
+) -> tuple[float, float]:
+    """Return the milliseconds of a step once the window is full, and the bytes of the state."""
+    observation = np.zeros((1, *OBSERVATION_SPACE.shape), dtype=np.float32)
+    target = np.full(1, 1000.0, dtype=np.float32)
+    state = policy.initial_state(1, memory)
+    if memory == "window":  # as after many steps, of which the window's are all there is
+        age = torch.full_like(state.tensors["timestep"], length)
+        state = ActingState(memory, {**state.tensors, "timestep": age})
+    else:
+        for _ in range(length):
+            _, state = policy.act(observation, target, state)
+    n_bytes = sum(rows.numel() * rows.element_size() for rows in state.tensors.values())
+    seconds = _time(lambda: policy.act(observation, target, state), device)
+    return 1e3 * seconds, float(n_bytes)
+
+
+def count_kept(policy: DecisionMambaPolicy, sampler: WindowSampler) -> float:
+    """Return the bytes that one forward pass keeps for its backward pass."""
+    weights = {each.untyped_storage().data_ptr() for each in policy.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    policy.set_training_mode(True)
+    batch = sampler.sample(0).to(policy.device)
+    bf16 = policy.config.precision == "bf16"
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        torch.autocast(policy.device.type, torch.bfloat16, enabled=bf16),
+    ):
+        loss = compute_loss(policy, batch)  # alive until all are counted, so no place is shared
+    del loss
+    return float(sum(kept.values()))
+
+
+def _time(run: Callable[[], object], device: str) -> float:
+    """Return the median seconds of a call."""
+    is_cuda = device.startswith("cuda")
+    clock = time.process_time if _is_processor_time(device) else time.perf_counter
+
+    def measure(n: int) -> float:
+        if is_cuda:
+            torch.cuda.synchronize(device)
+        started = clock()
+        for _ in range(n):
+            run()
+        if is_cuda:
+            torch.cuda.synchronize(device)
+        return clock() - started
+
+    for _ in range(_WARM_UPS):
+        once = measure(1)
+    n = max(1, int(_LEAST_SECONDS / max(once, 1e-6)))
+    return float(np.median([measure(n) / n for _ in range(_REPEATS)]))
+
+
+def _is_processor_time(device: str) -> bool:
+    return device == "cpu" and torch.get_num_threads() == 1
+
+
+def _make_data(length: int) -> Trajectories:
+    """Return noise in Hopper's shape, its episodes longer than a window."""
+    rng = np.random.default_rng(0)
+    n_episodes, steps = 4, max(1000, 2 * length)
+    n_steps = n_episodes * steps
+    return Trajectories(
+        observations=rng.normal(size=(n_steps, *OBSERVATION_SPACE.shape)).astype(np.float32),
+        actions=rng.uniform(-1, 1, (n_steps, *ACTION_SPACE.shape)).astype(np.float32),
+        rewards=np.ones(n_steps, dtype=np.float32),
+        terminated=np.ones(n_episodes, dtype=bool),
+        truncated=np.zeros(n_episodes, dtype=bool),
+        episode_offsets=np.arange(0, n_steps + 1, steps),
+        observation_space=OBSERVATION_SPACE,
+        action_space=ACTION_SPACE,
+        source="noise",
+    )
+
+
+LENGTHS = (10, 20, 50, 100, 200, 500)
+_COST_FIELDS = tuple(each.name for each in dataclasses.fields(Cost))
+_SHAPE = {"hidden_size": 128, "n_layers": 3}
+
+# column: (heading, digits, what the number is multiplied with)
+_COLUMNS = {
+    "update_us": ("update, µs a token", 1, 1.0),
+    "flops": ("forward, kFLOP a token", 0, 1e-3),
+    "kept_bytes": ("kept for backward, kB a token", 1, 1e-3),
+    "window_ms": ("step of window memory, ms", 2, 1.0),
+    "stream_ms": ("step of stream memory, ms", 2, 1.0),
+    "window_state_bytes": ("window memory, kB", 1, 1e-3),
+    "stream_state_bytes": ("stream memory, kB", 1, 1e-3),
+}
+_PICTURES = {
+    "update": (("update_us",), "µs a token of an update"),
+    "acting": (("window_ms", "stream_ms"), "ms a step of acting"),
+    "memory": (("kept_bytes",), "bytes a token kept for the backward pass"),
+}
+
+
+def measure_efficiency(
+    measurement: Measurement, request: MeasurementRequest, lengths: Sequence[int] = LENGTHS
+) -> list[Path]:
+    """Measure every variant with every context length, and write a report.
+
+    Args:
+        measurement: The variants.
+        request: What the user asks for.
+        lengths: Context lengths.
+
+    Returns:
+        The files written, the report first.
+
+    Raises:
+        ConfigError: A variant or a setting is unknown.
+        ExperimentError: A variant computes something else than it should.
+    """
+    for name in request.variants:
+        if name not in measurement.variants:
+            known = ", ".join(map(repr, measurement.variants))
+            raise ConfigError(f"{measurement.name} has no variant {name!r}: it has {known}")
+    names = [
+        name for name in measurement.variants if not request.variants or name in request.variants
+    ]
+    device = request.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(request.threads)
+    costs = []
+    try:
+        for length in lengths:
+            for name in names:
+                settings = {**_SHAPE, **measurement.variants[name], **request.settings}
+                config = DecisionMambaConfig().replace(**settings, context_length=length)
+                check_variant(config, device)
+                costs.append(measure_cost(name, config, device))
+        clock = describe_clock(device)
+    finally:
+        torch.set_num_threads(threads)
+    settings = {
+        "format": FORMAT,
+        "experiment": measurement.name,
+        "title": measurement.title,
+        "question": measurement.question,
+        "command": request.command,
+        "settings": {**_SHAPE, **request.settings},
+        "device": device,
+        "threads": request.threads,
+        "machine": describe_device(device),
+        "versions": describe_versions(),
+        "clock": clock,
+    }
+    out = request.out
+    table = to_csv(_COST_FIELDS, [dataclasses.asdict(cost) for cost in costs])
+    write_text(out / "results.csv", table)
+    write_json(out / "settings.json", settings, indent=1)
+    return [rebuild_efficiency(out), out / "results.csv", out / "settings.json"]
+
+
+def rebuild_efficiency(folder: Path) -> Path:
+    """Make the report and its pictures again from ``results.csv`` and ``settings.json``.
+
+    Raises:
+        ExperimentError: A file is missing or damaged.
+    """
+    settings = read_settings(folder)
+    costs = [_read_cost(row) for row in read_table(folder / "results.csv", _COST_FIELDS)]
+    for name, (fields, label) in _PICTURES.items():
+        _plot(costs, fields, label, folder / f"{name}.png")
+    write_text(folder / "report.md", _compose(settings, costs))
+    return folder / "report.md"
+
+
+def _read_cost(row: Mapping[str, str]) -> Cost:
+    whole = ("context_length", "batch_size")
+    values: dict[str, Any] = {name: float(row[name]) for name in _COST_FIELDS if name != "variant"}
+    values.update({name: int(row[name]) for name in whole})
+    return Cost(variant=row["variant"], **values)
+
+
+def _compose(settings: Mapping[str, Any], costs: Sequence[Cost]) -> str:
+    header = ["K", "variant", *(heading for heading, _, _ in _COLUMNS.values())]
+    table = [[str(cost.context_length), cost.variant, *_format(cost)] for cost in costs]
+    listed = ", ".join(f"{name}={value}" for name, value in settings["settings"].items())
+    versions = ", ".join(f"{name} {value}" for name, value in settings["versions"].items())
+    threads = f"{settings['threads']} thread{'' if settings['threads'] == 1 else 's'}"
+    sections = [
+        f"# {settings['title']}",
+        settings["question"],
+        "## Answer",
+        _describe(costs),
+        "## Results",
+        "An update draws a batch, computes the loss and its gradients, and takes AdamW's step; "
+        "batches of every K hold as many steps. A step of acting is one environment's, with a full "
+        f"window behind it. Times are medians of {settings['clock']}. Operations are those of the "
+        "blocks' forward pass, counted by hand. Before anything was timed, its outputs and "
+        "gradients were compared with the reference implementation's, and its steps with its "
+        "windows.",
+        format_table(header, table),
+        *(f"![{name}]({name}.png)" for name in _PICTURES),
+        "## What was run",
+        f"```bash\n{settings['command']}\n```",
+        f"Untrained models in Hopper's shape, {listed}.",
+        "## Machine and time",
+        f"* {settings['machine']}, device {settings['device']}, {threads}; {versions}",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _format(cost: Cost) -> list[str]:
+    cells = []
+    for name, (_, digits, factor) in _COLUMNS.items():
+        value = factor * getattr(cost, name)
+        cells.append("-" if math.isnan(value) else f"{value:,.{digits}f}")
+    return cells
+
+
+def _describe(costs: Sequence[Cost]) -> str:
+    """Say how each variant's costs grow from the shortest to the longest context."""
+    sentences = []
+    for name in dict.fromkeys(cost.variant for cost in costs):
+        own = [cost for cost in costs if cost.variant == name]
+        first, last = own[0], own[-1]
+        grown = {
+            "an update": _ratio(first, last, lambda cost: cost.update_us),
+            "what is kept for the backward pass": _ratio(first, last, lambda c: c.kept_bytes),
+            "a step of window memory": _ratio(first, last, lambda cost: cost.window_ms),
+            "a step of stream memory": _ratio(first, last, lambda cost: cost.stream_ms),
+        }
+        listed = "; ".join(f"{what} {ratio}" for what, ratio in grown.items() if ratio)
+        sentences.append(
+            f"* `{name}`, from K {first.context_length} to K {last.context_length} "
+            f"({last.context_length / first.context_length:g} times as long), by token or step: "
+            f"{listed}."
+        )
+    return "\n".join(sentences) + (
+        "\n\nThese are of this implementation on this machine; another device or kernel has "
+        "other ratios."
+    )
+
+
+def _ratio(first: Cost, last: Cost, value: Callable[[Cost], float]) -> str:
+    ratio = value(last) / value(first)
+    return "" if math.isnan(ratio) else f"{ratio:.2f} times"
+
+
+def _plot(costs: Sequence[Cost], fields: Sequence[str], label: str, path: Path) -> None:
+    from matplotlib.ticker import LogLocator
+
+    figure, axes = new_figure()
+    names = list(dict.fromkeys(cost.variant for cost in costs))
+    for index, name in enumerate(names):
+        own = [cost for cost in costs if cost.variant == name]
+        for field, style in zip(fields, ("-", "--"), strict=False):
+            suffix = f", {field.split('_')[0]}" if len(fields) > 1 else ""
+            axes.plot(
+                [cost.context_length for cost in own],
+                [getattr(cost, field) for cost in own],
+                color=variant_colour(index),
+                linestyle=style,
+                marker="o",
+                markersize=4.5,
+                markerfacecolor="white" if style == "--" else variant_colour(index),
+                label=f"{name}{suffix}",
+            )
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    lengths = sorted({cost.context_length for cost in costs})
+    axes.set_xticks(lengths, [str(length) for length in lengths])
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
+    axes.set_xlabel("steps of context, K")
+    axes.set_ylabel(label)
+    save_figure(figure, axes, label, path)

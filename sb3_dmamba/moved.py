@@ -1,0 +1,49 @@
+"""Former module paths that users' files record: pickles, environment specs, ``.d3`` files.
+
+Each former path is a module whose attributes come from the module that has them now, loaded on
+first use. Code of this package imports none of them.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+# former module -> module that has its names now
+MOVED = {
+    "atari": "envs",
+    "atari.game": "envs.atari",
+    "atari.games": "envs",
+    "data.collect": "data.recording",
+    "data.mapping.pickling": "data.mapping",
+    "data.windows": "data.samplers",
+    "environments": "context",
+    "evaluation.wrappers": "envs.return_to_go",
+    "memory_tasks": "envs",
+    "memory_tasks.tmaze": "envs.tmaze",
+    "networks.state": "networks.memory",
+}
+
+
+class _Moved(ModuleType):
+    """A former module: attribute access loads the module that replaced it."""
+
+    def __init__(self, name: str, target: str) -> None:
+        super().__init__(name, f"Former path of :mod:`{target}`.")
+        self.__path__: list[str] = []  # importing what was below it looks here, and finds MOVED
+        self._target = target
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        return getattr(import_module(self._target), name)
+
+
+def install() -> None:
+    """Make the former paths importable."""
+    package = __name__.rpartition(".")[0]
+    for former, target in MOVED.items():
+        name = f"{package}.{former}"
+        sys.modules.setdefault(name, _Moved(name, f"{package}.{target}"))
