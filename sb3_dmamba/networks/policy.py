@@ -409,7 +409,7 @@ class DecisionMambaPolicy(BasePolicy):
         actions = self.model.head.act(predictions, deterministic)
         stored = actions.flatten(1) if actions.dim() > 1 else actions
         taken = actions.cpu().numpy().copy()  # the caller may change it, and the state must not
-        return taken, memory.remember_action(stored, state, remembered)
+        return taken, state.advance(stored, remembered)
 
     def predict(
         self,
