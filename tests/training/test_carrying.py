@@ -16,7 +16,8 @@ from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.data import ConsecutiveSampler, Trajectories, WindowBatch, WindowSampler
 from sb3_dmamba.errors import ModelFileError
 from sb3_dmamba.model_file import ModelFile
-from sb3_dmamba.training.carried_state import CarriedState, make_sampler, warm_up
+from sb3_dmamba.training.batches import make_sampler
+from sb3_dmamba.training.carried_state import CarriedState, warm_up
 from sb3_dmamba.training.updater import (
     Updater,
     compute_carried_loss,

@@ -18,8 +18,8 @@ from sb3_dmamba.training.batches import (
     ResidentFeed,
     count_resident_bytes,
     make_feed,
+    make_sampler,
 )
-from sb3_dmamba.training.carried_state import make_sampler
 from tests.data.test_resident import assert_equal
 from tests.models import TINY, differences, everything_in, tiny_model
 from tests.toys import random_trajectories

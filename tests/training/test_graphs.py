@@ -17,7 +17,7 @@ from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.data import WindowBatch, WindowSampler
 from sb3_dmamba.errors import BackendError
 from sb3_dmamba.training import cuda_graph as graphs
-from sb3_dmamba.training.carried_state import make_sampler
+from sb3_dmamba.training.batches import make_sampler
 from sb3_dmamba.training.cuda_graph import RECORDERS
 from sb3_dmamba.training.updater import Updater
 from tests.models import MIXERS, TINY, differences, everything_in, tiny_model
