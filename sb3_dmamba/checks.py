@@ -27,7 +27,7 @@ def check_integer(
     Raises:
         DecisionMambaError: Of type ``error``, if the value is not an integer or too small.
     """
-    if isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= minimum:
+    if not isinstance(value, bool) and isinstance(value, Integral) and int(value) >= minimum:
         return int(value)
     raise error(
         f"{name}={value!r}: give an integer of at least {minimum}", setting=name, value=value
@@ -64,7 +64,7 @@ def check_number(
         DecisionMambaError: Of type ``error``, if the value is not a finite number in the range.
     """
     number = math.nan
-    if isinstance(value, Real) and not isinstance(value, bool):
+    if not isinstance(value, bool) and isinstance(value, Real):
         with contextlib.suppress(OverflowError):
             number = float(value)
     if not math.isfinite(number) or not low <= number <= high:

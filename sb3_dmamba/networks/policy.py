@@ -253,7 +253,7 @@ class DecisionMambaPolicy(BasePolicy):
         saved, description = _read_policy_file(path, where)
         check_extractor(description.get("features_extractor"), name_extractor(given), path)
         try:
-            observation_space = space_from_json(description["observation_space"])
+            observation_space: Any = space_from_json(description["observation_space"])
             action_space = space_from_json(description["action_space"])
             config = DecisionMambaConfig.from_dict(description["config"])
             with torch.random.fork_rng(devices=[]):  # the initial weights are not used

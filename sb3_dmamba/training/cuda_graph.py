@@ -246,11 +246,9 @@ class UpdateGraphs:
     def _put_back(self, snapshot: Snapshot) -> None:
         """Copy a snapshot back in place; moments that it lacks become zero."""
         for places, values in zip(self._changing(), snapshot, strict=True):
-            for place, value in zip(places, values or [None] * len(places), strict=True):
-                if value is None:
-                    place.zero_()
-                else:
-                    place.copy_(value)
+            kept = values or [torch.zeros_like(place) for place in places]
+            for place, value in zip(places, kept, strict=True):
+                place.copy_(value)
 
 
 def _are_same(first: tuple[Any, ...], second: tuple[Any, ...]) -> bool:

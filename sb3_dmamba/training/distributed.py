@@ -28,17 +28,10 @@ Value = TypeVar("Value")
 
 _PATIENCE = timedelta(days=7)  # of the other processes, while rank 0 evaluates or saves
 _LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # set by torchrun
-_LOST = (  # in messages of Gloo and NCCL after the other end of a connection has gone
-    "closed by peer",
-    "reset by peer",
-    "Broken pipe",
-    "Connection refused",
-    "Connection reset",
-    "Socket",
-    "Timed out",
-    "timed out",
-    "timeout",
-    "ncclRemoteError",
+# In messages of Gloo and NCCL after the other end of a connection has gone.
+_LOST = re.compile(
+    "closed by peer|reset by peer|Broken pipe|Connection refused|Connection reset|Socket"
+    "|[Tt]imed out|timeout|ncclRemoteError"
 )
 _STOP, _GO_ON, _COLLECT = 0, 1, 2  # commands of rank 0
 
@@ -229,8 +222,7 @@ def _explain_lost_contact(rank: int, size: int) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        is_ours = isinstance(error, DecisionMambaError)
-        if is_ours or not any(words in str(error) for words in _LOST):
+        if isinstance(error, DecisionMambaError) or not _LOST.search(str(error)):
             raise
         raise DistributedError(
             f"process {rank} of {size} has lost contact with another one ({_first_line(error)}): "

@@ -238,7 +238,7 @@ def test_a_header_that_is_no_json_leaves_the_old_file(tmp_path: Path) -> None:
 
 SLOW_WRITE = """
 import os, sys, time
-from sb3_dmamba import atomic
+from sb3_dmamba import paths
 from sb3_dmamba.model_file import ModelFile
 
 class Slow:
@@ -252,7 +252,7 @@ class Slow:
         time.sleep(60)
 
 fdopen = os.fdopen
-atomic.os.fdopen = lambda descriptor, mode: Slow(fdopen(descriptor, mode))
+paths.os.fdopen = lambda descriptor, mode: Slow(fdopen(descriptor, mode))
 ModelFile({"name": "new"}).write(sys.argv[1])
 """
 
