@@ -19,7 +19,7 @@ from sb3_dmamba.data import ObservationStatistics
 from sb3_dmamba.errors import ConfigError, ModelFileError, SpaceError
 from sb3_dmamba.networks import DecisionMambaPolicy, ExtractorEncoder
 from tests.models import differences, everything_in, tiny_model
-from tests.toys import ChoiceEnv, choice_trajectories, random_trajectories
+from tests.toys import ChoiceEnv, choice_trajectories
 
 DATA = choice_trajectories(40)
 CONFIG = DecisionMambaConfig(hidden_size=16)
