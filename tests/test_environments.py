@@ -15,7 +15,7 @@ from gymnasium.wrappers import TimeLimit, TransformReward
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-from sb3_dmamba.context import Surroundings, check_spaces, make_factory, set_target_return, wrap
+from sb3_dmamba.context import RunContext, check_spaces, make_factory, set_target_return, wrap
 from sb3_dmamba.data import DatasetInfo, Trajectories
 from sb3_dmamba.data.trajectories import replace
 from sb3_dmamba.envs import ATARI_ID
@@ -58,16 +58,16 @@ def info(returns: list[float], env_id: str | None = None) -> DatasetInfo:
     ],
 )
 def test_default_target(targets: Any, returns: list[float], expected: float) -> None:
-    surroundings = Surroundings(None, Task(name="toy", target_returns=targets))
-    surroundings.remember(info(returns))
-    assert surroundings.target_return == expected
+    context = RunContext(None, Task(name="toy", target_returns=targets))
+    context.set_dataset(info(returns))
+    assert context.target_return == expected
 
 
 def test_the_best_return_is_the_target_whatever_its_digits() -> None:
     for best in np.random.default_rng(0).uniform(0.0, 5000.0, 50):
-        surroundings = Surroundings(None, None)
-        surroundings.remember(info([0.0, float(best)]))
-        assert surroundings.target_return == best
+        context = RunContext(None, None)
+        context.set_dataset(info([0.0, float(best)]))
+        assert context.target_return == best
 
 
 @pytest.mark.parametrize(
@@ -79,20 +79,20 @@ def test_the_best_return_is_the_target_whatever_its_digits() -> None:
     ],
 )
 def test_targets_worth_asking_for(returns: list[float], expected: tuple[float, ...]) -> None:
-    surroundings = Surroundings(None, None)
-    surroundings.remember(info(returns))
-    assert surroundings.target_returns() == expected
+    context = RunContext(None, None)
+    context.set_dataset(info(returns))
+    assert context.target_returns() == expected
 
 
 def test_no_target_is_known() -> None:
-    surroundings = Surroundings(ChoiceEnv, None)
-    for call in (surroundings.target_returns, lambda: surroundings.target_return):
+    context = RunContext(ChoiceEnv, None)
+    for call in (context.target_returns, lambda: context.target_return):
         with pytest.raises(ConfigError, match=r"set model\.target_return"):
             call()
     with pytest.raises(ConfigError):
-        surroundings.make()
-    surroundings.target_return = 3.0
-    venv = surroundings.make()
+        context.make_venv()
+    context.target_return = 3.0
+    venv = context.make_venv()
     assert venv is not None
     assert venv.reset()["return_to_go"].tolist() == [[3.0]]  # type: ignore[call-overload]
 
@@ -173,10 +173,10 @@ def atari_info(rewards: list[float], **env_kwargs: Any) -> DatasetInfo:
 def test_rewards_are_counted_as_the_data_has_them(
     task: str | None, dataset: DatasetInfo | None, expected: bool
 ) -> None:
-    surroundings = Surroundings(None, None if task is None else get_task(task))
+    context = RunContext(None, None if task is None else get_task(task))
     if dataset is not None:
-        surroundings.remember(dataset)
-    assert surroundings.clip_rewards is expected
+        context.set_dataset(dataset)
+    assert context.clip_rewards is expected
 
 
 class Generous(ChoiceEnv):
@@ -216,15 +216,15 @@ def actor_shape(model: Any) -> tuple[int, ...]:
 def test_a_model_file_keeps_how_rewards_were_counted(tmp_path: Path) -> None:
     model = tiny_model(ChoiceEnv).fit(DATA, 1)
     for said in (None, True, False):
-        model._surroundings.remember(dataclasses.replace(model.dataset, clip_rewards=said))
+        model._context.set_dataset(dataclasses.replace(model.dataset, clip_rewards=said))
         model.save(tmp_path / "model")
         assert type(model).load(tmp_path / "model").dataset.clip_rewards is said
 
 
 def test_a_game_is_made_as_its_dataset_was() -> None:
-    surroundings = Surroundings(None, get_task("breakout"))
-    surroundings.remember(atari_info([1.0], game="breakout", sticky_actions=0.0, noop_max=7))
-    make: Any = surroundings.find()
+    context = RunContext(None, get_task("breakout"))
+    context.set_dataset(atari_info([1.0], game="breakout", sticky_actions=0.0, noop_max=7))
+    make: Any = context.find_env()
     assert make.__self__.env_kwargs == {
         "game": "breakout",
         "sticky_actions": 0.0,
@@ -232,17 +232,17 @@ def test_a_game_is_made_as_its_dataset_was() -> None:
         "terminal_on_life_loss": False,
     }
     with pytest.raises(DatasetError, match=r"'Pong'.*'breakout'"):
-        surroundings.remember(atari_info([1.0], game="Pong"))
+        context.set_dataset(atari_info([1.0], game="Pong"))
 
 
 def test_a_game_is_known_by_its_id_with_or_without_the_package() -> None:
     short = Task("mine", env_id="sb3_dmamba/Atari-v0", env_kwargs={"game": "Breakout"})
-    surroundings = Surroundings(None, short)
-    surroundings.remember(atari_info([1.0], game="Breakout", noop_max=7))
-    make: Any = surroundings.find()
+    context = RunContext(None, short)
+    context.set_dataset(atari_info([1.0], game="Breakout", noop_max=7))
+    make: Any = context.find_env()
     assert make.__self__.env_kwargs["noop_max"] == 7
     with pytest.raises(DatasetError, match=r"'Pong'.*'mine'"):
-        surroundings.remember(atari_info([1.0], game="Pong"))
+        context.set_dataset(atari_info([1.0], game="Pong"))
 
 
 # --- Which environment -------------------------------------------------------------------------
@@ -250,19 +250,19 @@ def test_a_game_is_known_by_its_id_with_or_without_the_package() -> None:
 
 def test_given_then_task_then_dataset(choice_id: str) -> None:
     by_task = Task(name="toy", env_id=choice_id, reference=SCORES)
-    surroundings = Surroundings(None, None)
-    assert surroundings.find() is None
-    assert surroundings.make() is None
+    context = RunContext(None, None)
+    assert context.find_env() is None
+    assert context.make_venv() is None
     with pytest.raises(UnknownTaskError, match="pass one with env="):
-        surroundings.require()
-    surroundings.remember(info([5.0], env_id=choice_id))
-    (env,) = surroundings.make().get_attr("unwrapped")  # type: ignore[union-attr]
+        context.require_env()
+    context.set_dataset(info([5.0], env_id=choice_id))
+    (env,) = context.make_venv().get_attr("unwrapped")  # type: ignore[union-attr]
     assert isinstance(env, ChoiceEnv)
-    surroundings = Surroundings(None, by_task)
-    assert surroundings.reference_scores() == SCORES
-    surroundings.give(ChoiceEnv)
-    assert surroundings.find() is ChoiceEnv
-    assert surroundings.reference_scores() is None
+    context = RunContext(None, by_task)
+    assert context.reference_scores() == SCORES
+    context.set_env(ChoiceEnv)
+    assert context.find_env() is ChoiceEnv
+    assert context.reference_scores() is None
 
 
 def test_the_datasets_arguments_reach_its_environment(choice_id: str) -> None:
@@ -469,12 +469,12 @@ def test_a_seed_waits_for_the_environment(counted_id: str) -> None:
 def test_games_and_other_data_are_not_mixed() -> None:
     hopper = dataclasses.replace(info([5.0]), env_id="Hopper-v5")
     with pytest.raises(DatasetError, match=r"of Hopper-v5, .*'breakout' .*DecisionMamba\('Hopper"):
-        Surroundings(None, get_task("breakout")).check_dataset(hopper)
+        RunContext(None, get_task("breakout")).check_dataset(hopper)
     pong = atari_info([1.0], game="Pong")
     with pytest.raises(DatasetError, match=r"of the game 'Pong', .*use DecisionMamba\('pong'\)"):
-        Surroundings(None, get_task("hopper-medium-v2")).check_dataset(pong)
+        RunContext(None, get_task("hopper-medium-v2")).check_dataset(pong)
     other = Task(name="mine", env_id="ALE/Pong-v5")  # which the user may have wrapped
-    Surroundings(None, other).check_dataset(pong)
+    RunContext(None, other).check_dataset(pong)
     with pytest.raises(DatasetError, match=r"of Hopper-v5, and the task 'breakout'"):
         tiny_model("breakout").fit(
             replace(random_trajectories(observation_shape=(11,)), env_id="Hopper-v5"), 1
