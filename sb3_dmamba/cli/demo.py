@@ -1,4 +1,4 @@
-"""``dmamba demo``: the whole story on the bundled dataset, in minutes on a laptop CPU."""
+"""``dmamba demo``: train and evaluate on the bundled dataset, in minutes on a laptop CPU."""
 
 from __future__ import annotations
 
@@ -16,13 +16,10 @@ from sb3_dmamba.cli.output import (
     command_output,
     import_algorithm,
     make_csv_logger,
-    print_files,
 )
 
 if TYPE_CHECKING:
     from sb3_dmamba.evaluation import EvaluationReport
-
-__all__ = ["demo"]
 
 _TASK = "hopper-bundled"
 _EPISODES = 50  # of each target
@@ -85,7 +82,7 @@ def demo(
 def _run(
     out: Output, updates: int | None, episodes: int, seed: int, folder: Path
 ) -> dict[str, Any]:
-    """Do it all; return what there is to say of it, JSON-compatible."""
+    """Train, evaluate and write the files; return the JSON document."""
     decision_mamba = import_algorithm()
     from sb3_dmamba.data import load_trajectories
     from sb3_dmamba.tasks import get_task
@@ -96,7 +93,6 @@ def _run(
     summary = trajectories.summary()
     out.console.print(summary)
 
-    folder.mkdir(parents=True, exist_ok=True)
     model.set_logger(make_csv_logger(folder))
     start = time.perf_counter()
     model.fit(trajectories, progress_bar=True)
@@ -115,8 +111,8 @@ def _run(
     model.save(files["model"])
     report.plot(files["plot"])
     report.to_json(files["report"])
-    print_files(out, files.values())
-    out.console.print(_conclusion(report, summary.returns.mean), highlight=False)
+    out.files(files.values())
+    out.console.print(_conclude(report, summary.returns.mean), highlight=False)
     return {
         "dataset": summary.to_dict(),
         "config": model.config.to_dict(),
@@ -127,12 +123,12 @@ def _run(
     }
 
 
-def _conclusion(report: EvaluationReport, data_mean: float) -> str:
+def _conclude(report: EvaluationReport, data_mean: float) -> str:
     best = report.best
     difference = best.mean - data_mean
-    side = "above" if difference >= 0 else "below"
     return (
         f"Asked for {best.target_return:,.0f}, it reaches {best.mean:,.0f} ± "
         f"{best.standard_error:,.0f} (mean ± standard error of {best.n_episodes} episodes): "
-        f"{abs(difference):,.0f} {side} the data's mean return of {data_mean:,.0f}."
+        f"{abs(difference):,.0f} {'above' if difference >= 0 else 'below'} the data's mean return "
+        f"of {data_mean:,.0f}."
     )
