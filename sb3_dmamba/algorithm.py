@@ -245,8 +245,8 @@ class DecisionMamba(BaseAlgorithm):
             normalize = self.config.normalize_observations
             statistics = compute_statistics(trajectories) if normalize else None
             spaces = trajectories.observation_space, trajectories.action_space
-            how = self.config, statistics, self.seed, self.device, self.policy_kwargs
-            self._adopt(Updater.create(*spaces, *how))
+            seed, device, kwargs = self.seed, self.device, self.policy_kwargs
+            self._adopt(Updater.create(*spaces, self.config, statistics, seed, device, kwargs))
         check_dataset(self.policy.observation_space, self.action_space, trajectories)
         if is_new:
             self._trajectories = trajectories
@@ -345,7 +345,7 @@ class DecisionMamba(BaseAlgorithm):
 
     def _reward_options(
         self, clip_rewards: bool | None, delayed_rewards: bool | None
-    ) -> dict[str, bool]:
+    ) -> dict[str, Any]:
         """Return how the return-to-go counts rewards; None is as in the dataset."""
         given = {"clip_rewards": clip_rewards, "delayed_rewards": delayed_rewards}
         return {k: getattr(self._context, k) if v is None else v for k, v in given.items()}

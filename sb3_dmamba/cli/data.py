@@ -16,6 +16,7 @@ from sb3_dmamba.cli.output import (
     JsonOption,
     OptionOption,
     OverwriteOption,
+    cli_option,
     command_output,
     import_quietly,
     make_table,
@@ -53,10 +54,10 @@ def info(
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Show episodes, steps, spaces and returns, and what is odd.
+    """Show episodes, steps, spaces and returns, and issues of the dataset.
 
-    Odd are NaN, dimensions that never change, episodes that collection cut, episodes that repeat
-    others, actions that are never taken.
+    Issues are NaN, dimensions that never change, episodes that collection cut, episodes that
+    repeat others, actions that are never taken.
     """
     options = parse_options(option)
     with command_output(as_json, debug) as out:
@@ -130,10 +131,10 @@ def download(
     ],
     folder: Annotated[
         Path | None,
-        typer.Option(
+        cli_option(
+            "Where D4RL's files go; Minari's go to MINARI_DATASETS_PATH.",
             metavar="FOLDER",
-            help="Where D4RL's files go; Minari's go to MINARI_DATASETS_PATH.",
-            show_default="D4RL_DATASET_DIR or ~/.d4rl/datasets",
+            default="D4RL_DATASET_DIR or ~/.d4rl/datasets",
         ),
     ] = None,
     as_json: JsonOption = False,

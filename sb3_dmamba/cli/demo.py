@@ -7,13 +7,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from sb3_dmamba.cli.output import (
     DebugOption,
     JsonOption,
     Output,
+    cli_option,
     command_output,
+    count_option,
     import_algorithm,
     make_csv_logger,
 )
@@ -31,37 +31,24 @@ _QUICK_WARNING = (
 
 def demo(
     quick: Annotated[
-        bool,
-        typer.Option("--quick", help="A minute, to see that it works; scores mean nothing."),
+        bool, cli_option("A minute, to see that it works; scores mean nothing.", "--quick")
     ] = False,
     updates: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Optimiser steps.",
-            show_default=f"the task's, or {_QUICK_UPDATES} with --quick",
-        ),
+        count_option("Optimiser steps.", f"the task's, or {_QUICK_UPDATES} with --quick"),
     ] = None,
     episodes: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Episodes of each target.",
-            show_default=f"{_EPISODES}, or {_QUICK_EPISODES} with --quick",
-        ),
+        count_option("Episodes of each target.", f"{_EPISODES}, or {_QUICK_EPISODES} with --quick"),
     ] = None,
-    seed: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Of weights, batches, dropout and episodes.")
-    ] = 0,
+    seed: Annotated[int, count_option("Of weights, batches, dropout and episodes.", least=0)] = 0,
     output: Annotated[
         Path | None,
-        typer.Option(
+        cli_option(
+            "Folder for model, plot, report and log; files there are replaced.",
             metavar="FOLDER",
-            help="Folder for model, plot, report and log; files there are replaced.",
-            show_default="runs/demo, or runs/demo-quick",
-            rich_help_panel="Output",
+            default="runs/demo, or runs/demo-quick",
+            panel="Output",
         ),
     ] = None,
     as_json: JsonOption = False,

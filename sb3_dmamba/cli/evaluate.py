@@ -20,7 +20,9 @@ from sb3_dmamba.cli.output import (
     ModelArgument,
     OverwriteOption,
     check_device,
+    cli_option,
     command_output,
+    count_option,
     import_quietly,
     load_model,
 )
@@ -44,41 +46,34 @@ def evaluate(
     model: ModelArgument,
     target: Annotated[
         list[float] | None,
-        typer.Option(
+        cli_option(
+            "Return to ask for; repeat it for several.",
             metavar="RETURN",
-            help="Return to ask for; repeat it for several.",
-            show_default="the task's, or spread over the dataset's returns",
+            default="the task's, or spread over the dataset's returns",
         ),
     ] = None,
     episodes: EpisodesOption = 10,
     memory: MemoryOption = None,
     env: EnvOption = None,
     stochastic: Annotated[
-        bool,
-        typer.Option("--stochastic", help="Draw discrete actions, as is usual for Atari games."),
+        bool, cli_option("Draw discrete actions, as is usual for Atari games.", "--stochastic")
     ] = False,
     max_steps: MaxStepsOption = None,
     seed: Annotated[
-        int | None,
-        typer.Option(
-            min=0, metavar="N", help="Seed of the first episode.", show_default="the model's"
-        ),
+        int | None, count_option("Seed of the first episode.", "the model's", least=0)
     ] = None,
     device: DeviceOption = "auto",
     backend: BackendOption = None,
     output: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Write the report there, as JSON.", rich_help_panel="Output"
-        ),
+        Path | None, cli_option("Write the report there, as JSON.", metavar="FILE", panel="Output")
     ] = None,
     plot: Annotated[
         Path | None,
-        typer.Option(
+        cli_option(
+            "Write achieved against asked there (.png, .pdf or .svg).",
             metavar="FILE",
-            help="Write achieved against asked there (.png, .pdf or .svg).",
+            panel="Output",
             callback=_check_format,
-            rich_help_panel="Output",
         ),
     ] = None,
     as_json: JsonOption = False,
@@ -115,11 +110,11 @@ def export(
     ] = None,
     memory: MemoryOption = None,
     device: Annotated[
-        str, typer.Option(metavar="NAME", help="Where a .pt2 file is to run: cpu, cuda.")
+        str, cli_option("Where a .pt2 file is to run: cpu, cuda.", metavar="NAME")
     ] = "cpu",
     backend: BackendOption = None,
     verify: Annotated[
-        bool, typer.Option(help="Run the result beside the model before it is written.")
+        bool, cli_option("Run the result beside the model before it is written.")
     ] = True,
     as_json: JsonOption = False,
     debug: DebugOption = False,
@@ -162,30 +157,24 @@ def card(
     folder: Annotated[Path, typer.Argument(help="Folder to write; made if it is not there.")],
     report: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="What dmamba evaluate --output wrote.",
-            show_default="evaluate now",
-        ),
+        cli_option("What dmamba evaluate --output wrote.", metavar="FILE", default="evaluate now"),
     ] = None,
     target: Annotated[
         list[float] | None,
-        typer.Option(
-            metavar="RETURN",
-            help="Return to ask for; repeat it for several.",
-            show_default="the model's own",
+        cli_option(
+            "Return to ask for; repeat it for several.", metavar="RETURN", default="the model's own"
         ),
     ] = None,
     episodes: EpisodesOption = 10,
     memory: MemoryOption = None,
     env: EnvOption = None,
     repo: Annotated[
-        str | None, typer.Option(metavar="USER/NAME", help="Repository, for the card's code.")
+        str | None, cli_option("Repository, for the card's code.", metavar="USER/NAME")
     ] = None,
     license: Annotated[
-        str | None, typer.Option(metavar="SPDX", help="License of the model, such as mit.")
+        str | None, cli_option("License of the model, such as mit.", metavar="SPDX")
     ] = None,
-    video: Annotated[bool, typer.Option("--video", help="Record an episode (moviepy).")] = False,
+    video: Annotated[bool, cli_option("Record an episode (moviepy).", "--video")] = False,
     overwrite: OverwriteOption = False,
     device: DeviceOption = "auto",
     backend: BackendOption = None,
@@ -204,9 +193,12 @@ def card(
         if report is not None:
             evaluated = EvaluationReport.from_json(report)
         else:
-            chosen = None if memory is None else memory.value
-            targets = target or [loaded.target_return]
-            evaluated = loaded.evaluate(targets, episodes, env=env, memory=chosen)
+            evaluated = loaded.evaluate(
+                target or [loaded.target_return],
+                episodes,
+                env=env,
+                memory=None if memory is None else memory.value,
+            )
         made = hub.make_folder(
             loaded,
             folder,

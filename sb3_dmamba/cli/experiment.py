@@ -23,7 +23,9 @@ from sb3_dmamba.cli.output import (
     Output,
     SettingOption,
     check_device,
+    cli_option,
     command_output,
+    count_option,
     import_quietly,
     make_table,
     parse_options,
@@ -48,90 +50,63 @@ def experiment(
     ] = None,
     data: Annotated[
         list[str] | None,
-        typer.Option(
+        cli_option(
+            "Tasks, by name; NAME=SOURCE for data that lies elsewhere; or any dataset.",
             metavar="TASK...",
-            help="Tasks, by name; NAME=SOURCE for data that lies elsewhere; or any dataset.",
-            show_default="the experiment's",
+            default="the experiment's",
         ),
     ] = None,
     seeds: Annotated[
-        list[int] | None,
-        typer.Option(metavar="N...", help="Training seeds.", show_default="the experiment's"),
+        list[int] | None, cli_option("Training seeds.", metavar="N...", default="the experiment's")
     ] = None,
     out: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="Folder of the report.", show_default="runs/NAME"),
+        Path | None, cli_option("Folder of the report.", metavar="FOLDER", default="runs/NAME")
     ] = None,
     cells: Annotated[
         Path | None,
-        typer.Option(
+        cli_option(
+            "Folder of the trainings, which experiments may share.",
             metavar="FOLDER",
-            help="Folder of the trainings, which experiments may share.",
-            show_default="OUT/cells",
+            default="OUT/cells",
         ),
     ] = None,
-    updates: Annotated[
-        int | None,
-        typer.Option(
-            min=1, metavar="N", help="Updates of each training.", show_default="the task's"
-        ),
-    ] = None,
+    updates: Annotated[int | None, count_option("Updates of each training.", "the task's")] = None,
     setting: SettingOption = None,
     option: OptionOption = None,
     variants: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME...", help="Run these alone.", show_default="all"),
+        list[str] | None, cli_option("Run these alone.", metavar="NAME...", default="all")
     ] = None,
     targets: Annotated[
         list[float] | None,
-        typer.Option(metavar="RETURN...", help="Returns to ask for.", show_default="the task's"),
+        cli_option("Returns to ask for.", metavar="RETURN...", default="the task's"),
     ] = None,
     episodes: Annotated[
-        int | None,
-        typer.Option(
-            min=1, metavar="N", help="Episodes of each target.", show_default="the experiment's"
-        ),
+        int | None, count_option("Episodes of each target.", "the experiment's")
     ] = None,
     memory: Annotated[
         list[MemoryChoice] | None,
-        typer.Option(
-            metavar="NAME...", help="window, stream, or both.", show_default="the experiment's"
-        ),
+        cli_option("window, stream, or both.", metavar="NAME...", default="the experiment's"),
     ] = None,
     evaluations: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Evaluations of each training, evenly spread.",
-            show_default="the experiment's",
-        ),
+        int | None, count_option("Evaluations of each training, evenly spread.", "the experiment's")
     ] = None,
     stochastic: Annotated[
         bool | None,
-        typer.Option(
+        cli_option(
+            "Draw discrete actions, or take the likeliest.",
             "--stochastic/--deterministic",
-            help="Draw discrete actions, or take the likeliest.",
-            show_default="--stochastic for Atari games",
+            default="--stochastic for Atari games",
         ),
     ] = None,
     max_steps: MaxStepsOption = None,
-    jobs: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Trainings at once.", rich_help_panel="Engine")
-    ] = 1,
-    threads: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Threads of each.", rich_help_panel="Engine")
-    ] = 1,
+    jobs: Annotated[int, count_option("Trainings at once.", panel="Engine")] = 1,
+    threads: Annotated[int, count_option("Threads of each.", panel="Engine")] = 1,
     device: DeviceOption = "auto",
-    ray: Annotated[
-        bool, typer.Option("--ray", help="Run as tasks of Ray.", rich_help_panel="Engine")
-    ] = False,
+    ray: Annotated[bool, cli_option("Run as tasks of Ray.", "--ray", panel="Engine")] = False,
     slurm: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Write a SLURM job array there, and run nothing.",
-            rich_help_panel="Engine",
+        cli_option(
+            "Write a SLURM job array there, and run nothing.", metavar="FILE", panel="Engine"
         ),
     ] = None,
     as_json: JsonOption = False,
@@ -312,30 +287,17 @@ def bench(
         ),
     ] = None,
     output: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="Write pages, JSON and pictures there."),
+        Path | None, cli_option("Write pages, JSON and pictures there.", metavar="FOLDER")
     ] = None,
     quick: Annotated[
-        bool,
-        typer.Option("--quick", help="See that it works: toy sizes, figures that mean nothing."),
+        bool, cli_option("See that it works: toy sizes, figures that mean nothing.", "--quick")
     ] = False,
     device: DeviceOption = "auto",
-    threads: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="Threads on the CPU.", show_default="torch's"),
-    ] = None,
-    rounds: Annotated[
-        int | None,
-        typer.Option(
-            min=1, metavar="N", help="Turns of each contender.", show_default="the suite's"
-        ),
-    ] = None,
-    updates: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Updates whose time is projected.")
-    ] = 100_000,
+    threads: Annotated[int | None, count_option("Threads on the CPU.", "torch's")] = None,
+    rounds: Annotated[int | None, count_option("Turns of each contender.", "the suite's")] = None,
+    updates: Annotated[int, count_option("Updates whose time is projected.")] = 100_000,
     replay: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="A recorded DQN replay of Breakout, for frames."),
+        Path | None, cli_option("A recorded DQN replay of Breakout, for frames.", metavar="FOLDER")
     ] = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,

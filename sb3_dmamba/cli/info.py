@@ -14,6 +14,7 @@ from sb3_dmamba.cli.output import (
     JsonOption,
     check_device,
     command_output,
+    count_option,
     import_quietly,
     make_table,
 )
@@ -28,8 +29,7 @@ if TYPE_CHECKING:
 
 def doctor(
     seconds: Annotated[
-        float,
-        typer.Option(min=0, metavar="N", help="Seconds of the speed check; 0 leaves it out."),
+        float, count_option("Seconds of the speed check; 0 leaves it out.", least=0)
     ] = 10.0,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,

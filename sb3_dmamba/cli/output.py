@@ -175,6 +175,20 @@ class MemoryChoice(str, Enum):
     stream = "stream"
 
 
+def cli_option(
+    help: str, *names: str, default: bool | str = True, panel: str | None = None, **settings: Any
+) -> Any:
+    """Return ``typer.Option``; ``default`` is what the help shows as such."""
+    return typer.Option(*names, help=help, show_default=default, rich_help_panel=panel, **settings)
+
+
+def count_option(
+    help: str, default: bool | str = True, *, least: int = 1, panel: str | None = None
+) -> Any:
+    """Return the option of a number N that is at least ``least``."""
+    return cli_option(help, default=default, panel=panel, metavar="N", min=least)
+
+
 SOURCES_HELP = (
     "A D4RL name or HDF5 file, a Decision Transformer pickle, a Minari id or folder, a DQN-replay "
     "folder, a store."
@@ -183,86 +197,65 @@ HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 
 JsonOption = Annotated[
     bool,
-    typer.Option(
-        "--json",
-        help="Print one JSON document on stdout, everything else on stderr.",
-        rich_help_panel="Output",
+    cli_option(
+        "Print one JSON document on stdout, everything else on stderr.", "--json", panel="Output"
     ),
 ]
 DebugOption = Annotated[
     bool,
-    typer.Option(
-        "--debug",
-        envvar="DMAMBA_DEBUG",
-        help="Show the traceback of an error.",
-        rich_help_panel="Output",
-    ),
+    cli_option("Show the traceback of an error.", "--debug", panel="Output", envvar="DMAMBA_DEBUG"),
 ]
 OverwriteOption = Annotated[
-    bool,
-    typer.Option(
-        "--overwrite", help="Replace what an earlier run wrote there.", rich_help_panel="Output"
-    ),
+    bool, cli_option("Replace what an earlier run wrote there.", "--overwrite", panel="Output")
 ]
 ModelArgument = Annotated[Path, typer.Argument(help="A model file that train or demo wrote.")]
-EpisodesOption = Annotated[int, typer.Option(min=1, metavar="N", help="Episodes of each target.")]
+EpisodesOption = Annotated[int, count_option("Episodes of each target.")]
 MemoryOption = Annotated[
     MemoryChoice | None,
-    typer.Option(
-        help="Re-encode the last steps (window) or carry the state (stream).",
-        show_default="the model's",
+    cli_option(
+        "Re-encode the last steps (window) or carry the state (stream).", default="the model's"
     ),
 ]
 EnvOption = Annotated[
-    str | None,
-    typer.Option(help="Gymnasium id or task to act in.", metavar="ID", show_default="the model's"),
+    str | None, cli_option("Gymnasium id or task to act in.", metavar="ID", default="the model's")
 ]
 MaxStepsOption = Annotated[
-    int | None,
-    typer.Option(
-        "--max-steps",
-        min=1,
-        metavar="N",
-        help="Cut episodes after so many steps.",
-        show_default="the environment's",
-    ),
+    int | None, count_option("Cut episodes after so many steps.", "the environment's")
 ]
-DeviceOption = Annotated[
-    str, typer.Option(metavar="NAME", help="Where to compute: auto, cpu, cuda.")
-]
+DeviceOption = Annotated[str, cli_option("Where to compute: auto, cpu, cuda.", metavar="NAME")]
 BackendOption = Annotated[
     str | None,
-    typer.Option(
-        metavar="NAME",
-        help="Implementation of the operations, where the model's does not work here: auto, cpu, "
+    cli_option(
+        "Implementation of the operations, where the model's does not work here: auto, cpu, "
         "triton, ...",
-        show_default="the model's",
+        metavar="NAME",
+        default="the model's",
     ),
 ]
 SettingOption = Annotated[
     list[str] | None,
-    typer.Option(
+    cli_option(
+        "A field of DecisionMambaConfig, such as hidden_size=256; repeat it for several.",
         "--set",
         metavar="FIELD=VALUE",
-        help="A field of DecisionMambaConfig, such as hidden_size=256; repeat it for several.",
-        show_default="the task's recipe",
+        default="the task's recipe",
     ),
 ]
 OptionOption = Annotated[
     list[str] | None,
-    typer.Option(
+    cli_option(
+        "An option of load_trajectories, such as top_fraction=0.1 or medium_expert=paper; "
+        "repeat it for several.",
         "--option",
         metavar="NAME=VALUE",
-        help="An option of load_trajectories, such as top_fraction=0.1 or medium_expert=paper; "
-        "repeat it for several.",
-        show_default=False,
+        default=False,
     ),
 ]
 
 
 def load_model(path: Path, device: str, backend: str | None) -> DecisionMamba:
     """Load a model file, with another backend where a :data:`BackendOption` names one."""
-    settings = {} if backend is None else {"backend": backend}
+    settings: dict[str, Any] = {} if backend is None else {"backend": backend}
     return import_algorithm().load(path, device=device, **settings)
 
 

@@ -23,7 +23,9 @@ from sb3_dmamba.cli.output import (
     OverwriteOption,
     SettingOption,
     check_device,
+    cli_option,
     command_output,
+    count_option,
     import_algorithm,
     make_csv_logger,
     parse_options,
@@ -33,13 +35,11 @@ from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.errors import ConfigError, DatasetError
 
 if TYPE_CHECKING:
-    from stable_baselines3.common.callbacks import BaseCallback
-
     from sb3_dmamba.algorithm import DecisionMamba
     from sb3_dmamba.data import Trajectories
     from sb3_dmamba.tasks import Task
 
-_CHECKPOINTS_PANEL = "Checkpoints and evaluation"
+_PANEL = "Checkpoints and evaluation"
 
 
 def train(
@@ -53,73 +53,52 @@ def train(
     ] = None,
     dataset: Annotated[
         str | None,
-        typer.Option(
-            help=f"What to learn from. {SOURCES_HELP}",
-            metavar="SOURCE",
-            show_default="the task's",
-        ),
+        cli_option(f"What to learn from. {SOURCES_HELP}", metavar="SOURCE", default="the task's"),
     ] = None,
     option: OptionOption = None,
     updates: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Optimiser steps; with --resume, how many more.",
-            show_default="the task's, or what was left",
+        count_option(
+            "Optimiser steps; with --resume, how many more.", "the task's, or what was left"
         ),
     ] = None,
     setting: SettingOption = None,
     seed: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            metavar="N",
-            help="Of weights, batches and dropout.",
-            show_default="drawn, and printed",
-        ),
+        int | None, count_option("Of weights, batches and dropout.", "drawn, and printed", least=0)
     ] = None,
     device: DeviceOption = "auto",
     resume: Annotated[
         Path | None,
-        typer.Option(
-            help="Continue from this checkpoint or model, exactly as if it had not stopped.",
+        cli_option(
+            "Continue from this checkpoint or model, exactly as if it had not stopped.",
             metavar="MODEL",
-            show_default=False,
-            rich_help_panel=_CHECKPOINTS_PANEL,
+            default=False,
+            panel=_PANEL,
         ),
     ] = None,
     checkpoint_every: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            metavar="N",
-            help="Updates between two checkpoints; 0 is none.",
-            rich_help_panel=_CHECKPOINTS_PANEL,
-        ),
+        int, count_option("Updates between two checkpoints; 0 is none.", panel=_PANEL, least=0)
     ] = 0,
     eval_every: Annotated[
         int,
-        typer.Option(
-            min=0,
-            metavar="N",
-            help="Updates between two evaluations at the task's target; 0 is none.",
-            rich_help_panel=_CHECKPOINTS_PANEL,
+        count_option(
+            "Updates between two evaluations at the task's target; 0 is none.",
+            panel=_PANEL,
+            least=0,
         ),
     ] = 0,
     output: Annotated[
         Path | None,
-        typer.Option(
+        cli_option(
+            "Folder for model.zip, progress.csv and checkpoints.",
             metavar="FOLDER",
-            help="Folder for model.zip, progress.csv and checkpoints.",
-            show_default="runs/TASK",
-            rich_help_panel="Output",
+            default="runs/TASK",
+            panel="Output",
         ),
     ] = None,
     overwrite: OverwriteOption = False,
     tensorboard: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="Log to TensorBoard there.", rich_help_panel="Output"),
+        Path | None, cli_option("Log to TensorBoard there.", metavar="FOLDER", panel="Output")
     ] = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
@@ -197,10 +176,10 @@ def _default_output(task: str | None, resume: Path | None) -> Path:
 
 
 def _run(plan: _Plan, out: Output) -> None:
-    from sb3_dmamba.training.distributed import join_processes
-
     with _report_interrupt(plan):
         model = _make_model(plan)
+    from sb3_dmamba.training.distributed import join_processes
+
     with join_processes(model.device) as processes:
         with _report_interrupt(plan), processes.leader_first():
             trajectories = _load_dataset(plan, model)
