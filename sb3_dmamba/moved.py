@@ -1,7 +1,8 @@
-"""Former module paths that users' files record: pickles, environment specs, ``.d3`` files.
+"""Former module paths that users' files and the documentation of 0.1.0 name.
 
-Each former path is a module whose attributes come from the module that has them now, loaded on
-first use. Code of this package imports none of them.
+Pickles, environment specs and ``.d3`` files record paths of modules. Each former path is a module
+whose attributes come from the module that has them now, loaded on first use. Code of this package
+imports none of them.
 """
 
 from __future__ import annotations
@@ -13,18 +14,50 @@ from typing import Any
 
 # former module -> module that has its names now
 MOVED = {
+    "algorithm.decision_mamba": "algorithm",
     "atari": "envs",
     "atari.game": "envs.atari",
     "atari.games": "envs",
+    "d3rlpy.algos": "d3rlpy.algo",
+    "d3rlpy.impl": "d3rlpy.algo",
+    "d3rlpy.replay_buffer": "d3rlpy.dataset",
     "data.collect": "data.recording",
+    "data.inspection.oddities": "data.inspection",
+    "data.inspection.report": "data.inspection",
     "data.mapping.pickling": "data.mapping",
+    "data.summary": "data.trajectories",
     "data.windows": "data.samplers",
     "environments": "context",
+    "environments.surroundings": "context",
+    "evaluation.protocols": "evaluation.actors",
+    "evaluation.results": "evaluation.report",
+    "evaluation.stateful": "evaluation.actors",
     "evaluation.wrappers": "envs.return_to_go",
+    "evaluation.wrappers.base": "envs.return_to_go",
+    "evaluation.wrappers.gym_env": "envs.return_to_go",
+    "evaluation.wrappers.gym_vector": "envs.return_to_go",
+    "evaluation.wrappers.lives": "envs.return_to_go",
+    "experiments.efficiency.gate": "experiments.efficiency",
+    "experiments.efficiency.timing": "experiments.efficiency",
+    "experiments.measuring": "experiments.catalogue",
+    "experiments.planning": "experiments.plan",
     "memory_tasks": "envs",
     "memory_tasks.tmaze": "envs.tmaze",
+    "networks.acting": "networks.memory",
+    "networks.block": "networks.model",
+    "networks.dropout": "networks.model",
+    "networks.embedding": "networks.model",
+    "networks.heads": "networks.model",
+    "networks.mamba": "networks.mixers",
+    "networks.sequence_model": "networks.model",
     "networks.state": "networks.memory",
+    "tasks.task": "tasks",
+    "training.callbacks": "training.loop",
+    "training.carrying": "training.carried_state",
+    "training.optimizer": "training.updater",
+    "training.schedule": "training.updater",
 }
+RENAMED = {"Surroundings": "RunContext"}  # former name -> name in its module now
 
 
 class _Moved(ModuleType):
@@ -32,13 +65,13 @@ class _Moved(ModuleType):
 
     def __init__(self, name: str, target: str) -> None:
         super().__init__(name, f"Former path of :mod:`{target}`.")
-        self.__path__: list[str] = []  # importing what was below it looks here, and finds MOVED
+        self.__path__: list[str] = []  # a package: former submodules are in sys.modules
         self._target = target
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
-        return getattr(import_module(self._target), name)
+        return getattr(import_module(self._target), RENAMED.get(name, name))
 
 
 def install() -> None:

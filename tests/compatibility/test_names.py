@@ -56,7 +56,6 @@ PICKLED_WHOLE: Names = {
     "sb3_dmamba.evaluation.wrappers.gym_vector": "ReturnToGoVectorEnv",
     "sb3_dmamba.evaluation.wrappers.lives": "LifeStatistics",
     "sb3_dmamba.networks.acting": "StreamMemory WindowMemory",
-    "sb3_dmamba.networks.acting_graphs": "ActingGraphs",
     "sb3_dmamba.networks.block": "Block",
     "sb3_dmamba.networks.dropout": "Dropout",
     "sb3_dmamba.networks.embedding": "TokenEmbedding",
