@@ -155,9 +155,9 @@ def download(
         table.add_column("size", justify="right", no_wrap=True)
         table.add_column("", no_wrap=True)
         table.add_column("where", overflow="fold")
-        for result in results:
-            state = "downloaded" if result["downloaded"] else "was there"
-            table.add_row(result["name"], _format_bytes(result["bytes"]), state, result["path"])
+        for each in results:
+            state = "downloaded" if each["downloaded"] else "was there"
+            table.add_row(each["name"], _format_bytes(each["bytes"]), state, each["path"])
         out.console.print(table)
         out.emit(results)
 
