@@ -39,35 +39,6 @@ PICKLED: Names = {
     "sb3_dmamba.tasks.task": "Task",
 }
 
-# What pickles of whole models, actors and wrapped environments hold. Such a pickle also depends on
-# the attributes of each class, so it belongs to the version that wrote it: ``save`` is what lasts.
-PICKLED_WHOLE: Names = {
-    "sb3_dmamba.algorithm.decision_mamba": "DecisionMamba",
-    "sb3_dmamba.d3rlpy.algos": "DecisionMamba DiscreteDecisionMamba",
-    "sb3_dmamba.d3rlpy.impl": (
-        "DecisionMambaImpl DecisionMambaModules TokenSchedule TrainingProgress"
-    ),
-    "sb3_dmamba.d3rlpy.network": "EpisodeEncoder",
-    "sb3_dmamba.d3rlpy.replay_buffer": "WindowReplayBuffer",
-    "sb3_dmamba.environments.surroundings": "Surroundings",
-    "sb3_dmamba.evaluation.stateful": "StatefulActor",
-    "sb3_dmamba.evaluation.wrappers.base": "ReturnTracker",
-    "sb3_dmamba.evaluation.wrappers.gym_env": "ReturnToGoEnv",
-    "sb3_dmamba.evaluation.wrappers.gym_vector": "ReturnToGoVectorEnv",
-    "sb3_dmamba.evaluation.wrappers.lives": "LifeStatistics",
-    "sb3_dmamba.networks.acting": "StreamMemory WindowMemory",
-    "sb3_dmamba.networks.block": "Block",
-    "sb3_dmamba.networks.dropout": "Dropout",
-    "sb3_dmamba.networks.embedding": "TokenEmbedding",
-    "sb3_dmamba.networks.encoders": "ActionEncoder LinearEncoder",
-    "sb3_dmamba.networks.heads": "DiscreteHead",
-    "sb3_dmamba.networks.mamba": "MambaMixer",
-    "sb3_dmamba.networks.policy": "DecisionMambaPolicy",
-    "sb3_dmamba.networks.sequence_model": "SequenceModel",
-    "sb3_dmamba.training.carrying": "CarriedState",
-    "sb3_dmamba.training.updater": "Updater",
-}
-
 # What the README, docs/ (without docs/contributing) and examples/ import or describe.
 DOCUMENTED: Names = {
     "sb3_dmamba": (
@@ -146,7 +117,6 @@ print(json.dumps(missing))
 _LISTS = {
     "recorded": RECORDED,
     "pickled": PICKLED,
-    "pickled whole": PICKLED_WHOLE,
     "documented": DOCUMENTED,
 }
 
