@@ -14,13 +14,9 @@ from typing import Any
 
 # former module -> module that has its names now
 MOVED = {
-    "algorithm.decision_mamba": "algorithm",
     "atari": "envs",
     "atari.game": "envs.atari",
     "atari.games": "envs",
-    "d3rlpy.algos": "d3rlpy.algo",
-    "d3rlpy.impl": "d3rlpy.algo",
-    "d3rlpy.replay_buffer": "d3rlpy.dataset",
     "data.collect": "data.recording",
     "data.inspection.oddities": "data.inspection",
     "data.inspection.report": "data.inspection",
@@ -28,36 +24,21 @@ MOVED = {
     "data.summary": "data.trajectories",
     "data.windows": "data.samplers",
     "environments": "context",
-    "environments.surroundings": "context",
     "evaluation.protocols": "evaluation.actors",
     "evaluation.results": "evaluation.report",
-    "evaluation.stateful": "evaluation.actors",
     "evaluation.wrappers": "envs.return_to_go",
-    "evaluation.wrappers.base": "envs.return_to_go",
-    "evaluation.wrappers.gym_env": "envs.return_to_go",
-    "evaluation.wrappers.gym_vector": "envs.return_to_go",
-    "evaluation.wrappers.lives": "envs.return_to_go",
     "experiments.efficiency.gate": "experiments.efficiency",
     "experiments.efficiency.timing": "experiments.efficiency",
     "experiments.measuring": "experiments.catalogue",
     "experiments.planning": "experiments.plan",
     "memory_tasks": "envs",
     "memory_tasks.tmaze": "envs.tmaze",
-    "networks.acting": "networks.memory",
-    "networks.block": "networks.model",
-    "networks.dropout": "networks.model",
-    "networks.embedding": "networks.model",
-    "networks.heads": "networks.model",
-    "networks.mamba": "networks.mixers",
-    "networks.sequence_model": "networks.model",
     "networks.state": "networks.memory",
     "tasks.task": "tasks",
     "training.callbacks": "training.loop",
-    "training.carrying": "training.carried_state",
     "training.optimizer": "training.updater",
     "training.schedule": "training.updater",
 }
-RENAMED = {"Surroundings": "RunContext"}  # former name -> name in its module now
 
 
 class _Moved(ModuleType):
@@ -71,7 +52,7 @@ class _Moved(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
-        return getattr(import_module(self._target), RENAMED.get(name, name))
+        return getattr(import_module(self._target), name)
 
 
 def install() -> None:

@@ -168,7 +168,7 @@ def test_environments_that_cannot_be() -> None:
         (ConfigError, known, {"eval_freq": 1, "n_eval_episodes": 0}),
     ):
         with pytest.raises(error):
-            tiny_model(task).fit(DATA, 4, **options)  # type: ignore[arg-type]
+            tiny_model(task).fit(DATA, 4, **options)
     with pytest.raises(UnknownTaskError, match="No-v0"):
         tiny_model(None, env="No-v0").fit(DATA, 1)
     with pytest.raises(SpaceError):
