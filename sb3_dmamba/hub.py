@@ -208,7 +208,7 @@ def _write_replay(
     env: Environment | None,
     n_steps: int,
 ) -> str:
-    make_env = make_factory(model._surroundings.require() if env is None else env)
+    make_env = make_factory(model._context.require_env() if env is None else env)
     actor = model.as_stateful_wrapper(
         result.target_return,
         memory=report.memory,  # type: ignore[arg-type]
