@@ -349,6 +349,48 @@ def _bound_to_json(bound: ndarray) -> Any:
 _TOLERANCE = 1e-5  # of a bound: what a trip through float32 may cost
 
 
+def check_environment_fits(
+    observation_space: spaces.Box,
+    action_space: spaces.Space[Any],
+    model_observation_space: spaces.Space[Any],
+    model_action_space: spaces.Space[Any],
+    what: str,
+) -> None:
+    """Check that a model can act in an environment.
+
+    Images may have their channels last where the model has them first: acting moves them.
+
+    Args:
+        observation_space: The flat view of the environment's.
+        action_space: The environment's.
+        model_observation_space: The model's, flat.
+        model_action_space: The model's.
+        what: What the environment is called in messages.
+
+    Raises:
+        SpaceError: Observations differ in shape, or actions do not fit
+            (:func:`check_actions_fit`).
+    """
+    if not has_channels_last(observation_space.shape, model_observation_space):
+        _check_same_shape(observation_space, model_observation_space, what)
+    check_actions_fit(action_space, model_action_space, what)
+
+
+def check_dataset_fits(
+    observation_space: spaces.Space[Any],
+    action_space: spaces.Space[Any],
+    model_observation_space: spaces.Space[Any],
+    model_action_space: spaces.Space[Any],
+) -> None:
+    """Check that a model can learn from a dataset; arguments as :func:`check_environment_fits`.
+
+    Raises:
+        SpaceError: Observations differ in shape, or actions in type, shape or bounds.
+    """
+    _check_same_shape(observation_space, model_observation_space, "the dataset")
+    check_actions_known(action_space, model_action_space)
+
+
 def check_actions_fit(space: spaces.Space[Any], model_space: spaces.Space[Any], what: str) -> None:
     """Check that an environment takes the actions that a model chooses.
 
@@ -406,6 +448,17 @@ def check_actions_known(space: spaces.Space[Any], model_space: spaces.Space[Any]
             setting="action_space",
             value=space,
             choices=[model_space],
+        )
+
+
+def _check_same_shape(space: spaces.Space[Any], model_space: spaces.Space[Any], what: str) -> None:
+    if space.shape != model_space.shape:
+        raise SpaceError(
+            f"{what} has observations of shape {space.shape}, and the model was made for "
+            f"{model_space.shape}: use the environment and dataset of one task",
+            setting="observation_space",
+            value=space.shape,
+            choices=[model_space.shape],
         )
 
 
