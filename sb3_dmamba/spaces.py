@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 from gymnasium.spaces.utils import flatten_space
+from jaxtyping import Float64
 from numpy import ndarray
 from stable_baselines3.common.preprocessing import is_image_space
 
@@ -346,7 +347,17 @@ def _bound_to_json(bound: ndarray) -> Any:
     return bound.astype(str).tolist()
 
 
-_TOLERANCE = 1e-5  # of a bound: what a trip through float32 may cost
+BOUND_TOLERANCE = 1e-5
+"""Rounding in float32 that actions at a bound may have, as a fraction of the bound, or of 1."""
+
+
+def loosen_bounds(space: spaces.Box) -> tuple[Float64[ndarray, "*a"], Float64[ndarray, "*a"]]:
+    """Return the bounds of a space, moved apart by :data:`BOUND_TOLERANCE`."""
+    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+    return (
+        low - BOUND_TOLERANCE * np.maximum(np.abs(low), 1.0),
+        high + BOUND_TOLERANCE * np.maximum(np.abs(high), 1.0),
+    )
 
 
 def check_environment_fits(
@@ -477,14 +488,8 @@ def _check_kind(space: spaces.Space[Any], model_space: spaces.Space[Any], what: 
 
 
 def _lies_inside(inner: spaces.Box, outer: spaces.Box) -> bool:
-    low, high = _loosen(outer.low, -1), _loosen(outer.high, 1)
+    low, high = loosen_bounds(outer)
     return bool((inner.low >= low).all() and (inner.high <= high).all())
-
-
-def _loosen(bound: ndarray, sign: int) -> ndarray:
-    exact = bound.astype(np.float64)
-    loosened: ndarray = exact + sign * _TOLERANCE * np.maximum(np.abs(exact), 1.0)
-    return loosened
 
 
 def _describe(space: spaces.Box) -> str:

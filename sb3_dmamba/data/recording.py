@@ -43,6 +43,7 @@ from sb3_dmamba.spaces import (
     flat_space,
     flatten_observation,
     is_conditioned,
+    loosen_bounds,
     observation_dtype,
 )
 
@@ -51,7 +52,6 @@ Act = Callable[[Any, Float64[ndarray, "n"], Bool[ndarray, "n"], Bool[ndarray, "n
 one action for each environment."""
 
 _ACTIONS = 0xAC7105  # tells the seed of actions from those of environments
-_TOLERANCE = 1e-5  # of a bound: what a trip through float32 may cost
 
 
 def as_actor(policy: Any, envs: Envs, deterministic: bool, seed: int | None) -> Act:
@@ -123,8 +123,8 @@ def check_actions(
         with np.errstate(over="ignore"):  # too large is infinite, which is refused below
             taken = array.astype(space.dtype)
             recorded = taken.astype(np.float32)
-        low, high = (bound.astype(np.float64) for bound in (space.low, space.high))
-        inside = (array >= low - _slack(low)) & (array <= high + _slack(high))
+        low, high = loosen_bounds(space)
+        inside = (array >= low) & (array <= high)
         inside &= np.isfinite(taken) & np.isfinite(recorded)
     inside[~is_taken] = True
     if not inside.all():
@@ -133,11 +133,6 @@ def check_actions(
             f"its actions in a function, collect(lambda observation: ..., ...)"
         )
     return taken
-
-
-def _slack(bound: Float64[ndarray, "A"]) -> Float64[ndarray, "A"]:
-    slack: ndarray = _TOLERANCE * np.maximum(1.0, np.abs(bound))
-    return slack
 
 
 def derive_action_seed(seed: int) -> int:

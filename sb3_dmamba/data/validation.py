@@ -15,14 +15,12 @@ from numpy import ndarray
 
 from sb3_dmamba.data.mapping import check_frame_stack, convert_rows, frame_shape
 from sb3_dmamba.errors import DatasetError, SpaceError
-from sb3_dmamba.spaces import check_action_space, observation_dtype
+from sb3_dmamba.spaces import check_action_space, loosen_bounds, observation_dtype
 
 CHUNK_BYTES = 1 << 22
 """How much of a (perhaps memory-mapped) array is looked at together."""
 
 _TOLERANT: ContextVar[bool] = ContextVar("tolerant", default=False)
-
-_ACTION_TOLERANCE = 1e-5  # of a bound: what a trip through float32 may cost
 
 
 def rows_per_chunk(array: ndarray) -> int:
@@ -100,8 +98,7 @@ def check_box_actions(
     actions: ndarray, space: spaces.Box, offsets: Int64[ndarray, "E+1"] | None = None
 ) -> None:
     """Raise DatasetError if an action lies outside the space by more than rounding."""
-    low = _loosen(space.low.astype(np.float64), -1)
-    high = _loosen(space.high.astype(np.float64), 1)
+    low, high = loosen_bounds(space)
     step = rows_per_chunk(actions)
     for start in range(0, len(actions), step):
         chunk = actions[start : start + step]
@@ -153,11 +150,6 @@ def describe_step(step: int, offsets: Any) -> str:
 
 def _find_episode(step: int, offsets: Any) -> int | None:
     return None if offsets is None else int(np.searchsorted(offsets, step, side="right")) - 1
-
-
-def _loosen(bound: ndarray, sign: int) -> ndarray:
-    loosened: ndarray = bound + sign * _ACTION_TOLERANCE * np.maximum(np.abs(bound), 1.0)
-    return loosened
 
 
 def _subscript(index: tuple[int, ...]) -> str:
