@@ -23,9 +23,8 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
 from sb3_dmamba.checks import check_integer, check_optional_integer
 from sb3_dmamba.console import count_progress
-from sb3_dmamba.data.mapping import check_frame_stack, frame_shape
-from sb3_dmamba.data.store import TrajectoriesWriter
-from sb3_dmamba.data.trajectories import Trajectories
+from sb3_dmamba.data.trajectories import Trajectories, TrajectoriesWriter
+from sb3_dmamba.data.validation import check_frame_stack, frame_shape
 from sb3_dmamba.envs import register
 from sb3_dmamba.envs.make import as_gymnasium, make_environment, qualify_id
 from sb3_dmamba.envs.stepping import (

@@ -10,22 +10,139 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 from numpy import ndarray
 
-from sb3_dmamba.data.mapping import check_frame_stack, convert_rows, frame_shape
+from sb3_dmamba.checks import check_integer
+from sb3_dmamba.data.mapping import convert_rows
 from sb3_dmamba.errors import DatasetError, SpaceError
 from sb3_dmamba.spaces import check_action_space, loosen_bounds, observation_dtype
 
 CHUNK_BYTES = 1 << 22
 """How much of a (perhaps memory-mapped) array is looked at together."""
 
+STEP_ARRAYS = ("observations", "actions", "rewards")
+ARRAYS = (*STEP_ARRAYS, "terminated", "truncated", "episode_offsets")
+
 _TOLERANT: ContextVar[bool] = ContextVar("tolerant", default=False)
+
+
+def validate_arrays(
+    arrays: Mapping[str, Any],
+    observation_space: spaces.Space[Any],
+    action_space: spaces.Space[Any],
+    frame_stack: int = 1,
+) -> dict[str, ndarray]:
+    """Check the arrays of a dataset, and return them with the dtypes they are stored in.
+
+    Args:
+        arrays: One for each of :data:`ARRAYS`.
+        observation_space: Flat view of the environment's.
+        action_space: The environment's.
+        frame_stack: Frames in an observation, which are stored one by one where it is more than 1.
+
+    Raises:
+        DatasetError: The first thing that is wrong with the arrays.
+        SpaceError: The spaces are not such as can be learnt.
+    """
+    space = check_flat(observation_space)
+    frame_stack = check_frame_stack(frame_stack, space)
+    action_space = check_action_space(action_space)
+    found = {name: np.asanyarray(arrays[name]) for name in ARRAYS}
+    if found["rewards"].size == 0:
+        raise DatasetError("the dataset is empty: it needs at least one episode of one step")
+    _check_shapes(found, frame_shape(space, frame_stack), space, action_space)
+    check_offsets(found["episode_offsets"], len(found["rewards"]))
+    stored = _convert(found, space, action_space)
+    offsets = stored["episode_offsets"]
+    for name in ("observations", "rewards", "actions"):
+        check_finite(name, stored[name], offsets)
+    if isinstance(action_space, spaces.Box):
+        _check_box_actions(stored["actions"], action_space, offsets)
+    else:
+        given = found["actions"]  # as they are: 64 bits without a sign may not fit into int64
+        _check_discrete_actions(given, action_space, offsets)
+    return stored
+
+
+def _check_shapes(
+    arrays: Mapping[str, ndarray],
+    stored_shape: tuple[int, ...],
+    observation_space: spaces.Box,
+    action_space: spaces.Box | spaces.Discrete,
+) -> None:
+    stacked = stored_shape != observation_space.shape
+    frames = ", whose frames are stored one by one (frame_stack)," if stacked else ""
+    n_steps, n_episodes = arrays["rewards"].size, max(arrays["episode_offsets"].size - 1, 0)
+    expected = {
+        "rewards": (n_steps,),
+        "observations": (n_steps, *stored_shape),
+        "actions": (n_steps, *(action_space.shape or ())),
+        "terminated": (n_episodes,),
+        "truncated": (n_episodes,),
+    }
+    for name, shape in expected.items():
+        if arrays[name].shape != shape:
+            raise DatasetError(
+                f"{name} have shape {arrays[name].shape} where {shape} is needed: there are "
+                f"{n_steps} rewards and {n_episodes} episodes, observations in "
+                f"{observation_space}{frames} and actions in {action_space}",
+                setting=name,
+                value=arrays[name].shape,
+                choices=[shape],
+            )
+
+
+def _convert(
+    arrays: Mapping[str, ndarray],
+    observation_space: spaces.Box,
+    action_space: spaces.Box | spaces.Discrete,
+) -> dict[str, ndarray]:
+    discrete = isinstance(action_space, spaces.Discrete)
+    frames = observation_dtype(observation_space) is np.uint8
+    given = {name: arrays[name].dtype for name in STEP_ARRAYS}
+    if discrete and given["actions"].kind not in "iu":
+        expected = f" and the action space is {action_space}: give integers, or the Box they lie in"
+        raise _wrong_dtype("actions", given["actions"], expected)
+    if frames and given["observations"] != np.uint8:
+        expected = f" and the space is {observation_space}: give the frames as uint8"
+        raise _wrong_dtype("observations", given["observations"], expected)
+    for name, dtype in given.items():
+        if dtype.kind not in "biuf":
+            raise _wrong_dtype(name, dtype, ": give numbers")
+    dtypes: dict[str, type[np.generic]] = {
+        "observations": np.uint8 if frames else np.float32,
+        "actions": np.int64 if discrete else np.float32,
+        "rewards": np.float32,
+        "terminated": np.bool_,
+        "truncated": np.bool_,
+        "episode_offsets": np.int64,
+    }
+    with np.errstate(over="ignore"):  # too large for float32 becomes infinite, which is named
+        return {name: convert_rows(arrays[name], np.dtype(dtype)) for name, dtype in dtypes.items()}
+
+
+def _wrong_dtype(name: str, dtype: np.dtype[Any], expected: str) -> DatasetError:
+    return DatasetError(f"{name} are {dtype}{expected}", setting=name, value=dtype)
+
+
+# --- Values ---------------------------------------------------------------------------------------
 
 
 def rows_per_chunk(array: ndarray) -> int:
     """Return how many rows of ``array`` make up :data:`CHUNK_BYTES` as float64."""
     return max(1, CHUNK_BYTES // max(1, 8 * int(np.prod(array.shape[1:], dtype=np.int64))))
+
+
+def iterate_chunks(array: ndarray) -> Iterator[tuple[int, ndarray]]:
+    """Yield all rows, :func:`rows_per_chunk` at once, each time after the first one's index."""
+    step = rows_per_chunk(array)
+    return ((start, array[start : start + step]) for start in range(0, len(array), step))
+
+
+def find_episodes(steps: Int64[ndarray, "*n"], offsets: Int64[ndarray, "E+1"]) -> ndarray:
+    """Return the number of the episode that each step belongs to."""
+    return np.searchsorted(offsets, steps, side="right") - 1
 
 
 @contextlib.contextmanager
@@ -51,155 +168,168 @@ def check_finite(
     """
     if array.dtype.kind not in "fc" or _TOLERANT.get():
         return
-    step = rows_per_chunk(array)
-    for start in range(0, len(array), step):
-        finite = np.isfinite(array[start : start + step])
+    for start, chunk in iterate_chunks(array):
+        finite = np.isfinite(chunk)
         if not finite.all():
-            index = tuple(int(i) for i in np.argwhere(~finite)[0])
-            value = array[(start + index[0], *index[1:])]
-            index = (first + start + index[0], *index[1:])
-            raise DatasetError(
-                f"{name}{_subscript(index)} is {value}{describe_step(index[0], offsets)}: "
-                f"every value must be finite; leave out that episode or repair it",
-                episode=_find_episode(index[0], offsets),
-                index=index[0],
-                setting=name,
-                value=value,
+            raise _bad_value(
+                name,
+                chunk,
+                ~finite,
+                first + start,
+                offsets,
+                ": every value must be finite; leave out that episode or repair it",
             )
+
+
+def _check_box_actions(actions: ndarray, space: spaces.Box, offsets: Int64[ndarray, "E+1"]) -> None:
+    low, high = loosen_bounds(space)
+    for start, chunk in iterate_chunks(actions):
+        inside = (chunk >= low) & (chunk <= high)
+        if _TOLERANT.get():
+            inside |= ~np.isfinite(chunk)
+        if not inside.all():
+            column = int(np.argwhere(~inside)[0][1])
+            raise _bad_value(
+                "actions",
+                chunk,
+                ~inside,
+                start,
+                offsets,
+                f", outside the action space's [{space.low[column]:g}, {space.high[column]:g}]: "
+                f"clip the recorded actions to the space, or describe them with a wider Box",
+            )
+
+
+def _check_discrete_actions(
+    actions: ndarray, space: spaces.Discrete, offsets: Int64[ndarray, "E+1"]
+) -> None:
+    first, end = int(space.start), int(space.start) + int(space.n)
+    for start, chunk in iterate_chunks(actions):
+        outside = (chunk < first) | (chunk >= end)
+        if outside.any():
+            expected = f": {space} allows {first} to {end - 1}"
+            raise _bad_value("actions", chunk, outside, start, offsets, expected)
+
+
+def _bad_value(
+    name: str,
+    rows: ndarray,
+    is_bad: Bool[ndarray, "n *rest"],
+    first: int,
+    offsets: Int64[ndarray, "E+1"] | None,
+    expected: str,
+) -> DatasetError:
+    """Return the error that names the first bad entry of rows, which begin at index ``first``."""
+    place = tuple(int(i) for i in np.argwhere(is_bad)[0])
+    value, step = rows[place], first + place[0]
+    index = ", ".join(map(str, (step, *place[1:])))
+    episode = None if offsets is None else int(find_episodes(np.array(step), offsets))
+    where = ""
+    if offsets is not None and episode is not None:
+        where = f" (episode {episode}, step {step - int(offsets[episode])})"
+    return DatasetError(
+        f"{name}[{index}] is {value!s}{where}{expected}",
+        episode=episode,
+        index=step,
+        setting=name,
+        value=value,
+    )
+
+
+# --- Shapes, offsets and metadata -----------------------------------------------------------------
+
+
+def check_flat(space: spaces.Space[Any]) -> spaces.Box:
+    """Return an observation space if it is a Box, such as ``flat_space`` makes.
+
+    Raises:
+        SpaceError: It is not.
+    """
+    if isinstance(space, spaces.Box):
+        return space
+    raise SpaceError(
+        f"observation_space is {space}: give the flat view, flat_space(space), and observations "
+        f"from flatten_observation(space, ...)",
+        setting="observation_space",
+        value=space,
+    )
+
+
+def check_frame_stack(frame_stack: Any, space: spaces.Box) -> int:
+    """Return the number of frames in an observation, as an int.
+
+    Args:
+        frame_stack: At least 1, which means that observations are stored as they are.
+        space: What the policy sees: (frame_stack, *frame) uint8 where it is more than 1.
+
+    Raises:
+        DatasetError: It is not a positive integer.
+        SpaceError: The space does not hold that many frames.
+    """
+    count = check_integer("frame_stack", frame_stack, 1, error=DatasetError)
+    if count > 1 and (space.dtype != np.uint8 or len(space.shape) < 2 or space.shape[0] != count):
+        raise SpaceError(
+            f"frame_stack={count} and the observation space is {space}: give the Box of what the "
+            f"policy sees, of shape ({count}, *frame) and dtype uint8",
+            setting="frame_stack",
+            value=count,
+        )
+    return count
+
+
+def frame_shape(space: spaces.Box, frame_stack: int) -> tuple[int, ...]:
+    """Return the shape of what is stored for one step."""
+    return space.shape if frame_stack == 1 else space.shape[1:]
 
 
 def check_offsets(offsets: ndarray, n_steps: int) -> None:
     """Raise DatasetError unless the offsets cut ``n_steps`` steps into non-empty episodes."""
     offsets = np.asarray(offsets)
+    problem, episode = "", None
     if offsets.ndim != 1 or len(offsets) < 2 or offsets.dtype.kind not in "iu":
-        raise DatasetError(
+        problem = (
             f"episode_offsets have shape {offsets.shape} and dtype {offsets.dtype}: give the "
             f"first step of each of at least one episode and then the number of steps, as integers"
         )
-    if offsets[0] != 0:
-        raise DatasetError(f"episode_offsets[0] is {offsets[0]}: the first episode starts at 0")
-    empty = np.flatnonzero(offsets[1:] <= offsets[:-1])
-    if len(empty):
+    elif offsets[0] != 0:
+        problem = f"episode_offsets[0] is {offsets[0]}: the first episode starts at 0"
+    elif len(empty := np.flatnonzero(offsets[1:] <= offsets[:-1])):
         episode = int(empty[0])
-        raise DatasetError(
+        problem = (
             f"episode {episode} goes from step {offsets[episode]} to {offsets[episode + 1]}: "
-            f"every episode needs at least one step; leave out empty ones",
-            episode=episode,
-            setting="episode_offsets",
+            f"every episode needs at least one step; leave out empty ones"
         )
-    if offsets[-1] != n_steps:
-        raise DatasetError(
+    elif offsets[-1] != n_steps:
+        problem = (
             f"episode_offsets end at {offsets[-1]} and there are {n_steps} steps: "
             f"the last offset is the number of steps"
         )
+    if problem:
+        raise DatasetError(problem, episode=episode, setting="episode_offsets")
 
 
-def check_box_actions(
-    actions: ndarray, space: spaces.Box, offsets: Int64[ndarray, "E+1"] | None = None
-) -> None:
-    """Raise DatasetError if an action lies outside the space by more than rounding."""
-    low, high = loosen_bounds(space)
-    step = rows_per_chunk(actions)
-    for start in range(0, len(actions), step):
-        chunk = actions[start : start + step]
-        inside = (chunk >= low) & (chunk <= high)
-        if _TOLERANT.get():
-            inside |= ~np.isfinite(chunk)
-        if not inside.all():
-            row, column = (int(i) for i in np.argwhere(~inside)[0])
-            raise DatasetError(
-                f"actions[{start + row}, {column}] is {chunk[row, column]:g}"
-                f"{describe_step(start + row, offsets)}, outside the action space's "
-                f"[{space.low[column]:g}, {space.high[column]:g}]: clip the recorded actions to "
-                f"the space, or describe them with a wider Box",
-                episode=_find_episode(start + row, offsets),
-                index=start + row,
-                setting="actions",
-                value=chunk[row, column],
-            )
-
-
-def check_discrete_actions(
-    actions: ndarray, space: spaces.Discrete, offsets: Int64[ndarray, "E+1"] | None = None
-) -> None:
-    """Raise DatasetError if an action is none of the space's."""
-    first, end = int(space.start), int(space.start) + int(space.n)
-    rows = rows_per_chunk(actions)
-    for start in range(0, len(actions), rows):
-        chunk = actions[start : start + rows]
-        bad = np.flatnonzero((chunk < first) | (chunk >= end))
-        if len(bad):
-            step = start + int(bad[0])
-            raise DatasetError(
-                f"actions[{step}] is {actions[step]}{describe_step(step, offsets)}: "
-                f"{space} allows {first} to {end - 1}",
-                episode=_find_episode(step, offsets),
-                index=step,
-                setting="actions",
-                value=actions[step],
-            )
-
-
-def describe_step(step: int, offsets: Any) -> str:
-    """Say which step of which episode a flat index is, if the offsets are known."""
-    episode = _find_episode(step, offsets)
-    if episode is None:
-        return ""
-    return f" (episode {episode}, step {step - int(offsets[episode])})"
-
-
-def _find_episode(step: int, offsets: Any) -> int | None:
-    return None if offsets is None else int(np.searchsorted(offsets, step, side="right")) - 1
-
-
-def _subscript(index: tuple[int, ...]) -> str:
-    return f"[{', '.join(map(str, index))}]"
-
-
-ARRAYS = ("observations", "actions", "rewards", "terminated", "truncated", "episode_offsets")
-
-
-def validate_arrays(
-    arrays: Mapping[str, Any],
-    observation_space: spaces.Space[Any],
-    action_space: spaces.Space[Any],
-    frame_stack: int = 1,
-) -> dict[str, ndarray]:
-    """Return the arrays with the dtypes they are stored in, or say what is wrong with them.
-
-    Args:
-        arrays: One for each of :data:`ARRAYS`.
-        observation_space: Flat view of the environment's.
-        action_space: The environment's.
-        frame_stack: Frames in an observation, which are stored one by one where it is more than 1.
+def check_steps(
+    steps: Int64[ndarray, "M"], n_steps: int, name: str = "steps"
+) -> Int64[ndarray, "M"]:
+    """Return flat indices of steps as int64.
 
     Raises:
-        DatasetError: The first thing that is wrong with the arrays.
-        SpaceError: The spaces are not such as can be learnt.
+        DatasetError: There is none, or one is not a step of the data; names the first.
     """
-    if not isinstance(observation_space, spaces.Box):
-        raise SpaceError(
-            f"observation_space is {observation_space}: give the flat view, flat_space(space), "
-            f"and observations from flatten_observation(space, ...)"
+    array = np.atleast_1d(np.asarray(steps))
+    if array.ndim != 1 or len(array) == 0 or array.dtype.kind not in "iu":
+        raise DatasetError(
+            f"{name}={steps!r}: give at least one integer", setting=name, value=steps
         )
-    frame_stack = check_frame_stack(frame_stack, observation_space)
-    action_space = check_action_space(action_space)
-    found = {name: np.asanyarray(arrays[name]) for name in ARRAYS}
-    if found["rewards"].size == 0:
-        raise DatasetError("the dataset is empty: it needs at least one episode of one step")
-    stored_shape = frame_shape(observation_space, frame_stack)
-    _check_shapes(found, stored_shape, observation_space, action_space)
-    check_offsets(found["episode_offsets"], len(found["rewards"]))
-    stored = _convert(found, observation_space, action_space)
-    offsets = stored["episode_offsets"]
-    for name in ("observations", "rewards", "actions"):
-        check_finite(name, stored[name], offsets)
-    if isinstance(action_space, spaces.Box):
-        check_box_actions(stored["actions"], action_space, offsets)
-    else:
-        given = found["actions"]  # as they are: 64 bits without a sign may not fit into int64
-        check_discrete_actions(given, action_space, offsets)
-    return stored
+    bad = np.flatnonzero((array < 0) | (array >= n_steps))
+    if len(bad):
+        raise DatasetError(
+            f"{name}[{bad[0]}] is {array[bad[0]]}: steps go from 0 to {n_steps - 1}",
+            index=int(bad[0]),
+            setting=name,
+            value=array[bad[0]],
+        )
+    return array.astype(np.int64, copy=False)
 
 
 def check_episodes(
@@ -218,13 +348,13 @@ def check_episodes(
         if len(values) != n_episodes:
             raise DatasetError(
                 f"{len(values)} episodes of {name} and {n_episodes} of terminated: "
-                f"give one entry per episode in each"
+                f"give one entry per episode in each",
+                setting=name,
             )
     if not len(rewards):
         raise DatasetError("the dataset is empty: it needs at least one episode of one step")
-    for episode, lengths in enumerate(
-        zip(*(map(len, values) for values in lists.values()), strict=True)
-    ):
+    for episode, arrays in enumerate(zip(*lists.values(), strict=True)):
+        lengths = [len(array) for array in arrays]
         if len(set(lengths)) > 1:
             raise DatasetError(
                 f"episode {episode} has {lengths[0]} observations, {lengths[1]} actions and "
@@ -245,63 +375,8 @@ def check_json(env_kwargs: Mapping[str, Any]) -> dict[str, Any]:
     except (TypeError, ValueError) as error:
         raise DatasetError(
             f"env_kwargs={env_kwargs!r} cannot be written as JSON ({error}): "
-            f"keep to numbers, strings, booleans, lists and dicts"
+            f"keep to numbers, strings, booleans, lists and dicts",
+            setting="env_kwargs",
+            value=env_kwargs,
         ) from error
     return dict(env_kwargs)
-
-
-def _check_shapes(
-    arrays: Mapping[str, ndarray],
-    stored_shape: tuple[int, ...],
-    observation_space: spaces.Box,
-    action_space: spaces.Box | spaces.Discrete,
-) -> None:
-    stacked = stored_shape != observation_space.shape
-    frames = ", whose frames are stored one by one (frame_stack)," if stacked else ""
-    n_steps, n_episodes = arrays["rewards"].size, max(arrays["episode_offsets"].size - 1, 0)
-    expected = {
-        "rewards": (n_steps,),
-        "observations": (n_steps, *stored_shape),
-        "actions": (n_steps, *(action_space.shape or ())),
-        "terminated": (n_episodes,),
-        "truncated": (n_episodes,),
-    }
-    for name, shape in expected.items():
-        if arrays[name].shape != shape:
-            raise DatasetError(
-                f"{name} have shape {arrays[name].shape} where {shape} is needed: there are "
-                f"{n_steps} rewards and {n_episodes} episodes, observations in "
-                f"{observation_space}{frames} and actions in {action_space}"
-            )
-
-
-def _convert(
-    arrays: Mapping[str, ndarray],
-    observation_space: spaces.Box,
-    action_space: spaces.Box | spaces.Discrete,
-) -> dict[str, ndarray]:
-    discrete = isinstance(action_space, spaces.Discrete)
-    frames = observation_dtype(observation_space) is np.uint8
-    if discrete and arrays["actions"].dtype.kind not in "iu":
-        raise DatasetError(
-            f"actions are {arrays['actions'].dtype} and the action space is {action_space}: "
-            f"give integers, or the Box they lie in"
-        )
-    if frames and arrays["observations"].dtype != np.uint8:
-        raise DatasetError(
-            f"observations are {arrays['observations'].dtype} and the space is "
-            f"{observation_space}: give the frames as uint8"
-        )
-    dtypes: dict[str, type[np.generic]] = {
-        "observations": np.uint8 if frames else np.float32,
-        "actions": np.int64 if discrete else np.float32,
-        "rewards": np.float32,
-        "terminated": np.bool_,
-        "truncated": np.bool_,
-        "episode_offsets": np.int64,
-    }
-    for name in ("observations", "actions", "rewards"):
-        if arrays[name].dtype.kind not in "biuf":
-            raise DatasetError(f"{name} are {arrays[name].dtype}: give numbers")
-    with np.errstate(over="ignore"):  # too large for float32 becomes infinite, which is named
-        return {name: convert_rows(arrays[name], np.dtype(dtype)) for name, dtype in dtypes.items()}

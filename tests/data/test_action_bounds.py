@@ -12,9 +12,11 @@ from gymnasium import spaces
 from gymnasium.wrappers import RescaleAction
 
 from sb3_dmamba.errors import SpaceError
-from sb3_dmamba.spaces import check_actions_fit, check_actions_known
+from sb3_dmamba.spaces import check_dataset_fits, check_environment_fits
 from tests.models import tiny_model
 from tests.toys import random_trajectories
+
+SEEN = spaces.Box(-1, 1, (3,), np.float32)
 
 
 def box(low: Any, high: Any, size: int = 2) -> spaces.Box:
@@ -35,8 +37,8 @@ def uneven(low: list[float], high: list[float]) -> spaces.Box:
     ],
 )
 def test_spaces_that_fit(environment: spaces.Space[Any], model: spaces.Space[Any]) -> None:
-    check_actions_fit(environment, model, "the environment")  # without a warning
-    check_actions_known(model, model)
+    check_environment_fits(SEEN, environment, SEEN, model, "the environment")  # without a warning
+    check_dataset_fits(SEEN, model, SEEN, model)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +55,7 @@ def test_spaces_that_fit(environment: spaces.Space[Any], model: spaces.Space[Any
 )
 def test_a_wider_environment(environment: spaces.Box, model: spaces.Box, line: str) -> None:
     with pytest.warns(UserWarning, match=re.escape(line)) as caught:
-        check_actions_fit(environment, model, "the environment")
+        check_environment_fits(SEEN, environment, SEEN, model, "the environment")
     assert "action_space=" in str(caught[0].message)
     assert caught[0].filename == __file__
 
@@ -64,7 +66,7 @@ def test_a_wider_environment(environment: spaces.Box, model: spaces.Box, line: s
 )
 def test_a_narrower_environment(environment: spaces.Box, model: spaces.Box) -> None:
     with pytest.raises(SpaceError, match=r"RescaleAction\(env, .* with action_space="):
-        check_actions_fit(environment, model, "the environment")
+        check_environment_fits(SEEN, environment, SEEN, model, "the environment")
 
 
 @pytest.mark.parametrize(
@@ -78,15 +80,15 @@ def test_a_narrower_environment(environment: spaces.Box, model: spaces.Box) -> N
 )
 def test_actions_of_another_kind(space: spaces.Space[Any], model: spaces.Space[Any]) -> None:
     with pytest.raises(SpaceError, match="the arena has actions"):
-        check_actions_fit(space, model, "the arena")
+        check_environment_fits(SEEN, space, SEEN, model, "the arena")
     with pytest.raises(SpaceError, match="the dataset has actions"):
-        check_actions_known(space, model)
+        check_dataset_fits(SEEN, space, SEEN, model)
 
 
 def test_a_dataset_whose_actions_go_further() -> None:
-    check_actions_known(box(-1, 1), box(-2, 2))
+    check_dataset_fits(SEEN, box(-1, 1), SEEN, box(-2, 2))
     with pytest.raises(SpaceError, match="from -2 to 2, and the model was made for -1 to 1"):
-        check_actions_known(box(-2, 2), box(-1, 1))
+        check_dataset_fits(SEEN, box(-2, 2), SEEN, box(-1, 1))
 
 
 class Lever(gym.Env[np.ndarray, np.ndarray]):

@@ -16,7 +16,7 @@ from numpy import ndarray
 
 from sb3_dmamba.algorithm import DecisionMamba
 from sb3_dmamba.data import Trajectories, WindowSampler, compute_observation_statistics
-from sb3_dmamba.data.mapping import check_frame_stack
+from sb3_dmamba.data.validation import check_frame_stack
 from sb3_dmamba.errors import DatasetError, SpaceError
 
 Make = Callable[..., Trajectories]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sb3_dmamba.data import join_trajectories
-from sb3_dmamba.data import store as gathering
+from sb3_dmamba.data import joining as gathering
 from sb3_dmamba.errors import DatasetError
 from tests.toys import random_trajectories
 

@@ -17,7 +17,7 @@ from gymnasium import spaces
 
 from sb3_dmamba.algorithm import DecisionMamba
 from sb3_dmamba.data import Trajectories, TrajectoriesWriter, load_trajectories
-from sb3_dmamba.data.mapping import NpyStream
+from sb3_dmamba.data.store import NpyStream
 from sb3_dmamba.errors import DatasetError, SpaceError
 
 Make = Callable[..., Trajectories]
@@ -303,7 +303,7 @@ def test_a_write_that_failed_cannot_be_finished(
 
 
 def test_wrong_fields(tmp_path: Path) -> None:
-    with pytest.raises(SpaceError, match="give flat_space"):
+    with pytest.raises(SpaceError, match="flat_space"):
         open_writer(tmp_path / "store", observation_space=spaces.Discrete(3))
     with pytest.raises(SpaceError, match="MultiBinary"):
         open_writer(tmp_path / "store", action_space=spaces.MultiBinary(3))
