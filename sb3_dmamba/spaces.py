@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -76,11 +76,10 @@ def flatten_observation(space: spaces.Space[Any], observation: Any, batch: bool 
     _collect_parts(space, observation, batch, "the observation", parts)
     rows = {len(part) for part in parts}
     if len(rows) > 1:
-        raise SpaceError(
+        raise _unfit(
             f"the observation's parts are {sorted(rows)} long: every part needs one row per "
             f"environment",
-            setting="observation",
-            value=sorted(rows),
+            sorted(rows),
         )
     flat = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
     return flat if batch else flat[0]
@@ -128,14 +127,12 @@ def _collect_parts(
         )
         children = _children(space)
         if not is_container or len(value) != len(children):
-            raise _does_not_fit(name, value, space)
+            problem = f"{name} is a {type(value).__name__} and does not fit {space}"
+            raise _unfit(problem, type(value), [space])
         for key, child in children:
             if isinstance(space, spaces.Dict) and key not in value:
-                raise SpaceError(
-                    f"{name} has no {key!r}: it has {', '.join(map(repr, value))}",
-                    setting="observation",
-                    choices=[key],
-                )
+                found = ", ".join(map(repr, value))
+                raise _unfit(f"{name} has no {key!r}: it has {found}", choices=[key])
             _collect_parts(child, value[key], batch, f"{name}[{key!r}]", parts)
         return
     values = _as_values(space, value, batch, name)
@@ -156,17 +153,14 @@ def _as_values(space: spaces.Space[Any], value: Any, batch: bool, name: str) -> 
     except SpaceError:
         raise
     except (TypeError, ValueError) as error:
-        raise _does_not_fit(name, value, space) from error
+        problem = f"{name} is a {type(value).__name__} and does not fit {space}"
+        raise _unfit(problem, type(value), [space]) from error
     space_shape = space.shape or ()
     shape = values.shape[1:] if batch else values.shape
     if shape != space_shape or (batch and values.ndim == 0) or values.dtype.kind not in "biuf":
         expected = ("environments", *space_shape) if batch else space_shape
-        raise SpaceError(
-            f"{name} has shape {values.shape} and dtype {values.dtype}: {space} needs {expected}",
-            setting="observation",
-            value=values.shape,
-            choices=[expected],
-        )
+        given = f"{name} has shape {values.shape} and dtype {values.dtype}"
+        raise _unfit(f"{given}: {space} needs {expected}", values.shape, [expected])
     return values
 
 
@@ -180,11 +174,11 @@ def _as_integers(space: spaces.Box, values: ndarray, name: str) -> ndarray:
     changed = np.argwhere(integers != values)
     if len(changed):
         hint = ", 0 to 255 (not scaled to [0, 1])" if space.dtype == np.uint8 else ""
-        raise SpaceError(
-            f"{name} holds {values[tuple(changed[0])]}, which is not of dtype {space.dtype}: give "
-            f"values as the space has them{hint}, or describe them with a Box of floats",
-            setting="observation",
-            value=values[tuple(changed[0])],
+        value = values[tuple(changed[0])]
+        raise _unfit(
+            f"{name} holds {value}, which is not of dtype {space.dtype}: give values as the space "
+            f"has them{hint}, or describe them with a Box of floats",
+            value,
         )
     return integers
 
@@ -200,24 +194,16 @@ def _one_hot(space: spaces.Space[Any], values: ndarray, name: str) -> ndarray:
         classes = values.astype(np.int64) - first
     bad = np.argwhere((classes < 0) | (classes >= sizes) | (classes + first != values))
     if len(bad):
-        raise SpaceError(
-            f"{name} holds {values[tuple(bad[0])]}, which is not in {space}",
-            setting="observation",
-            value=values[tuple(bad[0])],
-        )
+        value = values[tuple(bad[0])]
+        raise _unfit(f"{name} holds {value}, which is not in {space}", value)
     columns = classes + np.concatenate([[0], np.cumsum(sizes)[:-1]])
     flat = np.zeros((len(values), int(sizes.sum())), dtype=np.float32)
     flat[np.arange(len(values))[:, None], columns] = 1.0
     return flat
 
 
-def _does_not_fit(name: str, value: Any, space: spaces.Space[Any]) -> SpaceError:
-    return SpaceError(
-        f"{name} is a {type(value).__name__} and does not fit {space}",
-        setting="observation",
-        value=type(value),
-        choices=[space],
-    )
+def _unfit(message: str, value: Any = None, choices: Iterable[Any] = ()) -> SpaceError:
+    return SpaceError(message, setting="observation", value=value, choices=choices)
 
 
 # --- Observations ---------------------------------------------------------------------------------

@@ -103,12 +103,8 @@ def to_minari(
     trajectories: Any,
     dataset_id: str,
     *,
-    algorithm_name: str | None = None,
-    author: str | None = None,
-    author_email: str | None = None,
-    code_permalink: str | None = None,
     description: str | None = None,
-    requirements: list[str] | None = None,
+    **metadata: Any,
 ) -> Any:
     """See :meth:`sb3_dmamba.data.Trajectories.to_minari`."""
     import minari
@@ -138,12 +134,8 @@ def to_minari(
             dataset = minari.create_dataset_from_buffers(
                 dataset_id,
                 buffer=_make_buffers(trajectories),  # it only iterates: one episode at a time
-                algorithm_name=algorithm_name,
-                author=author,
-                author_email=author_email,
-                code_permalink=code_permalink,
                 description=f"{description} {_NOTE}" if description else _NOTE,
-                requirements=requirements,
+                **metadata,
                 observation_space=trajectories.observation_space,
                 action_space=trajectories.action_space,
                 jpeg_encoding=False,  # JPEG would change the frames

@@ -53,11 +53,9 @@ def join_trajectories(parts: Iterable[Trajectories], source: str | None = None) 
 
 
 def gather_pieces(pieces: Iterable[Trajectories], source: Describe | None = None) -> Trajectories:
-    """Join pieces in memory while they are small, and beyond that in a temporary file.
+    """Join pieces of one dataset in memory while they are small, else in a temporary file.
 
-    Args:
-        pieces: Of one dataset, in their order; at least one.
-        source: Says where the data came from; None is what the first piece says.
+    ``source`` says where the data came from; None is what the first piece says.
 
     Raises:
         DatasetError: There is no piece, or no room for the temporary file.
@@ -149,17 +147,7 @@ def write_pieces(
     source: Describe | None = None,
     bar: Bar | None = None,
 ) -> Trajectories:
-    """Write pieces of one dataset, in their order, to one store.
-
-    Args:
-        pieces: With the same spaces and environment; at least one.
-        folder: The store's.
-        overwrite: Whether a store that is there already is replaced.
-        source: Says where the data came from; None is what the first piece says.
-        bar: Is told of every step that was written.
-
-    Returns:
-        The store, opened.
+    """Write pieces of one dataset to a store, and open it; ``source`` as :func:`gather_pieces`.
 
     Raises:
         DatasetError: There is no piece, or the store cannot be put there.

@@ -58,18 +58,10 @@ def convert_rows(array: Shaped[ndarray, "N *rest"], dtype: np.dtype[Any]) -> nda
 def join_rows(
     pieces: Iterable[ndarray], dtype: np.dtype[Any], shape: tuple[int, ...], source: ndarray
 ) -> ndarray:
-    """Concatenate pieces that were made of an array, in memory or on disk.
+    """Concatenate rows that were made of an array, in memory or on disk.
 
-    Args:
-        pieces: Rows, taken one piece at a time.
-        dtype: Of the result.
-        shape: Of the result.
-        source: What the pieces were made of. Where it is mapped and the result is large, so is
-            the result: a temporary file, beside the source's if that folder can be written to,
-            which is deleted with the array.
-
-    Raises:
-        OSError: The disk is full.
+    Where the source is mapped and the result is large, the result is mapped too: a temporary file,
+    beside the source's if that folder can be written to, which is deleted with the array.
     """
     size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     if not is_mapped(source) or size <= SCRATCH_BYTES:
@@ -130,23 +122,14 @@ def from_pickled(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class MappedReference:
-    """The place of a mapped array, for another process to map it too.
-
-    Args:
-        path: The file.
-        dtype: Of the array, as NumPy writes it.
-        shape: Of the array.
-        offset: Bytes before the array.
-        size: Of the file, in bytes.
-        modified: When the file was written, in nanoseconds.
-    """
+    """The place of a mapped array, for another process to map it too."""
 
     path: Path
-    dtype: str
+    dtype: str  # as NumPy writes it
     shape: tuple[int, ...]
-    offset: int
-    size: int
-    modified: int
+    offset: int  # bytes before the array
+    size: int  # of the file, in bytes
+    modified: int  # when the file was written, in nanoseconds
 
     def open(self) -> np.memmap[Any, Any]:
         """Map the array.
@@ -154,21 +137,18 @@ class MappedReference:
         Raises:
             DatasetError: The file is gone, or is another.
         """
+        problem = "was written anew since the dataset was pickled: open it with Trajectories.open"
         try:
             handle = self.path.open("rb")
         except OSError as error:
-            raise DatasetError(
-                f"{self.path} cannot be opened ({error.strerror}): the dataset is a store, of "
-                f"which a pickle holds the place; keep it there, or pickle a copy in memory",
-                path=self.path,
-            ) from error
+            problem = (
+                f"cannot be opened ({error.strerror}): the dataset is a store, of which a pickle "
+                f"holds the place; keep it there, or pickle a copy in memory"
+            )
+            raise DatasetError(f"{self.path} {problem}", path=self.path) from error
         with handle:
             if not self.describes(os.fstat(handle.fileno())):
-                raise DatasetError(
-                    f"{self.path} was written anew since the dataset was pickled: open the store "
-                    f"again with Trajectories.open",
-                    path=self.path,
-                )
+                raise DatasetError(f"{self.path} {problem}", path=self.path)
             return map_file(handle, np.dtype(self.dtype), self.shape, self.offset, self.path)
 
     def describes(self, status: os.stat_result) -> bool:

@@ -112,17 +112,7 @@ def iterate_groups(
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean, standard deviation, range and quartiles of a number over the episodes.
-
-    Args:
-        mean: Mean.
-        std: Standard deviation of the population.
-        min: Smallest.
-        quartile_1: A quarter of the episodes lie below.
-        median: Half of them do.
-        quartile_3: Three quarters do.
-        max: Largest.
-    """
+    """Mean, population standard deviation, range and quartiles of a number over the episodes."""
 
     mean: float
     std: float

@@ -19,7 +19,13 @@ from numpy import ndarray
 from numpy.lib import format as npy
 
 from sb3_dmamba.data.mapping import map_file
-from sb3_dmamba.data.validation import check_frame_stack, check_offsets, frame_shape
+from sb3_dmamba.data.validation import (
+    check_flat,
+    check_frame_stack,
+    check_offsets,
+    frame_shape,
+    within,
+)
 from sb3_dmamba.errors import DatasetError, SpaceError
 from sb3_dmamba.spaces import check_action_space, observation_dtype, space_from_json, space_to_json
 
@@ -27,6 +33,15 @@ FORMAT_VERSION = 1
 HEADER_NAME = "trajectories.json"
 _FORMAT = "sb3_dmamba.Trajectories"
 _EPISODE_ARRAYS = {"terminated": np.bool_, "truncated": np.bool_, "episode_offsets": np.int64}
+_HEADER_TYPES: dict[str, tuple[type, ...]] = {
+    "observation_space": (dict,),
+    "action_space": (dict,),
+    "env_id": (str, type(None)),
+    "env_kwargs": (dict,),
+    "source": (str,),
+    "n_episodes": (int,),
+    "n_steps": (int,),
+}
 _LONGEST = 10**18  # rows that the header of a stream leaves room for
 _BUFFER_BYTES = 1 << 20
 # What NumPy raises at a damaged header, which it parses as Python.
@@ -45,7 +60,7 @@ def read_store(folder: Path) -> dict[str, Any]:
     path = folder / HEADER_NAME
     header = _read_header(path)
     fields = _read_fields(path, header)
-    n_episodes, n_steps = (_count(path, header, name) for name in ("n_episodes", "n_steps"))
+    n_episodes, n_steps = header["n_episodes"], header["n_steps"]
     arrays: dict[str, ndarray] = {
         name: map_npy(folder / f"{name}.npy", dtype, (n_steps, *shape))
         for name, (dtype, shape) in row_types(fields).items()
@@ -57,138 +72,100 @@ def read_store(folder: Path) -> dict[str, Any]:
         check_offsets(arrays["episode_offsets"], n_steps)
     except DatasetError as error:
         file = folder / "episode_offsets.npy"
-        raise DatasetError(f"{file}: {error}", path=file, episode=error.episode) from error
+        raise within(error, f"{file}", path=file) from error
     return {**arrays, **fields}
 
 
-def _read_header(path: Path) -> Mapping[str, Any]:
+def _read_header(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise DatasetError(
-            f"there is no {path}: give a folder that Trajectories.save wrote", path=path
-        )
+        raise _damaged(path, "is missing: give a folder that Trajectories.save wrote")
     try:
         header = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError, OSError) as error:
-        raise DatasetError(
-            f"{path} is not readable JSON ({error}): save the data anew", path=path
-        ) from error
+        raise _damaged(path, f"is not readable JSON ({error}): save the data anew") from error
     if not isinstance(header, dict) or header.get("format") != _FORMAT:
-        raise DatasetError(
-            f"{path} is not the header of a store: it has no format {_FORMAT!r}", path=path
-        )
+        raise _damaged(path, f"is not the header of a store: it has no format {_FORMAT!r}")
     version = header.get("format_version")
     if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
-        raise DatasetError(
-            f"{path} has format version {version!r}, and this sb3_dmamba reads 1 to "
-            f"{FORMAT_VERSION}: upgrade with pip install -U sb3-dmamba",
-            path=path,
-            setting="format_version",
-            value=version,
+        raise _damaged(
+            path,
+            f"has format version {version!r}, and this sb3_dmamba reads 1 to {FORMAT_VERSION}: "
+            f"upgrade with pip install -U sb3-dmamba",
+            "format_version",
+            version,
         )
+    for name, kinds in _HEADER_TYPES.items():
+        value = header.get(name)
+        is_right = name in header and isinstance(value, kinds)
+        expected = " or ".join(kind.__name__ for kind in kinds)
+        if kinds == (int,):
+            is_right, expected = type(value) is int and value > 0, "a positive integer"
+        if not is_right:
+            problem = f"has {name}={value!r}, and {expected} was expected: it was changed; "
+            raise _damaged(path, problem + "save the data anew", name, value)
     return header
 
 
 def _read_fields(path: Path, header: Mapping[str, Any]) -> dict[str, Any]:
+    fields = {name: header[name] for name in ("env_id", "env_kwargs", "source")}
     try:
-        observation_space = space_from_json(_expect(path, header, "observation_space", dict))
-        action_space = check_action_space(
-            space_from_json(_expect(path, header, "action_space", dict))
-        )
-        if not isinstance(observation_space, spaces.Box):
-            raise SpaceError(f"the observation space is {observation_space} and must be a Box")
-        frame_stack = check_frame_stack(header.get("frame_stack"), observation_space)
+        space = check_flat(space_from_json(header["observation_space"]))
+        fields["observation_space"] = space
+        fields["action_space"] = check_action_space(space_from_json(header["action_space"]))
+        fields["frame_stack"] = check_frame_stack(header.get("frame_stack"), space)
     except (SpaceError, DatasetError) as error:
         raise DatasetError(f"{path}: {error}", path=path, setting=error.setting) from error
-    return {
-        "observation_space": observation_space,
-        "action_space": action_space,
-        "env_id": _expect(path, header, "env_id", str, type(None)),
-        "env_kwargs": _expect(path, header, "env_kwargs", dict),
-        "source": _expect(path, header, "source", str),
-        "frame_stack": frame_stack,
-    }
-
-
-def _expect(path: Path, header: Mapping[str, Any], name: str, *kinds: type[Any]) -> Any:
-    if name not in header or not isinstance(header[name], kinds):
-        kind = " or ".join(kind.__name__ for kind in kinds)
-        raise _changed(path, header, name, kind)
-    return header[name]
-
-
-def _count(path: Path, header: Mapping[str, Any], name: str) -> int:
-    count: int = _expect(path, header, name, int)
-    if isinstance(count, bool) or count < 1:
-        raise _changed(path, header, name, "a positive number")
-    return count
-
-
-def _changed(path: Path, header: Mapping[str, Any], name: str, expected: str) -> DatasetError:
-    value = header.get(name)
-    return DatasetError(
-        f"{path} has {name}={value!r}, and {expected} was expected: it was changed; save the data "
-        f"anew",
-        path=path,
-        setting=name,
-        value=value,
-    )
+    return fields
 
 
 def map_npy(
     path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]
 ) -> np.memmap[Any, np.dtype[Any]]:
-    """Map an ``.npy`` file read-only after checking its header; none of its rows is read.
-
-    Args:
-        path: The file.
-        dtype: What it must hold.
-        shape: What it must hold.
+    """Map an ``.npy`` file of this dtype and shape read-only; none of its rows is read.
 
     Raises:
         DatasetError: It is missing, no ``.npy`` file, cut off or holds something else; names it.
     """
     if not path.is_file():
-        raise DatasetError(
-            f"{path} is missing from the store: copy the whole folder again", path=path
-        )
+        raise _damaged(path, "is missing from the store: copy the whole folder again")
     with path.open("rb") as file:
         try:
             version = npy.read_magic(file)
             read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
             found_shape, fortran_order, found_dtype = read_header[version](file)
         except _DAMAGE as error:
-            raise DatasetError(
-                f"{path} has no readable .npy header ({error}): copy the whole store again",
-                path=path,
-            ) from error
+            problem = f"has no readable .npy header ({error}): copy the whole store again"
+            raise _damaged(path, problem) from error
         if (found_shape, found_dtype) != (shape, dtype) or fortran_order:
             order = ", column by column" if fortran_order else ""
-            raise DatasetError(
-                f"{path} holds {found_dtype} of shape {found_shape}{order}, and the store's "
-                f"header says {dtype} of shape {shape}: they do not belong together",
-                path=path,
+            raise _damaged(
+                path,
+                f"holds {found_dtype} of shape {found_shape}{order}, and the store's header says "
+                f"{dtype} of shape {shape}: they do not belong together",
             )
         start = file.tell()
         expected = start + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         size = os.fstat(file.fileno()).st_size
         if size != expected:
-            raise DatasetError(
-                f"{path} is {size} bytes long and should be {expected}: it was cut off or "
-                f"changed; copy it again",
-                path=path,
+            raise _damaged(
+                path,
+                f"is {size} bytes long and should be {expected}: it was cut off or changed; copy "
+                f"it again",
             )
         return map_file(file, dtype, shape, start, path)
+
+
+def _damaged(
+    path: Path, problem: str, setting: str | None = None, value: Any = None
+) -> DatasetError:
+    return DatasetError(f"{path} {problem}", path=path, setting=setting, value=value)
 
 
 # --- Writing --------------------------------------------------------------------------------------
 
 
 def row_types(fields: Mapping[str, Any]) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
-    """Return dtype and shape of one step in each array that has a row a step.
-
-    Args:
-        fields: ``observation_space``, ``action_space`` and ``frame_stack`` of the data.
-    """
+    """Return dtype and shape of one step in each array that has a row a step."""
     space, action_space = fields["observation_space"], fields["action_space"]
     discrete = isinstance(action_space, spaces.Discrete)
     seen = np.dtype(observation_dtype(space)), frame_shape(space, fields["frame_stack"])
@@ -212,13 +189,7 @@ def write_header(folder: Path, fields: Mapping[str, Any], n_episodes: int, n_ste
 
 
 class NpyStream:
-    """Writes rows to an ``.npy`` file; the header, which has their number, comes last.
-
-    Args:
-        path: The file, which must not exist.
-        dtype: Of the array.
-        row_shape: Shape of one row.
-    """
+    """Writes rows to a new ``.npy`` file; the header, which has their number, comes last."""
 
     def __init__(self, path: Path, dtype: np.dtype[Any], row_shape: tuple[int, ...]) -> None:
         self._dtype, self._row_shape = dtype, row_shape
@@ -270,19 +241,16 @@ def check_place(folder: Path, overwrite: bool) -> None:
     """
     if not folder.exists():
         return
+    contents = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    problem = ""
     if not folder.is_dir():
-        raise DatasetError(f"{folder} is a file: give a folder's name for the store", path=folder)
-    contents = {path.name for path in folder.iterdir()}
-    if contents and HEADER_NAME not in contents:
-        raise DatasetError(f"{folder} holds something else than a store: name another", path=folder)
-    if contents and not overwrite:
-        raise DatasetError(
-            f"{folder} holds a store already: name another folder, or pass overwrite=True "
-            f"(--overwrite)",
-            path=folder,
-            setting="overwrite",
-            value=overwrite,
-        )
+        problem = "is a file: give a folder's name for the store"
+    elif contents and HEADER_NAME not in contents:
+        problem = "holds something else than a store: name another"
+    elif contents and not overwrite:
+        problem = "holds a store already: name another folder, or pass overwrite=True (--overwrite)"
+    if problem:
+        raise DatasetError(f"{folder} {problem}", path=folder)
 
 
 def move_into_place(temporary: Path, folder: Path) -> None:

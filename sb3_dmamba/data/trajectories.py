@@ -51,6 +51,7 @@ from sb3_dmamba.data.validation import (
     find_episodes,
     rows_per_chunk,
     validate_arrays,
+    within,
 )
 from sb3_dmamba.errors import ConfigError, DatasetError
 from sb3_dmamba.spaces import check_action_space
@@ -409,8 +410,7 @@ class Trajectories:
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle a store as its place: neither read whole nor written once more."""
-        names = [field.name for field in dataclasses.fields(self)]
-        return {name: to_pickled(getattr(self, name)) for name in names}
+        return {name: to_pickled(value) for name, value in _fields_of(self).items()}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         self._set({name: from_pickled(value) for name, value in state.items()})
@@ -450,14 +450,18 @@ class Trajectories:
 
 def metadata_of(trajectories: Trajectories) -> dict[str, Any]:
     """Return the fields that are not arrays."""
-    names = [field.name for field in dataclasses.fields(trajectories) if field.name not in ARRAYS]
-    return {name: getattr(trajectories, name) for name in names}
+    return {name: value for name, value in _fields_of(trajectories).items() if name not in ARRAYS}
+
+
+def _fields_of(trajectories: Trajectories) -> dict[str, Any]:
+    return {
+        each.name: getattr(trajectories, each.name) for each in dataclasses.fields(trajectories)
+    }
 
 
 def replace(trajectories: Trajectories, **changes: Any) -> Trajectories:
     """Return a copy with fields that need no check, being made of checked ones."""
-    names = [field.name for field in dataclasses.fields(trajectories)]
-    return _assemble({**{name: getattr(trajectories, name) for name in names}, **changes})
+    return _assemble({**_fields_of(trajectories), **changes})
 
 
 def _assemble(fields: Mapping[str, Any]) -> Trajectories:
@@ -478,14 +482,7 @@ def load_store(folder: str | os.PathLike[str], *, verify: bool = False) -> Traje
     try:
         return Trajectories(**fields)
     except DatasetError as error:
-        raise DatasetError(
-            f"the store {path} holds what was never written: {error}",
-            path=path,
-            episode=error.episode,
-            index=error.index,
-            setting=error.setting,
-            value=error.value,
-        ) from error
+        raise within(error, f"the store {path} holds what was never written", path=path) from error
 
 
 def check_transform(reward_mode: str, top_fraction: float | None) -> None:
@@ -518,21 +515,19 @@ def _find_episodes(
     index: slice | Sequence[int] | Shaped[ndarray, "n"], n_episodes: int
 ) -> Int64[ndarray, "n"]:
     """Return the numbers of the episodes that an index selects, in its order."""
+    problem = ""
     if not isinstance(index, slice):
         index = np.asarray(index)
         if index.ndim != 1 or (len(index) and index.dtype.kind not in "biu"):
-            raise DatasetError(
+            problem = (
                 f"episodes cannot be selected with {index!r}: give an integer, a slice, or a "
-                f"one-dimensional array of integers or booleans",
-                setting="index",
-                value=index,
+                f"one-dimensional array of integers or booleans"
             )
-        index = index if len(index) else index.astype(np.int64)
-    episodes: Int64[ndarray, "n"] = np.arange(n_episodes)[index]
+        index = index if index.size else index.astype(np.int64)
+    episodes: Int64[ndarray, "n"] = np.arange(0) if problem else np.arange(n_episodes)[index]
     if not len(episodes):
-        raise DatasetError(
-            f"{index!r} selects none of the {n_episodes} episodes", setting="index", value=index
-        )
+        problem = problem or f"{index!r} selects none of the {n_episodes} episodes"
+        raise DatasetError(problem, setting="index", value=index)
     return episodes
 
 
@@ -681,13 +676,8 @@ class TrajectoriesWriter:
                 [observations], [actions], [rewards], [terminated], [truncated], **self._fields
             )
         except DatasetError as error:
-            raise DatasetError(
-                f"episode {self.n_episodes} to be written: {error}",
-                episode=self.n_episodes,
-                index=error.index,
-                setting=error.setting,
-                value=error.value,
-            ) from error
+            number = self.n_episodes
+            raise within(error, f"episode {number} to be written", episode=number) from error
         self.append_all(episode)
 
     def append_all(self, episodes: Trajectories) -> None:

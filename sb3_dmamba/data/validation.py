@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from jaxtyping import Bool, Int64
+from jaxtyping import Int64
 from numpy import ndarray
 
 from sb3_dmamba.checks import check_integer
@@ -33,13 +33,7 @@ def validate_arrays(
     action_space: spaces.Space[Any],
     frame_stack: int = 1,
 ) -> dict[str, ndarray]:
-    """Check the arrays of a dataset, and return them with the dtypes they are stored in.
-
-    Args:
-        arrays: One for each of :data:`ARRAYS`.
-        observation_space: Flat view of the environment's.
-        action_space: The environment's.
-        frame_stack: Frames in an observation, which are stored one by one where it is more than 1.
+    """Check the :data:`ARRAYS` of a dataset, and return them with the dtypes they are stored in.
 
     Raises:
         DatasetError: The first thing that is wrong with the arrays.
@@ -57,11 +51,9 @@ def validate_arrays(
     offsets = stored["episode_offsets"]
     for name in ("observations", "rewards", "actions"):
         check_finite(name, stored[name], offsets)
-    if isinstance(action_space, spaces.Box):
-        _check_box_actions(stored["actions"], action_space, offsets)
-    else:
-        given = found["actions"]  # as they are: 64 bits without a sign may not fit into int64
-        _check_discrete_actions(given, action_space, offsets)
+    # integers as they were given: 64 bits without a sign may not fit into int64
+    actions = stored if isinstance(action_space, spaces.Box) else found
+    _check_actions(actions["actions"], action_space, offsets)
     return stored
 
 
@@ -158,82 +150,60 @@ def tolerate_non_finite() -> Iterator[None]:
 def check_finite(
     name: str, array: ndarray, offsets: Int64[ndarray, "E+1"] | None = None, first: int = 0
 ) -> None:
-    """Raise DatasetError if an entry is NaN or infinite, naming its index.
-
-    Args:
-        name: What the array is.
-        array: Rows of it.
-        offsets: Where its episodes begin.
-        first: Index of the first row.
-    """
-    if array.dtype.kind not in "fc" or _TOLERANT.get():
-        return
-    for start, chunk in iterate_chunks(array):
-        finite = np.isfinite(chunk)
-        if not finite.all():
-            raise _bad_value(
-                name,
-                chunk,
-                ~finite,
-                first + start,
-                offsets,
-                ": every value must be finite; leave out that episode or repair it",
-            )
+    """Raise DatasetError if an entry of rows is NaN or infinite; ``first`` is the first's index."""
+    if array.dtype.kind in "fc" and not _TOLERANT.get():
+        fix = ": every value must be finite; leave out that episode or repair it"
+        _check_values(name, array, np.isfinite, fix, offsets, first)
 
 
-def _check_box_actions(actions: ndarray, space: spaces.Box, offsets: Int64[ndarray, "E+1"]) -> None:
-    low, high = loosen_bounds(space)
-    for start, chunk in iterate_chunks(actions):
-        inside = (chunk >= low) & (chunk <= high)
-        if _TOLERANT.get():
-            inside |= ~np.isfinite(chunk)
-        if not inside.all():
-            column = int(np.argwhere(~inside)[0][1])
-            raise _bad_value(
-                "actions",
-                chunk,
-                ~inside,
-                start,
-                offsets,
-                f", outside the action space's [{space.low[column]:g}, {space.high[column]:g}]: "
-                f"clip the recorded actions to the space, or describe them with a wider Box",
-            )
-
-
-def _check_discrete_actions(
-    actions: ndarray, space: spaces.Discrete, offsets: Int64[ndarray, "E+1"]
+def _check_actions(
+    actions: ndarray, space: spaces.Box | spaces.Discrete, offsets: Int64[ndarray, "E+1"]
 ) -> None:
-    first, end = int(space.start), int(space.start) + int(space.n)
-    for start, chunk in iterate_chunks(actions):
-        outside = (chunk < first) | (chunk >= end)
-        if outside.any():
-            expected = f": {space} allows {first} to {end - 1}"
-            raise _bad_value("actions", chunk, outside, start, offsets, expected)
+    low: Any
+    high: Any
+    if isinstance(space, spaces.Discrete):
+        low, high = int(space.start), int(space.start + space.n - 1)
+        fix = f": {space} allows {low} to {high}"
+    else:
+        low, high = loosen_bounds(space)
+        fix = (
+            f", outside the action space {space}: clip the recorded actions to the space, or "
+            f"describe them with a wider Box"
+        )
+
+    def is_inside(rows: ndarray) -> ndarray:
+        inside: ndarray = (rows >= low) & (rows <= high)
+        return inside | ~np.isfinite(rows) if _TOLERANT.get() else inside
+
+    _check_values("actions", actions, is_inside, fix, offsets)
 
 
-def _bad_value(
+def _check_values(
     name: str,
-    rows: ndarray,
-    is_bad: Bool[ndarray, "n *rest"],
-    first: int,
+    array: ndarray,
+    is_good: Callable[[ndarray], ndarray],
+    fix: str,
     offsets: Int64[ndarray, "E+1"] | None,
-    expected: str,
-) -> DatasetError:
-    """Return the error that names the first bad entry of rows, which begin at index ``first``."""
-    place = tuple(int(i) for i in np.argwhere(is_bad)[0])
-    value, step = rows[place], first + place[0]
-    index = ", ".join(map(str, (step, *place[1:])))
-    episode = None if offsets is None else int(find_episodes(np.array(step), offsets))
-    where = ""
-    if offsets is not None and episode is not None:
-        where = f" (episode {episode}, step {step - int(offsets[episode])})"
-    return DatasetError(
-        f"{name}[{index}] is {value!s}{where}{expected}",
-        episode=episode,
-        index=step,
-        setting=name,
-        value=value,
-    )
+    first: int = 0,
+) -> None:
+    """Raise DatasetError at the first bad entry; ``fix`` is the end of the message."""
+    for start, rows in iterate_chunks(array):
+        good = is_good(rows)
+        if good.all():
+            continue
+        place = tuple(int(i) for i in np.argwhere(~good)[0])
+        value, step, episode, where = rows[place], first + start + place[0], None, ""
+        if offsets is not None:
+            episode = int(find_episodes(np.array(step), offsets))
+            where = f" (episode {episode}, step {step - int(offsets[episode])})"
+        index = ", ".join(map(str, (step, *place[1:])))
+        raise DatasetError(
+            f"{name}[{index}] is {value!s}{where}{fix}",
+            episode=episode,
+            index=step,
+            setting=name,
+            value=value,
+        )
 
 
 # --- Shapes, offsets and metadata -----------------------------------------------------------------
@@ -257,10 +227,6 @@ def check_flat(space: spaces.Space[Any]) -> spaces.Box:
 
 def check_frame_stack(frame_stack: Any, space: spaces.Box) -> int:
     """Return the number of frames in an observation, as an int.
-
-    Args:
-        frame_stack: At least 1, which means that observations are stored as they are.
-        space: What the policy sees: (frame_stack, *frame) uint8 where it is more than 1.
 
     Raises:
         DatasetError: It is not a positive integer.
@@ -338,11 +304,7 @@ def check_episodes(
     rewards: Sequence[ndarray],
     n_episodes: int,
 ) -> None:
-    """Check that there is one array per episode, and one row per step in each.
-
-    Raises:
-        DatasetError: There is not, or there is no episode.
-    """
+    """Raise DatasetError unless there is an array per episode, and a row per step in each."""
     lists = {"observations": observations, "actions": actions, "rewards": rewards}
     for name, values in lists.items():
         if len(values) != n_episodes:
@@ -364,12 +326,13 @@ def check_episodes(
             )
 
 
-def check_json(env_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of what JSON can hold.
+def within(error: DatasetError, where: str, **attributes: Any) -> DatasetError:
+    """Return the error with a place before its message, and other attributes."""
+    return DatasetError(f"{where}: {error}", **{**vars(error), **attributes})
 
-    Raises:
-        DatasetError: JSON cannot hold it.
-    """
+
+def check_json(env_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy, or raise DatasetError if JSON cannot hold it."""
     try:
         json.dumps(dict(env_kwargs))
     except (TypeError, ValueError) as error:
