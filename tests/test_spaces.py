@@ -150,7 +150,8 @@ def test_observations_that_do_not_fit() -> None:
 def test_whole_numbers_of_any_type_fit_bytes() -> None:
     for dtype in (np.float32, np.int64, np.bool_, np.uint8):
         flat = flatten_observation(RAM, np.array([0, 1, 1, 0], dtype))
-        assert (flat.dtype, flat.tolist()) == (np.uint8, [0, 1, 1, 0])
+        assert flat.dtype == np.uint8
+        assert flat.tolist() == [0, 1, 1, 0]
 
 
 # --- Which spaces fit -----------------------------------------------------------------------------
@@ -233,7 +234,10 @@ def test_actions_that_do_not_fit() -> None:
 
 
 def test_observations_of_another_shape() -> None:
-    first, last = spaces.Box(0, 255, (3, 40, 40), np.uint8), spaces.Box(0, 255, (40, 40, 3), "u1")
+    first, last = (
+        spaces.Box(0, 255, (3, 40, 40), np.uint8),
+        spaces.Box(0, 255, (40, 40, 3), np.uint8),
+    )
     moves = spaces.Discrete(2)
     check_environment_fits(last, moves, first, moves, "the arena")  # acting moves the channels
     for error in (
