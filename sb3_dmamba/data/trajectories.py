@@ -243,11 +243,8 @@ class Trajectories:
         else:
             rows = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
             chosen = {name: array[rows] for name, array in arrays.items()}
-        chosen["terminated"], chosen["truncated"] = (
-            self.terminated[episodes],
-            self.truncated[episodes],
-        )
-        return replace(self, **chosen, episode_offsets=offsets)
+        ends = {name: getattr(self, name)[episodes] for name in ("terminated", "truncated")}
+        return replace(self, **chosen, **ends, episode_offsets=offsets)
 
     @property
     def n_steps(self) -> int:
@@ -454,9 +451,8 @@ def metadata_of(trajectories: Trajectories) -> dict[str, Any]:
 
 
 def _fields_of(trajectories: Trajectories) -> dict[str, Any]:
-    return {
-        each.name: getattr(trajectories, each.name) for each in dataclasses.fields(trajectories)
-    }
+    names = [field.name for field in dataclasses.fields(trajectories)]
+    return {name: getattr(trajectories, name) for name in names}
 
 
 def replace(trajectories: Trajectories, **changes: Any) -> Trajectories:
@@ -515,18 +511,19 @@ def _find_episodes(
     index: slice | Sequence[int] | Shaped[ndarray, "n"], n_episodes: int
 ) -> Int64[ndarray, "n"]:
     """Return the numbers of the episodes that an index selects, in its order."""
-    problem = ""
     if not isinstance(index, slice):
         index = np.asarray(index)
         if index.ndim != 1 or (len(index) and index.dtype.kind not in "biu"):
-            problem = (
+            raise DatasetError(
                 f"episodes cannot be selected with {index!r}: give an integer, a slice, or a "
-                f"one-dimensional array of integers or booleans"
+                f"one-dimensional array of integers or booleans",
+                setting="index",
+                value=index,
             )
-        index = index if index.size else index.astype(np.int64)
-    episodes: Int64[ndarray, "n"] = np.arange(0) if problem else np.arange(n_episodes)[index]
+        index = index if len(index) else index.astype(np.int64)
+    episodes: Int64[ndarray, "n"] = np.arange(n_episodes)[index]
     if not len(episodes):
-        problem = problem or f"{index!r} selects none of the {n_episodes} episodes"
+        problem = f"{index!r} selects none of the {n_episodes} episodes"
         raise DatasetError(problem, setting="index", value=index)
     return episodes
 
