@@ -30,6 +30,7 @@ def test_counts_and_types(make_trajectories: Make) -> None:
     assert data.episode_offsets.dtype == np.int64
     assert data.terminated.dtype == data.truncated.dtype == np.bool_
     assert data.cut.tolist() == [False, False, True, False]
+    assert "4 episodes, 10 steps" in repr(data)
 
 
 def test_returns_are_cached_and_agree(make_trajectories: Make) -> None:
