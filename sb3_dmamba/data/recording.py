@@ -23,9 +23,8 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
 from sb3_dmamba.checks import check_integer, check_optional_integer
 from sb3_dmamba.console import count_progress
-from sb3_dmamba.data.mapping import check_frame_stack, frame_shape
-from sb3_dmamba.data.store import TrajectoriesWriter
-from sb3_dmamba.data.trajectories import Trajectories
+from sb3_dmamba.data.trajectories import Trajectories, TrajectoriesWriter
+from sb3_dmamba.data.validation import check_frame_stack, frame_shape
 from sb3_dmamba.envs import register
 from sb3_dmamba.envs.make import as_gymnasium, make_environment, qualify_id
 from sb3_dmamba.envs.stepping import (
@@ -43,6 +42,7 @@ from sb3_dmamba.spaces import (
     flat_space,
     flatten_observation,
     is_conditioned,
+    loosen_bounds,
     observation_dtype,
 )
 
@@ -51,7 +51,6 @@ Act = Callable[[Any, Float64[ndarray, "n"], Bool[ndarray, "n"], Bool[ndarray, "n
 one action for each environment."""
 
 _ACTIONS = 0xAC7105  # tells the seed of actions from those of environments
-_TOLERANCE = 1e-5  # of a bound: what a trip through float32 may cost
 
 
 def as_actor(policy: Any, envs: Envs, deterministic: bool, seed: int | None) -> Act:
@@ -123,8 +122,8 @@ def check_actions(
         with np.errstate(over="ignore"):  # too large is infinite, which is refused below
             taken = array.astype(space.dtype)
             recorded = taken.astype(np.float32)
-        low, high = (bound.astype(np.float64) for bound in (space.low, space.high))
-        inside = (array >= low - _slack(low)) & (array <= high + _slack(high))
+        low, high = loosen_bounds(space)
+        inside = (array >= low) & (array <= high)
         inside &= np.isfinite(taken) & np.isfinite(recorded)
     inside[~is_taken] = True
     if not inside.all():
@@ -133,11 +132,6 @@ def check_actions(
             f"its actions in a function, collect(lambda observation: ..., ...)"
         )
     return taken
-
-
-def _slack(bound: Float64[ndarray, "A"]) -> Float64[ndarray, "A"]:
-    slack: ndarray = _TOLERANCE * np.maximum(1.0, np.abs(bound))
-    return slack
 
 
 def derive_action_seed(seed: int) -> int:

@@ -18,16 +18,15 @@ from numpy.typing import NDArray
 
 from sb3_dmamba.checks import check_integer, check_optional_integer
 from sb3_dmamba.envs.return_to_go import conditioning_rewards
-from sb3_dmamba.errors import ConfigError, EvaluationError, SpaceError
+from sb3_dmamba.errors import ConfigError, EvaluationError
 from sb3_dmamba.evaluation.actors import ActingPolicy, ReferenceScore
 from sb3_dmamba.evaluation.report import EvaluationReport, ReportDetails, TargetResult
 from sb3_dmamba.evaluation.workers import Envs, LocalEnvs, WorkerEnvs
 from sb3_dmamba.spaces import (
     channels_first,
-    check_actions_fit,
+    check_environment_fits,
     flat_space,
     flatten_observation,
-    has_channels_last,
     observation_dtype,
 )
 
@@ -127,14 +126,9 @@ def check_envs(description: dict[str, Any], policy: ActingPolicy, n_envs: int) -
             "make_env() returned one environment twice: it must make a new one at each call, "
             "as lambda: gymnasium.make(...) does"
         )
-    shown = flat_space(description["observation_space"])
-    expected = policy.observation_space
-    if shown.shape != expected.shape and not has_channels_last(shown.shape, expected):
-        raise SpaceError(
-            f"the environment's observations have the flat shape {shown.shape} and the policy "
-            f"takes {expected.shape}: evaluate in the environment it learned from"
-        )
-    check_actions_fit(description["action_space"], policy.action_space, "the environment")
+    shown = flat_space(description["observation_space"]), description["action_space"]
+    expected = policy.observation_space, policy.action_space
+    check_environment_fits(*shown, *expected, "the environment")
 
 
 DEFAULT_MAX_ENVS = 128

@@ -218,7 +218,7 @@ def test_environments_of_other_spaces(tmp_path: Path) -> None:
                 DecisionMamba.load(tmp_path / "model", env=given)
             with pytest.raises(SpaceError, match=message):
                 model.set_env(given)
-    with pytest.raises(SpaceError, match="the environment it learned from"):
+    with pytest.raises(SpaceError, match="environment and dataset of one task"):
         model.evaluate(1.0, 1, env="CartPole-v1", n_workers=0)
 
 

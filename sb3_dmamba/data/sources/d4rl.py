@@ -19,10 +19,10 @@ from numpy import ndarray
 from sb3_dmamba.checks import check_integer
 from sb3_dmamba.console import Bar
 from sb3_dmamba.d4rl import D4RLName, cache_folder, find_robot, parse_name
+from sb3_dmamba.data.joining import IN_MEMORY_BYTES, join_pieces, spill_pieces
 from sb3_dmamba.data.sources.arrays import flatten_observations, infer_action_space
 from sb3_dmamba.data.sources.download import OFFLINE_VARIABLE, download_file, is_offline
 from sb3_dmamba.data.sources.pickles import read_pickle
-from sb3_dmamba.data.store import IN_MEMORY_BYTES, join_pieces, spill_pieces
 from sb3_dmamba.data.trajectories import Trajectories, replace
 from sb3_dmamba.data.validation import CHUNK_BYTES, rows_per_chunk
 from sb3_dmamba.errors import DatasetError

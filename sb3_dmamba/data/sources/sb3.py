@@ -16,7 +16,13 @@ from sb3_dmamba.console import warn_caller
 from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.data.validation import rows_per_chunk
 from sb3_dmamba.errors import DatasetError, SpaceError
-from sb3_dmamba.spaces import check_action_space, flat_space, flatten_observation, observation_dtype
+from sb3_dmamba.spaces import (
+    BOUND_TOLERANCE,
+    check_action_space,
+    flat_space,
+    flatten_observation,
+    observation_dtype,
+)
 
 ReadRows = Callable[[ndarray, int, int, int], ndarray]
 """From an array of the buffer: the rows of an environment from ``start`` to ``end`` in time."""
@@ -163,9 +169,6 @@ def _read_observations(
         }
     values = read(arrays, *where)
     return values.reshape(len(values), *(space.shape or ()))
-
-
-_TOLERANCE = 1e-5  # of a bound: what a trip through float32 may cost
 
 
 def load_replay_buffer(
@@ -390,8 +393,9 @@ def _are_scaled(source: Any, rows: Int64[ndarray, "M"], given: bool | None) -> b
         return False  # nothing to scale by
     smallest = source.actions[rows].min(axis=(0, 1)).astype(np.float64)
     largest = source.actions[rows].max(axis=(0, 1)).astype(np.float64)
-    fits_scaled = (smallest >= -1 - _TOLERANCE).all() and (largest <= 1 + _TOLERANCE).all()
-    slack = _TOLERANCE * np.maximum(1.0, np.maximum(np.abs(low), np.abs(high)))
+    fits_scaled = (np.maximum(-smallest, largest) <= 1 + BOUND_TOLERANCE).all()
+    # of the larger bound, on both sides: unscaling rounds by it
+    slack = BOUND_TOLERANCE * np.maximum(1.0, np.maximum(np.abs(low), np.abs(high)))
     fits_raw = (smallest >= low - slack).all() and (largest <= high + slack).all()
     if fits_scaled and fits_raw:
         warn_caller(
