@@ -34,7 +34,7 @@ from sb3_dmamba.model_file import COUNTERS, SavedModel, check_parameters
 from sb3_dmamba.networks import DecisionMambaPolicy
 from sb3_dmamba.networks.encoders import check_policy_kwargs, name_extractor
 from sb3_dmamba.tasks import Task, get_task
-from sb3_dmamba.training.carried_state import make_sampler
+from sb3_dmamba.training.batches import make_sampler
 from sb3_dmamba.training.distributed import join_processes, local_device
 from sb3_dmamba.training.loop import Evaluations, as_callbacks, run_updates
 from sb3_dmamba.training.updater import Updater, draw_seed, plan_schedule

@@ -91,7 +91,7 @@ class StreamTransformerWrapper:
         if scaler is not None:
             output = scaler.reverse_transform(output)
         action = self._action_sampler(output.cpu().numpy())
-        self._state = self._memory.remember_action(self._stored(action), self._state, remembered)
+        self._state = self._state.advance(self._stored(action), remembered)
         return action
 
     def _check_shape(self, x: Any) -> None:

@@ -192,7 +192,7 @@ def _act(
     outputs = {"action": action}
     if not action.is_floating_point():
         outputs["logits"] = prediction
-    return outputs, memory.remember_action(taken, state, remembered)
+    return outputs, state.advance(taken, remembered)
 
 
 def _draw_inputs(

@@ -100,6 +100,6 @@ class PolicyGraph(nn.Module):
         action: Tensor = self.model.head.act(prediction, deterministic=True)
         # A copy: an action of one dimension would be an output of the graph twice.
         taken = action.flatten(1) if action.dim() > 1 else action.clone()
-        after = self.memory.remember_action(taken, given, remembered)
+        after = given.advance(taken, remembered)
         outputs = dict(zip(self.output_names, (action, prediction), strict=False))
         return outputs, {name: after.tensors[name] for name in state}
