@@ -17,7 +17,11 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
-_FLOAT_BITS = {torch.float32: 32, torch.float64: 64}
+from sb3_dmamba.ops._shared import wants_gradient
+
+# Sequences are summed into this many partial gradients of the parameters at most. It bounds the
+# threads of the backward passes, and fixes the order of summation whatever their number.
+MAX_GROUPS = 32
 _compile_lock = threading.RLock()
 
 
@@ -75,14 +79,11 @@ def _source_digest() -> int:
     return zlib.crc32(b"".join(path.read_bytes() for path in sources))
 
 
-def compute_dtype(x: Tensor) -> torch.dtype:
-    """Return the dtype that kernels compute in: float64 for float64, else float32."""
-    return torch.float64 if x.dtype is torch.float64 else torch.float32
-
-
-def float_bits(dtype: torch.dtype) -> int:
-    """Return the width of a float of a compute dtype, in bits."""
-    return _FLOAT_BITS[dtype]
+def count_vectors(dtype: torch.dtype, channels: int) -> tuple[int, int, int]:
+    """Return a float's bits, the floats of a 512-bit vector, and the vectors of a row."""
+    bits = 64 if dtype is torch.float64 else 32
+    width = 512 // bits
+    return bits, width, -(-channels // width)
 
 
 def prepare(tensors: list[Tensor | None], n_sequences: int, dtype: torch.dtype) -> bool:
@@ -97,17 +98,14 @@ def prepare(tensors: list[Tensor | None], n_sequences: int, dtype: torch.dtype) 
     Returns:
         Whether a gradient will be wanted.
     """
-    wants_gradient = False
     for place, x in enumerate(tensors):
         if x is None:
             continue
         if x.dtype is not dtype:
             x = tensors[place] = x.to(dtype)
         if not x.is_contiguous() and (place >= n_sequences or x.stride(-1) != 1):
-            x = tensors[place] = x.contiguous()
-        if x.requires_grad:
-            wants_gradient = True
-    return wants_gradient and torch.is_grad_enabled()
+            tensors[place] = x.contiguous()
+    return wants_gradient(tensors)
 
 
 def rows(x: Tensor) -> Tensor:
@@ -115,22 +113,26 @@ def rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def row_arguments(x: Tensor | None, size: int) -> tuple[int, int, int]:
-    """Return address, batch stride and time stride (in bytes) of a (B, L, ...) tensor.
+def row_arguments(size: int, *tensors: Tensor | None) -> list[int]:
+    """Return address, batch stride and time stride, in bytes, of each (B, L, ...) tensor.
 
     Args:
-        x: The tensor; None gives zeros.
-        size: Bytes of one of its elements.
+        size: Bytes of an element.
+        tensors: Their last dimension is contiguous; None gives zeros.
     """
-    if x is None:
-        return 0, 0, 0
-    batch_stride, time_stride, _ = x.stride()
-    return x.data_ptr(), batch_stride * size, time_stride * size
+    arguments: list[int] = []
+    for x in tensors:
+        if x is None:
+            arguments += (0, 0, 0)
+        else:
+            batch_stride, time_stride, _ = x.stride()
+            arguments += (x.data_ptr(), batch_stride * size, time_stride * size)
+    return arguments
 
 
-def address(x: Tensor | None) -> int:
-    """Return the address of a contiguous tensor, 0 for None."""
-    return 0 if x is None else x.data_ptr()
+def addresses(*tensors: Tensor | None) -> list[int]:
+    """Return the addresses of contiguous tensors, 0 for None."""
+    return [0 if x is None else x.data_ptr() for x in tensors]
 
 
 def empty(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -138,12 +140,19 @@ def empty(*shape: int, dtype: torch.dtype) -> Tensor:
     return torch.empty(shape, dtype=dtype)
 
 
-def sum_groups(partials: Tensor) -> Tensor:
-    """Sum over the first dimension, in order, whatever the number of threads.
+def cut_batch(batch: int) -> tuple[int, int]:
+    """Return the sequences of a group, and how many groups there are."""
+    size = -(-batch // MAX_GROUPS)
+    return size, -(-batch // max(size, 1))
+
+
+def sum_groups(partials: Tensor, channels: int) -> Tensor:
+    """Sum partial gradients (group, block, part, lane) to (channels, part), in order of the groups.
 
     NumPy's sum stays in this thread: waking torch's pool would take longer than the sum.
     """
-    return torch.from_numpy(partials.numpy().sum(axis=0))
+    total = torch.from_numpy(partials.numpy().sum(axis=0)).transpose(1, 2)  # (block, lane, part)
+    return total.reshape(-1, total.shape[2])[:channels]
 
 
 class _Scratch(threading.local):

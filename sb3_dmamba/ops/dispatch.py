@@ -222,30 +222,3 @@ def get_implementation(operation: str, name: str, device_type: str) -> Callable[
         implementation = getattr(implementations, operation)
         _implementations[operation, name, device_type] = implementation
     return implementation
-
-
-def check_tensors(
-    like: torch.Tensor, *expected: tuple[str, torch.Tensor | None, tuple[int, ...], str]
-) -> None:
-    """Check an operation's arguments against the sizes, and the device, that its input implies.
-
-    Args:
-        like: The input; every argument has to be on its device.
-        expected: For each argument its name, its value (None is passed over), the shape it has to
-            have, and that shape in letters.
-
-    Raises:
-        ValueError: A shape, kind or device is wrong; names the argument, what it is and should be.
-    """
-    dtype, device = like.dtype, like.device
-    for name, tensor, shape, letters in expected:
-        if tensor is None:
-            continue
-        if tensor.shape != shape:
-            raise ValueError(
-                f"{name} has shape {tuple(tensor.shape)}, expected {letters} = {tuple(shape)}"
-            )
-        if (tensor.dtype is not dtype or tensor is like) and not tensor.is_floating_point():
-            raise ValueError(f"{name} has dtype {tensor.dtype}, expected a floating point one")
-        if tensor.device != device:
-            raise ValueError(f"{name} is on {tensor.device}, expected {device} as the input")
