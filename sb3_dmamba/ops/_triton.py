@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -53,11 +53,6 @@ def is_double(x: Tensor) -> bool:
     return x.dtype is torch.float64
 
 
-def compute_dtype(x: Tensor) -> torch.dtype:
-    """Return the dtype that kernels compute in, and keep states in."""
-    return torch.float64 if is_double(x) else torch.float32
-
-
 def rows(x: Tensor) -> Tensor:
     """Return a (B, L, ...) tensor as kernels read it, itself where it is so already.
 
@@ -72,9 +67,10 @@ def whole(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.contiguous()
 
 
-def strides(x: Tensor | None) -> tuple[int, int]:
-    """Return the strides of a (B, L, ...) tensor along B and L, zeros for None."""
-    return (0, 0) if x is None else (x.stride(0), x.stride(1))
+def strides(*tensors: Tensor | None) -> list[int]:
+    """Return the strides of (B, L, ...) tensors along B and L, zeros for None."""
+    pairs = ((0, 0) if x is None else (x.stride(0), x.stride(1)) for x in tensors)
+    return [stride for pair in pairs for stride in pair]
 
 
 def empty(*shape: int, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -85,6 +81,12 @@ def empty(*shape: int, like: Tensor, dtype: torch.dtype | None = None) -> Tensor
 def absent(like: Tensor) -> Tensor:
     """Stand in for a result that was not asked for: custom operators return tensors alone."""
     return torch.empty(0, dtype=like.dtype, device=like.device)
+
+
+def empty_gradients(*tensors: Tensor | None) -> tuple[Tensor, ...]:
+    """Allocate a gradient for each tensor; that of None is :func:`absent`."""
+    first = next(x for x in tensors if x is not None)
+    return tuple(absent(first) if x is None else empty(*x.shape, like=x) for x in tensors)
 
 
 @functools.cache
@@ -119,11 +121,6 @@ def define_operator(
     torch.library.impl(full_name, ("cuda", "cpu"))(implementation)
     torch.library.register_fake(full_name)(shapes)
     return getattr(torch.ops.sb3_dmamba, name).default
-
-
-def wanted(gradients: Sequence[Tensor | None], needed: Sequence[bool]) -> tuple[Tensor | None, ...]:
-    """Return the gradients that are needed, None in the place of the others."""
-    return tuple(x if need else None for x, need in zip(gradients, needed, strict=True))
 
 
 @triton.jit

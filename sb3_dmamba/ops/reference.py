@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.functional import linear
 
+from sb3_dmamba.ops._shared import compute_dtype
 from sb3_dmamba.ops.mamba_step import MambaWeights
 
 
@@ -19,7 +20,7 @@ def causal_conv1d(
     return_final_state: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Compute the convolution; shapes are those of :func:`sb3_dmamba.ops.causal_conv1d`."""
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    dtype = compute_dtype(x)
     batch, length, channels = x.shape
     taps = weight.shape[1]
     inputs, kernel = x.to(dtype), weight.to(dtype)
@@ -58,7 +59,7 @@ def selective_scan(
 
     Source: Gu and Dao 2023 (arXiv:2312.00752), algorithm 2 and equation 2a.
     """
-    dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
+    dtype = compute_dtype(u)
     x, step, rate = u.to(dtype), delta.to(dtype), A.to(dtype)
     inward, outward = B.to(dtype), C.to(dtype)
     batch, length, channels = u.shape

@@ -9,6 +9,7 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
+from sb3_dmamba.ops._shared import compute_dtype
 from sb3_dmamba.ops.reference import (
     add_skip_and_gate,
     causal_conv1d,  # loops over its taps alone
@@ -34,7 +35,7 @@ def selective_scan(
     return_final_state: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Compute the selective scan; shapes are those of :func:`sb3_dmamba.ops.selective_scan`."""
-    dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
+    dtype = compute_dtype(u)
     x = u.to(dtype)
     step = compute_step_size(delta.to(dtype), delta_bias, delta_weight, delta_softplus)
     if initial_state is None:

@@ -8,6 +8,7 @@ are one kernel, and step size, scan, skip and gate the other.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
@@ -16,7 +17,35 @@ from sb3_dmamba.ops.causal_conv1d.triton import causal_conv1d
 from sb3_dmamba.ops.mamba_step import MambaWeights
 from sb3_dmamba.ops.selective_scan.triton import selective_scan
 
-__all__ = ["causal_conv1d", "mamba_step", "selective_scan"]
+__all__ = ["causal_conv1d", "mamba_step", "selective_scan", "why_not"]
+
+OLDEST_CAPABILITY = (7, 5)  # compiles for it; Triton itself promises 8.0 and later
+
+
+def why_not(device: torch.device) -> str | None:
+    """Say why the kernels do not run on a device and what to do; None where they do.
+
+    Scans one token of one channel: step 2, input 3, from zero, is 6.
+
+    Args:
+        device: A CUDA device; or the CPU, where kernels are interpreted.
+
+    Raises:
+        Exception: Whatever breaks in a compiler or a driver.
+    """
+    if device.type == "cuda":
+        capability = torch.cuda.get_device_capability(device)
+        if capability < OLDEST_CAPABILITY and torch.version.hip is None:
+            return (
+                f"the GPU has compute capability {'.'.join(map(str, capability))} and Triton needs "
+                f"{'.'.join(map(str, OLDEST_CAPABILITY))}: use backend='reference'"
+            )
+    ones = torch.ones(1, 1, 1, device=device)
+    arguments = (3 * ones, 2 * ones, -ones[0], ones, ones, *(None,) * 4, False, None, False)
+    y = selective_scan(*arguments)[0].item()
+    if y != 6.0:
+        return f"Triton's first kernel computed {y} in place of 6.0: pip install -U torch triton"
+    return None
 
 
 def mamba_step(
