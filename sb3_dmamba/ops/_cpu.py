@@ -26,27 +26,17 @@ _compile_lock = threading.RLock()
 
 
 class Kernel(Protocol):
-    """A compiled function of (address of the argument block, address of scratch)."""
+    """A compiled function; the interpreter lock is released while it runs."""
 
     address: int
 
     def __call__(self, block: int, scratch: int, /) -> None:
-        """Run; the interpreter lock is released."""
+        """Run, given the addresses of the argument block and of scratch memory."""
 
 
 @functools.cache
 def load_kernel(module_name: str, builder: str, bits: int) -> Kernel:
-    """Compile a kernel, or load it from Numba's cache.
-
-    Args:
-        module_name: Module below ``sb3_dmamba.ops`` that holds the builder.
-        builder: Function that makes the kernel.
-        bits: Width of a float, 32 or 64.
-
-    Returns:
-        A function of (address of the argument block, address of scratch) that releases the
-        interpreter lock.
-    """
+    """Compile what a module's builder makes for floats of ``bits`` bits, or load it from cache."""
     compiled = compile_function(module_name, builder, "void(int64, int64)", bits)
     call: Any = compiled.ctypes
     call.owner = compiled  # the machine code lives as long as this object
@@ -60,8 +50,7 @@ def compile_function(module_name: str, builder: str, signature: str, bits: int) 
         from numba import cfunc
 
         module = importlib.import_module(f"sb3_dmamba.ops.{module_name}")
-        build = getattr(module, builder)
-        function = build(bits, _source_digest())
+        function = getattr(module, builder)(bits, _source_digest())
         try:
             return cfunc(signature, cache=True)(function)
         except (RuntimeError, OSError):  # no folder to cache in: compile for this process alone
@@ -87,16 +76,10 @@ def count_vectors(dtype: torch.dtype, channels: int) -> tuple[int, int, int]:
 
 
 def prepare(tensors: list[Tensor | None], n_sequences: int, dtype: torch.dtype) -> bool:
-    """Bring tensors, in place in the list, into the dtype and layout that kernels read.
+    """Bring tensors, in the list, into the dtype and layout of kernels; whether to keep gradients.
 
-    Args:
-        tensors: Sequences (B, L, ...), which need a contiguous last dimension alone, and then
-            parameters and states, which need to be contiguous. None is left as it is.
-        n_sequences: How many of them are sequences.
-        dtype: The dtype to compute in.
-
-    Returns:
-        Whether a gradient will be wanted.
+    The first ``n_sequences`` (B, L, ...) need a contiguous last dimension alone, the others,
+    parameters and states, are made contiguous.
     """
     for place, x in enumerate(tensors):
         if x is None:
@@ -114,12 +97,7 @@ def rows(x: Tensor) -> Tensor:
 
 
 def row_arguments(size: int, *tensors: Tensor | None) -> list[int]:
-    """Return address, batch stride and time stride, in bytes, of each (B, L, ...) tensor.
-
-    Args:
-        size: Bytes of an element.
-        tensors: Their last dimension is contiguous; None gives zeros.
-    """
+    """Return address and strides along B and L, in bytes, of (B, L, ...) tensors; 0 for None."""
     arguments: list[int] = []
     for x in tensors:
         if x is None:
@@ -173,8 +151,8 @@ def own_scratch(size: int) -> int:
     return _scratch.start
 
 
-# Work (products of sizes) below which a second thread is not worth its wake-up of some tens of
-# microseconds: about 0.3 ms of a scan's forward pass. Acting stays below, training above.
+# Work (products of sizes) below which a second thread gains less than its wake-up costs, some tens
+# of microseconds: about 0.3 ms of a scan's forward pass. Acting stays below, training above.
 PARALLEL_THRESHOLD = 1 << 21
 
 Team = Callable[[int, int, list[int]], None]
@@ -189,10 +167,10 @@ def call_kernel(
     """Run a kernel, on several threads where that pays.
 
     Args:
-        kernel: What :func:`sb3_dmamba.ops._cpu.load_kernel` returned.
+        kernel: What :func:`load_kernel` returned.
         arguments: The argument block, in the order that the kernel's module defines.
-        scratch_bytes: Scratch of one worker.
-        n_units: Independent units of work; more workers than that make no sense.
+        scratch_bytes: Scratch memory of one thread.
+        n_units: Independent units of work, the most threads that are of use.
         work: Work in all, comparable with ``PARALLEL_THRESHOLD``.
     """
     block = array("q", arguments)
@@ -238,23 +216,15 @@ def _run_in_pool(kernel: Kernel, block: int, scratches: list[int], keep: object)
     """Run a kernel in this thread and, at most, one other for each further scratch address.
 
     The caller works too, cancels the helpers that have not begun, and waits for the others alone:
-    no deadlock when calls nest or come from several threads.
-
-    Args:
-        kernel: Compiled function of (argument block, scratch).
-        block: Address of the argument block.
-        scratches: Address of each worker's own scratch; the first is the caller's.
-        keep: Owners of the memory in use, alive as long as a helper may touch it (also when an
-            interrupt takes the caller away).
+    no deadlock when calls nest or come from several threads. ``keep`` owns the memory in use, alive
+    as long as a helper may touch it (also when an interrupt takes the caller away).
     """
     global _pool
     pool = _pool
     helpers: list[Future[None]] = []
     try:
-        for scratch in scratches[1:]:
-            helpers.append(  # noqa: PERF401  # those before a refusal count
-                pool.submit(_help, kernel, block, scratch, keep)
-            )
+        for scratch in scratches[1:]:  # those before a refusal count
+            helpers.append(pool.submit(_help, kernel, block, scratch, keep))  # noqa: PERF401
     except RuntimeError:  # no more threads here, or the interpreter is shutting down
         pool.shutdown(cancel_futures=True)  # one that was refused may be in the queue nevertheless
         _pool = _make_pool()
@@ -275,8 +245,7 @@ def _help(kernel: Kernel, block: int, scratch: int, keep: object) -> None:
 def find_team() -> Team | None:
     """Return a function that runs a kernel on torch's OpenMP threads; None where there are none.
 
-    Returns:
-        A function of (the kernel's address, its argument block, one scratch address a thread).
+    It takes the kernel's address, that of its argument block, and one of scratch for each thread.
     """
     try:
         symbols: Any = ctypes.CDLL(None)  # torch puts its OpenMP runtime among the global symbols

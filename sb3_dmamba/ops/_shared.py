@@ -19,7 +19,7 @@ def check_tensors(like: Tensor, *expected: tuple[str, Tensor | None, tuple[int, 
             have, and that shape in letters.
 
     Raises:
-        ValueError: A shape, kind or device is wrong; names the argument, what it is and should be.
+        ValueError: A shape, dtype or device is wrong; names the argument, expected and got.
     """
     dtype, device = like.dtype, like.device
     for name, tensor, shape, letters in expected:

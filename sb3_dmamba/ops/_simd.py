@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
-from numba import literally
+from numba import literally  # type: ignore[attr-defined]
 from numba.core import cgutils, types
 from numba.core.registry import cpu_target
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
@@ -209,6 +209,8 @@ _register_operator(operator.mul, "fmul")
 
 # --- Intrinsics -----------------------------------------------------------------------------------
 
+_intrinsic: Any = intrinsic  # Numba's type of it has the first argument, which Numba passes
+
 
 def _vector_math(emit: Callable[..., Any], n_vectors: int) -> Any:
     """Make an intrinsic that maps vectors to a vector; ``emit(builder, *vectors, bits)``."""
@@ -233,7 +235,7 @@ sigmoid_from_exp: Any = _vector_math(_emit_sigmoid, 2)  #: (x, exp(-|x|)) -> sig
 softplus_from_exp: Any = _vector_math(_emit_softplus, 2)  #: (x, exp(-|x|)) -> softplus(x)
 
 
-@intrinsic(prefer_literal=True)
+@_intrinsic(prefer_literal=True)
 def load(typing_context: Any, address: Any, bits: Any) -> Any:
     """Load a vector."""
     width = bits.literal_value
@@ -244,7 +246,7 @@ def load(typing_context: Any, address: Any, bits: Any) -> Any:
     return VectorType(width)(types.int64, bits), codegen
 
 
-@intrinsic
+@_intrinsic
 def store(typing_context: Any, address: Any, vector: Any) -> Any:
     """Store a vector."""
 
@@ -255,7 +257,7 @@ def store(typing_context: Any, address: Any, vector: Any) -> Any:
     return types.void(types.int64, vector), codegen
 
 
-@intrinsic(prefer_literal=True)
+@_intrinsic(prefer_literal=True)
 def load_lanes(typing_context: Any, address: Any, lanes: Any, bits: Any) -> Any:
     """Load the first lanes of a vector; the rest is 0."""
     width = bits.literal_value
@@ -279,7 +281,7 @@ def load_lanes(typing_context: Any, address: Any, lanes: Any, bits: Any) -> Any:
     return VectorType(width)(types.int64, types.int64, bits), codegen
 
 
-@intrinsic
+@_intrinsic
 def store_lanes(typing_context: Any, address: Any, lanes: Any, vector: Any) -> Any:
     """Store the first lanes of a vector."""
     width, count = vector.bits, VECTOR_BITS // vector.bits
@@ -299,7 +301,7 @@ def store_lanes(typing_context: Any, address: Any, lanes: Any, vector: Any) -> A
     return types.void(types.int64, types.int64, vector), codegen
 
 
-@intrinsic(prefer_literal=True)
+@_intrinsic(prefer_literal=True)
 def splat_load(typing_context: Any, address: Any, bits: Any) -> Any:
     """Load one float into every lane."""
     width = bits.literal_value
@@ -311,7 +313,7 @@ def splat_load(typing_context: Any, address: Any, bits: Any) -> Any:
     return VectorType(width)(types.int64, bits), codegen
 
 
-@intrinsic(prefer_literal=True)
+@_intrinsic(prefer_literal=True)
 def splat(typing_context: Any, value: Any, bits: Any) -> Any:
     """Put one float into every lane."""
     width = bits.literal_value
@@ -322,7 +324,7 @@ def splat(typing_context: Any, value: Any, bits: Any) -> Any:
     return VectorType(width)(types.float64, bits), codegen
 
 
-@intrinsic(prefer_literal=True)
+@_intrinsic(prefer_literal=True)
 def copy_scaled(typing_context: Any, target: Any, source: Any, bits: Any, factor: Any) -> Any:
     """Store one float times a factor: ``*target = factor * *source``."""
     width = bits.literal_value
@@ -335,7 +337,7 @@ def copy_scaled(typing_context: Any, target: Any, source: Any, bits: Any, factor
     return types.void(types.int64, types.int64, bits, types.float64), codegen
 
 
-@intrinsic
+@_intrinsic
 def store_sum(typing_context: Any, address: Any, vector: Any) -> Any:
     """Store the sum of a vector's lanes."""
     scalar, name = FLOATS[vector.bits], f"v{VECTOR_BITS // vector.bits}f{vector.bits}"
@@ -367,7 +369,7 @@ prefetch: Any = _prefetch(0)  #: (address): of a line that will be read; any add
 prefetch_to_write: Any = _prefetch(1)  #: (address): of a line that will be written
 
 
-@intrinsic
+@_intrinsic
 def load_int(typing_context: Any, address: Any) -> Any:
     """Load an int64."""
 
@@ -377,7 +379,7 @@ def load_int(typing_context: Any, address: Any) -> Any:
     return types.int64(types.int64), codegen
 
 
-@intrinsic
+@_intrinsic
 def fetch_increment(typing_context: Any, address: Any) -> Any:
     """Add 1 to an int64, atomically, and return what it was."""
 
@@ -388,7 +390,7 @@ def fetch_increment(typing_context: Any, address: Any) -> Any:
     return types.int64(types.int64), codegen
 
 
-@intrinsic
+@_intrinsic
 def call_kernel_at(typing_context: Any, address: Any, block: Any, scratch: Any) -> Any:
     """Call the kernel at an address with its argument block and scratch."""
 

@@ -12,22 +12,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Set once for all kernels: floating point contraction is meant (Triton's default is changing), and
-# no loop here is one that Triton's software pipeline helps.
+# Of all kernels: fused multiply-add is on (Triton's default is changing), software pipelining off,
+# since no loop here gains from it.
 _OPTIONS = {"enable_fp_fusion": True, "num_stages": 1}
 
 
 def launch(
     kernel: Any, grid: tuple[int, ...], warps: int, *arguments: Any, **constants: Any
 ) -> None:
-    """Launch a kernel on the device of its tensors; a grid of nothing launches nothing.
+    """Launch ``grid`` programs of ``warps`` warps on the device of the tensors among the arguments.
 
-    Args:
-        kernel: What ``triton.jit`` made.
-        grid: Number of programs along each axis.
-        warps: Warps of a program.
-        arguments: Tensors (None for what is absent) and integers.
-        constants: The kernel's compile-time constants.
+    ``constants`` are known at compile time. An empty grid launches nothing.
     """
     if 0 in grid:
         return
@@ -105,16 +100,13 @@ def without_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
 def define_operator(
     name: str, signature: str, implementation: Callable[..., Any], shapes: Callable[..., Any]
 ) -> Any:
-    """Register a custom operator, which ``torch.compile`` then takes as it is.
+    """Register a custom operator, which ``torch.compile`` then takes as it is, and return it.
 
     Args:
         name: Its name in the namespace "sb3_dmamba".
         signature: Arguments and results, in torch's schema language.
         implementation: Runs it, on CUDA, and on the CPU under the interpreter.
-        shapes: Makes results of the right shape, dtype and strides from arguments without data.
-
-    Returns:
-        The operator.
+        shapes: Allocates results of the right shape, dtype and strides.
     """
     full_name = f"sb3_dmamba::{name}"
     torch.library.define(full_name, signature, tags=(torch.Tag.needs_fixed_stride_order,))

@@ -24,11 +24,7 @@ BUILD = (
 
 
 def why_not(device: torch.device) -> str | None:
-    """Say why the kernels do not run on a device and how to build them; None where they do.
-
-    Args:
-        device: A CUDA device.
-    """
+    """Say why the kernels do not run on a CUDA device and how to build them; None if they do."""
     for package, probe in (("mamba-ssm", _try_scan), ("causal-conv1d", _try_convolution)):
         try:
             probe(device)

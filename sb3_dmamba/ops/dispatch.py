@@ -1,4 +1,4 @@
-"""Which implementation of an operation runs: names, what works here, and "auto".
+"""Backends: their names, which of them work on a device, and the one that "auto" picks.
 
 A backend is a module of this package with one function an operation. To add one, add its module and
 one row to ``_BACKENDS``.
@@ -85,8 +85,8 @@ def _is_interpreted(device_type: str) -> bool:
     return device_type == "cpu" and value in as_triton_reads_it
 
 
-# Fastest first. Each row: a function of a device type that says why the backend does not work
-# there and what to do, or None where it works.
+# Fastest first. Each row: a function of a device type that says why the backend does not work there
+# and what to do; None where it works.
 _BACKENDS: dict[str, Callable[[str], str | None]] = {
     "triton": _why_not_triton,
     "cuda": _why_not_cuda,
@@ -162,15 +162,15 @@ def _resolve(name: str, device_type: str) -> str:
     reason = _BACKENDS[name](device_type)
     if reason is not None:
         raise BackendError(
-            f"backend={name!r} does not work here: {reason}; or take backend='auto', which "
-            f"DecisionMamba.load takes too",
+            f"backend={name!r} does not work here: {reason}; or use backend='auto', which "
+            "DecisionMamba.load accepts too",
             setting="backend",
             value=name,
         )
     return name
 
 
-# Not functools.cache: torch.compile looks through that, and traces what is behind it.
+# Not functools.cache: torch.compile would trace the cached function.
 _implementations: dict[tuple[str, str, str], Callable[..., Any]] = {}
 
 

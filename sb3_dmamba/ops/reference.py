@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -104,17 +106,30 @@ def add_skip_and_gate(y: Tensor, x: Tensor, D: Tensor | None, z: Tensor | None) 
 def mamba_step(
     tokens: Tensor, weights: MambaWeights, convolution_state: Tensor, scan_state: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Mix the tokens; shapes are those of :func:`sb3_dmamba.ops.mamba_step`.
+    """Mix the tokens; shapes are those of :func:`sb3_dmamba.ops.mamba_step`."""
+    states = convolution_state, scan_state
+    return compose_step(causal_conv1d, selective_scan, tokens, weights, *states)
+
+
+def compose_step(
+    convolve: Callable[..., tuple[Tensor, Tensor | None]],
+    scan: Callable[..., tuple[Tensor, Tensor | None]],
+    tokens: Tensor,
+    weights: MambaWeights,
+    convolution_state: Tensor,
+    scan_state: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mix the tokens by a backend's convolution and scan, and torch's matrix products.
 
     Source: Gu and Dao 2023 (arXiv:2312.00752), section 3.4 and figure 3.
     """
     rank, n_states = weights.dt_proj.shape[1], weights.A.shape[1]
     inputs, gate = linear(tokens, weights.in_proj).chunk(2, dim=-1)  # (B, L, D) each
-    convolved, new_convolution_state = causal_conv1d(
+    convolved, new_convolution_state = convolve(
         inputs, weights.conv1d, weights.conv1d_bias, True, convolution_state, True
     )
     step, b, c = linear(convolved, weights.x_proj).split([rank, n_states, n_states], dim=-1)
-    mixed, new_scan_state = selective_scan(
+    mixed, new_scan_state = scan(
         *(convolved, step, weights.A, b, c, weights.D, gate, weights.dt_bias, weights.dt_proj),
         *(True, scan_state, True),
     )

@@ -42,8 +42,8 @@ def selective_scan(
         state = x.new_zeros(x.shape[0], x.shape[2], A.shape[1])
     else:
         state = initial_state.to(dtype)
-    recurrence = _recurrence.get()
-    y, final_state = recurrence(step, x, A.to(dtype), B.to(dtype), C.to(dtype), state)
+    run = _recurrence.get()
+    y, final_state = run(step, x, A.to(dtype), B.to(dtype), C.to(dtype), state)
     y = add_skip_and_gate(y, x, D, z).to(u.dtype)
     return y, final_state if return_final_state else None
 
@@ -73,11 +73,7 @@ _recurrence: ContextVar[Recurrence] = ContextVar("_recurrence", default=run_recu
 
 @contextmanager
 def recurrence_as(recurrence: Recurrence) -> Iterator[None]:
-    """Let something else stand for :func:`run_recurrence`, in what is traced within.
-
-    Args:
-        recurrence: Takes and returns the same.
-    """
+    """Use another function in place of :func:`run_recurrence` in what is traced within."""
     token = _recurrence.set(recurrence)
     try:
         yield

@@ -73,21 +73,22 @@ def test_on_the_cpu_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_missing_triton_names_the_extra(probe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "triton", None)
-    assert 'pip install "sb3-dmamba[triton]"' in probe.probe_triton(torch.device("cpu"))
+    assert 'pip install "sb3-dmamba[triton]"' in probe._why_not_triton("cpu")
 
 
 def test_an_old_triton_says_which_is_needed(probe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     old = types.ModuleType("triton")
     old.__version__ = "3.1.0"  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "triton", old)
-    assert probe.probe_triton(torch.device("cpu")).endswith("pip install -U 'triton>=3.3'")
+    assert probe._why_not_triton("cpu").endswith("pip install -U 'triton>=3.3'")
 
 
 @needs_triton
 def test_an_old_gpu_is_told_apart(probe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
     monkeypatch.setattr(torch.version, "hip", None)
-    reason = probe.probe_triton(torch.device("cuda"))
+    reason = probe._why_not_triton("cuda")
     assert "compute capability 7.0" in reason
     assert "backend='reference'" in reason
 
@@ -110,7 +111,7 @@ def test_a_kernel_that_fails_says_why(
         return result, None
 
     monkeypatch.setattr(importlib.import_module("sb3_dmamba.ops.triton"), "selective_scan", broken)
-    reason = probe.probe_triton(torch.device("cpu"))
+    reason = probe._why_not_triton("cpu")
     assert re.search(message, reason)
     assert "\n" not in reason
 

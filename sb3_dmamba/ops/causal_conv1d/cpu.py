@@ -76,7 +76,7 @@ def _forward(
 
 
 def _backward(
-    silu: bool, tensors: Sequence[Any], saved: None, grad_y: Tensor, grad_final: Tensor | None
+    silu: bool, tensors: Sequence[Any], saved: object, grad_y: Tensor, grad_final: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     x, weight, _, initial = tensors
     (batch, length, channels), taps, dtype = x.shape, weight.shape[1], x.dtype

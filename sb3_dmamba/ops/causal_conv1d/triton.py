@@ -48,7 +48,7 @@ def _forward(
 
 
 def _backward(
-    silu: bool, inputs: Sequence[Any], saved: None, grad_y: Tensor, grad_final: Tensor | None
+    silu: bool, inputs: Sequence[Any], saved: object, grad_y: Tensor, grad_final: Tensor | None
 ) -> tuple[Tensor, ...]:
     gradients: tuple[Tensor, ...] = _backward_operator(*inputs, grad_y, grad_final, silu)
     return gradients

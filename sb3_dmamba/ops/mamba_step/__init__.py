@@ -28,7 +28,7 @@ class MambaWeights:
         A: Rates, shape (D, N); negative where the state is to decay.
         D: Weight of the skip connection, shape (D,).
         out_proj: Output projection, shape (H, D).
-        prepared: What implementations have made of the weights, kept for the next call: make a new
+        prepared: Packed copies of the weights that backends keep from call to call: make a new
             object when a weight has changed.
     """
 

@@ -132,16 +132,9 @@ PANEL_BYTES = 64 * PANEL
 
 @register_jitable
 def multiply(
-    target: int,
-    target_row: int,
-    source: int,
-    source_row: int,
-    panels: int,
-    n_panels: int,
-    n_rows: int,
-    n_inputs: int,
-    bits: int,
-) -> None:
+    target: int, target_row: int, source: int, source_row: int,
+    panels: int, n_panels: int, n_rows: int, n_inputs: int, bits: int,
+) -> None:  # fmt: skip
     """Store ``source @ weights``: (n_rows, n_inputs) by panels of packed weights."""
     literally(bits)
     size = bits // 8

@@ -38,9 +38,10 @@ from sb3_dmamba.ops._simd import (
 
 
 def build_forward(bits: int, digest: int) -> Callable[[int, int], None]:
-    """Make the forward kernel for floats of ``bits`` bits. Scratch is in 64-byte vectors:
+    """Make the forward kernel for floats of ``bits`` bits.
 
-    3 rows of a chunk, one block's states, the rates and the weights of the steps of all blocks.
+    Scratch, in 64-byte vectors: 3 rows of a chunk, one block's states, and the rates and weights of
+    the steps of all blocks.
     """
     size = bits // 8
     width = 512 // bits

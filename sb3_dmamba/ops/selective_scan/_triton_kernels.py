@@ -8,6 +8,7 @@ import triton.language as tl
 from sb3_dmamba.ops._triton import below, exp_minus_abs, load, sigmoid_from_exp, softplus_from_exp
 
 LOG2_E = tl.constexpr(1.4426950408889634)
+LN_2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
@@ -182,9 +183,6 @@ def carry_states(
         steps_sum = load(sums_ptr + (batch * n_parts + part) * n_channels + d, d_mask, DOUBLE)
         end = load_state(ends_ptr + place, d, d_mask, n, n_mask, n_states, DOUBLE)
         state = tl.exp2(steps_sum[:, None] * rate) * state + end
-
-
-LN_2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit(do_not_specialize=["length", "segment", "unit"])

@@ -17,8 +17,8 @@ from sb3_dmamba.ops import _cpu
 from sb3_dmamba.ops._shared import compute_dtype, make_differentiable
 
 # Tokens whose states and decays the backward pass holds at once, and the distance of the
-# checkpoints. At 16 states a token takes 4 KB there: 128 KB, at home in a second-level cache. Fewer
-# would fit the first level and were slower here: every chunk has a price (checkpoint, carries).
+# checkpoints. At 16 states a token takes 4 KB there: 128 KB, which fit a second-level cache. Fewer
+# would fit the first level and were slower here: every chunk has a cost (checkpoint, carries).
 CHUNK = 32
 
 

@@ -1,9 +1,8 @@
 """The selective scan on NVIDIA GPUs, fused, in Triton: no compiler needed on the user's side.
 
 Computes in float32 (float64 for float64 input), whatever the dtype of what it reads and writes.
-What the kernels do is in their own modules; this one chooses how the work is cut up, and sums what
-several programs have contributed to. Cuts depend on sizes, dtype and device alone, and sums on
-nothing else: the same call gives the same bits every time.
+This module divides the work among programs and sums their contributions. Both depend on sizes,
+dtype and device alone: the same call gives the same bits every time.
 """
 
 from __future__ import annotations
@@ -22,8 +21,7 @@ from sb3_dmamba.ops.selective_scan import _triton_kernels
 TILE = 8
 # Tokens whose states the backward pass holds in registers at once; divides TILE.
 HISTORY = 4
-# Channels of a program, at most, and floats of a state that one thread holds: more of these do not
-# fit beside the rest of what it holds.
+# Most channels of a program, and floats of states in a thread: more do not fit its registers.
 MAX_BLOCK_D = 32
 STATES_A_THREAD = 16
 MAX_WARPS = 8  # of a program: more have too few registers each
@@ -101,14 +99,14 @@ class _Inputs(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """How the work is cut up."""
+    """Division of the work among programs."""
 
     grid: tuple[int, int]  # blocks of channels of all sequences, segments
     warps: int
     parts: tuple[int, int]  # sequences, segments
     n_blocks: int  # blocks of channels
     sizes: tuple[int, ...]  # tokens, tokens of a segment, channels, states, rank, a stride of 1
-    constants: dict[str, Any]  # what every kernel wants to know at compile time
+    constants: dict[str, Any]  # compile-time constants of every kernel
 
     @classmethod
     def of(cls, inputs: _Inputs, softplus: bool) -> _Plan:
@@ -137,8 +135,8 @@ class _Plan(NamedTuple):
 
 def _cut(length: int, n_warps: int, n_multiprocessors: int) -> tuple[int, int]:
     """Return tokens of a segment and number of segments; a sequence is cut in three at least."""
-    room = WARPS_A_MULTIPROCESSOR * n_multiprocessors // max(n_warps, 1)
-    n_segments = min(room, length // MIN_SEGMENT)
+    useful = WARPS_A_MULTIPROCESSOR * n_multiprocessors // max(n_warps, 1)
+    n_segments = min(useful, length // MIN_SEGMENT)
     if n_segments < 3:
         return max(length, 1), 1
     segment = -(-length // (n_segments * TILE)) * TILE
@@ -251,7 +249,7 @@ def _run_backward(*arguments: Any) -> tuple[Tensor, ...]:
 
 
 def _carry_back(plan: _Plan, inputs: _Inputs, grad_y: Tensor, grad_final: Tensor | None) -> Tensor:
-    """Compute the gradient that comes into each segment's last state from behind it."""
+    """Compute the gradient of each segment's last state from the segments after it."""
     ends, sums, carries = _allocate_segments(plan, inputs)
     _, delta, A, _, C, _, z, bias, weight, _ = inputs
     _triton.launch(
