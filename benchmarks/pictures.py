@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from sb3_dmamba.experiments.plots import new_figure, save_figure, variant_colour
+from sb3_dmamba.experiments.report import new_figure, save_figure, variant_colour
 
 __all__ = ["draw_bars", "draw_lines", "draw_shares"]
 

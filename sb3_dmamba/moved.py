@@ -21,6 +21,7 @@ MOVED = {
     "data.windows": "data.samplers",
     "environments": "context",
     "evaluation.wrappers": "envs.return_to_go",
+    "experiments.run": "experiments.engines",
     "memory_tasks": "envs",
     "memory_tasks.tmaze": "envs.tmaze",
     "networks.state": "networks.memory",

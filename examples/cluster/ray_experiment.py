@@ -23,9 +23,8 @@ from rich.console import Console
 
 from sb3_dmamba.errors import DecisionMambaError, MissingDependencyError
 from sb3_dmamba.experiments.catalogue import get_experiment
-from sb3_dmamba.experiments.engines import Engine
+from sb3_dmamba.experiments.engines import Engine, run_experiment
 from sb3_dmamba.experiments.plan import Request
-from sb3_dmamba.experiments.run import run_experiment
 
 
 def connect(address: str | None) -> None:

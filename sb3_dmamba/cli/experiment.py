@@ -176,9 +176,8 @@ def _run(
     engine: dict[str, Any],
     slurm: Path | None,
 ) -> None:
-    room = import_quietly("sb3_dmamba.experiments.run")
+    engines = import_quietly("sb3_dmamba.experiments.engines")
     from sb3_dmamba.experiments.catalogue import Measurement, get_experiment
-    from sb3_dmamba.experiments.engines import Engine
     from sb3_dmamba.experiments.plan import Request
 
     chosen = get_experiment(name)
@@ -186,12 +185,12 @@ def _run(
         _measure(output, chosen, folder, request, engine)
         return
     try:
-        finished = room.run_experiment(
+        finished = engines.run_experiment(
             chosen,
             Request(**request),
             folder,
             _reproduce(sys.argv[1:]),
-            Engine(**engine),
+            engines.Engine(**engine),
             slurm,
             output.console,
         )
@@ -200,13 +199,13 @@ def _run(
         raise
     print_files(output, finished.files)
     if slurm is not None:
-        text = f"{finished.n_waiting} of {finished.n_cells} cells; submit it: sbatch {slurm}"
+        text = f"{finished.n_waiting} of {finished.n_runs} runs; submit it: sbatch {slurm}"
         output.console.print(text, highlight=False, soft_wrap=True)
     output.emit(
         {
             "experiment": name,
             "files": [str(path) for path in finished.files],
-            "cells": finished.n_cells,
+            "cells": finished.n_runs,
             "waiting": finished.n_waiting,
         }
     )

@@ -15,12 +15,17 @@ from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.errors import ConfigError, ExperimentError
 from sb3_dmamba.experiments import runs as folder_module
-from sb3_dmamba.experiments.runs import Cell, CellFolder, DataSource, EvaluationPlan
-from sb3_dmamba.experiments.sources import compute_fingerprint
+from sb3_dmamba.experiments.runs import (
+    DataSource,
+    EvaluationPlan,
+    Run,
+    RunFolder,
+    compute_fingerprint,
+)
 from sb3_dmamba.tasks import Task
 from tests.experiments.toys import cartpole_data, changed
 
-CELL = Cell(
+CELL = Run(
     data=DataSource("somewhere", {"reward_mode": "delayed"}, "f1"),
     task=Task("toy", env_id="CartPole-v1", target_returns=(1.0,)),
     config=DecisionMambaConfig(hidden_size=8),
@@ -76,7 +81,7 @@ def test_settings_at_their_defaults_are_not_part_of_the_name() -> None:
 
 
 def test_a_cell_survives_json() -> None:
-    again = Cell.from_dict(json.loads(json.dumps(CELL.to_dict())))
+    again = Run.from_dict(json.loads(json.dumps(CELL.to_dict())))
     assert again == CELL
     assert again.label == CELL.label
     assert again.key == CELL.key
@@ -84,8 +89,8 @@ def test_a_cell_survives_json() -> None:
 
 @pytest.mark.parametrize("fields", [{}, {"format": 2}, {"format": 1, "seed": 3}])
 def test_another_version_s_cell_is_refused(fields: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"format|not a cell"):
-        Cell.from_dict(fields)
+    with pytest.raises(ConfigError, match=r"format|not a run"):
+        Run.from_dict(fields)
 
 
 @pytest.mark.parametrize(
@@ -129,34 +134,34 @@ def test_the_last_weights_are_always_evaluated(every: int, expected: list[int]) 
 
 
 def test_a_changed_default_is_found_out(tmp_path: Path) -> None:
-    folder = CellFolder.prepare(tmp_path, CELL)
+    folder = RunFolder.prepare(tmp_path, CELL)
     fields = json.loads(folder.description.read_text())
     fields["config"]["dropout"] = 0.4  # as if the default had been this when it was trained
     folder.description.write_text(json.dumps(fields))
     with pytest.raises(ExperimentError, match=r"dropout.*0\.4.*0\.1.*--cells"):
-        CellFolder.prepare(tmp_path, CELL)
+        RunFolder.prepare(tmp_path, CELL)
 
 
 def test_a_description_says_where_the_data_lies_now(tmp_path: Path) -> None:
-    CellFolder.prepare(tmp_path, CELL)
+    RunFolder.prepare(tmp_path, CELL)
     moved = changed(CELL, data=changed(CELL.data, source="elsewhere"))
-    assert CellFolder.prepare(tmp_path, moved).read_cell().data.source == "elsewhere"
+    assert RunFolder.prepare(tmp_path, moved).read_run().data.source == "elsewhere"
 
 
 def test_a_folder_without_a_cell_is_named(tmp_path: Path) -> None:
     with pytest.raises(ExperimentError, match=str(tmp_path)):
-        CellFolder(tmp_path).read_cell()
+        RunFolder(tmp_path).read_run()
     (tmp_path / "cell.json").write_text("{")
     with pytest.raises(ExperimentError, match="cannot be read"):
-        CellFolder(tmp_path).read_cell()
+        RunFolder(tmp_path).read_run()
 
 
 def test_a_result_that_is_missing_or_damaged_is_named(tmp_path: Path) -> None:
     with pytest.raises(ExperimentError, match="not done"):
-        CellFolder(tmp_path).read_result()
+        RunFolder(tmp_path).read_result()
     (tmp_path / "result.json").write_text('{"losses": []}')
     with pytest.raises(ExperimentError, match="delete it"):
-        CellFolder(tmp_path).read_result()
+        RunFolder(tmp_path).read_result()
 
 
 # --- Fingerprints --------------------------------------------------------------------------------
@@ -190,7 +195,7 @@ def test_episodes_and_the_environment_change_it_too() -> None:
 
 
 def test_large_data_is_hashed_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sb3_dmamba.experiments import sources as fingerprint
+    from sb3_dmamba.experiments import runs as fingerprint
 
     whole = compute_fingerprint(cartpole_data())
     monkeypatch.setattr(fingerprint, "_CHUNK_BYTES", 50)
@@ -209,8 +214,8 @@ with FileLock(sys.argv[1]):
 def test_one_process_at_a_time_works_on_a_cell_and_a_killed_one_blocks_nobody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(folder_module, "_WAIT_SECONDS", 0.05)
-    folder = CellFolder(tmp_path / "cell")
+    monkeypatch.setattr(folder_module, "_LOCK_SECONDS", 0.05)
+    folder = RunFolder(tmp_path / "cell")
     with folder.locked():
         assert folder.path.is_dir()
     command = [sys.executable, "-c", HOLD, str(folder.path / "lock")]

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from sb3_dmamba.cli import app
 from sb3_dmamba.cli.experiment import _reproduce
-from sb3_dmamba.experiments import run as room
+from sb3_dmamba.experiments import engines as room
 from tests.experiments.toys import save_data
 
 TINY = [

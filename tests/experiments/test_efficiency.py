@@ -42,7 +42,7 @@ def efficiency() -> Measurement:
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measure without care for precision."""
-    monkeypatch.setattr(timing, "_LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(timing, "_MIN_SECONDS", 0.0)
     monkeypatch.setattr(timing, "_REPEATS", 1)
     monkeypatch.setattr(timing, "_STEPS_OF_UPDATE", 16)
 

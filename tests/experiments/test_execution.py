@@ -14,9 +14,9 @@ from sb3_dmamba.errors import ExperimentError
 from sb3_dmamba.experiments import grid as accounting
 from sb3_dmamba.experiments import grid as execution
 from sb3_dmamba.experiments import runs as curve
-from sb3_dmamba.experiments.grid import execute_cell
+from sb3_dmamba.experiments.grid import execute_run
 from sb3_dmamba.experiments.plan import Plan
-from sb3_dmamba.experiments.runs import CellFolder
+from sb3_dmamba.experiments.runs import RunFolder
 from tests.experiments.toys import save_data, toy_plan
 
 
@@ -33,27 +33,27 @@ def plan_one(folder: Path) -> Plan:
 def long_stretches() -> Iterator[None]:
     """A loss curve of 20 updates in stretches of 5: checkpoints fall into the middle of them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(curve, "_POINTS", 4)
+        patch.setattr(curve, "_LOSS_POINTS", 4)
         yield
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, long_stretches: None) -> CellFolder:
-    (planned,) = plan_one(tmp_path_factory.mktemp("undisturbed")).cells
-    execute_cell(planned.folder.path, "cpu")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, long_stretches: None) -> RunFolder:
+    (planned,) = plan_one(tmp_path_factory.mktemp("undisturbed")).runs
+    execute_run(planned.folder.path, "cpu")
     return planned.folder
 
 
 def test_episodes_are_cut_where_the_plan_says(tmp_path: Path) -> None:
     (planned,) = toy_plan(
         tmp_path, variants=("mamba",), seeds=(0,), memories=("stream",), max_episode_steps=4
-    ).cells
-    execute_cell(planned.folder.path, "cpu")
+    ).runs
+    execute_run(planned.folder.path, "cpu")
     evaluations = planned.folder.read_result().evaluations
     assert [each.lengths.tolist() for each in evaluations] == [[4, 4, 4]] * 3
 
 
-def test_a_result_holds_every_evaluation_and_the_loss_curve(undisturbed: CellFolder) -> None:
+def test_a_result_holds_every_evaluation_and_the_loss_curve(undisturbed: RunFolder) -> None:
     result = undisturbed.read_result()
     shape = [(each.update, each.memory, each.target_return) for each in result.evaluations]
     assert shape == [
@@ -72,7 +72,7 @@ def test_a_result_holds_every_evaluation_and_the_loss_curve(undisturbed: CellFol
     assert model.num_timesteps == 20
 
 
-def test_the_evaluation_is_the_model_s_own(undisturbed: CellFolder) -> None:
+def test_the_evaluation_is_the_model_s_own(undisturbed: RunFolder) -> None:
     model = DecisionMamba.load(undisturbed.model)
     report = model.evaluate([5.0, 10.0, 14.0], 3, memory="stream", seed=10_000)
     last = [
@@ -84,14 +84,14 @@ def test_the_evaluation_is_the_model_s_own(undisturbed: CellFolder) -> None:
 
 
 def test_a_cell_that_is_done_is_left_alone(
-    undisturbed: CellFolder, monkeypatch: pytest.MonkeyPatch
+    undisturbed: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(execution, "_Execution", None)  # would fail
-    execute_cell(undisturbed.path)
+    execute_run(undisturbed.path)
 
 
 def test_a_damaged_evaluation_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (planned,) = plan_one(tmp_path).cells
+    (planned,) = plan_one(tmp_path).runs
     finish = execution._Execution._finish
 
     def damage(self: Any) -> None:
@@ -101,11 +101,11 @@ def test_a_damaged_evaluation_is_named(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(execution._Execution, "_finish", damage)
     with pytest.raises(ExperimentError, match=r"000000007-window\.json is missing or damaged"):
-        execute_cell(planned.folder.path, "cpu")
+        execute_run(planned.folder.path, "cpu")
     assert not planned.folder.is_done
 
 
-def test_what_was_spent_is_kept_apart(undisturbed: CellFolder) -> None:
+def test_what_was_spent_is_kept_apart(undisturbed: RunFolder) -> None:
     (session,) = json.loads(undisturbed.machine.read_text())
     assert session["updates"] == 20
     assert session["until"] == 20
@@ -140,9 +140,9 @@ CRASHES = {
 
 @pytest.mark.parametrize("where", CRASHES)
 def test_a_crash_changes_no_byte_of_the_result(
-    where: str, undisturbed: CellFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    where: str, undisturbed: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (planned,) = plan_one(tmp_path).cells
+    (planned,) = plan_one(tmp_path).runs
     assert planned.folder.path.name == undisturbed.path.name
     looks = iter(range(10_000))
     monkeypatch.setattr(accounting.Session, "is_checkpoint_due", lambda _: next(looks) % 3 == 2)
@@ -150,23 +150,23 @@ def test_a_crash_changes_no_byte_of_the_result(
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, crash_at(call, getattr(owner, name)))
         with pytest.raises(Crash):
-            execute_cell(planned.folder.path, "cpu")
+            execute_run(planned.folder.path, "cpu")
     assert not planned.folder.is_done
-    execute_cell(planned.folder.path, "cpu")
+    execute_run(planned.folder.path, "cpu")
     assert planned.folder.result.read_bytes() == undisturbed.result.read_bytes()
 
 
 def test_crashes_upon_crashes_do_not_either(
-    undisturbed: CellFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    undisturbed: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (planned,) = plan_one(tmp_path).cells
+    (planned,) = plan_one(tmp_path).runs
     monkeypatch.setattr(accounting.Session, "is_checkpoint_due", lambda _: True)
     n_crashes = 0
     while not planned.folder.is_done:
         with monkeypatch.context() as patch:
             patch.setattr(DecisionMamba, "save", crash_at(5, DecisionMamba.save))
             try:
-                execute_cell(planned.folder.path, "cpu")
+                execute_run(planned.folder.path, "cpu")
             except Crash:
                 n_crashes += 1
     assert n_crashes >= 4
@@ -176,16 +176,16 @@ def test_crashes_upon_crashes_do_not_either(
 
 
 def test_data_that_changed_in_between_is_refused(tmp_path: Path) -> None:
-    (planned,) = plan_one(tmp_path).cells
+    (planned,) = plan_one(tmp_path).runs
     data = tmp_path / "data"
     data.rename(tmp_path / "old")
     save_data(data, seed=1)
     with pytest.raises(ExperimentError, match="has changed since data, mamba, seed 0"):
-        execute_cell(planned.folder.path)
+        execute_run(planned.folder.path)
 
 
 def test_an_orphan_ends_by_itself(tmp_path: Path) -> None:
-    (planned,) = plan_one(tmp_path).cells
+    (planned,) = plan_one(tmp_path).runs
     with pytest.raises(SystemExit, match="is gone"):
-        execute_cell(planned.folder.path, "cpu", parent=1 << 30)
+        execute_run(planned.folder.path, "cpu", parent=1 << 30)
     assert not planned.folder.is_done

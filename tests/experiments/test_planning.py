@@ -12,16 +12,17 @@ import pytest
 from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.envs import ATARI_ID
 from sb3_dmamba.errors import ConfigError, DecisionMambaError, UnknownTaskError
-from sb3_dmamba.experiments.catalogue import get_experiment, list_experiments
+from sb3_dmamba.experiments.catalogue import get_experiment, list_experiments, list_small_tasks
 from sb3_dmamba.experiments.plan import (
+    LoadedData,
     PlannedTask,
     Request,
     _make_config,
     _plan_evaluation,
     make_plan,
+    resolve_data,
 )
 from sb3_dmamba.experiments.runs import EvaluationPlan
-from sb3_dmamba.experiments.sources import LoadedData, list_problems, resolve_data
 from sb3_dmamba.tasks import Task
 from tests.experiments.toys import TOY, cartpole_data, changed, save_data, toy_plan
 
@@ -41,20 +42,19 @@ def write_hdf5(path: Path) -> None:
 
 def test_a_cell_for_each_task_variant_and_seed(tmp_path: Path) -> None:
     plan = toy_plan(tmp_path)
-    assert [(c.task, c.variant, c.seed) for c in plan.cells] == [
+    assert [(c.task, c.variant, c.seed) for c in plan.runs] == [
         ("data", "mamba", 0),
         ("data", "mamba", 1),
         ("data", "attention", 0),
         ("data", "attention", 1),
     ]
-    assert len({c.folder.path for c in plan.cells}) == 4
-    assert all(c.folder.read_cell() == c.cell for c in plan.cells)
-    assert plan.baseline == "mamba"
+    assert len({c.folder.path for c in plan.runs}) == 4
+    assert all(c.folder.read_run() == c.run for c in plan.runs)
 
 
 def test_settings_add_up_in_order(tmp_path: Path) -> None:
     plan = toy_plan(tmp_path, settings={"n_layers": 2, "dropout": 0.3})
-    mamba, attention = plan.cells[0].cell.config, plan.cells[2].cell.config
+    mamba, attention = plan.runs[0].run.config, plan.runs[2].run.config
     assert (mamba.mixer, attention.mixer) == ("mamba", "attention")  # the variant's
     assert mamba.hidden_size == 8  # the experiment's, over the task's
     assert mamba.lr_schedule == "linear"  # the task's
@@ -67,8 +67,8 @@ def test_data_without_a_task_gets_its_scale_and_targets_from_itself(tmp_path: Pa
     (task,) = plan.tasks
     returns = cartpole_data().returns
     assert task.task.env_id == "CartPole-v1"
-    assert plan.cells[0].cell.config.return_scale == 10.0  # its best is between 10 and 100
-    assert plan.cells[0].cell.config.max_timestep == cartpole_data().lengths.max()
+    assert plan.runs[0].run.config.return_scale == 10.0  # its best is between 10 and 100
+    assert plan.runs[0].run.config.max_timestep == cartpole_data().lengths.max()
     assert task.target_returns[-1] == returns.max()
     assert list(task.target_returns) == sorted(set(task.target_returns))
 
@@ -84,14 +84,14 @@ def test_the_headline_target_is_the_highest_that_the_data_reached(tmp_path: Path
 
 def test_evaluations_are_spread_over_the_training(tmp_path: Path) -> None:
     plan = toy_plan(tmp_path, n_updates=10_000, evaluations=3)
-    evaluation = plan.cells[0].cell.evaluation
+    evaluation = plan.runs[0].run.evaluation
     assert evaluation.evaluated_updates(10_000) == [3334, 6668, 10_000]
-    assert toy_plan(tmp_path).cells[0].cell.evaluation.every == 0
+    assert toy_plan(tmp_path).runs[0].run.evaluation.every == 0
 
 
 def test_a_place_in_the_window_means_window_memory_alone(tmp_path: Path) -> None:
     plan = toy_plan(tmp_path, settings={"time_encoding": "global"})
-    assert plan.cells[0].cell.evaluation.memories == ("window",)
+    assert plan.runs[0].run.evaluation.memories == ("window",)
 
 
 def test_a_game_s_actions_are_drawn_and_others_are_the_likeliest(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_options_of_a_variant_change_the_data(tmp_path: Path) -> None:
     mamba = TOY.variants["mamba"]
     delayed = changed(mamba, data_options={"reward_mode": "delayed"})
     plan = toy_plan(tmp_path, changed(TOY, variants={"dense": mamba, "delayed": delayed}))
-    dense, late = plan.cells[0].cell.data, plan.cells[2].cell.data
+    dense, late = plan.runs[0].run.data, plan.runs[2].run.data
     assert dense.fingerprint == plan.tasks[0].fingerprint != late.fingerprint
     assert (dense.options, late.options) == ({}, {"reward_mode": "delayed"})
 
@@ -153,7 +153,7 @@ def test_an_environment_s_name_can_be_given_with_the_data(tmp_path: Path) -> Non
 
 
 def test_problems_have_short_names_and_are_known_by_their_data() -> None:
-    for problem in list_problems():
+    for problem in list_small_tasks():
         assert resolve_data(problem.name) == (problem, problem.dataset)
         assert resolve_data(str(problem.dataset)) == (problem, problem.dataset)
         assert resolve_data(f"{problem.name}=/else/where") == (problem, "/else/where")
@@ -194,7 +194,7 @@ def test_data_that_is_kept_may_come_from_any_source(
     assert (found.source, found.options) == (source, options)
     experiment = changed(TOY, keep_data=True)
     plan = toy_plan(tmp_path, experiment, data=(f"CartPole-v1={source}",))
-    assert {cell.cell.data.source for cell in plan.cells} == {source}
+    assert {each.run.data.source for each in plan.runs} == {source}
 
 
 # --- The catalogue -------------------------------------------------------------------------------
@@ -202,7 +202,7 @@ def test_data_that_is_kept_may_come_from_any_source(
 
 @pytest.mark.parametrize("experiment", list_experiments(), ids=lambda each: each.name)
 def test_every_variant_has_a_config_that_works_on_every_task(experiment: Any) -> None:
-    problems = {problem.name: problem for problem in list_problems()}
+    problems = {problem.name: problem for problem in list_small_tasks()}
     for name in experiment.tasks:
         task = problems.get(name) or resolve_data(f"{name}=somewhere")[0] or Task(name)
         request = Request(cells=Path("unused"))
@@ -223,7 +223,7 @@ def test_experiments_are_found_by_name() -> None:
 
 
 def test_hopper_asks_for_five_targets_within_the_data(shared_data: Path) -> None:
-    (hopper,) = (problem for problem in list_problems() if problem.name == "hopper")
+    (hopper,) = (problem for problem in list_small_tasks() if problem.name == "hopper")
     returns = np.array([614.9, 3691.0])  # lowest and highest, as its README has them
     within = [t for t in hopper.target_returns if returns[0] <= t <= returns[1]]
     assert len(within) == 5

@@ -15,7 +15,7 @@ import pytest
 from sb3_dmamba.errors import ExperimentError
 from sb3_dmamba.experiments import report as module
 from sb3_dmamba.experiments.plan import Plan
-from sb3_dmamba.experiments.record import Record
+from sb3_dmamba.experiments.record import ExperimentSummary, Record, summarize
 from sb3_dmamba.experiments.report import (
     MACHINE_HEADING,
     format_number,
@@ -24,7 +24,6 @@ from sb3_dmamba.experiments.report import (
     write_report,
 )
 from sb3_dmamba.experiments.runs import write_json
-from sb3_dmamba.experiments.summary import ExperimentSummary, summarize
 from sb3_dmamba.tasks import ReferenceScores
 from tests.experiments.toys import changed, fake_result, toy_plan
 
@@ -35,7 +34,7 @@ LEVELS = {"mamba": (4.0, 9.0, 13.0), "attention": (4.0, 5.0, 5.0)}
 
 def finish(plan: Plan, levels: Mapping[str, tuple[float, ...]] = LEVELS, **options: Any) -> Plan:
     """Give every cell a result: episodes around a level a target, half a unit apart by seed."""
-    for planned in plan.cells:
+    for planned in plan.runs:
         centres = dict(zip(TARGETS, levels[planned.variant], strict=True))
         episodes = {
             (memory, target): centre + 0.1 * planned.seed + np.array([-0.1, 0.0, 0.1])
@@ -105,7 +104,7 @@ def test_a_winner_s_interval_is_above_all_others(plan: Plan) -> None:
 
 def test_bold_is_for_winners_alone(tmp_path: Path) -> None:
     plan = toy_plan(tmp_path, target_returns=TARGETS, seeds=(0, 1, 2))
-    for planned in finish(plan).cells:  # one memory is left
+    for planned in finish(plan).runs:  # one memory is left
         fields = json.loads(planned.folder.result.read_text())
         rows = [row for row in fields["evaluations"] if row["memory"] == "window"]
         write_json(planned.folder.result, {**fields, "evaluations": rows})
@@ -137,11 +136,11 @@ def test_one_seed_tells_nothing_apart(tmp_path: Path) -> None:
 
 
 def test_a_part_of_the_grid_can_be_reported(plan: Plan, tmp_path: Path) -> None:
-    for planned in plan.cells[4:]:
+    for planned in plan.runs[4:]:
         planned.folder.result.unlink()
     text = report_of(plan, tmp_path / "out")
     assert "4 of 6 trainings are done" in text
-    for planned in plan.cells[:4]:
+    for planned in plan.runs[:4]:
         planned.folder.result.unlink()
     with pytest.raises(ExperimentError, match="nothing to report"):
         summary_of(plan)
@@ -173,7 +172,7 @@ def test_the_same_results_give_the_same_bytes(plan: Plan, tmp_path: Path) -> Non
     machine = [{"updates": 20, "train_seconds": 3.0, "train_cpu_seconds": 2.0}]
     details = {"evaluation_seconds": 1.0, "machine": "M", "device": "cpu", "threads": 1}
     write_report(plan, first, "c")
-    for planned in plan.cells:
+    for planned in plan.runs:
         record = {**machine[0], **details, "versions": {"torch": "2"}}
         write_json(planned.folder.machine, [record])
     write_report(plan, second, "c")

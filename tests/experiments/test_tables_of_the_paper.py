@@ -9,12 +9,12 @@ import h5py
 import numpy as np
 import pytest
 
+from sb3_dmamba.experiments import engines as room
 from sb3_dmamba.experiments import report as module
-from sb3_dmamba.experiments import run as room
 from sb3_dmamba.experiments.catalogue import Experiment, get_experiment
-from sb3_dmamba.experiments.grid import execute_cell
+from sb3_dmamba.experiments.grid import execute_run
 from sb3_dmamba.experiments.plan import Request
-from sb3_dmamba.experiments.runs import CellFolder
+from sb3_dmamba.experiments.runs import RunFolder
 from sb3_dmamba.tasks import get_task
 from tests.data import dqn_files
 
@@ -25,12 +25,12 @@ D4RL = {"hopper": (11, 3), "walker2d": (17, 6)}
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run cells here, and draw nothing."""
 
-    def run_here(folders: list[CellFolder], *_: Any) -> dict[str, str]:
+    def run_here(folders: list[RunFolder], *_: Any) -> dict[str, str]:
         for folder in folders:
-            execute_cell(folder.path, "cpu")
+            execute_run(folder.path, "cpu")
         return {}
 
-    monkeypatch.setattr(room, "run_cells", run_here)
+    monkeypatch.setattr(room, "execute_runs", run_here)
     monkeypatch.setattr(module, "_PLOTS", {})
 
 
@@ -128,7 +128,7 @@ def test_atari_runs_from_replay_files_to_the_table(
     text = (tmp_path / "out" / "report.md").read_text()
     assert "| 76.9 | 70.6 |" in text
     fingerprints = {
-        CellFolder(path).read_cell().data.fingerprint
+        RunFolder(path).read_run().data.fingerprint
         for path in (tmp_path / "cells").iterdir()
         if path.name != "data"
     }
