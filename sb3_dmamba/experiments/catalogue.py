@@ -100,9 +100,7 @@ class Experiment:
 
     def __post_init__(self) -> None:
         if not self.variants:
-            raise ConfigError(
-                f"experiment {self.name!r} has no variants: give at least one", setting="variants"
-            )
+            raise ConfigError(f"experiment {self.name!r} has no variants", setting="variants")
 
     @property
     def baseline(self) -> str:
@@ -193,16 +191,12 @@ def get_experiment(name: str) -> Experiment | Measurement:
     Raises:
         ConfigError: There is none; suggests a close one.
     """
-    by_name = {each.name: each for each in (*_EXPERIMENTS, _EFFICIENCY)}
-    if name not in by_name:
-        hint = did_you_mean(near_names(name, by_name)) or f"there are {', '.join(by_name)}"
-        raise ConfigError(
-            f"no experiment is called {name!r}: {hint}",
-            setting="experiment",
-            value=name,
-            choices=by_name,
-        )
-    return by_name[name]
+    known = {each.name: each for each in (*_EXPERIMENTS, _EFFICIENCY)}
+    if name not in known:
+        hint = did_you_mean(near_names(name, known)) or f"there are {', '.join(known)}"
+        message = f"no experiment is called {name!r}: {hint}"
+        raise ConfigError(message, setting="experiment", value=name, choices=known)
+    return known[name]
 
 
 def choose_variants(
@@ -217,34 +211,13 @@ def choose_variants(
     for name in chosen:
         if name not in variants:
             known = ", ".join(map(repr, variants))
-            raise ConfigError(
-                f"{experiment} has no variant {name!r}: it has {known}",
-                setting="variants",
-                value=name,
-                choices=variants,
-            )
+            message = f"{experiment} has no variant {name!r}: it has {known}"
+            raise ConfigError(message, setting="variants", value=name, choices=variants)
     return {name: each for name, each in variants.items() if not chosen or name in chosen}
 
 
 # --- Small tasks ---------------------------------------------------------------------------------
 
-# The paper's shape with a tenth of its updates. The schedule decays, and dropout and weight decay
-# are higher, so that the loss on held-out episodes still falls at the end (docs/results.md). bf16
-# takes 0.7 of the time on a CPU that multiplies in it.
-_HOPPER: dict[str, Any] = {
-    "precision": "bf16",
-    "hidden_size": 128,
-    "n_layers": 3,
-    "context_length": 20,
-    "batch_size": 64,
-    "n_updates": 10_000,
-    "learning_rate": 1e-3,
-    "warmup_updates": 1000,
-    "lr_schedule": "linear",
-    "final_lr_fraction": 0.1,
-    "dropout": 0.2,
-    "weight_decay": 0.1,
-}
 SMALL_RECIPE: dict[str, Any] = {
     "hidden_size": 64,
     "n_layers": 2,
@@ -256,6 +229,19 @@ SMALL_RECIPE: dict[str, Any] = {
     "lr_schedule": "linear",
     "final_lr_fraction": 0.1,
     "dropout": 0.1,
+}
+# The paper's shape with a tenth of its updates. The schedule decays, and dropout and weight decay
+# are higher, so that the loss on held-out episodes still falls at the end (docs/results.md). bf16
+# takes 0.7 of the time on a CPU that multiplies in it.
+_HOPPER = {
+    **SMALL_RECIPE,
+    "precision": "bf16",
+    "hidden_size": 128,
+    "n_layers": 3,
+    "n_updates": 10_000,
+    "warmup_updates": 1000,
+    "dropout": 0.2,
+    "weight_decay": 0.1,
 }
 _BREAKOUT: dict[str, Any] = {
     "hidden_size": 128,
@@ -296,12 +282,8 @@ def list_small_tasks() -> list[Task]:
             target_returns=(-1400.0, -1000.0, -600.0, -300.0, -100.0),
             # With a longer context the model repeats its previous actions: at K 20 and 2,500
             # updates it no longer follows the target.
-            overrides={
-                **SMALL_RECIPE,
-                "context_length": 5,
-                "return_scale": 1000.0,
-                "max_timestep": 200,
-            },
+            overrides=SMALL_RECIPE
+            | {"context_length": 5, "return_scale": 1000.0, "max_timestep": 200},
             description="Pendulum-v1, several agents with random actions in between",
         ),
         Task(
@@ -309,7 +291,7 @@ def list_small_tasks() -> list[Task]:
             env_id="CartPole-v1",
             dataset="cartpole/mixed-v0",
             target_returns=(20.0, 60.0, 120.0, 250.0, 500.0),
-            overrides={**SMALL_RECIPE, "return_scale": 100.0, "max_timestep": 500},
+            overrides=SMALL_RECIPE | {"return_scale": 100.0, "max_timestep": 500},
             description="CartPole-v1, several agents with random actions in between",
         ),
         Task(

@@ -23,7 +23,7 @@ from sb3_dmamba.errors import ExperimentError
 from sb3_dmamba.experiments.catalogue import Measurement, MeasurementRequest, choose_variants
 from sb3_dmamba.experiments.grid import describe_versions
 from sb3_dmamba.experiments.record import FORMAT, read_settings, read_table, write_table
-from sb3_dmamba.experiments.report import format_table, new_figure, save_figure, variant_colour
+from sb3_dmamba.experiments.report import draw_lines, format_table
 from sb3_dmamba.experiments.runs import write_json, write_text
 from sb3_dmamba.machine import describe_device
 from sb3_dmamba.networks import DecisionMambaPolicy
@@ -90,6 +90,40 @@ def make_policy(config: DecisionMambaConfig, device: str, seed: int = 0) -> Deci
         torch.manual_seed(seed)
         policy = DecisionMambaPolicy(OBSERVATION_SPACE, ACTION_SPACE, config)
     return policy.to(device)
+
+
+def make_trajectories(
+    n_episodes: int, length: int, space: spaces.Box = OBSERVATION_SPACE
+) -> Trajectories:
+    """Return noise in Hopper's shape, with actions that follow from the observations.
+
+    Args:
+        n_episodes: Episodes.
+        length: Steps of each.
+        space: Of observations; for images the actions are noise.
+    """
+    generator = np.random.default_rng(0)
+    n_steps = n_episodes * length
+    shape, n_actions = (n_steps, *space.shape), ACTION_SPACE.shape[0]
+    observations: np.ndarray
+    if space.dtype == np.uint8:
+        observations = generator.integers(0, 256, shape, dtype=np.uint8)
+        actions = generator.uniform(-1, 1, (n_steps, n_actions)).astype(np.float32)
+    else:
+        observations = generator.standard_normal(shape, dtype=np.float32)
+        actions = np.tanh(observations[:, :n_actions])
+    ends = np.ones(n_episodes, dtype=bool)
+    return Trajectories(
+        observations=observations,
+        actions=actions,
+        rewards=generator.standard_normal(n_steps, dtype=np.float32),
+        terminated=ends,
+        truncated=~ends,
+        episode_offsets=np.arange(0, n_steps + 1, length),
+        observation_space=space,
+        action_space=ACTION_SPACE,
+        source="noise",
+    )
 
 
 def check_variant(config: DecisionMambaConfig, device: str) -> None:
@@ -213,7 +247,7 @@ def measure_cost(variant: str, config: DecisionMambaConfig, device: str) -> Cost
     batch_size = max(1, _STEPS_OF_UPDATE // length)
     config = config.replace(batch_size=batch_size)
     policy = make_policy(config, device)
-    sampler = WindowSampler(_make_data(length), length, batch_size)
+    sampler = WindowSampler(make_trajectories(4, max(1000, 2 * length)), length, batch_size)
     updater = Updater(policy, config, seed=0)
     n_tokens = 3 * length * batch_size
     kept = count_kept(policy, sampler)
@@ -301,24 +335,6 @@ def _time(run: Callable[[], object], device: str) -> float:
 
 def _is_processor_time(device: str) -> bool:
     return device == "cpu" and torch.get_num_threads() == 1
-
-
-def _make_data(length: int) -> Trajectories:
-    """Return noise in Hopper's shape, its episodes longer than a window."""
-    rng = np.random.default_rng(0)
-    n_episodes, steps = 4, max(1000, 2 * length)
-    n_steps = n_episodes * steps
-    return Trajectories(
-        observations=rng.normal(size=(n_steps, *OBSERVATION_SPACE.shape)).astype(np.float32),
-        actions=rng.uniform(-1, 1, (n_steps, *ACTION_SPACE.shape)).astype(np.float32),
-        rewards=np.ones(n_steps, dtype=np.float32),
-        terminated=np.ones(n_episodes, dtype=bool),
-        truncated=np.zeros(n_episodes, dtype=bool),
-        episode_offsets=np.arange(0, n_steps + 1, steps),
-        observation_space=OBSERVATION_SPACE,
-        action_space=ACTION_SPACE,
-        source="noise",
-    )
 
 
 # --- Report --------------------------------------------------------------------------------------
@@ -483,31 +499,11 @@ def _describe(costs: Sequence[Cost]) -> str:
 
 
 def _plot(costs: Sequence[Cost], fields: Sequence[str], label: str, path: Path) -> None:
-    from matplotlib.ticker import LogLocator
-
-    figure, axes = new_figure()
-    names = list(dict.fromkeys(cost.variant for cost in costs))
-    for index, name in enumerate(names):
-        own = [cost for cost in costs if cost.variant == name]
-        for field, style in zip(fields, ("-", "--"), strict=False):
-            suffix = f", {field.split('_')[0]}" if len(fields) > 1 else ""
-            axes.plot(
-                [cost.context_length for cost in own],
-                [getattr(cost, field) for cost in own],
-                color=variant_colour(index),
-                linestyle=style,
-                marker="o",
-                markersize=4.5,
-                markerfacecolor="white" if style == "--" else variant_colour(index),
-                label=f"{name}{suffix}",
-            )
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    lengths = sorted({cost.context_length for cost in costs})
-    axes.set_xticks(lengths, [str(length) for length in lengths])
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.minorticks_off()
-    axes.set_xlabel("steps of context, K")
-    axes.set_ylabel(label)
-    save_figure(figure, axes, label, path)
+    lines = {}
+    for variant in dict.fromkeys(cost.variant for cost in costs):
+        own = [cost for cost in costs if cost.variant == variant]
+        lengths = [cost.context_length for cost in own]
+        for field in fields:
+            name = f"{variant}, {field.split('_')[0]}" if len(fields) > 1 else variant
+            lines[name] = lengths, [getattr(cost, field) for cost in own]
+    draw_lines(path, label, ("steps of context, K", label), lines, len(fields))

@@ -125,11 +125,6 @@ def execute_runs(
 ) -> dict[str, str]:
     """Execute every run that is not done; one that fails leaves the others alone.
 
-    Args:
-        folders: The runs.
-        engine: Where to execute them.
-        console: Where to show progress; None shows nothing.
-
     Returns:
         Reasons of failure by the label of the run; empty where all are done.
 
@@ -152,11 +147,7 @@ def execute_runs(
 
 
 def raise_failures(failures: dict[str, str]) -> None:
-    """Raise where runs failed.
-
-    Raises:
-        ExperimentError: Some did; names them.
-    """
+    """Raise an ExperimentError that names the runs that failed, where some did."""
     if failures:
         listed = "\n".join(f"  {label}: {reason}" for label, reason in failures.items())
         raise ExperimentError(
@@ -318,7 +309,7 @@ exec {run}
 def write_slurm_script(
     path: Path, folders: Sequence[RunFolder], name: str, command: str, engine: Engine
 ) -> int:
-    """Write a job array of the runs that are not done.
+    """Write a job array of the runs that are not done; return how many these are.
 
     Args:
         path: The script to write.
@@ -326,9 +317,6 @@ def write_slurm_script(
         name: The experiment's name.
         command: What gathers the results afterwards.
         engine: Threads and device of each run.
-
-    Returns:
-        The number of runs in the array.
 
     Raises:
         ExperimentError: Every run is done.

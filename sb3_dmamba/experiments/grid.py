@@ -94,19 +94,21 @@ class _Execution:
         if done < self.n_updates:
             trajectories = _load(self.run)
             self.model.set_logger(Logger(None, []))
+            self.curve = LossCurve(self.folder, done, self.n_updates)
             n_steps = None if done else self.n_updates  # None goes on with the schedule
             with self.session.training():
                 self.model.fit(trajectories, n_steps, callback=_EveryUpdate(self))
         self._finish()
 
-    def after_update(self, curve: LossCurve) -> None:
-        """Write a checkpoint and evaluate, where that is due."""
+    def after_update(self, loss: torch.Tensor) -> None:
+        """Count the loss; write a checkpoint and evaluate, where that is due."""
         done = self.model.num_timesteps
+        self.curve.add(done, loss)
         _exit_without(self.parent)
         self.session.count_update()
         if done in self.evaluated_updates or self.session.is_checkpoint_due():
             with self.session.pause():
-                curve.write(done)
+                self.curve.write(done)
                 self.model.save(self.folder.model)
                 self.session.write(done)
                 self._evaluate_if_due()
@@ -174,19 +176,12 @@ class _Execution:
 
 
 class _EveryUpdate(BaseCallback):
-    """Adds each update's loss to the curve, and calls :meth:`_Execution.after_update`."""
-
     def __init__(self, execution: _Execution) -> None:
         super().__init__()
         self.execution = execution
 
-    def _on_training_start(self) -> None:
-        folder, n_updates = self.execution.folder, self.execution.n_updates
-        self.curve = LossCurve(folder, self.model.num_timesteps, n_updates)
-
     def _on_step(self) -> bool:
-        self.curve.add(self.model.num_timesteps, self.locals["metrics"].loss)
-        self.execution.after_update(self.curve)
+        self.execution.after_update(self.locals["metrics"].loss)
         return True
 
 

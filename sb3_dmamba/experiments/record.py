@@ -69,10 +69,6 @@ class Record:
     def from_plan(cls, plan: Plan, command: str) -> Record:
         """Gather the results of the runs that are done.
 
-        Args:
-            plan: The experiment's runs.
-            command: What reproduces it.
-
         Raises:
             ExperimentError: None is done.
         """
@@ -411,12 +407,13 @@ class TaskSummary:
         same = [a for a in self.arms if a.variant == first.variant and a.memory == arm.memory]
         return same[0] if same and same[0] is not arm else first
 
-    def normalize(self, returns: Any) -> Any:
-        """Return scores between 0 and 100 of the task's reference; None without one."""
-        reference = self.task["reference"]
-        if reference is None:
-            return None
-        return compute_normalized_score(returns, reference["minimum"], reference["maximum"])
+    def scores(self, arm: ArmSummary, when: str, is_normalized: bool) -> NDArray[np.float64]:
+        """Return each seed's last or best score, of 100 where it is normalised (seeds, 1)."""
+        scores = arm.last_scores if when == "last" else arm.best_scores
+        if is_normalized:
+            low, high = self.task["reference"]["minimum"], self.task["reference"]["maximum"]
+            scores = compute_normalized_score(scores, low, high)
+        return scores[:, None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -435,11 +432,6 @@ class ExperimentSummary:
     def n_done(self) -> int:
         """Trainings that are done."""
         return len(self.record.evaluations[["task", "variant", "seed"]].drop_duplicates())
-
-    @property
-    def n_planned(self) -> int:
-        """Trainings of the experiment."""
-        return int(self.record.settings["n_trainings"])
 
     @property
     def n_evaluations(self) -> int:

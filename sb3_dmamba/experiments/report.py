@@ -51,15 +51,12 @@ _INTERVALS_OF_ONE_SEED = "percentiles of a bootstrap over the episodes of the on
 
 
 def write_report(plan: Plan, out: Path, command: str) -> list[Path]:
-    """Write the record and the report of the runs that are done.
+    """Write the record and the report of the runs that are done; return the files, report first.
 
     Args:
         plan: The experiment's runs.
         out: Folder to write into.
         command: What reproduces it.
-
-    Returns:
-        The files written, the report first.
 
     Raises:
         ExperimentError: No run is done.
@@ -212,7 +209,7 @@ def _compose_data(summary: ExperimentSummary) -> list[str]:
 
 def _describe_answer(summary: ExperimentSummary) -> list[str]:
     """Return a paragraph a task: the comparisons, and whether the intervals are separate."""
-    done, planned = summary.n_done, summary.n_planned
+    done, planned = summary.n_done, summary.record.settings["n_trainings"]
     incomplete = f"{done} of {planned} trainings are done; these are their figures."
     return [
         "" if done == planned else incomplete,
@@ -340,25 +337,12 @@ def _format_seeds(task: TaskSummary) -> str:
 def _format_last_and_best(task: TaskSummary) -> str:
     """Return the last and the best score of the trainings, each at its best target."""
     is_normalized = task.task["reference"] is not None
-    rows = [
-        [
-            arm.variant,
-            arm.memory,
-            *(
-                _format_estimate(_estimate_scores(task, scores, is_normalized))
-                for scores in (arm.last_scores, arm.best_scores)
-            ),
-        ]
-        for arm in task.arms
-    ]
+    rows = []
+    for arm in task.arms:
+        scores = [task.scores(arm, when, is_normalized) for when in ("last", "best")]
+        rows.append([arm.variant, arm.memory, *(_format_estimate(estimate(s)) for s in scores)])
     unit = " (normalised)" if is_normalized else ""
     return format_table(["variant", "memory", f"last{unit}", f"best{unit}"], rows)
-
-
-def _estimate_scores(
-    task: TaskSummary, scores: NDArray[np.float64], is_normalized: bool
-) -> Estimate:
-    return estimate((task.normalize(scores) if is_normalized else scores)[:, None])
 
 
 def _format_published(summary: ExperimentSummary, published: Mapping[str, Any]) -> str:
@@ -377,10 +361,9 @@ def _format_published(summary: ExperimentSummary, published: Mapping[str, Any]) 
             if arm is None:
                 row.append("-")
                 continue
-            scores = arm.last_scores if when == "last" else arm.best_scores
-            shown = (task.normalize(scores) if published["is_normalized"] else scores)[:, None]
-            strata[variant, when].append(shown)
-            row.append(_format_estimate(estimate(shown)))
+            scores = task.scores(arm, when, published["is_normalized"])
+            strata[variant, when].append(scores)
+            row.append(_format_estimate(estimate(scores)))
         rows.append([*row, *(scores_of_others.get(task.name, {}).get(o, "-") for o in others)])
     if published["is_normalized"] and len(summary.tasks) > 1:
         pooled = [estimate(strata[each]) if strata[each] else None for each in columns]
@@ -440,7 +423,8 @@ def new_figure(width: float = 7.5, height: float = 4.6) -> tuple[Figure, Axes]:
 def save_figure(figure: Figure, axes: Axes, title: str, path: Path) -> None:
     """Add title and legend, and write the picture; the same figure gives the same bytes."""
     axes.set_title(title, loc="left", fontsize=9, color="0.35")
-    axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1.0))
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1.0))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Software": None})
 
@@ -448,6 +432,49 @@ def save_figure(figure: Figure, axes: Axes, title: str, path: Path) -> None:
 def variant_colour(index: int) -> str:
     """Return the colour of the n-th variant."""
     return _COLOURS[index % len(_COLOURS)]
+
+
+def draw_lines(
+    path: Path,
+    title: str,
+    labels: tuple[str, str],
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    n_styles: int = 1,
+) -> None:
+    """Draw lines through points, both axes logarithmic.
+
+    Args:
+        path: Where to write.
+        title: Above the figure.
+        labels: Of the two axes, with their units.
+        lines: Places and values by name.
+        n_styles: Lines that follow each other in one colour, the second of them dashed.
+    """
+    from matplotlib.ticker import LogLocator
+
+    figure, axes = new_figure()
+    for index, (name, (places, values)) in enumerate(lines.items()):
+        colour, is_dashed = variant_colour(index // n_styles), index % n_styles == 1
+        axes.plot(
+            places,
+            values,
+            color=colour,
+            linestyle="--" if is_dashed else "-",
+            marker="o",
+            markersize=4.5,
+            markerfacecolor="white" if is_dashed else colour,
+            label=name,
+        )
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    ticks = sorted({place for places, _ in lines.values() for place in places})
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
+    axes.set_xlabel(labels[0])
+    axes.set_ylabel(labels[1])
+    save_figure(figure, axes, title, path)
 
 
 def _styled_arms(task: TaskSummary) -> Iterator[tuple[ArmSummary, str, str]]:

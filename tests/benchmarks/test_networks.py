@@ -16,12 +16,12 @@ from benchmarks.networks import (
     PeerMixer,
     check_network,
     make_network,
-    make_trajectories,
 )
 from benchmarks.peers import check_learning, make_peer
 from benchmarks.request import Request
 from benchmarks.suites.data import check_windows
 from sb3_dmamba.data import WindowSampler
+from sb3_dmamba.experiments.efficiency import make_trajectories
 from sb3_dmamba.networks import DecisionMambaPolicy
 
 QUICK = Request(quick=True)

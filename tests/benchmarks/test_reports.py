@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from benchmarks.pictures import draw_bars, draw_lines, draw_shares
+from benchmarks.pictures import draw_bars, draw_shares
 from benchmarks.reports import Column, Picture, Report, Table, print_report, write_report
+from sb3_dmamba.experiments.report import draw_lines
 
 COLUMNS = (
     Column("name", ""),

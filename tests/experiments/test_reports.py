@@ -291,7 +291,8 @@ def test_scores_are_normalised_where_there_is_a_reference(tmp_path: Path) -> Non
     planned = changed(planned, task=changed(planned.task, reference=reference))
     plan = changed(plan, tasks=(planned,))
     (task,) = summary_of(plan).tasks
-    assert task.normalize(13.0) == 50.0
+    normalised = task.scores(task.arms[0], "last", True)
+    np.testing.assert_allclose(normalised, 5 * (task.arms[0].last_scores[:, None] - 3.0))
 
 
 @pytest.mark.parametrize(
