@@ -23,7 +23,7 @@ from sb3_dmamba.errors import ExperimentError
 from sb3_dmamba.experiments.catalogue import Measurement, MeasurementRequest, choose_variants
 from sb3_dmamba.experiments.grid import describe_versions
 from sb3_dmamba.experiments.record import FORMAT, read_settings, read_table, write_table
-from sb3_dmamba.experiments.report import draw_lines, format_table
+from sb3_dmamba.experiments.report import compose_title, draw_lines, format_table
 from sb3_dmamba.experiments.runs import write_json, write_text
 from sb3_dmamba.machine import describe_device
 from sb3_dmamba.networks import DecisionMambaPolicy
@@ -441,8 +441,8 @@ def _compose(settings: Mapping[str, Any], costs: Sequence[Cost]) -> str:
     versions = ", ".join(f"{name} {value}" for name, value in settings["versions"].items())
     threads = f"{settings['threads']} thread{'' if settings['threads'] == 1 else 's'}"
     sections = [
-        f"# {settings['title']}",
-        settings["question"],
+        f"# {compose_title(settings)}",
+        f"**{settings['title']}.** {settings['question']}",
         "## Answer",
         _describe(costs),
         "## Results",

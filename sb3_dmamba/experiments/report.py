@@ -111,14 +111,35 @@ def _picture(task: TaskSummary, name: str) -> str:
 # --- Sections ------------------------------------------------------------------------------------
 
 
+_MAX_NAMED_TASKS = 3
+
+
+def compose_title(settings: Mapping[str, Any]) -> str:
+    """Return a report's title: experiment and datasets, such as "Mixers: Pendulum, CartPole"."""
+    experiment = settings["experiment"].replace("-", " ").capitalize()
+    tasks = settings.get("tasks", [])
+    names = [_task_title(task["name"], task["env_id"]) for task in tasks]
+    if len(names) > _MAX_NAMED_TASKS:
+        names = [f"{len(names)} datasets"]
+    return f"{experiment}: {', '.join(names)}" if names else experiment
+
+
+def _task_title(name: str, env_id: str) -> str:
+    """Write a task's name as its environment's is written: CartPole for cartpole."""
+    environment = re.sub(r".*/|-v\d+$", "", env_id)
+    if name.lower().startswith(environment.lower()):
+        return environment + name[len(environment) :]
+    return name[0].upper() + name[1:]
+
+
 def _compose(summary: ExperimentSummary) -> str:
     settings, machine = summary.record.settings, summary.record.machine
     headlines = ", ".join(f"{format_number(t.headline)} on {t.name}" for t in summary.tasks)
     is_single = all(len(arm.seeds) == 1 for task in summary.tasks for arm in task.arms)
     intervals = _INTERVALS_OF_ONE_SEED if is_single else _INTERVALS
     sections = [
-        f"# {settings['title']}",
-        settings["question"],
+        f"# {compose_title(settings)}",
+        f"**{settings['title']}.** {settings['question']}",
         "## Answer",
         *_describe_answer(summary),
         "## Results",

@@ -150,7 +150,12 @@ def test_the_report_stands_by_itself(tmp_path: Path) -> None:
     )
     files = measure_efficiency(efficiency(), request, (2, 4))
     text = files[0].read_text()
-    for said in ("# Time, memory", "does not explore", "from K 2 to K 4 (2 times as long)"):
+    for said in (
+        "# Efficiency",
+        "**Time, memory",
+        "does not explore",
+        "from K 2 to K 4 (2 times as long)",
+    ):
         assert said in text
     assert "dmamba experiment efficiency" in text
     rows = list(csv.DictReader((tmp_path / "results.csv").read_text().splitlines()))

@@ -151,7 +151,8 @@ def test_the_report_stands_by_itself(plan: Plan, tmp_path: Path) -> None:
     out = tmp_path / "out"
     text = report_of(plan, out)
     for said in (
-        "# A toy",
+        "# Toy: Data",
+        "**A toy.**",
         "Does it work?",
         "dmamba experiment toy",
         "Seeds 0, 1, 2",
@@ -301,3 +302,14 @@ def test_scores_are_normalised_where_there_is_a_reference(tmp_path: Path) -> Non
 )
 def test_numbers_have_the_digits_they_bear(value: float, text: str) -> None:
     assert format_number(value) == text
+
+
+def test_titles_name_experiment_and_datasets() -> None:
+    def title(*tasks: tuple[str, str]) -> str:
+        named = [{"name": name, "env_id": env_id} for name, env_id in tasks]
+        return module.compose_title({"experiment": "long-memory", "tasks": named})
+
+    cartpole, breakout = ("cartpole", "CartPole-v1"), ("breakout-small", "sb3_dmamba/Atari-v0")
+    assert title(cartpole, breakout) == "Long memory: CartPole, Breakout-small"
+    assert title(("hopper-medium-v2", "Hopper-v4")) == "Long memory: Hopper-medium-v2"
+    assert title(*[cartpole] * 4) == "Long memory: 4 datasets"
