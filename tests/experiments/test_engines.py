@@ -1,4 +1,4 @@
-"""Where cells run: processes, Ray, SLURM. The cells themselves are stand-ins here."""
+"""Engines: processes, Ray, SLURM. The runs themselves are stand-ins here."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ import pytest
 from rich.console import Console
 
 from sb3_dmamba.errors import ConfigError, ExperimentError, MissingDependencyError
-from sb3_dmamba.experiments import engines as local
-from sb3_dmamba.experiments import engines as process
-from sb3_dmamba.experiments import engines as slurm
+from sb3_dmamba.experiments import engines
 from sb3_dmamba.experiments.engines import Engine, execute_runs, raise_failures, write_slurm_script
 from sb3_dmamba.experiments.grid import main
 from sb3_dmamba.experiments.runs import RunFolder, write_json
@@ -38,19 +36,18 @@ def folders(tmp_path: Path) -> list[RunFolder]:
 def stand_in(
     monkeypatch: pytest.MonkeyPatch, code: Callable[[Path], str]
 ) -> list[tuple[Path, str, int]]:
-    """Run some code instead of a cell; return what was asked for."""
+    """Run some code instead of a run; return what was asked for."""
     asked: list[tuple[Path, str, int]] = []
 
     def command(path: Path, device: str, threads: int) -> list[str]:
         asked.append((path, device, threads))
         return [sys.executable, "-c", code(path), str(path)]
 
-    for module in (local, process):
-        monkeypatch.setattr(module, "run_command", command)
+    monkeypatch.setattr(engines, "run_command", command)
     return asked
 
 
-def test_every_cell_runs_once(folders: list[RunFolder], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_run_runs_once(folders: list[RunFolder], monkeypatch: pytest.MonkeyPatch) -> None:
     asked = stand_in(monkeypatch, lambda _: DONE)
     folders[0].result.write_text("{}")
     assert execute_runs(folders, Engine(jobs=2, threads=3, device="cpu")) == {}
@@ -59,7 +56,7 @@ def test_every_cell_runs_once(folders: list[RunFolder], monkeypatch: pytest.Monk
     assert len(asked) == 3
 
 
-def test_a_worker_that_dies_names_its_cell_and_takes_no_other_with_it(
+def test_a_worker_that_dies_names_its_run_and_takes_no_other_with_it(
     folders: list[RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     codes = {folders[1].path: KILLED, folders[2].path: FAILS}
@@ -99,28 +96,21 @@ def test_an_interrupt_ends_every_process(
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        local.execute_locally(folders, Engine(jobs=2), interrupt)
+        engines.execute_locally(folders, Engine(jobs=2), interrupt)
     with pytest.raises(ProcessLookupError):
         os.kill(int(folders[1].log.read_text()), 0)
 
 
-def test_an_engine_of_nothing_is_refused() -> None:
-    with pytest.raises(ConfigError, match="jobs"):
-        Engine(jobs=0)
-    with pytest.raises(ConfigError, match="threads"):
-        Engine(threads=0)
-    with pytest.raises(ConfigError, match=r"jobs=1.5: give an integer of at least 1"):
-        Engine(jobs=1.5)  # type: ignore[arg-type]
-
-
-def test_an_engines_counts_are_pythons() -> None:
-    counts: dict[str, Any] = {"jobs": np.int64(2), "threads": np.uint8(3)}
-    engine = Engine(**counts)
-    assert engine == Engine(jobs=2, threads=3)
+def test_an_engines_counts_are_positive_integers() -> None:
+    for counts in ({"jobs": 0}, {"threads": 0}, {"jobs": 1.5}):
+        with pytest.raises(ConfigError) as caught:
+            Engine(**counts)
+        assert {caught.value.setting: caught.value.value} == counts
+    engine = Engine(jobs=np.int64(2), threads=np.uint8(3))  # type: ignore[arg-type]
     assert (type(engine.jobs), type(engine.threads)) == (int, int)
 
 
-def test_progress_shows_cells_and_their_updates(
+def test_progress_shows_runs_and_their_updates(
     folders: list[RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     running = {"updates": 7, "total": 20, "phase": "evaluating (window)", "time": time.time()}
@@ -135,13 +125,13 @@ def test_progress_shows_cells_and_their_updates(
     assert "evaluating (window)" in text
 
 
-# --- One cell's command ---------------------------------------------------------------------------
+# --- One run's command ---------------------------------------------------------------------------
 
 
-def test_the_command_of_a_cell_says_what_is_wrong(
+def test_the_command_of_a_run_says_what_is_wrong(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _, _, module, *arguments = process.run_command(tmp_path / "none", "cpu", 1)
+    _, _, module, *arguments = engines.run_command(tmp_path / "none", "cpu", 1)
     assert module == "sb3_dmamba.experiments.grid"
     assert main(arguments) == 1
     assert f"ExperimentError: there is no run at {tmp_path / 'none'}" in capsys.readouterr().err
@@ -191,7 +181,7 @@ def fake_ray(monkeypatch: pytest.MonkeyPatch, lost: str = "") -> list[Any]:
     return calls
 
 
-def test_ray_runs_every_cell_as_a_task(
+def test_ray_runs_every_run_as_a_task(
     folders: list[RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stand_in(monkeypatch, lambda path: FAILS if path == folders[1].path.resolve() else DONE)
@@ -206,7 +196,7 @@ def test_ray_runs_every_cell_as_a_task(
     assert (calls[0], calls[-1]) == ("init", "shutdown")
 
 
-def test_a_cell_that_ray_lost_is_named(
+def test_a_run_that_ray_lost_is_named(
     folders: list[RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stand_in(monkeypatch, lambda _: DONE)
@@ -226,11 +216,11 @@ def test_without_ray_the_error_says_how_to_get_it(
 # --- SLURM ---------------------------------------------------------------------------------------
 
 
-def test_a_slurm_script_runs_one_cell_a_task(
+def test_a_slurm_script_executes_one_run_a_task(
     folders: list[RunFolder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        slurm, "run_command", lambda path, device, threads: ["echo", str(path), device]
+        engines, "run_command", lambda path, device, threads: ["echo", str(path), device]
     )
     folders[0].result.write_text("{}")
     script = tmp_path / "a script.sh"
@@ -253,15 +243,14 @@ def test_a_slurm_script_runs_one_cell_a_task(
         assert finished.stdout.split() == [str(folder.path.resolve()), "cuda"]
 
 
-def test_a_cpu_s_script_asks_for_no_gpu(folders: list[RunFolder], tmp_path: Path) -> None:
-    write_slurm_script(tmp_path / "x.sh", folders, "toy", "dmamba experiment toy", Engine())
-    text = (tmp_path / "x.sh").read_text()
-    assert "--gpus" not in text
-    assert f'exec {sys.executable} -m sb3_dmamba.experiments.grid "${{runs[' in text
-
-
-def test_a_script_of_nothing_is_refused(folders: list[RunFolder], tmp_path: Path) -> None:
+def test_a_cpu_s_script_asks_for_no_gpu_and_one_of_nothing_is_refused(
+    folders: list[RunFolder], tmp_path: Path
+) -> None:
+    script = tmp_path / "x.sh"
+    write_slurm_script(script, folders, "toy", "dmamba experiment toy", Engine())
+    assert "--gpus" not in script.read_text()
+    assert f'exec {sys.executable} -m sb3_dmamba.experiments.grid "${{runs[' in script.read_text()
     for folder in folders:
         folder.result.write_text("{}")
     with pytest.raises(ExperimentError, match="without --slurm"):
-        write_slurm_script(tmp_path / "x.sh", folders, "toy", "", Engine())
+        write_slurm_script(script, folders, "toy", "", Engine())

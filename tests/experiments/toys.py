@@ -73,10 +73,10 @@ def fake_result(
     updates: tuple[int, ...] = (20,),
     growth: float = 0.0,
 ) -> None:
-    """Write a cell's result by hand: episodes by memory and target.
+    """Write a run's result by hand: episodes by memory and target.
 
     Args:
-        folder: The cell's.
+        folder: The run's.
         returns: Episodes at the first evaluation.
         updates: When it was evaluated.
         growth: What each further evaluation adds to every episode.

@@ -1,4 +1,4 @@
-"""Running a cell: once, and to the same result however often it is interrupted."""
+"""Executing a run: once, and to the same result however often it is interrupted."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ import pytest
 
 from sb3_dmamba.algorithm import DecisionMamba
 from sb3_dmamba.errors import ExperimentError
-from sb3_dmamba.experiments import grid as accounting
-from sb3_dmamba.experiments import grid as execution
-from sb3_dmamba.experiments import runs as curve
+from sb3_dmamba.experiments import grid, runs
 from sb3_dmamba.experiments.grid import execute_run
 from sb3_dmamba.experiments.plan import Plan
 from sb3_dmamba.experiments.runs import RunFolder
@@ -33,7 +31,7 @@ def plan_one(folder: Path) -> Plan:
 def long_stretches() -> Iterator[None]:
     """A loss curve of 20 updates in stretches of 5: checkpoints fall into the middle of them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(curve, "_LOSS_POINTS", 4)
+        patch.setattr(runs, "_LOSS_POINTS", 4)
         yield
 
 
@@ -83,23 +81,23 @@ def test_the_evaluation_is_the_model_s_own(undisturbed: RunFolder) -> None:
     assert [e.returns.tolist() for e in last] == [e.returns.tolist() for e in report.results]
 
 
-def test_a_cell_that_is_done_is_left_alone(
+def test_a_run_that_is_done_is_left_alone(
     undisturbed: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(execution, "_Execution", None)  # would fail
+    monkeypatch.setattr(grid, "_Execution", None)  # would fail
     execute_run(undisturbed.path)
 
 
 def test_a_damaged_evaluation_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (planned,) = plan_one(tmp_path).runs
-    finish = execution._Execution._finish
+    finish = grid._Execution._finish
 
     def damage(self: Any) -> None:
         (self.folder.evaluations / "000000007-window.json").write_text("[")
         (self.folder.evaluations / "000000020-window.json").write_text("[")
         finish(self)
 
-    monkeypatch.setattr(execution._Execution, "_finish", damage)
+    monkeypatch.setattr(grid._Execution, "_finish", damage)
     with pytest.raises(ExperimentError, match=r"000000007-window\.json is missing or damaged"):
         execute_run(planned.folder.path, "cpu")
     assert not planned.folder.is_done
@@ -134,7 +132,7 @@ CRASHES = {
     "between loss curve and checkpoint": (DecisionMamba, "save", 3),
     "between checkpoint and evaluation": (DecisionMamba, "evaluate", 3),
     "between the memories of an evaluation": (DecisionMamba, "evaluate", 2),
-    "before the last weights are kept": (execution._Execution, "_finish", 1),
+    "before the last weights are kept": (grid._Execution, "_finish", 1),
 }
 
 
@@ -145,7 +143,7 @@ def test_a_crash_changes_no_byte_of_the_result(
     (planned,) = plan_one(tmp_path).runs
     assert planned.folder.path.name == undisturbed.path.name
     looks = iter(range(10_000))
-    monkeypatch.setattr(accounting.Session, "is_checkpoint_due", lambda _: next(looks) % 3 == 2)
+    monkeypatch.setattr(grid.Session, "is_checkpoint_due", lambda _: next(looks) % 3 == 2)
     owner, name, call = CRASHES[where]
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, crash_at(call, getattr(owner, name)))
@@ -160,7 +158,7 @@ def test_crashes_upon_crashes_do_not_either(
     undisturbed: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (planned,) = plan_one(tmp_path).runs
-    monkeypatch.setattr(accounting.Session, "is_checkpoint_due", lambda _: True)
+    monkeypatch.setattr(grid.Session, "is_checkpoint_due", lambda _: True)
     n_crashes = 0
     while not planned.folder.is_done:
         with monkeypatch.context() as patch:
