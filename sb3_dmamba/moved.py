@@ -32,6 +32,7 @@ MOVED = {
     "experiments.efficiency.timing": "experiments.efficiency",
     "experiments.measuring": "experiments.catalogue",
     "experiments.planning": "experiments.plan",
+    "experiments.run": "experiments.engines",
     "memory_tasks": "envs",
     "memory_tasks.tmaze": "envs.tmaze",
     "networks.state": "networks.memory",
