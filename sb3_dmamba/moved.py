@@ -19,6 +19,7 @@ MOVED = {
     "data.collect": "data.recording",
     "data.mapping.pickling": "data.mapping",
     "data.windows": "data.samplers",
+    "d3rlpy.config": "d3rlpy.algo",
     "environments": "context",
     "evaluation.wrappers": "envs.return_to_go",
     "memory_tasks": "envs",

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from d3rlpy.algos import DecisionTransformerConfig, DiscreteDecisionTransformerConfig
+from d3rlpy.algos.transformer.base import TransformerConfig
 from torch import nn
 
 from sb3_dmamba.config import DecisionMambaConfig as CoreConfig
@@ -21,7 +22,7 @@ from sb3_dmamba.d3rlpy import (
     DecisionMambaEncoderFactory,
     DiscreteDecisionMambaConfig,
 )
-from sb3_dmamba.d3rlpy.config import CORE_NAMES, SequenceModelFields
+from sb3_dmamba.d3rlpy.network import CORE_NAMES, SequenceConfig
 from sb3_dmamba.errors import ConfigError, SpaceError
 from sb3_dmamba.networks import AttentionMixer, SequenceModel
 from tests.d3rlpy.cases import OURS, make_algo, make_config, vector_encoder
@@ -31,7 +32,10 @@ PAIRS = [
     (DecisionTransformerConfig, DecisionMambaConfig),
     (DiscreteDecisionTransformerConfig, DiscreteDecisionMambaConfig),
 ]
-OWN_FIELDS = [field.name for field in dataclasses.fields(SequenceModelFields)]
+OWN_FIELDS = [
+    field.name
+    for field in dataclasses.fields(SequenceConfig)[len(dataclasses.fields(TransformerConfig)) :]
+]
 
 
 def defaults(config: type) -> dict[str, Any]:

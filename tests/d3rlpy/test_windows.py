@@ -56,7 +56,9 @@ def test_real_steps_keep_their_order_wherever_padding_is(masks: list[list[int]])
 
 def test_without_padding_nothing_is_copied() -> None:
     batch = d3rlpy_batch([[1, 1, 1]])
-    assert to_windows(batch, is_discrete=False, may_look=True).observations is batch.observations
+    assert (
+        to_windows(batch, is_discrete=False, skip_if_full=True).observations is batch.observations
+    )
     moved = to_windows(batch, is_discrete=False)
     assert torch.equal(moved.observations, batch.observations)
 
