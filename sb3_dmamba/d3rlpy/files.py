@@ -24,7 +24,7 @@ from sb3_dmamba.d3rlpy.network import predict_newest
 from sb3_dmamba.errors import ConfigError
 from sb3_dmamba.export.graph import copy_traceable
 from sb3_dmamba.export.onnx import trace_to_onnx
-from sb3_dmamba.ops.selective_scan.traceable import recurrence_as
+from sb3_dmamba.ops.traceable import recurrence_as
 from sb3_dmamba.paths import write_atomically
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from sb3_dmamba.errors import MissingDependencyError
 from sb3_dmamba.export.graph import EXAMPLE_ENVS, PolicyGraph, Step, Tensors
-from sb3_dmamba.ops.selective_scan.traceable import recurrence_as, run_recurrence
+from sb3_dmamba.ops.traceable import recurrence_as, run_recurrence
 
 METADATA_KEY = "sb3_dmamba"
 STATE = "state."  #: prefix of inputs that are part of the state
