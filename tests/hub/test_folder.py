@@ -31,8 +31,10 @@ DATA = random_trajectories(observation_shape=(2,))
 FILES = {"README.md", "config.json", "evaluation.json", "evaluation.png", "results.json"}
 
 
-def _make_pickled(**_: Any) -> gym.Env[Any, Any]:
-    return PickledEnv()
+def _make_pickled(render_mode: str | None = None, **_: Any) -> gym.Env[Any, Any]:
+    env = PickledEnv()
+    env.render_mode = render_mode  # type: ignore[assignment]  # frames only where asked for
+    return env
 
 
 @pytest.fixture(scope="module")
