@@ -103,9 +103,6 @@ def find_problems(packages: list[Package], backends: list[Backend]) -> list[str]
     return [problem for check in checks for problem in check]
 
 
-# --- Packages ----------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Package:
     """A package that this one needs, always or for an extra.
@@ -191,8 +188,6 @@ def _package_problems(packages: list[Package]) -> Iterator[str]:
         if package.extra is None and not package.is_met:
             yield f"{package.name} {package.lack}: {package.remedy}"
 
-
-# --- Backends of the operations ----------------------------------------------------------------
 
 _TOLERANCE = 1e-4  # of sums of a few dozen numbers of size one, in float32
 _BATCH, _STEPS, _CHANNELS, _STATES, _TAPS = 2, 33, 16, 8, 4
@@ -293,9 +288,6 @@ def _driver_problems() -> Iterator[str]:
         )
 
 
-# --- Datasets ----------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Place:
     """A folder of datasets.
@@ -349,8 +341,6 @@ def why_no_bundled_dataset() -> str | None:
         return f"the dataset inside the package cannot be read ({error}): install it again"
     return None
 
-
-# --- Speed -------------------------------------------------------------------------------------
 
 _WARM_UPS = 3  # updates before timing: kernels are compiled, or a graph is recorded
 _ENDLESS = 10**9

@@ -88,14 +88,10 @@ _OWN_ENVIRONMENT = """The file names no environment: give yours to
 
 """
 
-_TAGS = [
-    "deep-reinforcement-learning",
-    "reinforcement-learning",
-    "stable-baselines3",
-    "offline-reinforcement-learning",
-    "decision-mamba",
-    "sb3-dmamba",
-]
+_TAGS = (
+    *("deep-reinforcement-learning", "reinforcement-learning", "stable-baselines3"),
+    *("offline-reinforcement-learning", "decision-mamba", "sb3-dmamba"),
+)
 
 
 def make_folder(
@@ -334,11 +330,11 @@ class Card:
         hub, results = require_huggingface_hub(), self.results()
         conditions = ("target_return", "memory", "weights", "n_eval_episodes", "first_seed")
         reward = f"{results['mean_reward']:.2f} +/- {results['std_reward']:.2f}"
-        metrics: list[tuple[str, Any, Any]] = [
-            ("mean_reward", reward, {name: results[name] for name in conditions})
-        ]
+        metrics: dict[str, tuple[Any, Any]] = {
+            "mean_reward": (reward, {name: results[name] for name in conditions})
+        }
         if results["normalized_score"] is not None:
-            metrics.append(("normalized_score", round(results["normalized_score"], 2), None))
+            metrics["normalized_score"] = round(results["normalized_score"], 2), None
         return hub.ModelCardData(
             library_name="stable-baselines3",
             license=self.license,
@@ -357,7 +353,7 @@ class Card:
                     metric_args=arguments,
                     verified=False,
                 )
-                for name, value, arguments in metrics
+                for name, (value, arguments) in metrics.items()
             ],
         )
 

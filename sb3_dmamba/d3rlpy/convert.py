@@ -97,7 +97,7 @@ def from_sb3(
         ConfigError: ``model`` is neither a ``sb3_dmamba.DecisionMamba`` nor a file's name, or it
             has a features extractor.
         ModelFileError: The file does not hold a model.
-        SpaceError: d3rlpy has no such actions: not a vector, or not counted from 0.
+        SpaceError: Discrete actions do not start at 0, as d3rlpy's do.
     """
     if not isinstance(model, (Sb3DecisionMamba, str, os.PathLike)):
         raise ConfigError(
@@ -161,7 +161,7 @@ def from_sb3(
 
 
 def _count_actions(space: spaces.Space[Any]) -> int:
-    """Return d3rlpy's size of an action space; a SpaceError if it has none."""
+    """Return d3rlpy's size of an action space; a SpaceError where it does not start at 0."""
     if isinstance(space, spaces.Discrete):
         if space.start != 0:
             raise SpaceError(
@@ -172,13 +172,6 @@ def _count_actions(space: spaces.Space[Any]) -> int:
             )
         return int(space.n)
     assert isinstance(space, spaces.Box)
-    if len(space.shape) != 1:
-        raise SpaceError(
-            f"actions are of shape {space.shape}, and d3rlpy takes vectors alone: flatten them in "
-            f"the environment and the dataset",
-            setting="action_space",
-            value=space,
-        )
     return int(space.shape[0])
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, BinaryIO, overload
+from collections.abc import Sequence
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch.distributed as dist
@@ -60,13 +60,7 @@ class _Episodes(Sequence[Any]):
     def __len__(self) -> int:
         return len(self._trajectories)
 
-    @overload
-    def __getitem__(self, index: int) -> Any: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Any]: ...
-
-    def __getitem__(self, index: int | slice) -> Any:
+    def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
         data = self._trajectories
@@ -78,9 +72,6 @@ class _Episodes(Sequence[Any]):
             rewards=part.rewards[:, None],
             terminated=part.terminated,
         )
-
-    def __iter__(self) -> Iterator[Any]:
-        return (self[number] for number in range(len(self)))
 
 
 class WindowReplayBuffer(ReplayBufferBase):
@@ -224,34 +215,15 @@ class WindowReplayBuffer(ReplayBufferBase):
         """Write d3rlpy's HDF5 file of the episodes."""
         dump(list(self._episodes), f)
 
-    def append(self, observation: Any, action: Any, reward: Any) -> None:
-        """Raise a DatasetError: a view cannot be written to, by this or the methods below."""
-        raise _is_read_only()
-
-    def append_episode(self, episode: Any) -> None:
-        """Raise a DatasetError; see :meth:`append`."""
-        raise _is_read_only()
-
-    def clip_episode(self, terminated: bool) -> None:
-        """Raise a DatasetError; see :meth:`append`."""
-        raise _is_read_only()
-
-    @classmethod
-    def from_episode_generator(cls, *args: Any, **kwargs: Any) -> Any:
-        """Raise a DatasetError; see :meth:`append`."""
-        raise _is_read_only()
-
     @classmethod
     def load(cls, *args: Any, **kwargs: Any) -> Any:
-        """Raise a DatasetError; see :meth:`append`."""
-        raise _is_read_only()
+        """Raise a DatasetError: this buffer is a view and cannot be written to."""
+        raise DatasetError(
+            "this buffer is a view of recorded episodes and cannot be written to: use "
+            "trajectories.to_d3rlpy(), which copies them into d3rlpy's own"
+        )
 
-
-def _is_read_only() -> DatasetError:
-    return DatasetError(
-        "this buffer is a view of recorded episodes and cannot be written to: use "
-        "trajectories.to_d3rlpy(), which copies them into d3rlpy's own"
-    )
+    append = append_episode = clip_episode = from_episode_generator = load
 
 
 def _to_d3rlpy(windows: WindowBatch, rewards: ndarray, terminals: ndarray) -> TrajectoryMiniBatch:
