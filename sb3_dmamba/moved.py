@@ -24,6 +24,7 @@ MOVED = {
     "data.mapping.pickling": "data.mapping",
     "data.summary": "data.returns",
     "data.windows": "data.samplers",
+    "d3rlpy.config": "d3rlpy.algo",
     "environments": "context",
     "evaluation.protocols": "evaluation.actors",
     "evaluation.results": "evaluation.report",

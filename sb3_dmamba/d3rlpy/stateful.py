@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from d3rlpy.algos.transformer.action_samplers import TransformerActionSampler
+from d3rlpy.algos.transformer.base import TransformerAlgoBase
 from d3rlpy.constants import ActionSpace
 from d3rlpy.dataset import is_tuple_shape
 from d3rlpy.torch_utility import convert_to_torch, convert_to_torch_recursively
@@ -15,13 +17,6 @@ from torch import Tensor
 from sb3_dmamba.d3rlpy.network import pack_observations
 from sb3_dmamba.errors import SpaceError
 from sb3_dmamba.networks.memory import StreamMemory
-
-if TYPE_CHECKING:
-    from d3rlpy.algos.transformer.action_samplers import TransformerActionSampler
-
-    from sb3_dmamba.d3rlpy.algo import SequenceAlgoBase
-
-__all__ = ["StreamTransformerWrapper"]
 
 
 class StreamTransformerWrapper:
@@ -39,7 +34,7 @@ class StreamTransformerWrapper:
 
     def __init__(
         self,
-        algo: SequenceAlgoBase,
+        algo: TransformerAlgoBase,
         target_return: float,
         action_sampler: TransformerActionSampler,
     ) -> None:
@@ -56,7 +51,7 @@ class StreamTransformerWrapper:
         self.reset()
 
     @property
-    def algo(self) -> SequenceAlgoBase:
+    def algo(self) -> TransformerAlgoBase:
         """The algorithm that acts."""
         return self._algo
 
