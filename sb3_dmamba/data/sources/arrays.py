@@ -149,30 +149,32 @@ def copy_rows(
     start = 0
     for observed, actions, rewards in rows:
         episode = int(np.searchsorted(offsets, start, side="right")) - 1
-        try:
-            observations = flatten_observation(space, observed, batch=True)
-        except SpaceError as error:
-            raise DatasetError(
-                f"{label(episode)}: {error}",
-                episode=episode,
-                setting="observations",
-                value=error.value,
-            ) from error
-        values = {"observations": observations, "actions": actions, "rewards": rewards}
-        count = len(rewards)
-        for name, array in arrays.items():
-            expected = (count, *array.shape[1:])
-            if values[name].shape != expected:
+        steps = slice(start, start + len(rewards))
+        values = {"observations": observed, "actions": actions, "rewards": rewards}
+        with np.errstate(over="ignore", invalid="ignore"):  # Trajectories names such values
+            try:
+                values["observations"] = flatten_observation(space, observed, batch=True)
+            except SpaceError as error:
                 raise DatasetError(
-                    f"{label(episode)}: {name} have shape {values[name].shape}, and {expected} is "
-                    f"needed",
+                    f"{label(episode)}: {error}",
                     episode=episode,
-                    setting=name,
-                    value=values[name].shape,
-                    choices=[expected],
-                )
-            array[start : start + count] = values[name]
-        start += count
+                    setting="observations",
+                    value=error.value,
+                ) from error
+            for name, array in arrays.items():
+                shape, expected = values[name].shape, (len(rewards), *array.shape[1:])
+                if shape != expected:
+                    raise DatasetError(
+                        f"{label(episode)}: {name} have shape {shape}, and {expected} is needed",
+                        episode=episode,
+                        setting=name,
+                        value=shape,
+                        choices=[expected],
+                    )
+                array[steps] = values[name]
+        if isinstance(action_space, spaces.Discrete):
+            _check_integers(actions, arrays["actions"][steps], action_space, episode, label)
+        start = steps.stop
     return Trajectories(
         **arrays,
         terminated=np.asarray(terminated),
@@ -182,6 +184,24 @@ def copy_rows(
         action_space=action_space,
         **described,
     )
+
+
+def _check_integers(
+    actions: ndarray,
+    integers: Int64[ndarray, "T"],
+    space: spaces.Discrete,
+    episode: int,
+    label: Callable[[int], str],
+) -> None:
+    wrong = np.flatnonzero(integers != actions)
+    if len(wrong):
+        raise DatasetError(
+            f"{label(episode)}: an action is {actions[wrong[0]]}, and the action space is {space}: "
+            f"pass action_space, the environment's Box",
+            episode=episode,
+            setting="action_space",
+            value=actions[wrong[0]],
+        )
 
 
 @contextlib.contextmanager

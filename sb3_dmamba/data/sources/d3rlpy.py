@@ -74,7 +74,7 @@ def load_d3rlpy(
     terminated = np.array([bool(episode.terminated) for episode in episodes])
     is_unfinished = np.array([any(episode is u for u in unfinished) for episode in episodes])
     return copy_rows(
-        _read_episodes(episodes, space, action_space),
+        _read_episodes(episodes, space, is_discrete=isinstance(action_space, spaces.Discrete)),
         [int(episode.size()) for episode in episodes],
         terminated,
         ~terminated & ~is_unfinished,
@@ -89,34 +89,19 @@ def load_d3rlpy(
 
 
 def _read_episodes(
-    episodes: Sequence[Any], space: spaces.Space[Any], action_space: spaces.Box | spaces.Discrete
+    episodes: Sequence[Any], space: spaces.Space[Any], is_discrete: bool
 ) -> Iterator[tuple[Any, ndarray, ndarray]]:
-    for number, episode in enumerate(episodes):
+    for episode in episodes:
         actions = np.asarray(episode.actions)
-        if isinstance(action_space, spaces.Discrete):
-            actions = _as_integers(_drop_column(actions), action_space, number)
-        observations = _arrange(space, episode.observations)
-        yield observations, actions, _drop_column(np.asarray(episode.rewards))
+        yield (
+            _arrange(space, episode.observations),
+            _drop_column(actions) if is_discrete else actions,
+            _drop_column(np.asarray(episode.rewards)),
+        )
 
 
 def _drop_column(array: ndarray) -> ndarray:
     return array[:, 0] if array.shape[1:] == (1,) else array
-
-
-def _as_integers(actions: ndarray, space: spaces.Discrete, episode: int) -> ndarray:
-    integers: ndarray = actions.astype(np.int64)
-    wrong = np.argwhere(integers != actions)
-    if len(wrong):
-        value = actions[tuple(wrong[0])]
-        raise DatasetError(
-            f"episode {episode}, step {wrong[0][0]}: the action is {value}, and the action space "
-            f"is {space}: pass action_space, the environment's Box (d3rlpy takes actions for "
-            f"discrete where those of the first episode are all integers)",
-            episode=episode,
-            setting="action_space",
-            value=value,
-        )
-    return integers
 
 
 def _arrange(space: spaces.Space[Any], observations: Any) -> Any:

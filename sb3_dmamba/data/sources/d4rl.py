@@ -25,8 +25,10 @@ from sb3_dmamba.data.sources.arrays import (
     TRUNCATED,
     check_keys,
     check_lengths,
+    copy_rows,
     cut_episodes,
     infer_action_space,
+    infer_observation_space,
     load_arrays,
     naming,
     read_flag,
@@ -39,11 +41,13 @@ from sb3_dmamba.data.trajectories import Trajectories, replace
 from sb3_dmamba.data.validation import CHUNK_BYTES, rows_per_chunk
 from sb3_dmamba.errors import DatasetError
 from sb3_dmamba.paths import describe_missing_path
+from sb3_dmamba.spaces import check_action_space
 
 MediumExpert = Literal["d4rl", "paper"]
 
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _MAX_COMPRESSION = 1100  # deflate reaches 1032 to 1
+_OUTSIDE = "its contents lie in another file, which is not followed"
 _PICKLED_TERMINATED = (*TERMINATED, "dones")
 
 
@@ -323,7 +327,7 @@ class _FlatFile:
             flags, self.n_steps, options.max_episode_steps
         )
         self.offsets, self.ends = cut_episodes(self._terminated, self._truncated)
-        self._shapes = {key: _drop_column(key, self._arrays[key]) for key in REQUIRED}
+        self._shapes = {key: _step_shape(key, self._arrays[key]) for key in REQUIRED}
         self._action_space = options.action_space
         if self._action_space is None:
             step = rows_per_chunk(self._arrays["actions"])
@@ -392,25 +396,20 @@ class _FlatFile:
                     index=first,
                     setting=key,
                 ) from error
-        return values.reshape(stop - start, *_drop_column(key, source))
+        return values.reshape(stop - start, *_step_shape(key, source))
 
     def _find(self, key: str) -> h5py.Dataset:
         """Return an array whose contents lie in this file and are numbers."""
-        link = self._file.get(key, getlink=True)
-        is_outside = isinstance(link, h5py.ExternalLink)
-        node = None
-        if not is_outside:
-            try:
-                node = self._file.get(key)
-            except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
-                raise self._error(key, f"it is damaged ({error}): get the file again") from error
-        if isinstance(node, h5py.Dataset):
-            is_outside = node.external or node.is_virtual
-            is_outside = is_outside or node.file.filename != self._file.filename
-        if is_outside:
-            raise self._error(key, "its contents lie in another file, which is not followed")
+        if isinstance(self._file.get(key, getlink=True), h5py.ExternalLink):
+            raise self._error(key, _OUTSIDE)
+        try:
+            node = self._file.get(key)
+        except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+            raise self._error(key, f"it is damaged ({error}): get the file again") from error
         if not isinstance(node, h5py.Dataset):
             raise self._error(key, "it is not an array")
+        if node.external or node.is_virtual or node.file.filename != self._file.filename:
+            raise self._error(key, _OUTSIDE)
         if node.dtype.kind not in "biuf" or not node.ndim:
             raise self._error(key, f"it holds {node.dtype}, shape {node.shape}: give numbers")
         stored = node.id.get_storage_size()
@@ -442,8 +441,8 @@ def _memory_type(array: h5py.Dataset) -> np.dtype[Any]:
     return np.dtype(np.float32) if dtype.kind == "f" else dtype
 
 
-def _drop_column(key: str, array: ndarray | h5py.Dataset) -> tuple[int, ...]:
-    """Return the shape of one step, () where an array has a column of rewards, flags or indices."""
+def _step_shape(key: str, array: ndarray | h5py.Dataset) -> tuple[int, ...]:
+    """Return the shape of one step; () for a column of rewards, flags or indices."""
     shape: tuple[int, ...] = array.shape[1:]
     is_number = key != "observations" and (key != "actions" or array.dtype.kind in "iu")
     return () if is_number and shape == (1,) else shape
@@ -471,45 +470,33 @@ def _join_episodes(
     episodes: list[dict[str, ndarray]] = []
     for number, episode in enumerate(contents):
         try:
-            episodes.append(_read_episode(episode, episodes[0] if episodes else None))
+            episodes.append(_read_episode(episode))
         except DatasetError as error:
             error.args, error.episode = (f"episode {number}: {error}",), number
             raise
-    # A flat array's flags cannot say that an episode was cut, except for the last one.
-    arrays = {key: np.concatenate([each[key] for each in episodes]) for key in REQUIRED}
-    lengths = [len(each["rewards"]) for each in episodes]
-    ends = np.cumsum(lengths)
-    data = load_arrays(
-        {**arrays, "terminals": np.isin(np.arange(ends[-1]), ends - 1)},
-        observation_space=observation_space,
-        action_space=action_space,
-        name=name,
-    )
-    return replace(
-        data,
-        terminated=np.array([bool(each["terminated"]) for each in episodes]),
-        truncated=np.array([bool(each["truncated"]) for each in episodes]),
+    if action_space is None:
+        action_space = infer_action_space(each["actions"] for each in episodes)
+    if observation_space is None:
+        observation_space = infer_observation_space(episodes[0]["observations"])
+    return copy_rows(
+        ((each["observations"], each["actions"], each["rewards"]) for each in episodes),
+        [len(each["rewards"]) for each in episodes],
+        [bool(each["terminated"]) for each in episodes],
+        [bool(each["truncated"]) for each in episodes],
+        space=observation_space,
+        action_space=check_action_space(action_space),
+        source=name,
     )
 
 
-def _read_episode(episode: Any, first: Mapping[str, ndarray] | None) -> dict[str, ndarray]:
-    """Return the arrays of an episode, whose steps have the shapes of the first one's."""
+def _read_episode(episode: Any) -> dict[str, ndarray]:
     if not isinstance(episode, Mapping):
         raise DatasetError(f"expected a dict of arrays, got {type(episode).__name__}")
     check_keys(episode, _PICKLED_TERMINATED)
-    arrays = {k: _to_array(episode, k) for k in (*KEYS, "dones") if k in episode}
+    arrays = {key: _to_array(episode, key) for key in (*KEYS, "dones") if key in episode}
     check_lengths({key: array.shape for key, array in arrays.items()})
     for key, array in arrays.items():
-        arrays[key] = array.reshape(len(array), *_drop_column(key, array))
-    for key in ("observations", "actions"):
-        shape = arrays[key].shape[1:]
-        if first is not None and shape != first[key].shape[1:]:
-            raise DatasetError(
-                f"{key}: a step has shape {shape}, and {first[key].shape[1:]} in episode 0",
-                setting=key,
-                value=shape,
-                choices=[first[key].shape[1:]],
-            )
+        arrays[key] = array.reshape(len(array), *_step_shape(key, array))
     terminated = _read_end(arrays, _PICKLED_TERMINATED)
     truncated = _read_end(arrays, TRUNCATED)
     arrays["terminated"] = np.array(bool(terminated))
