@@ -13,9 +13,7 @@ from sb3_dmamba.data import load_trajectories
 from sb3_dmamba.errors import DatasetError, DecisionMambaError
 
 
-def refusal(
-    source: Any, kind: type[DecisionMambaError] = DatasetError, **options: Any
-) -> DecisionMambaError | Any:
+def refusal(source: Any, kind: type[DecisionMambaError] = DatasetError, /, **options: Any) -> Any:
     """Return the error that loading a source gets."""
     with pytest.raises(kind) as caught:
         load_trajectories(source, **options)

@@ -27,6 +27,11 @@ _PIECE_BYTES = 1 << 20
 _BEST_RATIO = 1032  # of deflate: what unpacks to more than this is not what its header says
 
 
+def error_in(path: Path, problem: str, **attributes: Any) -> DatasetError:
+    """Return an error whose message and attributes name a file or folder."""
+    return DatasetError(f"{path}: {problem}", path=path, **attributes)
+
+
 def find_checkpoints(folder: Path) -> list[int]:
     """Return the numbers of the checkpoints of which a folder has any member, ascending."""
     matches = (_NAME.fullmatch(path.name) for path in folder.iterdir())
@@ -48,10 +53,10 @@ class MemberReader:
         try:
             self._file = gzip.open(path, "rb")  # noqa: SIM115  # closed by __exit__
         except FileNotFoundError:
-            raise DatasetError(
-                f"{path.parent} has no {path.name}: a checkpoint needs its {', '.join(MEMBERS)}; "
-                f"get the file, or leave that one out with checkpoints=[...]",
-                path=path,
+            raise error_in(
+                path,
+                f"there is no such file, and a checkpoint needs its {', '.join(MEMBERS)}: get the "
+                f"file, or leave that one out with checkpoints=[...]",
                 setting="checkpoints",
             ) from None
         try:
@@ -152,7 +157,7 @@ class MemberReader:
             ) from error
 
     def _error(self, what: str) -> DatasetError:
-        return DatasetError(f"{self.path}: {what}; get that file again", path=self.path)
+        return error_in(self.path, f"{what}; get that file again")
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,18 +202,14 @@ class Checkpoint:
                 dimensions = 3 if member == "observation" else 1
                 if len(shape) != dimensions or 0 in shape:
                     expected = "(rows, height, width)" if dimensions == 3 else "(rows,)"
-                    raise DatasetError(
-                        f"{reader.path}: expected shape {expected}, got {shape}",
-                        path=reader.path,
-                        setting=member,
-                        value=shape,
-                    )
+                    problem = f"expected shape {expected}, got {shape}"
+                    raise error_in(reader.path, problem, setting=member, value=shape)
         if len({shape[0] for shape in shapes.values()}) > 1:
             lengths = ", ".join(f"{member} {shape[0]:,}" for member, shape in shapes.items())
-            raise DatasetError(
-                f"{folder}: the members of checkpoint {number} differ in length ({lengths} rows): "
-                f"get those files again",
-                path=folder,
+            raise error_in(
+                folder,
+                f"the members of checkpoint {number} differ in length ({lengths} rows): get those "
+                f"files again",
             )
         n_rows, *frame_shape = shapes["observation"]
         return cls(folder, number, n_rows, tuple(frame_shape), _read_add_count(folder, number))
@@ -243,13 +244,9 @@ class Checkpoint:
     def _check(self, member: str, values: ndarray, is_good: ndarray, expected: str) -> None:
         if not is_good.all():
             row = int(np.argmin(is_good))
-            raise DatasetError(
-                f"{self.path(member)}: row {row:,}: expected {expected}, got {values[row]}",
-                path=self.path(member),
-                index=row,
-                setting=member,
-                value=values[row],
-            )
+            problem = f"row {row:,}: expected {expected}, got {values[row]}"
+            path, value = self.path(member), values[row]
+            raise error_in(path, problem, index=row, setting=member, value=value)
 
 
 def _path(folder: Path, member: str, number: int) -> Path:
@@ -262,5 +259,5 @@ def _read_add_count(folder: Path, number: int) -> int | None:
         return None
     with MemberReader(path, "iu") as reader:
         if int(np.prod(reader.shape)) != 1:
-            raise DatasetError(f"{path}: expected one number, got {reader.shape}", path=path)
+            raise error_in(path, f"expected one number, got shape {reader.shape}")
         return int(reader.read_all().flat[0])

@@ -16,7 +16,13 @@ from numpy import ndarray
 
 from sb3_dmamba.checks import check_integer, check_optional_integer
 from sb3_dmamba.console import count_progress
-from sb3_dmamba.data.sources.dopamine import Checkpoint, MemberReader, Steps, find_checkpoints
+from sb3_dmamba.data.sources.dopamine import (
+    Checkpoint,
+    MemberReader,
+    Steps,
+    error_in,
+    find_checkpoints,
+)
 from sb3_dmamba.data.store import gather_pieces, write_pieces
 from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.envs import ATARI_ID, N_ACTIONS, canonical_game
@@ -29,9 +35,6 @@ _SCREEN_SIZE = 84
 _PUBLISHED_STICKY_ACTIONS = 0.25
 _PADDING_ROWS = 3  # all-zero rows that Dopamine writes before an episode: its frame stack less one
 _LONGEST_EPISODE = 108_000  # steps: the emulator ends a game after as many frames
-
-MakeEpisode = Callable[[ndarray, ndarray, ndarray, bool], Trajectories]
-"""From single frames (T, height, width), actions (T,), rewards (T,), and whether it ended."""
 
 
 def load_dqn_replay(
@@ -119,19 +122,8 @@ def load_dqn_replay(
         "frame_stack": frame_stack,
     }
 
-    def make(frames: ndarray, actions: ndarray, rewards: ndarray, terminated: bool) -> Trajectories:
-        return Trajectories(
-            observations=frames,
-            actions=actions,
-            rewards=rewards,
-            terminated=np.array([terminated]),
-            truncated=np.array([False]),
-            episode_offsets=np.array([0, len(rewards)]),
-            **fields,
-        )
-
     read = partial(
-        iterate_episodes, n_actions=N_ACTIONS[name], make=make, keep_headless=keep_headless
+        iterate_episodes, n_actions=N_ACTIONS[name], fields=fields, keep_headless=keep_headless
     )
     with count_progress(name, "rows" if n_steps is None else "steps", progress_bar) as bar:
         bar.start(0, n_rows if n_steps is None else n_steps)
@@ -183,11 +175,11 @@ def _new_rows(checkpoint: Checkpoint, previous: Checkpoint | None) -> list[RowRa
     seen = None if previous is None else previous.add_count
     if previous is not None and seen is not None:
         if end < seen:
-            raise DatasetError(
-                f"{checkpoint.folder}: the counter (add_count) of checkpoint {checkpoint.number} "
-                f"is {end:,}, less than the {seen:,} of checkpoint {previous.number}: they are of "
-                f"two recordings; read each alone, with checkpoints=",
-                path=checkpoint.folder,
+            raise error_in(
+                checkpoint.folder,
+                f"the counter (add_count) of checkpoint {checkpoint.number} is {end:,}, less than "
+                f"the {seen:,} of checkpoint {previous.number}: they are of two recordings; read "
+                f"each alone, with checkpoints=",
                 setting="checkpoints",
                 value=(previous.number, checkpoint.number),
             )
@@ -223,7 +215,7 @@ def iterate_episodes(
     ranges: Iterable[RowRange],
     *,
     n_actions: int,
-    make: MakeEpisode,
+    fields: Mapping[str, Any],
     keep_headless: bool = False,
     report: Callable[[int], object] = lambda _: None,
 ) -> Iterator[Trajectories]:
@@ -231,7 +223,8 @@ def iterate_episodes(
 
     The all-zero rows before an episode are left out. An episode that goes on in the next range
     is joined; one whose end is not there comes with ``terminated`` False, and one whose beginning
-    is not there only if ``keep_headless``. ``report`` is called with the number of rows read.
+    is not there only if ``keep_headless``. ``fields`` are those that all :class:`Trajectories`
+    share; ``report`` is called with the number of rows read.
     """
     episode: _Unfinished | None = None
     padding = 0  # all-zero rows since the last end
@@ -239,7 +232,7 @@ def iterate_episodes(
         checkpoint = part.checkpoint
         if not part.continues:
             if episode is not None:
-                yield from episode.finish(make, terminated=False)
+                yield from episode.finish(terminated=False)
             episode, padding = None, 0
         starts_here = part.continues or part.begins_history  # so a first row starts an episode
         steps = checkpoint.read_steps(n_actions)
@@ -251,24 +244,25 @@ def iterate_episodes(
                     first += _skip_padding(frames, steps, start, stop, _PADDING_ROWS - padding)
                     padding += first - start
                     if first < stop:
-                        episode = _Unfinished(keep_headless or starts_here or padding > 0)
+                        is_kept = keep_headless or starts_here or padding > 0
+                        episode = _Unfinished(is_kept, fields)
                 if episode is not None:
                     episode.extend(frames, steps, slice(first, stop), checkpoint)
                     if is_end:
-                        yield from episode.finish(make, terminated=True)
+                        yield from episode.finish(terminated=True)
                         episode, padding, starts_here = None, 0, True
                 report(stop - start)
             if part.stop == checkpoint.n_rows:
                 frames.finish()
     if episode is not None:
-        yield from episode.finish(make, terminated=False)
+        yield from episode.finish(terminated=False)
 
 
 class _Unfinished:
     """An episode of which no end was read yet; steps of one that is not kept are only counted."""
 
-    def __init__(self, is_kept: bool) -> None:
-        self._is_kept = is_kept
+    def __init__(self, is_kept: bool, fields: Mapping[str, Any]) -> None:
+        self._is_kept, self._fields = is_kept, fields
         self._n_steps = 0
         self._parts: list[tuple[ndarray, ndarray, ndarray]] = []
 
@@ -279,11 +273,10 @@ class _Unfinished:
         count = rows.stop - rows.start
         self._n_steps += count
         if self._n_steps > _LONGEST_EPISODE:
-            path = checkpoint.path("terminal")
-            raise DatasetError(
-                f"{path}: no episode ends in {self._n_steps:,} rows, and no game of Atari is "
-                f"longer than {_LONGEST_EPISODE:,} steps; get that file again",
-                path=path,
+            raise error_in(
+                checkpoint.path("terminal"),
+                f"no episode ends in {self._n_steps:,} rows, and no game of Atari is longer than "
+                f"{_LONGEST_EPISODE:,} steps; get that file again",
                 index=rows.start,
             )
         if not self._is_kept:
@@ -294,14 +287,22 @@ class _Unfinished:
         actions, rewards = steps.actions[rows], steps.rewards[rows]
         self._parts.append((observations, actions.astype(np.int64), rewards.astype(np.float32)))
 
-    def finish(self, make: MakeEpisode, terminated: bool) -> Iterator[Trajectories]:
+    def finish(self, terminated: bool) -> Iterator[Trajectories]:
         """Yield the episode, if it is kept."""
         if self._is_kept:
             frames, actions, rewards = (
                 parts[0] if len(parts) == 1 else np.concatenate(parts)
                 for parts in zip(*self._parts, strict=True)
             )
-            yield make(frames, actions, rewards, terminated)
+            yield Trajectories(
+                observations=frames,
+                actions=actions,
+                rewards=rewards,
+                terminated=np.array([terminated]),
+                truncated=np.array([False]),
+                episode_offsets=np.array([0, len(rewards)]),
+                **self._fields,
+            )
 
 
 def _cut_at_ends(steps: Steps, part: RowRange) -> Iterator[tuple[int, int, bool]]:
@@ -381,10 +382,10 @@ def _find_logs(folder: Path, run: int | None) -> Path:
         place = logs.resolve()
         name = place.parent.name if place.name == _LOGS else place.name
         if run is not None and not (name.isdecimal() and int(name) == run):
-            raise DatasetError(
-                f"run={run} chooses among the runs of a game's folder, and {logs} is one run's: "
+            raise error_in(
+                logs,
+                f"run={run} chooses among the runs of a game's folder, and this is one run's: "
                 f"leave run out, or pass the game's folder",
-                path=logs,
                 setting="run",
                 value=run,
             )
@@ -397,13 +398,8 @@ def _find_logs(folder: Path, run: int | None) -> Path:
         chosen = runs[0] if len(runs) == 1 else 1
     if chosen not in runs:
         has = f"only runs {', '.join(map(str, runs))}: pass run=" if runs else f"no <run>/{_LOGS}"
-        raise DatasetError(
-            f"{folder} has no run {chosen}, {has}",
-            path=folder,
-            setting="run",
-            value=chosen,
-            choices=runs,
-        )
+        problem = f"there is no run {chosen}, {has}"
+        raise error_in(folder, problem, setting="run", value=chosen, choices=runs)
     return folder / str(chosen) / _LOGS
 
 
@@ -416,27 +412,17 @@ def _choose(logs: Path, checkpoints: Sequence[int] | None, n_buffers: int | None
     """Return the numbers of the checkpoints to read, ascending."""
     found = find_checkpoints(logs)
     if not found:
-        raise DatasetError(
-            f"{logs} has no checkpoints: files are called like $store$_observation_ckpt.0.gz",
-            path=logs,
-        )
+        raise error_in(logs, "no file is called like $store$_observation_ckpt.0.gz")
     chosen = found if checkpoints is None else sorted({int(number) for number in checkpoints})
     if not chosen or not set(chosen) <= set(found):
-        raise DatasetError(
-            f"checkpoints={checkpoints!r}: {logs} has {found}",
-            path=logs,
-            setting="checkpoints",
-            value=checkpoints,
-            choices=found,
-        )
+        problem = f"checkpoints={checkpoints!r} are not among {found}"
+        raise error_in(logs, problem, setting="checkpoints", value=checkpoints, choices=found)
     if n_buffers is not None and n_buffers > len(chosen):
-        raise DatasetError(
-            f"n_buffers={n_buffers} and {logs} has {len(chosen)} checkpoints: ask for fewer, or "
-            f"for all with n_buffers=None",
-            path=logs,
-            setting="n_buffers",
-            value=n_buffers,
+        problem = (
+            f"n_buffers={n_buffers}, and there are {len(chosen)} checkpoints: ask for fewer, or "
+            f"for all with n_buffers=None"
         )
+        raise error_in(logs, problem, setting="n_buffers", value=n_buffers)
     return chosen if n_buffers is None else chosen[-n_buffers:]
 
 
@@ -444,11 +430,10 @@ def _find_frame_shape(checkpoints: Sequence[Checkpoint]) -> tuple[int, ...]:
     first = checkpoints[0]
     for other in checkpoints:
         if other.frame_shape != first.frame_shape:
-            path = other.path("observation")
-            raise DatasetError(
-                f"{path}: frames have shape {other.frame_shape} and those of checkpoint "
-                f"{first.number} {first.frame_shape}",
-                path=path,
+            raise error_in(
+                other.path("observation"),
+                f"frames have shape {other.frame_shape}, and {first.frame_shape} in checkpoint "
+                f"{first.number}",
                 value=other.frame_shape,
                 choices=[first.frame_shape],
             )
@@ -478,21 +463,15 @@ def _read_info(path: Path) -> dict[str, Any]:
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
-        raise DatasetError(
-            f"{path} cannot be read as JSON ({error}): repair or remove it", path=path
-        ) from error
+        raise error_in(path, f"not readable as JSON ({error}): repair or remove it") from error
     if not isinstance(info, dict):
-        raise DatasetError(f"{path} holds no JSON object: repair or remove it", path=path)
+        raise error_in(path, "it holds no JSON object: repair or remove it")
     found = {}
     for name, kinds in (("sticky_actions", (int, float)), ("frame_skip", (int,))):
         if name in info:
             if isinstance(info[name], bool) or not isinstance(info[name], kinds):
-                raise DatasetError(
-                    f"{path}: {name!r} is {info[name]!r}: give a number",
-                    path=path,
-                    setting=name,
-                    value=info[name],
-                )
+                problem = f"{name!r} is {info[name]!r}: give a number"
+                raise error_in(path, problem, setting=name, value=info[name])
             found[name] = info[name]
     return found
 
