@@ -93,17 +93,6 @@ def test_what_people_write_besides(tmp_path: Path) -> None:
     check(load_trajectories(write(tmp_path / "data.h5", other)), arrays, [4, 3, 2])
 
 
-def test_discrete_actions_and_frames(tmp_path: Path) -> None:
-    frames = np.random.default_rng(0).integers(0, 256, (9, 36, 36), np.uint8)
-    actions = np.arange(9)[:, None] % 4
-    path = write(tmp_path / "a.hdf5", {**flat_arrays(), "observations": frames, "actions": actions})
-    data = load_trajectories(path)
-    assert data.observations.dtype == np.uint8
-    np.testing.assert_array_equal(data.observations, frames)
-    assert data.actions.tolist() == (np.arange(9) % 4).tolist()
-    assert data.action_space == spaces.Discrete(4)
-
-
 def test_spaces_that_are_given(tmp_path: Path) -> None:
     path = write(tmp_path / "a.hdf5", {**flat_arrays(), "actions": np.full((9, 1), 1.5)})
     error = refusal(path)
@@ -276,18 +265,11 @@ def test_pickles(tmp_path: Path) -> None:
         path = write_pickle(tmp_path / "mine.pkl", contents, protocol)
         data = load_trajectories(path)
         check(data, arrays, [4, 3])
+        if protocol <= 2:
+            path.write_bytes(path.read_bytes().replace(b"numpy._core", b"numpy.core"))  # NumPy 1
+            check(load_trajectories(path), arrays, [4, 3])
         assert (data.env_id, data.source) == (None, f"d4rl:{path}")
         assert data.action_space == spaces.Box(-1.0, 1.0, (3,), np.float32)
-
-
-def test_pickles_of_numpy_1(tmp_path: Path) -> None:
-    arrays = flat_arrays()
-    contents = pickle.dumps(episodes(arrays), 2)
-    assert b"numpy._core" in contents or b"numpy.core" in contents
-    for name in (b"numpy.core", b"numpy._core"):
-        path = tmp_path / "data.pickle"
-        path.write_bytes(contents.replace(b"numpy._core", name))
-        check(load_trajectories(path), arrays, [4, 3])
 
 
 def test_other_layouts_of_arrays_in_pickles(tmp_path: Path) -> None:
@@ -313,19 +295,6 @@ def test_pickled_arrays_of_any_order_of_axes(tmp_path: Path) -> None:
             contents = load_plain_pickle(write_pickle(tmp_path / "a.pkl", [array], protocol))
             np.testing.assert_array_equal(to_array(contents[0]), array)
             assert not to_array(contents[0]).flags.writeable
-
-
-def test_a_pickled_dict_of_flat_arrays(tmp_path: Path) -> None:
-    arrays = flat_arrays()
-    path = write_pickle(tmp_path / "a.pkl", {**arrays, "infos/action": np.zeros(3)})
-    check(load_trajectories(path), arrays, [4, 3, 2])
-
-
-def test_an_episode_that_neither_flag_ends_was_cut(tmp_path: Path) -> None:
-    changed = episodes(flat_arrays(), timeouts=True)
-    changed[1]["timeouts"][:] = False
-    data = load_trajectories(write_pickle(tmp_path / "a.pkl", changed))
-    assert data.cut.tolist() == [False, True]
 
 
 def test_episodes_that_only_time_limits_end(tmp_path: Path) -> None:
@@ -569,14 +538,6 @@ def test_a_name_in_the_cache(cache: Path, file_name: str) -> None:
         assert (piece.source, piece.env_id) == (data.source, data.env_id)
 
 
-def test_the_authors_pickle_in_the_cache(cache: Path) -> None:
-    arrays = flat_arrays()
-    write_pickle(cache / "hopper-medium-v2.pkl", episodes(arrays))
-    data = load_trajectories("hopper-medium-v2")
-    check(data, arrays, [4, 3])
-    assert (data.env_id, data.source) == ("Hopper-v4", "d4rl:hopper-medium-v2")
-
-
 def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("D4RL_DATASET_DIR", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -672,7 +633,6 @@ def test_oldest_files_have_no_timeouts(cache: Path) -> None:
 
 def test_the_environment_is_known_by_the_files_name(tmp_path: Path) -> None:
     for file_name, shape, env_id in (
-        ("hopper_medium-v2.hdf5", (11, 3), "Hopper-v4"),
         ("Hopper-Medium-Replay-v2.hdf5", (11, 3), "Hopper-v4"),
         ("walker_mixed.hdf5", (17, 6), "Walker2d-v4"),
         ("ant_expert-v1.hdf5", (111, 8), "Ant-v4"),

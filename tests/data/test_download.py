@@ -29,6 +29,7 @@ def refused(server: Server, path: Path, **options: Any) -> None:
     with pytest.raises(DatasetError) as caught:
         download(server, path, **options)
     assert (caught.value.value, caught.value.path) == (server.url, str(path))
+    del caught  # a cycle with this frame, which would keep sockets open
 
 
 def left(folder: Path) -> list[str]:

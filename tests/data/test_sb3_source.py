@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,8 @@ from stable_baselines3.common.buffers import (
     ReplayBuffer,
     RolloutBuffer,
 )
-from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import BitFlippingEnv
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.save_util import load_from_pkl, save_to_pkl
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_dmamba.data import Trajectories, load_trajectories
@@ -112,26 +109,25 @@ def environments(n: int, kind: str = "box", actions: str = "box") -> list[Record
 # --- replay buffers, filled by hand ------------------------------------------------------------
 
 
-@pytest.mark.parametrize("n_envs", [1, 3])
 @pytest.mark.parametrize("optimize", [False, True])
-def test_not_full(n_envs: int, optimize: bool) -> None:
+def test_not_full(optimize: bool) -> None:
     buffer = ReplayBuffer(
         90,
         BOX,
         ACTIONS,
-        n_envs=n_envs,
+        n_envs=3,
         optimize_memory_usage=optimize,
         handle_timeout_termination=not optimize,
     )
-    history = fill(buffer, 9, environments(n_envs))
+    history = fill(buffer, 9, environments(3))
     data = load_trajectories(buffer)
     if optimize:  # such a buffer does not know what was truncated
         assert data.truncated.tolist() == [False] * len(data)
-        assert data.terminated.sum() == 3 * n_envs
+        assert data.terminated.sum() == 9
         return
     # 2 + 3 + 4 steps; in the order in which they began, over all environments
-    assert check(data, history) == [s + 100 * e for s in range(3) for e in range(n_envs)]
-    assert data.n_steps == 9 * n_envs
+    assert check(data, history) == [s + 100 * e for s in range(3) for e in range(3)]
+    assert data.n_steps == 27
     assert (data.observation_space, data.action_space, data.source) == (BOX, ACTIONS, "sb3")
 
 
@@ -199,36 +195,6 @@ def test_a_ring_without_a_whole_episode() -> None:
     assert load_trajectories(buffer, keep_partial=True).n_steps == 2
 
 
-def test_discrete_actions() -> None:
-    buffer = ReplayBuffer(90, BOX, spaces.Discrete(5), n_envs=2)
-    history = fill(buffer, 9, environments(2, actions="discrete"), "discrete")
-    data = load_trajectories(buffer)
-    assert len(check(data, history)) == 6
-    assert data.actions.dtype == np.int64
-
-
-def test_frames() -> None:
-    buffer = ReplayBuffer(90, spaces.Box(0, 255, (2, 3), np.uint8), ACTIONS, n_envs=2)
-    envs = environments(2, "image")
-    history = fill(buffer, 9, envs)
-    data = load_trajectories(buffer)
-    assert data.observations.dtype == np.uint8
-    check(data, history, shown=lambda frames: frames[:, 0])
-
-
-def test_dicts() -> None:
-    envs = environments(2, "dict")
-    space: Any = envs[0].observation_space
-    buffer = DictReplayBuffer(90, space, ACTIONS, n_envs=2)
-    history = fill(buffer, 9, envs)
-    data = load_trajectories(buffer)
-    assert data.observation_space.shape == (41,)
-    found = check(
-        data, history, shown=lambda flat: np.stack([flat[:, 0], flat[:, 1:].argmax(1)], axis=1)
-    )
-    assert len(found) == 6
-
-
 def test_discrete_observations() -> None:
     buffer = ReplayBuffer(9, spaces.Discrete(4), ACTIONS, n_envs=2)
     cells = np.array([[0, 3], [1, 2], [3, 0]])
@@ -239,23 +205,6 @@ def test_discrete_observations() -> None:
     buffer.observations[1, 1] = 4
     error = refusal(buffer)
     assert not unlike("cell", error, {"setting": "observations", "said": "environment 1, row 1"})
-
-
-def test_what_was_copied_stays() -> None:
-    buffer = ReplayBuffer(10, BOX, ACTIONS)
-    envs = environments(1)
-    fill(buffer, 9, envs)
-    data = load_trajectories(buffer)
-    before = data.observations.copy()
-    fill(buffer, 10, envs)
-    np.testing.assert_array_equal(data.observations, before)
-
-
-def test_a_buffer_from_a_file(tmp_path: Path) -> None:
-    buffer = ReplayBuffer(90, BOX, ACTIONS)
-    history = fill(buffer, 9, environments(1))
-    save_to_pkl(tmp_path / "buffer.pkl", buffer)
-    assert check(load_trajectories(load_from_pkl(tmp_path / "buffer.pkl")), history) == [0, 1, 2]
 
 
 @pytest.mark.parametrize("kind", [ReplayBuffer, DictReplayBuffer])
@@ -369,24 +318,6 @@ def test_sac(normalised: bool) -> None:
     seeds = check(data, {**envs[0].history, **envs[1].history})
     assert [s for s in seeds if s < 100] == [3, 4, 5, 6, 7, 8]
     assert data.cut.sum() == 4  # the sixths, at the second reset, and the last ones
-
-
-def test_dqn_with_shared_memory() -> None:
-    env = Recorded(actions="discrete")
-    model = DQN(
-        "MlpPolicy",
-        env,
-        buffer_size=20,
-        learning_starts=100,
-        optimize_memory_usage=True,
-        replay_buffer_kwargs={"handle_timeout_termination": False},
-        seed=0,
-    )
-    model.learn(33)
-    data = load_trajectories(model.replay_buffer)
-    for episode in data:
-        seed = int(episode.observations[0, 0])
-        assert episode.actions.tolist() == [int(a) for a in env.history[seed][: len(episode)]]
 
 
 def test_hindsight_replay() -> None:
@@ -511,19 +442,6 @@ def test_sb3_does_change_the_reward_at_a_limit() -> None:
     data = load_trajectories(model.rollout_buffer, max_episode_steps=4)
     assert data.rewards.tolist() == [1.0] * 6
     assert data.cut.all()
-
-
-def test_made_by_make_vec_env() -> None:
-    venv = make_vec_env("CartPole-v1", n_envs=2)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        model = DQN("MlpPolicy", venv, buffer_size=400, learning_starts=1000, seed=0)
-        model.learn(300)
-        data = load_trajectories(model.replay_buffer, env_id="CartPole-v1")
-    assert data.n_steps == model.num_timesteps
-    assert (data.rewards == 1).all()
-    assert (data.returns == data.lengths).all()
-    assert data.env_id == "CartPole-v1"
 
 
 def test_what_a_full_ring_leaves_out_is_said() -> None:
