@@ -424,11 +424,12 @@ def _check_kind(space: spaces.Space[Any], model_space: spaces.Space[Any], what: 
 
 
 def _lies_inside(inner: spaces.Box, outer: spaces.Box) -> bool:
-    low, high = _loosen(outer.low, -1), _loosen(outer.high, 1)
+    low, high = loosen(outer.low, -1), loosen(outer.high, 1)
     return bool((inner.low >= low).all() and (inner.high <= high).all())
 
 
-def _loosen(bound: ndarray, sign: int) -> ndarray:
+def loosen(bound: ndarray, sign: int) -> ndarray:
+    """Move a bound outwards (``sign`` is -1 for a low one) by what float32 rounding may cost."""
     exact = bound.astype(np.float64)
     loosened: ndarray = exact + sign * _TOLERANCE * np.maximum(np.abs(exact), 1.0)
     return loosened

@@ -673,7 +673,7 @@ def test_bad_arguments(changes: dict[str, Any], message: str) -> None:
 
 def test_one_environment_made_twice() -> None:
     env = SeededEnv()
-    with pytest.raises(ConfigError, match="make a new gymnasium"):
+    with pytest.raises(ConfigError, match="a new one at each call"):
         collect(constant, lambda: env, 5, n_envs=2)
 
 
@@ -730,7 +730,7 @@ def test_numbers_that_are_not_finite(what: str) -> None:
 
     message = {
         "observation": "at step 4 the environment showed nan",
-        "reward": "at step 3 the environment paid inf",
+        "reward": "at step 3, the environment returned reward=inf",
     }[what]
     with pytest.raises(DatasetError, match=message):
         collect(constant, Broken(), 12, seed=4)

@@ -156,7 +156,7 @@ def test_what_an_environment_prints_in_a_worker_does_no_harm() -> None:
 
 
 def test_a_reward_that_is_not_finite_is_an_error() -> None:
-    with pytest.raises(EvaluationError, match=r"reward nan at step 1 .*seed 3 and target 30"):
+    with pytest.raises(EvaluationError, match=r"at step 1 .*seed 3 and target 30, .*reward=nan"):
         evaluate(lambda: BrokenEnv("nan"))
 
 
