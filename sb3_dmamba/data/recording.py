@@ -214,13 +214,11 @@ def _open_envs(
         with frozen_statistics(env):
             yield _adapt(_with_return_to_go(env, condition), describe_environment(env))
         return
+    kwargs = dict(env_kwargs or {})
     if isinstance(env, str):
-        kwargs = dict(env_kwargs or {})
         made = make_envs("env", partial(make_environment, env, kwargs), n_envs)
-        named: tuple[str | None, dict[str, Any]] = env, kwargs
     elif callable(env):
         made = make_envs("env", partial(make_gymnasium, env), n_envs)
-        named = describe_environment(made[0])
     else:
         raise ConfigError(
             f"env={env!r}: give a Gymnasium id, an environment (one, or a Gymnasium or "
@@ -229,6 +227,7 @@ def _open_envs(
             value=env,
         )
     try:
+        named = (env, kwargs) if isinstance(env, str) else describe_environment(made[0])
         yield _adapt([_with_return_to_go(each, condition) for each in made], named)
     finally:
         close_envs(made)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, SupportsFloat, TypeAlias, overload
+from typing import Any, SupportsFloat, TypeAlias, overload
 
 import gymnasium as gym
 import numpy as np
@@ -56,7 +56,8 @@ def subtract_rewards(
     if delayed_rewards or clip_rewards:  # an infinite reward is noticed all the same
         counted = np.zeros_like(taken) if delayed_rewards else np.clip(taken, -1.0, 1.0)
         taken = np.where(np.isfinite(taken), counted, np.nan)
-    remaining: NDArray[np.float64] = returns_to_go - taken
+    with np.errstate(over="ignore"):  # infinite, which is refused
+        remaining: NDArray[np.float64] = returns_to_go - taken
     if not np.isfinite(remaining).all():
         raise ConditioningError(
             f"reward={rewards!r} makes a return-to-go that is not finite: give finite rewards",
@@ -109,7 +110,7 @@ class ReturnTracker:
         self.targets: NDArray[np.float64] = np.array(np.broadcast_to(values, (self.n,)))
 
     def start(self, rows: NDArray[np.bool_]) -> None:
-        """Note that the last observations in ``rows``, (n,), and no others begin episodes."""
+        """Begin episodes in ``rows``, (n,): their last observations are first ones, no others."""
         self.remaining[rows] = self.targets[rows]
         self.episode_start = rows.copy()
 
@@ -187,14 +188,7 @@ class ReturnToGo:
     Source: Chen et al. 2021 (arXiv:2106.01345), section 3.
     """
 
-    wraps: ClassVar[type[Any]]
-    _kinds: ClassVar[list[type[ReturnToGo]]] = []
     _tracker: ReturnTracker
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if "wraps" in cls.__dict__:
-            ReturnToGo._kinds.append(cls)
 
     @overload
     def __new__(
@@ -230,8 +224,13 @@ class ReturnToGo:
         """Make an instance of the class that fits ``env``; ``__init__`` follows as usual."""
         if cls is not ReturnToGo:
             return super().__new__(cls)
-        for kind in cls._kinds:
-            if isinstance(env, kind.wraps):
+        kinds: dict[type[Any], type[ReturnToGo]] = {
+            gym.Env: ReturnToGoEnv,
+            VectorEnv: ReturnToGoVectorEnv,
+            VecEnv: ReturnToGoVecEnv,
+        }
+        for wrapped, kind in kinds.items():
+            if isinstance(env, wrapped):
                 return super().__new__(kind)
         raise SpaceError(
             f"cannot add a return-to-go to {env!r} ({type(env).__name__}): give a gymnasium.Env, "
@@ -283,8 +282,6 @@ class ReturnToGo:
 
 class ReturnToGoEnv(ReturnToGo, gym.Wrapper[Observation, Any, Any, Any], RecordConstructorArgs):
     """:class:`ReturnToGo` for one ``gymnasium.Env``; its properties are numbers, not arrays."""
-
-    wraps: ClassVar[type[Any]] = gym.Env
 
     def __init__(
         self,
@@ -359,8 +356,6 @@ class ReturnToGoVectorEnv(ReturnToGo, VectorWrapper):
     ends of games in a ``SyncVectorEnv``, and in any where ``info["is_lost_life"]`` says so, as
     ``sb3_dmamba/Atari-v0`` does.
     """
-
-    wraps: ClassVar[type[Any]] = VectorEnv
 
     def __init__(
         self,
@@ -447,8 +442,6 @@ class ReturnToGoVecEnv(ReturnToGo, VecEnvWrapper):
     return-to-go is counted with the original ones, so a target means the same with and without
     it. ``info["terminal_observation"]`` gets the wrapped form of an episode's last observation.
     """
-
-    wraps: ClassVar[type[Any]] = VecEnv
 
     def __init__(
         self,
