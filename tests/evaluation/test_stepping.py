@@ -73,7 +73,8 @@ def test_the_same_error_everywhere(caller: Any) -> None:
         with pytest.raises(StepError) as caught:
             caller(lambda name=name, value=value: Returning(**{name: value}))
         assert caught.value.setting == name
-        assert isinstance(caught.value, (DatasetError, EvaluationError, ConditioningError))
+        kinds = {DatasetError, EvaluationError, ConditioningError}
+        assert kinds < set(type(caught.value).__mro__)  # as each of the three documents
 
 
 def test_numpys_numbers_and_flags_are_passed_on() -> None:
@@ -104,7 +105,7 @@ def test_a_worker_says_which_episode() -> None:
 
 
 def test_workers_import_neither_torch_nor_stable_baselines3() -> None:
-    def make() -> SeededEnv:
+    def make() -> Any:
         import sys
 
         heavy = {"torch", "stable_baselines3"} & set(sys.modules)
@@ -112,8 +113,7 @@ def test_workers_import_neither_torch_nor_stable_baselines3() -> None:
             raise RuntimeError(f"the worker has imported {heavy}")
         import gymnasium
 
-        env: Any = gymnasium.make("sb3_dmamba:sb3_dmamba/TMaze-v0", length=3)  # found there too
-        return env
+        return gymnasium.make("sb3_dmamba:sb3_dmamba/TMaze-v0", length=3)  # found there too
 
     WorkerEnvs(make, 1, 1).close()
 
