@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from sb3_dmamba.d3rlpy.network import find_real_steps, set_backend, to_windows
 from sb3_dmamba.errors import ConfigError
 from sb3_dmamba.export.onnx import trace_to_onnx
-from sb3_dmamba.ops.selective_scan.traceable import recurrence_as
+from sb3_dmamba.ops.traceable import recurrence_as
 from sb3_dmamba.paths import write_atomically
 
 if TYPE_CHECKING:

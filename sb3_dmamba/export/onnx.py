@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from sb3_dmamba.errors import MissingDependencyError
 from sb3_dmamba.export.graph import PolicyGraph, Step, Tensors
-from sb3_dmamba.ops.selective_scan.traceable import recurrence_as, run_recurrence
+from sb3_dmamba.ops.traceable import recurrence_as, run_recurrence
 
 __all__ = ["METADATA_KEY", "NEXT", "STATE", "open_onnx", "to_onnx", "trace_to_onnx"]
 

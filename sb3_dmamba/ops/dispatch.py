@@ -10,6 +10,7 @@ import functools
 import importlib
 import logging
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,8 @@ from sb3_dmamba.errors import BackendError
 __all__ = ["available_backends", "explain_backends", "resolve_backend"]
 
 _logger = logging.getLogger("sb3_dmamba")
+OLDEST_TRITON = (3, 3)  # tuples of blocks in kernels
+OLDEST_CAPABILITY = (7, 5)  # compiles for it; Triton itself promises 8.0 and later
 _NO_CUDA = "no CUDA device is to be found here: torch.cuda.is_available() is False"
 
 
@@ -43,21 +46,64 @@ def _why_not_triton(device_type: str) -> str | None:
             f"its kernels run on NVIDIA GPUs and the tensors are on {device_type!r}: move them to "
             "'cuda' (TRITON_INTERPRET=1 runs them on the CPU, slowly, for testing)"
         )
-    return _why_not_module("_triton_probe", device_type)
+    if device_type == "cuda" and not torch.cuda.is_available():
+        return _NO_CUDA
+    return probe_triton(torch.device(device_type))
 
 
 def _why_not_cuda(device_type: str) -> str | None:
     if device_type != "cuda":
         return f"mamba-ssm's kernels run on CUDA devices and the tensors are on {device_type!r}"
-    return _why_not_module("_cuda", device_type)
-
-
-def _why_not_module(module: str, device_type: str) -> str | None:
-    if device_type == "cuda" and not torch.cuda.is_available():
+    if not torch.cuda.is_available():
         return _NO_CUDA
-    why_not: Callable[[torch.device], str | None]
-    why_not = importlib.import_module(f"sb3_dmamba.ops.{module}").why_not
-    return why_not(torch.device(device_type))
+    probe: Callable[[torch.device], str | None] = importlib.import_module(
+        "sb3_dmamba.ops.cuda"
+    ).why_not
+    return probe(torch.device(device_type))
+
+
+def probe_triton(device: torch.device) -> str | None:
+    """Say why Triton's kernels do not run on a device and what to do; None where they do.
+
+    Args:
+        device: A CUDA device; or the CPU, where kernels are interpreted.
+    """
+    try:
+        import triton
+    except ImportError as error:
+        return f'Triton cannot be imported ({error}): pip install "sb3-dmamba[triton]"'
+    version = tuple(int(part) for part in re.findall(r"\d+", triton.__version__)[:2])
+    if version < OLDEST_TRITON:
+        needed = ".".join(map(str, OLDEST_TRITON))
+        return f"Triton {triton.__version__} is too old: pip install -U 'triton>={needed}'"
+    if device.type == "cuda":
+        capability = torch.cuda.get_device_capability(device)
+        if capability < OLDEST_CAPABILITY and torch.version.hip is None:
+            return (
+                f"the GPU has compute capability {'.'.join(map(str, capability))} and Triton needs "
+                f"{'.'.join(map(str, OLDEST_CAPABILITY))}: use backend='reference'"
+            )
+    return _try_a_scan(device)
+
+
+def _try_a_scan(device: torch.device) -> str | None:
+    """Run one token of one channel: step 2, input 3, from zero, is 6."""
+    try:
+        scan = importlib.import_module("sb3_dmamba.ops.triton").selective_scan
+        ones = torch.ones(1, 1, 1, device=device)
+        arguments = (3 * ones, 2 * ones, -ones[0], ones, ones, *(None,) * 4, False, None, False)
+        y = scan(*arguments)[0].item()
+    except Exception as error:  # whatever breaks in a compiler or a driver: "auto" goes on
+        reason = (
+            f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+        )
+        return (
+            f"Triton is installed and its first kernel failed ({reason}); it needs a driver that "
+            "fits torch's CUDA, and a C compiler: apt-get install gcc, or set CC"
+        )
+    if y != 6.0:
+        return f"Triton's first kernel computed {y} in place of 6.0: pip install -U torch triton"
+    return None
 
 
 def _is_interpreted(device_type: str) -> bool:
@@ -170,8 +216,10 @@ def get_implementation(operation: str, name: str, device_type: str) -> Callable[
     implementation = _implementations.get((operation, name, device_type))
     if implementation is None:
         backend = _resolve(name, device_type)
-        module = importlib.import_module(f"sb3_dmamba.ops.{operation}.{backend}")
-        implementation = getattr(module, operation)
+        # The CPU's kernels are long: a module for each operation. Other backends are one module.
+        module = f"{operation}.cpu" if backend == "cpu" else backend
+        implementations = importlib.import_module(f"sb3_dmamba.ops.{module}")
+        implementation = getattr(implementations, operation)
         _implementations[operation, name, device_type] = implementation
     return implementation
 

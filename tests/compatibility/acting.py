@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +13,27 @@ import numpy as np
 from sb3_dmamba.algorithm import DecisionMamba
 from sb3_dmamba.data.trajectories import Trajectories
 
+ROOT = Path(__file__).parents[2]
 FILES = Path(__file__).parent / "files"
 N_STEPS, N_ENVS = 9, 2  # longer than every context
 
 Arrays = dict[str, np.ndarray]
+
+
+def run_python(*arguments: str, cwd: Path = ROOT, stdin: str = "") -> str:
+    """Run Python in a process of its own; return what it prints."""
+    run = subprocess.run(
+        [sys.executable, *arguments],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout
 
 
 def draw_observations(data: Trajectories) -> np.ndarray:

@@ -258,7 +258,7 @@ def write_d3rlpy(expected: Arrays) -> None:
 
 def write_minari() -> None:
     """Write Minari datasets that name our environments."""
-    made = {
+    made: dict[str, tuple[str, dict[str, Any], int]] = {
         "tmaze": ("sb3_dmamba:sb3_dmamba/TMaze-v0", {"length": 3}, 1),
         "pong": (
             "sb3_dmamba:sb3_dmamba/Atari-v0",

@@ -12,8 +12,6 @@ import json
 import os
 import pickle
 import shutil
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -40,6 +38,7 @@ from tests.compatibility.acting import (
     d3rlpy_window,
     draw_observations,
     returns_to_go,
+    run_python,
     weights_of,
 )
 from tests.compatibility.make_files import (
@@ -56,8 +55,9 @@ from tests.compatibility.make_files import (
 
 ARRAYS = ("observations", "actions", "rewards", "terminated", "truncated", "episode_offsets")
 OTHERS = ("observation_space", "action_space", "env_id", "env_kwargs", "source", "frame_stack")
-# Of weights after updates: Adam divides a gradient by its size, and multiplies its rounding.
-WEIGHTS = {"rtol": 1e-3, "atol": 1e-5}
+# Of weights after updates. Those of 0.1.0 with another backend, other threads or weights changed by
+# their rounding are within 1e-7; with other moments in the optimiser they are 1e-3 away.
+RTOL, ATOL = 1e-5, 2e-6
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def assert_weights(model: DecisionMamba, expected: Arrays, prefix: str) -> None:
     wanted = {k.removeprefix(prefix): each for k, each in expected.items() if k.startswith(prefix)}
     assert found.keys() == wanted.keys()
     for name, weights in found.items():
-        np.testing.assert_allclose(weights, wanted[name], err_msg=name, **WEIGHTS)
+        np.testing.assert_allclose(weights, wanted[name], RTOL, ATOL, err_msg=name)
 
 
 # --- Models, checkpoints, policies ---------------------------------------------------------------
@@ -170,7 +170,6 @@ def test_an_onnx_file_acts_as_it_did(memory: str, expected: Arrays) -> None:
     runtime = pytest.importorskip("onnxruntime", reason="onnxruntime, which runs it, is missing")
     session = runtime.InferenceSession(FILES / f"{memory}.onnx", providers=["CPUExecutionProvider"])
     outputs = [each.name for each in session.get_outputs()]
-    state = zero_state(memory)
 
     def step(seen: np.ndarray, asked: np.ndarray, state: Arrays) -> tuple[np.ndarray, Arrays]:
         feed = {"observation": seen, "return_to_go": asked}
@@ -178,7 +177,7 @@ def test_an_onnx_file_acts_as_it_did(memory: str, expected: Arrays) -> None:
         found = dict(zip(outputs, session.run(None, feed), strict=True))
         return found["action"], {name: found[f"next_state.{name}"].copy() for name in state}
 
-    assert_close(act_with_a_graph(step, state), expected[f"model/{memory}"])
+    assert_close(act_with_a_graph(step, zero_state(memory)), expected[f"model/{memory}"])
 
 
 def test_an_exported_program_acts_as_it_did(expected: Arrays) -> None:
@@ -188,17 +187,14 @@ def test_an_exported_program_acts_as_it_did(expected: Arrays) -> None:
     about = {"sb3_dmamba.json": ""}
     program = torch.export.load(io.BytesIO(content), extra_files=about).module()
     metadata = json.loads(about["sb3_dmamba.json"])
-    state = zero_state("window")
-    names = list(state)
     assert metadata["memory"] == "window"
 
     def step(seen: np.ndarray, asked: np.ndarray, state: Arrays) -> tuple[np.ndarray, Arrays]:
-        tensors = [torch.from_numpy(state[name]) for name in names]
-        found = program(torch.from_numpy(seen), torch.from_numpy(asked), *tensors)
-        action, after = found[0], found[-len(names) :]
-        return action.numpy(), {k: v.numpy().copy() for k, v in zip(names, after, strict=True)}
+        rows = {name: torch.from_numpy(each) for name, each in state.items()}
+        found, after = program(torch.from_numpy(seen), torch.from_numpy(asked), rows)
+        return found["action"].numpy(), {k: v.numpy().copy() for k, v in after.items()}
 
-    assert_close(act_with_a_graph(step, state), expected["model/window"])
+    assert_close(act_with_a_graph(step, zero_state("window")), expected["model/window"])
 
 
 def zero_state(memory: Any) -> Arrays:
@@ -241,9 +237,8 @@ def test_a_pickle_of_a_store(tmp_path: Path) -> None:
     shutil.copytree(FILES / "stores/walks", folder)
     for file in folder.iterdir():
         os.utime(file, ns=(WRITTEN, WRITTEN))  # which the pickle records
-    with (FILES / "pickles/store.pickle").open("rb") as file:
-        unpickler = _Elsewhere(file, folder)
-        data = unpickler.load()
+    unpickler = _Elsewhere(io.BytesIO((FILES / "pickles/store.pickle").read_bytes()), folder)
+    data = unpickler.load()
     assert "sb3_dmamba.data.mapping.pickling.MappedReference" in unpickler.recorded
     assert isinstance(data, Trajectories)
     assert isinstance(data.observations, np.memmap)
@@ -302,40 +297,37 @@ assert "sb3_dmamba" not in sys.modules
 env = gymnasium.make(EnvSpec.from_json(metadata["env_spec"]))
 print(type(env.unwrapped).__name__, env.observation_space.shape, env.reset(seed=0)[0].shape)
 """
-    run = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert run.returncode == 0, run.stderr
+    printed = run_python("-c", code)
     shape = data.observation_space.shape
     kind = {"tmaze": "TMaze", "pong": "AtariGame"}[name]
-    assert run.stdout.strip() == f"{kind} {shape} {shape}"
+    assert printed.strip() == f"{kind} {shape} {shape}"
 
 
 # --- d3rlpy --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["continuous", "discrete", "converted"])
-def test_a_d3rlpy_file_acts_as_it_did(name: str, expected: Arrays, tmp_path: Path) -> None:
+def test_d3rlpy_files_act_as_they_did(expected: Arrays, tmp_path: Path) -> None:
+    """Opened by d3rlpy, in a process where nobody imports this package: the file does."""
     pytest.importorskip("d3rlpy", reason="the d3rlpy extra is not installed")
-    data = cartpole() if name == "discrete" else walks()
-    window = d3rlpy_window(data, 4)
-    np.savez(tmp_path / "in.npz", **{k: v for k, v in vars(window).items() if v is not None})
-    # d3rlpy alone: opening the file imports this package
+    made = {"continuous": walks, "discrete": cartpole, "converted": walks}
+    for name, make in made.items():
+        window = vars(d3rlpy_window(make(), 4))
+        given = {field: each for field, each in window.items() if each is not None}
+        np.savez(tmp_path / f"{name}.npz", **given)
     code = f"""
 import sys, warnings
 warnings.simplefilter("ignore")
 import d3rlpy, numpy as np
 from d3rlpy.algos import TransformerInput
 assert "sb3_dmamba" not in sys.modules
-algo = d3rlpy.load_learnable({str(FILES / f"d3rlpy/{name}.d3")!r})
-window = TransformerInput(**np.load({str(tmp_path / "in.npz")!r}))
-np.save({str(tmp_path / "out.npy")!r}, np.asarray(algo.predict(window)))
+for name in {list(made)}:
+    algo = d3rlpy.load_learnable({str(FILES / "d3rlpy")!r} + f"/{{name}}.d3")
+    with np.load(f"{{name}}.npz") as window:
+        np.save(f"{{name}}.npy", np.asarray(algo.predict(TransformerInput(**window))))
 """
-    run = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=240, check=False
-    )
-    assert run.returncode == 0, run.stderr
-    assert_close(np.load(tmp_path / "out.npy"), expected[f"d3rlpy/{name}"])
+    run_python("-c", code, cwd=tmp_path)
+    for name in made:
+        assert_close(np.load(tmp_path / f"{name}.npy"), expected[f"d3rlpy/{name}"])
 
 
 def test_a_d3rlpy_file_becomes_a_model(expected: Arrays) -> None:
@@ -399,14 +391,7 @@ def test_a_result_is_gathered_again_from_its_evaluations(tmp_path: Path) -> None
     """By the command that SLURM scripts of 0.1.0 hold."""
     folder = shutil.copytree(CELL, tmp_path / CELL.name)
     (folder / "result.json").unlink()
-    run = subprocess.run(
-        [sys.executable, "-m", "sb3_dmamba.experiments.grid", str(folder), "--device", "cpu"],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
+    run_python("-m", "sb3_dmamba.experiments.grid", str(folder), "--device", "cpu")
     assert (folder / "result.json").read_bytes() == (CELL / "result.json").read_bytes()
 
 

@@ -13,7 +13,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from sb3_dmamba.ops import _cpu, _threads
+from sb3_dmamba.ops import _cpu
 from tests.ops.interpreter import patch_each_module_once
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -61,10 +61,10 @@ def triton_scan() -> ModuleType:
 def two_threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let two threads share even the smallest work."""
     if request.param == "a pool":
-        monkeypatch.setattr(_threads, "find_team", lambda: None)
-    elif _threads.find_team() is None:
+        monkeypatch.setattr(_cpu, "find_team", lambda: None)
+    elif _cpu.find_team() is None:
         pytest.skip("torch's threads cannot be borrowed here")
-    monkeypatch.setattr(_threads, "PARALLEL_THRESHOLD", 0)
+    monkeypatch.setattr(_cpu, "PARALLEL_THRESHOLD", 0)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield

@@ -136,11 +136,11 @@ def packages(monkeypatch: pytest.MonkeyPatch) -> dict[str, types.ModuleType]:
 
 @pytest.fixture
 def probe() -> Any:
-    return importlib.import_module("sb3_dmamba.ops._cuda")
+    return importlib.import_module("sb3_dmamba.ops.cuda")
 
 
 def implementation(operation: str) -> Any:
-    return getattr(importlib.import_module(f"sb3_dmamba.ops.{operation}.cuda"), operation)
+    return getattr(importlib.import_module("sb3_dmamba.ops.cuda"), operation)
 
 
 def test_tensors_on_the_cpu_are_refused() -> None:

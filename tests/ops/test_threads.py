@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sb3_dmamba.ops import _threads
+from sb3_dmamba.ops import _cpu
 from tests.ops.cases import conv, conv_inputs, evaluate, scan, scan_inputs
 
 
@@ -60,20 +60,20 @@ def test_concurrent_callers() -> None:
 
 @pytest.mark.usefixtures("two_threads")
 def test_the_caller_works_alone_where_no_thread_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_threads, "find_team", lambda: None)
+    monkeypatch.setattr(_cpu, "find_team", lambda: None)
     expected = results()
     closed = ThreadPoolExecutor(1)
     closed.shutdown()
-    monkeypatch.setattr(_threads, "_pool", closed)
+    monkeypatch.setattr(_cpu, "_pool", closed)
     assert_equal(expected, results())
-    assert _threads._pool is not closed
+    assert _cpu._pool is not closed
 
 
 FORK = """
 import os, torch
-from sb3_dmamba.ops import _threads
+from sb3_dmamba.ops import _cpu
 from tests.ops.cases import evaluate, scan, scan_inputs
-_threads.PARALLEL_THRESHOLD = 0
+_cpu.PARALLEL_THRESHOLD = 0
 torch.set_num_threads(2)
 tensors = scan_inputs(16, 20, 24, 4)
 # A forward pass alone: autograd itself refuses to work after a fork that follows its use.

@@ -38,7 +38,7 @@ needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installe
 
 @pytest.fixture
 def probe() -> Any:
-    return importlib.import_module("sb3_dmamba.ops._triton_probe")
+    return dispatch
 
 
 @pytest.fixture
@@ -73,21 +73,21 @@ def test_on_the_cpu_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_missing_triton_names_the_extra(probe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "triton", None)
-    assert 'pip install "sb3-dmamba[triton]"' in probe.why_not(torch.device("cpu"))
+    assert 'pip install "sb3-dmamba[triton]"' in probe.probe_triton(torch.device("cpu"))
 
 
 def test_an_old_triton_says_which_is_needed(probe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     old = types.ModuleType("triton")
     old.__version__ = "3.1.0"  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "triton", old)
-    assert probe.why_not(torch.device("cpu")).endswith("pip install -U 'triton>=3.3'")
+    assert probe.probe_triton(torch.device("cpu")).endswith("pip install -U 'triton>=3.3'")
 
 
 @needs_triton
 def test_an_old_gpu_is_told_apart(probe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
     monkeypatch.setattr(torch.version, "hip", None)
-    reason = probe.why_not(torch.device("cuda"))
+    reason = probe.probe_triton(torch.device("cuda"))
     assert "compute capability 7.0" in reason
     assert "backend='reference'" in reason
 
@@ -109,8 +109,8 @@ def test_a_kernel_that_fails_says_why(
             raise result
         return result, None
 
-    monkeypatch.setattr(triton_scan(), "selective_scan", broken)
-    reason = probe.why_not(torch.device("cpu"))
+    monkeypatch.setattr(importlib.import_module("sb3_dmamba.ops.triton"), "selective_scan", broken)
+    reason = probe.probe_triton(torch.device("cpu"))
     assert re.search(message, reason)
     assert "\n" not in reason
 

@@ -8,7 +8,7 @@ padded sequence: the initial state's ``TAPS - 1`` rows, then the input's.
 import triton
 import triton.language as tl
 
-from sb3_dmamba.ops._triton_math import exp_minus_abs, load, sigmoid_from_exp
+from sb3_dmamba.ops._triton import exp_minus_abs, load, sigmoid_from_exp
 
 
 @triton.jit

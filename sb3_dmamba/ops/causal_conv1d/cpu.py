@@ -1,18 +1,197 @@
-"""The causal depthwise convolution on the CPU, with bias and SiLU, compiled by Numba.
-
-Computes in float32 (float64 for float64 input); half precision is cast on the way in and out.
-"""
+"""The causal convolution on the CPU: Numba kernels and their autograd function."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sb3_dmamba.ops import _cpu, _threads
+from sb3_dmamba.ops import _cpu
+from sb3_dmamba.ops._simd import (
+    copy_scaled,
+    exp_minus_abs,
+    fetch_increment,
+    fma,
+    load,
+    load_int,
+    load_lanes,
+    prefetch,
+    prefetch_to_write,
+    sigmoid_from_exp,
+    splat,
+    store,
+    store_lanes,
+)
+
+# fmt: off
+# The argument block; ``cpu`` packs it in this order. X, X_B, X_T: address, strides along B and L.
+(COUNTER, BATCH, LENGTH, CHANNELS, TAPS, SILU, X, X_B, X_T, WEIGHT, BIAS, INITIAL, Y, FINAL,
+ GRAD_Y, GRAD_Y_B, GRAD_Y_T, GRAD_FINAL, D_X, D_INITIAL,
+ PARTIALS, GROUP_SIZE) = (8 * place for place in range(22))
+# fmt: on
+
+
+def build_forward(bits: int, digest: int) -> Callable[[int, int], None]:
+    """Make the forward kernel for floats of ``bits`` bits."""
+    size = bits // 8
+    width = 512 // bits
+
+    def conv_forward(p: int, scratch: int) -> None:
+        _ = digest  # a cached kernel is found again only while its sources are the same
+        length, channels, taps = load_int(p + LENGTH), load_int(p + CHANNELS), load_int(p + TAPS)
+        blocks = (channels + width - 1) // width
+        silu, x_t = load_int(p + SILU), load_int(p + X_T)
+        weight, bias_in, initial = load_int(p + WEIGHT), load_int(p + BIAS), load_int(p + INITIAL)
+        final = load_int(p + FINAL)
+        past = taps - 1
+        row = size * channels
+        zero = splat(0.0, bits)
+        for i in range(blocks * taps):
+            store(scratch + 64 * i, zero)
+        for channel in range(channels):
+            target = scratch + 64 * taps * (channel // width) + size * (channel % width)
+            for k in range(taps):
+                copy_scaled(target + 64 * k, weight + size * (channel * taps + k), bits, 1.0)
+        while True:
+            b = fetch_increment(p + COUNTER)
+            if b >= load_int(p + BATCH):
+                break
+            x_rows = load_int(p + X) + b * load_int(p + X_B)
+            y_rows = load_int(p + Y) + b * length * row
+            before = initial + b * past * row
+            for block in range(blocks):
+                lanes = min(width, channels - block * width)
+                offset = 64 * block
+                taps_here = scratch + offset * taps
+                bias = zero
+                if bias_in != 0:
+                    bias = load_lanes(bias_in + offset, lanes, bits)
+                for t in range(length):
+                    y = bias
+                    for k in range(taps):
+                        source = t - past + k
+                        if source >= 0:
+                            x = load_lanes(x_rows + source * x_t + offset, lanes, bits)
+                            y = fma(x, load(taps_here + 64 * k, bits), y)
+                        elif initial != 0:
+                            x = load_lanes(before + (source + past) * row + offset, lanes, bits)
+                            y = fma(x, load(taps_here + 64 * k, bits), y)
+                    if silu != 0:
+                        y = y * sigmoid_from_exp(y, exp_minus_abs(y))
+                    store_lanes(y_rows + t * row + offset, lanes, y)
+                    # The next block's lines: the hardware foresees none in a walk down the rows.
+                    prefetch(x_rows + t * x_t + offset + 64)
+                    prefetch_to_write(y_rows + t * row + offset + 64)
+                if final != 0:
+                    for k in range(past):
+                        source = length - past + k
+                        x = zero
+                        if source >= 0:
+                            x = load_lanes(x_rows + source * x_t + offset, lanes, bits)
+                        elif initial != 0:
+                            x = load_lanes(before + (source + past) * row + offset, lanes, bits)
+                        store_lanes(final + (b * past + k) * row + offset, lanes, x)
+
+    return conv_forward
+
+
+def build_backward(bits: int, digest: int) -> Callable[[int, int], None]:
+    """Make the backward kernel for floats of ``bits`` bits."""
+    size = bits // 8
+    width = 512 // bits
+
+    def conv_backward(p: int, scratch: int) -> None:
+        _ = digest
+        length, channels, taps = load_int(p + LENGTH), load_int(p + CHANNELS), load_int(p + TAPS)
+        blocks = (channels + width - 1) // width
+        silu, x_t, grad_y_t = load_int(p + SILU), load_int(p + X_T), load_int(p + GRAD_Y_T)
+        weight, bias_in, initial = load_int(p + WEIGHT), load_int(p + BIAS), load_int(p + INITIAL)
+        grad_final, d_initial = load_int(p + GRAD_FINAL), load_int(p + D_INITIAL)
+        batch, group_size = load_int(p + BATCH), load_int(p + GROUP_SIZE)
+        past = taps - 1
+        row = size * channels
+        grads = scratch + 64 * blocks * taps
+        zero, one = splat(0.0, bits), splat(1.0, bits)
+        for i in range(blocks * taps):
+            store(scratch + 64 * i, zero)
+        for channel in range(channels):
+            target = scratch + 64 * taps * (channel // width) + size * (channel % width)
+            for k in range(taps):
+                copy_scaled(target + 64 * k, weight + size * (channel * taps + k), bits, 1.0)
+        while True:
+            group = fetch_increment(p + COUNTER)
+            if group * group_size >= batch:
+                break
+            partials = load_int(p + PARTIALS) + group * blocks * (taps + 1) * 64
+            for i in range(blocks * (taps + 1)):
+                store(partials + 64 * i, zero)
+            for b in range(group * group_size, min(batch, (group + 1) * group_size)):
+                x_rows = load_int(p + X) + b * load_int(p + X_B)
+                grad_rows = load_int(p + GRAD_Y) + b * load_int(p + GRAD_Y_B)
+                d_x_rows = load_int(p + D_X) + b * length * row
+                before = initial + b * past * row
+                for block in range(blocks):
+                    lanes = min(width, channels - block * width)
+                    offset = 64 * block
+                    taps_here = scratch + offset * taps
+                    partial = partials + offset * (taps + 1)
+                    bias = zero
+                    if bias_in != 0:
+                        bias = load_lanes(bias_in + offset, lanes, bits)
+                    d_bias = load(partial + 64 * taps, bits)
+                    for t in range(length):
+                        grad = load_lanes(grad_rows + t * grad_y_t + offset, lanes, bits)
+                        if silu != 0:
+                            y = bias
+                            for k in range(taps):
+                                source = t - past + k
+                                if source >= 0:
+                                    x = load_lanes(x_rows + source * x_t + offset, lanes, bits)
+                                    y = fma(x, load(taps_here + 64 * k, bits), y)
+                                elif initial != 0:
+                                    place = before + (source + past) * row + offset
+                                    x = load_lanes(place, lanes, bits)
+                                    y = fma(x, load(taps_here + 64 * k, bits), y)
+                            gate = sigmoid_from_exp(y, exp_minus_abs(y))
+                            # silu' = gate * (1 + y * (1 - gate))
+                            grad = grad * (gate * fma(y, one - gate, one))
+                        store(grads + 64 * t, grad)
+                        prefetch(x_rows + t * x_t + offset + 64)
+                        prefetch(grad_rows + t * grad_y_t + offset + 64)
+                        prefetch_to_write(d_x_rows + t * row + offset + 64)
+                        d_bias = d_bias + grad
+                        for k in range(taps):
+                            source = t - past + k
+                            x = zero
+                            if source >= 0:
+                                x = load_lanes(x_rows + source * x_t + offset, lanes, bits)
+                            elif initial != 0:
+                                place = before + (source + past) * row + offset
+                                x = load_lanes(place, lanes, bits)
+                            store(partial + 64 * k, fma(grad, x, load(partial + 64 * k, bits)))
+                    store(partial + 64 * taps, d_bias)
+                    for s in range(-past, length):
+                        d_x = zero
+                        if grad_final != 0 and s - length + past >= 0:
+                            place = grad_final + (b * past + s - length + past) * row + offset
+                            d_x = load_lanes(place, lanes, bits)
+                        for k in range(taps):
+                            t = s + past - k
+                            if 0 <= t < length:
+                                d_x = fma(
+                                    load(taps_here + 64 * k, bits), load(grads + 64 * t, bits), d_x
+                                )
+                        if s >= 0:
+                            store_lanes(d_x_rows + s * row + offset, lanes, d_x)
+                        elif d_initial != 0:
+                            place = d_initial + (b * past + s + past) * row + offset
+                            store_lanes(place, lanes, d_x)
+
+    return conv_backward
+
 
 # As in the selective scan: bounds the threads of the backward pass, fixes the order of summation.
 MAX_GROUPS = 32
@@ -59,8 +238,8 @@ def _forward(
     y = _cpu.empty(batch, length, channels, dtype=dtype)
     final = _cpu.empty(batch, taps - 1, channels, dtype=dtype) if return_final_state else None
     arguments = (*_common_arguments(silu, bits // 8, tensors), y.data_ptr(), _cpu.address(final))
-    _threads.call_kernel(
-        _cpu.load_kernel("causal_conv1d._kernels", "build_forward", bits),
+    _cpu.call_kernel(
+        _cpu.load_kernel("causal_conv1d.cpu", "build_forward", bits),
         arguments,
         64 * blocks * taps,
         batch,
@@ -112,8 +291,8 @@ def _backward(
         *(0, 0, *_cpu.row_arguments(grad_y, bits // 8), _cpu.address(grad_final)),
         *(d_x.data_ptr(), _cpu.address(d_initial), partials.data_ptr(), group_size),
     )
-    _threads.call_kernel(
-        _cpu.load_kernel("causal_conv1d._kernels", "build_backward", bits),
+    _cpu.call_kernel(
+        _cpu.load_kernel("causal_conv1d.cpu", "build_backward", bits),
         arguments,
         64 * (blocks * taps + length),
         n_groups,

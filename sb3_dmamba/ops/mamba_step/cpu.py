@@ -1,20 +1,260 @@
-"""A Mamba mixer's next few tokens on the CPU, fused and compiled by Numba.
-
-A unit of work takes a few environments through the whole mixer, so what lies between two of its
-parts never leaves the first-level cache; the weights are laid out in the order in which the kernel
-reads them. Computes in the dtype of the weights.
-"""
+"""A Mamba mixer's next tokens on the CPU, as one fused Numba kernel."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from numba import literally  # type: ignore[attr-defined]
+from numba.extending import register_jitable
 from torch import Tensor
 
-from sb3_dmamba.ops import _cpu, _threads
+from sb3_dmamba.ops import _cpu
+from sb3_dmamba.ops._simd import (
+    exp2,
+    exp_minus_abs,
+    fetch_increment,
+    fma,
+    load,
+    load_int,
+    load_lanes,
+    sigmoid_from_exp,
+    softplus_from_exp,
+    splat,
+    splat_load,
+    store,
+    store_lanes,
+    store_sum,
+)
 from sb3_dmamba.ops.mamba_step import MambaWeights
+
+# fmt: off
+# The argument block; ``cpu`` packs it in this order.
+(COUNTER, BATCH, LENGTH, GROUP, WIDTH, INNER, STATES, TAPS, RANK,
+ INNER_PANELS, PROJECTED_PANELS, WIDTH_PANELS,
+ IN_PROJ, CONV, CONV_BIAS, X_PROJ, DT_PROJ, DT_BIAS, RATES, SKIP, OUT_PROJ,
+ TOKENS, CONV_STATE, SCAN_STATE, MIXED, NEW_CONV_STATE,
+ NEW_SCAN_STATE) = (8 * place for place in range(27))
+# fmt: on
+
+PANEL_BYTES = 256  # PANEL vectors
+
+
+@register_jitable
+def multiply(
+    target: int,
+    target_row: int,
+    source: int,
+    source_row: int,
+    panels: int,
+    n_panels: int,
+    n_rows: int,
+    n_inputs: int,
+    bits: int,
+) -> None:
+    """Store ``source @ weights``: (n_rows, n_inputs) by panels of packed weights."""
+    literally(bits)
+    size = bits // 8
+    zero = splat(0.0, bits)
+    for panel in range(n_panels):
+        first = panels + panel * n_inputs * PANEL_BYTES
+        row = 0
+        while row + 3 <= n_rows:
+            x0 = source + row * source_row
+            x1, x2 = x0 + source_row, x0 + 2 * source_row
+            a0, a1, a2, a3 = zero, zero, zero, zero
+            b0, b1, b2, b3 = zero, zero, zero, zero
+            c0, c1, c2, c3 = zero, zero, zero, zero
+            for i in range(n_inputs):
+                w = first + i * PANEL_BYTES
+                w0, w1 = load(w, bits), load(w + 64, bits)
+                w2, w3 = load(w + 128, bits), load(w + 192, bits)
+                x = splat_load(x0 + size * i, bits)
+                a0, a1, a2, a3 = fma(x, w0, a0), fma(x, w1, a1), fma(x, w2, a2), fma(x, w3, a3)
+                x = splat_load(x1 + size * i, bits)
+                b0, b1, b2, b3 = fma(x, w0, b0), fma(x, w1, b1), fma(x, w2, b2), fma(x, w3, b3)
+                x = splat_load(x2 + size * i, bits)
+                c0, c1, c2, c3 = fma(x, w0, c0), fma(x, w1, c1), fma(x, w2, c2), fma(x, w3, c3)
+            y = target + row * target_row + panel * PANEL_BYTES
+            store(y, a0)
+            store(y + 64, a1)
+            store(y + 128, a2)
+            store(y + 192, a3)
+            y += target_row
+            store(y, b0)
+            store(y + 64, b1)
+            store(y + 128, b2)
+            store(y + 192, b3)
+            y += target_row
+            store(y, c0)
+            store(y + 64, c1)
+            store(y + 128, c2)
+            store(y + 192, c3)
+            row += 3
+        while row < n_rows:
+            x0 = source + row * source_row
+            a0, a1, a2, a3 = zero, zero, zero, zero
+            for i in range(n_inputs):
+                w = first + i * PANEL_BYTES
+                x = splat_load(x0 + size * i, bits)
+                a0, a1 = fma(x, load(w, bits), a0), fma(x, load(w + 64, bits), a1)
+                a2, a3 = fma(x, load(w + 128, bits), a2), fma(x, load(w + 192, bits), a3)
+            y = target + row * target_row + panel * PANEL_BYTES
+            store(y, a0)
+            store(y + 64, a1)
+            store(y + 128, a2)
+            store(y + 192, a3)
+            row += 1
+
+
+def build_step(bits: int, digest: int) -> Callable[[int, int], None]:
+    """Make the kernel for floats of ``bits`` bits."""
+    size = bits // 8
+    lanes = 512 // bits
+
+    def mamba_step(p: int, scratch: int) -> None:
+        _ = digest  # a cached kernel is found again only while its sources are the same
+        length, group, n_taps = load_int(p + LENGTH), load_int(p + GROUP), load_int(p + TAPS)
+        width, inner = load_int(p + WIDTH), load_int(p + INNER)
+        n_states, rank = load_int(p + STATES), load_int(p + RANK)
+        inner_panels, width_panels = load_int(p + INNER_PANELS), load_int(p + WIDTH_PANELS)
+        projected_panels = load_int(p + PROJECTED_PANELS)
+        tokens, conv, conv_bias = load_int(p + TOKENS), load_int(p + CONV), load_int(p + CONV_BIAS)
+        dt_proj, dt_bias = load_int(p + DT_PROJ), load_int(p + DT_BIAS)
+        rates, skip = load_int(p + RATES), load_int(p + SKIP)
+        past = n_taps - 1
+        token_row, inner_row = size * width, size * inner
+        # Scratch: rows of a token, in turn of each kind.
+        channel_row = PANEL_BYTES * inner_panels
+        gated_row, projected_row = 2 * channel_row, PANEL_BYTES * projected_panels
+        mixed_row = PANEL_BYTES * width_panels
+        rows = group * length
+        gated = scratch  # the inputs, the gates
+        convolved = gated + rows * gated_row
+        steps = convolved + rows * channel_row
+        inflows = steps + rows * channel_row
+        projected = inflows + rows * channel_row
+        mixed = projected + rows * projected_row
+        outputs = gated  # of the scan: the inputs are not needed any more
+        state_blocks = (n_states + lanes - 1) // lanes
+        while True:
+            first = fetch_increment(p + COUNTER) * group
+            if first >= load_int(p + BATCH):
+                break
+            n_envs = min(group, load_int(p + BATCH) - first)
+            n_rows = n_envs * length
+            multiply(
+                gated,
+                gated_row,
+                tokens + first * length * token_row,
+                token_row,
+                load_int(p + IN_PROJ),
+                2 * inner_panels,
+                n_rows,
+                width,
+                bits,
+            )
+            for env in range(n_envs):
+                row = env * length
+                before = load_int(p + CONV_STATE) + (first + env) * past * inner_row
+                after = load_int(p + NEW_CONV_STATE) + (first + env) * past * inner_row
+                for offset in range(0, inner_row, 64):
+                    count = min(lanes, (inner_row - offset) // size)
+                    for t in range(length):
+                        y = load(conv_bias + offset, bits)
+                        for k in range(n_taps):
+                            source = t - past + k
+                            if source >= 0:
+                                x = load(gated + (row + source) * gated_row + offset, bits)
+                            else:
+                                at = before + (source + past) * inner_row + offset
+                                x = load_lanes(at, count, bits)
+                            y = fma(x, load(conv + k * channel_row + offset, bits), y)
+                        y = y * sigmoid_from_exp(y, exp_minus_abs(y))
+                        store(convolved + (row + t) * channel_row + offset, y)
+                    for k in range(past):
+                        source = length - past + k
+                        if source >= 0:
+                            x = load(gated + (row + source) * gated_row + offset, bits)
+                        else:
+                            at = before + (source + past) * inner_row + offset
+                            x = load_lanes(at, count, bits)
+                        store_lanes(after + k * inner_row + offset, count, x)
+            multiply(
+                projected,
+                projected_row,
+                convolved,
+                channel_row,
+                load_int(p + X_PROJ),
+                projected_panels,
+                n_rows,
+                inner,
+                bits,
+            )
+            for row in range(n_rows):
+                at = row * channel_row
+                low_rank = projected + row * projected_row
+                for offset in range(0, inner_row, 64):
+                    step = load(dt_bias + offset, bits)
+                    for r in range(rank):
+                        weight = load(dt_proj + r * channel_row + offset, bits)
+                        step = fma(splat_load(low_rank + size * r, bits), weight, step)
+                    step = softplus_from_exp(step, exp_minus_abs(step))
+                    store(steps + at + offset, step)
+                    store(inflows + at + offset, step * load(convolved + at + offset, bits))
+            for env in range(n_envs):
+                old = load_int(p + SCAN_STATE) + (first + env) * inner_row * n_states
+                new = load_int(p + NEW_SCAN_STATE) + (first + env) * inner_row * n_states
+                for channel in range(inner):
+                    rate = rates + channel * state_blocks * 64
+                    source = old + channel * n_states * size
+                    target = new + channel * n_states * size
+                    for t in range(length):
+                        row = env * length + t
+                        at = row * channel_row + channel * size
+                        step, inflow = splat_load(steps + at, bits), splat_load(inflows + at, bits)
+                        b_row = projected + row * projected_row + rank * size
+                        c_row = b_row + n_states * size
+                        y = splat(0.0, bits)
+                        for block in range(state_blocks):
+                            offset = 64 * block
+                            count = min(lanes, n_states - block * lanes)
+                            h = load_lanes(source + offset, count, bits)
+                            decay = exp2(step * load(rate + offset, bits))
+                            h = fma(decay, h, inflow * load_lanes(b_row + offset, count, bits))
+                            y = fma(h, load_lanes(c_row + offset, count, bits), y)
+                            store_lanes(target + offset, count, h)
+                        store_sum(outputs + row * gated_row + channel * size, y)
+                        source = target
+            for row in range(n_rows):
+                for offset in range(0, inner_row, 64):
+                    at = gated + row * gated_row + offset
+                    u = load(convolved + row * channel_row + offset, bits)
+                    z = load(at + channel_row, bits)
+                    y = fma(load(skip + offset, bits), u, load(at, bits))
+                    store(at, y * (z * sigmoid_from_exp(z, exp_minus_abs(z))))
+            multiply(
+                mixed,
+                mixed_row,
+                outputs,
+                gated_row,
+                load_int(p + OUT_PROJ),
+                width_panels,
+                n_rows,
+                inner,
+                bits,
+            )
+            target = load_int(p + MIXED) + first * length * token_row
+            for row in range(n_rows):
+                for offset in range(0, token_row, 64):
+                    count = min(lanes, (token_row - offset) // size)
+                    y = load(mixed + row * mixed_row + offset, bits)
+                    store_lanes(target + row * token_row + offset, count, y)
+
+    return mamba_step
+
 
 ROWS = 12  # tokens in a unit of work: their activations take some 100 KB at a width of 128
 PANEL = 4  # vectors of a matrix product's output that are accumulated together
@@ -42,8 +282,8 @@ def mamba_step(
     # Not empty_like: its tensors would be slower to make.
     after = [_cpu.empty(*x.shape, dtype=dtype) for x in before]
     group = max(1, ROWS // max(length, 1))
-    _threads.call_kernel(
-        _cpu.load_kernel("mamba_step._kernel", "build_step", prepared.bits),
+    _cpu.call_kernel(
+        _cpu.load_kernel("mamba_step.cpu", "build_step", prepared.bits),
         (
             *(0, batch, length, group, *prepared.arguments),
             *(x.data_ptr() for x in before),

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sb3_dmamba.ops import _cpu, _threads
+from sb3_dmamba.ops import _cpu
 
 # Tokens whose states and decays the backward pass holds at once, and the distance of the
 # checkpoints. At 16 states a token takes 4 KB there: 128 KB, at home in a second-level cache. Fewer
@@ -90,8 +90,8 @@ def _forward(
         *_common_arguments(softplus, bits // 8, tensors),
         *(_cpu.address(checkpoints), y.data_ptr(), _cpu.address(final)),
     )
-    _threads.call_kernel(
-        _cpu.load_kernel("selective_scan._forward", "build_forward", bits),
+    _cpu.call_kernel(
+        _cpu.load_kernel("selective_scan._kernels", "build_forward", bits),
         arguments,
         64 * (states * (1 + blocks) + max(rank, 0) * blocks + 3 * CHUNK),
         batch,
@@ -158,8 +158,8 @@ def _backward(
         *(d_C.data_ptr(), _cpu.address(d_z), _cpu.address(d_initial)),
         *(partials.data_ptr(), group_size),
     )
-    _threads.call_kernel(
-        _cpu.load_kernel("selective_scan._backward", "build_backward", bits),
+    _cpu.call_kernel(
+        _cpu.load_kernel("selective_scan._kernels", "build_backward", bits),
         arguments,
         64 * (states * (4 * CHUNK + 1 + 2 * blocks) + rank * blocks + (blocks + 6) * CHUNK),
         n_groups,

@@ -15,7 +15,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sb3_dmamba.ops import _triton
-from sb3_dmamba.ops.selective_scan import _triton_backward, _triton_forward
+from sb3_dmamba.ops.selective_scan import (
+    _triton_kernels as _triton_backward,
+)
+from sb3_dmamba.ops.selective_scan import (
+    _triton_kernels as _triton_forward,
+)
 
 # Tokens that the forward pass unrolls, and the distance of the checkpoints it keeps for the
 # backward pass: at N states N / TILE floats a token and channel.

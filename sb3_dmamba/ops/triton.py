@@ -1,8 +1,9 @@
-"""A Mamba mixer's next few tokens on NVIDIA GPUs: two fused kernels between three matrix products.
+"""The ``triton`` backend: the operations on NVIDIA GPUs, fused; no compiler on the user's side.
 
-One kernel for the whole step, as on the CPU, would read the weights through one multiprocessor for
-each environment, or wait for the whole device between its parts. The products are the vendor
-library's; convolution and SiLU are one kernel, and step size, scan, skip and gate the other.
+A Mamba mixer's step is two fused kernels between three matrix products. One kernel for the whole
+step, as on the CPU, would read the weights through one multiprocessor for each environment, or wait
+for the whole device between its parts. The products are the vendor library's; convolution and SiLU
+are one kernel, and step size, scan, skip and gate the other.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from sb3_dmamba.ops import _triton
 from sb3_dmamba.ops.causal_conv1d.triton import causal_conv1d
 from sb3_dmamba.ops.mamba_step import MambaWeights
 from sb3_dmamba.ops.selective_scan.triton import selective_scan
+
+__all__ = ["causal_conv1d", "mamba_step", "selective_scan"]
 
 
 def mamba_step(

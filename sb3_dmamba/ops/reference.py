@@ -1,10 +1,43 @@
-"""The selective scan in plain PyTorch: readable, any device and dtype, differentiable."""
+"""Reference implementations in plain PyTorch: readable, any device and dtype, differentiable."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.functional import linear
+
+from sb3_dmamba.ops.mamba_step import MambaWeights
+
+
+def causal_conv1d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    silu: bool,
+    initial_state: Tensor | None,
+    return_final_state: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Compute the convolution; shapes are those of :func:`sb3_dmamba.ops.causal_conv1d`."""
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    batch, length, channels = x.shape
+    taps = weight.shape[1]
+    inputs, kernel = x.to(dtype), weight.to(dtype)
+    if initial_state is None:
+        before = inputs.new_zeros(batch, taps - 1, channels)
+    else:
+        before = initial_state.to(dtype)
+    padded = torch.cat([before, inputs], 1)  # (B, W-1+L, D)
+
+    y = torch.zeros_like(inputs)
+    for tap in range(taps):
+        y = y + padded[:, tap : tap + length] * kernel[:, tap]
+    if bias is not None:
+        y = y + bias.to(dtype)
+    if silu:
+        y = functional.silu(y)
+    final = padded[:, length:].to(x.dtype) if return_final_state else None
+    return y.to(x.dtype), final
 
 
 def selective_scan(
@@ -65,3 +98,25 @@ def add_skip_and_gate(y: Tensor, x: Tensor, D: Tensor | None, z: Tensor | None) 
     if D is not None:
         y = y + x * D.to(y.dtype)
     return y if z is None else y * functional.silu(z.to(y.dtype))
+
+
+def mamba_step(
+    tokens: Tensor, weights: MambaWeights, convolution_state: Tensor, scan_state: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mix the tokens; shapes are those of :func:`sb3_dmamba.ops.mamba_step`.
+
+    Source: Gu and Dao 2023 (arXiv:2312.00752), section 3.4 and figure 3.
+    """
+    rank, n_states = weights.dt_proj.shape[1], weights.A.shape[1]
+    inputs, gate = linear(tokens, weights.in_proj).chunk(2, dim=-1)  # (B, L, D) each
+    convolved, new_convolution_state = causal_conv1d(
+        inputs, weights.conv1d, weights.conv1d_bias, True, convolution_state, True
+    )
+    step, b, c = linear(convolved, weights.x_proj).split([rank, n_states, n_states], dim=-1)
+    mixed, new_scan_state = selective_scan(
+        *(convolved, step, weights.A, b, c, weights.D, gate, weights.dt_bias, weights.dt_proj),
+        *(True, scan_state, True),
+    )
+    assert new_convolution_state is not None
+    assert new_scan_state is not None
+    return linear(mixed, weights.out_proj), new_convolution_state, new_scan_state

@@ -1,9 +1,4 @@
-"""The selective scan without a loop over tokens, for what traces, compiles or exports a model.
-
-A trace of the reference repeats its loop once a token: thousands of nodes, and minutes to export.
-This one takes ``log2(L)`` rounds over all tokens at once; it holds every token's state in memory.
-A format that has loops of its own may write the recurrence as one: :func:`recurrence_as`.
-"""
+"""Implementations without a loop over tokens, for tracing, compiling and exporting a model."""
 
 from __future__ import annotations
 
@@ -14,7 +9,14 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
-from sb3_dmamba.ops.selective_scan.reference import add_skip_and_gate, compute_step_size
+from sb3_dmamba.ops.reference import (
+    add_skip_and_gate,
+    causal_conv1d,  # loops over its taps alone
+    compute_step_size,
+    mamba_step,  # loops over few tokens
+)
+
+__all__ = ["causal_conv1d", "mamba_step", "recurrence_as", "run_recurrence", "selective_scan"]
 
 
 def selective_scan(
