@@ -20,6 +20,7 @@ MOVED = {
     "data.mapping.pickling": "data.mapping",
     "data.windows": "data.samplers",
     "environments": "context",
+    "evaluation.protocols": "evaluation.actors",
     "evaluation.wrappers": "envs.return_to_go",
     "memory_tasks": "envs",
     "memory_tasks.tmaze": "envs.tmaze",

@@ -138,6 +138,9 @@ def test_what_goes_wrong_in_a_worker() -> None:
     with pytest.raises(EvaluationError, match="cannot travel"):
         evaluate(lambda: BrokenEnv("unpicklable"), n_workers=1)
     assert_equal(evaluate(lambda: BrokenEnv("print"), n_workers=1), evaluate())
+    with pytest.raises(ConfigError) as made:
+        evaluate(lambda: None, n_workers=1)
+    assert made.value.setting == "make_env"
     lock = threading.Lock()
     with pytest.raises(EvaluationError) as refused:
         evaluate(lambda: lock, n_workers=1)
