@@ -16,9 +16,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 from sb3_dmamba.checks import check_number
 from sb3_dmamba.data import DatasetInfo, Trajectories
 from sb3_dmamba.envs import MINIMAL_ACTIONS, is_atari
+from sb3_dmamba.envs.batches import check_returns_unscaled
 from sb3_dmamba.envs.make import as_gymnasium, make_gymnasium
 from sb3_dmamba.envs.return_to_go import ReturnToGo
-from sb3_dmamba.envs.stepping import check_returns_unscaled
 from sb3_dmamba.errors import ConfigError, DatasetError, UnknownTaskError
 from sb3_dmamba.spaces import (
     check_dataset_fits,
