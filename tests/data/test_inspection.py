@@ -71,7 +71,7 @@ def test_what_cannot_be_learnt_is_described() -> None:
 def test_actions_that_are_not_finite() -> None:
     issue = find(changed("actions", (6, 0), np.nan), "non_finite")
     assert issue.message.startswith("actions hold NaN or infinities at 1 step of 1 episode (1)")
-    with pytest.raises(DatasetError, match="the action space cannot be told"):
+    with pytest.raises(DatasetError, match="the action space cannot be inferred"):
         inspect_dataset(changed("actions", (6, 0), 1.5))
 
 

@@ -466,14 +466,6 @@ def test_every_value_comes_back(written_as: Format, case: Case, folder: Path) ->
     assert found.frame_stack == (expected.frame_stack if written_as.keeps_frames else 1)
     np.testing.assert_array_equal(found.returns, expected.returns)
     np.testing.assert_array_equal(found.returns_to_go, expected.returns_to_go)
-
-
-@pytest.mark.parametrize(("written_as", "case"), pairs())
-def test_what_comes_back_is_writable_to_a_store(
-    written_as: Format, case: Case, folder: Path
-) -> None:
-    source, options = written_as.write(case, folder)
-    found = load_trajectories(source, **options)
     found.save(folder / "again")
     again = Trajectories.open(folder / "again")
     for name in ("observations", "actions", "rewards", "terminated", "truncated"):
