@@ -15,11 +15,7 @@ from benchmarks.request import Request
 from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.data import Trajectories, WindowSampler
 from sb3_dmamba.errors import BackendError
-from sb3_dmamba.experiments.efficiency import (
-    make_inputs,
-    make_policy,
-    step_through,
-)
+from sb3_dmamba.experiments.efficiency import make_inputs, make_policy, step_through
 from sb3_dmamba.networks import DecisionMambaPolicy
 from sb3_dmamba.ops import resolve_backend
 from sb3_dmamba.training.updater import Updater
