@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from benchmarks.contenders import Agreement, Contender, UnavailableError
 from benchmarks.request import Request
-from sb3_dmamba.config import DecisionMambaConfig
-from sb3_dmamba.data import Trajectories, WindowSampler
+from sb3_dmamba import DecisionMambaConfig, Trajectories
+from sb3_dmamba.data import WindowSampler
 from sb3_dmamba.errors import BackendError
 from sb3_dmamba.experiments.efficiency import make_inputs, make_policy, step_through
 from sb3_dmamba.networks import DecisionMambaPolicy

@@ -12,7 +12,7 @@ from torch import nn
 
 from benchmarks.contenders import Agreement, Contender, UnavailableError
 from benchmarks.request import Request
-from sb3_dmamba.data import Trajectories
+from sb3_dmamba import Trajectories
 
 _CHECKED_UPDATES = 30
 

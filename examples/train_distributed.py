@@ -14,7 +14,7 @@ import os
 
 from stable_baselines3.common.callbacks import CheckpointCallback
 
-from sb3_dmamba.algorithm import DecisionMamba
+from sb3_dmamba import DecisionMamba
 
 
 def main() -> None:

@@ -104,8 +104,8 @@ def write(folder: Path, n_episodes: int) -> None:
 
 def train(folder: Path, n_updates: int, n_batches: int) -> None:
     """Fit the default network to the store, and draw more batches than that."""
-    from sb3_dmamba.algorithm import DecisionMamba
-    from sb3_dmamba.data import WindowSampler, load_trajectories
+    from sb3_dmamba import DecisionMamba, load_trajectories
+    from sb3_dmamba.data import WindowSampler
 
     meter = Meter()
     meter.note("fit: packages imported")
@@ -124,8 +124,7 @@ def train(folder: Path, n_updates: int, n_batches: int) -> None:
 
 def train_in_memory(n_updates: int) -> None:
     """Fit the default network to 20 episodes in memory."""
-    from sb3_dmamba.algorithm import DecisionMamba
-    from sb3_dmamba.data import Trajectories
+    from sb3_dmamba import DecisionMamba, Trajectories
 
     meter = Meter()
     generator = np.random.default_rng(0)
