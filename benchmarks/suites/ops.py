@@ -23,8 +23,6 @@ from benchmarks.suites.ops_cases import (
 from benchmarks.suites.ops_cases import Contender as Implementation
 from benchmarks.timing import Run, Timer
 
-__all__ = ["CPU_SIZES", "GPU_SIZES", "measure", "time_case"]
-
 CPU_SIZES = ((64, 60), (25, 150), (12, 300), (6, 600), (3, 1500))  # (B, L), as many tokens
 GPU_SIZES = ((64, 60), (64, 3000), (1, 3000), (25, 150), (1, 60))
 

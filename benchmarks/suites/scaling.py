@@ -9,17 +9,20 @@ from typing import Any
 import numpy as np
 
 from benchmarks.contenders import Candidate, Contender, gate, make_row, race
-from benchmarks.networks import Network, make_config, make_contender, make_trajectories
+from benchmarks.networks import Network, make_config, make_contender
 from benchmarks.peak import measure_peak_memory
-from benchmarks.pictures import draw_lines
 from benchmarks.reports import Column, Picture, Report, Table
 from benchmarks.request import Request
 from benchmarks.suites.predict import check_actor, make_actor
 from benchmarks.trends import describe_crossover, fit_exponent
 from sb3_dmamba.data import WindowSampler
-from sb3_dmamba.experiments.efficiency import OBSERVATION_SPACE, count_kept, make_policy
-
-__all__ = ["measure"]
+from sb3_dmamba.experiments.efficiency import (
+    OBSERVATION_SPACE,
+    count_kept,
+    make_policy,
+    make_trajectories,
+)
+from sb3_dmamba.experiments.report import draw_lines
 
 NETWORKS = {
     "Mamba": Network({"channel_mixing": False}),

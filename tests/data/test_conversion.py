@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from sb3_dmamba.data import Trajectories, load_trajectories
-from sb3_dmamba.data.sources import convert_trajectories, d4rl
-from sb3_dmamba.data.store import (
+from sb3_dmamba.data.joining import (
     cut_into_pieces,
     gather_pieces,
     join_pieces,
     spill_pieces,
     write_pieces,
 )
+from sb3_dmamba.data.sources import convert_trajectories, d4rl
 from sb3_dmamba.errors import DatasetError
 
 Make = Callable[..., Trajectories]
@@ -152,14 +152,14 @@ def test_large_files_are_not_held_in_memory(
 
 def test_pieces(make_trajectories: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = make_trajectories([3, 1, 4, 2])
-    monkeypatch.setattr("sb3_dmamba.data.store.CHUNK_BYTES", 5 * 20)  # 20 bytes a step
+    monkeypatch.setattr("sb3_dmamba.data.joining.CHUNK_BYTES", 5 * 20)  # 20 bytes a step
     pieces = list(cut_into_pieces(data))
     assert [piece.lengths.tolist() for piece in pieces] == [[3, 1], [4], [2]]
     same(write_pieces(pieces, tmp_path / "store"), data)
     named = write_pieces(pieces, tmp_path / "named", source=lambda n: f"mine, {n}")
     assert named.source == "mine, 10"
     same(gather_pieces(iter(pieces)), data)
-    monkeypatch.setattr("sb3_dmamba.data.store.IN_MEMORY_BYTES", 5 * 12)
+    monkeypatch.setattr("sb3_dmamba.data.joining.IN_MEMORY_BYTES", 5 * 12)
     large = gather_pieces(iter(pieces), lambda n: f"mine, {n}")
     assert isinstance(large.observations, np.memmap)
     assert large.source == "mine, 10"

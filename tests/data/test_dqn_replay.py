@@ -13,7 +13,7 @@ import pytest
 from gymnasium import spaces
 
 from sb3_dmamba.data import Trajectories, load_trajectories
-from sb3_dmamba.data import store as gathering
+from sb3_dmamba.data import joining as gathering
 from sb3_dmamba.data.sources import dqn_replay
 from sb3_dmamba.data.sources.dopamine import MEMBERS, Checkpoint
 from sb3_dmamba.envs import N_ACTIONS, canonical_game
@@ -341,7 +341,7 @@ class TestWhereItGoes:
         def full(*_: object, **__: object) -> None:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr("sb3_dmamba.data.store.TrajectoriesWriter.append_all", full)
+        monkeypatch.setattr("sb3_dmamba.data.trajectories.TrajectoriesWriter.append_all", full)
         assert "No space left" in str(refusal(logs))
 
 

@@ -419,7 +419,7 @@ FORMATS = (
         only_that_it_ended,
     ),
     Format("DQN replay", "dqn_replay:load_dqn_replay", write_dqn_replay, ("stacks",)),
-    Format("store", "store:load_store", write_store, EVERYTHING),
+    Format("store", "trajectories:load_store", write_store, EVERYTHING),
     Format("collected", None, write_collected, EVERYTHING),
 )
 

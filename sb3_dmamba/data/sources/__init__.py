@@ -15,7 +15,8 @@ from typing import Any, Literal, Protocol
 from sb3_dmamba.checks import did_you_mean, near_names
 from sb3_dmamba.console import Bar, count_progress
 from sb3_dmamba.d4rl import D4RL_NAME, list_names
-from sb3_dmamba.data.store import check_place, cut_into_pieces, write_pieces
+from sb3_dmamba.data.joining import cut_into_pieces, write_pieces
+from sb3_dmamba.data.store import check_place
 from sb3_dmamba.data.trajectories import Trajectories, check_transform, transform
 from sb3_dmamba.envs import parse_tmaze_name
 from sb3_dmamba.errors import DatasetError
@@ -264,7 +265,7 @@ SOURCES = (
         "path",
         # without its header a store is damaged, and its loader raises an error
         _contains("trajectories.json", "episode_offsets.npy"),
-        "sb3_dmamba.data.store:load_store",
+        "sb3_dmamba.data.trajectories:load_store",
     ),
     Source(
         "a Minari dataset's folder (with data/main_data.hdf5 inside)",

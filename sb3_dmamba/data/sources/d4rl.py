@@ -18,6 +18,7 @@ from numpy import ndarray
 from sb3_dmamba.checks import check_optional_integer
 from sb3_dmamba.console import Bar
 from sb3_dmamba.d4rl import D4RLName, cache_folder, find_robot, parse_name
+from sb3_dmamba.data.joining import IN_MEMORY_BYTES, join_pieces, spill_pieces
 from sb3_dmamba.data.sources.arrays import (
     KEYS,
     REQUIRED,
@@ -36,7 +37,6 @@ from sb3_dmamba.data.sources.arrays import (
 )
 from sb3_dmamba.data.sources.download import OFFLINE_VARIABLE, download_file, is_offline
 from sb3_dmamba.data.sources.pickles import load_plain_pickle, to_array
-from sb3_dmamba.data.store import IN_MEMORY_BYTES, join_pieces, spill_pieces
 from sb3_dmamba.data.trajectories import Trajectories, replace
 from sb3_dmamba.data.validation import CHUNK_BYTES, rows_per_chunk
 from sb3_dmamba.errors import DatasetError

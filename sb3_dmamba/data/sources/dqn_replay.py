@@ -16,6 +16,7 @@ from numpy import ndarray
 
 from sb3_dmamba.checks import check_integer, check_optional_integer
 from sb3_dmamba.console import count_progress
+from sb3_dmamba.data.joining import gather_pieces, write_pieces
 from sb3_dmamba.data.sources.dopamine import (
     Checkpoint,
     MemberReader,
@@ -23,7 +24,6 @@ from sb3_dmamba.data.sources.dopamine import (
     error_in,
     find_checkpoints,
 )
-from sb3_dmamba.data.store import gather_pieces, write_pieces
 from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.envs import ATARI_ID, N_ACTIONS, canonical_game
 from sb3_dmamba.errors import ConfigError, DatasetError

@@ -26,9 +26,9 @@ from PIL import Image
 
 from sb3_dmamba.checks import near_names
 from sb3_dmamba.console import Bar, warn_caller
+from sb3_dmamba.data.joining import IN_MEMORY_BYTES, spill_pieces
 from sb3_dmamba.data.sources.arrays import copy_rows, naming
 from sb3_dmamba.data.sources.download import OFFLINE_VARIABLE, is_offline
-from sb3_dmamba.data.store import IN_MEMORY_BYTES, spill_pieces
 from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.data.validation import CHUNK_BYTES
 from sb3_dmamba.envs.make import qualify_id

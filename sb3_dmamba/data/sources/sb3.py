@@ -17,9 +17,7 @@ from sb3_dmamba.data.sources.arrays import copy_rows
 from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.data.validation import rows_per_chunk
 from sb3_dmamba.errors import DatasetError
-from sb3_dmamba.spaces import check_action_space
-
-_TOLERANCE = 1e-5  # of a bound: what a trip through float32 may cost
+from sb3_dmamba.spaces import BOUND_TOLERANCE, check_action_space
 
 
 def load_replay_buffer(
@@ -368,8 +366,9 @@ def _are_scaled(source: Any, rows: Int64[ndarray, "M"], given: bool | None) -> b
         return False  # nothing to scale by
     smallest = source.actions[rows].min(axis=(0, 1)).astype(np.float64)
     largest = source.actions[rows].max(axis=(0, 1)).astype(np.float64)
-    fits_scaled = (smallest >= -1 - _TOLERANCE).all() and (largest <= 1 + _TOLERANCE).all()
-    slack = _TOLERANCE * np.maximum(1.0, np.maximum(np.abs(low), np.abs(high)))
+    fits_scaled = (np.maximum(-smallest, largest) <= 1 + BOUND_TOLERANCE).all()
+    # of the larger bound, on both sides: unscaling rounds by it
+    slack = BOUND_TOLERANCE * np.maximum(1.0, np.maximum(np.abs(low), np.abs(high)))
     fits_raw = (smallest >= low - slack).all() and (largest <= high + slack).all()
     if fits_scaled and fits_raw:
         warn_caller(

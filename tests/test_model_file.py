@@ -1,0 +1,632 @@
+"""Saved models: round trips, damage, edits; and the container that holds them."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as dump_tensors
+from stable_baselines3 import PPO
+
+from sb3_dmamba import model_file
+from sb3_dmamba.algorithm import DecisionMamba
+from sb3_dmamba.data.trajectories import Trajectories
+from sb3_dmamba.errors import ConfigError, ModelFileError, SpaceError, UnknownTaskError
+from sb3_dmamba.model_file import FORMAT_VERSION, ModelFile
+from sb3_dmamba.tasks import ReferenceScores, Task
+from tests.models import Recorder, differences, everything_in, tiny_model
+from tests.toys import ChoiceEnv, choice_trajectories, random_trajectories
+
+DATA = choice_trajectories(50)
+
+
+# --- Round trips -------------------------------------------------------------------------------
+
+CASES: dict[str, tuple[Trajectories, dict[str, Any]]] = {
+    "continuous": (random_trajectories(), {}),
+    "discrete": (random_trajectories(n_actions=4), {}),
+    "image": (random_trajectories(observation_shape=(4, 36, 36), n_actions=3), {}),
+    "attention": (random_trajectories(), {"mixer": "attention"}),
+    "paper": (random_trajectories(), {"init": "paper", "channel_mixing": False}),
+    "unnormalised": (random_trajectories(), {"normalize_observations": False}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_predictions_are_equal_after_reload(case: str, tmp_path: Path) -> None:
+    data, settings = CASES[case]
+    memory = "stream" if case in ("continuous", "attention", "image") else "window"
+    model = tiny_model(None, memory=memory, **settings).fit(data, 3)
+    model.save(tmp_path / "model")
+    loaded = DecisionMamba.load(tmp_path / "model")
+    assert differences(everything_in(model), everything_in(loaded)) == []
+    assert loaded.policy.memory == memory
+    states: list[Any] = [None, None]
+    for step in range(8):
+        shown = {
+            "observation": data.observations[[step, step + 9]],
+            "return_to_go": np.array([[5.0 - step], [1.0]], np.float32),
+        }
+        starts = np.array([False, step == 4])
+        first, states[0] = model.predict(shown, states[0], starts)
+        second, states[1] = loaded.predict(shown, states[1], starts)
+        np.testing.assert_array_equal(first, second)
+
+
+def test_everything_travels(tmp_path: Path) -> None:
+    task = Task(
+        name="toy",
+        env_id="NotHere-v0",
+        env_kwargs={"level": [1, 2]},
+        dataset="nowhere",
+        target_returns=(2.0, 4.5),
+        reference=ReferenceScores(0.0, 10.0, "by hand"),
+        overrides={"n_layers": 1},
+        description="a toy",
+        source={"env_id": "nowhere"},
+    )
+    model = tiny_model(task, dropout=0.25).fit(DATA, 5)
+    model.target_return = 7.0
+    model.save(tmp_path / "model")
+    loaded = DecisionMamba.load(tmp_path / "model")
+    assert loaded.config == model.config
+    assert loaded.task == task
+    assert loaded.target_return == 7.0
+    assert loaded.seed == model.seed
+    assert loaded.observation_space == model.observation_space
+    assert loaded.action_space == model.action_space
+    assert loaded.dataset.source == DATA.source
+    assert loaded.dataset.returns.tolist() == DATA.returns.tolist()
+    assert (loaded.num_timesteps, loaded._n_updates) == (5, 5)
+    mean = loaded.policy.state_dict()["model.embedding.observation_encoder.mean"]
+    np.testing.assert_allclose(mean, DATA.observations.mean(axis=0), rtol=1e-5)
+
+
+def test_another_length_of_the_run_is_the_whole_run_s(tmp_path: Path) -> None:
+    interrupted = tiny_model(n_updates=8)
+    interrupted.fit(DATA, callback=Recorder(stop_at=3)).save(tmp_path / "interrupted")
+    assert interrupted.fit().num_timesteps == 8
+    interrupted.save(tmp_path / "finished")
+    for name in ("interrupted", "finished"):
+        loaded = DecisionMamba.load(tmp_path / name, n_updates=10)
+        assert loaded.fit(DATA).num_timesteps == 10
+    assert DecisionMamba.load(tmp_path / "finished").fit(DATA).num_timesteps == 16
+
+
+def test_the_default_target_return_travels_as_such(tmp_path: Path) -> None:
+    model = tiny_model(ChoiceEnv).fit(DATA, 1)
+    model.save(tmp_path / "model")
+    loaded = DecisionMamba.load(tmp_path / "model")
+    assert loaded.target_return == model.target_return == DATA.returns.max()
+    better = choice_trajectories(200)
+    assert loaded.fit(better, 1).target_return == better.returns.max()
+
+
+def test_a_model_whose_environment_is_not_here(tmp_path: Path) -> None:
+    tiny_model(Task(name="toy", env_id="NotHere-v0")).fit(DATA, 1).save(tmp_path / "model")
+    loaded = DecisionMamba.load(tmp_path / "model")
+    shown = {"observation": np.zeros(2, np.float32), "return_to_go": np.ones(1, np.float32)}
+    loaded.predict(shown)
+    loaded.as_stateful_wrapper(5.0).predict(np.zeros(2, np.float32), 0.0)
+    loaded.fit(DATA, 1)
+    for call in (loaded.get_env, lambda: loaded.evaluate(5.0, 1, n_workers=0)):
+        with pytest.raises(UnknownTaskError, match="NotHere-v0"):
+            call()
+    report = loaded.evaluate(5.0, 1, env=ChoiceEnv, n_workers=0)
+    assert report.results[0].lengths.tolist() == [10]
+    elsewhere = DecisionMamba.load(tmp_path / "model", env=ChoiceEnv())
+    elsewhere.evaluate(5.0, 1, env=ChoiceEnv, n_workers=0)
+    assert elsewhere.get_env() is not None
+
+
+def test_an_environment_that_does_not_fit(tmp_path: Path) -> None:
+    tiny_model().fit(DATA, 1).save(tmp_path / "model")
+    with pytest.raises(SpaceError, match="the environment has"):
+        DecisionMamba.load(tmp_path / "model", env=gym.make("CartPole-v1"))
+
+
+def test_paths(tmp_path: Path) -> None:
+    model = tiny_model().fit(DATA, 1)
+    expected = everything_in(model)
+    model.save(str(tmp_path / "plain"))
+    model.save(tmp_path / "deep" / "down" / "zipped.zip")
+    model.save(tmp_path / "model.v2")
+    buffer = io.BytesIO()
+    model.save(buffer)
+    buffer.seek(0)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"plain.zip", "deep", "model.v2"}
+    for source in (
+        str(tmp_path / "plain"),
+        tmp_path / "plain.zip",
+        tmp_path / "deep" / "down" / "zipped",
+        tmp_path / "model.v2",
+        buffer,
+    ):
+        assert differences(expected, everything_in(DecisionMamba.load(source))) == []
+
+
+def test_without_the_optimiser(tmp_path: Path) -> None:
+    model = tiny_model().fit(DATA, 3)
+    model.save(tmp_path / "whole")
+    model.save(tmp_path / "light", exclude=["optimizer"])
+    sizes = [(tmp_path / f"{name}.zip").stat().st_size for name in ("whole", "light")]
+    assert sizes[1] < 0.5 * sizes[0]
+    light = DecisionMamba.load(tmp_path / "light")
+    changed = differences(everything_in(model), everything_in(light))
+    assert changed
+    assert all(name.startswith("moments") for name in changed)
+    light.fit(DATA, 1)
+    for exclude in (["policy"], "policy"):
+        with pytest.raises(ConfigError, match="only 'optimizer'"):
+            model.save(tmp_path / "light", exclude=exclude)
+
+
+# --- Damage and tampering ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def saved() -> bytes:
+    buffer = io.BytesIO()
+    task = Task(name="toy", env_id="NotHere-v0", reference=ReferenceScores(0.0, 1.0, "by hand"))
+    tiny_model(task, n_layers=1).fit(DATA, 2).save(buffer)
+    return buffer.getvalue()
+
+
+def test_truncated_and_flipped(saved: bytes) -> None:
+    rng = np.random.default_rng(0)
+    for length in [0, 1, 100, *rng.integers(len(saved), size=60), len(saved) - 1]:
+        with pytest.raises(ModelFileError):
+            DecisionMamba.load(io.BytesIO(saved[:length]))
+    for place in rng.integers(len(saved), size=60):
+        damaged = bytearray(saved)
+        damaged[place] ^= 0x10
+        try:
+            loaded = DecisionMamba.load(io.BytesIO(bytes(damaged)))
+        except ModelFileError:
+            continue
+        whole = DecisionMamba.load(io.BytesIO(saved))
+        assert differences(everything_in(whole), everything_in(loaded)) == []
+
+
+def rewrite(
+    saved: bytes,
+    header: Callable[[dict[str, Any]], Any] = lambda header: None,
+    tensors: Callable[[str, dict[str, Any]], Any] = lambda group, tensors: None,
+) -> io.BytesIO:
+    """Change a model file as somebody who knows the format would."""
+    buffer = io.BytesIO()
+    with (
+        zipfile.ZipFile(io.BytesIO(saved)) as source,
+        zipfile.ZipFile(buffer, "w") as target,
+    ):
+        for name in source.namelist():
+            content = source.read(name)
+            if name == "model.json":
+                fields = json.loads(content)
+                header(fields)
+                content = json.dumps(fields).encode()
+            elif name != "data":  # a copy of it for other tools
+                group = load_tensors(content)
+                if tensors(name.removesuffix(".safetensors"), group) == "drop":
+                    continue
+                content = dump_tensors(group)
+            target.writestr(name, content)
+    return buffer
+
+
+def test_rewriting_alone_changes_nothing(saved: bytes) -> None:
+    first, second = (DecisionMamba.load(each) for each in (io.BytesIO(saved), rewrite(saved)))
+    assert differences(everything_in(first), everything_in(second)) == []
+
+
+REMOVE = object()
+EDITS: list[tuple[str, Any]] = [
+    ("format_version", 99),
+    ("config.no_such_field", 1),
+    ("config", None),
+    ("config", []),
+    ("config.mixer", "attention"),
+    ("config.mixer", "banana"),
+    ("config.hidden_size", 32),
+    ("config.hidden_size", 10**9),
+    ("config.hidden_size", -1),
+    ("config.hidden_size", "16"),
+    ("config.n_layers", 10**9),
+    ("config.n_layers", 2),
+    ("config.d_state", 10**12),
+    ("config.max_timestep", 10**12),
+    ("config.return_scale", float("nan")),
+    ("config.learning_rate", float("inf")),
+    ("config.adam_betas", [0.9]),
+    ("config.adam_betas", "ab"),
+    ("config.encoder", "nature_cnn"),
+    ("task", []),
+    ("task", "toy"),
+    ("task.name", None),
+    ("task.name", REMOVE),
+    ("task.env_id", 5),
+    ("task.surprise", 5),
+    ("task.target_returns", "high"),
+    ("task.target_returns", [None]),
+    ("task.reference.maximum", -1.0),
+    ("task.reference.maximum", "x"),
+    ("task.overrides", {"no_such_field": 1}),
+    ("task.env_kwargs", 5),
+    ("dataset", None),
+    ("dataset.source", 5),
+    ("dataset.env_id", 5),
+    ("dataset.env_kwargs", [1]),
+    ("observation_space", None),
+    ("observation_space.shape", [3]),
+    ("observation_space.shape", [10**9]),
+    ("observation_space.low", ["0", "0", "0"]),
+    ("observation_space.low", "nan"),
+    ("observation_space", {"type": "Discrete", "n": 3, "start": 0}),
+    ("action_space.n", 3),
+    ("action_space.n", 10**12),
+    ("action_space.n", -3),
+    ("action_space", {"type": "Dict"}),
+    (
+        "action_space",
+        {"type": "Box", "shape": [2], "dtype": "float32", "low": "-inf", "high": "inf"},
+    ),
+    ("target_return", float("nan")),
+    ("target_return", "high"),
+    ("seed", -1),
+    ("seed", 1.5),
+    ("seed", True),
+    ("seed", float("inf")),
+    ("counters", {}),
+    ("counters", 5),
+    ("counters.num_timesteps", -1),
+    ("counters._n_updates", "3"),
+    *[(name, REMOVE) for name in ("config", "task", "dataset", "seed", "counters", "action_space")],
+]
+
+
+def test_an_edited_header(saved: bytes) -> None:
+    accepted = []
+    for place, value in EDITS:
+
+        def edit(header: dict[str, Any], place: str = place, value: Any = value) -> None:
+            *path, last = place.split(".")
+            for name in path:
+                header = header[name]
+            if value is REMOVE:
+                del header[last]
+            else:
+                header[last] = value
+
+        try:
+            DecisionMamba.load(rewrite(saved, edit))
+        except ModelFileError:
+            continue
+        accepted.append((place, value))
+    assert not accepted
+
+
+def change_first(change: Callable[[Any], Any], group: str) -> Callable[[str, Any], None]:
+    def apply(name: str, tensors: Any) -> None:
+        if name == group:
+            first = sorted(tensors)[0]
+            tensors[first] = change(tensors[first])
+
+    return apply
+
+
+CHANGES: list[Callable[[str, Any], Any]] = [
+    lambda group, tensors: "drop" if group == "policy" else None,
+    lambda group, tensors: "drop" if group == "optimizer" else None,
+    lambda group, tensors: "drop" if group == "dataset" else None,
+    lambda group, tensors: tensors.clear() if group == "policy" else None,
+    lambda group, tensors: tensors.clear() if group == "dataset" else None,
+    lambda group, tensors: tensors.update(more=torch.zeros(1)) if group == "policy" else None,
+    lambda group, tensors: tensors.popitem() if group == "policy" else None,
+    lambda group, tensors: tensors.popitem() if group == "optimizer" else None,
+    change_first(lambda tensor: tensor[..., None], "policy"),
+    change_first(lambda tensor: tensor.double(), "policy"),
+    change_first(lambda tensor: torch.zeros(7, 7), "optimizer"),
+    change_first(lambda tensor: tensor * torch.nan, "dataset"),
+    change_first(lambda tensor: tensor[None], "dataset"),
+]
+
+
+def test_changed_tensors(saved: bytes) -> None:
+    for change in CHANGES:
+        with pytest.raises(ModelFileError):
+            DecisionMamba.load(rewrite(saved, tensors=change))
+
+
+def test_a_model_of_stable_baselines3(tmp_path: Path) -> None:
+    PPO("MlpPolicy", "CartPole-v1", n_steps=64, device="cpu").save(tmp_path / "ppo")
+    with pytest.raises(ModelFileError, match="not an sb3_dmamba model file"):
+        DecisionMamba.load(tmp_path / "ppo")
+    model = tiny_model().fit(DATA, 1)
+    before = everything_in(model)
+    with pytest.raises(ModelFileError, match="not an sb3_dmamba model file"):
+        model.set_parameters(tmp_path / "ppo")
+    assert differences(before, everything_in(model)) == []
+
+
+def test_parameters_of_another_shape(saved: bytes) -> None:
+    model = tiny_model(n_layers=2).fit(DATA, 1)
+    before = everything_in(model)
+    broken = rewrite(saved, tensors=change_first(lambda tensor: torch.zeros(7), "optimizer"))
+    for file in (io.BytesIO(saved), broken):
+        with pytest.raises(ModelFileError, match="do not fit"):
+            model.set_parameters(file)
+    same_shape = tiny_model(n_layers=1).fit(DATA, 1)
+    unchanged = everything_in(same_shape)
+    with pytest.raises(ModelFileError, match="optimiser"):
+        same_shape.set_parameters(broken)
+    assert differences(before, everything_in(model)) == []
+    assert differences(unchanged, everything_in(same_shape)) == []
+
+
+def test_parameters_of_another_model() -> None:
+    model, wider = (tiny_model(hidden_size=width).fit(DATA, 1) for width in (16, 32))
+    before, parameters = everything_in(model), model.get_parameters()
+    wrong: dict[str, Any] = {
+        "do not fit: .*, and should be": wider.get_parameters(),
+        "do not match": {**parameters, "critic": {}},
+        "head.*is absent": {
+            **parameters,
+            "policy": {k: v for k, v in parameters["policy"].items() if "head" not in k},
+        },
+    }
+    for message, given in wrong.items():
+        with pytest.raises((ConfigError, ModelFileError), match=message):
+            model.set_parameters(given)
+    with pytest.raises(ModelFileError, match="do not fit"):
+        model.set_parameters({"policy": wider.get_parameters()["policy"]}, exact_match=False)
+    assert differences(before, everything_in(model)) == []
+    doubled = {name: tensor.double() for name, tensor in parameters["policy"].items()}
+    model.set_parameters({"policy": {**doubled, "other": torch.ones(1)}}, exact_match=False)
+    assert differences(before, everything_in(model)) == []
+
+
+class Bomb:
+    def __reduce__(self) -> Any:
+        return os._exit, (17,)
+
+
+def test_a_pickle_in_the_file_is_not_executed(saved: bytes) -> None:
+    buffer = io.BytesIO()
+    torch.save({"bomb": Bomb()}, buffer)
+    bomb = buffer.getvalue()
+    for name in ("policy.pth", "data", "pytorch_variables.pth", "model.pkl"):
+        with zipfile.ZipFile(io.BytesIO(saved)) as source:
+            members = {each: source.read(each) for each in source.namelist()}
+        DecisionMamba.load(make_zip({**members, name: bomb}))
+    for name in ("policy.safetensors", "model.json"):
+        with pytest.raises(ModelFileError):
+            DecisionMamba.load(make_zip({**members, name: bomb}))
+    with pytest.raises(ModelFileError):
+        ModelFile.read(io.BytesIO(bomb))  # torch's own files are zips, too
+
+
+# --- Nothing is lost ---------------------------------------------------------------------------
+
+
+def test_a_full_disk_leaves_the_old_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model().fit(DATA, 1)
+    expected = everything_in(model)
+    model.save(tmp_path / "model")
+    model.fit(n_steps=1)
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            model.save(tmp_path / "model")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.zip"]
+    assert differences(expected, everything_in(DecisionMamba.load(tmp_path / "model"))) == []
+    newer = everything_in(model)
+    model.save(tmp_path / "model")  # and the model in memory is as good as it was
+    assert differences(newer, everything_in(DecisionMamba.load(tmp_path / "model"))) == []
+
+
+def test_spaces_with_odd_bounds_travel(tmp_path: Path) -> None:
+    data = random_trajectories()
+    low, high = np.array([-1.1, -3.0], np.float32), np.array([1.3, 1 / 3], np.float32)
+    odd = Trajectories(
+        observations=data.observations,
+        actions=np.clip(data.actions, low, high),
+        rewards=data.rewards,
+        terminated=data.terminated,
+        truncated=data.truncated,
+        episode_offsets=data.episode_offsets,
+        observation_space=data.observation_space,
+        action_space=spaces.Box(low, high),
+    )
+    model = tiny_model().fit(odd, 1)
+    model.save(tmp_path / "model")
+    loaded = DecisionMamba.load(tmp_path / "model")
+    assert loaded.action_space == spaces.Box(low, high)
+    for scale in (1e9, -1e9):  # far out, where the tanh is 1
+        shown = {"observation": scale * np.ones((2, 3)), "return_to_go": np.full((2, 1), scale)}
+        actions, _ = loaded.predict(shown)
+        assert all(loaded.action_space.contains(action) for action in actions)
+
+
+# --- The container -------------------------------------------------------------------------------
+
+FILE = ModelFile(
+    {"name": "small", "list": [1, 2.5, None]},
+    {"one": {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(3)}, "none": {}},
+)
+
+
+def assert_is_the_file(read: ModelFile) -> None:
+    assert read.header == {"format_version": FORMAT_VERSION, **FILE.header}
+    assert read.tensors.keys() == {"one", "none"}
+    assert read.tensors["none"] == {}
+    for name, tensor in FILE.tensors["one"].items():
+        assert torch.equal(read.tensors["one"][name], tensor)
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "model.zip"
+    FILE.write(path)
+    assert_is_the_file(ModelFile.read(path))
+    assert_is_the_file(ModelFile.read(str(path)))
+    assert_is_the_file(ModelFile.read(path.with_suffix("")))
+    assert [each.name for each in path.parent.iterdir()] == ["model.zip"]
+
+
+def test_open_files(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    FILE.write(buffer)
+    assert_is_the_file(ModelFile.read(buffer))
+    with (tmp_path / "open.zip").open("wb") as file:
+        FILE.write(file)
+    with (tmp_path / "open.zip").open("rb") as file:
+        assert_is_the_file(ModelFile.read(file))
+
+
+def test_nothing_is_stored_but_json_and_safetensors() -> None:
+    buffer = io.BytesIO()
+    ModelFile({}, {"one": {"a": torch.zeros(2).t()}}).write(buffer)
+    with zipfile.ZipFile(buffer) as archive:
+        assert sorted(archive.namelist()) == ["data", "model.json", "one.safetensors"]
+
+
+# --- Damage ----------------------------------------------------------------------------------
+
+
+def as_bytes() -> bytes:
+    buffer = io.BytesIO()
+    FILE.write(buffer)
+    return buffer.getvalue()
+
+
+def test_every_truncation_is_noticed() -> None:
+    whole = as_bytes()
+    for length in range(len(whole)):
+        with pytest.raises(ModelFileError):
+            ModelFile.read(io.BytesIO(whole[:length]))
+
+
+@pytest.mark.parametrize("mask", [0x01, 0xFF])
+def test_every_flipped_byte_is_noticed_or_harmless(mask: int) -> None:
+    whole = as_bytes()
+    n_noticed = 0
+    for place in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[place] ^= mask
+        try:
+            read = ModelFile.read(io.BytesIO(bytes(damaged)))
+        except ModelFileError:
+            n_noticed += 1
+        else:  # a date, a permission, a comment, or the name of a group
+            if read.tensors.keys() == FILE.tensors.keys():
+                assert_is_the_file(read)
+    assert n_noticed > 0.5 * len(whole)
+
+
+def test_a_compressed_file_is_refused() -> None:
+    compressed = io.BytesIO()
+    with (
+        zipfile.ZipFile(io.BytesIO(as_bytes())) as source,
+        zipfile.ZipFile(compressed, "w", zipfile.ZIP_LZMA) as target,
+    ):
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
+    with pytest.raises(ModelFileError, match="compressed"):
+        ModelFile.read(compressed)
+    whole = compressed.getvalue()
+    for place in range(0, len(whole), 3):
+        damaged = bytearray(whole)
+        damaged[place] ^= 0x55
+        with pytest.raises(ModelFileError):
+            ModelFile.read(io.BytesIO(bytes(damaged)))
+
+
+def make_zip(members: dict[str, bytes | str]) -> io.BytesIO:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return buffer
+
+
+GOOD = json.dumps({"format_version": FORMAT_VERSION})
+
+
+CONTENTS: list[dict[str, bytes | str]] = [
+    {},
+    {"data": "{}"},
+    {"model.json": ""},
+    {"model.json": "{"},
+    {"model.json": b"\xff\xfe\x00"},
+    {"model.json": "[" * 100_000},
+    {"model.json": "[]"},
+    {"model.json": "null"},
+    {"model.json": GOOD, "one.safetensors": b""},
+    {"model.json": GOOD, "one.safetensors": b"\x00" * 8},
+    {"model.json": GOOD, "one.safetensors": b"\xff" * 64},
+    {"model.json": GOOD, "one.safetensors": dump_tensors({"a": torch.zeros(9)})[:-4]},
+    {"model.json": GOOD, "one.safetensors": b"\x02" + b"\x00" * 7 + b"[]"},
+]
+
+
+def test_other_content(tmp_path: Path) -> None:
+    for members in CONTENTS:
+        with pytest.raises(ModelFileError):
+            ModelFile.read(make_zip(members))
+    path = tmp_path / "model.zip"
+    for content in (b"", b"no zip at all", b"PK\x05\x06" + b"\x00" * 18):
+        path.write_bytes(content)
+        with pytest.raises(ModelFileError) as raised:
+            ModelFile.read(path)
+        assert raised.value.path == str(path)
+
+
+def test_other_versions() -> None:
+    for version in (0, -1, FORMAT_VERSION + 1, "1", 1.0, None, True, [1]):
+        text = json.dumps({"format_version": version})
+        with pytest.raises(ModelFileError) as raised:
+            ModelFile.read(make_zip({"model.json": text}))
+        assert (raised.value.setting, raised.value.value) == ("format_version", version)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match=r"no model file at .*absent \(nor .*absent\.zip\)"):
+        ModelFile.read(tmp_path / "absent")
+    with pytest.raises(ModelFileError, match=r"no model file at .*absent\.zip$"):
+        ModelFile.read(tmp_path / "absent.zip")
+    FILE.write(tmp_path / "other.zip")
+    for path in (tmp_path, tmp_path / "absent.zip"):
+        with pytest.raises(ModelFileError, match=r"no model file at .*: try .*other\.zip$"):
+            ModelFile.read(path)
+
+
+def test_a_header_that_is_no_json_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "model.zip"
+    FILE.write(path)
+    for bad in (float("nan"), object()):
+        with pytest.raises((ValueError, TypeError)):
+            ModelFile({"name": bad}).write(path)
+    assert_is_the_file(ModelFile.read(path))
+    assert [each.name for each in tmp_path.iterdir()] == ["model.zip"]
+
+
+def test_the_module_unpickles_nothing() -> None:
+    source = Path(model_file.__file__).read_text(encoding="utf-8")
+    assert "pickle" not in source.split('"""', 2)[2]
+    assert "torch.load" not in source
