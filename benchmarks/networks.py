@@ -1,4 +1,4 @@
-"""Our networks, the same around peers' blocks, and whether they compute the same."""
+"""Networks to time: ours, the same with peers' blocks, and their check against the reference."""
 
 from __future__ import annotations
 

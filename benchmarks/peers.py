@@ -1,4 +1,4 @@
-"""d3rlpy's Decision Transformer: the peer that a user would take instead."""
+"""The peer: d3rlpy's Decision Transformer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Memory of learning from data larger than memory.
+"""Memory of training on data larger than memory.
 
 Writes a store of random continuous episodes (observations of 17 numbers, actions of 6) and fits the
 default network to the folder, each in a process of its own that reads its memory from ``/proc``.
