@@ -8,8 +8,6 @@ from typing import Any
 
 from benchmarks.timing import Run, Timer, Timing
 
-__all__ = ["Agreement", "Candidate", "Contender", "Outcome", "UnavailableError", "race"]
-
 
 class UnavailableError(Exception):
     """A contender cannot run here; the message says why and goes into the report."""

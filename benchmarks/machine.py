@@ -16,8 +16,6 @@ import torch
 from benchmarks.request import Request
 from sb3_dmamba.machine import describe_device
 
-__all__ = ["describe"]
-
 _PACKAGES = (
     "sb3-dmamba",
     "torch",

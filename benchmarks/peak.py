@@ -13,10 +13,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.networks import Network, make_contender, make_trajectories
+from benchmarks.networks import Network, make_contender
 from benchmarks.request import Request
-
-__all__ = ["forget_peak", "measure_peak_memory", "resident_memory"]
+from sb3_dmamba.experiments.efficiency import make_trajectories
 
 _UPDATES = 3
 

@@ -14,8 +14,6 @@ from benchmarks.contenders import Agreement, Contender, UnavailableError
 from benchmarks.request import Request
 from sb3_dmamba.data import Trajectories
 
-__all__ = ["make_buffer", "make_peer", "make_peer_update", "require_d3rlpy"]
-
 _CHECKED_UPDATES = 30
 
 

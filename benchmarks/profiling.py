@@ -16,8 +16,6 @@ from benchmarks.timing import Run
 from sb3_dmamba.networks import DecisionMambaPolicy
 from sb3_dmamba.networks.model import Dropout
 
-__all__ = ["GROUPS", "Profile", "busy_share", "classify", "mark", "profile_updates"]
-
 SAMPLER, OPTIMISER = "sampler", "optimiser"
 
 # The first group of which a word is in an operator's name, or in that of one it is called by.

@@ -16,8 +16,6 @@ from rich.table import Table as RichTable
 from sb3_dmamba.experiments.report import format_table
 from sb3_dmamba.experiments.runs import write_text
 
-__all__ = ["Column", "Picture", "Report", "Table", "print_report", "write_report"]
-
 _ABSENT = "-"
 
 

@@ -9,8 +9,6 @@ import torch
 
 from benchmarks.timing import Timer
 
-__all__ = ["Request", "Shape"]
-
 
 @dataclass(frozen=True)
 class Shape:

@@ -15,8 +15,6 @@ from benchmarks.reports import print_report, write_report
 from benchmarks.request import Request
 from benchmarks.suites import choose
 
-__all__ = ["run"]
-
 _WIDTH = 160  # of tables that go into a file
 
 

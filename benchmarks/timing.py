@@ -15,8 +15,6 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-__all__ = ["Run", "Timer", "Timing"]
-
 Run = Callable[[], object]
 Name = TypeVar("Name")
 

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Exponent", "describe_crossover", "find_crossover", "fit_exponent"]
-
 _LEVEL = 0.95
 
 

@@ -17,20 +17,9 @@ from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from sb3_dmamba.checks import check_integer
 from sb3_dmamba.config import DecisionMambaConfig, Memory
-from sb3_dmamba.context import (
-    Environment,
-    Surroundings,
-    check_dataset,
-    check_spaces,
-    describe_use,
-    make_factory,
-)
-from sb3_dmamba.data import (
-    DatasetInfo,
-    Trajectories,
-    compute_observation_statistics,
-    load_trajectories,
-)
+from sb3_dmamba.context import Environment, RunContext, check_dataset, check_spaces, make_factory
+from sb3_dmamba.data import DatasetInfo, Trajectories, load_trajectories
+from sb3_dmamba.data import compute_observation_statistics as compute_statistics
 from sb3_dmamba.envs.return_to_go import conditioned_space
 from sb3_dmamba.errors import (
     ConfigError,
@@ -45,414 +34,15 @@ from sb3_dmamba.model_file import COUNTERS, SavedModel, check_parameters
 from sb3_dmamba.networks import DecisionMambaPolicy
 from sb3_dmamba.networks.encoders import check_policy_kwargs, name_extractor
 from sb3_dmamba.tasks import Task, get_task
-from sb3_dmamba.training.carried_state import make_sampler
+from sb3_dmamba.training.batches import make_sampler
 from sb3_dmamba.training.distributed import join_processes, local_device
 from sb3_dmamba.training.loop import Evaluations, as_callbacks, run_updates
 from sb3_dmamba.training.updater import Updater, draw_seed, plan_schedule
 
-
-class ActingAlgorithm(BaseAlgorithm):
-    """A Stable-Baselines3 algorithm as far as it does not learn: policy and environment.
-
-    Args:
-        config: Settings.
-        surroundings: Where it acts and what for.
-        seed: Seed of the weights, the batches and dropout.
-        device: ``"auto"`` is CUDA where there is one.
-        verbose: 0 is silent, 1 prints the log.
-        tensorboard_log: Folder for TensorBoard.
-        policy_kwargs: A features extractor in place of the config's encoder, if any.
-    """
-
-    policy: DecisionMambaPolicy
-    seed: int
-    task: Task | None
-
-    def __init__(
-        self,
-        config: DecisionMambaConfig,
-        surroundings: Surroundings,
-        seed: int,
-        device: torch.device | str,
-        verbose: int,
-        tensorboard_log: str | None,
-        policy_kwargs: Mapping[str, Any] | None,
-    ) -> None:
-        super().__init__(
-            DecisionMambaPolicy,
-            env=None,
-            learning_rate=config.learning_rate,
-            policy_kwargs=check_policy_kwargs(policy_kwargs),
-            tensorboard_log=tensorboard_log,
-            verbose=verbose,
-            device=device,
-            support_multi_env=True,
-            seed=seed,
-        )
-        self.config = config
-        self.task = surroundings.task
-        self.n_envs = 1
-        self._surroundings = surroundings
-        self._updater: Updater | None = None
-        self._schedule: dict[str, int | None] | None = None  # of the run, once it has begun
-
-    # --- The policy ----------------------------------------------------------------------------
-
-    def _setup_model(self) -> None:
-        """Stable-Baselines3's hook; the networks are built when the spaces are known, in fit."""
-
-    def _adopt(self, updater: Updater) -> None:
-        self._updater = updater
-        self.policy = updater.policy
-        self.observation_space = conditioned_space(updater.policy.observation_space)
-        self.action_space = updater.policy.action_space
-
-    def _built_policy(self) -> DecisionMambaPolicy:
-        if self._updater is None:
-            raise NotFittedError("the model has no weights yet: call fit, or DecisionMamba.load")
-        return self.policy
-
-    def _check(self, environment: Any, what: str) -> None:
-        check_spaces(self.policy.observation_space, self.action_space, environment, what)
-
-    # --- Acting --------------------------------------------------------------------------------
-
-    @property
-    def target_return(self) -> float:
-        """Return that :meth:`get_env` asks for at the start of an episode; may be set.
-
-        By default the highest of the task's targets that the dataset has reached (else the
-        lowest), or without a task the dataset's best return. None goes back to that.
-
-        Raises:
-            ConfigError: There is no default, or a value is not finite.
-        """
-        return self._surroundings.target_return
-
-    @target_return.setter
-    def target_return(self, value: float | None) -> None:
-        self._surroundings.target_return = value
-
-    def predict(
-        self,
-        observation: Any,
-        state: Any = None,
-        episode_start: Any = None,
-        deterministic: bool = True,
-    ) -> tuple[np.ndarray, Any]:
-        """Choose actions; see :meth:`DecisionMambaPolicy.predict`."""
-        return self._built_policy().predict(observation, state, episode_start, deterministic)
-
-    def as_stateful_wrapper(
-        self,
-        target_return: float,
-        *,
-        memory: Memory | None = None,
-        deterministic: bool = True,
-        clip_rewards: bool | None = None,
-        delayed_rewards: bool | None = None,
-    ) -> StatefulActor:
-        """Return an actor for one environment whose caller passes the rewards itself.
-
-        Args:
-            target_return: Return to ask for at the start of each episode.
-            memory: ``"window"`` or ``"stream"``; None is the config's.
-            deterministic: Whether a discrete action is the likeliest one, or drawn.
-            clip_rewards: Whether the return-to-go counts rewards clipped to [-1, 1]; None is as
-                in the dataset, or the task.
-            delayed_rewards: Whether the return-to-go stays at the target until an episode's end;
-                None is as in the dataset.
-
-        Returns:
-            An actor with d3rlpy's protocol: ``predict(x, reward)`` and ``reset()``.
-        """
-        policy, counting = self._built_policy(), self._counts(clip_rewards, delayed_rewards)
-        return StatefulActor(policy, target_return, memory, deterministic, **counting)
-
-    def condition_env(self, env: Any, target_return: float | None = None) -> Any:
-        """Wrap an environment so that it shows the return-to-go, counted as in the dataset.
-
-        Args:
-            env: A Gymnasium environment, vector environment or ``VecEnv``, with the model's
-                spaces.
-            target_return: Return to ask for at the start of each episode; None is
-                :attr:`target_return`.
-
-        Returns:
-            A :class:`~sb3_dmamba.ReturnToGo` of the same kind.
-        """
-        return self._surroundings.condition(env, target_return)
-
-    def get_env(self) -> VecEnv | None:
-        """Return the environment to act in, conditioned on ``target_return``; None if unknown.
-
-        Raises:
-            UnknownTaskError: Its name is not known here.
-            MissingDependencyError: Its package is not installed.
-            SpaceError: Its spaces are not the model's.
-            ConfigError: Nothing says which return to ask for.
-        """
-        venv = self._surroundings.make()
-        if venv is not None and venv is not self.env and self._updater is not None:
-            self._check(venv, self._surroundings.describe())
-        self.env = venv
-        self.n_envs = 1 if venv is None else venv.num_envs
-        self._vec_normalize_env = None if venv is None else unwrap_vec_normalize(venv)
-        return venv
-
-    def set_env(self, env: Environment, force_reset: bool = True) -> None:
-        """Set the environment to act in; it is vectorised and conditioned where it is not.
-
-        Args:
-            env: A Gymnasium id, an environment (``VecEnv`` included), or a function that makes
-                one. One that shows the return-to-go already keeps its own target.
-            force_reset: Stable-Baselines3's; learning holds no observation that could be stale.
-
-        Raises:
-            SpaceError: Its spaces are not the model's; the model keeps the one it had.
-            UnknownTaskError: Its name is not known.
-        """
-        before = self._surroundings.given
-        self._surroundings.give(env)
-        if self._updater is None:
-            return  # made and checked when the spaces are known
-        try:
-            self.get_env()
-        except Exception:
-            self._surroundings.give(before)
-            raise
-
-    def set_random_seed(self, seed: int | None = None) -> None:
-        """Change the seed of later batches and dropout, and of the environment.
-
-        Args:
-            seed: A non-negative integer; None changes nothing. Global generators, which this
-                algorithm does not use, stay as they are.
-
-        Raises:
-            ConfigError: It is not a non-negative integer.
-        """
-        if seed is None:
-            return
-        self.seed = check_integer("seed", seed, 0)
-        if self._updater is not None:
-            self._updater.seed = self.seed
-            self.action_space.seed(self.seed)
-        self._surroundings.seed(self.seed)
-
-    @property
-    def dataset(self) -> DatasetInfo:
-        """What the model was fitted to last."""
-        return self._surroundings.dataset
-
-    def _counts(self, clip_rewards: bool | None, delayed_rewards: bool | None) -> dict[str, Any]:
-        """Return how rewards are taken off the return-to-go: as asked, else as in the dataset."""
-        known, asked = self._surroundings, {"clip_rewards": clip_rewards}
-        asked["delayed_rewards"] = delayed_rewards
-        return {name: getattr(known, name) if how is None else how for name, how in asked.items()}
-
-
-class FittedAlgorithm(ActingAlgorithm):
-    """An :class:`ActingAlgorithm` that can be scored, saved and exported."""
-
-    # --- Evaluation ----------------------------------------------------------------------------
-
-    def evaluate(
-        self,
-        target_returns: float | Sequence[float] | None = None,
-        n_episodes: int = 10,
-        *,
-        env: Environment | None = None,
-        memory: Memory | None = None,
-        deterministic: bool = True,
-        clip_rewards: bool | None = None,
-        delayed_rewards: bool | None = None,
-        max_episode_steps: int | None = None,
-        seed: int | None = None,
-        n_envs: int | None = None,
-        n_workers: int | None = None,
-    ) -> EvaluationReport:
-        """Act for whole episodes, every target and episode together, and report the returns.
-
-        Args:
-            target_returns: Returns to ask for; None takes the task's, or the dataset's median,
-                90th percentile and best.
-            n_episodes: Episodes of each target.
-            env: Where to act; None is the model's environment.
-            memory: ``"window"`` or ``"stream"``; None is the config's.
-            deterministic: Whether a discrete action is the likeliest one, or drawn.
-            clip_rewards: Whether targets count rewards clipped to [-1, 1] (scores never do);
-                None is as in the dataset, or the task.
-            delayed_rewards: Whether the return-to-go stays at the target until an episode's end;
-                None is as in the dataset.
-            max_episode_steps: Episodes are cut after this many steps; None leaves it to the
-                environment, which may wait long: a game of Breakout without FIRE lasts 27,000.
-            seed: Episode k of every target starts from environment seed ``seed + k``; None is
-                the model's seed.
-            n_envs: Environments that live at once; None is one an episode, at most 128.
-            n_workers: Subprocesses that step them; None or 0 steps them in this process, which
-                changes no result. One a core is faster where a step is slow and episodes are long.
-
-        Returns:
-            The report: print it, ``.plot(path)`` it, or ``.to_pandas()`` it.
-
-        Raises:
-            NotFittedError: The model has no weights yet.
-            UnknownTaskError: No environment is known, or it cannot be made again.
-            SpaceError: The environment's spaces are not the model's.
-        """
-        policy = self._built_policy()
-        if target_returns is None:
-            target_returns = self._surroundings.target_returns()
-        return evaluate_targets(
-            policy,
-            make_factory(self._surroundings.require() if env is None else env),
-            target_returns,
-            n_episodes,
-            n_envs=n_envs,
-            n_workers=n_workers,
-            seed=self.seed if seed is None else seed,
-            memory=memory,
-            deterministic=deterministic,
-            **self._counts(clip_rewards, delayed_rewards),
-            max_episode_steps=max_episode_steps,
-            reference=None if env is not None else self._surroundings.reference_scores(),
-            details=ReportDetails(
-                task=None if self.task is None else self.task.name,
-                dataset=self.dataset.source or None,
-                dataset_returns=self.dataset.returns if len(self.dataset.returns) else None,
-                mixer=self.config.mixer,
-                training_seed=self.seed,
-                n_updates=self._n_updates,
-                weights="last",
-            ),
-        )
-
-    def _make_eval_callback(
-        self, env: Environment | None, eval_freq: int, n_episodes: int
-    ) -> Evaluations:
-        n_episodes = check_integer("n_eval_episodes", n_episodes, 1)
-        environment = self._surroundings.require() if env is None else env
-        venv = self._surroundings.wrap(environment)
-        self._check(venv, "the environment")
-        return Evaluations(venv, eval_freq, n_episodes, self.verbose)
-
-    # --- Files ---------------------------------------------------------------------------------
-
-    def save(  # type: ignore[override]  # any path, and files that are only writable
-        self,
-        path: str | os.PathLike[str] | BinaryIO,
-        exclude: Iterable[str] | None = None,
-        include: Iterable[str] | None = None,
-    ) -> None:
-        """Write the model to a zip of JSON and safetensors, from which training continues exactly.
-
-        Args:
-            path: File to write, atomically; ``.zip`` is added to a name without a suffix.
-            exclude: ``["optimizer"]`` leaves out the optimiser's state, two thirds of the file.
-            include: Stable-Baselines3's; everything that a model holds is written anyway.
-
-        Raises:
-            NotFittedError: The model has no weights yet.
-            ConfigError: ``exclude`` names something else.
-            OSError: The file cannot be written; one that was there is as it was.
-        """
-        policy = self._built_policy()
-        assert self._updater is not None
-        excluded = {exclude} if isinstance(exclude, str) else set(exclude or ())
-        if not excluded <= {"optimizer"}:
-            raise ConfigError(f"exclude={exclude!r}: only 'optimizer' can be left out")
-        SavedModel(
-            config=self.config,
-            task=self.task,
-            dataset=self.dataset,
-            observation_space=policy.observation_space,
-            action_space=self.action_space,
-            target_return=self._surroundings.given_target_return,
-            seed=self.seed,
-            counters={name: getattr(self, name) for name in COUNTERS},
-            policy=policy.state_dict(),
-            optimizer={} if excluded else self._updater.state(),
-            extractor=name_extractor(self.policy_kwargs),
-            schedule=self._schedule,
-        ).write(path)
-
-    def export(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        memory: Memory | None = None,
-        device: torch.device | str = "cpu",
-        verify: bool = True,
-    ) -> ExportedPolicy:
-        """Write the policy as a graph that acts without this package, and in ONNX without torch.
-
-        One step: ``observation``, ``return_to_go`` and a state go in, ``action`` (for discrete ones
-        ``logits`` too) and the next state come out; a state of zeros starts an episode.
-        Normalisation, return scaling and the actions' bounds are inside.
-
-        Args:
-            path: File to write, atomically: ``.onnx`` or ``.pt2`` (``torch.export``).
-            memory: ``"window"`` or ``"stream"``; None is the config's.
-            device: Where a ``.pt2`` is to run; ONNX decides that when it is opened.
-            verify: Whether to run the result beside the model before it is written; ONNX only
-                where onnxruntime is installed.
-
-        Returns:
-            The file, what it says about itself, and how far it was from the model.
-
-        Raises:
-            NotFittedError: The model has no weights yet.
-            ConfigError: The suffix is neither of these, or the memory cannot be used.
-            MissingDependencyError: onnx is not installed.
-            ExportError: The graph does not act as the model does; nothing was written.
-            OSError: The file cannot be written; one that was there is as it was.
-        """
-        policy = self._built_policy()
-        about = describe_use(self._surroundings)
-        return export_policy(policy, path, memory=memory, about=about, device=device, verify=verify)
-
-    # --- Weights -------------------------------------------------------------------------------
-
-    def set_parameters(
-        self,
-        load_path_or_dict: Any,
-        exact_match: bool = True,
-        device: torch.device | str = "auto",
-    ) -> None:
-        """Take over weights and optimiser state, from :meth:`get_parameters` or a model file.
-
-        Args:
-            load_path_or_dict: State dictionaries by name (``"policy"``, ``"policy.optimizer"``),
-                or what :meth:`load` takes.
-            exact_match: Whether everything must be given; a file always gives everything.
-            device: Stable-Baselines3's; the model stays where it is.
-
-        Raises:
-            NotFittedError: The model has no weights that could be replaced.
-            ModelFileError: The file is damaged, or the weights are another model's; this one is as
-                it was.
-            ConfigError: A dictionary has names that a model has nothing for, or lacks some.
-        """
-        policy = self._built_policy()
-        if isinstance(load_path_or_dict, dict):
-            check_parameters(load_path_or_dict, policy, exact_match)
-            # Copied: torch's optimisers would share their moments with the giver's.
-            super().set_parameters(copy.deepcopy(load_path_or_dict), exact_match, device)
-            return
-        saved = SavedModel.read(load_path_or_dict)
-        assert self._updater is not None
-        saved.restore_into(self._updater)
-
-    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        self._built_policy()
-        return ["policy", "policy.optimizer"], []
-
-
 Self = TypeVar("Self", bound="DecisionMamba")
 
 
-class DecisionMamba(FittedAlgorithm):
+class DecisionMamba(BaseAlgorithm):
     """Offline reinforcement learning by sequence modelling, with Mamba in place of attention.
 
     Args:
@@ -477,6 +67,9 @@ class DecisionMamba(FittedAlgorithm):
     Source: Ota 2024 (arXiv:2403.19925).
     """
 
+    policy: DecisionMambaPolicy
+    seed: int
+
     def __init__(
         self,
         task: str | Task | Environment | None,
@@ -495,24 +88,30 @@ class DecisionMamba(FittedAlgorithm):
             self.task = task
         elif task is not None and not isinstance(task, str):
             if env is not None:
-                raise ConfigError("the task is an environment already: leave env out")
+                raise ConfigError(
+                    "the task is an environment already: leave env out", setting="env", value=env
+                )
             env = task
-        if config is not None:
-            self.config = config.replace(**overrides)
-        elif self.task is not None:
+        if config is None and self.task is not None:
             self.config = self.task.config(**overrides)
         else:
-            self.config = DecisionMambaConfig().replace(**overrides)
+            self.config = (config or DecisionMambaConfig()).replace(**overrides)
         super().__init__(
-            self.config,
-            Surroundings(env, self.task),
-            draw_seed() if seed is None else check_integer("seed", seed, 0),
-            local_device(device),
-            verbose,
-            tensorboard_log,
-            policy_kwargs,
+            DecisionMambaPolicy,
+            env=None,
+            learning_rate=self.config.learning_rate,
+            policy_kwargs=check_policy_kwargs(policy_kwargs),
+            tensorboard_log=tensorboard_log,
+            verbose=verbose,
+            device=local_device(device),
+            support_multi_env=True,
+            seed=draw_seed() if seed is None else check_integer("seed", seed, 0),
         )
+        self.n_envs = 1
+        self._context = RunContext(env, self.task)
+        self._updater: Updater | None = None  # policy and optimiser, once the spaces are known
         self._trajectories: Trajectories | None = None
+        self._schedule: dict[str, int | None] | None = None  # of the run, once it has begun
         self._recipe: Callable[..., DecisionMambaConfig] | None = None
         if config is None and self.task is not None:
             given = {name: value for name, value in overrides.items() if name != "n_updates"}
@@ -537,7 +136,7 @@ class DecisionMamba(FittedAlgorithm):
         """Learn from a dataset; called again, continue.
 
         Under torchrun, or with ``torch.distributed`` initialised, the processes share every batch;
-        callbacks, log, progress bar and evaluations are the first one's.
+        only rank 0 calls callbacks, logs, evaluates and shows a progress bar.
 
         Args:
             dataset: Anything :func:`~sb3_dmamba.load_trajectories` takes; None is the last one,
@@ -573,13 +172,13 @@ class DecisionMamba(FittedAlgorithm):
             n_steps = check_integer("n_steps", n_steps, 1)
         with join_processes(self.device) as processes:
             with processes.leader_first():
-                trajectories = self._resolve_dataset(dataset)
+                trajectories = self._load_dataset(dataset)
             if (seed := processes.from_leader(self.seed)) != self.seed:
                 self.set_random_seed(seed)
-            self._set_up(trajectories)
+            updater = self._set_up(trajectories)
             if eval_freq > 0 and processes.is_leader:
-                evaluation = self._make_eval_callback(eval_env, eval_freq, n_eval_episodes)
-                callback = [*as_callbacks(callback), evaluation]
+                evaluations = self._make_evaluations(eval_env, eval_freq, n_eval_episodes)
+                callback = [*as_callbacks(callback), evaluations]
             if reset_num_timesteps:
                 self.num_timesteps = self._total_timesteps = 0
             if n_steps is None:
@@ -587,16 +186,15 @@ class DecisionMamba(FittedAlgorithm):
                 n_steps = unfinished if unfinished > 0 else self.config.n_updates
             self._total_timesteps = self.num_timesteps + n_steps
             if self.num_timesteps == 0 or self._schedule is None:
-                # A recipe's is of its own number of updates: another run has it in proportion.
+                # A recipe's schedule is of its own number of updates: another is in proportion.
                 n_updates, recipe = self._total_timesteps, self._recipe
                 config = self.config if recipe is None else recipe(n_updates=n_updates)
                 self._schedule = plan_schedule(config, n_updates)
-            assert self._updater is not None
-            self._updater.schedule = self.config.replace(**self._schedule)
+            updater.schedule = self.config.replace(**self._schedule)
             rows = processes.rows(self.config.batch_size)
             sampler = make_sampler(trajectories, self.config, self.seed, rows)
             log = log_interval, tb_log_name, progress_bar
-            run_updates(self, self._updater, sampler, processes, callback, *log)
+            run_updates(self, updater, sampler, processes, callback, *log)
         return self
 
     def learn(
@@ -622,7 +220,7 @@ class DecisionMamba(FittedAlgorithm):
             progress_bar=progress_bar,
         )
 
-    def _resolve_dataset(self, dataset: Any) -> Trajectories:
+    def _load_dataset(self, dataset: Any) -> Trajectories:
         if dataset is not None:
             return load_trajectories(dataset)
         if self._trajectories is not None:
@@ -630,45 +228,245 @@ class DecisionMamba(FittedAlgorithm):
         if self.task is not None and self.task.dataset is not None:
             return load_trajectories(self.task.dataset)
         raise DatasetError(
-            "there is no dataset to fit: pass one, model.fit(dataset), or name a task that has one"
+            "there is no dataset to fit: pass one, model.fit(dataset), or name a task that has one",
+            setting="dataset",
         )
 
-    def _set_up(self, trajectories: Trajectories) -> None:
-        """Build the networks at the first call; check that the dataset fits them at every one.
+    def _set_up(self, trajectories: Trajectories) -> Updater:
+        """Build the networks at the first call; check that dataset and environment fit them.
 
-        Learning needs no environment: the dataset's own is made when somebody asks for it. One
-        that the user or the task names is looked at, since it may be another.
+        The dataset's own environment is made on demand. One that the user or the task names is
+        made and checked here, since its spaces may differ.
         """
         is_new = trajectories is not self._trajectories
         dataset = DatasetInfo.of(trajectories) if is_new else self.dataset
-        self._surroundings.check_dataset(dataset)
+        self._context.check_dataset(dataset)
         if self._updater is None:
-            statistics = None
-            if self.config.normalize_observations:
-                statistics = compute_observation_statistics(trajectories)
-            updater = Updater.create(
-                trajectories.observation_space,
-                trajectories.action_space,
-                self.config,
-                statistics,
-                self.seed,
-                self.device,
-                self.policy_kwargs,
-            )
-            self._adopt(updater)
+            normalize = self.config.normalize_observations
+            statistics = compute_statistics(trajectories) if normalize else None
+            spaces = trajectories.observation_space, trajectories.action_space
+            seed, device, kwargs = self.seed, self.device, self.policy_kwargs
+            self._adopt(Updater.create(*spaces, self.config, statistics, seed, device, kwargs))
         check_dataset(self.policy.observation_space, self.action_space, trajectories)
         if is_new:
             self._trajectories = trajectories
-            self._surroundings.remember(dataset)
-        if not self._surroundings.is_doubtful:
-            return
-        try:
-            self.get_env()
-        except (MissingDependencyError, UnknownTaskError):
-            if self._surroundings.given is not None:
-                raise  # where the task's cannot be made, whoever needs it will be told
+            self._context.set_dataset(dataset)
+        if self._context.env_may_differ:
+            try:
+                self.get_env()
+            except (MissingDependencyError, UnknownTaskError):
+                if self._context.env is not None:
+                    raise  # the task's raises when somebody needs it
+        assert self._updater is not None
+        return self._updater
+
+    def _adopt(self, updater: Updater) -> None:
+        self._updater = updater
+        self.policy = updater.policy
+        self.observation_space = conditioned_space(updater.policy.observation_space)
+        self.action_space = updater.policy.action_space
+
+    def _make_evaluations(
+        self, env: Environment | None, eval_freq: int, n_episodes: int
+    ) -> Evaluations:
+        n_episodes = check_integer("n_eval_episodes", n_episodes, 1)
+        venv = self._context.wrap(self._context.require_env() if env is None else env)
+        self._check_spaces(venv, "the environment")
+        return Evaluations(venv, eval_freq, n_episodes, self.verbose)
+
+    @property
+    def dataset(self) -> DatasetInfo:
+        """What the model was fitted to last."""
+        return self._context.dataset
+
+    # --- Acting --------------------------------------------------------------------------------
+
+    def predict(
+        self,
+        observation: Any,
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = True,
+    ) -> tuple[np.ndarray, Any]:
+        """Choose actions; see :meth:`DecisionMambaPolicy.predict`."""
+        return self._built_policy().predict(observation, state, episode_start, deterministic)
+
+    def as_stateful_wrapper(
+        self,
+        target_return: float,
+        *,
+        memory: Memory | None = None,
+        deterministic: bool = True,
+        clip_rewards: bool | None = None,
+        delayed_rewards: bool | None = None,
+    ) -> StatefulActor:
+        """Return an actor for one environment whose caller passes the rewards itself.
+
+        Args:
+            target_return: Return to ask for at the start of each episode.
+            memory: As in :meth:`evaluate`, and so are the options after it.
+
+        Returns:
+            An actor with d3rlpy's protocol: ``predict(x, reward)`` and ``reset()``.
+        """
+        policy, options = self._built_policy(), self._reward_options(clip_rewards, delayed_rewards)
+        return StatefulActor(policy, target_return, memory, deterministic, **options)
+
+    def condition_env(self, env: Any, target_return: float | None = None) -> Any:
+        """Wrap an environment in :class:`~sb3_dmamba.ReturnToGo`, counted as in the dataset.
+
+        Args:
+            env: A Gymnasium environment, vector environment or ``VecEnv``, with the model's
+                spaces.
+            target_return: Return to ask for; None is :attr:`target_return`.
+        """
+        return self._context.condition(env, target_return)
+
+    @property
+    def target_return(self) -> float:
+        """Return that :meth:`get_env` asks for at the start of an episode; may be set.
+
+        By default the highest of the task's targets that the dataset has reached (else the
+        lowest), or without a task the dataset's best return. None goes back to that.
+
+        Raises:
+            ConfigError: There is no default, or a value is not finite.
+        """
+        return self._context.target_return
+
+    @target_return.setter
+    def target_return(self, value: float | None) -> None:
+        self._context.target_return = value
+
+    def _built_policy(self) -> DecisionMambaPolicy:
+        if self._updater is None:
+            raise NotFittedError("the model has no weights yet: call fit, or DecisionMamba.load")
+        return self.policy
+
+    def _reward_options(
+        self, clip_rewards: bool | None, delayed_rewards: bool | None
+    ) -> dict[str, Any]:
+        """Return how the return-to-go counts rewards; None is as in the dataset."""
+        given = {"clip_rewards": clip_rewards, "delayed_rewards": delayed_rewards}
+        return {k: getattr(self._context, k) if v is None else v for k, v in given.items()}
+
+    # --- Evaluation ----------------------------------------------------------------------------
+
+    def evaluate(
+        self,
+        target_returns: float | Sequence[float] | None = None,
+        n_episodes: int = 10,
+        *,
+        env: Environment | None = None,
+        memory: Memory | None = None,
+        deterministic: bool = True,
+        clip_rewards: bool | None = None,
+        delayed_rewards: bool | None = None,
+        max_episode_steps: int | None = None,
+        seed: int | None = None,
+        n_envs: int | None = None,
+        n_workers: int | None = None,
+    ) -> EvaluationReport:
+        """Act for whole episodes, every target and episode together, and report the returns.
+
+        Args:
+            target_returns: Returns to ask for; None takes the task's, or the dataset's median,
+                90th percentile and best.
+            n_episodes: Episodes of each target.
+            env: Environment to act in; None is the model's.
+            memory: ``"window"`` or ``"stream"``; None is the config's.
+            deterministic: Whether a discrete action is the likeliest one, or drawn.
+            clip_rewards: Whether the return-to-go counts rewards clipped to [-1, 1], so that
+                targets do (scores never do); None is as in the dataset, or the task.
+            delayed_rewards: Whether the return-to-go stays at the target until an episode's end;
+                None is as in the dataset.
+            max_episode_steps: Episodes are cut after this many steps; None leaves it to the
+                environment, which may wait long: a game of Breakout without FIRE lasts 27,000.
+            seed: Episode k of every target starts from environment seed ``seed + k``; None is
+                the model's seed.
+            n_envs: Environments that live at once; None is one an episode, at most 128.
+            n_workers: Subprocesses that step them; None or 0 steps them in this process, which
+                changes no result. One a core is faster where a step is slow and episodes are long.
+
+        Returns:
+            The report: print it, ``.plot(path)`` it, or ``.to_pandas()`` it.
+
+        Raises:
+            NotFittedError: The model has no weights yet.
+            UnknownTaskError: No environment is known, or it cannot be made again.
+            SpaceError: The environment's spaces are not the model's.
+        """
+        policy = self._built_policy()
+        if target_returns is None:
+            target_returns = self._context.target_returns()
+        return evaluate_targets(
+            policy,
+            make_factory(self._context.require_env() if env is None else env),
+            target_returns,
+            n_episodes,
+            n_envs=n_envs,
+            n_workers=n_workers,
+            seed=self.seed if seed is None else seed,
+            memory=memory,
+            deterministic=deterministic,
+            **self._reward_options(clip_rewards, delayed_rewards),
+            max_episode_steps=max_episode_steps,
+            reference=None if env is not None else self._context.reference_scores(),
+            details=ReportDetails(
+                task=None if self.task is None else self.task.name,
+                dataset=self.dataset.source or None,
+                dataset_returns=self.dataset.returns if len(self.dataset.returns) else None,
+                mixer=self.config.mixer,
+                training_seed=self.seed,
+                n_updates=self._n_updates,
+                weights="last",
+            ),
+        )
 
     # --- Files ---------------------------------------------------------------------------------
+
+    def save(  # type: ignore[override]  # any path, and files that are only writable
+        self,
+        path: str | os.PathLike[str] | BinaryIO,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """Write the model to a zip of JSON and safetensors, from which training continues exactly.
+
+        Args:
+            path: File to write, atomically; ``.zip`` is added to a name without a suffix.
+            exclude: ``["optimizer"]`` leaves out the optimiser's state, two thirds of the file.
+            include: Stable-Baselines3's; everything that a model holds is written anyway.
+
+        Raises:
+            NotFittedError: The model has no weights yet.
+            ConfigError: ``exclude`` names something else.
+            OSError: The file cannot be written; one that was there is as it was.
+        """
+        policy = self._built_policy()
+        assert self._updater is not None
+        excluded = {exclude} if isinstance(exclude, str) else set(exclude or ())
+        if not excluded <= {"optimizer"}:
+            raise ConfigError(
+                f"exclude={exclude!r}: only 'optimizer' can be left out",
+                setting="exclude",
+                value=exclude,
+                choices=["optimizer"],
+            )
+        SavedModel(
+            config=self.config,
+            task=self.task,
+            dataset=self.dataset,
+            observation_space=policy.observation_space,
+            action_space=self.action_space,
+            target_return=self._context.chosen_target_return,
+            seed=self.seed,
+            counters={name: getattr(self, name) for name in COUNTERS},
+            policy=policy.state_dict(),
+            optimizer={} if excluded else self._updater.state(),
+            extractor=name_extractor(self.policy_kwargs),
+            schedule=self._schedule,
+        ).write(path)
 
     @classmethod
     def load(  # type: ignore[override]
@@ -691,13 +489,12 @@ class DecisionMamba(FittedAlgorithm):
 
         Args:
             path: The file; ``.zip`` may be left off.
-            env: Environment to act in; None is the one the model was made for, which is not
-                made before it is needed.
+            env: Environment to act in; None is the one the model was made for, made on demand.
             device: Where to put the model.
             custom_objects: Stable-Baselines3's, which replaces what cannot be unpickled. Nothing
                 is, so ``{"policy_kwargs": ...}`` alone changes something.
             print_system_info: Whether to print the versions in use.
-            force_reset: Stable-Baselines3's; learning holds no observation that could be stale.
+            force_reset: As in :meth:`set_env`.
             verbose: As in the constructor.
             tensorboard_log: As in the constructor.
             seed: As :meth:`set_random_seed` takes it; None keeps the file's.
@@ -726,7 +523,7 @@ class DecisionMamba(FittedAlgorithm):
             tensorboard_log=tensorboard_log,
             policy_kwargs=policy_kwargs,
         )
-        model._surroundings.remember(saved.dataset)
+        model._context.set_dataset(saved.dataset)
         model.target_return = saved.target_return if target_return is None else target_return
         model._adopt(saved.restore(model.device))
         for name in COUNTERS:
@@ -736,3 +533,131 @@ class DecisionMamba(FittedAlgorithm):
             model.set_env(env)
         model.set_random_seed(seed)
         return model
+
+    def export(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        memory: Memory | None = None,
+        device: torch.device | str = "cpu",
+        verify: bool = True,
+    ) -> ExportedPolicy:
+        """Write the policy as a graph that acts without this package, and in ONNX without torch.
+
+        The graph is one step: inputs are ``observation``, ``return_to_go`` and a state; outputs
+        are ``action`` (for discrete ones ``logits`` too) and the next state. A state of zeros
+        starts an episode. Normalisation, return scaling and the actions' bounds are inside.
+
+        Args:
+            path: File to write, atomically: ``.onnx`` or ``.pt2`` (``torch.export``).
+            memory: ``"window"`` or ``"stream"``; None is the config's.
+            device: Where a ``.pt2`` is to run; ONNX decides that when it is opened.
+            verify: Whether to run the result beside the model before it is written; ONNX only
+                where onnxruntime is installed.
+
+        Returns:
+            The file, its metadata, and the largest difference from the model.
+
+        Raises:
+            NotFittedError: The model has no weights yet.
+            ConfigError: The suffix is neither of these, or the memory cannot be used.
+            MissingDependencyError: onnx is not installed.
+            ExportError: The graph does not act as the model does; nothing was written.
+            OSError: The file cannot be written; one that was there is as it was.
+        """
+        policy, about = self._built_policy(), self._context.to_dict()
+        return export_policy(policy, path, memory=memory, about=about, device=device, verify=verify)
+
+    # --- Stable-Baselines3 ---------------------------------------------------------------------
+
+    def get_env(self) -> VecEnv | None:
+        """Return the environment to act in, conditioned on ``target_return``; None if unknown.
+
+        Raises:
+            UnknownTaskError: Its name is not known here.
+            MissingDependencyError: Its package is not installed.
+            SpaceError: Its spaces are not the model's.
+            ConfigError: No target return is known.
+        """
+        venv = self._context.make_venv()
+        if venv is not None and venv is not self.env and self._updater is not None:
+            self._check_spaces(venv, self._context.env_name)
+        self.env = venv
+        self.n_envs = 1 if venv is None else venv.num_envs
+        self._vec_normalize_env = None if venv is None else unwrap_vec_normalize(venv)
+        return venv
+
+    def set_env(self, env: Environment, force_reset: bool = True) -> None:
+        """Set the environment to act in; it is vectorised and conditioned where it is not.
+
+        Args:
+            env: A Gymnasium id, an environment (``VecEnv`` included), or a function that makes
+                one. One that shows the return-to-go already keeps its own target.
+            force_reset: Stable-Baselines3's; learning holds no observation that could be stale.
+
+        Raises:
+            SpaceError: Its spaces are not the model's; the model keeps the one it had.
+            UnknownTaskError: Its name is not known.
+        """
+        before = self._context.env
+        self._context.set_env(env)
+        if self._updater is None:
+            return  # made and checked when the spaces are known
+        try:
+            self.get_env()
+        except Exception:
+            self._context.set_env(before)
+            raise
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """Change the seed of later batches and dropout, and of the environment.
+
+        Args:
+            seed: A non-negative integer; None changes nothing. Global generators, which this
+                algorithm does not use, stay as they are.
+
+        Raises:
+            ConfigError: It is not a non-negative integer.
+        """
+        if seed is not None:
+            self.seed = check_integer("seed", seed, 0)
+            if self._updater is not None:
+                self._updater.seed = self.seed
+                self.action_space.seed(self.seed)
+            self._context.seed(self.seed)
+
+    def set_parameters(
+        self, load_path_or_dict: Any, exact_match: bool = True, device: torch.device | str = "auto"
+    ) -> None:
+        """Take over weights and optimiser state, from :meth:`get_parameters` or a model file.
+
+        Args:
+            load_path_or_dict: State dictionaries by name (``"policy"``, ``"policy.optimizer"``),
+                or what :meth:`load` takes.
+            exact_match: Whether everything must be given; a file always gives everything.
+            device: Stable-Baselines3's; the model stays where it is.
+
+        Raises:
+            NotFittedError: The model has no weights that could be replaced.
+            ModelFileError: The file is damaged, or the weights are another model's; this one is as
+                it was.
+            ConfigError: A dictionary has names that a model has nothing for, or lacks some.
+        """
+        policy = self._built_policy()
+        if isinstance(load_path_or_dict, dict):
+            check_parameters(load_path_or_dict, policy, exact_match)
+            # Copied: torch's optimisers would share their moments with the giver's.
+            super().set_parameters(copy.deepcopy(load_path_or_dict), exact_match, device)
+            return
+        assert self._updater is not None
+        SavedModel.read(load_path_or_dict).restore_into(self._updater)
+
+    def _setup_model(self) -> None:
+        """Do nothing: the networks are built when the spaces are known, in fit."""
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        self._built_policy()
+        return ["policy", "policy.optimizer"], []
+
+    def _check_spaces(self, env: Any, name: str) -> None:
+        check_spaces(self.policy.observation_space, self.action_space, env, name)

@@ -1,7 +1,8 @@
-"""Check and convert the numbers and names that users give."""
+"""Validation of numbers, flags and names given by users."""
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
 import sys
@@ -11,36 +12,23 @@ from typing import Any
 
 from sb3_dmamba.errors import ConfigError, DecisionMambaError
 
-__all__ = [
-    "check_flag",
-    "check_integer",
-    "check_number",
-    "check_optional_integer",
-    "did_you_mean",
-    "near_names",
-]
-
 
 def check_integer(
     name: str, value: Any, minimum: int, *, error: type[DecisionMambaError] = ConfigError
 ) -> int:
-    """Return an integer as Python's, or refuse it.
+    """Validate an integer and convert it to Python's int.
 
     Args:
-        name: What the user knows it as.
-        value: What was given: an int or one of NumPy's integers. Truth values, floats such as 3.0,
-            texts and arrays are none.
-        minimum: The least that is allowed.
-        error: What to raise.
+        name: The setting's name in error messages.
+        value: An int or NumPy integer; bool, float, str and arrays are rejected.
+        minimum: Smallest accepted value.
+        error: Exception type to raise.
 
     Raises:
-        DecisionMambaError: ``error``: the value is not an integer, or too small; names it and the
-            range.
+        DecisionMambaError: Of type ``error``, if the value is not an integer or too small.
     """
-    if not isinstance(value, bool) and isinstance(value, Integral):
-        integer = int(value)
-        if integer >= minimum:
-            return integer
+    if not isinstance(value, bool) and isinstance(value, Integral) and int(value) >= minimum:
+        return int(value)
     raise error(
         f"{name}={value!r}: give an integer of at least {minimum}", setting=name, value=value
     )
@@ -49,7 +37,7 @@ def check_integer(
 def check_optional_integer(
     name: str, value: Any, minimum: int, *, error: type[DecisionMambaError] = ConfigError
 ) -> int | None:
-    """Return None for None, else as :func:`check_integer`, which says what is raised."""
+    """Return None for None, otherwise the same as :func:`check_integer`."""
     return None if value is None else check_integer(name, value, minimum, error=error)
 
 
@@ -62,22 +50,23 @@ def check_number(
     *,
     error: type[DecisionMambaError] = ConfigError,
 ) -> float:
-    """Return a finite real number as Python's float, or refuse it.
+    """Validate a finite real number and convert it to Python's float.
 
     Args:
-        name: What the user knows it as.
-        value: What was given: an int, a float or one of NumPy's. Truth values, complex numbers,
-            texts and arrays are none.
-        low: The least that is allowed.
-        high: The most that is allowed.
-        words: The range in words, as the end of "give a finite number ...".
-        error: What to raise.
+        name: The setting's name in error messages.
+        value: An int, float or NumPy number; bool, complex, str and arrays are rejected.
+        low: Smallest accepted value.
+        high: Largest accepted value.
+        words: The range in words, which ends the message "give a finite number ...".
+        error: Exception type to raise.
 
     Raises:
-        DecisionMambaError: ``error``: the value is not a number, not finite, or out of its range;
-            names it and the range.
+        DecisionMambaError: Of type ``error``, if the value is not a finite number in the range.
     """
-    number = _as_float(value)
+    number = math.nan
+    if not isinstance(value, bool) and isinstance(value, Real):
+        with contextlib.suppress(OverflowError):
+            number = float(value)
     if not math.isfinite(number) or not low <= number <= high:
         message = f"{name}={value!r}: give a finite number {words}".rstrip()
         raise error(message, setting=name, value=value)
@@ -85,17 +74,17 @@ def check_number(
 
 
 def check_flag(name: str, value: Any, *, error: type[DecisionMambaError] = ConfigError) -> bool:
-    """Return a truth value as Python's, or refuse it.
+    """Validate a flag and convert it to Python's bool.
 
     Args:
-        name: What the user knows it as.
-        value: What was given: a bool or NumPy's. 0 and 1 are none.
-        error: What to raise.
+        name: The setting's name in error messages.
+        value: A bool or NumPy bool; 0 and 1 are rejected.
+        error: Exception type to raise.
 
     Raises:
-        DecisionMambaError: ``error``: the value is neither true nor false; names it.
+        DecisionMambaError: Of type ``error``, if the value is not a bool.
     """
-    numpy = sys.modules.get("numpy")  # not imported here, where the command line starts
+    numpy = sys.modules.get("numpy")  # not imported: the command line starts without it
     if isinstance(value, bool) or (numpy is not None and isinstance(value, numpy.bool_)):
         return bool(value)
     raise error(
@@ -104,13 +93,13 @@ def check_flag(name: str, value: Any, *, error: type[DecisionMambaError] = Confi
 
 
 def near_names(name: str, known: Iterable[str], n: int = 1, cutoff: float = 0.6) -> list[str]:
-    """Return the known names that are spelled most like one, the nearest first.
+    """Return the known names most similar to a name, the most similar first.
 
     Args:
-        name: What was given. Upper and lower case are the same.
+        name: The name given; case is ignored.
         known: The names to choose from.
-        n: The most to return.
-        cutoff: The least similarity, from 0 to 1, as :func:`difflib.get_close_matches` has it.
+        n: Largest number of names to return.
+        cutoff: Smallest similarity, from 0 to 1, as in :func:`difflib.get_close_matches`.
     """
     by_lower: dict[str, list[str]] = {}
     for each in dict.fromkeys(known):
@@ -122,13 +111,3 @@ def near_names(name: str, known: Iterable[str], n: int = 1, cutoff: float = 0.6)
 def did_you_mean(near: Sequence[str]) -> str:
     """Return the hint of an error message, such as ``"did you mean 'x'?"``; "" without names."""
     return f"did you mean {', '.join(map(repr, near))}?" if near else ""
-
-
-def _as_float(value: Any) -> float:
-    """Return a real number as a float; NaN for what is none, or too large for one."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        return math.nan
-    try:
-        return float(value)
-    except OverflowError:
-        return math.nan

@@ -1,4 +1,4 @@
-"""``DecisionMambaConfig``: every setting of a model and its training, with its default."""
+"""``DecisionMambaConfig``: settings of a model and its training, with defaults and ranges."""
 
 from __future__ import annotations
 
@@ -7,16 +7,9 @@ import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from sb3_dmamba.checks import (
-    check_flag,
-    check_integer,
-    check_number,
-    check_optional_integer,
-    did_you_mean,
-    near_names,
-)
+from sb3_dmamba.checks import check_flag, check_integer, check_number, did_you_mean, near_names
 from sb3_dmamba.errors import ConfigError
 
 Memory = Literal["window", "stream"]
@@ -26,25 +19,24 @@ Memory = Literal["window", "stream"]
 class DecisionMambaConfig:
     """Settings of a Decision Mamba (or Decision Transformer) and of its training.
 
-    The defaults are the paper's recipe for D4RL locomotion, except where a comment says so;
-    ``sb3_dmamba.list_tasks()`` has the recipe of each task.
+    The defaults are the paper's recipe for D4RL locomotion, except where a comment says so.
+    ``sb3_dmamba.list_tasks()`` lists the recipe of each task.
 
     Args:
-        mixer: What mixes the tokens: ``"mamba"`` (Decision Mamba), ``"attention"`` (Decision
-            Transformer) or ``"convolution"`` (Decision ConvFormer). Nothing else changes between
-            them.
-        context_length: Steps in a training window, and the steps that ``memory="window"`` sees.
+        mixer: Token mixer: ``"mamba"`` (Decision Mamba), ``"attention"`` (Decision Transformer)
+            or ``"convolution"`` (Decision ConvFormer). The rest of the model is the same.
+        context_length: Steps in a training window, and in the window of ``memory="window"``.
         hidden_size: Width of every token.
         n_layers: Number of blocks.
         channel_mixing: Whether an MLP (4x) follows the mixer in each block.
         activation: The MLP's: ``"gelu"``, or ``"relu"`` as in Decision Transformer's Gym code.
-        dropout: Probability of dropping an activation, in training only.
+        dropout: Probability of zeroing an activation in training.
         d_state: States per channel of the Mamba mixer.
         d_conv: Taps of its causal convolution.
         expand: Its inner width over ``hidden_size``.
         dt_rank: Rank of its step-size projection; None is ``ceil(hidden_size / 16)``.
         n_heads: Heads of the attention mixer.
-        filter_length: Tokens that a filter of the convolution mixer spans, the present one
+        filter_length: Tokens spanned by a filter of the convolution mixer, the current one
             included.
         init: ``"mamba"`` is ``mamba_ssm.Mamba``'s own initialisation; ``"paper"`` is the official
             code's N(0, 0.02) and zero bias on every linear layer, Mamba's included.
@@ -54,22 +46,22 @@ class DecisionMambaConfig:
         time_encoding: ``"timestep"`` adds a learned embedding of the step in the episode to the
             three tokens of a step; ``"global"`` adds it together with a learned embedding of the
             token's place in the window (the paper's Atari model; works with ``memory="window"``);
-            ``"none"`` adds nothing, for a mixer that knows the order by itself.
+            ``"none"`` adds nothing, for a mixer that is sensitive to the order by itself.
         max_timestep: Size of the timestep table; later steps share its last entry.
         normalize_observations: Whether observations are standardised with the dataset's mean and
             standard deviation. Images are divided by 255 either way.
         return_scale: Returns-to-go are divided by this, in the environment's units.
         memory: How acting remembers: ``"window"`` re-encodes the last ``context_length`` steps at
             each step, as the paper does; ``"stream"`` carries the recurrent state at a constant
-            cost a step.
+            cost per step.
         carry_state: Whether training carries the recurrent state, without its gradient, from a
-            window to the one after it in the episode, as ``memory="stream"`` does in acting
-            (truncated backpropagation through time). Episodes are then seen from their start to
-            their end, in windows that do not overlap. Gradients still stop where a window
-            begins, so what matters only after more than ``context_length`` steps is not learnt.
-        burn_in: Steps before each training window that bring the recurrent state to where the
-            window starts, without loss or gradient. Windows are drawn as ever, and the state is
-            never older than the weights, at the price of a forward pass over these steps.
+            window to the next window of the episode, as ``memory="stream"`` does in acting
+            (truncated backpropagation through time). Episodes are then read from start to end in
+            windows that do not overlap. Gradients still stop at a window's start, so
+            dependencies longer than ``context_length`` steps are not learnt.
+        burn_in: Steps before each training window that compute the recurrent state at its start,
+            without loss or gradient. Windows are drawn as without burn-in. The state always
+            comes from the current weights, at the cost of a forward pass over these steps.
         n_updates: Optimiser steps of one ``fit``.
         batch_size: Windows in an update.
         learning_rate: AdamW's, at the top of the schedule.
@@ -84,13 +76,13 @@ class DecisionMambaConfig:
         max_grad_norm: Gradients are clipped to this norm.
         precision: ``"fp32"``, or ``"bf16"`` for matrix products in bfloat16.
         backend: Implementation of the operations: ``"auto"`` picks the fastest that works on the
-            device; a name (``"reference"``, ``"cpu"``, ...) is used or raises.
-        data_device: Where batches are put together in training: ``"device"`` keeps the dataset
-            beside the model, ``"cpu"`` in the computer's own memory (a thread then fetches batches
-            ahead for a GPU), ``"auto"`` is the first on a GPU where it fits. Batches are the same.
+            device; one requested by name (``"reference"``, ``"cpu"``, ...) is used or raises.
+        data_device: Where the dataset is kept in training: ``"device"`` is the model's device,
+            ``"cpu"`` the host's memory (batches are then prefetched for a GPU), ``"auto"`` the
+            GPU if the dataset fits, else the host. Batches are the same.
         cuda_graph: Whether updates run as CUDA graphs, without Python between their kernels:
-            ``"on"``, ``"off"``, or ``"auto"`` on a CUDA device if a first replay does what the
-            plain update does. Acting launches its kernels one by one.
+            ``"on"``, ``"off"``, or ``"auto"``: on a CUDA device, if the first replay equals the
+            plain update. Acting launches its kernels one by one.
 
     Raises:
         ConfigError: A value is out of its range; names the field, the value and the range.
@@ -137,8 +129,7 @@ class DecisionMambaConfig:
     cuda_graph: Literal["auto", "on", "off"] = "auto"
 
     def __post_init__(self) -> None:
-        checked = _check_choices(self)
-        if callable(self.learning_rate):  # Stable-Baselines3's schedules
+        if callable(self.learning_rate):  # a schedule of Stable-Baselines3's
             raise ConfigError(
                 "learning_rate is a function: give the highest rate, and the schedule by "
                 "lr_schedule='linear' (or 'cosine', 'constant'), warmup_updates and "
@@ -146,18 +137,8 @@ class DecisionMambaConfig:
                 setting="learning_rate",
                 value=self.learning_rate,
             )
-        for name in (*_MINIMA, *_RANGES):
-            checked[name] = check_setting(name, getattr(self, name))
-        checked["adam_betas"] = _check_betas(self.adam_betas)
-        if not isinstance(self.backend, str) or not self.backend:
-            raise ConfigError(
-                f'backend={self.backend!r}: give "auto" or an implementation\'s name',
-                setting="backend",
-                value=self.backend,
-            )
-        checked["backend"] = str.__str__(self.backend)  # of a subclass, NumPy's say, Python's own
-        for name, value in checked.items():
-            object.__setattr__(self, name, value)
+        for name in _type_hints():  # numbers become Python's own, for JSON and hashes
+            object.__setattr__(self, name, check_setting(name, getattr(self, name)))
         _check_combinations(self)
 
     @property
@@ -180,7 +161,7 @@ class DecisionMambaConfig:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> DecisionMambaConfig:
-        """Build a config from what :meth:`to_dict` returned; absent fields take their defaults.
+        """Build a config from the result of :meth:`to_dict`; absent fields take their defaults.
 
         Raises:
             ConfigError: As :meth:`replace`.
@@ -207,7 +188,7 @@ _MINIMA = {  # of integers
     "decay_updates": 1,
 }
 _ABOVE_ZERO = (math.ulp(0.0), math.inf, "above 0")
-_RANGES = {  # of floats: lowest, highest, and the two in words
+_RANGES = {  # of floats: lowest, highest, and both in words
     "dropout": (0.0, 1.0 - 1e-9, "of at least 0 and below 1"),
     "return_scale": _ABOVE_ZERO,
     "learning_rate": _ABOVE_ZERO,
@@ -218,21 +199,27 @@ _RANGES = {  # of floats: lowest, highest, and the two in words
 
 
 def check_setting(field: str, value: Any, name: str | None = None) -> Any:
-    """Return a number as Python's, or refuse it where it is out of a field's range.
+    """Validate the value of one field and convert it to Python's own type.
 
     Args:
-        field: A number of :class:`DecisionMambaConfig`, whose range counts.
-        value: What was given for it; None where the field may be None.
-        name: What the user knows it as, where that is not the field's name.
+        field: A field of :class:`DecisionMambaConfig`.
+        value: The value given for it.
+        name: The setting's name in error messages, if it is not the field's.
 
     Raises:
-        ConfigError: The value is of another type, or out of range; names it and the range.
+        ConfigError: The value has another type or is out of range; names it and the range.
     """
-    name = name or field
+    name, hint = name or field, _type_hints()[field]
     if field in _RANGES:
         return check_number(name, value, *_RANGES[field])
-    is_optional = _type_hints()[field] is not int
-    return (check_optional_integer if is_optional else check_integer)(name, value, _MINIMA[field])
+    if field in _MINIMA:
+        is_optional = hint is not int
+        return None if value is None and is_optional else check_integer(name, value, _MINIMA[field])
+    if hint is bool:
+        return check_flag(name, value)
+    if get_origin(hint) is Literal:
+        return _check_choice(name, value, get_args(hint))
+    return _check_betas(name, value) if field == "adam_betas" else _check_name(name, value)
 
 
 @functools.cache
@@ -240,36 +227,43 @@ def _type_hints() -> dict[str, Any]:
     return get_type_hints(DecisionMambaConfig)
 
 
+def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
+    if value in choices:
+        return choices[choices.index(value)]
+    known = ", ".join(map(repr, choices))
+    raise ConfigError(
+        f"{name}={value!r}: choose one of {known}", setting=name, value=value, choices=choices
+    )
+
+
+def _check_name(name: str, value: Any) -> str:
+    if isinstance(value, str) and value:
+        return str.__str__(value)  # of a subclass such as NumPy's, Python's own
+    raise ConfigError(
+        f'{name}={value!r}: give "auto" or an implementation\'s name', setting=name, value=value
+    )
+
+
+def _check_betas(name: str, value: Any) -> tuple[float, float]:
+    try:
+        first, second = value
+        if 0.0 <= first < 1.0 and 0.0 <= second < 1.0:
+            return float(first), float(second)
+    except (TypeError, ValueError):
+        pass
+    raise ConfigError(f"{name}={value!r}: give two numbers in [0, 1)", setting=name, value=value)
+
+
 def _check_names(fields: Mapping[str, Any]) -> None:
-    known = [field.name for field in dataclasses.fields(DecisionMambaConfig)]
+    known = list(_type_hints())
     for name in fields:
         if name not in known:
             hint = did_you_mean(near_names(name, known)) or f"known settings: {', '.join(known)}"
             raise ConfigError(f"no setting is called {name!r}: {hint}", setting=name, choices=known)
 
 
-def _check_choices(config: DecisionMambaConfig) -> dict[str, Any]:
-    """Return the fields that are one of a few texts, or true or false, as Python's own."""
-    checked: dict[str, Any] = {}
-    for name, hint in _type_hints().items():
-        choices = get_args(hint)
-        value = getattr(config, name)
-        if choices and all(isinstance(choice, str) for choice in choices):
-            if value not in choices:
-                known = ", ".join(map(repr, choices))
-                raise ConfigError(
-                    f"{name}={value!r}: choose one of {known}",
-                    setting=name,
-                    value=value,
-                    choices=choices,
-                )
-            checked[name] = choices[choices.index(value)]
-        elif hint is bool:
-            checked[name] = check_flag(name, value)
-    return checked
-
-
 def _check_combinations(config: DecisionMambaConfig) -> None:
+    """Reject combinations of valid values that cannot work together."""
     if config.mixer == "attention" and config.hidden_size % config.n_heads:
         raise ConfigError(
             f"hidden_size={config.hidden_size} is not a multiple of n_heads={config.n_heads}",
@@ -291,33 +285,20 @@ def _check_combinations(config: DecisionMambaConfig) -> None:
             value=config.burn_in,
             choices=[0],
         )
-    if config.time_encoding == "global":
-        _check_global_time(config)
-
-
-def _check_global_time(config: DecisionMambaConfig) -> None:
-    """Refuse what has steps outside the window, which this time encoding has no place for."""
-    uses = {
-        'memory="stream"': (config.memory == "stream", 'memory="window"'),
-        "carry_state=True": (config.carry_state, "carry_state=False"),
-        f"burn_in={config.burn_in}": (config.burn_in > 0, "burn_in=0"),
-    }
-    for setting, (is_used, instead) in uses.items():
-        if is_used:
-            raise ConfigError(
-                f'{setting} has no place in the window for time_encoding="global": '
-                f'use {instead} or time_encoding="timestep"',
-                setting=setting.partition("=")[0],
+    if config.time_encoding != "global":
+        return
+    # The global encoding has a position for each token of the window, and none before it.
+    for setting, accepted in (("memory", "window"), ("carry_state", False), ("burn_in", 0)):
+        value = getattr(config, setting)
+        if value != accepted:
+            given, instead = (
+                f'{setting}="{each}"' if isinstance(each, str) else f"{setting}={each}"
+                for each in (value, accepted)
             )
-
-
-def _check_betas(betas: Any) -> tuple[float, float]:
-    try:
-        first, second = betas
-        if 0.0 <= first < 1.0 and 0.0 <= second < 1.0:
-            return float(first), float(second)
-    except (TypeError, ValueError):
-        pass
-    raise ConfigError(
-        f"adam_betas={betas!r}: give two numbers in [0, 1)", setting="adam_betas", value=betas
-    )
+            raise ConfigError(
+                f'{given} has no place in the window for time_encoding="global": '
+                f'use {instead} or time_encoding="timestep"',
+                setting=setting,
+                value=value,
+                choices=[accepted],
+            )

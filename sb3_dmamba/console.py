@@ -1,4 +1,4 @@
-"""Progress bars and warnings shown to the user."""
+"""Progress bars and warnings."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ from rich.progress import (
 
 @dataclass(frozen=True)
 class Bar:
-    """A progress bar, which appears when it starts; one that is hidden takes the same calls."""
+    """A progress bar, invisible until :meth:`start`; a disabled one accepts the same calls."""
 
     progress: Progress
     task: TaskID
 
     def start(self, completed: int, total: int | None) -> None:
-        """Say how much there is, and how much there will be where that is known."""
+        """Show the bar at ``completed`` of ``total``; None is an unknown total."""
         self.progress.update(self.task, completed=completed, total=total, visible=True)
 
     def advance(self, amount: int) -> None:
-        """Say how much has come."""
+        """Add to the completed amount."""
         self.progress.advance(self.task, amount)
 
 
 def byte_progress(name: str, shown: bool) -> contextlib.AbstractContextManager[Bar]:
-    """Show how many bytes have come, how fast, and the time left."""
+    """Return a progress bar of bytes, with the rate and the remaining time."""
     return _show(name, shown, DownloadColumn(binary_units=True), TransferSpeedColumn())
 
 
 def count_progress(name: str, unit: str, shown: bool) -> contextlib.AbstractContextManager[Bar]:
-    """Show how many of something are done, and the time left."""
+    """Return a progress bar of counted items, with the remaining time."""
     return _show(name, shown, MofNCompleteColumn(), TextColumn(unit))
 
 
@@ -60,7 +60,7 @@ _PACKAGE = Path(__file__).parent
 
 
 def warn_caller(message: str) -> None:
-    """Raise a UserWarning at the innermost frame that is outside this package."""
+    """Warn with a UserWarning that points at the innermost frame outside this package."""
     frame, level = inspect.currentframe(), 1
     while frame is not None and _PACKAGE in Path(frame.f_code.co_filename).parents:
         frame, level = frame.f_back, level + 1

@@ -1,4 +1,4 @@
-"""D4RL's Gym-MuJoCo datasets: their names, files, address and environments."""
+"""D4RL's Gym-MuJoCo datasets: names, file names, address and environments."""
 
 from __future__ import annotations
 
@@ -11,25 +11,12 @@ from typing import Any
 from sb3_dmamba.checks import did_you_mean, near_names
 from sb3_dmamba.errors import DatasetError
 
-__all__ = [
-    "ADDRESS",
-    "D4RL_NAME",
-    "ROBOTS",
-    "D4RLName",
-    "Robot",
-    "cache_folder",
-    "find_robot",
-    "list_names",
-    "parse_name",
-]
-
 ADDRESS = "http://rail.eecs.berkeley.edu/datasets/offline_rl"
 """D4RL's public address. Source: d4rl/infos.py in github.com/Farama-Foundation/D4RL."""
 
 D4RL_NAME = re.compile(r"(halfcheetah|hopper|walker2d|ant)-([a-z]+(?:-[a-z]+)*)-v([012])")
 
 _QUALITIES = ("random", "medium", "expert", "medium-replay", "medium-expert")
-_MAX_EPISODE_STEPS = 1000
 _FILE_STEM = re.compile(
     rf"(halfcheetah|hopper|walker|walker2d|ant)-(?:{'|'.join(_QUALITIES)}|full-replay|mixed)"
     r"(?:-v[012])?"
@@ -53,7 +40,7 @@ class Robot:
     n_observations: int
     n_actions: int
     env_kwargs: dict[str, Any] = field(default_factory=dict)
-    max_episode_steps: int = _MAX_EPISODE_STEPS
+    max_episode_steps: int = 1000
 
 
 ROBOTS = {
@@ -67,7 +54,7 @@ ROBOTS = {
 
 @dataclass(frozen=True)
 class D4RLName:
-    """A dataset's name, taken apart: ``hopper-medium-replay-v2``."""
+    """The parts of a dataset's name, such as ``hopper-medium-replay-v2``."""
 
     robot: str
     quality: str
@@ -78,14 +65,14 @@ class D4RLName:
 
     @property
     def settings(self) -> Robot:
-        """What is known of its robot."""
+        """Its robot's environment, sizes and time limit."""
         return ROBOTS[self.robot]
 
     @property
     def url(self) -> str:
-        """Where D4RL keeps the file."""
-        room = "gym_mujoco" + (f"_v{self.version}" if self.version else "")
-        return f"{ADDRESS}/{room}/{self.file_name}"
+        """Address of the file."""
+        folder = "gym_mujoco" + (f"_v{self.version}" if self.version else "")
+        return f"{ADDRESS}/{folder}/{self.file_name}"
 
     @property
     def file_name(self) -> str:
@@ -98,7 +85,7 @@ class D4RLName:
         return f"{robot}_{quality}.hdf5"
 
     def file_names(self) -> tuple[str, ...]:
-        """Names under which people keep it: D4RL's, its own, and the Decision Transformer's."""
+        """Usual file names: D4RL's, the dataset's, and the Decision Transformer's."""
         return tuple(dict.fromkeys((self.file_name, f"{self}.hdf5", f"{self}.pkl")))
 
 
@@ -113,7 +100,7 @@ def list_names() -> list[str]:
 
 
 def parse_name(name: str) -> D4RLName:
-    """Take a name apart.
+    """Split a name into its parts.
 
     Raises:
         DatasetError: D4RL has no such dataset; suggests near names.
@@ -132,7 +119,7 @@ def parse_name(name: str) -> D4RLName:
 
 
 def find_robot(path: Path, observation: tuple[int, ...], action: tuple[int, ...]) -> Robot | None:
-    """Return the robot whose data a file holds, if its name and its shapes agree on one.
+    """Return the robot of a data file, by its name and shapes; None unless they agree.
 
     Args:
         path: The file, named as D4RL or the Decision Transformer's authors name theirs.

@@ -1,7 +1,7 @@
-"""The package's exceptions: each message names the value that is wrong and the fix.
+"""Exceptions of this package: each message names the wrong value and the fix.
 
-Every one is a :class:`DecisionMambaError`, and also the built-in exception that a caller who does
-not know this package would expect to catch.
+Each is a :class:`DecisionMambaError` and also the built-in exception closest in meaning, such as
+``ValueError``.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ __all__ = [
     "ModelFileError",
     "NotFittedError",
     "SpaceError",
+    "StepError",
     "UnknownTaskError",
 ]
 
 
 class DecisionMambaError(Exception):
-    """Base class of everything this package raises on purpose.
+    """Base class of every exception that this package raises on purpose.
 
-    The attributes are for programs and tests; the message says the same in words. They survive
-    pickling, since worker processes send their errors.
+    The attributes repeat the message for programs and tests. They survive pickling, since worker
+    processes send their errors.
 
     Args:
         message: What was expected, what was given, and the fix.
-        setting: Name of the argument, config field or option that is wrong; None where the error
-            is about none.
-        value: What was given for it; None where there is nothing to show. Pickling replaces a
-            value that cannot be pickled by its ``repr``.
-        choices: The accepted values, where they can be listed; the known names (or those of them
-            that are spelled alike) where a name is unknown.
+        setting: Name of the wrong argument, config field or option; None if there is none.
+        value: The value given for it, or None. Pickling replaces a value that cannot be pickled
+            by its ``repr``.
+        choices: The accepted values, where they can be listed; of an unknown name, the known
+            names or the similar ones.
     """
 
     def __init__(
@@ -78,12 +78,10 @@ class DatasetError(DecisionMambaError, ValueError):
 
     Args:
         message: What was expected, what was given, and the fix.
-        path: The dataset's file or folder, as a text; None where there is none.
-        episode: Index of the episode that is wrong.
-        index: Index along the first axis of the entry that is wrong; of most arrays, a step.
-        setting: As in :class:`DecisionMambaError`; here also the name of an array.
-        value: As in :class:`DecisionMambaError`.
-        choices: As in :class:`DecisionMambaError`.
+        path: The dataset's file or folder; kept as a string, None if there is none.
+        episode: Index of the wrong episode.
+        index: Index of the wrong entry along the first axis; of most arrays, a step.
+        **attributes: Those of :class:`DecisionMambaError`; ``setting`` may name an array.
     """
 
     def __init__(
@@ -93,11 +91,9 @@ class DatasetError(DecisionMambaError, ValueError):
         path: object = None,
         episode: int | None = None,
         index: int | None = None,
-        setting: str | None = None,
-        value: Any = None,
-        choices: Iterable[Any] = (),
+        **attributes: Any,
     ) -> None:
-        super().__init__(message, setting=setting, value=value, choices=choices)
+        super().__init__(message, **attributes)
         self.path = _as_path(path)
         self.episode = episode
         self.index = index
@@ -108,70 +104,74 @@ class SpaceError(DecisionMambaError, ValueError):
 
 
 class UnknownTaskError(DecisionMambaError, ValueError):
-    """A name is neither a known task nor anything that could be one.
+    """A name is no known task, dataset or environment.
 
-    ``value`` is the name, ``choices`` are the known names like it.
+    ``value`` is the name, ``choices`` are the similar known names.
     """
 
 
 class ConditioningError(DecisionMambaError, ValueError):
-    """An observation came without the return still to go."""
+    """An observation has no valid return-to-go, or an acting state does not fit."""
 
 
 class DistributedError(DecisionMambaError, RuntimeError):
-    """Processes that train together were started unlike each other, or one of them is gone."""
+    """Processes that train together differ in their settings or data, or one has failed."""
 
 
 class EvaluationError(DecisionMambaError, RuntimeError):
-    """An evaluation could not be finished: an environment or a worker process failed."""
+    """An environment or worker process failed during an evaluation."""
+
+
+class StepError(DatasetError, EvaluationError, ConditioningError):
+    """An environment's ``step`` returned something else than Gymnasium's five values.
+
+    ``setting`` names the one that is wrong ("step", "reward", "terminated", "truncated" or
+    "info"), ``value`` is what was returned, ``index`` the environment's place among several.
+    It is the error that ``collect``, ``evaluate`` and ``ReturnToGo`` raise for a non-finite reward.
+    """
+
+    def located(self, where: str) -> StepError:
+        """Return the same error with where it happened in front of its message."""
+        attributes = {"setting": self.setting, "value": self.value, "index": self.index}
+        return StepError(f"{where}, {self}", **attributes)
 
 
 class ExperimentError(DecisionMambaError, RuntimeError):
-    """A cell of an experiment failed, or what is left of an earlier run does not fit."""
+    """A run of an experiment failed, or files of an earlier run do not match it."""
 
 
 class ModelFileError(DecisionMambaError, ValueError):
-    """A saved model is missing, truncated, tampered with or of a newer format.
+    """A saved model is missing, truncated, edited or of a newer format.
 
     Args:
         message: What was expected, what was found, and the fix.
-        path: The file, as a text; None for a stream.
-        setting: As in :class:`DecisionMambaError`; here a field or tensor of the file.
-        value: As in :class:`DecisionMambaError`.
-        choices: As in :class:`DecisionMambaError`.
+        path: The file; kept as a string, None for a stream.
+        **attributes: Those of :class:`DecisionMambaError`; ``setting`` is a field or tensor.
     """
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        path: object = None,
-        setting: str | None = None,
-        value: Any = None,
-        choices: Iterable[Any] = (),
-    ) -> None:
-        super().__init__(message, setting=setting, value=value, choices=choices)
+    def __init__(self, message: str, *, path: object = None, **attributes: Any) -> None:
+        super().__init__(message, **attributes)
         self.path = _as_path(path)
 
 
 class BackendError(DecisionMambaError, RuntimeError):
-    """An implementation that was asked for by name does not work here."""
+    """An implementation that was requested by name does not work on this machine."""
 
 
 class NotFittedError(DecisionMambaError, RuntimeError):
-    """A model was asked to act or to be saved before it was fitted or loaded."""
+    """A model has no weights yet: it was neither fitted nor loaded."""
 
 
 class DivergenceError(DecisionMambaError, ArithmeticError):
-    """Training produced a loss that is not finite."""
+    """A training loss or gradient is not finite."""
 
 
 class ExportError(DecisionMambaError, RuntimeError):
-    """An exported policy does not act as the model does."""
+    """An exported policy computes other actions than the model."""
 
 
 class CheckoutError(DecisionMambaError, RuntimeError):
-    """Something needs the repository's files, which the installed package does not have."""
+    """A command needs files of the repository that the installed package does not contain."""
 
 
 class MissingDependencyError(DecisionMambaError, ImportError):
@@ -179,7 +179,7 @@ class MissingDependencyError(DecisionMambaError, ImportError):
 
     Args:
         package: The package that could not be imported.
-        purpose: What it is needed for, as the end of "... is needed to".
+        purpose: End of the sentence "<package> is needed to ...".
         extra: The extra of this distribution that installs it.
     """
 

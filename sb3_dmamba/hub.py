@@ -169,7 +169,7 @@ def make_folder(
         _write_model(model, made, file)
         replay = ""
         if video:
-            environment = model._surroundings.require() if env is None else env
+            environment = model._context.require_env() if env is None else env
             replay = _write_replay(model, made, report, result, environment, video_steps)
         card = Card(
             name=file,

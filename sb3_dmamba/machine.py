@@ -1,4 +1,4 @@
-"""Description of the machine: processor, cores, threads, GPUs; and how many threads to take."""
+"""Description of the machine: processor, cores, threads and GPUs, with advice on threads."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["Machine", "advise_threads", "describe_device", "describe_machine"]
-
-_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds of a period, or "max"
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # container limit: microseconds per period, or "max"
 _GIB = 1024**3
 
 
@@ -23,12 +21,12 @@ class Machine:
     Args:
         system: Operating system and Python.
         processor: The CPU's name.
-        cores: Cores that this process may use: the machine's, or a container's share.
-        threads: Threads that torch takes.
-        load: Cores that were busy in the last minute; None where the system does not say.
+        cores: Cores available to this process; a fraction under a container's limit.
+        threads: Threads used by torch.
+        load: Mean number of busy cores over the last minute; None if unknown.
         gpus: Name, capability and memory of each CUDA device.
-        cuda: The CUDA version that torch was built with; None for a build without.
-        advice: What to do about the threads.
+        cuda: The CUDA version of the torch build; None without CUDA.
+        advice: Recommended number of threads, in words.
     """
 
     system: str
@@ -42,7 +40,7 @@ class Machine:
 
 
 def describe_machine() -> Machine:
-    """Look at the machine; nothing is measured."""
+    """Return a description of this machine, without measuring speed."""
     cores, threads = _count_cores(), torch.get_num_threads()
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     is_cuda = torch.cuda.is_available()
@@ -59,19 +57,19 @@ def describe_machine() -> Machine:
 
 
 def describe_device(device: str) -> str:
-    """Return a device's name: of a GPU, or of the processor with the machine's number of cores."""
+    """Return the name of a GPU, or of the processor with its number of cores."""
     if device.startswith("cuda"):
         return str(torch.cuda.get_device_name(torch.device(device)))
     return f"{_find_processor()}, {os.cpu_count()} cores"
 
 
 def advise_threads(threads: int, cores: float, load: float | None) -> str:
-    """Say what to do about the number of threads.
+    """Recommend a number of threads, in words.
 
     Args:
-        threads: Those that torch takes.
-        cores: Those there are.
-        load: Those that are busy; None is unknown and taken for none.
+        threads: Threads used by torch.
+        cores: Cores available.
+        load: Busy cores; None (unknown) counts as 0.
     """
     free = max(1, int(cores - (load or 0.0) + 0.5))
     set_it = f"set OMP_NUM_THREADS={free}"

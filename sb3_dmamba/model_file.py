@@ -1,4 +1,8 @@
-"""Model and checkpoint files: a zip of JSON and safetensors, written atomically."""
+"""Model and checkpoint files: a zip of JSON and safetensors, written atomically.
+
+:class:`SavedModel` is the content: what a model needs to act and to go on training.
+:class:`ModelFile` is the container, with a JSON header and groups of tensors.
+"""
 
 from __future__ import annotations
 
@@ -31,181 +35,28 @@ from sb3_dmamba.spaces import space_from_json, space_to_json
 from sb3_dmamba.tasks import Task
 from sb3_dmamba.training.updater import Updater
 
-FORMAT_VERSION = 1
-_HEADER = "model.json"
-_HEADER_FOR_OTHERS = "data"  # where the hub's tools look in Stable-Baselines3's files; never read
-# What reading a damaged zip, JSON or safetensors can raise; ValueError and RuntimeError have the
-# decoders', NotImplementedError and RecursionError below them.
-_DAMAGE = (
-    zipfile.BadZipFile,
-    SafetensorError,
-    ValueError,
-    RuntimeError,
-    LookupError,
-    EOFError,
-    OSError,
-    OverflowError,
-    MemoryError,
-)
-_NAMED = 3  # models beside a path where there is none
-
-
-@dataclass(frozen=True)
-class ModelFile:
-    """What a model file holds.
-
-    Args:
-        header: JSON-compatible description: config, task, spaces, counters.
-        tensors: Groups of named tensors; each becomes one safetensors member.
-    """
-
-    header: dict[str, Any]
-    tensors: dict[str, dict[str, Tensor]] = field(default_factory=dict)
-
-    def write(self, path: str | os.PathLike[str] | BinaryIO) -> None:
-        """Write the file; whatever goes wrong, a file already at ``path`` stays whole.
-
-        Args:
-            path: Where to write; folders on the way are made. Or an open binary file.
-
-        Raises:
-            OSError: The place cannot be written to.
-        """
-        if not isinstance(path, (str, os.PathLike)):
-            path.write(self._to_bytes())
-            return
-        write_atomically(Path(path), self._to_bytes())
-
-    def _to_bytes(self) -> bytes:
-        header = {"format_version": FORMAT_VERSION, **self.header}
-        buffer = io.BytesIO()
-        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-            description = json.dumps(header, indent=2, allow_nan=False)
-            archive.writestr(_HEADER, description)
-            archive.writestr(_HEADER_FOR_OTHERS, description)
-            for group, tensors in self.tensors.items():
-                contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-                archive.writestr(f"{group}.safetensors", dump_tensors(contiguous))
-        return buffer.getvalue()
-
-    @classmethod
-    def read(cls, path: str | os.PathLike[str] | BinaryIO) -> ModelFile:
-        """Read a model file; ``.zip`` is added where the path alone names no file.
-
-        Args:
-            path: Path or open binary file.
-
-        Raises:
-            ModelFileError: The file is missing, not a model file, damaged, or was written by a
-                newer version.
-            OSError: The file may not be opened.
-        """
-        if not isinstance(path, (str, os.PathLike)):
-            return cls._from_stream(path, f"the model in {path!r}")
-        source, zipped = Path(path), Path(f"{os.fspath(path)}.zip")
-        if not source.is_file() and zipped.is_file():
-            source = zipped
-        if not source.is_file():
-            other = "" if source.suffix == ".zip" else f" (nor {zipped})"
-            raise ModelFileError(
-                f"there is no model file at {source}{other}{_models_near(source)}", path=source
-            )
-        with source.open("rb") as file:
-            return cls._from_stream(file, str(source), source)
-
-    @classmethod
-    def _from_stream(cls, stream: BinaryIO, name: str, path: Path | None = None) -> ModelFile:
-        try:
-            with zipfile.ZipFile(stream) as archive:
-                return cls._from_archive(archive, name, path)
-        except ModelFileError:
-            raise
-        except _DAMAGE as error:
-            raise ModelFileError(
-                f"{name} is not a whole sb3_dmamba model file ({error}): it was cut off, changed, "
-                f"or written by something else; use another copy or an earlier checkpoint",
-                path=path,
-            ) from error
-
-    @classmethod
-    def _from_archive(cls, archive: zipfile.ZipFile, name: str, path: Path | None) -> ModelFile:
-        if _HEADER not in archive.namelist():
-            raise ModelFileError(
-                f"{name} has no {_HEADER}, so it is not an sb3_dmamba model file: "
-                f"{_whose(archive)}",
-                path=path,
-            )
-        if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
-            raise ModelFileError(
-                f"{name} has compressed members, which no sb3_dmamba model file has (they could "
-                f"grow to any size): use the file as it was saved",
-                path=path,
-            )
-        header = json.loads(archive.read(_HEADER))
-        if not isinstance(header, dict):
-            raise ModelFileError(f"{_HEADER} of {name} is not a JSON object", path=path)
-        version = header.get("format_version")
-        if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
-            raise ModelFileError(
-                f"{name} has format version {version!r}, and this sb3_dmamba reads 1 to "
-                f"{FORMAT_VERSION}: upgrade with pip install -U sb3-dmamba",
-                path=path,
-                setting="format_version",
-                value=version,
-                choices=range(1, FORMAT_VERSION + 1),
-            )
-        tensors = {
-            member.removesuffix(".safetensors"): load_tensors(archive.read(member))
-            for member in archive.namelist()
-            if member.endswith(".safetensors")
-        }
-        return cls(header, tensors)
-
-
-def _models_near(source: Path) -> str:
-    """Name the newest files that may be meant by a path where there is no model."""
-    folder = source if source.is_dir() else source.parent
-    try:
-        models = sorted(folder.glob("*.zip"), key=lambda file: file.stat().st_mtime)
-    except OSError:
-        return ""
-    named = ", ".join(str(file) for file in reversed(models[-_NAMED:]))
-    return f": try {named}" if named else ""
-
-
-def _whose(archive: zipfile.ZipFile) -> str:
-    """Say what a zip that is not a model file may be, and how that is opened."""
-    if any(member.endswith("/data.pkl") for member in archive.namelist()):
-        return (
-            "torch wrote it; if d3rlpy's save did, open it with "
-            "sb3_dmamba.d3rlpy.to_sb3(d3rlpy.load_learnable(path)), and if policy.save did, with "
-            "DecisionMambaPolicy.load(path)"
-        )
-    return "models of Stable-Baselines3's own algorithms are loaded by their own classes"
-
-
-_SCHEDULE = ("warmup_updates", "decay_updates")
 COUNTERS = ("num_timesteps", "_total_timesteps", "_n_updates")
+_SCHEDULE = ("warmup_updates", "decay_updates")
 
 
 @dataclass(frozen=True)
 class SavedModel:
-    """Everything a model needs to act, and to go on training as if it had never stopped.
+    """Everything that a model needs to act, and to go on training as if it had not stopped.
 
     Args:
         config: Its settings.
-        task: Its task, if it has one.
-        dataset: What it was fitted to.
-        observation_space: Flat observations, without the return-to-go.
+        task: Its task, or None.
+        dataset: Description of the dataset that it was fitted to.
+        observation_space: Flat observations or images, without the return-to-go.
         action_space: Its actions.
-        target_return: Return that its environment asks for, if it was set.
+        target_return: Target return of its environment, if the user has set one.
         seed: Seed of its weights, batches and dropout.
-        counters: How far training has come, by attribute name.
+        counters: Progress of the training, by attribute name.
         policy: Weights and normalisation.
-        optimizer: The optimiser's moments and steps; empty where they were left out.
-        extractor: Name of its features extractor's class, if it has one.
-        policy_kwargs: What makes that extractor, which the file does not hold.
-        schedule: Warm-up and decay of the run that it is in; None where none has begun.
+        optimizer: The optimiser's moments and step counts, and the carried state; may be empty.
+        extractor: Name of the features extractor's class, or None.
+        policy_kwargs: Makes that extractor; not in the file.
+        schedule: Warm-up and decay of the current run; None before the first.
     """
 
     config: DecisionMambaConfig
@@ -223,7 +74,11 @@ class SavedModel:
     schedule: dict[str, int | None] | None = None
 
     def write(self, path: str | os.PathLike[str] | BinaryIO) -> None:
-        """Write the model file, atomically; ``.zip`` is added to a name without a suffix."""
+        """Write the model file, atomically; ``.zip`` is added to a name without a suffix.
+
+        Raises:
+            OSError: The file cannot be written; an old one is unchanged.
+        """
         if isinstance(path, (str, os.PathLike)) and not Path(path).suffix:
             path = f"{os.fspath(path)}.zip"
         header = {
@@ -259,49 +114,65 @@ class SavedModel:
 
         Raises:
             ModelFileError: The file is missing, damaged, no model file, or of a newer version.
+            OSError: The file cannot be opened.
         """
         file = ModelFile.read(path)
         try:
-            return cls._from_file(file.header, file.tensors)
-        except ModelFileError:
-            raise
+            return cls._from_file(file)
+        except ModelFileError as error:
+            raise ModelFileError(
+                f"{path} does not describe a whole model: {error}",
+                path=path,
+                setting=error.setting,
+                value=error.value,
+                choices=error.choices,
+            ) from error
         except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise ModelFileError(
                 f"{path} does not describe a whole model ({type(error).__name__}: {error}): it "
-                f"was changed, or written by something else"
+                f"was changed, or written by something else",
+                path=path,
             ) from error
 
     @classmethod
-    def _from_file(
-        cls, header: Mapping[str, Any], tensors: Mapping[str, dict[str, Tensor]]
-    ) -> SavedModel:
-        target = _expect(header["target_return"], float, int, type(None))
-        if target is not None and not np.isfinite(target):
-            raise ModelFileError(f"the model file has target_return {target}")
+    def _from_file(cls, file: ModelFile) -> SavedModel:
+        header = {"features_extractor": None, "schedule": None, **file.header}  # new in later files
+        target_return = _field(header, "target_return", float, int, type(None))
+        if target_return is not None and not np.isfinite(target_return):
+            raise ModelFileError(
+                f"target_return is {target_return}", setting="target_return", value=target_return
+            )
+        observation_space = space_from_json(header["observation_space"])
+        if not isinstance(observation_space, spaces.Box):
+            raise ModelFileError(
+                f"observation_space is {observation_space}, and should be a Box",
+                setting="observation_space",
+                value=observation_space,
+            )
         return cls(
-            config=DecisionMambaConfig.from_dict(_expect(header["config"], dict)),
-            task=_read_task(header["task"]),
-            dataset=_read_dataset(_expect(header["dataset"], dict), tensors["dataset"]["returns"]),
-            observation_space=_expect(space_from_json(header["observation_space"]), spaces.Box),
+            config=DecisionMambaConfig.from_dict(_field(header, "config", dict)),
+            task=_read_task(_field(header, "task", dict, type(None))),
+            dataset=_read_dataset(header["dataset"], file.tensors["dataset"]["returns"]),
+            observation_space=observation_space,
             action_space=space_from_json(header["action_space"]),
-            target_return=target,
-            seed=_read_count(header["seed"]),
-            counters={name: _read_count(header["counters"][name]) for name in COUNTERS},
-            policy=tensors["policy"],
-            optimizer=tensors["optimizer"],
-            extractor=_expect(header.get("features_extractor"), str, type(None)),
-            schedule=_read_schedule(header.get("schedule")),  # absent in older files
+            target_return=target_return,
+            seed=_count(header, "seed"),
+            counters={name: _count(header["counters"], name) for name in COUNTERS},
+            policy=file.tensors["policy"],
+            optimizer=file.tensors["optimizer"],
+            extractor=_field(header, "features_extractor", str, type(None)),
+            schedule=_read_schedule(_field(header, "schedule", dict, type(None))),
         )
 
     def with_extractor(self, policy_kwargs: Mapping[str, Any] | None, path: Any) -> SavedModel:
-        """Return the same model, ready to be built with its features extractor.
+        """Return the same model with what makes its features extractor.
 
         Args:
-            policy_kwargs: What makes it; None or empty for none.
+            policy_kwargs: As the model was made with; None or empty for none.
             path: The file, for the message.
 
         Raises:
-            ConfigError: It is not what the model was made with.
+            ConfigError: The model was made with another extractor.
         """
         given = check_policy_kwargs(policy_kwargs)
         check_extractor(self.extractor, name_extractor(given), path)
@@ -311,34 +182,37 @@ class SavedModel:
         """Return the same model with some settings changed.
 
         Raises:
-            ConfigError: A setting is unknown or out of range, or its network has other weights.
+            ConfigError: A setting is unknown or out of range, or changes the weights' shapes.
         """
         if not settings:
             return self
         schedule = None if settings.keys() & set(_SCHEDULE) else self.schedule
         config, counters = self.config.replace(**settings), dict(self.counters)
-        if "n_updates" in settings:  # of the run that the file is in, finished or not
+        if "n_updates" in settings:  # the length of the current run, whether finished or not
             done, total = counters["num_timesteps"], counters["_total_timesteps"]
             counters["_total_timesteps"] = max(done, config.n_updates) if total else total
         changed = dataclasses.replace(self, config=config, counters=counters, schedule=schedule)
         try:
-            changed._check_weights(changed._blank_weights())
+            _compare_weights(changed._blank_weights(), self.policy, "in the file")
         except (ModelFileError, SpaceError, RuntimeError) as error:
             named = ", ".join(f"{name}={value!r}" for name, value in settings.items())
+            name, value = next(iter(settings.items()))
             raise ConfigError(
                 f"{named} makes another network than the one in the file ({error}): change only "
-                f"what leaves the weights as they are, or train again"
+                f"settings that leave the weights' shapes unchanged, or train again",
+                setting=name,
+                value=value,
             ) from error
         return changed
 
     def restore(self, device: torch.device) -> Updater:
-        """Build the networks and put weights and optimiser state into them.
+        """Build the policy and its updater, with weights and optimiser state.
 
         Raises:
-            ModelFileError: They do not fit the config and spaces of the same file; says which.
+            ModelFileError: The weights do not fit the config and spaces of the same file.
         """
         try:
-            self._check_weights(self._blank_weights())
+            _compare_weights(self._blank_weights(), self.policy, "in the file")
             updater = Updater.create(
                 self.observation_space,
                 self.action_space,
@@ -356,20 +230,20 @@ class SavedModel:
         return updater
 
     def restore_into(self, updater: Updater) -> None:
-        """Put weights and optimiser state into networks that exist.
+        """Load weights and optimiser state into an existing updater and its policy.
 
         Raises:
-            ModelFileError: They do not fit; says which. The networks are then as they were.
+            ModelFileError: They do not fit; the updater is then unchanged.
         """
-        self._check_weights(updater.policy.state_dict())
+        _compare_weights(updater.policy.state_dict(), self.policy, "in the file")
         updater.restore(self.optimizer)
         updater.policy.load_state_dict(self.policy)
 
     def _blank_weights(self) -> dict[str, Tensor]:
-        """Return the shapes that the config calls for, without setting any memory aside."""
+        """Return weights of the config's shapes, without allocating memory."""
         if self.config.n_layers > len(self.policy):
             raise ModelFileError(f"the model file has no weights of {self.config.n_layers} layers")
-        # An extractor's constructor may compute something, which has no result without memory.
+        # A features extractor may compute with its weights when it is built, which needs memory.
         device = torch.device("cpu" if self.policy_kwargs else "meta")
         with torch.random.fork_rng(devices=[]), device:
             blank = DecisionMambaPolicy(
@@ -377,41 +251,44 @@ class SavedModel:
             )
         return blank.state_dict()
 
-    def _check_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Check names, types and shapes; torch would overwrite what fits before it complains."""
-        _compare_weights(weights, self.policy, "in the file")
-
 
 def check_parameters(
     given: Mapping[str, Any], policy: DecisionMambaPolicy, exact_match: bool
 ) -> None:
-    """Check state dictionaries, as Stable-Baselines3's ``set_parameters`` takes them.
+    """Check state dictionaries before Stable-Baselines3's ``set_parameters`` loads them.
 
     Args:
         given: State dictionaries of the policy and its optimiser, by name.
-        policy: What they are for.
-        exact_match: Whether both have to be there, with every weight.
+        policy: The policy that they are for.
+        exact_match: Whether both must be given, with every weight.
 
     Raises:
-        ConfigError: There is another name, or one is missing.
-        ModelFileError: Weights are of other shapes than the policy's; torch would overwrite those
-            that fit before it complains.
+        ConfigError: A name is unknown or missing.
+        ModelFileError: A weight has another shape than the policy's.
     """
     expected = {"policy", "policy.optimizer"}
     if not given.keys() <= expected or (exact_match and given.keys() != expected):
         raise ConfigError(
             f"parameters of {sorted(map(str, given))} do not match a model's, {sorted(expected)}: "
-            f"give what model.get_parameters() returned, or some of it with exact_match=False"
+            f"give the result of model.get_parameters(), or parts of it with exact_match=False",
+            setting="load_path_or_dict",
+            value=sorted(map(str, given)),
+            choices=sorted(expected),
         )
     own, others = policy.state_dict(), given.get("policy", {})
     if not exact_match:
         own = {name: tensor for name, tensor in own.items() if name in others}
         others = {name: tensor for name, tensor in others.items() if name in own}
-    if "policy" in given:
-        _compare_weights(_shapes(own), _shapes(others), "given")
+    if "policy" in given:  # of any dtype: torch converts it
+        blank, others = (
+            {name: torch.empty(each.shape, device="meta") for name, each in weights.items()}
+            for weights in (own, others)
+        )
+        _compare_weights(blank, others, "given")
 
 
 def _compare_weights(own: Mapping[str, Tensor], given: Mapping[str, Tensor], where: str) -> None:
+    """Compare names, dtypes and shapes; torch would load those that fit before it complains."""
     expected = {name: _describe(tensor) for name, tensor in own.items()}
     found = {name: _describe(tensor) for name, tensor in given.items()}
     for name in sorted(expected.keys() | found.keys()):
@@ -419,58 +296,211 @@ def _compare_weights(own: Mapping[str, Tensor], given: Mapping[str, Tensor], whe
             raise ModelFileError(
                 f"the weights {where} do not fit: {name} is {found.get(name, 'absent')}, and "
                 f"should be {expected.get(name, 'absent')}: take a model of the same settings "
-                f"and spaces"
+                f"and spaces",
+                setting=name,
+                value=found.get(name),
+                choices=[expected.get(name)],
             )
-
-
-def _shapes(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights without data, all of one dtype: torch converts others."""
-    return {name: torch.empty(each.shape, device="meta") for name, each in weights.items()}
 
 
 def _describe(tensor: Tensor) -> str:
     return f"{tensor.dtype} of shape {tuple(tensor.shape)}"
 
 
-def _read_task(fields: Any) -> Task | None:
+def _read_task(fields: dict[str, Any] | None) -> Task | None:
     if fields is None:
         return None
-    task = Task.from_dict(_expect(fields, dict))
-    _expect(task.name, str)
-    for text in (task.env_id, task.dataset):
-        _expect(text, str, type(None))
+    task = Task.from_dict(fields)
+    _field(vars(task), "name", str)
+    for name in ("env_id", "dataset"):
+        _field(vars(task), name, str, type(None))
     return task
 
 
 def _read_dataset(fields: Mapping[str, Any], returns: Tensor) -> DatasetInfo:
+    fields = {"clip_rewards": None, "delayed_rewards": False, **fields}  # new in later files
     if returns.ndim != 1 or not bool(torch.isfinite(returns).all()):
-        raise ModelFileError(f"the returns of the dataset are {_describe(returns)}, or not finite")
+        raise ModelFileError(
+            f"the returns of the dataset are {_describe(returns)}, or not finite", setting="returns"
+        )
     return DatasetInfo(
-        _expect(fields["source"], str),
-        _expect(fields["env_id"], str, type(None)),
-        _expect(fields["env_kwargs"], dict),
+        _field(fields, "source", str),
+        _field(fields, "env_id", str, type(None)),
+        _field(fields, "env_kwargs", dict),
         returns.to(torch.float64).numpy(),
-        _expect(fields.get("clip_rewards"), bool, type(None)),  # absent in older files
-        _expect(fields.get("delayed_rewards", False), bool),  # likewise
+        _field(fields, "clip_rewards", bool, type(None)),
+        _field(fields, "delayed_rewards", bool),
     )
 
 
-def _read_schedule(fields: Any) -> dict[str, int | None] | None:
+def _read_schedule(fields: dict[str, Any] | None) -> dict[str, int | None] | None:
     if fields is None:
         return None
-    found = _expect(fields, dict)
-    return {name: None if found[name] is None else _read_count(found[name]) for name in _SCHEDULE}
+    return {name: None if fields[name] is None else _count(fields, name) for name in _SCHEDULE}
 
 
-def _read_count(value: Any) -> int:
-    count: int = _expect(value, int)
-    if isinstance(value, bool) or count < 0:
-        raise ModelFileError(f"the model file has {value!r} where a count belongs")
-    return count
-
-
-def _expect(value: Any, *kinds: type[Any]) -> Any:
+def _field(fields: Mapping[str, Any], name: str, *kinds: type[Any]) -> Any:
+    """Return a field of the header after a check of its type."""
+    value = fields[name]
     if not isinstance(value, kinds):
-        names = " or ".join(kind.__name__ for kind in kinds)
-        raise ModelFileError(f"the model file has {value!r} where {names} belongs")
+        expected = " or ".join(kind.__name__ for kind in kinds)
+        raise ModelFileError(
+            f"{name} is {value!r}, and should be {expected}", setting=name, value=value
+        )
     return value
+
+
+def _count(fields: Mapping[str, Any], name: str) -> int:
+    value: int = _field(fields, name, int)
+    if isinstance(value, bool) or value < 0:
+        raise ModelFileError(
+            f"{name} is {value!r}, and should be a count", setting=name, value=value
+        )
+    return value
+
+
+FORMAT_VERSION = 1
+_HEADER = "model.json"
+_HEADER_FOR_OTHERS = "data"  # a copy where the hub's tools for Stable-Baselines3 look
+# What reading a damaged zip, JSON or safetensors can raise. ValueError covers the decoders' errors,
+# RuntimeError NotImplementedError and RecursionError.
+_DAMAGE = (
+    zipfile.BadZipFile,
+    SafetensorError,
+    ValueError,
+    RuntimeError,
+    LookupError,
+    EOFError,
+    OSError,
+    OverflowError,
+    MemoryError,
+)
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """Container of a model file: a JSON header and groups of tensors.
+
+    Args:
+        header: JSON-compatible values.
+        tensors: Groups of named tensors; each becomes one safetensors member of the zip.
+    """
+
+    header: dict[str, Any]
+    tensors: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+
+    def write(self, path: str | os.PathLike[str] | BinaryIO) -> None:
+        """Write the file; on failure an old file at ``path`` is unchanged.
+
+        Args:
+            path: File to write, whose missing parent folders are created; or an open binary file.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
+        if isinstance(path, (str, os.PathLike)):
+            write_atomically(Path(path), self._to_bytes())
+        else:
+            path.write(self._to_bytes())
+
+    def _to_bytes(self) -> bytes:
+        header = {"format_version": FORMAT_VERSION, **self.header}
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+            description = json.dumps(header, indent=2, allow_nan=False)
+            archive.writestr(_HEADER, description)
+            archive.writestr(_HEADER_FOR_OTHERS, description)
+            for group, tensors in self.tensors.items():
+                contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+                archive.writestr(f"{group}.safetensors", dump_tensors(contiguous))
+        return buffer.getvalue()
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str] | BinaryIO) -> ModelFile:
+        """Read a file; ``.zip`` is added if there is no file of the name given.
+
+        Args:
+            path: Path or open binary file.
+
+        Raises:
+            ModelFileError: The file is missing, no model file, damaged, or of a newer version.
+            OSError: The file cannot be opened.
+        """
+        if not isinstance(path, (str, os.PathLike)):
+            return cls._from_stream(path, f"the model in {path!r}")
+        source, zipped = Path(path), Path(f"{os.fspath(path)}.zip")
+        if not source.is_file() and zipped.is_file():
+            source = zipped
+        if not source.is_file():
+            other = "" if source.suffix == ".zip" else f" (nor {zipped})"
+            raise ModelFileError(
+                f"there is no model file at {source}{other}{_models_near(source)}", path=source
+            )
+        with source.open("rb") as file:
+            return cls._from_stream(file, str(source), source)
+
+    @classmethod
+    def _from_stream(cls, stream: BinaryIO, name: str, path: Path | None = None) -> ModelFile:
+        try:
+            with zipfile.ZipFile(stream) as archive:
+                return cls._from_archive(archive, name, path)
+        except ModelFileError:
+            raise
+        except _DAMAGE as error:
+            raise ModelFileError(
+                f"{name} is not a whole sb3_dmamba model file ({error}): it was cut off, changed, "
+                f"or written by something else; use another copy or an earlier checkpoint",
+                path=path,
+            ) from error
+
+    @classmethod
+    def _from_archive(cls, archive: zipfile.ZipFile, name: str, path: Path | None) -> ModelFile:
+        members = archive.namelist()
+        if _HEADER not in members:
+            origin = "models of Stable-Baselines3's own algorithms are loaded by their own classes"
+            if any(member.endswith("/data.pkl") for member in members):
+                origin = (
+                    "torch wrote it; if d3rlpy's save did, open it with "
+                    "sb3_dmamba.d3rlpy.to_sb3(d3rlpy.load_learnable(path)), and if policy.save "
+                    "did, with DecisionMambaPolicy.load(path)"
+                )
+            raise ModelFileError(
+                f"{name} has no {_HEADER}, so it is not an sb3_dmamba model file: {origin}",
+                path=path,
+            )
+        if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+            raise ModelFileError(
+                f"{name} has compressed members, which no sb3_dmamba model file has (they could "
+                f"grow to any size): use the file as it was saved",
+                path=path,
+            )
+        header = json.loads(archive.read(_HEADER))
+        if not isinstance(header, dict):
+            raise ModelFileError(f"{_HEADER} of {name} is not a JSON object", path=path)
+        version = header.get("format_version")
+        if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
+            raise ModelFileError(
+                f"{name} has format version {version!r}, and this sb3_dmamba reads 1 to "
+                f"{FORMAT_VERSION}: upgrade with pip install -U sb3-dmamba",
+                path=path,
+                setting="format_version",
+                value=version,
+                choices=range(1, FORMAT_VERSION + 1),
+            )
+        tensors = {
+            member.removesuffix(".safetensors"): load_tensors(archive.read(member))
+            for member in members
+            if member.endswith(".safetensors")
+        }
+        return cls(header, tensors)
+
+
+def _models_near(source: Path) -> str:
+    """Return a hint with the three newest model files beside a missing one."""
+    folder = source if source.is_dir() else source.parent
+    try:
+        models = sorted(folder.glob("*.zip"), key=lambda file: file.stat().st_mtime)
+    except OSError:
+        return ""
+    named = ", ".join(str(file) for file in reversed(models[-3:]))
+    return f": try {named}" if named else ""

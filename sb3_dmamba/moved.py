@@ -1,7 +1,8 @@
-"""Former module paths that users' files record: pickles, environment specs, ``.d3`` files.
+"""Former module paths that users' files and the documentation of 0.1.0 name.
 
-Each former path is a module whose attributes come from the module that has them now, loaded on
-first use. Code of this package imports none of them.
+Pickles, environment specs and ``.d3`` files record paths of modules. Each former path is a module
+whose attributes come from the module that has them now, loaded on first use. Code of this package
+imports none of them.
 """
 
 from __future__ import annotations
@@ -17,14 +18,29 @@ MOVED = {
     "atari.game": "envs.atari",
     "atari.games": "envs",
     "data.collect": "data.recording",
+    "data.info": "data.inspection",
+    "data.inspection.oddities": "data.inspection",
+    "data.inspection.report": "data.inspection",
     "data.mapping.pickling": "data.mapping",
+    "data.summary": "data.returns",
     "data.windows": "data.samplers",
     "d3rlpy.config": "d3rlpy.algo",
     "environments": "context",
+    "evaluation.protocols": "evaluation.actors",
+    "evaluation.results": "evaluation.report",
     "evaluation.wrappers": "envs.return_to_go",
+    "experiments.efficiency.gate": "experiments.efficiency",
+    "experiments.efficiency.timing": "experiments.efficiency",
+    "experiments.measuring": "experiments.catalogue",
+    "experiments.planning": "experiments.plan",
+    "experiments.run": "experiments.engines",
     "memory_tasks": "envs",
     "memory_tasks.tmaze": "envs.tmaze",
     "networks.state": "networks.memory",
+    "tasks.task": "tasks",
+    "training.callbacks": "training.loop",
+    "training.optimizer": "training.updater",
+    "training.schedule": "training.updater",
 }
 
 
@@ -33,7 +49,7 @@ class _Moved(ModuleType):
 
     def __init__(self, name: str, target: str) -> None:
         super().__init__(name, f"Former path of :mod:`{target}`.")
-        self.__path__: list[str] = []  # importing what was below it looks here, and finds MOVED
+        self.__path__: list[str] = []  # a package: former submodules are in sys.modules
         self._target = target
 
     def __getattr__(self, name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Files and folders: atomic writes, Minari's folder, missing paths."""
+"""Atomic writes, Minari's dataset folder, and messages about missing paths."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from sb3_dmamba.checks import near_names
 
 
 def write_atomically(target: Path, content: bytes) -> None:
-    """Write a file; whatever goes wrong, one that is there already stays whole.
+    """Write a file under a temporary name and rename it; on failure the old file is unchanged.
 
     Args:
-        target: Where to write; folders on the way are made.
-        content: All of it.
+        target: File to write; missing parent folders are created.
+        content: The whole content.
 
     Raises:
-        OSError: The place cannot be written to.
+        OSError: The file cannot be written.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(
@@ -28,7 +28,7 @@ def write_atomically(target: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp's files are private; this one has the permissions any new file has.
+        # mkstemp makes private files: give this one the permissions of an ordinary new file.
         umask = os.umask(0)
         os.umask(umask)
         Path(temporary).chmod(0o666 & ~umask)
@@ -39,37 +39,27 @@ def write_atomically(target: Path, content: bytes) -> None:
 
 
 def minari_folder() -> Path:
-    """Return the folder that Minari downloads to and lists; it need not be there yet.
+    """Return Minari's dataset folder, which may not exist yet.
 
-    ``MINARI_DATASETS_PATH`` where it is set, taken as it is (Minari expands no ``~``), else
-    ~/.minari/datasets.
+    It is ``MINARI_DATASETS_PATH``, where Minari expands no ``~``, or ~/.minari/datasets.
 
     Source: minari 0.5, ``storage/datasets_root_dir.py``.
     """
     return Path(os.environ.get("MINARI_DATASETS_PATH") or Path.home() / ".minari" / "datasets")
 
 
-_N_NAMED = 3
-
-
 def describe_missing_path(source: str | os.PathLike[str]) -> str:
-    """Say that there is no such file or folder, where it was looked for, and what is like it."""
+    """Return a message about a missing file or folder, with similar names beside it."""
     path = Path(source).expanduser()
     where = "" if path.is_absolute() else f" in {Path.cwd()}"
-    there = path.absolute()
-    while not there.parent.is_dir():
-        there = there.parent
-    return f"there is no file or folder {str(source)!r}{where}{_describe_siblings(there, path)}"
-
-
-def _describe_siblings(missing: Path, wanted: Path) -> str:
-    """Name what lies beside the first part of a path that is missing, and is spelled like it."""
+    missing = path.absolute()  # up to the first part that does not exist
+    while not missing.parent.is_dir():
+        missing = missing.parent
     try:
-        names = [entry.name for entry in missing.parent.iterdir()]
+        near = near_names(missing.name, [entry.name for entry in missing.parent.iterdir()], n=3)
     except OSError:  # a folder that may not be listed
-        return ""
-    near = near_names(missing.name, names, n=_N_NAMED)
-    if near:
-        folder = wanted.parent if missing == wanted.absolute() else missing.parent
-        return f" (near names there: {', '.join(str(folder / name) for name in near)})"
-    return ""
+        near = []
+    folder = path.parent if missing == path.absolute() else missing.parent
+    named = ", ".join(str(folder / name) for name in near)
+    hint = f" (near names there: {named})" if near else ""
+    return f"there is no file or folder {str(source)!r}{where}{hint}"

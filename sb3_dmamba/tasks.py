@@ -1,4 +1,4 @@
-"""Tasks: a name stands for environment, dataset, target returns, reference scores and recipe."""
+"""Tasks: names for an environment, dataset, target returns, reference scores and recipe."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ReferenceScores:
-    """The two returns between which a score is normalised to 0 and 100.
+    """The returns that the normalised scores 0 and 100 stand for.
 
     Args:
         minimum: Return that counts as 0 (a random policy's, as a rule).
@@ -53,13 +53,13 @@ class ReferenceScores:
 
 @dataclass(frozen=True)
 class Task:
-    """Everything that belongs to a name: what to act in, learn from, ask for and compare with.
+    """Environment, dataset, target returns, reference scores and recipe of a name.
 
     Args:
         name: The name, as given to ``DecisionMamba``.
-        env_id: Gymnasium id; None when only the dataset knows its environment.
+        env_id: Gymnasium id; None where only the dataset names its environment.
         env_kwargs: Keyword arguments of ``gymnasium.make``, JSON-compatible.
-        dataset: What ``load_trajectories`` takes; None where no dataset belongs to the task.
+        dataset: Source that ``load_trajectories`` takes; None for a task without a dataset.
         target_returns: Returns to ask for in evaluation, in the environment's units; empty when
             they are chosen from the dataset.
         reference: Scores that count as 0 and 100; None where nothing published or measured fits.
@@ -87,14 +87,16 @@ class Task:
     source: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("env_kwargs", "overrides", "source"):  # nobody else holds our copies
-            object.__setattr__(self, name, dict(getattr(self, name)))
-        targets = tuple(float(target) for target in self.target_returns)
-        object.__setattr__(self, "target_returns", targets)
-        object.__setattr__(self, "actions", tuple(self.actions))
-        recipe = self.config()
-        plain = {name: getattr(recipe, name) for name in self.overrides}  # Python's, not NumPy's
-        object.__setattr__(self, "overrides", plain)
+        recipe = DecisionMambaConfig().replace(**self.overrides)
+        values = {
+            "env_kwargs": dict(self.env_kwargs),  # copies that the caller does not hold
+            "source": dict(self.source),
+            "target_returns": tuple(float(target) for target in self.target_returns),
+            "actions": tuple(self.actions),
+            "overrides": {name: getattr(recipe, name) for name in self.overrides},  # no NumPy
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
 
     def config(self, **overrides: Any) -> DecisionMambaConfig:
         """Return the task's recipe, with some fields changed.
@@ -114,13 +116,8 @@ class Task:
             return changed
         scale = changed.n_updates / recipe.n_updates
         counts = {"warmup_updates": recipe.warmup_updates, "decay_updates": recipe.decay_updates}
-        return changed.replace(
-            **{
-                name: max(1, round(count * scale))
-                for name, count in counts.items()
-                if count and name not in overrides
-            }
-        )
+        scaled = {name: max(1, round(count * scale)) for name, count in counts.items() if count}
+        return changed.replace(**{k: v for k, v in scaled.items() if k not in overrides})
 
     def make_env(self, **kwargs: Any) -> gymnasium.Env[Any, Any]:
         """Make one environment of the task.
@@ -163,27 +160,153 @@ class Task:
         except TypeError as error:
             raise ConfigError(
                 f"these are not a task's fields: {error}",
+                setting="task",
+                value=sorted(values),
                 choices=[field.name for field in dataclasses.fields(cls)],
             ) from error
 
+
+_NAMESPACED_ID = re.compile(r"(?:[\w-]+/)+[\w.-]+-v\d+")
+
+
+def list_tasks() -> list[Task]:
+    """Return the tasks of the paper and of this package; :func:`get_task` knows many more."""
+    locomotion = [
+        _d4rl_task(D4RLName(robot, quality, 2))
+        for robot in _PAPERS_ROBOTS
+        for quality in _PAPERS_QUALITIES
+    ]
+    return [_bundled_task(), *locomotion, *map(_atari_task, _ATARI), *map(_tmaze, TMAZE_LENGTHS)]
+
+
+def get_task(name: str) -> Task:
+    """Return the task of a name.
+
+    In this order: a named task (:func:`list_tasks`), any other Gym-MuJoCo dataset of D4RL
+    (``"hopper-expert-v2"``, ``"ant-medium-v1"``), a T-maze of any length (``"tmaze-70"``), an
+    environment registered with Gymnasium
+    (``"Hopper-v5"``; ``"package:Name-v0"`` imports the package first, ``"ALE/Pong-v5"`` and
+    dm_control's ``"dm_control/cartpole-swingup-v0"`` need no import, ``"gym:Name-v0"`` is the old
+    gym's), and a Minari dataset (``"hopper/medium-v0"``, or any id found in the local storage).
+    A name is never translated: D4RL's ``"hopper-medium-v2"`` and Minari's ``"hopper/medium-v0"``
+    are different data.
+
+    Args:
+        name: The name, spelled exactly.
+
+    Returns:
+        The task. A Gymnasium id has no dataset and no targets; a Minari id has neither
+        environment nor targets until its dataset, which may name them, is loaded.
+
+    Raises:
+        UnknownTaskError: The name is none of these; suggests close ones.
+    """
+    for task in list_tasks():
+        if task.name == name:
+            return task
+    if name in list_names():
+        return _d4rl_task(parse_name(name))
+    if (length := parse_tmaze_name(name)) is not None:
+        return _tmaze(length)
+    if is_known_elsewhere(name) or _is_registered(name):
+        return _gymnasium_task(name)
+    if _is_local_minari_id(name) or _NAMESPACED_ID.fullmatch(name):
+        return _minari_task(name)
+    near = _near_tasks(name)
+    hint = f"{did_you_mean(near)} " if near else ""
+    raise UnknownTaskError(
+        f"no task is called {name!r}: {hint}`dmamba tasks` lists the named ones; a D4RL name "
+        "(hopper-expert-v2), a registered Gymnasium id (Hopper-v5) and a Minari id "
+        "(hopper/medium-v0) work too",
+        setting="task",
+        value=name,
+        choices=near,
+    )
+
+
+def get_reference_scores(env_id: str) -> ReferenceScores | None:
+    """Return the scores measured in an environment, to normalise by; None where there are none.
+
+    D4RL's scores belong to its named tasks alone: they are never returned for a bare environment.
+    """
+    return _MEASURED_REFERENCES.get(env_id)
+
+
+def _gymnasium_task(env_id: str) -> Task:
+    reference = get_reference_scores(env_id)
+    source = {"env_id": "registered with Gymnasium"}
+    if reference is not None:
+        source["reference"] = reference.source
+    return Task(
+        name=env_id,
+        env_id=env_id,
+        reference=reference,
+        description=f"The environment {env_id}; the dataset is yours to give",
+        source=source,
+    )
+
+
+def _minari_task(dataset_id: str) -> Task:
+    return Task(
+        name=dataset_id,
+        dataset=dataset_id,
+        description=f"The Minari dataset {dataset_id}",
+        source={"dataset": "the Minari id given"},
+    )
+
+
+def _is_registered(name: str) -> bool:
+    import gymnasium
+
+    envs.register()
+    if name in gymnasium.registry:
+        return True
+    module, _, env_id = name.partition(":")
+    if not module or not env_id:
+        return False
+    try:
+        importlib.import_module(module)  # as gymnasium.make does
+    except (ImportError, TypeError):  # no module, or a relative name
+        return False
+    return env_id in gymnasium.registry
+
+
+def _is_local_minari_id(name: str) -> bool:
+    """Whether Minari's local storage holds the dataset; leaves the storage as it is."""
+    if not re.fullmatch(r"[\w./-]+", name) or ".." in name or name.startswith("/"):
+        return False
+    return (minari_folder() / name / "data").is_dir()
+
+
+def _near_tasks(name: str) -> list[str]:
+    """Return up to five names like this one: named tasks that start so, then similar spellings."""
+    import gymnasium
+
+    tasks = [task.name for task in list_tasks()]
+    newest: dict[tuple[str | None, str], tuple[int, str]] = {}  # version of each environment
+    for env_id, spec in gymnasium.registry.items():
+        versioned = (spec.version or 0, env_id)
+        key = (spec.namespace, spec.name)
+        newest[key] = max(newest.get(key, versioned), versioned)
+    candidates = [*tasks, *list_names(), *(env_id for _, env_id in newest.values())]
+    begun = [task for task in tasks if name and task.startswith(name.lower())][:2]
+    return list(dict.fromkeys(begun + near_names(name, candidates, n=3)))
+
+
+# --- Where the values come from ------------------------------------------------------------------
 
 _PAPER = "Ota 2024 (arXiv:2403.19925), appendix and official code"
 _D4RL = "D4RL (Fu et al. 2020, arXiv:2004.07219), the same for v0, v1 and v2"
 _GAMER = "a random player and a human gamer, as Chen et al. 2021 normalise, without their rounding"
 _MEASURED = "measured in this environment, 100 episodes each; not D4RL's"
 
-BUNDLED_DATASET = "sb3_dmamba/hopper-v0"  # found in the package by this Minari id
+_BUNDLED_DATASET = "sb3_dmamba/hopper-v0"  # found in the package by this Minari id
 
 # Version 5 of the environments changes the rewards: D4RL's scores do not apply to it.
-MEASURED_REFERENCES = {
+_MEASURED_REFERENCES = {
     "Hopper-v5": ReferenceScores(16.6, 3521.0, _MEASURED),
     "Walker2d-v5": ReferenceScores(1.8, 4431.0, _MEASURED),
 }
-
-
-def named_tasks() -> list[Task]:
-    """Return every named task, the bundled one first."""
-    return [_bundled(), *_locomotion(), *_atari(), *map(_tmaze, TMAZE_LENGTHS)]
 
 
 # --- Gym locomotion ------------------------------------------------------------------------------
@@ -224,16 +347,6 @@ _LOCOMOTION_RECIPE: dict[str, Any] = {
 }
 
 
-def _locomotion() -> list[Task]:
-    names = (D4RLName(r, q, 2) for r in _PAPERS_ROBOTS for q in _PAPERS_QUALITIES)
-    return [_d4rl_task(name) for name in names]
-
-
-def find_d4rl_task(name: str) -> Task | None:
-    """Return the task of any of D4RL's Gym-MuJoCo names, the paper's or not; None for others."""
-    return _d4rl_task(parse_name(name)) if name in list_names() else None
-
-
 def _d4rl_task(name: D4RLName) -> Task:
     robot = name.settings
     width, rate = _LOCOMOTION_WIDTH_AND_RATE.get((name.robot, name.quality), (128, 1e-3))
@@ -268,12 +381,12 @@ def _d4rl_task(name: D4RLName) -> Task:
 
 
 def _describe_recipe(name: D4RLName) -> tuple[str, str]:
-    """Return whose recipe it is, in a word and with its origin."""
+    """Return the recipe's name for the description, and its origin."""
     if name.robot not in _PAPERS_ROBOTS or name.quality not in _PAPERS_QUALITIES:
-        return (
-            "which the paper does not have",
-            f"none is published for this dataset: what the paper has for most others ({_PAPER})",
+        origin = (
+            f"none is published for this dataset: what the paper has for most others ({_PAPER})"
         )
+        return "which the paper does not have", origin
     if name.version != 2:
         return "the paper's recipe of version 2", f"{_PAPER}, where it is for version 2"
     return "the paper's recipe", _PAPER
@@ -288,13 +401,13 @@ _ATARI_WARMUP_TOKENS = 512 * 20
 _ATARI_TOKENS_OF_STEP = 3  # in the official code's final_tokens = 2 * N * K * 3
 
 # game: (context length, target return, random score, gamer's score)
-_ATARI_GAMES = {
+_ATARI = {
     "Breakout": (30, 90.0, 1.7, 30.5),
     "Qbert": (30, 14000.0, 163.9, 13455.0),
     "Pong": (50, 20.0, -20.7, 14.6),
     "Seaquest": (30, 1150.0, 68.4, 42054.7),
 }
-_ASKED_BY_DT = {"Qbert": 2500, "Seaquest": 1450}  # where the two papers differ
+_TARGETS_OF_DT = {"Qbert": 2500, "Seaquest": 1450}  # where the two papers differ
 _ATARI_RECIPE: dict[str, Any] = {
     "hidden_size": 128,
     "n_layers": 6,
@@ -316,8 +429,46 @@ _ATARI_RECIPE: dict[str, Any] = {
 }
 
 
+def _atari_task(game: str) -> Task:
+    context_length, target, minimum, maximum = _ATARI[game]
+    target_source = (
+        f"{_PAPER}, which takes raw rewards off it; here clipped ones, as the data has them"
+    )
+    if game in _TARGETS_OF_DT:
+        target_source += (
+            f". No game of the data comes near it in clipped rewards: it asks for as much as "
+            f"there is, as Chen et al. 2021 do with {_TARGETS_OF_DT[game]}, about 5 times their "
+            f"data's best. evaluate(clip_rewards=False) counts as the official code does"
+        )
+    return Task(
+        name=game.lower(),
+        env_id=ATARI_ID,
+        env_kwargs={"game": game, "sticky_actions": 0.25, "terminal_on_life_loss": False},
+        target_returns=(target,),
+        reference=ReferenceScores(minimum, maximum, _GAMER),
+        overrides={
+            **_ATARI_RECIPE,
+            "context_length": context_length,
+            **_atari_schedule(context_length),
+        },
+        clip_rewards=True,
+        actions=MINIMAL_ACTIONS[game],
+        description=f"Atari {game} from DQN replay, the paper's recipe",
+        source={
+            "env_id": "Arcade Learning Environment, with DQN replay's preprocessing",
+            "env_kwargs": "how DQN replay was recorded (Agarwal et al. 2020, "
+            "arXiv:1907.04543); the official code evaluates with sticky_actions=0.0",
+            "target_returns": target_source,
+            "reference": _GAMER,
+            "overrides": _PAPER,
+            "clip_rewards": "DQN replay holds clipped rewards; scores are raw",
+            "actions": "the emulator's minimal set",
+        },
+    )
+
+
 def _atari_schedule(context_length: int) -> dict[str, int]:
-    """Convert the official schedule from what it counts as tokens to updates.
+    """Convert the official schedule from its tokens to updates.
 
     Its trainer counts one token per action it learns from, so ``batch * K`` an update: warm-up
     takes 512 * 20 of them, and the cosine reaches its end at 2 * N * K * 3, six epochs in.
@@ -330,61 +481,16 @@ def _atari_schedule(context_length: int) -> dict[str, int]:
     }
 
 
-def _atari() -> list[Task]:
-    tasks = []
-    for game, (context_length, target, minimum, maximum) in _ATARI_GAMES.items():
-        overrides = {
-            **_ATARI_RECIPE,
-            "context_length": context_length,
-            **_atari_schedule(context_length),
-        }
-        task = Task(
-            name=game.lower(),
-            env_id=ATARI_ID,
-            env_kwargs={"game": game, "sticky_actions": 0.25, "terminal_on_life_loss": False},
-            target_returns=(target,),
-            reference=ReferenceScores(minimum, maximum, _GAMER),
-            overrides=overrides,
-            clip_rewards=True,
-            actions=MINIMAL_ACTIONS[game],
-            description=f"Atari {game} from DQN replay, the paper's recipe",
-            source={
-                "env_id": "Arcade Learning Environment, with DQN replay's preprocessing",
-                "env_kwargs": "how DQN replay was recorded (Agarwal et al. 2020, "
-                "arXiv:1907.04543); the official code evaluates with sticky_actions=0.0",
-                "target_returns": _describe_target(game),
-                "reference": _GAMER,
-                "overrides": _PAPER,
-                "clip_rewards": "DQN replay holds clipped rewards; scores are raw",
-                "actions": "the emulator's minimal set",
-            },
-        )
-        tasks.append(task)
-    return tasks
-
-
-def _describe_target(game: str) -> str:
-    """Say where a game's target is from, and in which units it is counted."""
-    units = f"{_PAPER}, which takes raw rewards off it; here clipped ones, as the data has them"
-    if game in _ASKED_BY_DT:
-        units += (
-            f". No game of the data comes near it in clipped rewards: it asks for as much as "
-            f"there is, as Chen et al. 2021 do with {_ASKED_BY_DT[game]}, about 5 times their "
-            f"data's best. evaluate(clip_rewards=False) counts as the official code does"
-        )
-    return units
-
-
 # --- Bundled dataset -----------------------------------------------------------------------------
 
 
-def _bundled() -> Task:
+def _bundled_task() -> Task:
     return Task(
         name="hopper-bundled",
         env_id="Hopper-v5",
-        dataset=BUNDLED_DATASET,
+        dataset=_BUNDLED_DATASET,
         target_returns=(1000.0, 2000.0, 3000.0),
-        reference=MEASURED_REFERENCES["Hopper-v5"],
+        reference=_MEASURED_REFERENCES["Hopper-v5"],
         overrides={
             "hidden_size": 128,
             "channel_mixing": False,
@@ -409,12 +515,6 @@ def _bundled() -> Task:
 # --- T-maze --------------------------------------------------------------------------------------
 
 _TMAZE_SPARE_STEPS = 14  # that agents of the dataset waste, most of them
-
-
-def find_tmaze_task(name: str) -> Task | None:
-    """Return the task of a T-maze of any length, ``"tmaze-50"``; None for other names."""
-    length = parse_tmaze_name(name)
-    return None if length is None else _tmaze(length)
 
 
 def _tmaze(length: int) -> Task:
@@ -452,127 +552,3 @@ def _tmaze(length: int) -> Task:
             "chosen on tmaze-50",
         },
     )
-
-
-_NAMESPACED_ID = re.compile(r"(?:[\w-]+/)+[\w.-]+-v\d+")
-
-
-def list_tasks() -> list[Task]:
-    """Return the tasks of the paper and of this package; :func:`get_task` knows many more."""
-    return named_tasks()
-
-
-def get_task(name: str) -> Task:
-    """Find out what a name stands for.
-
-    In this order: a named task (:func:`list_tasks`), any other Gym-MuJoCo dataset of D4RL
-    (``"hopper-expert-v2"``, ``"ant-medium-v1"``), a T-maze of any length (``"tmaze-70"``), an
-    environment registered with Gymnasium
-    (``"Hopper-v5"``; ``"package:Name-v0"`` imports the package first, ``"ALE/Pong-v5"`` and
-    dm_control's ``"dm_control/cartpole-swingup-v0"`` need no import, ``"gym:Name-v0"`` is the old
-    gym's), and a Minari dataset (``"hopper/medium-v0"``, or any id found in the local storage).
-    A name is never translated: D4RL's ``"hopper-medium-v2"`` and Minari's ``"hopper/medium-v0"``
-    are different data.
-
-    Args:
-        name: The name, spelled exactly.
-
-    Returns:
-        The task. A Gymnasium id has no dataset and no targets; a Minari id has neither
-        environment nor targets until its dataset, which may name them, is loaded.
-
-    Raises:
-        UnknownTaskError: The name is none of these; suggests close ones.
-    """
-    for task in named_tasks():
-        if task.name == name:
-            return task
-    d4rl_task = find_d4rl_task(name)
-    if d4rl_task is not None:
-        return d4rl_task
-    tmaze = find_tmaze_task(name)
-    if tmaze is not None:
-        return tmaze
-    if is_known_elsewhere(name) or _is_registered(name):
-        return _gymnasium_task(name)
-    if _is_local_minari_id(name) or _NAMESPACED_ID.fullmatch(name):
-        return _minari_task(name)
-    near = _near_tasks(name)
-    hint = f"{did_you_mean(near)} " if near else ""
-    raise UnknownTaskError(
-        f"no task is called {name!r}: {hint}`dmamba tasks` lists the named ones; a D4RL name "
-        "(hopper-expert-v2), a registered Gymnasium id (Hopper-v5) and a Minari id "
-        "(hopper/medium-v0) work too",
-        setting="task",
-        value=name,
-        choices=near,
-    )
-
-
-def get_reference_scores(env_id: str) -> ReferenceScores | None:
-    """Return the scores measured in an environment, to normalise by; None where there are none.
-
-    D4RL's scores belong to its named tasks alone: they are never returned for a bare environment.
-    """
-    return MEASURED_REFERENCES.get(env_id)
-
-
-def _gymnasium_task(env_id: str) -> Task:
-    reference = get_reference_scores(env_id)
-    source = {"env_id": "registered with Gymnasium"}
-    if reference is not None:
-        source["reference"] = reference.source
-    return Task(
-        name=env_id,
-        env_id=env_id,
-        reference=reference,
-        description=f"The environment {env_id}; the dataset is yours to give",
-        source=source,
-    )
-
-
-def _minari_task(dataset_id: str) -> Task:
-    return Task(
-        name=dataset_id,
-        dataset=dataset_id,
-        description=f"The Minari dataset {dataset_id}",
-        source={"dataset": "the Minari id given"},
-    )
-
-
-def _is_registered(name: str) -> bool:
-    import gymnasium
-
-    envs.register()
-    if name in gymnasium.registry:
-        return True
-    module, _, env_id = name.partition(":")
-    if not module or not env_id:
-        return False
-    try:
-        importlib.import_module(module)  # as gymnasium.make does
-    except (ImportError, TypeError):  # no module, or no absolute name of one
-        return False
-    return env_id in gymnasium.registry
-
-
-def _is_local_minari_id(name: str) -> bool:
-    """Whether Minari's local storage holds the dataset; leaves the storage as it is."""
-    if not re.fullmatch(r"[\w./-]+", name) or ".." in name or name.startswith("/"):
-        return False
-    return (minari_folder() / name / "data").is_dir()
-
-
-def _near_tasks(name: str) -> list[str]:
-    """Return up to five names like this one: named tasks it begins, then similar spellings."""
-    import gymnasium
-
-    tasks = [task.name for task in named_tasks()]
-    newest: dict[tuple[str | None, str], tuple[int, str]] = {}
-    for env_id, spec in gymnasium.registry.items():
-        versioned = (spec.version or 0, env_id)
-        key = (spec.namespace, spec.name)
-        newest[key] = max(newest.get(key, versioned), versioned)
-    candidates = [*tasks, *list_names()] + [env_id for _, env_id in newest.values()]
-    begun = [task for task in tasks if name and task.startswith(name.lower())][:2]
-    return list(dict.fromkeys(begun + near_names(name, candidates, n=3)))

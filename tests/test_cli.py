@@ -17,7 +17,6 @@ from typing import Any, get_args
 
 import gymnasium
 import minari
-import numpy as np
 import pytest
 import torch
 from minari.data_collector import EpisodeBuffer
@@ -109,34 +108,24 @@ COMMANDS = ["demo", "train", "evaluate", "export", "card", "experiment", "bench"
 COMMANDS += ["tasks", "data info", "data convert", "data download"]
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_explains_every_option(command: str) -> None:
-    text = re.sub(r"\x1b\[[0-9;]*m", "", run(*command.split(), "--help").stdout)
-    assert "Examples" in text
-    assert "Output" in text
-    for option in ("--json", "--debug"):
-        assert option in text
-    rows = [line.strip("│ ") for line in text.splitlines() if re.match(r"│ +\*? *-", line)]
-    assert rows
-    for row in rows:
-        assert len(row.split("  ")[-1].split()) >= 2, f"no help: {row}"
-
-
-def test_root_help_names_the_commands_and_version() -> None:
-    text = run("--help").stdout
-    assert all(command.split()[0] in text for command in COMMANDS)
-    assert "--install-completion" in text
-    assert "Examples" in run("data", "--help").stdout
+def test_help_explains_every_command_and_option() -> None:
+    root = run("--help").stdout
+    assert "--install-completion" in root
     assert re.fullmatch(r"sb3_dmamba \d+\.\d+\.\d+\S*\n", run("--version").stdout)
+    for command in COMMANDS:
+        text = re.sub(r"\x1b\[[0-9;]*m", "", run(*command.split(), "--help").stdout)
+        assert command.split()[0] in root
+        for part in ("Examples", "Output", "--json", "--debug"):
+            assert part in text, command
+        rows = [line.strip("│ ") for line in text.splitlines() if re.match(r"│ +\*? *-", line)]
+        assert rows
+        assert [row for row in rows if len(row.split("  ")[-1].split()) < 2] == [], "no help"
 
 
-def test_tasks_prints_a_row_each() -> None:
+def test_tasks() -> None:
     text = run("tasks").stdout
     for task in list_tasks():
         assert re.search(rf"^ *{re.escape(task.name)} ", text, flags=re.MULTILINE)
-
-
-def test_tasks_json_is_one_document() -> None:
     tasks = json.loads(run("tasks", "--json").stdout)
     assert [task["name"] for task in tasks] == [task.name for task in list_tasks()]
     hopper = next(task for task in tasks if task["name"] == "hopper-medium-v2")
@@ -166,15 +155,6 @@ def test_train_writes_model_and_log_where_asked() -> None:
     assert model.config.n_updates == 6
 
 
-def test_train_json_says_what_was_done() -> None:
-    document = json.loads(train("--json").stdout)
-    assert document["model"] == "runs/cartpole-tiny-v0/model.zip"
-    assert Path(document["model"]).is_file()
-    assert (document["updates"], document["total_updates"], document["seed"]) == (6, 6, 3)
-    assert document["dataset"]["episodes"] == 12
-    assert DecisionMambaConfig.from_dict(document["config"]).context_length == 4
-
-
 def test_json_stands_alone_whatever_else_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     fit = DecisionMamba.fit
 
@@ -184,15 +164,13 @@ def test_json_stands_alone_whatever_else_is_printed(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(DecisionMamba, "fit", noisy_fit)
     result = train("--json")
-    assert json.loads(result.stdout)["updates"] == 6
     assert "a callback's chatter" in result.stderr
-
-
-def test_train_on_a_gymnasium_id_with_a_dataset() -> None:
-    run("train", "CartPole-v1", *TINY, "--dataset", DATASET, "--updates", "2", "--output", "out")
-    model = DecisionMamba.load("out/model.zip")
-    assert model.task is not None
-    assert model.task.name == "CartPole-v1"
+    document = json.loads(result.stdout)
+    assert document["model"] == "runs/cartpole-tiny-v0/model.zip"
+    assert Path(document["model"]).is_file()
+    assert (document["updates"], document["total_updates"], document["seed"]) == (6, 6, 3)
+    assert document["dataset"]["episodes"] == 12
+    assert DecisionMambaConfig.from_dict(document["config"]).context_length == 4
 
 
 def test_train_to_tensorboard() -> None:
@@ -274,16 +252,15 @@ def test_evaluate_reports_what_the_model_does() -> None:
     assert "stream" in run(*arguments).stdout
 
 
-def test_evaluate_draws_actions_and_cuts_episodes_where_asked() -> None:
-    train("--output", "out")
+def test_evaluate_with_other_conditions() -> None:
+    run("train", "CartPole-v1", *TINY, "--dataset", DATASET, "--updates", "2", "--output", "out")
+    model = DecisionMamba.load("out/model.zip")
+    assert model.task is not None
+    assert model.task.name == "CartPole-v1"
     arguments = ["--target", "20", "--episodes", "2", "--stochastic", "--max-steps", "4", "--json"]
     document = json.loads(run("evaluate", "out/model.zip", *arguments).stdout)
     assert not document["deterministic"]
     assert document["results"][0]["lengths"] == [4, 4]
-
-
-def test_evaluate_in_another_environment_that_does_not_fit() -> None:
-    train("--output", "out")
     result = run("evaluate", "out/model.zip", "--env", "Pendulum-v1", exit_code=1)
     assert result.stderr.startswith("SpaceError: ")
 
@@ -318,17 +295,6 @@ def test_a_quick_demo_says_that_it_means_nothing(monkeypatch: pytest.MonkeyPatch
     assert result.stderr.count("scores mean nothing") == 2
 
 
-def test_demo_json_again_over_the_last_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "_TASK", DATASET)
-    arguments = ["demo", "--updates", "2", "--episodes", "2", "--seed", "1", "--output", "out"]
-    first, second = (json.loads(run(*arguments, "--json").stdout) for _ in range(2))
-    assert first["report"]["results"] == second["report"]["results"]  # same seed twice
-    means = [np.mean(result["returns"]) for result in first["report"]["results"]]
-    assert first["gain"] == pytest.approx(max(means) - first["dataset"]["returns"]["mean"])
-    assert first["config"]["n_updates"] == 2
-    assert all(Path(path).is_file() for path in first["files"].values())
-
-
 def test_demo_on_the_bundled_dataset() -> None:
     pytest.importorskip("mujoco", reason="the MuJoCo extra is not installed")
     document = json.loads(run("demo", "--updates", "2", "--episodes", "1", "--json").stdout)
@@ -341,47 +307,36 @@ def test_demo_on_the_bundled_dataset() -> None:
 # --- Mistakes -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["train", "hoper-medium-v2"], "UnknownTaskError: .*'hopper-medium-v2'"),
-        (["train", "cartpole/absent-v0"], "DatasetError: .*cartpole/absent-v0"),
-        (["train", "CartPole-v1"], "DatasetError: .*--dataset"),
-        (["train", DATASET, "--set", "hiden_size=3"], "ConfigError: .*'hidden_size'"),
-        (["train", DATASET, "--set", "hidden_size"], "ConfigError: .*field=value"),
-        (["train", DATASET, "--set", "hidden_size=big"], "ConfigError: .*whole number"),
-        (
-            ["train", DATASET, "--set", "learning_rate=1e-4", "--set", "learning_rate=1e-3"],
-            "ConfigError: --set learning_rate is given twice",
-        ),
-        (
-            ["train", DATASET, "--set", "n_updates=5", "--updates", "6"],
-            "ConfigError: --set n_updates=.*--updates",
-        ),
-        (["train", DATASET, "--set", "n_updates=5"], "ConfigError: --set n_updates=.*--updates"),
-        (["train", DATASET, "--set", "hidden_size=0"], "ConfigError: hidden_size=0"),
-        (["train", DATASET, "--device", "abacus"], "ConfigError: device 'abacus'"),
-        (["train", "--resume", "absent.zip"], "ModelFileError: .*absent.zip"),
-        (["train", "CartPole-v1", "--dataset", "hopper-medum-v2"], "DatasetError: .*did you mean"),
-        (["train", DATASET, "--device", "gpu"], "ConfigError: device 'gpu' .*: try auto"),
-        (["card", "absent.zip", "out"], "ModelFileError: .*absent.zip"),
-        (["export", "absent.zip"], "ModelFileError: .*absent.zip"),
-        (["experiment", "mixer"], "ConfigError: .*'mixers'"),
-        (["evaluate", "absent.zip"], "ModelFileError: .*absent.zip"),
-        (["evaluate", "pyproject.txt"], "ModelFileError: .*pyproject.txt"),
-    ],
-)
-def test_a_mistake_is_one_clean_line_on_stderr(arguments: list[str], message: str) -> None:
+MISTAKES = [
+    (["train", "hoper-medium-v2"], "UnknownTaskError: .*'hopper-medium-v2'"),
+    (["train", "cartpole/absent-v0"], "DatasetError: .*cartpole/absent-v0"),
+    (["train", "CartPole-v1"], "DatasetError: .*--dataset"),
+    (["train", DATASET, "--set", "hiden_size=3"], "ConfigError: .*'hidden_size'"),
+    (["train", DATASET, "--set", "hidden_size"], "ConfigError: .*field=value"),
+    (["train", DATASET, "--set", "n_updates=5"], "ConfigError: --set n_updates=.*--updates"),
+    (["train", DATASET, "--device", "abacus"], "ConfigError: device 'abacus'"),
+    (["train", DATASET, "--device", "gpu"], "ConfigError: device 'gpu' .*: try auto"),
+    (["train", "--resume", "absent.zip"], "ModelFileError: .*absent.zip"),
+    (["card", "absent.zip", "out"], "ModelFileError: .*absent.zip"),
+    (["export", "absent.zip"], "ModelFileError: .*absent.zip"),
+    (["experiment", "mixer"], "ConfigError: .*'mixers'"),
+    (["evaluate", "pyproject.txt"], "ModelFileError: .*pyproject.txt"),
+]
+
+
+def test_a_mistake_is_one_clean_line_on_stderr() -> None:
     Path("pyproject.txt").write_text("no model", encoding="utf-8")
-    result = run(*arguments, "--json", exit_code=1)
-    assert result.stdout == ""
-    assert re.match(message, result.stderr), result.stderr
-    assert "Traceback" not in result.stderr
-    assert result.stderr.count("\n") == 1
+    for arguments, message in MISTAKES:
+        result = run(*arguments, "--json", exit_code=1)
+        assert result.stdout == ""
+        assert re.match(message, result.stderr), result.stderr
+        assert result.stderr.count("\n") == 1
     assert not Path("runs").exists()
 
 
-def test_debug_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_debug_lets_the_traceback_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = CliRunner().invoke(app, ["train", "CartPole-v1", "--debug"])
+    assert isinstance(result.exception, DatasetError)
     for value, is_shown in (("1", True), ("0", False), ("", False)):
         monkeypatch.setenv("DMAMBA_DEBUG", value)
         result = CliRunner().invoke(app, ["train", "CartPole-v1"])
@@ -409,11 +364,6 @@ def test_completion_of_commands() -> None:
     assert "evaluate" in result.stdout
 
 
-def test_debug_lets_the_traceback_through() -> None:
-    result = CliRunner().invoke(app, ["train", "CartPole-v1", "--debug"])
-    assert isinstance(result.exception, DatasetError)
-
-
 def test_output_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "_TASK", DATASET)
     Path("taken").write_text("a file", encoding="utf-8")
@@ -422,26 +372,20 @@ def test_output_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
+def test_wrong_usage_exits_with_2() -> None:
+    for arguments in (
         ["train"],
         ["train", DATASET, "--resume", "model.zip"],
         ["train", "--resume", "model.zip", "--seed", "1"],
         ["train", "--resume", "model.zip", "--set", "dropout=0"],
         ["train", DATASET, "--updates", "0"],
-        ["evaluate"],
         ["evaluate", "model.zip", "--memory", "elephant"],
-        ["evaluate", "model.zip", "--episodes", "0"],
         ["evaluate", "model.zip", "--plot", "plot.doc"],
-        ["train", DATASET, "--seed", "-1"],
+        ["card", "model.zip", "out", "--report", "report.json", "--target", "3"],
         ["demo", "--updates", "many"],
         ["demon"],
-    ],
-)
-def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
-    result = run(*arguments, exit_code=2)
-    assert "Usage: " in result.stderr
+    ):
+        assert "Usage: " in run(*arguments, exit_code=2).stderr
 
 
 # --- Ctrl-C --------------------------------------------------------------------------------------
@@ -477,11 +421,8 @@ def assert_equal_files(first: str, second: str) -> None:
     assert differences(one, two) == []
 
 
-@pytest.mark.parametrize("every", [0, 2])
-def test_ctrl_c_keeps_the_model_and_the_run_goes_on_exactly(
-    every: int, press: Callable[..., None]
-) -> None:
-    options = ["--option", "top_fraction=0.5", "--checkpoint-every", str(every)]
+def test_ctrl_c_keeps_the_model_and_the_run_goes_on_exactly(press: Callable[..., None]) -> None:
+    options = ["--option", "top_fraction=0.5"]
     train(*options, "--output", "whole")
     press(3)
     command = ["train", DATASET, *TINY, "--seed", "3", "--updates", "6", "--output", "out here"]
@@ -598,21 +539,12 @@ def test_settings_that_are_not_the_recipes_are_named() -> None:
     assert not any(text.startswith(("dropout", "warmup_updates")) for text in named)
     resumed = run("train", "--resume", "runs/cartpole-tiny-v0/model.zip", "--updates", "1")
     assert line in resumed.stdout
-
-
-def test_a_recipe_that_is_taken_as_it_is() -> None:
-    config = DecisionMambaConfig()
-    assert describe_changes(config, None) is None
-    assert (
-        describe_changes(get_task("hopper-medium-v2").config(), get_task("hopper-medium-v2"))
-        is None
-    )
+    assert describe_changes(default, None) is None
     longer = get_task("hopper-medium-v2").config(n_updates=10)  # its warm-up follows
     assert describe_changes(longer, get_task("hopper-medium-v2")) == "n_updates=10 (100000)"
 
 
-@pytest.mark.parametrize("as_json", [False, True])
-@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize(("as_json", "terminal"), [(False, True), (True, False)])
 def test_every_evaluation_is_a_line(
     as_json: bool, terminal: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -650,41 +582,28 @@ def test_every_field_reads_back_from_text() -> None:
         assert type(value) is type(getattr(config, name)), name
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
+def test_settings() -> None:
+    for text, expected in (
         ("dt_rank=none", {"dt_rank": None}),
         ("dt_rank = 4", {"dt_rank": 4}),
         ("n_updates=10_000", {"n_updates": 10_000}),
         ("channel_mixing=No", {"channel_mixing": False}),
-        ("normalize_observations=TRUE", {"normalize_observations": True}),
         ("adam_betas=(0.9, 0.95)", {"adam_betas": (0.9, 0.95)}),
         ("learning_rate=1e-4", {"learning_rate": 1e-4}),
         ("backend=a=b", {"backend": "a=b"}),
-    ],
-)
-def test_setting(text: str, expected: dict[str, Any]) -> None:
-    assert parse_settings([text]) == expected
-
-
-@pytest.mark.parametrize(
-    ("text", "hint"),
-    [
-        ("dt_rank=few", "a whole number, or none"),
-        ("channel_mixing=maybe", "true or false"),
-        ("adam_betas=0.9", "two numbers"),
-        ("learning_rate=", "a number"),
-        ("=3", "known settings"),
-    ],
-)
-def test_setting_that_does_not_read(text: str, hint: str) -> None:
-    with pytest.raises(ConfigError, match=hint):
-        parse_settings([text])
-
-
-def test_a_setting_that_is_given_twice() -> None:
-    with pytest.raises(ConfigError, match=r"learning_rate is given twice.*1e-4.*1e-3"):
-        parse_settings(["learning_rate=1e-4", "dropout=0", "learning_rate = 1e-3"])
+    ):
+        assert parse_settings([text]) == expected
+    for texts, setting, hint in (
+        (["dt_rank=few"], "dt_rank", "a whole number, or none"),
+        (["channel_mixing=maybe"], "channel_mixing", "true or false"),
+        (["adam_betas=0.9"], "adam_betas", "two numbers"),
+        (["learning_rate="], "learning_rate", "a number"),
+        (["=3"], "", "known settings"),
+        (["dropout=0.1", "dropout = 0"], "dropout", r"given twice \(0.1 and 0\)"),
+    ):
+        with pytest.raises(ConfigError, match=hint) as raised:
+            parse_settings(texts)
+        assert raised.value.setting == setting
 
 
 # --- As a process -------------------------------------------------------------------------------

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import re
-import shlex
 from pathlib import Path
-from typing import Any
 
 import pytest
-import typer
 
-from sb3_dmamba.cli import app
 from sb3_dmamba.tasks import get_task
 
 README = Path(__file__).parents[1] / "README.md"
@@ -34,29 +30,9 @@ def test_python(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     exec(compile(code, str(README), "exec"), {})
 
 
-def test_every_number_that_is_made_smaller_is_there() -> None:
+def test_the_rest_of_the_readme() -> None:
     assert all(full in TEXT for full in SMALLER)
-
-
-def _commands() -> list[list[str]]:
-    lines = "\n".join(_blocks("bash")).splitlines()
-    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("dmamba ")]
-
-
-def _all_commands() -> list[Any]:
-    group: Any = typer.main.get_command(app)
-    return list(group.commands.values())
-
-
-@pytest.mark.parametrize("arguments", _commands(), ids=" ".join)
-def test_command_lines_are_accepted(arguments: list[str]) -> None:
-    name, *rest = arguments
-    commands = {command.name: command for command in _all_commands()}
-    commands[name].make_context(name, list(rest))  # raises a usage error; empties its list
-    if name == "train" and not rest[0].startswith("-"):
-        get_task(rest[0])
-
-
-@pytest.mark.parametrize("link", re.findall(r"\]\(([^)#:]+)\)", TEXT))
-def test_links_into_the_repository_lead_somewhere(link: str) -> None:
-    assert (README.parent / link).exists()
+    for link in re.findall(r"\]\(([^)#:]+)\)", TEXT):
+        assert (README.parent / link).exists(), link
+    for task in re.findall(r"^dmamba train ([^-\s]\S*)", TEXT + DATASETS, re.MULTILINE):
+        get_task(task)

@@ -26,8 +26,6 @@ from sb3_dmamba.data import Trajectories, WindowSampler, load_trajectories
 from sb3_dmamba.data.sources.dopamine import MEMBERS, find_checkpoints
 from sb3_dmamba.errors import ConfigError
 
-__all__ = ["measure"]
-
 _OURS, _PEER = "ours", "d3rlpy's frame-stacking slicer"
 MOST_MEMORY = 1.5e9  # bytes above the start of a process, beyond the batch itself
 LEAST_TIMES_AS_FAST = 10

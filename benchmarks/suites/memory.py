@@ -23,8 +23,6 @@ from benchmarks.reports import Column, Report, Table
 from benchmarks.request import Request
 from sb3_dmamba.errors import ConfigError
 
-__all__ = ["measure"]
-
 OBSERVATION_SPACE = spaces.Box(-np.inf, np.inf, (17,), np.float32)
 ACTION_SPACE = spaces.Box(-1.0, 1.0, (6,), np.float32)
 LENGTH = 1000

@@ -13,8 +13,6 @@ from benchmarks.suites.ops import GPU_SIZES, make_columns, time_case
 from benchmarks.suites.ops_cases import scan_case
 from sb3_dmamba.errors import ConfigError
 
-__all__ = ["measure"]
-
 _NAMES = ("TILE", "HISTORY", "STATES_A_THREAD", "MAX_BLOCK_D")
 _CUTS = ((8, 4, 16, 32), (8, 4, 8, 32), (8, 4, 8, 16), (8, 2, 16, 32), (16, 4, 16, 32))
 _METHOD = "the scan as the suite ops times it, with the constants of its module replaced."

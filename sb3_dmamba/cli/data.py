@@ -1,4 +1,4 @@
-"""``dmamba data``: look at a dataset, convert it, download it."""
+"""``dmamba data``: inspect, convert and download datasets."""
 
 from __future__ import annotations
 
@@ -10,32 +10,29 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sb3_dmamba.cli.output import (
+    HELP_OPTIONS,
     SOURCES_HELP,
     DebugOption,
     JsonOption,
     OptionOption,
-    Output,
     OverwriteOption,
+    cli_option,
     command_output,
     import_quietly,
+    make_table,
     parse_options,
-    print_files,
 )
 from sb3_dmamba.errors import DatasetError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from sb3_dmamba.data import Trajectories
-
-__all__ = ["data_app"]
 
 data_app = typer.Typer(
     name="data",
     help="Look at a dataset, convert it to a store that memory need not hold, download it.",
     no_args_is_help=True,
     rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=HELP_OPTIONS,
     epilog="[bold]Examples[/bold]\n\ndmamba data info sb3_dmamba/hopper-v0\n\n"
     "dmamba data download hopper-medium-v2",
 )
@@ -57,10 +54,10 @@ def info(
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Show episodes, steps, spaces and returns, and what is odd.
+    """Show episodes, steps, spaces and returns, and issues of the dataset.
 
-    Odd are NaN, dimensions that never change, episodes that collection cut, episodes that repeat
-    others, actions that are never taken.
+    Issues are NaN, dimensions that never change, episodes that collection cut, episodes that
+    repeat others, actions that are never taken.
     """
     options = parse_options(option)
     with command_output(as_json, debug) as out:
@@ -95,29 +92,31 @@ def convert(
 
         for name in {"overwrite", "progress_bar"} & set(options):
             raise DatasetError(
-                f"{name} is not an option of a source: leave it out, or use --overwrite"
+                f"{name} is not an option of a source: leave it out, or use --overwrite",
+                setting=name,
+                value=options[name],
             )
         start = time.perf_counter()
         data = convert_trajectories(
             source, folder, overwrite=overwrite, progress_bar=True, **options
         )
-        seconds = time.perf_counter() - start
-        n_bytes = _size(folder)
-        out.console.print(
-            f"{len(data):,} episodes, {data.n_steps:,} steps, {_format_bytes(n_bytes)} in "
-            f"{seconds:.1f} s",
-            highlight=False,
-        )
-        print_files(out, [folder])
-        _print_next(out, folder, data)
-        out.emit(
-            {
-                "folder": str(folder),
-                "bytes": n_bytes,
-                "seconds": seconds,
-                "dataset": data.summary().to_dict(),
-            }
-        )
+        seconds, n_bytes = time.perf_counter() - start, _size(folder)
+        size = _format_bytes(n_bytes)
+        out.line(f"{len(data):,} episodes, {data.n_steps:,} steps, {size} in {seconds:.1f} s")
+        out.files([folder])
+        out.line(f"next: dmamba train {_task_of(data)} --dataset {shlex.quote(str(folder))}")
+        document = {"folder": str(folder), "bytes": n_bytes, "seconds": seconds}
+        out.emit({**document, "dataset": data.summary().to_dict()})
+
+
+def _task_of(data: Trajectories) -> str:
+    """Return a task's name for a dataset: a game's, else the environment's."""
+    from sb3_dmamba.tasks import list_tasks
+
+    games = {
+        task.env_kwargs["game"]: task.name for task in list_tasks() if "game" in task.env_kwargs
+    }
+    return games.get(data.env_kwargs.get("game"), data.env_id or "TASK")
 
 
 @data_app.command(
@@ -132,10 +131,10 @@ def download(
     ],
     folder: Annotated[
         Path | None,
-        typer.Option(
+        cli_option(
+            "Where D4RL's files go; Minari's go to MINARI_DATASETS_PATH.",
             metavar="FOLDER",
-            help="Where D4RL's files go; Minari's go to MINARI_DATASETS_PATH.",
-            show_default="D4RL_DATASET_DIR or ~/.d4rl/datasets",
+            default="D4RL_DATASET_DIR or ~/.d4rl/datasets",
         ),
     ] = None,
     as_json: JsonOption = False,
@@ -144,19 +143,27 @@ def download(
     """Download datasets that are not here yet."""
     with command_output(as_json, debug) as out:
         import_quietly("sb3_dmamba.data")
-        results = []
+        results: list[dict[str, Any]] = []
         for name in names:
             path, is_new = _fetch(name, folder)
             result = {"name": name, "path": str(path), "bytes": _size(path), "downloaded": is_new}
             results.append(result)
             if is_new:
-                print_files(out, [path])
-        out.console.print(_table(results))
+                out.files([path])
+        table = make_table(collapse_padding=True)
+        table.add_column("dataset", no_wrap=True)
+        table.add_column("size", justify="right", no_wrap=True)
+        table.add_column("", no_wrap=True)
+        table.add_column("where", overflow="fold")
+        for each in results:
+            state = "downloaded" if each["downloaded"] else "was there"
+            table.add_row(each["name"], _format_bytes(each["bytes"]), state, each["path"])
+        out.console.print(table)
         out.emit(results)
 
 
 def _fetch(name: str, folder: Path | None) -> tuple[Path, bool]:
-    """Return where a dataset lies, and whether it was downloaded for that.
+    """Return the path of a dataset, and whether it was downloaded now.
 
     Raises:
         DatasetError: It is not a name that can be downloaded, or the download failed.
@@ -173,7 +180,9 @@ def _fetch(name: str, folder: Path | None) -> tuple[Path, bool]:
     if folder is not None:
         raise DatasetError(
             f"{name!r} is not a D4RL name, and --folder is for D4RL's files: Minari's go to the "
-            f"folder that MINARI_DATASETS_PATH names"
+            f"folder that MINARI_DATASETS_PATH names",
+            setting="folder",
+            value=str(folder),
         )
     try:
         return find_minari_folder(name, download=False), False
@@ -190,34 +199,3 @@ def _format_bytes(n_bytes: int) -> str:
     from rich.filesize import decimal
 
     return decimal(n_bytes)
-
-
-def _print_next(out: Output, folder: Path, data: Trajectories) -> None:
-    from sb3_dmamba.tasks import list_tasks
-
-    game = data.env_kwargs.get("game")
-    games = {
-        task.env_kwargs["game"]: task.name for task in list_tasks() if "game" in task.env_kwargs
-    }
-    name = games.get(game, data.env_id or "TASK")  # a game's name says more than all games' id
-    out.console.print(
-        f"next: dmamba train {name} --dataset {shlex.quote(str(folder))}",
-        soft_wrap=True,
-        highlight=False,
-    )
-
-
-def _table(results: list[dict[str, Any]]) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column("dataset", no_wrap=True)
-    table.add_column("size", justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
-    table.add_column("where", overflow="fold")
-    for result in results:
-        state = "downloaded" if result["downloaded"] else "was there"
-        size = _format_bytes(result["bytes"])
-        table.add_row(result["name"], size, state, result["path"])
-    return table

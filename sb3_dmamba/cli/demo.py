@@ -1,4 +1,4 @@
-"""``dmamba demo``: the whole story on the bundled dataset, in minutes on a laptop CPU."""
+"""``dmamba demo``: train and evaluate on the bundled dataset, in minutes on a laptop CPU."""
 
 from __future__ import annotations
 
@@ -7,22 +7,19 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from sb3_dmamba.cli.output import (
     DebugOption,
     JsonOption,
     Output,
+    cli_option,
     command_output,
+    count_option,
     import_algorithm,
     make_csv_logger,
-    print_files,
 )
 
 if TYPE_CHECKING:
     from sb3_dmamba.evaluation import EvaluationReport
-
-__all__ = ["demo"]
 
 _TASK = "hopper-bundled"
 _EPISODES = 50  # of each target
@@ -34,37 +31,24 @@ _QUICK_WARNING = (
 
 def demo(
     quick: Annotated[
-        bool,
-        typer.Option("--quick", help="A minute, to see that it works; scores mean nothing."),
+        bool, cli_option("A minute, to see that it works; scores mean nothing.", "--quick")
     ] = False,
     updates: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Optimiser steps.",
-            show_default=f"the task's, or {_QUICK_UPDATES} with --quick",
-        ),
+        count_option("Optimiser steps.", f"the task's, or {_QUICK_UPDATES} with --quick"),
     ] = None,
     episodes: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Episodes of each target.",
-            show_default=f"{_EPISODES}, or {_QUICK_EPISODES} with --quick",
-        ),
+        count_option("Episodes of each target.", f"{_EPISODES}, or {_QUICK_EPISODES} with --quick"),
     ] = None,
-    seed: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Of weights, batches, dropout and episodes.")
-    ] = 0,
+    seed: Annotated[int, count_option("Of weights, batches, dropout and episodes.", least=0)] = 0,
     output: Annotated[
         Path | None,
-        typer.Option(
+        cli_option(
+            "Folder for model, plot, report and log; files there are replaced.",
             metavar="FOLDER",
-            help="Folder for model, plot, report and log; files there are replaced.",
-            show_default="runs/demo, or runs/demo-quick",
-            rich_help_panel="Output",
+            default="runs/demo, or runs/demo-quick",
+            panel="Output",
         ),
     ] = None,
     as_json: JsonOption = False,
@@ -85,7 +69,7 @@ def demo(
 def _run(
     out: Output, updates: int | None, episodes: int, seed: int, folder: Path
 ) -> dict[str, Any]:
-    """Do it all; return what there is to say of it, JSON-compatible."""
+    """Train, evaluate and write the files; return the JSON document."""
     decision_mamba = import_algorithm()
     from sb3_dmamba.data import load_trajectories
     from sb3_dmamba.tasks import get_task
@@ -96,7 +80,6 @@ def _run(
     summary = trajectories.summary()
     out.console.print(summary)
 
-    folder.mkdir(parents=True, exist_ok=True)
     model.set_logger(make_csv_logger(folder))
     start = time.perf_counter()
     model.fit(trajectories, progress_bar=True)
@@ -115,8 +98,8 @@ def _run(
     model.save(files["model"])
     report.plot(files["plot"])
     report.to_json(files["report"])
-    print_files(out, files.values())
-    out.console.print(_conclusion(report, summary.returns.mean), highlight=False)
+    out.files(files.values())
+    out.console.print(_conclude(report, summary.returns.mean), highlight=False)
     return {
         "dataset": summary.to_dict(),
         "config": model.config.to_dict(),
@@ -127,12 +110,12 @@ def _run(
     }
 
 
-def _conclusion(report: EvaluationReport, data_mean: float) -> str:
+def _conclude(report: EvaluationReport, data_mean: float) -> str:
     best = report.best
     difference = best.mean - data_mean
-    side = "above" if difference >= 0 else "below"
     return (
         f"Asked for {best.target_return:,.0f}, it reaches {best.mean:,.0f} ± "
         f"{best.standard_error:,.0f} (mean ± standard error of {best.n_episodes} episodes): "
-        f"{abs(difference):,.0f} {side} the data's mean return of {data_mean:,.0f}."
+        f"{abs(difference):,.0f} {'above' if difference >= 0 else 'below'} the data's mean return "
+        f"of {data_mean:,.0f}."
     )

@@ -1,10 +1,10 @@
-"""``dmamba experiment`` and ``dmamba bench``."""
+"""``dmamba experiment`` and ``dmamba bench``: reproduce results and time the package."""
 
 from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -23,21 +23,24 @@ from sb3_dmamba.cli.output import (
     Output,
     SettingOption,
     check_device,
+    cli_option,
     command_output,
+    count_option,
     import_quietly,
+    make_table,
     parse_options,
-    print_files,
     read_settings,
 )
 from sb3_dmamba.errors import CheckoutError, ConfigError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from sb3_dmamba.experiments.catalogue import Measurement
 
+_MOST_NAMES = 4  # variants or tasks in a row of the list
 
-_NAMES = 4
+# Options that say where and how fast to run, which changes no result.
+_ENGINE_OPTIONS = ("--jobs", "--threads", "--cells", "--out", "--device", "--slurm")
+_ENGINE_FLAGS = ("--ray", "--json", "--debug")
 
 
 def experiment(
@@ -47,90 +50,63 @@ def experiment(
     ] = None,
     data: Annotated[
         list[str] | None,
-        typer.Option(
+        cli_option(
+            "Tasks, by name; NAME=SOURCE for data that lies elsewhere; or any dataset.",
             metavar="TASK...",
-            help="Tasks, by name; NAME=SOURCE for data that lies elsewhere; or any dataset.",
-            show_default="the experiment's",
+            default="the experiment's",
         ),
     ] = None,
     seeds: Annotated[
-        list[int] | None,
-        typer.Option(metavar="N...", help="Training seeds.", show_default="the experiment's"),
+        list[int] | None, cli_option("Training seeds.", metavar="N...", default="the experiment's")
     ] = None,
     out: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="Folder of the report.", show_default="runs/NAME"),
+        Path | None, cli_option("Folder of the report.", metavar="FOLDER", default="runs/NAME")
     ] = None,
     cells: Annotated[
         Path | None,
-        typer.Option(
+        cli_option(
+            "Folder of the trainings, which experiments may share.",
             metavar="FOLDER",
-            help="Folder of the trainings, which experiments may share.",
-            show_default="OUT/cells",
+            default="OUT/cells",
         ),
     ] = None,
-    updates: Annotated[
-        int | None,
-        typer.Option(
-            min=1, metavar="N", help="Updates of each training.", show_default="the task's"
-        ),
-    ] = None,
+    updates: Annotated[int | None, count_option("Updates of each training.", "the task's")] = None,
     setting: SettingOption = None,
     option: OptionOption = None,
     variants: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME...", help="Run these alone.", show_default="all"),
+        list[str] | None, cli_option("Run these alone.", metavar="NAME...", default="all")
     ] = None,
     targets: Annotated[
         list[float] | None,
-        typer.Option(metavar="RETURN...", help="Returns to ask for.", show_default="the task's"),
+        cli_option("Returns to ask for.", metavar="RETURN...", default="the task's"),
     ] = None,
     episodes: Annotated[
-        int | None,
-        typer.Option(
-            min=1, metavar="N", help="Episodes of each target.", show_default="the experiment's"
-        ),
+        int | None, count_option("Episodes of each target.", "the experiment's")
     ] = None,
     memory: Annotated[
         list[MemoryChoice] | None,
-        typer.Option(
-            metavar="NAME...", help="window, stream, or both.", show_default="the experiment's"
-        ),
+        cli_option("window, stream, or both.", metavar="NAME...", default="the experiment's"),
     ] = None,
     evaluations: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Evaluations of each training, evenly spread.",
-            show_default="the experiment's",
-        ),
+        int | None, count_option("Evaluations of each training, evenly spread.", "the experiment's")
     ] = None,
     stochastic: Annotated[
         bool | None,
-        typer.Option(
+        cli_option(
+            "Draw discrete actions, or take the likeliest.",
             "--stochastic/--deterministic",
-            help="Draw discrete actions, or take the likeliest.",
-            show_default="--stochastic for Atari games",
+            default="--stochastic for Atari games",
         ),
     ] = None,
     max_steps: MaxStepsOption = None,
-    jobs: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Trainings at once.", rich_help_panel="Engine")
-    ] = 1,
-    threads: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Threads of each.", rich_help_panel="Engine")
-    ] = 1,
+    jobs: Annotated[int, count_option("Trainings at once.", panel="Engine")] = 1,
+    threads: Annotated[int, count_option("Threads of each.", panel="Engine")] = 1,
     device: DeviceOption = "auto",
-    ray: Annotated[
-        bool, typer.Option("--ray", help="Run as tasks of Ray.", rich_help_panel="Engine")
-    ] = False,
+    ray: Annotated[bool, cli_option("Run as tasks of Ray.", "--ray", panel="Engine")] = False,
     slurm: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Write a SLURM job array there, and run nothing.",
-            rich_help_panel="Engine",
+        cli_option(
+            "Write a SLURM job array there, and run nothing.", metavar="FILE", panel="Engine"
         ),
     ] = None,
     as_json: JsonOption = False,
@@ -176,43 +152,36 @@ def _run(
     engine: dict[str, Any],
     slurm: Path | None,
 ) -> None:
-    room = import_quietly("sb3_dmamba.experiments.run")
+    engines = import_quietly("sb3_dmamba.experiments.engines")
     from sb3_dmamba.experiments.catalogue import Measurement, get_experiment
-    from sb3_dmamba.experiments.engines import Engine
     from sb3_dmamba.experiments.plan import Request
 
     chosen = get_experiment(name)
     if isinstance(chosen, Measurement):
         _measure(output, chosen, folder, request, engine)
         return
+    command = _reproduce(sys.argv[1:])
+    where = engines.Engine(**engine), slurm, output.console
     try:
-        finished = room.run_experiment(
-            chosen,
-            Request(**request),
-            folder,
-            _reproduce(sys.argv[1:]),
-            Engine(**engine),
-            slurm,
-            output.console,
-        )
+        finished = engines.run_experiment(chosen, Request(**request), folder, command, *where)
     except KeyboardInterrupt:
         typer.echo("The same command goes on from the last checkpoints.", err=True)
         raise
-    print_files(output, finished.files)
+    output.files(finished.files)
     if slurm is not None:
-        text = f"{finished.n_waiting} of {finished.n_cells} cells; submit it: sbatch {slurm}"
-        output.console.print(text, highlight=False, soft_wrap=True)
+        waiting = f"{finished.n_waiting} of {finished.n_runs} runs"
+        output.line(f"{waiting} are not done; submit them: sbatch {slurm}")
     output.emit(
         {
             "experiment": name,
             "files": [str(path) for path in finished.files],
-            "cells": finished.n_cells,
+            "cells": finished.n_runs,
             "waiting": finished.n_waiting,
         }
     )
 
 
-_OF_TRAININGS = {
+_TRAINING_OPTIONS = {  # field of the request -> option
     "data": "--data",
     "seeds": "--seeds",
     "n_updates": "--updates",
@@ -235,9 +204,13 @@ def _measure(
 ) -> None:
     from sb3_dmamba.experiments.catalogue import MeasurementRequest
 
-    for field, option in _OF_TRAININGS.items():
+    for field, option in _TRAINING_OPTIONS.items():
         if request[field] not in (None, (), {}):
-            raise ConfigError(f"{measurement.name} trains nothing: leave {option} out")
+            raise ConfigError(
+                f"{measurement.name} trains nothing: leave {option} out",
+                setting=option,
+                value=request[field],
+            )
     files = measurement.run(
         MeasurementRequest(
             out=folder,
@@ -248,34 +221,38 @@ def _measure(
             threads=engine["threads"],
         )
     )
-    print_files(output, files)
+    output.files(files)
     output.emit({"experiment": measurement.name, "files": [str(path) for path in files]})
 
 
-# What says where and how fast to run, but not what.
-_ENGINE_OPTIONS = ("--jobs", "--threads", "--cells", "--out", "--device", "--slurm")
-_ENGINE_FLAGS = ("--ray", "--json", "--debug")
-
-
 def _reproduce(arguments: list[str]) -> str:
-    """Return the command without what does not change its results."""
-    kept: list[str] = []
-    skip = False
-    for argument in arguments:
-        if skip:
-            skip = False
-        elif argument.split("=")[0] in _ENGINE_OPTIONS:
-            skip = "=" not in argument
-        elif argument not in _ENGINE_FLAGS:
-            kept.append(argument)
-    return shlex.join(["dmamba", *kept])
+    """Return the command without the options that change no result."""
+    return shlex.join(["dmamba", *_leave_out(arguments, _ENGINE_OPTIONS, _ENGINE_FLAGS)])
+
+
+def _leave_out(
+    arguments: Iterable[str], options: Collection[str], flags: Collection[str]
+) -> Iterable[str]:
+    """Yield the arguments but some options, with their values, and flags."""
+    rest = iter(arguments)
+    for argument in rest:
+        if argument in options:
+            next(rest, None)  # its value
+        elif argument not in flags and argument.split("=")[0] not in options:
+            yield argument
 
 
 def _list(output: Output) -> None:
     from sb3_dmamba.experiments.catalogue import list_experiments, list_measurements
 
     experiments: list[Any] = [*list_experiments(), *list_measurements()]
-    output.console.print(_table(experiments))
+    table = make_table(title="Experiments")
+    table.add_column("name", no_wrap=True)
+    table.add_column("variants")
+    table.add_column("tasks")
+    for each in experiments:
+        table.add_row(each.name, _shorten(each.variants), _shorten(getattr(each, "tasks", ["-"])))
+    output.console.print(table)
     output.emit(
         [
             {
@@ -290,23 +267,12 @@ def _list(output: Output) -> None:
 
 
 def _shorten(names: Iterable[str]) -> str:
-    """Return a few names, and how many more there are."""
     listed = list(names)
-    more = f" and {len(listed) - _NAMES} more" if len(listed) > _NAMES else ""
-    return "; ".join(listed[:_NAMES]) + more
+    n_more = len(listed) - _MOST_NAMES
+    return "; ".join(listed[:_MOST_NAMES]) + (f" and {n_more} more" if n_more > 0 else "")
 
 
-def _table(experiments: list[Any]) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(title="Experiments", box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
-    table.add_column("name", no_wrap=True)
-    table.add_column("variants")
-    table.add_column("tasks")
-    for each in experiments:
-        table.add_row(each.name, _shorten(each.variants), _shorten(getattr(each, "tasks", ["-"])))
-    return table
+# --- Benchmarks ----------------------------------------------------------------------------------
 
 
 def bench(
@@ -320,30 +286,17 @@ def bench(
         ),
     ] = None,
     output: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="Write pages, JSON and pictures there."),
+        Path | None, cli_option("Write pages, JSON and pictures there.", metavar="FOLDER")
     ] = None,
     quick: Annotated[
-        bool,
-        typer.Option("--quick", help="See that it works: toy sizes, figures that mean nothing."),
+        bool, cli_option("See that it works: toy sizes, figures that mean nothing.", "--quick")
     ] = False,
     device: DeviceOption = "auto",
-    threads: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="Threads on the CPU.", show_default="torch's"),
-    ] = None,
-    rounds: Annotated[
-        int | None,
-        typer.Option(
-            min=1, metavar="N", help="Turns of each contender.", show_default="the suite's"
-        ),
-    ] = None,
-    updates: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Updates whose time is projected.")
-    ] = 100_000,
+    threads: Annotated[int | None, count_option("Threads on the CPU.", "torch's")] = None,
+    rounds: Annotated[int | None, count_option("Turns of each contender.", "the suite's")] = None,
+    updates: Annotated[int, count_option("Updates whose time is projected.")] = 100_000,
     replay: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="A recorded DQN replay of Breakout, for frames."),
+        Path | None, cli_option("A recorded DQN replay of Breakout, for frames.", metavar="FOLDER")
     ] = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
@@ -356,7 +309,7 @@ def bench(
         device = check_device(device)
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        import_quietly("sb3_dmamba.algorithm")  # what it imports prints a notice
+        import_quietly("sb3_dmamba.algorithm")  # the retired gym's notice is printed once
         request = import_module("benchmarks.request").Request(
             device=device,
             threads=threads or torch.get_num_threads(),
@@ -366,8 +319,8 @@ def bench(
             replay=replay,
             command=_bench_reproduce(names or []),
         )
-        running = import_module("benchmarks.running")
-        documents = running.run(names or (), request, output, printed.console)
+        run = import_module("benchmarks.running").run
+        documents = run(names or (), request, output, printed.console)
         printed.emit(documents)
     if any(document["failures"] for document in documents):
         raise typer.Exit(EXIT_ERROR)
@@ -397,12 +350,7 @@ def _find_suites() -> ModuleType:
 
 
 def _bench_reproduce(names: list[str]) -> str:
-    """Return the command without the suites' names and what does not change its results."""
-    kept: list[str] = []
-    arguments = iter(sys.argv[sys.argv.index("bench") + 1 :] if "bench" in sys.argv else [])
-    for argument in arguments:
-        if argument == "--output":
-            next(arguments, None)
-        elif argument not in (*names, "--json", "--debug") and not argument.startswith("--output="):
-            kept.append(argument)
+    """Return the command without the suites' names and the options that change no result."""
+    arguments = sys.argv[sys.argv.index("bench") + 1 :] if "bench" in sys.argv else []
+    kept = _leave_out(arguments, ("--output",), (*names, "--json", "--debug"))
     return shlex.join(["dmamba", "bench", *kept])

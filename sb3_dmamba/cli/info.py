@@ -1,4 +1,4 @@
-"""``dmamba doctor`` and ``dmamba tasks``."""
+"""``dmamba doctor`` and ``dmamba tasks``: what this installation has."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from sb3_dmamba.cli.output import (
     JsonOption,
     check_device,
     command_output,
+    count_option,
     import_quietly,
+    make_table,
 )
 
 if TYPE_CHECKING:
@@ -23,13 +25,11 @@ if TYPE_CHECKING:
 
     from sb3_dmamba.doctor import Backend, Examination, Package, Place, Speed
     from sb3_dmamba.machine import Machine
-    from sb3_dmamba.tasks import Task
 
 
 def doctor(
     seconds: Annotated[
-        float,
-        typer.Option(min=0, metavar="N", help="Seconds of the speed check; 0 leaves it out."),
+        float, count_option("Seconds of the speed check; 0 leaves it out.", least=0)
     ] = 10.0,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
@@ -63,17 +63,7 @@ def _print(console: Console, found: Examination) -> None:
 
 
 def _make_table(title: str, *columns: str) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(
-        title=title,
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
-        show_header=any(columns),
-    )
+    table = make_table(title=title, collapse_padding=True, show_header=any(columns))
     for column in columns:
         table.add_column(column, overflow="fold")
     table.columns[0].no_wrap = True
@@ -115,7 +105,7 @@ def _backend_table(backends: list[Backend]) -> Table:
     for device, group in itertools.groupby(backends, key=lambda backend: backend.device):
         rows = list(group)
         reasons = {row.reason for row in rows}
-        if len(reasons) == 1 and None not in reasons:  # there is no such device
+        if len(reasons) == 1 and None not in reasons:  # no such device
             table.add_row(device, "all", "no", _escape(str(rows[0].reason)))
             continue
         for row in rows:
@@ -139,7 +129,8 @@ def _place_table(places: list[Place]) -> Table:
 def _speed_table(speed: Speed) -> Table:
     title = f"Speed of {speed.task} on {speed.device}, threads: {speed.threads}"
     table = _make_table(title, "a second", "")
-    table.add_row(f"{speed.updates:,.1f}", f"updates (the first took {_first(speed)})")
+    first = f"{speed.first_update_seconds:.1f} s, getting kernels ready included"
+    table.add_row(f"{speed.updates:,.1f}", f"updates (the first took {first})")
     if speed.updates_on_one_thread is not None:
         ratio = speed.updates / speed.updates_on_one_thread
         alone = f"updates on one thread: {speed.threads} are {ratio:.2f} times as fast"
@@ -151,10 +142,6 @@ def _speed_table(speed: Speed) -> Table:
     stream = f"steps of acting, memory stream: {ratio:.1f} times as fast"
     table.add_row(f"{speed.stream_steps:,.0f}", stream)
     return table
-
-
-def _first(speed: Speed) -> str:
-    return f"{speed.first_update_seconds:.1f} s, getting kernels ready included"
 
 
 def _escape(text: str) -> str:
@@ -172,43 +159,24 @@ def tasks(as_json: JsonOption = False, debug: DebugOption = False) -> None:
         if as_json:
             output.emit([task.to_dict() for task in named])
             return
-        output.console.print(_table(named))
+        table = make_table(
+            title="Named tasks",
+            caption="dmamba tasks --json has every setting, and where it is from",
+            caption_justify="left",
+            collapse_padding=True,
+        )
+        for name in ("task", "environment", "targets", "width", "updates"):
+            is_number = name not in ("task", "environment")
+            table.add_column(
+                name, justify="right" if is_number else "left", no_wrap=name != "targets"
+            )
+        for task in named:
+            config, targets = task.config(), [f"{target:g}" for target in task.target_returns]
+            asked = targets[0] if len(targets) == 1 else f"{targets[0]}..{targets[-1]}"
+            width, updates = str(config.hidden_size), f"{config.n_updates:,}"
+            table.add_row(task.name, task.env_id, asked, width, updates)
+        output.console.print(table)
         output.console.print(
             "Every other Gym-MuJoCo name of D4RL (hopper-expert-v2, ant-medium-v1), any Minari id "
             "(hopper/medium-v0) and any registered Gymnasium id (Hopper-v5) is a task too."
         )
-
-
-def _table(named: list[Task]) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(
-        title="Named tasks",
-        caption="dmamba tasks --json has every setting, and where it is from",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
-        title_justify="left",
-        caption_justify="left",
-    )
-    table.add_column("task", no_wrap=True)
-    table.add_column("environment", no_wrap=True)
-    table.add_column("targets", justify="right")
-    for name in ("width", "updates"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for task in named:
-        config = task.config()
-        table.add_row(
-            task.name,
-            task.env_id,
-            _shorten(task.target_returns),
-            str(config.hidden_size),
-            f"{config.n_updates:,}",
-        )
-    return table
-
-
-def _shorten(targets: tuple[float, ...]) -> str:
-    texts = [f"{target:g}" for target in targets]
-    return texts[0] if len(texts) == 1 else f"{texts[0]}..{texts[-1]}"

@@ -1,4 +1,4 @@
-"""Output, options and exit codes shared by the commands."""
+"""Output, exit codes, shared options and their parsing, for every command."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from sb3_dmamba.errors import ConfigError, DecisionMambaError, MissingDependency
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
     from stable_baselines3.common.logger import Logger
 
     from sb3_dmamba.algorithm import DecisionMamba
@@ -30,28 +31,10 @@ if TYPE_CHECKING:
 EXIT_ERROR = 1  # 2 is a usage error, Typer's own
 EXIT_INTERRUPTED = 130
 
-JsonOption = Annotated[
-    bool,
-    typer.Option(
-        "--json",
-        help="Print one JSON document on stdout, everything else on stderr.",
-        rich_help_panel="Output",
-    ),
-]
-DebugOption = Annotated[
-    bool,
-    typer.Option(
-        "--debug",
-        envvar="DMAMBA_DEBUG",
-        help="Show the traceback of an error.",
-        rich_help_panel="Output",
-    ),
-]
-
 
 @dataclass
 class Output:
-    """Where a command prints.
+    """Console and standard output of a command.
 
     Args:
         console: For people: stdout, or stderr where stdout is kept for JSON.
@@ -62,6 +45,15 @@ class Output:
     console: Console
     stdout: IO[str]
     as_json: bool
+
+    def line(self, text: str) -> None:
+        """Print one unwrapped line, which can be copied."""
+        self.console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+    def files(self, paths: Iterable[Path]) -> None:
+        """Print the files that were written, one a line."""
+        for path in paths:
+            self.line(f"wrote {path}")
 
     def emit(self, document: Any) -> None:
         """Print the JSON document, where JSON was asked for."""
@@ -100,28 +92,16 @@ def command_output(as_json: bool, debug: bool) -> Iterator[Output]:
         raise typer.Exit(EXIT_ERROR) from None
 
 
-def check_device(name: str) -> str:
-    """Return the name of a device that works here; Stable-Baselines3 would fall back silently.
+def make_table(*columns: str, **settings: Any) -> Table:
+    """Return a plain table with a title on its left; more columns and rows may be added."""
+    from rich import box
+    from rich.table import Table
 
-    Raises:
-        ConfigError: There is no such device, here or at all.
-    """
-    import torch
-
-    if name == "auto":
-        return name
-    try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0].split(". ")[0]
-        if reason.startswith("Expected one of"):  # every kind that torch has a name for
-            reason = "torch knows no such kind: cpu, cuda and mps are some"
-        raise ConfigError(f"device {name!r} does not work here ({reason}): try auto") from error
-    return name
+    return Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left", **settings)
 
 
 def import_quietly(name: str) -> ModuleType:
-    """Import a module of ours, without the notice that the retired gym package prints.
+    """Import a module of ours without the retired gym's notice on stderr.
 
     Stable-Baselines3 imports gym where it finds it, and d3rlpy installs it.
     """
@@ -138,13 +118,35 @@ def import_algorithm() -> type[DecisionMamba]:
     return algorithm
 
 
+def check_device(name: str) -> str:
+    """Return the name of a device that works here; Stable-Baselines3 would fall back silently.
+
+    Raises:
+        ConfigError: There is no such device, here or at all.
+    """
+    import torch
+
+    if name == "auto":
+        return name
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0].split(". ")[0]
+        if reason.startswith("Expected one of"):  # every kind that torch has a name for
+            reason = "torch knows no such kind: cpu, cuda and mps are some"
+        raise ConfigError(
+            f"device {name!r} does not work here ({reason}): try auto", setting="device", value=name
+        ) from error
+    return name
+
+
 def make_csv_logger(folder: Path, first_update: int = 0, tensorboard: Path | None = None) -> Logger:
-    """Return a logger that writes ``progress.csv``; a resumed run's leaves the earlier one alone.
+    """Return a logger that writes ``progress.csv``; a resumed run writes a file of its own.
 
     Args:
-        folder: Where to write; made if it is not there.
+        folder: Folder of the log; made if it is not there.
         first_update: Updates the model has had already; names the file of a resumed run.
-        tensorboard: Where to log to TensorBoard besides, if anywhere.
+        tensorboard: Folder for TensorBoard; None for none.
 
     Raises:
         MissingDependencyError: TensorBoard is asked for and not installed.
@@ -163,10 +165,7 @@ def make_csv_logger(folder: Path, first_update: int = 0, tensorboard: Path | Non
     return Logger(str(folder), formats)
 
 
-def print_files(output: Output, paths: Iterable[Path]) -> None:
-    """Say which files were written, one a line that can be copied."""
-    for path in paths:
-        output.console.print(f"wrote {path}", soft_wrap=True, highlight=False)
+# --- Shared options ------------------------------------------------------------------------------
 
 
 class MemoryChoice(str, Enum):
@@ -176,83 +175,92 @@ class MemoryChoice(str, Enum):
     stream = "stream"
 
 
-ModelArgument = Annotated[Path, typer.Argument(help="A model file that train or demo wrote.")]
-EpisodesOption = Annotated[int, typer.Option(min=1, metavar="N", help="Episodes of each target.")]
-MemoryOption = Annotated[
-    MemoryChoice | None,
-    typer.Option(
-        help="Re-encode the last steps (window) or carry the state (stream).",
-        show_default="the model's",
-    ),
-]
-EnvOption = Annotated[
-    str | None,
-    typer.Option(help="Gymnasium id or task to act in.", metavar="ID", show_default="the model's"),
-]
-MaxStepsOption = Annotated[
-    int | None,
-    typer.Option(
-        "--max-steps",
-        min=1,
-        metavar="N",
-        help="Cut episodes after so many steps.",
-        show_default="the environment's",
-    ),
-]
-DeviceOption = Annotated[
-    str, typer.Option(metavar="NAME", help="Where to compute: auto, cpu, cuda.")
-]
-BackendOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME",
-        help="Implementation of the operations, where the model's does not work here: auto, cpu, "
-        "triton, ...",
-        show_default="the model's",
-    ),
-]
-OverwriteOption = Annotated[
-    bool,
-    typer.Option(
-        "--overwrite", help="Replace what an earlier run wrote there.", rich_help_panel="Output"
-    ),
-]
-SettingOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="FIELD=VALUE",
-        help="A field of DecisionMambaConfig, such as hidden_size=256; repeat it for several.",
-        show_default="the task's recipe",
-    ),
-]
+def cli_option(
+    help: str, *names: str, default: bool | str = True, panel: str | None = None, **settings: Any
+) -> Any:
+    """Return ``typer.Option``; ``default`` is what the help shows as such."""
+    return typer.Option(*names, help=help, show_default=default, rich_help_panel=panel, **settings)
+
+
+def count_option(
+    help: str, default: bool | str = True, *, least: int = 1, panel: str | None = None
+) -> Any:
+    """Return the option of a number N that is at least ``least``."""
+    return cli_option(help, default=default, panel=panel, metavar="N", min=least)
+
 
 SOURCES_HELP = (
     "A D4RL name or HDF5 file, a Decision Transformer pickle, a Minari id or folder, a DQN-replay "
     "folder, a store."
 )
+HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 
+JsonOption = Annotated[
+    bool,
+    cli_option(
+        "Print one JSON document on stdout, everything else on stderr.", "--json", panel="Output"
+    ),
+]
+DebugOption = Annotated[
+    bool,
+    cli_option("Show the traceback of an error.", "--debug", panel="Output", envvar="DMAMBA_DEBUG"),
+]
+OverwriteOption = Annotated[
+    bool, cli_option("Replace what an earlier run wrote there.", "--overwrite", panel="Output")
+]
+ModelArgument = Annotated[Path, typer.Argument(help="A model file that train or demo wrote.")]
+EpisodesOption = Annotated[int, count_option("Episodes of each target.")]
+MemoryOption = Annotated[
+    MemoryChoice | None,
+    cli_option(
+        "Re-encode the last steps (window) or carry the state (stream).", default="the model's"
+    ),
+]
+EnvOption = Annotated[
+    str | None, cli_option("Gymnasium id or task to act in.", metavar="ID", default="the model's")
+]
+MaxStepsOption = Annotated[
+    int | None, count_option("Cut episodes after so many steps.", "the environment's")
+]
+DeviceOption = Annotated[str, cli_option("Where to compute: auto, cpu, cuda.", metavar="NAME")]
+BackendOption = Annotated[
+    str | None,
+    cli_option(
+        "Implementation of the operations, where the model's does not work here: auto, cpu, "
+        "triton, ...",
+        metavar="NAME",
+        default="the model's",
+    ),
+]
+SettingOption = Annotated[
+    list[str] | None,
+    cli_option(
+        "A field of DecisionMambaConfig, such as hidden_size=256; repeat it for several.",
+        "--set",
+        metavar="FIELD=VALUE",
+        default="the task's recipe",
+    ),
+]
 OptionOption = Annotated[
     list[str] | None,
-    typer.Option(
+    cli_option(
+        "An option of load_trajectories, such as top_fraction=0.1 or medium_expert=paper; "
+        "repeat it for several.",
         "--option",
         metavar="NAME=VALUE",
-        help="An option of load_trajectories, such as top_fraction=0.1 or medium_expert=paper; "
-        "repeat it for several.",
-        show_default=False,
+        default=False,
     ),
 ]
 
-_BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
-
-def backend_settings(backend: str | None) -> dict[str, Any]:
-    """Return what ``DecisionMamba.load`` is to change for a :data:`BackendOption`."""
-    return {} if backend is None else {"backend": backend}
+def load_model(path: Path, device: str, backend: str | None) -> DecisionMamba:
+    """Load a model file, with another backend where a :data:`BackendOption` names one."""
+    settings: dict[str, Any] = {} if backend is None else {"backend": backend}
+    return import_algorithm().load(path, device=device, **settings)
 
 
 def parse_options(texts: list[str] | None) -> dict[str, Any]:
-    """Read ``NAME=VALUE`` options: values are JSON, and text where they are no JSON.
+    """Read ``--option NAME=VALUE``: values are JSON, and text where they are no JSON.
 
     Raises:
         typer.BadParameter: A text has no ``=`` or no name, or a name is given twice.
@@ -273,10 +281,10 @@ def parse_options(texts: list[str] | None) -> dict[str, Any]:
 
 
 def read_settings(texts: list[str] | None) -> dict[str, Any]:
-    """Read what :data:`SettingOption` was given, beside which there is ``--updates``.
+    """Read :data:`SettingOption` where ``--updates`` is an option of its own.
 
     Raises:
-        ConfigError: A text cannot be read, a field is given twice, or it is ``n_updates``.
+        ConfigError: As :func:`parse_settings`, and for ``n_updates``.
     """
     settings = parse_settings(texts or [])
     if "n_updates" in settings:
@@ -288,11 +296,11 @@ def read_settings(texts: list[str] | None) -> dict[str, Any]:
     return settings
 
 
-def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
-    """Read ``--set field=value`` texts into overrides for ``DecisionMambaConfig``.
+def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
+    """Read ``--set FIELD=VALUE`` into overrides for ``DecisionMambaConfig``.
 
     Args:
-        settings: One text a field; ``none`` is None, two numbers are given as ``0.9,0.95``.
+        texts: One a field; ``none`` is None, two numbers are given as ``0.9,0.95``.
 
     Returns:
         Field names to values of the fields' types; ranges are the config's to check.
@@ -304,9 +312,8 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
     hints = get_type_hints(DecisionMambaConfig)
     values: dict[str, Any] = {}
     given: dict[str, str] = {}
-    for setting in settings:
-        name, equals, text = setting.partition("=")
-        name = name.strip()
+    for setting in texts:
+        name, equals, text = (part.strip() for part in setting.partition("="))
         if not equals:
             raise ConfigError(
                 f"--set {setting!r}: write field=value, such as hidden_size=256",
@@ -317,18 +324,21 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
             DecisionMambaConfig().replace(**{name: text})  # raises, with the nearest name
         if name in given:
             raise ConfigError(
-                f"--set {name} is given twice ({given[name]} and {text.strip()}): keep one of them"
+                f"--set {name} is given twice ({given[name]} and {text}): keep one of them",
+                setting=name,
+                value=text,
             )
-        given[name] = text.strip()
+        given[name] = text
         try:
-            values[name] = _parse(text.strip(), hints[name])
+            values[name] = _parse(text, hints[name])
         except ValueError:
             raise ConfigError(
-                f"--set {setting!r}: give {_describe(hints[name])}",
-                setting=name,
-                value=text.strip(),
+                f"--set {setting!r}: give {_describe(hints[name])}", setting=name, value=text
             ) from None
     return values
+
+
+_BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
 def _parse(text: str, hint: Any) -> Any:
@@ -343,9 +353,7 @@ def _parse(text: str, hint: Any) -> Any:
         return _BOOLEANS[text.lower()]
     if hint is int:
         return int(text.replace("_", ""))
-    if hint is float:
-        return float(text)
-    return text
+    return float(text) if hint is float else text
 
 
 def _describe(hint: Any) -> str:

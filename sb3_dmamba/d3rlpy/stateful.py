@@ -15,6 +15,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from sb3_dmamba.d3rlpy.network import pack_observations
+from sb3_dmamba.envs.return_to_go import subtract_rewards
 from sb3_dmamba.errors import SpaceError
 from sb3_dmamba.networks.memory import StreamMemory
 
@@ -73,9 +74,10 @@ class StreamTransformerWrapper:
 
         Raises:
             SpaceError: The observation has another shape; the episode can go on.
+            ConditioningError: ``reward`` is not finite.
         """
         self._check_shape(x)
-        return_rest = self._return_rest - reward
+        return_rest = float(subtract_rewards(self._return_rest, reward))
         self._algo.impl.modules.set_eval()
         prediction, remembered = self._memory.encode(
             self._prepare(x), self._scale(return_rest), self._state
@@ -86,7 +88,7 @@ class StreamTransformerWrapper:
         if scaler is not None:
             output = scaler.reverse_transform(output)
         action = self._action_sampler(output.cpu().numpy())
-        self._state = self._memory.remember_action(self._stored(action), self._state, remembered)
+        self._state = self._state.advance(self._stored(action), remembered)
         return action
 
     def _check_shape(self, x: Any) -> None:
@@ -97,7 +99,10 @@ class StreamTransformerWrapper:
             found = "a tuple" if isinstance(x, tuple) else f"of shape {np.shape(x)}"
             raise SpaceError(
                 f"the observation is {found}, and shape {tuple(expected)} was expected: "
-                f"predict(observation, reward), with what env.step returned first"
+                f"predict(observation, reward), with what env.step returned first",
+                setting="observation",
+                value=np.shape(x) if found != "a tuple" else x,
+                choices=[tuple(expected)],
             )
 
     def _prepare(self, x: Any) -> Tensor:

@@ -33,6 +33,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_FORMAT = 1
+_TEXT_WIDTH = 100
+
+# Okabe and Ito's palette, told apart by colour-blind readers too
+_ACHIEVED = "#0072B2"
+_DATASET = "#E69F00"
+_IDENTITY = "#555555"
+_LOG_RANGE = 8.0  # targets spread over more than this factor go on a logarithmic axis
+
 
 @dataclass(frozen=True, eq=False)
 class TargetResult:
@@ -57,11 +66,18 @@ class TargetResult:
         object.__setattr__(self, "returns", np.array(self.returns, dtype=np.float64))
         object.__setattr__(self, "lengths", np.array(self.lengths, dtype=np.int64))
         if self.returns.ndim != 1 or not len(self.returns):
-            raise ConfigError(f"returns has shape {self.returns.shape}: give one for each episode")
+            raise ConfigError(
+                f"returns has shape {self.returns.shape}: give one for each episode",
+                setting="returns",
+                value=self.returns.shape,
+            )
         if self.lengths.shape != self.returns.shape:
             raise ConfigError(
                 f"{len(self.returns)} returns and lengths of shape {self.lengths.shape}: give "
-                "one of each for each episode"
+                "one of each for each episode",
+                setting="lengths",
+                value=self.lengths.shape,
+                choices=[self.returns.shape],
             )
 
     @property
@@ -103,7 +119,7 @@ class TargetResult:
         return float(compute_normalized_score(self.mean, *limits))
 
     def summary(self) -> dict[str, float | int | None]:
-        """Return every figure of the target by name, as the tables have them; NaN where unknown."""
+        """Return the target's statistics by name, a row of the table; NaN where unknown."""
         low, high = self.confidence_interval
         return {
             "target_return": self.target_return,
@@ -129,17 +145,13 @@ class TargetResult:
     def from_dict(
         cls, fields: Mapping[str, Any], reference: ReferenceScore | None = None
     ) -> TargetResult:
-        """Build a result from what :meth:`to_dict` returned; its figures are computed anew."""
+        """Build a result from what :meth:`to_dict` returned; statistics are computed again."""
         return cls(fields["target_return"], fields["returns"], fields["lengths"], reference)
-
-
-_FORMAT = 1
-_TEXT_WIDTH = 100
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ReportDetails:
-    """What a report says about the model, beyond what an evaluation can know.
+    """What a report says about the model and its training.
 
     Args:
         task: The task's name.
@@ -148,7 +160,7 @@ class ReportDetails:
         mixer: ``"mamba"``, ``"attention"`` or ``"convolution"``.
         training_seed: The seed of the training run.
         weights: ``"last"`` for the weights at the end of training, ``"best"`` for those picked by
-            their scores in evaluations along the way (an optimistic figure).
+            their scores in evaluations during training (an optimistic estimate).
         n_updates: Updates the weights had.
     """
 
@@ -162,20 +174,27 @@ class ReportDetails:
 
     def __post_init__(self) -> None:
         if self.weights not in ("last", "best"):
-            raise ConfigError(f"weights={self.weights!r}: choose one of 'last', 'best'")
+            raise ConfigError(
+                f"weights={self.weights!r}: choose one of 'last', 'best'",
+                setting="weights",
+                value=self.weights,
+                choices=("last", "best"),
+            )
         if self.dataset_returns is not None:
             values = np.array(self.dataset_returns, dtype=np.float64)
             if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
                 raise ConfigError(
                     f"dataset_returns has shape {values.shape}: give one finite return for each "
-                    "episode, or None"
+                    "episode, or None",
+                    setting="dataset_returns",
+                    value=values.shape,
                 )
             object.__setattr__(self, "dataset_returns", values)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EvaluationReport(ReportDetails):
-    """The returns achieved for each return asked for, with all that a comparison needs.
+    """The returns achieved for each target return, and the conditions they were achieved in.
 
     Printing it gives a table; see also :meth:`plot`, :meth:`to_pandas`, :meth:`to_json`.
 
@@ -209,17 +228,19 @@ class EvaluationReport(ReportDetails):
         super().__post_init__()
         object.__setattr__(self, "results", tuple(self.results))
         if not self.results:
-            raise ConfigError("results is empty: a report needs at least one target")
+            raise ConfigError(
+                "results is empty: a report needs at least one target", setting="results", value=()
+            )
 
     @classmethod
     def from_results(
         cls, results: tuple[TargetResult, ...], details: ReportDetails, **conditions: Any
     ) -> EvaluationReport:
         """Join results, details of the model, and the conditions of the evaluation."""
-        known = {
-            each.name: getattr(details, each.name) for each in dataclasses.fields(ReportDetails)
-        }
-        return cls(results=results, **known, **conditions)
+        known = {each.name for each in dataclasses.fields(ReportDetails)}
+        return cls(
+            results=results, **{name: getattr(details, name) for name in known}, **conditions
+        )
 
     @property
     def best(self) -> TargetResult:
@@ -274,7 +295,10 @@ class EvaluationReport(ReportDetails):
             if version != _FORMAT:
                 raise ConfigError(
                     f"the report has format {version!r} and this version reads {_FORMAT}: "
-                    "upgrade sb3-dmamba"
+                    "upgrade sb3-dmamba",
+                    setting="format",
+                    value=version,
+                    choices=[_FORMAT],
                 )
             reference = fields.pop("reference")
             reference = None if reference is None else ReferenceScores(**reference)
@@ -295,9 +319,11 @@ class EvaluationReport(ReportDetails):
 
         Returns:
             The figure.
-        """
 
-        return plot_report(self, path=path, ax=ax)
+        Raises:
+            ConfigError: The suffix is not a format that matplotlib knows.
+        """
+        return _plot(self, path, ax)
 
     def __rich__(self) -> Group:
         """Return the table that rich prints."""
@@ -308,24 +334,23 @@ class EvaluationReport(ReportDetails):
 
     def _table(self) -> Table:
         table = Table(box=box.SIMPLE_HEAD)
-        has_scores = self.reference is not None
-        names = ["asked", "mean return", "95 % interval", "std", "steps", "episodes"]
-        for name in [*names[:3], *(["normalised"] if has_scores else []), *names[3:]]:
+        score = [] if self.reference is None else ["normalised"]
+        for name in ["asked", "mean return", "95 % interval", *score, "std", "steps", "episodes"]:
             table.add_column(name, justify="right", no_wrap=True)
-        best = self.best
+        best = self.best if len(self.results) > 1 else None
         for result in self.results:
             low, high = result.confidence_interval
-            cells = [
+            score = [] if self.reference is None else [f"{result.normalized_score:.1f}"]
+            table.add_row(
                 _number(result.target_return),
                 _number(result.mean),
                 "-" if np.isnan(low) else f"{_number(low)} to {_number(high)}",
-                *([f"{result.normalized_score:.1f}"] if has_scores else []),
+                *score,
                 "-" if np.isnan(result.std) else _number(result.std),
                 _number(result.mean_length),
                 str(result.n_episodes),
-            ]
-            is_best = result is best and len(self.results) > 1
-            table.add_row(*cells, style="bold" if is_best else None)
+                style="bold" if result is best else None,
+            )
         return table
 
     def __str__(self) -> str:
@@ -341,56 +366,43 @@ class EvaluationReport(ReportDetails):
         return "\n".join(line.rstrip() for line in text.rstrip().splitlines())
 
     def _caption(self) -> str:
-        model = [
-            self.mixer,
-            f"memory {self.memory}",
-            f"{self.weights} weights",
-            None if self.n_updates is None else f"{self.n_updates:,} updates",
-            None if self.training_seed is None else f"training seed {self.training_seed}",
-        ]
-        n = self.n_episodes
-        seeds = f"s {self.eval_seed} to {self.eval_seed + n - 1}" if n > 1 else f" {self.eval_seed}"
-        runs = [
+        updates = None if self.n_updates is None else f"{self.n_updates:,} updates"
+        training = None if self.training_seed is None else f"training seed {self.training_seed}"
+        last = self.eval_seed + self.n_episodes - 1
+        seeds = f" {last}" if self.n_episodes == 1 else f"s {self.eval_seed} to {last}"
+        cut = self.max_episode_steps
+        model = [self.mixer, f"memory {self.memory}", f"{self.weights} weights", updates, training]
+        run = [
             f"episode seed{seeds}",
             "most likely actions" if self.deterministic else "actions drawn",
-            None
-            if self.max_episode_steps is None
-            else f"episodes cut after {self.max_episode_steps:,} steps",
+            None if cut is None else f"episodes cut after {cut:,} steps",
             f"{self.seconds:.1f} s",
         ]
-        lines = [", ".join(filter(None, model)), ", ".join(filter(None, runs))]
-        if self.dataset is not None or self.dataset_returns is not None:
-            lines.insert(0, f"dataset {self.dataset or 'unnamed'}{self._dataset_summary()}")
+        lines = [", ".join(filter(None, model)), ", ".join(filter(None, run))]
+        dataset, returns = self.dataset, self.dataset_returns
+        if returns is not None:
+            mean, highest = _number(returns.mean()), _number(returns.max())
+            dataset = f"{dataset or 'unnamed'} (mean return {mean}, highest {highest})"
+        if dataset is not None:
+            lines.insert(0, f"dataset {dataset or 'unnamed'}")
         if self.clip_rewards:
             lines.append("asked (and the dataset's) in rewards clipped to [-1, 1], achieved in raw")
         if self.delayed_rewards:
-            lines.append("asked for the whole return until the end, as the data was paid")
+            lines.append("asked for the whole return until the end, as rewards come in the data")
         if self.reference is not None:
             low, high = self.reference.minimum, self.reference.maximum
             lines.append(f"normalised: 0 is {low:g}, 100 is {high:g} ({self.reference.source})")
         return "\n".join(lines)
 
-    def _dataset_summary(self) -> str:
-        if self.dataset_returns is None:
-            return ""
-        mean, maximum = self.dataset_returns.mean(), self.dataset_returns.max()
-        return f" (mean return {_number(mean)}, highest {_number(maximum)})"
-
     def _conditions(self) -> dict[str, Any]:
         """Return all but the results and the dataset's returns, JSON-compatible."""
         skipped = ("results", "dataset_returns")
         names = [each.name for each in dataclasses.fields(self) if each.name not in skipped]
-        reference = self.reference
+        scores, keys = self.reference, ("minimum", "maximum", "source")
         return {
             **{name: getattr(self, name) for name in names},
             "n_episodes": self.n_episodes,
-            "reference": None
-            if reference is None
-            else {
-                "minimum": reference.minimum,
-                "maximum": reference.maximum,
-                "source": reference.source,
-            },
+            "reference": None if scores is None else {key: getattr(scores, key) for key in keys},
         }
 
 
@@ -401,29 +413,11 @@ def _number(value: float) -> str:
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
 
 
-# Okabe and Ito's palette, told apart by colour-blind readers too
-_ACHIEVED = "#0072B2"
-_DATASET = "#E69F00"
-_IDENTITY = "#555555"
-_LOG_RANGE = 8.0  # targets spread over more than this factor go on a logarithmic axis
+# --- Plot ----------------------------------------------------------------------------------------
 
 
-def plot_report(
-    report: EvaluationReport, path: str | Path | None = None, ax: Axes | None = None
-) -> Figure:
-    """Plot mean returns with their 95 % intervals, and every episode, against the target.
-
-    Args:
-        report: The report.
-        path: Where to save the figure; None does not save it.
-        ax: Axes to draw in; None makes a figure.
-
-    Returns:
-        The figure.
-
-    Raises:
-        ConfigError: The suffix is not a format.
-    """
+def _plot(report: EvaluationReport, path: str | Path | None, ax: Axes | None) -> Figure:
+    """Plot mean returns with their 95 % intervals, and every episode, against the target."""
     figure: Figure
     if ax is None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -434,16 +428,16 @@ def plot_report(
         ax = figure.add_subplot()
     else:
         figure = ax.get_figure(root=True)  # type: ignore[assignment]
-    low, high = _limit_returns(report, ax)
+    limits = _set_limits(report, ax)
     _draw_targets(report, ax)
     if report.dataset_returns is not None:
-        _draw_dataset(report.dataset_returns, ax, (low, high))
+        _draw_dataset(report.dataset_returns, ax, limits)
     ax.set_xlabel("return asked for")
     ax.set_ylabel("return achieved")
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(axis="y", color="0.92", linewidth=0.8)
     ax.set_axisbelow(True)
-    ax.set_title(_describe(report), loc="left", fontsize=9, color="0.35")
+    ax.set_title(_plot_title(report), loc="left", fontsize=9, color="0.35")
     handles, _ = ax.get_legend_handles_labels()
     ax.legend(
         loc="upper center",
@@ -457,19 +451,27 @@ def plot_report(
         try:
             figure.savefig(path)
         except ValueError as error:  # matplotlib's, of a format that it does not know
-            raise ConfigError(f"{path}: {error}") from error
+            raise ConfigError(f"{path}: {error}", setting="path", value=str(path)) from error
     return figure
 
 
-def _limit_returns(report: EvaluationReport, ax: Axes) -> tuple[float, float]:
+def _plot_title(report: EvaluationReport) -> str:
+    updates = None if report.n_updates is None else f"{report.n_updates:,} updates"
+    n = report.n_episodes
+    parts = [report.task or report.env_id, report.mixer, f"memory {report.memory}"]
+    parts += [f"{report.weights} weights", updates, f"{n} episode{'s' if n > 1 else ''} a target"]
+    return ", ".join(filter(None, parts))
+
+
+def _set_limits(report: EvaluationReport, ax: Axes) -> tuple[float, float]:
     """Choose the axes: all returns show, and targets far above them do not squeeze them."""
     achieved = np.concatenate([result.returns for result in report.results])
     seen = achieved if report.dataset_returns is None else np.r_[achieved, report.dataset_returns]
-    targets = _sorted_targets(report)
-    room = 0.06 * (np.ptp(seen) or abs(seen[0]) or 1.0)
-    low, high = seen.min() - room, seen.max() + room
-    near = targets[(targets > low - 5 * room) & (targets < high + 5 * room)]
-    low, high = min([low, *(near - room)]), max([high, *(near + room)])
+    targets = np.unique([result.target_return for result in report.results])
+    margin = 0.06 * (np.ptp(seen) or abs(seen[0]) or 1.0)
+    low, high = seen.min() - margin, seen.max() + margin
+    near = targets[(targets > low - 5 * margin) & (targets < high + 5 * margin)]
+    low, high = min([low, *(near - margin)]), max([high, *(near + margin)])
     ax.set_ylim(low, high)
     if high - low > 10.0:
         ax.yaxis.set_major_formatter("{x:,.0f}")
@@ -491,28 +493,25 @@ def _draw_targets(report: EvaluationReport, ax: Axes) -> None:
     means = np.array([result.mean for result in results])
     bounds = np.array([result.confidence_interval for result in results])
     bounds = np.where(np.isnan(bounds), means[:, None], bounds)
-    left, right = ax.get_xlim()
-    is_log = ax.get_xscale() == "log"
-    line = np.geomspace(left, right, 200) if is_log else np.array([left, right])
+    scale, unscale = (np.log, np.exp) if ax.get_xscale() == "log" else (np.asarray, np.asarray)
+    left, right = scale(ax.get_xlim())
+    line = unscale(np.linspace(left, right, 200))
     ax.plot(line, line, "--", color=_IDENTITY, linewidth=1.2, label="achieved = asked", zorder=2)
 
     random = np.random.default_rng(0)
-    place = _to_unit(targets, left, right, is_log)
-    width = 0.25 * min([0.08, *np.diff(np.unique(place))])
-    episodes = "single episodes"
-    for at, result in zip(place, results, strict=True):
-        jitter = at + random.uniform(-width, width, result.n_episodes)
+    centres = scale(targets)
+    width = 0.25 * min([0.08 * (right - left), *np.diff(np.unique(centres))])
+    for index, (centre, result) in enumerate(zip(centres, results, strict=True)):
         ax.scatter(
-            _from_unit(jitter, left, right, is_log),
+            unscale(centre + random.uniform(-width, width, result.n_episodes)),
             result.returns,
             s=9,
             color=_ACHIEVED,
             alpha=max(0.1, min(0.35, 12.0 / result.n_episodes)),
             linewidths=0,
-            label=episodes,
+            label="_nolegend_" if index else "single episodes",
             zorder=3,
         )
-        episodes = "_nolegend_"
     ax.fill_between(targets, bounds[:, 0], bounds[:, 1], color=_ACHIEVED, alpha=0.15, zorder=3)
     ax.errorbar(
         targets,
@@ -548,34 +547,3 @@ def _draw_dataset(returns: NDArray[np.float64], ax: Axes, limits: tuple[float, f
     side.set_xlabel("dataset's\nepisodes", fontsize=9, color="0.35")
     side.spines[["top", "right", "bottom"]].set_visible(False)
     side.spines["left"].set_color("0.8")
-
-
-def _to_unit(
-    values: NDArray[np.float64], left: float, right: float, is_log: bool
-) -> NDArray[np.float64]:
-    """Map positions on the axis to 0..1 of its width."""
-    if is_log:
-        return np.asarray(np.log(values / left) / np.log(right / left))
-    return (values - left) / (right - left)
-
-
-def _from_unit(
-    places: NDArray[np.float64], left: float, right: float, is_log: bool
-) -> NDArray[np.float64]:
-    if is_log:
-        return left * (right / left) ** places
-    return left + places * (right - left)
-
-
-def _sorted_targets(report: EvaluationReport) -> NDArray[np.float64]:
-    return np.unique([result.target_return for result in report.results])
-
-
-def _describe(report: EvaluationReport) -> str:
-    first = [report.task or report.env_id, report.mixer]
-    second = [f"memory {report.memory}", f"{report.weights} weights"]
-    if report.n_updates is not None:
-        second.append(f"{report.n_updates:,} updates")
-    n = report.n_episodes
-    second.append(f"{n} episode{'s' if n > 1 else ''} a target")
-    return ", ".join([*filter(None, first), *second])

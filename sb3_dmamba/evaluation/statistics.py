@@ -1,14 +1,13 @@
-"""Interval estimates over training seeds and episodes, and scores.
+"""Normalised scores, and interval estimates over training seeds and episodes.
 
-One scheme serves an evaluation of one model and an experiment of several trainings: returns
-(seeds, episodes) are resampled as they came about, seeds first, then episodes within them, and in
-each task apart, always from the same random numbers.
+Intervals are bootstrapped: returns (seeds, episodes) are resampled seeds first, then episodes
+within them, each task separately, always from the same random numbers.
 
-* With several seeds, the interval is the spread of the resampled statistic, corrected for how few
-  seeds there are, times Student's t. Percentiles of so few values are too narrow: with three seeds
-  they cover no more than 3 times in 4, wherever all three lie on one side.
-* With one seed, as in the evaluation of one model, nothing is known of other trainings. The
-  interval is the percentiles of the resampled statistic over its episodes.
+* With several seeds, the interval is the bootstrap standard error, corrected for the number of
+  seeds, times Student's t. Percentiles of so few values are too narrow: with three seeds they
+  cover the truth at most 3 times in 4.
+* With one seed, as in the evaluation of one model, other trainings are unknown. The interval is
+  the percentiles of the resampled statistic over its episodes.
 """
 
 from __future__ import annotations
@@ -23,25 +22,11 @@ from numpy.typing import NDArray
 
 from sb3_dmamba.errors import ConfigError
 
-__all__ = [
-    "Estimate",
-    "as_strata",
-    "compute_confidence_interval",
-    "compute_interquartile_mean",
-    "compute_mean",
-    "compute_normalized_score",
-    "compute_standard_error",
-    "estimate",
-    "percentile_interval",
-    "resample",
-    "student_interval",
-]
-
 Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
-"""Of values along the last axis."""
+"""Maps values to a statistic along the last axis."""
 
-_N_RESAMPLES = 2_000  # of a spread
-_N_FOR_PERCENTILES = 10_000  # the ends of an interval need more
+_N_RESAMPLES = 2_000  # for a standard error
+_N_FOR_PERCENTILES = 10_000  # percentiles need more
 _CHUNK = 1 << 22  # numbers resampled at once
 
 
@@ -51,7 +36,7 @@ class Estimate:
 
     Args:
         value: The statistic of all returns together.
-        low: Lower end of its interval; NaN where a single return says nothing of it.
+        low: Lower end of its interval; NaN for a single return.
         high: Upper end.
         n_seeds: Trainings behind it; with 1, the interval is of that training alone.
         n_episodes: Episodes behind it.
@@ -68,9 +53,8 @@ class Estimate:
         return self.low > other.high  # False where either is NaN
 
     def to_dict(self) -> dict[str, float | int | None]:
-        """Return JSON-compatible values; None where nothing is known."""
-        values: dict[str, Any] = dict(vars(self))
-        return {name: None if value != value else value for name, value in values.items()}
+        """Return JSON-compatible values; None for NaN."""
+        return {name: None if value != value else value for name, value in vars(self).items()}
 
 
 # --- Statistics ----------------------------------------------------------------------------------
@@ -85,7 +69,7 @@ def compute_mean(values: NDArray[Any]) -> NDArray[np.float64]:
 def compute_interquartile_mean(values: NDArray[Any]) -> NDArray[np.float64]:
     """Return the mean of the middle half of the values, along the last axis.
 
-    As many values are left out at each end as a quarter of them is, rounded down.
+    A quarter of the values, rounded down, is left out at each end.
 
     Source: Agarwal et al. 2021 (arXiv:2108.13264), section 4.3.
     """
@@ -120,7 +104,9 @@ def compute_normalized_score(value: Any, minimum: float, maximum: float) -> Any:
     """
     if not maximum > minimum:
         raise ConfigError(
-            f"reference scores minimum={minimum!r}, maximum={maximum!r}: maximum must be larger"
+            f"reference scores minimum={minimum!r}, maximum={maximum!r}: maximum must be larger",
+            setting="maximum",
+            value=maximum,
         )
     return 100.0 * (value - minimum) / (maximum - minimum)
 
@@ -135,7 +121,7 @@ def estimate(
     level: float = 0.95,
     n_resamples: int | None = None,
 ) -> Estimate:
-    """Estimate a statistic of the returns that trainings and episodes of this kind have.
+    """Estimate a statistic of returns and its interval over training seeds and episodes.
 
     Args:
         returns: (seeds, episodes) of a task, or a sequence of such.
@@ -156,7 +142,11 @@ def estimate(
     sections 3 and 5, on how narrow a bootstrap of few values is.
     """
     if not 0.0 < level < 1.0:
-        raise ConfigError(f"level={level!r}: give a probability between 0 and 1, such as 0.95")
+        raise ConfigError(
+            f"level={level!r}: give a probability between 0 and 1, such as 0.95",
+            setting="level",
+            value=level,
+        )
     strata = as_strata(returns)
     pooled = np.concatenate([each.reshape(-1) for each in strata])
     value = float(statistic(pooled[None])[0])
@@ -178,9 +168,7 @@ def compute_confidence_interval(
 ) -> tuple[float, float]:
     """Bootstrap a confidence interval of the mean return over the episodes of one model.
 
-    This is :func:`estimate` of the mean with one seed: the percentile interval, from fixed random
-    numbers, so the same returns give the same interval. With few episodes it is somewhat too
-    narrow (about 0.90 covered at 10 episodes).
+    This is :func:`estimate` of the mean with one seed. The same returns give the same interval.
 
     Args:
         returns: Returns of n independent episodes (n,).
@@ -188,7 +176,7 @@ def compute_confidence_interval(
         n_resamples: Number of resamples.
 
     Returns:
-        Its ends; NaN for fewer than two episodes.
+        Lower and upper end; NaN for fewer than two episodes.
 
     Raises:
         ConfigError: ``level`` is not inside (0, 1).
@@ -203,14 +191,9 @@ def compute_confidence_interval(
 def student_interval(
     value: float, draws: NDArray[np.float64], n: int, freedom: int, level: float
 ) -> tuple[float, float]:
-    """Return an interval from bootstrap draws of a statistic of ``n`` independent values.
+    """Return the Student interval from bootstrap draws of a statistic of ``n`` values.
 
-    Args:
-        value: The statistic itself.
-        draws: Its values under resampling.
-        n: Values resampled; a bootstrap's variance is short of one in ``n``.
-        freedom: Degrees of freedom.
-        level: The probability to cover the truth.
+    The bootstrap's variance is corrected by n / (n - 1); ``freedom`` is the degrees of freedom.
     """
     from scipy import stats
 
@@ -220,7 +203,7 @@ def student_interval(
 
 
 def percentile_interval(draws: NDArray[np.float64], level: float) -> tuple[Any, Any]:
-    """Return the percentiles of bootstrap draws (n_resamples, ...) that enclose ``level``."""
+    """Return the central interval of bootstrap draws (n_resamples, ...) that holds ``level``."""
     tail = (1.0 - level) / 2.0
     low, high = np.quantile(draws, [tail, 1.0 - tail], axis=0)
     return (float(low), float(high)) if draws.ndim == 1 else (low, high)
@@ -230,7 +213,7 @@ def percentile_interval(draws: NDArray[np.float64], level: float) -> tuple[Any, 
 
 
 def as_strata(returns: Any) -> list[NDArray[np.float64]]:
-    """Return the tasks of some returns, each (seeds, episodes).
+    """Return returns as a list of tasks (strata), each (seeds, episodes).
 
     Args:
         returns: An array (seeds, episodes) of one task, or a sequence of such arrays.
@@ -242,23 +225,27 @@ def as_strata(returns: Any) -> list[NDArray[np.float64]]:
     strata = [np.asarray(each, dtype=np.float64) for each in given]
     if not strata or any(each.ndim != 2 or 0 in each.shape for each in strata):
         shapes = [each.shape for each in strata]
-        raise ConfigError(f"returns have shapes {shapes}: give (seeds, episodes) of each task")
+        raise ConfigError(
+            f"returns have shapes {shapes}: give (seeds, episodes) of each task",
+            setting="returns",
+            value=shapes,
+        )
     return strata
 
 
 def resample(
     returns: Any, statistic: Statistic, n_resamples: int = _N_RESAMPLES, seed: int = 0
 ) -> NDArray[np.float64]:
-    """Draw the statistic of resampled returns: seeds, then episodes, with replacement.
+    """Bootstrap a statistic: resample seeds, then episodes within them, with replacement.
 
     Args:
         returns: (seeds, episodes) of a task, or a sequence of such.
         statistic: Of the values along the last axis.
-        n_resamples: How often.
-        seed: Of the draws; the same returns give the same numbers.
+        n_resamples: Number of draws.
+        seed: Seed of the draws.
 
     Returns:
-        (n_resamples,).
+        The statistic of each draw (n_resamples,).
 
     Source: Agarwal et al. 2021 (arXiv:2108.13264), appendix A (strata); Davison and Hinkley 1997,
     section 3.8 (two levels). ``scipy.stats.bootstrap`` has one level.
@@ -278,7 +265,7 @@ def _draw(
     stratum: NDArray[np.float64], n: int, generator: np.random.Generator
 ) -> NDArray[np.float64]:
     n_seeds, n_episodes = stratum.shape
-    if n_seeds == 1:  # of one seed, how often each episode was drawn says all
+    if n_seeds == 1:  # counts of each episode suffice
         counts = generator.multinomial(n_episodes, np.full(n_episodes, 1.0 / n_episodes), size=n)
         return np.repeat(np.tile(stratum[0], n), counts.reshape(-1)).reshape(n, n_episodes)
     seeds = generator.integers(n_seeds, size=(n, n_seeds, 1))

@@ -72,7 +72,7 @@ def act_once(
         outputs["logits"] = prediction
     # A copy: an action of one dimension would be an output of the graph twice.
     taken = action.flatten(1) if action.dim() > 1 else action.clone()
-    return outputs, memory.remember_action(taken, state, remembered)
+    return outputs, state.advance(taken, remembered)
 
 
 class PolicyGraph(nn.Module):

@@ -1,10 +1,10 @@
-"""Encoders of observations, actions and returns."""
+"""Encoders of observations and actions, features extractors of a user's own included."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,17 +17,39 @@ from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.data import ObservationStatistics
 from sb3_dmamba.errors import ConfigError, SpaceError
 
-_SMALLEST_NATURE_CNN_INPUT = 36  # pixels: below, the third convolution has nothing to look at
+_SMALLEST_NATURE_CNN_INPUT = 36  # pixels a side: smaller images vanish in the third convolution
+
+
+def make_observation_encoder(
+    space: spaces.Box, config: DecisionMambaConfig, statistics: ObservationStatistics | None
+) -> LinearEncoder | NatureCNNEncoder:
+    """Build the encoder named by ``config.encoder``; ``"auto"`` chooses by the space.
+
+    Raises:
+        SpaceError: ``"nature_cnn"`` was requested and the space holds no images.
+    """
+    if config.encoder == "nature_cnn" and (len(space.shape) != 3 or space.dtype != np.uint8):
+        raise SpaceError(
+            f"encoder='nature_cnn' needs images (channels, height, width) of bytes, and the "
+            f"observations are {space}: use encoder='linear', or policy_kwargs with a features "
+            f"extractor of your own",
+            setting="encoder",
+            value="nature_cnn",
+        )
+    is_image = config.encoder == "auto" and is_image_space(space, normalized_image=False)
+    if is_image or config.encoder == "nature_cnn":
+        return NatureCNNEncoder(space, config.hidden_size)
+    return LinearEncoder(space, config.hidden_size, statistics)
 
 
 def make_normalization(
     space: spaces.Box, statistics: ObservationStatistics | None
 ) -> tuple[Float[Tensor, "*obs"], Float[Tensor, "*obs"]]:
-    """Return what observations are shifted and divided by: the dataset's mean and deviation.
+    """Return the mean and standard deviation that observations are standardised with.
 
     Args:
-        space: Space of one observation; without statistics bytes are divided by 255.
-        statistics: Of the dataset, or None.
+        space: Space of one observation.
+        statistics: Those of the dataset; None divides bytes by 255 and leaves other values.
     """
     if statistics is None:
         scale = 255.0 if space.dtype == np.uint8 else 1.0
@@ -37,12 +59,12 @@ def make_normalization(
 
 
 class LinearEncoder(nn.Module):
-    """Standardise a flat observation and project it.
+    """Flatten, standardise and project an observation.
 
     Args:
-        space: Space of one observation; flattened first. Bytes are divided by 255.
+        space: Space of one observation.
         hidden_size: Width of the result.
-        statistics: Mean and standard deviation to standardise with, or None for neither.
+        statistics: Mean and standard deviation; None divides bytes by 255.
     """
 
     mean: Tensor
@@ -53,8 +75,7 @@ class LinearEncoder(nn.Module):
     ) -> None:
         super().__init__()
         mean, std = make_normalization(space, statistics)
-        # Buffers, so that the normalisation travels with the weights wherever they go.
-        self.register_buffer("mean", mean.flatten())
+        self.register_buffer("mean", mean.flatten())  # saved and moved with the weights
         self.register_buffer("std", std.flatten())
         self.projection = nn.Linear(math.prod(space.shape), hidden_size)
 
@@ -66,7 +87,7 @@ class LinearEncoder(nn.Module):
 
 
 class NatureCNNEncoder(nn.Module):
-    """The convolutional network of DQN's Nature paper, on images of bytes.
+    """The convolutional network of DQN's Nature paper, for images of bytes.
 
     Args:
         space: An image space, channels first or last.
@@ -106,7 +127,7 @@ class NatureCNNEncoder(nn.Module):
         self.projection = nn.Linear(size, hidden_size)
 
     def forward(self, observations: Num[Tensor, "B K *obs"]) -> Float[Tensor, "B K H"]:
-        """Encode raw images; they become floats here, on the device, and not before."""
+        """Encode raw images, which are converted to floats here, on the device."""
         images = observations.flatten(0, 1)  # (B * K, *obs)
         if self.channels_last:
             images = images.movedim(-1, 1)
@@ -114,137 +135,23 @@ class NatureCNNEncoder(nn.Module):
         return encoded.view(*observations.shape[:2], -1)  # (B, K, H)
 
 
-class ActionEncoder(nn.Module):
-    """Embed an action: a table for discrete ones, a projection for continuous ones."""
-
-    def __init__(self, space: spaces.Space[Any], hidden_size: int) -> None:
-        super().__init__()
-        self.start = int(space.start) if isinstance(space, spaces.Discrete) else None
-        self.projection: nn.Module
-        if isinstance(space, spaces.Discrete):
-            self.projection = nn.Embedding(int(space.n), hidden_size)
-        elif isinstance(space, spaces.Box):
-            self.projection = nn.Linear(math.prod(space.shape), hidden_size)
-        else:
-            raise SpaceError(
-                f"action space {space} is not supported: use Box or Discrete",
-                setting="action_space",
-                value=space,
-            )
-
-    def forward(self, actions: Num[Tensor, "B K *act"]) -> Float[Tensor, "B K H"]:
-        """Encode actions as the environment takes them."""
-        if self.start is None:
-            encoded: Tensor = self.projection(actions.flatten(2))
-        else:
-            # Padding is zero, which a space that does not start there has no row for.
-            encoded = self.projection((actions - self.start).clamp_min(0))
-        return encoded
-
-
-def make_observation_encoder(
-    space: spaces.Box, config: DecisionMambaConfig, statistics: ObservationStatistics | None
-) -> LinearEncoder | NatureCNNEncoder:
-    """Build the encoder that ``config.encoder`` names, or the one that fits the space.
-
-    Raises:
-        SpaceError: ``"nature_cnn"`` was asked for and the space holds no images.
-    """
-    looks_like_images = is_image_space(space, normalized_image=False)
-    kind: Literal["auto", "linear", "nature_cnn"] = config.encoder
-    if kind == "nature_cnn" and (len(space.shape) != 3 or space.dtype != np.uint8):
-        raise SpaceError(
-            f"encoder='nature_cnn' needs images (channels, height, width) of bytes, and the "
-            f"observations are {space}: use encoder='linear', or policy_kwargs with a features "
-            f"extractor of your own",
-            setting="encoder",
-            value="nature_cnn",
-        )
-    if kind == "nature_cnn" or (kind == "auto" and looks_like_images):
-        return NatureCNNEncoder(space, config.hidden_size)
-    return LinearEncoder(space, config.hidden_size, statistics)
-
-
-_CLASS, _KWARGS = "features_extractor_class", "features_extractor_kwargs"
-
-MakeExtractor = Callable[..., nn.Module]
-
-
-def check_policy_kwargs(policy_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return ``policy_kwargs`` as a dictionary of its own.
-
-    Raises:
-        ConfigError: It has something else than a features extractor, or a part of one.
-    """
-    given = dict(policy_kwargs or {})
-    others = sorted(given.keys() - {_CLASS, _KWARGS})
-    if others:
-        raise ConfigError(
-            f"policy_kwargs has {', '.join(others)}: it takes {_CLASS} and {_KWARGS}; the network "
-            f"and its optimiser have settings of their own, such as hidden_size=256",
-            setting="policy_kwargs",
-            value=others,
-            choices=(_CLASS, _KWARGS),
-        )
-    if given and not callable(given.get(_CLASS)):
-        raise ConfigError(
-            f"{_CLASS}={given.get(_CLASS)!r}: give a class such as a BaseFeaturesExtractor",
-            setting=_CLASS,
-            value=given.get(_CLASS),
-        )
-    return given
-
-
-def name_extractor(policy_kwargs: Mapping[str, Any]) -> str | None:
-    """Return the full name of the features extractor's class, None where there is none."""
-    if not policy_kwargs:
-        return None
-    extractor = policy_kwargs[_CLASS]
-    return f"{extractor.__module__}.{getattr(extractor, '__qualname__', type(extractor).__name__)}"
-
-
-def check_extractor(saved: str | None, given: str | None, path: Any) -> None:
-    """Check that a file is read with the features extractor that it was written with.
-
-    Its class is not imported by its name: reading a file executes nothing.
-
-    Args:
-        saved: Name of the class in the file, as :func:`name_extractor` returned it.
-        given: Name of the class that it is to be read with.
-        path: The file.
-
-    Raises:
-        ConfigError: They differ.
-    """
-    if saved == given:
-        return
-    wants = "has no features extractor: leave policy_kwargs out"
-    if saved is not None:
-        name = saved.rpartition(".")[2]
-        wants = (
-            f"was made with the features extractor {saved}: load it with "
-            f'policy_kwargs={{"{_CLASS}": {name}, ...}}, as it was made'
-        )
-    raise ConfigError(f"{path} {wants}", setting="policy_kwargs", value=given, choices=[saved])
-
-
 class ExtractorEncoder(nn.Module):
-    """Apply a features extractor to every step of a batch of windows, and project its features.
+    """Apply a features extractor to every step of a batch of windows and project its features.
 
-    The extractor sees what Stable-Baselines3 would show it: images with their channels first and
-    divided by 255. Other observations come standardised with the dataset's statistics.
+    As in Stable-Baselines3, the extractor gets images with their channels first, divided by 255.
+    Other observations are standardised with the dataset's statistics.
 
     Args:
         space: Space of one observation.
         config: ``hidden_size``, the width of the result.
-        statistics: Mean and standard deviation to standardise with, or None for neither.
-        features_extractor_class: Makes the extractor from the space (an image's with channels
-            first) and ``features_extractor_kwargs``: a module with ``features_dim``, from
+        statistics: Mean and standard deviation; None divides bytes by 255.
+        features_extractor_class: Called with the space (channels first for images) and
+            ``features_extractor_kwargs``; returns a module with ``features_dim`` that maps
             (N, *observation) to (N, features_dim).
         features_extractor_kwargs: Its further arguments.
 
     Raises:
-        ConfigError: The extractor has no ``features_dim``, or the config names an encoder too.
+        ConfigError: The extractor has no ``features_dim``, or the config names an encoder as well.
     """
 
     mean: Tensor
@@ -288,7 +195,7 @@ class ExtractorEncoder(nn.Module):
         """Encode raw observations, in the environment's units.
 
         Raises:
-            SpaceError: The extractor returned something else than (N, features_dim).
+            SpaceError: The extractor's result is not of shape (N, features_dim).
         """
         steps = observations.flatten(0, 1)  # (B * K, *obs)
         if self.channels_last:
@@ -304,3 +211,98 @@ class ExtractorEncoder(nn.Module):
             )
         encoded: Tensor = self.projection(features)
         return encoded.view(*observations.shape[:2], -1)  # (B, K, H)
+
+
+_CLASS, _KWARGS = "features_extractor_class", "features_extractor_kwargs"
+
+MakeExtractor = Callable[..., nn.Module]
+
+
+def check_policy_kwargs(policy_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Validate ``policy_kwargs`` and return a copy.
+
+    Raises:
+        ConfigError: It has other keys than those of a features extractor, or no class.
+    """
+    given = dict(policy_kwargs or {})
+    others = sorted(given.keys() - {_CLASS, _KWARGS})
+    if others:
+        raise ConfigError(
+            f"policy_kwargs has {', '.join(others)}: it takes {_CLASS} and {_KWARGS}; the network "
+            f"and its optimiser have settings of their own, such as hidden_size=256",
+            setting="policy_kwargs",
+            value=others,
+            choices=(_CLASS, _KWARGS),
+        )
+    if given and not callable(given.get(_CLASS)):
+        raise ConfigError(
+            f"{_CLASS}={given.get(_CLASS)!r}: give a class such as a BaseFeaturesExtractor",
+            setting=_CLASS,
+            value=given.get(_CLASS),
+        )
+    return given
+
+
+def name_extractor(policy_kwargs: Mapping[str, Any]) -> str | None:
+    """Return the full name of the features extractor's class; None without one."""
+    if not policy_kwargs:
+        return None
+    extractor = policy_kwargs[_CLASS]
+    return f"{extractor.__module__}.{getattr(extractor, '__qualname__', type(extractor).__name__)}"
+
+
+def check_extractor(saved: str | None, given: str | None, path: Any) -> None:
+    """Check that a file is read with the features extractor it was written with.
+
+    Its class is never imported by name: reading a file executes nothing.
+
+    Args:
+        saved: Name of the class in the file, from :func:`name_extractor`.
+        given: Name of the class given by the caller.
+        path: The file.
+
+    Raises:
+        ConfigError: They differ.
+    """
+    if saved == given:
+        return
+    wants = "has no features extractor: leave policy_kwargs out"
+    if saved is not None:
+        name = saved.rpartition(".")[2]
+        wants = (
+            f"was made with the features extractor {saved}: load it with "
+            f'policy_kwargs={{"{_CLASS}": {name}, ...}}, as it was made'
+        )
+    raise ConfigError(f"{path} {wants}", setting="policy_kwargs", value=given, choices=[saved])
+
+
+class ActionEncoder(nn.Module):
+    """Embed an action: a table for discrete actions, a projection for continuous ones.
+
+    Raises:
+        SpaceError: The space is neither Box nor Discrete.
+    """
+
+    def __init__(self, space: spaces.Space[Any], hidden_size: int) -> None:
+        super().__init__()
+        self.start = int(space.start) if isinstance(space, spaces.Discrete) else None
+        self.projection: nn.Module
+        if isinstance(space, spaces.Discrete):
+            self.projection = nn.Embedding(int(space.n), hidden_size)
+        elif isinstance(space, spaces.Box):
+            self.projection = nn.Linear(math.prod(space.shape), hidden_size)
+        else:
+            raise SpaceError(
+                f"action space {space} is not supported: use Box or Discrete",
+                setting="action_space",
+                value=space,
+            )
+
+    def forward(self, actions: Num[Tensor, "B K *act"]) -> Float[Tensor, "B K H"]:
+        """Encode actions in the environment's units."""
+        if self.start is None:
+            encoded: Tensor = self.projection(actions.flatten(2))
+        else:
+            # Padding is zero, which may lie below the space's first action.
+            encoded = self.projection((actions - self.start).clamp_min(0))
+        return encoded

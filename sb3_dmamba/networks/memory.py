@@ -1,7 +1,8 @@
-"""What acting carries from step to step: a window of steps, or a recurrent state."""
+"""Memories of an acting policy: a window of past steps, or a recurrent state."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,19 +22,19 @@ from sb3_dmamba.networks.model import SequenceModel
 
 @dataclass(frozen=True)
 class ActingState:
-    """Memory of a policy that acts in several environments of different ages.
+    """State of a policy that acts in several environments, whose episodes may differ in age.
 
-    Every tensor has one row an environment, and a new episode is a row of zeros; so rows can be
-    dropped, reordered, joined, pickled and moved without knowing what they hold. Both memories
-    have ``"timestep"``, steps taken in the episode, and ``"action"``, the last action: a caller
-    that took another one than the policy chose says so by :meth:`with_action`.
+    Every tensor has one row per environment, and a new episode is a row of zeros. Rows can be
+    dropped, reordered, joined, pickled and moved to another device. Both memories
+    have ``"timestep"``, the number of steps taken in the episode, and ``"action"``, the last
+    action; if the environment took another action than the policy chose, set it with
+    :meth:`with_action`.
 
-    A state belongs to the weights it was made with: a window holds embedded observations, a stream
-    recurrent states. Episodes that go on while the weights change are not seen as the new weights
-    would have seen them; those that begin afterwards are.
+    A state holds embedded observations (window) or recurrent states (stream), computed from the
+    weights of that time. If the weights change, episodes that are under way keep the old ones.
 
     Args:
-        memory: Which of the two memories this is.
+        memory: ``"window"`` or ``"stream"``.
         tensors: The rows, by name.
     """
 
@@ -45,13 +46,12 @@ class ActingState:
         return len(self.tensors["timestep"])
 
     def take(self, rows: ArrayLike) -> ActingState:
-        """Keep some environments, in the order given.
+        """Select environments, in the given order.
 
         Args:
             rows: Integer indices, shape (m,); an index may repeat.
         """
-        index = torch.as_tensor(np.array(rows, dtype=np.int64, order="C"))
-        index = index.to(self.tensors["timestep"].device)
+        index = torch.as_tensor(np.array(rows, dtype=np.int64, order="C"), device=self._device)
         return self._replace({name: tensor[index] for name, tensor in self.tensors.items()})
 
     def reset(self, starts: ArrayLike) -> ActingState:
@@ -63,20 +63,20 @@ class ActingState:
         flags = np.array(starts, dtype=bool, order="C")
         if not flags.any():
             return self
-        index = torch.as_tensor(flags, device=self.tensors["timestep"].device)
+        index = torch.as_tensor(flags, device=self._device)
         cleared = {name: tensor.clone() for name, tensor in self.tensors.items()}
         for tensor in cleared.values():
             tensor[index] = 0
         return self._replace(cleared)
 
     def with_action(self, actions: ArrayLike) -> ActingState:
-        """Remember other actions than the policy chose, which the environments have taken.
+        """Replace the last actions by those that the environments have taken.
 
         Args:
-            actions: Shape (n, *action_space.shape), as the environment takes them.
+            actions: Shape (n, *action_space.shape), in the environment's units.
 
         Raises:
-            ConditioningError: There are not as many, or they have another size.
+            ConditioningError: Their number or size is wrong.
         """
         chosen = self.tensors["action"]
         taken = torch.as_tensor(np.array(actions, order="C"), dtype=chosen.dtype)
@@ -92,7 +92,7 @@ class ActingState:
         return self._replace({**self.tensors, "action": action})
 
     def to(self, device: torch.device | str) -> ActingState:
-        """Move every row to a device."""
+        """Move the state to a device."""
         return self._replace({name: tensor.to(device) for name, tensor in self.tensors.items()})
 
     @staticmethod
@@ -100,7 +100,7 @@ class ActingState:
         """Join the environments of several states of one policy and memory, in order.
 
         Args:
-            states: At least one; the joined state is on the first one's device.
+            states: At least one; the result is on the device of the first.
 
         Raises:
             ConditioningError: There is none, or they are of different memories or policies.
@@ -118,21 +118,34 @@ class ActingState:
                     f"memory",
                     setting="states",
                 )
-        device = first.tensors["timestep"].device
-        moved = [state.to(device) for state in states]
+        moved = [state.to(first._device) for state in states]
         return first._replace(
             {name: torch.cat([state.tensors[name] for state in moved]) for name in first.tensors}
         )
+
+    def advance(self, actions: Tensor, remembered: dict[str, Tensor]) -> ActingState:
+        """Return the state one step later.
+
+        Args:
+            actions: Actions taken, flat.
+            remembered: Second result of the memory's ``encode``.
+        """
+        timestep = self.tensors["timestep"] + 1
+        return self._replace({"timestep": timestep, "action": actions, **remembered})
+
+    @property
+    def _device(self) -> torch.device:
+        return self.tensors["timestep"].device
 
     def _layout(self) -> tuple[str, dict[str, tuple[int, ...]]]:
         return self.memory, {name: tuple(rows.shape[1:]) for name, rows in self.tensors.items()}
 
     def _replace(self, tensors: dict[str, Tensor]) -> ActingState:
-        return ActingState(self.memory, tensors)
+        return dataclasses.replace(self, tensors=tensors)
 
 
 def _action_rows(space: spaces.Space[Any], *lead: int) -> Tensor:
-    """Zeros in the shape and type that actions are stored and encoded in."""
+    """Return zeros in the shape and dtype of stored actions."""
     if isinstance(space, spaces.Discrete):
         return torch.zeros(lead, dtype=torch.int64)
     assert isinstance(space, spaces.Box)
@@ -140,13 +153,13 @@ def _action_rows(space: spaces.Space[Any], *lead: int) -> Tensor:
 
 
 class StreamMemory:
-    """Carry the recurrent state over the whole episode, at a constant cost a step.
+    """Carry the recurrent state over the whole episode, at a constant cost per step.
 
     Args:
         model: The model that acts.
         action_space: Its action space.
-        uniform: Whether rows of every age take the same way through the model, whatever their
-            number: what an exported graph needs, and a little slower.
+        uniform: Whether rows of every age run through the same operations. An exported graph
+            needs that; it is a little slower.
     """
 
     def __init__(
@@ -184,24 +197,23 @@ class StreamMemory:
         if self.uniform:
             return self._encode_uniformly(observations, returns_to_go, state.tensors, starts)
         n_starts = int(starts.sum())
-        if n_starts == 0 or n_starts == len(starts):
+        if n_starts in (0, len(starts)):
             return self._encode(observations, returns_to_go, state.tensors, first=n_starts > 0)
-        # An episode's first step has no action before it: rows of both kinds go separately.
-        predictions: Tensor | None = None
-        remembered: dict[str, Tensor] = {}
-        for rows, first in ((starts, True), (~starts, False)):
+        # An episode's first step has no action before it: encode rows of both kinds separately.
+        results, places = [], []
+        for is_first, rows in ((True, starts), (False, ~starts)):
             tensors = {name: tensor[rows] for name, tensor in state.tensors.items()}
-            some, new = self._encode(observations[rows], returns_to_go[rows], tensors, first=first)
-            if predictions is None:
-                predictions = some.new_zeros(len(starts), *some.shape[1:])
-                remembered = {
-                    name: part.new_zeros(len(starts), *part.shape[1:]) for name, part in new.items()
-                }
-            predictions[rows] = some
-            for name, part in new.items():
-                remembered[name][rows] = part
-        assert predictions is not None
-        return predictions, remembered
+            results.append(
+                self._encode(observations[rows], returns_to_go[rows], tensors, first=is_first)
+            )
+            places.append(rows.nonzero().squeeze(1))
+        order = torch.cat(places).argsort()
+        predictions = torch.cat([prediction for prediction, _ in results])[order]
+        names = results[0][1]
+        return predictions, {
+            name: torch.cat([remembered[name] for _, remembered in results])[order]
+            for name in names
+        }
 
     def _encode(
         self,
@@ -225,15 +237,15 @@ class StreamMemory:
         tensors: dict[str, Tensor],
         starts: Tensor,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Encode a previous action in every row, and forget it where there was none."""
+        """Encode a previous action in every row, and zero its effect in first steps."""
         tokens = self.model.embed_step(
             tensors["action"], returns_to_go, observations, tensors["timestep"]
         )
         _, layers = self.model.step(tokens[:, :1], self._unpack(tensors))
         for layer in layers:
             for name, rows in layer.items():
-                forget = starts.view(-1, *([1] * (rows.dim() - 1)))
-                layer[name] = torch.where(forget, torch.zeros_like(rows), rows)
+                is_first = starts.view(-1, *([1] * (rows.dim() - 1)))
+                layer[name] = torch.where(is_first, torch.zeros_like(rows), rows)
         prediction, layers = self.model.step(tokens[:, 1:], layers)
         return prediction, self._pack(layers)
 
@@ -247,25 +259,17 @@ class StreamMemory:
             for name, key in names
         }
 
-    def remember_action(
-        self, actions: Tensor, state: ActingState, remembered: dict[str, Tensor]
-    ) -> ActingState:
-        """Return the state after ``actions`` were taken."""
-        timestep = state.tensors["timestep"] + 1
-        return ActingState("stream", {"timestep": timestep, "action": actions, **remembered})
-
 
 class WindowMemory:
     """Run the model over the last ``context_length`` steps at each step, as the paper does.
 
-    An observation is embedded once, when it is new: time and position are added later, so its
-    embedding stays the same for as long as it is in the window. A state is therefore of the weights
-    that it was made with, as a stream's is.
+    An observation is embedded once, when it is new: time and position are added later, so the
+    embedding does not change while the observation is in the window.
 
     Args:
         model: The model that acts.
         action_space: Its action space.
-        context_length: Steps to look back on, the current one included.
+        context_length: Steps in the window, the current one included.
         uniform: As for :class:`StreamMemory`.
     """
 
@@ -305,13 +309,13 @@ class WindowMemory:
         place = timestep.clamp_max(self.context_length - 1)  # of the newest step in its window
         window = self._shift_full_windows(state)
         row = torch.arange(timestep.shape[0], device=timestep.device)
-        # At a first step this writes the action that comes later, which nothing sees.
+        # At a first step this writes a later action, which a causal model cannot see.
         window["actions"][row, (place - 1).clamp_min(0)] = state.tensors["action"]
         embedded = self.model.embedding.embed_observations(observations.unsqueeze(1)).squeeze(1)
         window["embedded_observations"][row, place] = embedded.float()
         window["returns_to_go"][row, place] = returns_to_go
 
-        # Rows of different ages are padded on the right, where a causal model cannot see it.
+        # Windows of different lengths are padded on the right, which a causal model cannot see.
         n_steps = self.context_length if self.uniform else int(place.max()) + 1
         offset = torch.arange(n_steps, device=timestep.device)
         tokens = self.model.embedding.join(
@@ -323,21 +327,12 @@ class WindowMemory:
         state_tokens = self.model.mix(tokens)[row, place]
         return self.model.predict(state_tokens), window
 
-    def remember_action(
-        self, actions: Tensor, state: ActingState, remembered: dict[str, Tensor]
-    ) -> ActingState:
-        """Return the state after ``actions`` were taken."""
-        timestep = state.tensors["timestep"] + 1
-        return ActingState("window", {"timestep": timestep, "action": actions, **remembered})
-
     def _shift_full_windows(self, state: ActingState) -> dict[str, Tensor]:
-        """Copy the windows, those that are full without their oldest step."""
-        names = ("embedded_observations", "actions", "returns_to_go")
-        full = state.tensors["timestep"] >= self.context_length
+        """Copy the windows, and drop the oldest step of full ones."""
+        is_full = state.tensors["timestep"] >= self.context_length
         shifted = {}
-        for name in names:
+        for name in ("embedded_observations", "actions", "returns_to_go"):
             rows = state.tensors[name]
-            moved = torch.roll(rows, -1, dims=1)
-            where = full.view(-1, *([1] * (rows.dim() - 1)))
-            shifted[name] = torch.where(where, moved, rows)
+            where = is_full.view(-1, *([1] * (rows.dim() - 1)))
+            shifted[name] = torch.where(where, torch.roll(rows, -1, dims=1), rows)
         return shifted

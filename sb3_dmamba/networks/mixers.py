@@ -1,4 +1,9 @@
-"""Token mixers: Mamba, causal self-attention and causal convolution."""
+"""Token mixers: Mamba, causal self-attention and causal convolution.
+
+Each mixer has the same four methods: ``initial_state``, ``forward`` over whole sequences,
+``resume`` over sequences that continue from a state, and ``step`` for acting. Of shapes, B is the
+batch, L the tokens, H the width, D the channels inside a Mamba mixer, and M the tokens read out.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +18,15 @@ from torch import Tensor, nn
 from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.ops import MambaWeights, causal_conv1d, mamba_step, selective_scan
 
+TOKENS_PER_STEP = 3  # return-to-go, state, action
 _STEP_SIZE_MIN, _STEP_SIZE_MAX, _STEP_SIZE_FLOOR = 1e-3, 1e-1, 1e-4  # mamba_ssm's
 
 
-TOKENS_PER_STEP = 3  # return-to-go, state, action
-
-
 class MambaMixer(nn.Module):
-    """A Mamba block: projection, causal convolution, selective scan, gate, projection.
+    """Mamba: projection, causal convolution, selective scan, gate, projection.
 
-    Parameter names, shapes and initialisation are those of ``mamba_ssm.Mamba``, so that its
-    weights load here and ours load there.
+    Parameter names, shapes and initialisation are those of ``mamba_ssm.Mamba``, so that weights
+    can be exchanged with it.
 
     Args:
         config: ``hidden_size``, ``d_state``, ``d_conv``, ``expand``, ``dt_rank``, ``backend``.
@@ -61,7 +64,7 @@ class MambaMixer(nn.Module):
             self.dt_proj.bias.copy_(step_size + torch.log(-torch.expm1(-step_size)))
 
     def initial_state(self, batch_size: int) -> dict[str, Tensor]:
-        """Return the state before the first token: nothing convolved, nothing accumulated."""
+        """Return the state before the first token: zeros."""
         weight = self.D
         return {
             "convolution": weight.new_zeros(batch_size, self.n_taps - 1, self.inner),
@@ -71,25 +74,20 @@ class MambaMixer(nn.Module):
     def forward(
         self, tokens: Float[Tensor, "B L H"], readout: slice | None = None
     ) -> Float[Tensor, "B M H"]:
-        """Mix whole sequences, from an empty state.
+        """Mix whole sequences, starting from the initial state.
 
         Args:
             tokens: Normalised input of the block.
-            readout: The tokens whose output is wanted; None is all of them. The last block's
-                output is read at one token in three, and the gate and the output projection
-                of the others need not be computed.
+            readout: Tokens whose output is needed; None is all. The last block's output is read
+                at one token in three, which saves the others' gate and output projection.
 
         Returns:
-            The mixed tokens, at ``readout``.
+            The mixed tokens at ``readout``.
         """
         weights = self._make_weights()
         inputs, gate = self._project(tokens, weights, readout)
         convolved = causal_conv1d(
-            inputs,
-            weights.conv1d,
-            weights.conv1d_bias,
-            activation="silu",
-            backend=self.backend,
+            inputs, weights.conv1d, weights.conv1d_bias, activation="silu", backend=self.backend
         )
         mixed = selective_scan(
             *self._scan_inputs(convolved, weights),
@@ -108,14 +106,14 @@ class MambaMixer(nn.Module):
         readout: slice | None = None,
         real: Bool[Tensor, "B L"] | None = None,
     ) -> tuple[Float[Tensor, "B M H"], dict[str, Tensor]]:
-        """Mix sequences that go on from ``state``, with gradients; they start with a return-to-go.
+        """Mix sequences that continue from a state, with gradients.
 
         Args:
-            tokens: Normalised input of the block.
-            state: What :meth:`initial_state` or the last call returned. Gradients flow into it.
-            readout: The tokens whose output is wanted; None is all of them.
-            real: False where a sequence has not begun yet, on its left; its state is then the
-                initial one, and stays so until it begins. What is returned there is meaningless.
+            tokens: Normalised input of the block; the first one is a return-to-go.
+            state: Result of :meth:`initial_state` or of the last call. Gradients flow into it.
+            readout: Tokens whose output is needed; None is all.
+            real: False in the padding on the left of a sequence, whose state is then still the
+                initial one. Outputs there are meaningless. None is True everywhere.
 
         Returns:
             The mixed tokens at ``readout``, and the state after the last token.
@@ -133,7 +131,7 @@ class MambaMixer(nn.Module):
             return_final_state=True,
             backend=self.backend,
         )
-        if real is not None:  # the bias makes something of nothing
+        if real is not None:  # the bias makes padding nonzero
             convolved = convolved * real.unsqueeze(-1)
         mixed, scan = selective_scan(
             *self._scan_inputs(convolved, weights),
@@ -151,8 +149,8 @@ class MambaMixer(nn.Module):
     def _project(
         self, tokens: Float[Tensor, "B L H"], weights: MambaWeights, readout: slice | None
     ) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "B M D"]]:
-        """Return what is convolved, and the gate of the tokens whose output is wanted."""
-        # Two products in place of one and a split: the gradients of the halves need no joining.
+        """Return the input of the convolution, and the gate of the tokens at ``readout``."""
+        # Two products instead of one and a split: their gradients need no concatenation.
         weight_in, weight_gate = weights.in_proj.chunk(2)
         wanted = tokens if readout is None else tokens[:, readout]
         return F.linear(tokens, weight_in), F.linear(wanted, weight_gate)
@@ -173,7 +171,7 @@ class MambaMixer(nn.Module):
         weights: MambaWeights,
         readout: slice | None,
     ) -> Float[Tensor, "B M H"]:
-        """Gate what the scan has not gated yet, and project."""
+        """Apply the gate, if the scan has not, and the output projection."""
         if readout is not None:
             mixed = mixed[:, readout] * F.silu(gate)
         return F.linear(mixed, weights.out_proj)
@@ -181,10 +179,10 @@ class MambaMixer(nn.Module):
     def step(
         self, tokens: Float[Tensor, "B L H"], state: dict[str, Tensor]
     ) -> tuple[Float[Tensor, "B L H"], dict[str, Tensor]]:
-        """Mix the next few tokens of each sequence, continuing from ``state``; without gradients.
+        """Mix the next few tokens of each sequence, without gradients.
 
         Returns:
-            The mixed tokens and the state after them; ``state`` itself is left as it was.
+            The mixed tokens and the state after them; ``state`` itself is unchanged.
         """
         with torch.no_grad():
             mixed, convolution, scan = mamba_step(
@@ -193,34 +191,33 @@ class MambaMixer(nn.Module):
         return mixed, {"convolution": convolution, "scan": scan}
 
     def train(self, mode: bool = True) -> MambaMixer:
-        """Set the mode; what changes the weights trains first, so nothing kept outlives it."""
+        """Set the mode; training drops the weights that :meth:`step` has cached."""
         if mode:
             self.forget_kept_weights()
         return super().train(mode)
 
     def forget_kept_weights(self) -> None:
-        """Take the weights anew at the next step.
+        """Drop the weights cached by :meth:`step`.
 
-        Only changes that torch does not count need this: those through ``parameter.data``, and
-        those of a fused optimiser.
+        Only changes that torch does not count need this: through ``parameter.data``, or by a
+        fused optimiser.
         """
         self._kept_weights = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kept_weights": None}  # they hold addresses
+        return {**self.__dict__, "_kept_weights": None}  # which hold addresses
 
     def _kept(self) -> MambaWeights:
-        """Return the weights as :func:`mamba_step` takes them, made anew when one has changed."""
+        """Return the weights for :func:`mamba_step`, cached until one of them changes."""
         weights = [
             weight
             for module in (self, *self.children())
             for weight in module._parameters.values()  # parameters() takes ten times as long
             if weight is not None
         ]
-        is_traced = self.backend == "traceable"  # what is kept would be a constant of the trace
         if (
-            is_traced
-            or len(weights) != self._n_weights  # changes of parametrized ones cannot be seen
+            self.backend == "traceable"  # cached tensors would be constants of the trace
+            or len(weights) != self._n_weights  # changes of parametrized weights cannot be seen
             or any(weight.is_inference() for weight in weights)
         ):
             return self._make_weights()
@@ -244,7 +241,7 @@ class MambaMixer(nn.Module):
 
 
 def forget_kept_weights(model: nn.Module) -> None:
-    """Have every Mamba mixer of a model take its weights anew at the next step."""
+    """Drop the weights that the Mamba mixers of a model have cached for acting."""
     for module in model.modules():
         if isinstance(module, MambaMixer):
             module.forget_kept_weights()
@@ -255,7 +252,7 @@ class AttentionMixer(nn.Module):
 
     Args:
         config: ``hidden_size``, ``n_heads``, ``dropout`` (of the attention weights, in training)
-            and ``context_length`` (the tokens that ``step`` remembers).
+            and ``context_length`` (steps remembered by ``step`` and ``resume``).
 
     Source: Radford et al. 2019; Chen et al. 2021 (arXiv:2106.01345).
     """
@@ -301,8 +298,8 @@ class AttentionMixer(nn.Module):
     ) -> tuple[Float[Tensor, "B L H"], dict[str, Tensor]]:
         """Mix the next few tokens, attending to the last ``3 * context_length`` before them.
 
-        The cost is the same however long the episode is. Cached keys and values were computed
-        when their token was new, with all that it then saw: not what re-encoding a window gives.
+        Each token costs the same however long the episode is. Cached keys and values depend on
+        tokens that have left the cache, so the result differs from re-encoding a window.
         """
         return self.resume(tokens, state)
 
@@ -313,9 +310,9 @@ class AttentionMixer(nn.Module):
         readout: slice | None = None,
         real: Bool[Tensor, "B L"] | None = None,
     ) -> tuple[Float[Tensor, "B M H"], dict[str, Tensor]]:
-        """Mix sequences that go on from ``state``, as :meth:`step`; see :meth:`MambaMixer.resume`.
+        """Mix sequences that continue from a state, as :meth:`step`; see :meth:`MambaMixer.resume`.
 
-        Source: Dai et al. 2019 (arXiv:1901.02860) train with a cache in this way.
+        Source: Dai et al. 2019 (arXiv:1901.02860), which train with such a cache.
         """
         n_new = tokens.shape[1]
         query, key, value = map(self._split_heads, self.in_proj(tokens).chunk(3, dim=-1))
@@ -324,9 +321,9 @@ class AttentionMixer(nn.Module):
         slot = torch.arange(keys.shape[2], device=tokens.device)
         newest = slot[self.n_remembered :, None]  # each new token's own slot
         n_padded = 0 if real is None else n_new - real.sum(dim=1)
-        oldest = self.n_remembered - state["n_tokens"] + n_padded  # first slot that holds a token
+        oldest = self.n_remembered - state["n_tokens"] + n_padded  # first slot with a token
         in_reach = (slot <= newest) & (slot > newest - self.n_remembered)  # (L, cache + L)
-        # A token sees itself, also where it is padding: a softmax of nothing is not a number.
+        # Padding attends to itself: a softmax over no tokens is NaN.
         visible = in_reach & ((slot >= oldest[:, None, None]) | (slot == newest))
         if readout is not None:
             query, visible = query[:, :, readout], visible[:, readout]
@@ -339,7 +336,7 @@ class AttentionMixer(nn.Module):
 
     def _split_heads(self, projected: Float[Tensor, "B L H"]) -> Float[Tensor, "B heads L size"]:
         heads = projected.view(*projected.shape[:2], self.n_heads, self.head_size)
-        return heads.transpose(1, 2)
+        return heads.transpose(1, 2)  # (B, heads, L, size)
 
     def _attend(
         self,
@@ -348,7 +345,7 @@ class AttentionMixer(nn.Module):
         value: Float[Tensor, "B heads L size"],
         visible: Bool[Tensor, "..."] | None,
     ) -> Float[Tensor, "B M H"]:
-        """Attend where ``visible`` is True; None is the causal triangle."""
+        """Attend where ``visible`` is True; None is the causal mask."""
         mixed = F.scaled_dot_product_attention(
             query,
             key,
@@ -357,15 +354,15 @@ class AttentionMixer(nn.Module):
             dropout_p=self.dropout if self.training else 0.0,
             is_causal=visible is None,
         )
-        output: Tensor = self.out_proj(mixed.transpose(1, 2).flatten(2))
+        output: Tensor = self.out_proj(mixed.transpose(1, 2).flatten(2))  # heads joined: (B, M, H)
         return output
 
 
 class ConvolutionMixer(nn.Module):
     """Causal depthwise filters over the last few tokens, one set for each kind of token.
 
-    Return-to-go, state and action tokens each gather what went before by their own filters.
-    Nothing here mixes channels: the channel mixing that follows does.
+    Return-to-go, state and action tokens each have their own filters. Channels are not mixed:
+    the channel mixing that follows does that.
 
     Args:
         config: ``hidden_size``, ``filter_length`` and ``backend``.
@@ -383,7 +380,7 @@ class ConvolutionMixer(nn.Module):
         self.bias = nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
 
     def initial_state(self, batch_size: int) -> dict[str, Tensor]:
-        """Return the state before the first token: nothing to filter, a return-to-go is next."""
+        """Return the state before the first token: zeros; the next token is a return-to-go."""
         weight = self.filters
         return {
             "inputs": weight.new_zeros(batch_size, self.n_taps - 1, weight.shape[1]),
@@ -403,7 +400,7 @@ class ConvolutionMixer(nn.Module):
         readout: slice | None = None,
         real: Bool[Tensor, "B L"] | None = None,
     ) -> tuple[Float[Tensor, "B M H"], dict[str, Tensor]]:
-        """Mix sequences that go on from ``state``; see :meth:`MambaMixer.resume`."""
+        """Mix sequences that continue from a state; see :meth:`MambaMixer.resume`."""
         if real is not None:
             tokens = tokens * real.unsqueeze(-1)
         n_new = tokens.shape[1]
@@ -418,9 +415,9 @@ class ConvolutionMixer(nn.Module):
         readout: slice | None,
     ) -> Float[Tensor, "B M H"]:
         """Filter sequences that start with a return-to-go."""
-        kinds = torch.arange(tokens.shape[1], device=tokens.device) % TOKENS_PER_STEP
         if readout is not None and readout.step == TOKENS_PER_STEP:  # one kind of token
             return self._filter(tokens, before, (readout.start or 0) % TOKENS_PER_STEP)[:, readout]
+        kinds = torch.arange(tokens.shape[1], device=tokens.device) % TOKENS_PER_STEP
         mixed = self._filter(tokens, before, 0)
         for kind in range(1, TOKENS_PER_STEP):
             is_of_kind = (kinds == kind).unsqueeze(-1)  # (L, 1)
@@ -430,19 +427,15 @@ class ConvolutionMixer(nn.Module):
     def _filter(
         self, tokens: Float[Tensor, "B L H"], before: Float[Tensor, "B before H"] | None, kind: int
     ) -> Float[Tensor, "B L H"]:
-        """Filter every token as if it were of one kind."""
+        """Filter every token by the filters of one kind."""
         return causal_conv1d(
-            tokens,
-            self.filters[kind],
-            self.bias[kind],
-            initial_state=before,
-            backend=self.backend,
+            tokens, self.filters[kind], self.bias[kind], initial_state=before, backend=self.backend
         )
 
     def step(
         self, tokens: Float[Tensor, "B L H"], state: dict[str, Tensor]
     ) -> tuple[Float[Tensor, "B L H"], dict[str, Tensor]]:
-        """Mix the next few tokens; a few taps are remembered, however long the episode is."""
+        """Mix the next few tokens of each sequence, whose first token may be of any kind."""
         n_new = tokens.shape[1]
         inputs = torch.cat([state["inputs"], tokens], dim=1)  # (B, W - 1 + L, H)
         offset = torch.arange(n_new, device=tokens.device)

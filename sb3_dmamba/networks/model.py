@@ -1,4 +1,8 @@
-"""The sequence model: token embedding, blocks and heads."""
+"""The sequence model: token embedding, blocks and action heads, in the order of the data flow.
+
+Of shapes, B is the batch, K the steps of a window, L its tokens, M the tokens read out, H the
+width and A the size of a prediction.
+"""
 
 from __future__ import annotations
 
@@ -16,163 +20,6 @@ from sb3_dmamba.errors import SpaceError
 from sb3_dmamba.networks.encoders import ActionEncoder, make_observation_encoder
 from sb3_dmamba.networks.mixers import TOKENS_PER_STEP, AttentionMixer, ConvolutionMixer, MambaMixer
 
-_LEVELS = 1 << 16  # a random int16 an element: probabilities are multiples of 1 / 65536
-_PER_DRAW = 4  # int16s in the int64 that torch's generator draws
-
-
-class Dropout(nn.Module):
-    """Zero each activation with probability ``p`` in training, and scale the others up.
-
-    On a CPU ``torch.nn.Dropout`` draws one double an element from a generator that a single
-    thread can use, which is a tenth of an update here; 16 random bits an element do as well.
-
-    Args:
-        p: Probability of zeroing an activation, rounded to a multiple of 1 / 65536 on a CPU.
-
-    Source: Srivastava et al. 2014.
-    """
-
-    def __init__(self, p: float) -> None:
-        super().__init__()
-        self.p = p
-
-    def forward(self, activations: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """Drop out in training mode; return the activations as they are otherwise."""
-        if not self.training or self.p == 0.0:
-            return activations
-        if activations.device.type != "cpu":
-            return nn.functional.dropout(activations, self.p)
-        n_dropped = min(round(self.p * _LEVELS), _LEVELS - 1)
-        n_draws = -(-activations.numel() // _PER_DRAW)
-        draws = torch.empty(n_draws, dtype=torch.int64)
-        draws.random_(torch.iinfo(torch.int64).min, None)
-        levels = draws.view(torch.int16)[: activations.numel()].view(activations.shape)
-        kept = (levels >= n_dropped - _LEVELS // 2).to(activations.dtype)
-        return activations * kept.mul_(_LEVELS / (_LEVELS - n_dropped))
-
-    def extra_repr(self) -> str:
-        """Describe the module in ``print(model)``."""
-        return f"p={self.p}"
-
-
-class ContinuousHead(nn.Module):
-    """Predict an action in [-1, 1] through a tanh, scaled to the bounds of the space.
-
-    Args:
-        space: Bounded Box of actions.
-        hidden_size: Width of the tokens.
-
-    Raises:
-        SpaceError: A bound is not finite, or not above the other.
-    """
-
-    low: Tensor
-    high: Tensor
-    center: Tensor
-    half_range: Tensor
-
-    def __init__(self, space: spaces.Box, hidden_size: int) -> None:
-        super().__init__()
-        finite = space.is_bounded("both") and bool((space.high > space.low).all())
-        if not finite:
-            raise SpaceError(
-                f"action space {space} has a bound that is not finite or is empty: rescale its "
-                f"actions into finite bounds (gymnasium.wrappers.RescaleAction)",
-                setting="action_space",
-                value=space,
-            )
-        self.shape = space.shape
-        self.projection = nn.Linear(hidden_size, math.prod(space.shape))
-        low = torch.tensor(space.low, dtype=torch.float32).flatten()
-        high = torch.tensor(space.high, dtype=torch.float32).flatten()
-        bounds = {
-            "low": low,
-            "high": high,
-            "center": (low + high) / 2,
-            "half_range": (high - low) / 2,
-        }
-        for name, bound in bounds.items():  # the space has them: no need to save them
-            self.register_buffer(name, bound, persistent=False)
-
-    def forward(self, tokens: Float[Tensor, "*batch H"]) -> Float[Tensor, "*batch A"]:
-        """Predict actions in the units of the space, flat."""
-        squashed = torch.tanh(self.projection(tokens).float())
-        return torch.addcmul(self.center, self.half_range, squashed)
-
-    def losses(
-        self, predictions: Float[Tensor, "*batch A"], actions: Num[Tensor, "*batch _"]
-    ) -> Float[Tensor, "*batch"]:
-        """Return each step's squared error, averaged over the action's dimensions.
-
-        Errors are measured where the bounds are -1 and 1, so that a wide dimension of the action
-        weighs no more than a narrow one.
-        """
-        error = (predictions - actions.flatten(2)) / self.half_range
-        return error.square().mean(dim=-1)
-
-    def act(
-        self, predictions: Float[Tensor, "B A"], deterministic: bool
-    ) -> Float[Tensor, "B *act"]:
-        """Return the predicted actions; this head has no randomness to leave out."""
-        # Rounding can carry a saturated tanh past a bound.
-        return predictions.clamp(self.low, self.high).reshape(-1, *self.shape)
-
-
-class DiscreteHead(nn.Module):
-    """Predict the logits of a discrete action.
-
-    Args:
-        space: Discrete actions, from ``space.start``.
-        hidden_size: Width of the tokens.
-    """
-
-    def __init__(self, space: spaces.Discrete, hidden_size: int) -> None:
-        super().__init__()
-        self.start = int(space.start)
-        self.projection = nn.Linear(hidden_size, int(space.n), bias=False)
-
-    def forward(self, tokens: Float[Tensor, "*batch H"]) -> Float[Tensor, "*batch A"]:
-        """Predict logits."""
-        logits: Tensor = self.projection(tokens).float()
-        return logits
-
-    def losses(
-        self, predictions: Float[Tensor, "B K A"], actions: Num[Tensor, "B K"]
-    ) -> Float[Tensor, "B K"]:
-        """Return each step's cross-entropy."""
-        # Padding is zero, which a space that does not start there has no logit for.
-        classes = (actions - self.start).clamp_min(0)
-        return nn.functional.cross_entropy(
-            predictions.flatten(0, 1), classes.flatten(), reduction="none"
-        ).view_as(classes)
-
-    def act(self, predictions: Float[Tensor, "B A"], deterministic: bool) -> Num[Tensor, " B"]:
-        """Return the likeliest action, or one drawn at temperature 1."""
-        if deterministic:
-            return predictions.argmax(dim=-1) + self.start
-        probabilities = predictions.softmax(dim=-1)
-        return torch.multinomial(probabilities, 1).squeeze(-1) + self.start
-
-
-ActionHead = ContinuousHead | DiscreteHead
-
-
-def make_head(space: spaces.Space[Any], hidden_size: int) -> ActionHead:
-    """Build the head that fits the action space.
-
-    Raises:
-        SpaceError: The space is neither a bounded Box nor Discrete.
-    """
-    if isinstance(space, spaces.Box):
-        return ContinuousHead(space, hidden_size)
-    if isinstance(space, spaces.Discrete):
-        return DiscreteHead(space, hidden_size)
-    raise SpaceError(
-        f"action space {space} is not supported: use Box or Discrete",
-        setting="action_space",
-        value=space,
-    )
-
 
 class TokenEmbedding(nn.Module):
     """Interleave the embedded returns-to-go, observations and actions of a window.
@@ -181,9 +28,9 @@ class TokenEmbedding(nn.Module):
         observation_space: Space of one flat observation or image.
         action_space: Space of one action.
         config: Widths, encoders, time encoding and return scale.
-        statistics: What observations are standardised with, or None.
-        observation_encoder: Takes the place of the encoder that the space and the config call
-            for; (B, K, *obs) to (B, K, hidden_size).
+        statistics: Mean and standard deviation of the observations, or None.
+        observation_encoder: Replaces the encoder chosen by the space and the config; maps
+            (B, K, *obs) to (B, K, hidden_size).
 
     Source: Chen et al. 2021 (arXiv:2106.01345), algorithm 1, and its Atari code for the tanh and
     the global time encoding.
@@ -226,18 +73,18 @@ class TokenEmbedding(nn.Module):
     ) -> Float[Tensor, "B L H"]:
         """Embed K steps as L = 3K - 1 tokens: R_0, s_0, a_0, R_1, ..., s_{K-1}.
 
-        The last action is left out: it comes after everything that is predicted.
+        The last action is left out: no prediction depends on it.
 
         Args:
-            observations: As the environment gives them.
-            actions: As the environment takes them.
+            observations: In the environment's units.
+            actions: In the environment's units.
             returns_to_go: In the environment's units.
-            timesteps: Step in the episode, from 0; clamped at the table's end.
-            keep_last_action: Whether to keep that last token, for steps that come after these;
-                not with the global time encoding, which has no place for it.
+            timesteps: Step in the episode, from 0; clamped to the end of the table.
+            keep_last_action: Whether to keep the last action's token, for steps that follow;
+                not with the global time encoding, which has no position for it.
 
         Returns:
-            The tokens, ready for the first block.
+            The tokens, normalised for the first block.
         """
         embedded = self.embed_observations(observations)
         return self.join(embedded, actions, returns_to_go, timesteps, keep_last_action)
@@ -250,33 +97,16 @@ class TokenEmbedding(nn.Module):
         timesteps: Int[Tensor, "B K"],
         keep_last_action: bool = False,
     ) -> Float[Tensor, "B L H"]:
-        """Do the same as :meth:`forward` where the observations are embedded already.
-
-        Args:
-            embedded_observations: What :meth:`embed_observations` made of them.
-            actions: As for :meth:`forward`, as is what follows.
-            returns_to_go: In the environment's units.
-            timesteps: Step in the episode, from 0.
-            keep_last_action: Whether the last action is there.
-
-        Returns:
-            The tokens, ready for the first block.
-        """
-        tokens = torch.stack(
-            [
-                self.embed_returns(returns_to_go),
-                embedded_observations,
-                self.embed_actions(actions),
-            ],
-            dim=2,
-        )  # (B, K, 3, H)
-        if self.position_table is None:
-            timed = self.add_time(tokens, timesteps.unsqueeze(2))
-        else:  # the Atari model adds the *window's* place in the episode
-            timed = self.add_time(tokens, timesteps[:, :1].unsqueeze(2))
+        """Embed steps as :meth:`forward` does, from observations embedded before."""
+        returns, embedded_actions = self.embed_returns(returns_to_go), self.embed_actions(actions)
+        tokens = torch.stack([returns, embedded_observations, embedded_actions], dim=2)
+        # (B, K, 3, H)
+        if self.position_table is not None:  # the Atari model adds the time of the first step
+            timesteps = timesteps[:, :1]
+        timed = self.add_time(tokens, timesteps.unsqueeze(2))  # (B, K or 1, 1) broadcasts
         sequence = timed.flatten(1, 2)  # (B, 3K, H)
         if not keep_last_action:
-            sequence = sequence[:, :-1]
+            sequence = sequence[:, :-1]  # (B, 3K - 1, H)
         if self.position_table is not None:
             sequence = sequence + self.position_table[: sequence.shape[1]]
         normed: Tensor = self.norm(sequence)
@@ -301,12 +131,51 @@ class TokenEmbedding(nn.Module):
     def add_time(
         self, tokens: Float[Tensor, "B *tokens H"], timesteps: Int[Tensor, "B *broadcastable"]
     ) -> Float[Tensor, "B *tokens H"]:
-        """Add the embedding of the time step, if there is one."""
+        """Add the embedding of the time step, unless ``time_encoding="none"``."""
         if self.timestep_table is None:
             return tokens
         table_index = timesteps.clamp(0, self.max_timestep - 1)
         timed: Tensor = tokens + self.timestep_table(table_index)
         return timed
+
+
+_LEVELS = 1 << 16  # one random int16 per element: probabilities are multiples of 1 / 65536
+_PER_DRAW = 4  # int16s in one int64 of torch's generator
+
+
+class Dropout(nn.Module):
+    """Zero each activation with probability ``p`` in training, and scale the others up.
+
+    On a CPU ``torch.nn.Dropout`` draws one double per element in a single thread, which takes a
+    tenth of an update; this class draws 16 random bits per element instead.
+
+    Args:
+        p: Probability of zeroing an activation, rounded to a multiple of 1 / 65536 on a CPU.
+
+    Source: Srivastava et al. 2014.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, activations: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """Apply dropout in training mode; return the activations unchanged otherwise."""
+        if not self.training or self.p == 0.0:
+            return activations
+        if activations.device.type != "cpu":
+            return nn.functional.dropout(activations, self.p)
+        n_dropped = min(round(self.p * _LEVELS), _LEVELS - 1)
+        n_draws = -(-activations.numel() // _PER_DRAW)
+        draws = torch.empty(n_draws, dtype=torch.int64)
+        draws.random_(torch.iinfo(torch.int64).min, None)
+        levels = draws.view(torch.int16)[: activations.numel()].view(activations.shape)
+        kept = (levels >= n_dropped - _LEVELS // 2).to(activations.dtype)
+        return activations * kept.mul_(_LEVELS / (_LEVELS - n_dropped))
+
+    def extra_repr(self) -> str:
+        """Describe the module in ``print(model)``."""
+        return f"p={self.p}"
 
 
 _Mixer = MambaMixer | AttentionMixer | ConvolutionMixer
@@ -347,7 +216,7 @@ class Block(nn.Module):
     def forward(
         self, tokens: Float[Tensor, "B L H"], readout: slice | None = None
     ) -> Float[Tensor, "B M H"]:
-        """Apply the block to whole sequences; ``readout`` selects the tokens that are wanted."""
+        """Apply the block to whole sequences; ``readout`` selects the tokens to return."""
         mixed = self.dropout(self.mixer(self.norm(tokens), readout))
         residual = tokens if readout is None else tokens[:, readout]
         return self._mix_channels(residual + mixed)
@@ -359,7 +228,7 @@ class Block(nn.Module):
         readout: slice | None = None,
         real: Bool[Tensor, "B L"] | None = None,
     ) -> tuple[Float[Tensor, "B M H"], dict[str, Tensor]]:
-        """Apply the block to sequences that go on from ``state``; see :meth:`MambaMixer.resume`."""
+        """Apply the block to continued sequences; see :meth:`MambaMixer.resume`."""
         mixed, new_state = self.mixer.resume(self.norm(tokens), state, readout, real)
         residual = tokens if readout is None else tokens[:, readout]
         return self._mix_channels(residual + self.dropout(mixed)), new_state
@@ -367,7 +236,7 @@ class Block(nn.Module):
     def step(
         self, tokens: Float[Tensor, "B L H"], state: dict[str, Tensor]
     ) -> tuple[Float[Tensor, "B L H"], dict[str, Tensor]]:
-        """Apply the block to the next tokens, continuing from the mixer's ``state``."""
+        """Apply the block to the next tokens in acting; see :meth:`MambaMixer.step`."""
         mixed, new_state = self.mixer.step(self.norm(tokens), state)
         return self._mix_channels(tokens + mixed), new_state
 
@@ -376,6 +245,123 @@ class Block(nn.Module):
             return tokens
         mixed: Tensor = tokens + self.channel_mixer(tokens)
         return mixed
+
+
+class ContinuousHead(nn.Module):
+    """Predict an action with a tanh, scaled to the bounds of the space.
+
+    Args:
+        space: Bounded Box of actions.
+        hidden_size: Width of the tokens.
+
+    Raises:
+        SpaceError: A bound is not finite, or a range is empty.
+    """
+
+    low: Tensor
+    high: Tensor
+    center: Tensor
+    half_range: Tensor
+
+    def __init__(self, space: spaces.Box, hidden_size: int) -> None:
+        super().__init__()
+        if not (space.is_bounded("both") and (space.high > space.low).all()):
+            raise SpaceError(
+                f"action space {space} has a bound that is not finite or is empty: rescale its "
+                f"actions into finite bounds (gymnasium.wrappers.RescaleAction)",
+                setting="action_space",
+                value=space,
+            )
+        self.shape = space.shape
+        self.projection = nn.Linear(hidden_size, math.prod(space.shape))
+        low = torch.tensor(space.low, dtype=torch.float32).flatten()
+        high = torch.tensor(space.high, dtype=torch.float32).flatten()
+        bounds = {
+            "low": low,
+            "high": high,
+            "center": (low + high) / 2,
+            "half_range": (high - low) / 2,
+        }
+        for name, bound in bounds.items():  # not saved: they come from the space
+            self.register_buffer(name, bound, persistent=False)
+
+    def forward(self, tokens: Float[Tensor, "*batch H"]) -> Float[Tensor, "*batch A"]:
+        """Predict flat actions in the units of the space."""
+        squashed = torch.tanh(self.projection(tokens).float())
+        return torch.addcmul(self.center, self.half_range, squashed)
+
+    def losses(
+        self, predictions: Float[Tensor, "*batch A"], actions: Num[Tensor, "*batch _"]
+    ) -> Float[Tensor, "*batch"]:
+        """Return each step's squared error, averaged over the action's dimensions.
+
+        Actions are rescaled to [-1, 1], so that dimensions of different ranges weigh the same.
+        """
+        error = (predictions - actions.flatten(2)) / self.half_range  # (B, K, A)
+        return error.square().mean(dim=-1)
+
+    def act(
+        self, predictions: Float[Tensor, "B A"], deterministic: bool
+    ) -> Float[Tensor, "B *act"]:
+        """Return the predicted actions, whether ``deterministic`` or not."""
+        # Rounding can carry a saturated tanh past a bound.
+        return predictions.clamp(self.low, self.high).reshape(-1, *self.shape)  # (B, *act)
+
+
+class DiscreteHead(nn.Module):
+    """Predict the logits of a discrete action.
+
+    Args:
+        space: Discrete actions, from ``space.start``.
+        hidden_size: Width of the tokens.
+    """
+
+    def __init__(self, space: spaces.Discrete, hidden_size: int) -> None:
+        super().__init__()
+        self.start = int(space.start)
+        self.projection = nn.Linear(hidden_size, int(space.n), bias=False)
+
+    def forward(self, tokens: Float[Tensor, "*batch H"]) -> Float[Tensor, "*batch A"]:
+        """Predict logits."""
+        logits: Tensor = self.projection(tokens).float()
+        return logits
+
+    def losses(
+        self, predictions: Float[Tensor, "B K A"], actions: Num[Tensor, "B K"]
+    ) -> Float[Tensor, "B K"]:
+        """Return each step's cross-entropy."""
+        # Padding is zero, which may lie below the space's first action.
+        classes = (actions - self.start).clamp_min(0)
+        return nn.functional.cross_entropy(
+            predictions.flatten(0, 1), classes.flatten(), reduction="none"
+        ).view_as(classes)  # (B K) to (B, K)
+
+    def act(self, predictions: Float[Tensor, "B A"], deterministic: bool) -> Num[Tensor, " B"]:
+        """Return the most likely action, or one sampled at temperature 1."""
+        if deterministic:
+            return predictions.argmax(dim=-1) + self.start
+        probabilities = predictions.softmax(dim=-1)
+        return torch.multinomial(probabilities, 1).squeeze(-1) + self.start
+
+
+ActionHead = ContinuousHead | DiscreteHead
+
+
+def make_head(space: spaces.Space[Any], hidden_size: int) -> ActionHead:
+    """Build the head for an action space.
+
+    Raises:
+        SpaceError: The space is neither a bounded Box nor Discrete.
+    """
+    if isinstance(space, spaces.Box):
+        return ContinuousHead(space, hidden_size)
+    if isinstance(space, spaces.Discrete):
+        return DiscreteHead(space, hidden_size)
+    raise SpaceError(
+        f"action space {space} is not supported: use Box or Discrete",
+        setting="action_space",
+        value=space,
+    )
 
 
 _STD = 0.02
@@ -390,10 +376,10 @@ def initialize(
         model: The whole model, freshly constructed.
         scheme: ``"paper"`` draws every linear and embedding weight from N(0, 0.02) and zeroes
             every linear bias, Mamba's step-size bias included, as the official code does: the
-            step size then starts near softplus(0) = 0.69 in place of 0.001 to 0.1. ``"mamba"``
-            keeps Mamba's own start for the Mamba mixer, GPT-2's for attention and channel mixing,
-            and torch's for encoders and heads.
-        leave: A part of the model that keeps the weights it has; None is none.
+            step size then starts near softplus(0) = 0.69 instead of 0.001 to 0.1. ``"mamba"``
+            keeps ``mamba_ssm``'s initialisation of the Mamba mixer, and uses GPT-2's for
+            attention and channel mixing and torch's for encoders and heads.
+        leave: A part of the model that keeps its weights, or None.
 
     Source: Gu and Dao 2023 (arXiv:2312.00752), section 3.6, and mamba_ssm's scaling of the
     residual projections; the official code of arXiv:2403.19925.
@@ -431,19 +417,19 @@ def _rescale_residual(linear: nn.Linear, n_layers: int) -> None:
     linear.weight.data.div_(math.sqrt(n_layers))
 
 
-_STATE_TOKENS = slice(1, None, TOKENS_PER_STEP)  # an action is read where its state was seen
+_STATE_TOKENS = slice(1, None, TOKENS_PER_STEP)  # an action is predicted at its step's state
 
 
 class SequenceModel(nn.Module):
-    """Decision Mamba, or with ``config.mixer="attention"`` Decision Transformer.
+    """Decision Mamba; with another ``config.mixer`` Decision Transformer or ConvFormer.
 
     Args:
         observation_space: Space of one flat observation or image.
         action_space: Bounded Box or Discrete.
         config: The architecture.
-        statistics: What observations are standardised with, or None.
-        observation_encoder: Takes the place of the encoder that the space and the config call
-            for, and keeps the weights it comes with; (B, K, *obs) to (B, K, hidden_size).
+        statistics: Mean and standard deviation of the observations, or None.
+        observation_encoder: Replaces the encoder chosen by the space and the config, and keeps
+            its own initial weights; maps (B, K, *obs) to (B, K, hidden_size).
 
     Raises:
         SpaceError: A space that no encoder or head fits.
@@ -477,23 +463,25 @@ class SequenceModel(nn.Module):
         returns_to_go: Float[Tensor, "B K"],
         timesteps: Int[Tensor, "B K"],
     ) -> Float[Tensor, "B K A"]:
-        """Predict the action of every step from what came before it.
+        """Predict the action of every step from the tokens before it.
 
         Args:
-            observations: As the environment gives them.
-            actions: As the environment takes them; the prediction at step t sees those before t.
+            observations: In the environment's units.
+            actions: In the environment's units; the prediction at step t sees those before t.
             returns_to_go: In the environment's units.
             timesteps: Step in the episode, from 0.
 
         Returns:
-            The head's predictions: actions, or logits.
+            The head's predictions: flat actions, or logits.
         """
-        # Under bf16 the blocks run in half precision, but not what comes in and goes out: a
-        # return-to-go of 3,600 would be known to the nearest 16, an action to the nearest 0.004.
+        # Under bf16 the blocks alone run in half precision: it would round a return-to-go of
+        # 3,600 to a multiple of 16, and an action to a multiple of 0.004.
         device = returns_to_go.device.type
         with torch.autocast(device, enabled=False):
-            tokens = self.dropout(self.embedding(observations, actions, returns_to_go, timesteps))
-        state_tokens = self.mix(tokens)
+            tokens = self.dropout(
+                self.embedding(observations, actions, returns_to_go, timesteps)
+            )  # (B, 3K - 1, H)
+        state_tokens = self.mix(tokens)  # (B, K, H)
         with torch.autocast(device, enabled=False):
             return self.predict(state_tokens.float())
 
@@ -506,18 +494,18 @@ class SequenceModel(nn.Module):
         layers: list[dict[str, Tensor]],
         real: Bool[Tensor, "B K"] | None = None,
     ) -> tuple[Float[Tensor, "B K A"], list[dict[str, Tensor]]]:
-        """Predict the actions of steps that follow others, continuing from the recurrent states.
+        """Predict the actions of steps that continue from recurrent states.
 
-        A whole episode in pieces, each from the states after the one before, gives the
-        predictions that the episode as one window gives. Gradients flow into ``layers``.
+        An episode in pieces, each from the states after the previous piece, gives the same
+        predictions as the episode in one window. Gradients flow into ``layers``.
 
         Args:
-            observations: As for :meth:`forward`, as are the next three.
-            actions: The last one is taken in too.
-            returns_to_go: In the environment's units.
-            timesteps: Step in the episode, from 0.
-            layers: One recurrent state a block.
-            real: False on the left of an episode's first step; None is True everywhere.
+            observations: As for :meth:`forward`.
+            actions: As for :meth:`forward`; the last one enters the new states.
+            returns_to_go: As for :meth:`forward`.
+            timesteps: As for :meth:`forward`.
+            layers: One recurrent state per block.
+            real: False in the padding left of an episode's first step; None is True everywhere.
 
         Returns:
             The head's predictions, and the states after the last action.
@@ -527,7 +515,7 @@ class SequenceModel(nn.Module):
             embedded = self.embedding(
                 observations, actions, returns_to_go, timesteps, keep_last_action=True
             )
-            tokens = self.dropout(embedded)
+            tokens = self.dropout(embedded)  # (B, 3K, H)
         of_tokens = None if real is None else real.repeat_interleave(TOKENS_PER_STEP, dim=1)
         new_layers = []
         for index, (block, state) in enumerate(zip(self.layers, layers, strict=True), start=1):
@@ -538,7 +526,7 @@ class SequenceModel(nn.Module):
             return self.predict(tokens.float()), new_layers
 
     def mix(self, tokens: Float[Tensor, "B L H"]) -> Float[Tensor, "B K H"]:
-        """Run embedded windows through every block, and return the state tokens alone."""
+        """Run embedded windows through every block, and return the state tokens."""
         *inner, last = self.layers
         for block in inner:
             tokens = block(tokens)
@@ -551,7 +539,7 @@ class SequenceModel(nn.Module):
         return cast("list[Block]", list(self.blocks))
 
     def predict(self, state_tokens: Float[Tensor, "*batch H"]) -> Float[Tensor, "*batch A"]:
-        """Read the prediction off the last block's output at a state token."""
+        """Predict from the last block's output at state tokens."""
         prediction: Tensor = self.head(self.norm(state_tokens))
         return prediction
 
@@ -562,11 +550,11 @@ class SequenceModel(nn.Module):
     def step(
         self, tokens: Float[Tensor, "B L H"], layers: list[dict[str, Tensor]]
     ) -> tuple[Float[Tensor, "B A"], list[dict[str, Tensor]]]:
-        """Run the next tokens through every block, continuing from the recurrent states.
+        """Run the next tokens through every block in acting.
 
         Args:
             tokens: Embedded tokens, the last one a state token.
-            layers: One recurrent state a block.
+            layers: One recurrent state per block.
 
         Returns:
             The prediction at the last token, and the states after it.
@@ -584,13 +572,13 @@ class SequenceModel(nn.Module):
         observations: Num[Tensor, "B *obs"],
         timesteps: Int[Tensor, " B"],
     ) -> Float[Tensor, "B L H"]:
-        """Embed what is new at one step: the last action, the return-to-go and the observation.
+        """Embed one step in acting: the previous action, the return-to-go and the observation.
 
         Args:
-            previous_actions: Actions of the step before; None at the first step, which has none.
+            previous_actions: Actions of the previous step; None at an episode's first step.
             returns_to_go: In the environment's units.
-            observations: As the environment gives them.
-            timesteps: Step in the episode, from 0; at least 1 where there is a previous action.
+            observations: In the environment's units.
+            timesteps: Step in the episode, from 0; at least 1 with a previous action.
 
         Returns:
             Three tokens, or two without a previous action; the last is the state's.

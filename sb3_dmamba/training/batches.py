@@ -1,4 +1,7 @@
-"""Batch loaders: device-resident, prefetching, synchronous."""
+"""Batch loaders: device-resident, prefetching, synchronous.
+
+:func:`make_feed` chooses one. Each gives the batches of its sampler, to the bit.
+"""
 
 from __future__ import annotations
 
@@ -17,127 +20,85 @@ from torch import Tensor
 
 from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.data.mapping import iterate_rows
-from sb3_dmamba.data.samplers import WindowBatch, WindowSampler
+from sb3_dmamba.data.samplers import ConsecutiveSampler, WindowBatch, WindowSampler
 from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.errors import ConfigError
 
+RESIDENT_SHARE = 0.5
+"""Largest share of the device's free memory that ``data_device="auto"`` gives to the dataset."""
 
-def count_resident_bytes(trajectories: Trajectories) -> int:
-    """Return how much memory :class:`ResidentWindows` takes on the device, in bytes."""
-    arrays = (trajectories.observations, trajectories.actions, trajectories.episode_offsets)
-    returns_to_go = 4 * trajectories.n_steps
-    return returns_to_go + sum(math.prod(array.shape) * array.dtype.itemsize for array in arrays)
+_INDEX_BLOCK = 64  # updates whose first steps are drawn and copied together
+_AHEAD = 2  # batches prefetched while one is used
+_BEFORE = "before."
 
 
-class ResidentWindows:
-    """All steps of a dataset on one device, and the windows that begin at given ones.
+def make_sampler(
+    trajectories: Trajectories, config: DecisionMambaConfig, seed: int, rows: slice = slice(None)
+) -> WindowSampler:
+    """Return the sampler of training batches, or of some rows of them with several processes."""
+    length, size = config.context_length, config.batch_size
+    if config.carry_state:
+        return ConsecutiveSampler(trajectories, length, size, seed, rows)
+    return WindowSampler(trajectories, length, size, seed, config.burn_in, rows)
 
-    The windows are those of :class:`~sb3_dmamba.data.WindowSampler`, to the last bit. Gathering
-    them looks at no value on the host, and its shapes depend on nothing but its arguments', so it
-    can be part of a CUDA graph.
+
+def make_feed(
+    sampler: WindowSampler,
+    config: DecisionMambaConfig,
+    device: torch.device,
+    resident: ResidentWindows | None = None,
+) -> Feed:
+    """Choose the batch loader.
 
     Args:
-        trajectories: The episodes. Mapped arrays are read in pieces.
-        context_length: Steps in a window, K.
-        device: Where to keep them.
+        sampler: Draws the batches.
+        config: ``data_device``.
+        device: The model's device.
+        resident: The sampler's dataset, if it is on the device already.
+
+    Raises:
+        ConfigError: ``data_device="device"``, and the dataset does not fit or the sampler's class
+            draws batches in another way.
     """
-
-    def __init__(
-        self, trajectories: Trajectories, context_length: int, device: torch.device
-    ) -> None:
-        self.trajectories = trajectories
-        self.context_length = context_length
-        self.frame_stack = trajectories.frame_stack
-        self.n_steps = trajectories.n_steps
-        self.observations = _upload(trajectories.observations, device)
-        self.actions = _upload(trajectories.actions, device)
-        self.returns_to_go = _upload(trajectories.returns_to_go, device)
-        self.offsets = _upload(trajectories.episode_offsets, device)
-
-    def serve(self, sampler: WindowSampler) -> bool:
-        """Whether a sampler's windows are windows of these."""
-        same_data = sampler.trajectories is self.trajectories
-        return same_data and sampler.context_length == self.context_length
-
-    def gather(self, first_steps: Int[Tensor, " B"], n_before: int = 0) -> WindowBatch:
-        """Return the windows that begin at given steps.
-
-        Args:
-            first_steps: (B,) int64 on the device, flat indices of steps.
-            n_before: Steps to give as ``WindowBatch.before``; 0 is none.
-
-        Returns:
-            The batch, on the device; ``first_steps`` of it are None.
-        """
-        windows = self._gather_span(first_steps, 0, self.context_length)
-        if n_before == 0:
-            return windows
-        before = self._gather_span(first_steps, -n_before, 0)
-        return dataclasses.replace(windows, before=before)
-
-    def _gather_span(self, first_steps: Tensor, begin: int, end: int) -> WindowBatch:
-        """Gather the steps at distances from ``begin`` to ``end`` from each first step."""
-        episodes = torch.searchsorted(self.offsets, first_steps, right=True) - 1
-        starts = self.offsets[episodes].unsqueeze(1)
-        ends = self.offsets[episodes + 1].unsqueeze(1)  # (B, 1)
-        span = torch.arange(begin, end, device=first_steps.device)
-        steps = first_steps.unsqueeze(1) + span  # (B, K)
-        real = (steps >= starts) & (steps < ends)
-        inside = steps.clamp(0, self.n_steps - 1)
-        if self.frame_stack == 1:
-            observations = self.observations[inside]
-        else:
-            observations = self._stack(inside, starts)
-        return WindowBatch(
-            observations=_keep(observations, real),
-            actions=_keep(self.actions[inside], real),
-            returns_to_go=_keep(self.returns_to_go[inside], real),
-            timesteps=_keep(steps - starts, real),
-            padding_mask=real,
-        )
-
-    def _stack(self, steps: Int[Tensor, "B K"], starts: Int[Tensor, "B 1"]) -> Tensor:
-        """Stack the frames up to each step, zeros before its episode's start: (B, K, S, *frame)."""
-        back = torch.arange(1 - self.frame_stack, 1, device=steps.device)
-        rows = steps.unsqueeze(-1) + back  # (B, K, S)
-        frames = self.observations[rows.clamp_min(0)]
-        return _keep(frames, rows >= starts.unsqueeze(-1))
+    wanted, is_cuda = config.data_device, device.type == "cuda"
+    if wanted == "device" or (wanted == "auto" and is_cuda):
+        reason = None if resident is not None else _why_not_resident(sampler, device, wanted)
+        if reason is None:
+            return ResidentFeed(sampler, device, resident)
+        if wanted == "device":
+            raise ConfigError(
+                f'data_device="device": {reason}; use data_device="auto"',
+                setting="data_device",
+                value="device",
+                choices=("auto", "cpu"),
+            )
+    return PrefetchingFeed(sampler, device) if is_cuda else HostFeed(sampler, device)
 
 
-def _keep(values: Num[Tensor, "*lead rest"], where: Bool[Tensor, "*lead"]) -> Tensor:
-    """Zero what is not real."""
-    mask = where.view(*where.shape, *([1] * (values.dim() - where.dim())))
-    return torch.where(mask, values, torch.zeros((), dtype=values.dtype, device=values.device))
-
-
-def _upload(array: Shaped[ndarray, "N *rest"], device: torch.device) -> Tensor:
-    """Copy an array to the device, piece by piece, so that no second one is ever in memory."""
-    dtype = torch.from_numpy(np.empty(0, array.dtype)).dtype
-    tensor = torch.empty(array.shape, dtype=dtype, device=device)
-    start = 0
-    for rows in iterate_rows(array):
-        # A copy of the piece: torch warns of arrays that are read-only.
-        tensor[start : start + len(rows)] = torch.from_numpy(np.array(rows))
-        start += len(rows)
-    return tensor
-
-
-RESIDENT_SHARE = 0.5
-"""Of the device's free memory, what ``data_device="auto"`` gives to the dataset at most."""
-
-_INDEX_BLOCK = 64  # updates whose first steps are drawn and copied at once
-_BEFORE = "before."
-_AHEAD = 2  # batches that are on their way while one is used
+def _why_not_resident(sampler: WindowSampler, device: torch.device, wanted: str) -> str | None:
+    """Return the reason why a dataset cannot be kept on the device; None if it can."""
+    if type(sampler).sample is not WindowSampler.sample:
+        name = type(sampler).__name__
+        return f"{name} draws batches in its own way, which is not known on the device"
+    if device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    share = RESIDENT_SHARE if wanted == "auto" else 1.0
+    needed = count_resident_bytes(sampler.trajectories)
+    if needed <= share * free:
+        return None
+    return f"the dataset takes {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free on {device}"
 
 
 @dataclass(frozen=True)
 class Staged:
-    """What one update reads, on the device, and how a batch is made of it.
+    """Input of one update on the device, from which the batch is assembled there.
 
     Args:
-        kind: Equal for updates whose tensors have equal shapes and are assembled alike.
-        tensors: By name, each with a row a window.
-        assemble: Makes the batch of such tensors, looking at no value on the host.
+        kind: Equal for inputs of equal shapes that are assembled in the same way.
+        tensors: By name, each with one row per window.
+        assemble: Makes the batch from such tensors, without synchronising with the host.
     """
 
     kind: Hashable
@@ -145,44 +106,39 @@ class Staged:
     assemble: Callable[[Mapping[str, Tensor]], WindowBatch]
 
     def batch(self) -> WindowBatch:
-        """Return the batch."""
+        """Assemble the batch."""
         return self.assemble(self.tensors)
 
 
 class Feed(Protocol):
-    """Brings a sampler's batches to the device."""
+    """Batch loader: moves the batches of a sampler to the device."""
 
     sampler: WindowSampler
 
     def stage(self, update: int) -> Staged:
-        """Bring the batch of an update."""
+        """Return the input of an update."""
 
 
 class HostFeed:
-    """Draws each batch when it is due, and copies it.
-
-    Args:
-        sampler: Draws the batches.
-        device: Where they are wanted.
-    """
+    """Synchronous loader: draws a batch when it is needed, and copies it to the device."""
 
     def __init__(self, sampler: WindowSampler, device: torch.device) -> None:
         self.sampler = sampler
         self.device = device
 
     def stage(self, update: int) -> Staged:
-        """Bring the batch of an update."""
+        """Return the input of an update."""
         return _stage(self.sampler.sample(update).to(self.device))
 
 
 class PrefetchingFeed:
-    """Draws batches in a thread and copies them ahead, from pinned memory on a stream of their own.
+    """Prefetching loader: a thread draws batches, and copies them on a CUDA stream of its own.
 
-    For what does not fit on the device. The copies overlap with the updates before.
+    For datasets that do not fit on the device. On the CPU batches are only drawn ahead.
 
     Args:
-        sampler: Draws the batches; nobody else may use it meanwhile.
-        device: Where they are wanted. On the CPU nothing is copied, and batches are drawn ahead.
+        sampler: Draws the batches; used by the thread alone.
+        device: Device of the batches.
     """
 
     def __init__(self, sampler: WindowSampler, device: torch.device) -> None:
@@ -193,7 +149,7 @@ class PrefetchingFeed:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def stage(self, update: int) -> Staged:
-        """Bring the batch of an update, and have the next ones fetched."""
+        """Return the input of an update, and prefetch the next ones."""
         wanted = range(update, update + 1 + _AHEAD)
         for number in [n for n in self._coming if n not in wanted]:
             self._coming.pop(number).cancel()
@@ -221,39 +177,36 @@ class PrefetchingFeed:
 
 
 class ResidentFeed:
-    """Keeps the dataset on the device and gathers windows there; only their places are copied.
+    """Resident loader: keeps the dataset on the device, and gathers windows there.
 
-    The places are the sampler's own, drawn on the host for some updates at once, so the batches
-    are those that it would have drawn.
+    The sampler draws the first steps of the windows on the host, for some updates at once; only
+    these are copied.
 
     Args:
-        sampler: Draws where windows begin.
-        device: Where the dataset goes.
-        windows: The dataset, where it is there already.
+        sampler: Draws the first steps.
+        device: Device of the dataset.
+        windows: The dataset, if it is on the device already.
     """
 
     def __init__(
-        self,
-        sampler: WindowSampler,
-        device: torch.device,
-        windows: ResidentWindows | None = None,
+        self, sampler: WindowSampler, device: torch.device, windows: ResidentWindows | None = None
     ) -> None:
         self.sampler = sampler
         self.device = device
         self.windows = windows or ResidentWindows(
             sampler.trajectories, sampler.context_length, device
         )
-        self._start = 0
-        self._places: list[Int64[ndarray, "B"]] = []
+        self._start = 0  # first update of the block that is drawn
+        self._first_steps: list[Int64[ndarray, "B"]] = []
         self._on_device: Tensor | None = None
 
     def stage(self, update: int) -> Staged:
-        """Bring the places of an update's windows."""
-        if not self._start <= update < self._start + len(self._places):
+        """Return the first steps of an update's windows, which are gathered from them."""
+        if not self._start <= update < self._start + len(self._first_steps):
             self._draw(update)
         assert self._on_device is not None
         row = update - self._start
-        n_before = self.sampler.count_before(self._places[row])
+        n_before = self.sampler.count_before(self._first_steps[row])
         windows, is_consecutive = self.windows, self.sampler.is_consecutive
 
         def assemble(tensors: Mapping[str, Tensor]) -> WindowBatch:
@@ -263,70 +216,22 @@ class ResidentFeed:
                 return batch
             return dataclasses.replace(batch, first_steps=first_steps)
 
-        places = self._on_device[row]
-        kind = (len(places), n_before, is_consecutive)
-        return Staged(kind, {"first_steps": places}, assemble)
+        first_steps = self._on_device[row]
+        kind = (len(first_steps), n_before, is_consecutive)
+        return Staged(kind, {"first_steps": first_steps}, assemble)
 
     def _draw(self, update: int) -> None:
         updates = range(update, update + _INDEX_BLOCK)
         self._start = update
-        self._places = [self.sampler.draw_first_steps(number) for number in updates]
-        block = torch.from_numpy(np.stack(self._places))
+        self._first_steps = [self.sampler.draw_first_steps(number) for number in updates]
+        block = torch.from_numpy(np.stack(self._first_steps))
         if self.device.type == "cuda":
             block = block.pin_memory()
         self._on_device = block.to(self.device, non_blocking=True)
 
 
-def make_feed(
-    sampler: WindowSampler,
-    config: DecisionMambaConfig,
-    device: torch.device,
-    resident: ResidentWindows | None = None,
-) -> Feed:
-    """Choose how batches come to the device.
-
-    Args:
-        sampler: Draws them.
-        config: ``data_device``.
-        device: Where they are wanted.
-        resident: The sampler's dataset, where it is on the device already.
-
-    Raises:
-        ConfigError: ``data_device="device"``, and the dataset does not fit, or the sampler is one
-            whose windows cannot be gathered there.
-    """
-    wanted, is_cuda = config.data_device, device.type == "cuda"
-    if wanted == "device" or (wanted == "auto" and is_cuda):
-        reason = None if resident is not None else _why_not_resident(sampler, device, wanted)
-        if reason is None:
-            return ResidentFeed(sampler, device, resident)
-        if wanted == "device":
-            raise ConfigError(
-                f'data_device="device": {reason}; use data_device="auto"',
-                setting="data_device",
-                value="device",
-            )
-    return PrefetchingFeed(sampler, device) if is_cuda else HostFeed(sampler, device)
-
-
-def _why_not_resident(sampler: WindowSampler, device: torch.device, wanted: str) -> str | None:
-    """Say why a dataset cannot be kept on the device; None where it can."""
-    if type(sampler).sample is not WindowSampler.sample:
-        name = type(sampler).__name__
-        return f"{name} draws batches in its own way, which is not known on the device"
-    if device.type != "cuda":
-        return None
-    free, _ = torch.cuda.mem_get_info(device)
-    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    share = RESIDENT_SHARE if wanted == "auto" else 1.0
-    needed = count_resident_bytes(sampler.trajectories)
-    if needed <= share * free:
-        return None
-    return f"the dataset takes {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free on {device}"
-
-
 def _stage(batch: WindowBatch) -> Staged:
-    """Stage a batch that is on the device already."""
+    """Stage a batch that is on the device."""
     tensors = _flatten(batch)
     kind = tuple((name, tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items())
     return Staged(kind, tensors, _unflatten)
@@ -345,3 +250,103 @@ def _unflatten(tensors: Mapping[str, Tensor]) -> WindowBatch:
     own = {name: part for name, part in tensors.items() if not name.startswith(_BEFORE)}
     before = {n.removeprefix(_BEFORE): p for n, p in tensors.items() if n.startswith(_BEFORE)}
     return WindowBatch(**own, before=_unflatten(before) if before else None)
+
+
+def count_resident_bytes(trajectories: Trajectories) -> int:
+    """Return the device memory that :class:`ResidentWindows` takes, in bytes."""
+    arrays = (trajectories.observations, trajectories.actions, trajectories.episode_offsets)
+    returns_to_go = 4 * trajectories.n_steps
+    return returns_to_go + sum(math.prod(array.shape) * array.dtype.itemsize for array in arrays)
+
+
+class ResidentWindows:
+    """All steps of a dataset on one device, from which windows are gathered there.
+
+    The windows equal those of :class:`~sb3_dmamba.data.WindowSampler`, to the bit. Gathering does
+    not synchronise with the host, and its shapes depend on its arguments' shapes alone, so it can
+    be part of a CUDA graph.
+
+    Args:
+        trajectories: The episodes. Mapped arrays are read in pieces.
+        context_length: Steps in a window, K.
+        device: Device of the dataset.
+    """
+
+    def __init__(
+        self, trajectories: Trajectories, context_length: int, device: torch.device
+    ) -> None:
+        self.trajectories = trajectories
+        self.context_length = context_length
+        self.frame_stack = trajectories.frame_stack
+        self.n_steps = trajectories.n_steps
+        self.observations = _upload(trajectories.observations, device)
+        self.actions = _upload(trajectories.actions, device)
+        self.returns_to_go = _upload(trajectories.returns_to_go, device)
+        self.offsets = _upload(trajectories.episode_offsets, device)
+
+    def serve(self, sampler: WindowSampler) -> bool:
+        """Whether a sampler draws windows of this dataset and length."""
+        same_data = sampler.trajectories is self.trajectories
+        return same_data and sampler.context_length == self.context_length
+
+    def gather(self, first_steps: Int[Tensor, " B"], n_before: int = 0) -> WindowBatch:
+        """Return the windows that begin at given steps.
+
+        Args:
+            first_steps: (B,) int64 on the device, flat indices of steps.
+            n_before: Steps of ``WindowBatch.before``; 0 is none.
+
+        Returns:
+            The batch, on the device, without ``first_steps``.
+        """
+        windows = self._gather_span(first_steps, 0, self.context_length)
+        if n_before == 0:
+            return windows
+        before = self._gather_span(first_steps, -n_before, 0)
+        return dataclasses.replace(windows, before=before)
+
+    def _gather_span(self, first_steps: Tensor, begin: int, end: int) -> WindowBatch:
+        """Gather steps ``begin`` to ``end`` relative to each first step, (B, end - begin)."""
+        episodes = torch.searchsorted(self.offsets, first_steps, right=True) - 1
+        starts = self.offsets[episodes].unsqueeze(1)
+        ends = self.offsets[episodes + 1].unsqueeze(1)  # (B, 1)
+        span = torch.arange(begin, end, device=first_steps.device)
+        steps = first_steps.unsqueeze(1) + span  # (B, K)
+        real = (steps >= starts) & (steps < ends)
+        inside = steps.clamp(0, self.n_steps - 1)
+        if self.frame_stack == 1:
+            observations = self.observations[inside]
+        else:
+            observations = self._stack(inside, starts)
+        return WindowBatch(
+            observations=_keep(observations, real),
+            actions=_keep(self.actions[inside], real),
+            returns_to_go=_keep(self.returns_to_go[inside], real),
+            timesteps=_keep(steps - starts, real),
+            padding_mask=real,
+        )
+
+    def _stack(self, steps: Int[Tensor, "B K"], starts: Int[Tensor, "B 1"]) -> Tensor:
+        """Stack the S frames up to each step, zeros before the episode: (B, K, S, *frame)."""
+        back = torch.arange(1 - self.frame_stack, 1, device=steps.device)
+        rows = steps.unsqueeze(-1) + back  # (B, K, S)
+        frames = self.observations[rows.clamp_min(0)]
+        return _keep(frames, rows >= starts.unsqueeze(-1))
+
+
+def _keep(values: Num[Tensor, "*lead rest"], where: Bool[Tensor, "*lead"]) -> Tensor:
+    """Set the padding to zero."""
+    mask = where.view(*where.shape, *([1] * (values.dim() - where.dim())))
+    return torch.where(mask, values, torch.zeros((), dtype=values.dtype, device=values.device))
+
+
+def _upload(array: Shaped[ndarray, "N *rest"], device: torch.device) -> Tensor:
+    """Copy an array to the device piece by piece, without a second copy in host memory."""
+    dtype = torch.from_numpy(np.empty(0, array.dtype)).dtype
+    tensor = torch.empty(array.shape, dtype=dtype, device=device)
+    start = 0
+    for rows in iterate_rows(array):
+        # A copy of the piece: torch warns of read-only arrays.
+        tensor[start : start + len(rows)] = torch.from_numpy(np.array(rows))
+        start += len(rows)
+    return tensor

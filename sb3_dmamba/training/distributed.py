@@ -1,4 +1,8 @@
-"""Data-parallel training with torch.distributed."""
+"""Data-parallel training with torch.distributed.
+
+:func:`join_processes` finds the processes, and :func:`train_together` makes the updates of an
+:class:`~sb3_dmamba.training.updater.Updater` theirs. Rank 0, the leader, logs and saves.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,28 +22,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sb3_dmamba.data import WindowBatch
 from sb3_dmamba.errors import BackendError, ConfigError, DecisionMambaError, DistributedError
-
-if TYPE_CHECKING:
-    from sb3_dmamba.training.updater import Updater
-
+from sb3_dmamba.training.updater import Updater
 
 Value = TypeVar("Value")
 
-_PATIENCE = timedelta(days=7)  # of the others, while the first one evaluates or saves
-_LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
-# What Gloo and NCCL say when the other end of a connection is gone.
-_LOST = (
-    "closed by peer",
-    "reset by peer",
-    "Broken pipe",
-    "Connection refused",
-    "Connection reset",
-    "Socket",
-    "Timed out",
-    "timed out",
-    "timeout",
-    "ncclRemoteError",
+_PATIENCE = timedelta(days=7)  # of the other processes, while rank 0 evaluates or saves
+_LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # set by torchrun
+# In messages of Gloo and NCCL after the other end of a connection has gone.
+_LOST = re.compile(
+    "closed by peer|reset by peer|Broken pipe|Connection refused|Connection reset|Socket"
+    "|[Tt]imed out|timeout|ncclRemoteError"
 )
+_STOP, _GO_ON, _COLLECT = 0, 1, 2  # commands of rank 0
 
 
 class Processes:
@@ -47,8 +41,8 @@ class Processes:
 
     Args:
         rank: This process's number, from 0.
-        size: How many there are.
-        control: The group in which they talk about everything but the gradients, CPU to CPU.
+        size: Number of processes.
+        control: Group for everything but the gradients, from CPU to CPU.
     """
 
     def __init__(self, rank: int = 0, size: int = 1, control: Any = None) -> None:
@@ -81,10 +75,7 @@ class Processes:
 
     @contextmanager
     def leader_first(self) -> Iterator[None]:
-        """Run a block in one process of each machine, and then in the others.
-
-        What the first one downloads or converts, the others find.
-        """
+        """Run a block in one process per machine first, which downloads files for the others."""
         comes_first = self.rank == 0 or os.environ.get("LOCAL_RANK") == "0"
         if not comes_first:
             self._wait()
@@ -93,7 +84,7 @@ class Processes:
             self._wait()
 
     def from_leader(self, value: Value) -> Value:
-        """Return the leader's value of something small."""
+        """Return rank 0's value; it must be small and picklable."""
         if self.size == 1:
             return value
         box = [value]
@@ -101,13 +92,13 @@ class Processes:
         return box[0]
 
     def check_alike(self, facts: Mapping[str, Any]) -> None:
-        """Check that every process was started in the same way.
+        """Check that values are the same in every process.
 
         Args:
-            facts: Whatever must not differ, by name.
+            facts: The values, by name.
 
         Raises:
-            DistributedError: Something differs; names the first such thing and its values.
+            DistributedError: A value differs; names the first one.
         """
         if self.size == 1:
             return
@@ -126,7 +117,7 @@ class Processes:
                     )
 
     def tell(self, command: int) -> int:
-        """Send the leader's command to the others, or wait for it; return it."""
+        """Send rank 0's command to the others, or receive it; return it."""
         if self.size == 1:
             return command
         box = torch.tensor(command)
@@ -134,10 +125,10 @@ class Processes:
         return int(box)
 
     def join_rows(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Put each process's rows together, in order; all of them must call.
+        """Concatenate the rows of all processes in order; every process must call this.
 
         Args:
-            tensors: Named alike and of the same shapes in every process.
+            tensors: Of the same names and shapes in every process.
 
         Returns:
             The same names, in every process; the tensors are on the CPU.
@@ -148,7 +139,7 @@ class Processes:
         for name, rows in tensors.items():
             raw = rows.detach().cpu().contiguous()
             parts = [torch.empty_like(raw) for _ in range(self.size)]
-            # As bytes: Gloo does not know every number format.
+            # As bytes: Gloo does not support every dtype.
             as_bytes = [part.view(torch.uint8) for part in parts]
             dist.all_gather(as_bytes, raw.view(torch.uint8), group=self._control)
             joined[name] = torch.cat(parts)
@@ -161,20 +152,20 @@ class Processes:
 
 @contextmanager
 def join_processes(device: torch.device) -> Iterator[Processes]:
-    """Find the processes that this one trains with, if there are any.
+    """Find the processes that this one trains with.
 
-    They are those of ``torch.distributed``'s default group where the caller has made one, and
-    those that torchrun has started together where its environment variables are set. However the
-    block ends, nobody goes on waiting for this process: the others get an error.
+    They are those of ``torch.distributed``'s default group if the caller has initialised it, or
+    those started together by torchrun. If the block fails, the other processes get an error
+    instead of waiting for this one.
 
     Args:
-        device: Where this process trains: NCCL joins GPUs, Gloo CPUs.
+        device: Device of this process; GPUs are joined by NCCL, CPUs by Gloo.
 
     Yields:
-        The processes; this one alone where there are no others.
+        The processes; this one alone if there are no others.
 
     Raises:
-        DistributedError: They cannot be reached, or one of them has gone.
+        DistributedError: The processes cannot be reached, or one of them has gone.
     """
     if not _start(device):
         yield Processes()
@@ -186,20 +177,74 @@ def join_processes(device: torch.device) -> Iterator[Processes]:
             control = dist.new_group(backend="gloo", timeout=_PATIENCE)
             yield Processes(rank, size, control)
     finally:
-        # Closes its connections, which wakes whoever waits at the other end of one.
+        # Closes the connections, which wakes processes that wait at their other ends.
         with suppress(RuntimeError, ValueError):
             dist.destroy_process_group(control)
 
 
+def _is_launched() -> bool:
+    """Whether torchrun, or a launcher like it, started this process together with others."""
+    return all(os.environ.get(name) for name in _LAUNCHED) and os.environ["WORLD_SIZE"] != "1"
+
+
+def _start(device: torch.device) -> bool:
+    """Initialise the default group if needed; return whether there are several processes."""
+    if not dist.is_available():
+        return False
+    if not dist.is_initialized():
+        if not _is_launched():
+            return False
+        on_gpu = device.type == "cuda"
+        if on_gpu:
+            torch.cuda.set_device(device)  # before NCCL is initialised
+        try:
+            dist.init_process_group("nccl" if on_gpu and dist.is_nccl_available() else "gloo")
+        except (RuntimeError, ValueError) as error:
+            variables = ", ".join(f"{name}={os.environ[name]}" for name in _LAUNCHED)
+            raise DistributedError(
+                f"the other processes cannot be reached ({_first_line(error)}): {variables} were "
+                f"set; start with torchrun, or unset them to train in one process"
+            ) from error
+        atexit.register(_leave)
+    return dist.get_world_size() > 1
+
+
+def _leave() -> None:
+    """Destroy the default group at exit, since torch warns if the interpreter does."""
+    if dist.is_initialized():
+        with suppress(RuntimeError):
+            dist.destroy_process_group()
+
+
+@contextmanager
+def _explain_lost_contact(rank: int, size: int) -> Iterator[None]:
+    """Convert the failure of a collective operation into an error with advice."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, DecisionMambaError) or not _LOST.search(str(error)):
+            raise
+        raise DistributedError(
+            f"process {rank} of {size} has lost contact with another one ({_first_line(error)}): "
+            f"what happened there is in that one's output, or it was killed; start again, or go on "
+            f"from the last checkpoint (dmamba train --resume CHECKPOINT)"
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    """Return the first sentence of a message, without the source location in front of it."""
+    return re.sub(r"^\[[^]]*\] ", "", str(error).split(". ")[0].splitlines()[0])
+
+
 def local_device(device: torch.device | str) -> torch.device | str:
-    """Return the GPU that is this process's own, where several were started on a machine.
+    """Return this process's own GPU, if several processes were started on this machine.
 
     Args:
-        device: ``"auto"`` and ``"cuda"`` become ``"cuda:LOCAL_RANK"`` there (``"auto"`` only where
-            there is a GPU); anything else, and everything in a single process, stays as it is.
+        device: ``"auto"`` and ``"cuda"`` become ``"cuda:LOCAL_RANK"`` (``"auto"`` only if there is
+            a GPU); other devices, and every device in a single process, are returned unchanged.
 
     Raises:
-        ConfigError: There is no such device, or there are more processes than GPUs.
+        ConfigError: The device is unknown, or there are more processes than GPUs.
     """
     _check_device(device)
     local_rank = os.environ.get("LOCAL_RANK")
@@ -238,69 +283,49 @@ def _check_device(device: torch.device | str) -> None:
         )
 
 
-def _is_launched() -> bool:
-    """Whether torchrun, or something like it, started this process together with others."""
-    return all(os.environ.get(name) for name in _LAUNCHED) and os.environ["WORLD_SIZE"] != "1"
-
-
-def _start(device: torch.device) -> bool:
-    """Make sure of the default group where there are several processes; say whether there are."""
-    if not dist.is_available():
-        return False
-    if not dist.is_initialized():
-        if not _is_launched():
-            return False
-        on_gpu = device.type == "cuda"
-        if on_gpu:
-            torch.cuda.set_device(device)  # NCCL's, before anything else of it
-        try:
-            dist.init_process_group("nccl" if on_gpu and dist.is_nccl_available() else "gloo")
-        except (RuntimeError, ValueError) as error:
-            variables = ", ".join(f"{name}={os.environ[name]}" for name in _LAUNCHED)
-            raise DistributedError(
-                f"the other processes cannot be reached ({_first_line(error)}): {variables} were "
-                f"set; start with torchrun, or unset them to train in one process"
-            ) from error
-        atexit.register(_leave)
-    return dist.get_world_size() > 1
-
-
-def _leave() -> None:
-    """Leave the default group, which torch warns about where it is left to the interpreter."""
-    if dist.is_initialized():
-        with suppress(RuntimeError):
-            dist.destroy_process_group()
-
-
 @contextmanager
-def _explain_lost_contact(rank: int, size: int) -> Iterator[None]:
-    """Turn a collective operation's failure into an error that says what to do."""
+def train_together(updater: Updater, processes: Processes) -> Iterator[Callable[[bool], bool]]:
+    """Share the updates of an updater among processes within the block.
+
+    Within the block each process holds its rows of the carried state, otherwise all rows.
+
+    Args:
+        updater: This process's updater.
+        processes: The processes; with one nothing changes.
+
+    Yields:
+        A function that gives every process rank 0's decision to keep going.
+
+    Raises:
+        ConfigError: The batch cannot be split evenly among them.
+        BackendError: ``cuda_graph="on"``.
+    """
+    if processes.size == 1:
+        yield lambda keep_going: keep_going
+        return
+    if updater.config.cuda_graph == "on":
+        raise BackendError(
+            f'cuda_graph="on" is for updates of one process, and {processes.size} processes train '
+            f'here, whose gradients meet between kernels: set cuda_graph="auto"',
+            setting="cuda_graph",
+            value="on",
+            choices=("auto", "off"),
+        )
+    rows = processes.rows(updater.config.batch_size)
+    updater.carried.select(rows, updater.config.batch_size)
+    updater.parallel = parallel = DataParallel(updater, updater.compute_loss, processes)
     try:
-        yield
-    except RuntimeError as error:
-        is_ours = isinstance(error, DecisionMambaError)
-        if is_ours or not any(words in str(error) for words in _LOST):
-            raise
-        raise DistributedError(
-            f"process {rank} of {size} has lost contact with another one ({_first_line(error)}): "
-            f"what happened there is in that one's output, or it was killed; start again, or go on "
-            f"from the last checkpoint (dmamba train --resume CHECKPOINT)"
-        ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    """Return the first sentence of a message, without the place in the source that says it."""
-    return re.sub(r"^\[[^]]*\] ", "", str(error).split(". ")[0].splitlines()[0])
-
-
-_STOP, _GO_ON, _COLLECT = 0, 1, 2  # the leader's commands
+        yield parallel.agree
+        parallel.leave()
+    finally:
+        updater.parallel = None
 
 
 class _Loss(nn.Module):
-    """A loss as the ``forward`` of a module, which is what DistributedDataParallel takes.
+    """A loss as the ``forward`` of a module, as DistributedDataParallel needs it.
 
-    It has the policy's parameters and not its buffers: those are constants of the data, and
-    would be sent around at every update.
+    It has the policy's parameters but not its buffers, which are constants and would be sent at
+    every update.
     """
 
     def __init__(self, policy: nn.Module, compute: Callable[[WindowBatch], Tensor]) -> None:
@@ -313,15 +338,15 @@ class _Loss(nn.Module):
 
 
 class DataParallel:
-    """The part of an update that several processes do together.
+    """The loss of a batch whose rows are split among processes.
 
-    ``DistributedDataParallel`` averages gradients over processes. A loss is the mean over the real
-    steps of the whole batch, and the rows of one process may have fewer than those of another, so
-    each loss is weighted by its share of the steps: the sum is what one process would compute.
+    ``DistributedDataParallel`` averages gradients over processes, but the loss is the mean over
+    the real steps of the whole batch, of which processes may have different numbers. Each loss is
+    therefore weighted by its share of the steps, and the result equals that of one process.
 
     Args:
-        updater: What this process updates; its weights and moments become the leader's.
-        compute: The mean loss of a batch, as one process computes it.
+        updater: This process's updater; its weights and moments become those of rank 0.
+        compute: Mean loss of a batch in one process.
         processes: More than one.
     """
 
@@ -335,7 +360,7 @@ class DataParallel:
 
     @property
     def streams(self) -> tuple[int, ...]:
-        """What tells this process's dropout from that of the others, and of a single one."""
+        """Entropy that gives this process dropout of its own; rank 0 has a single process's."""
         return () if self.processes.is_leader else (self.processes.rank,)
 
     def compute_loss(self, batch: WindowBatch) -> Tensor:
@@ -345,27 +370,20 @@ class DataParallel:
             batch: This process's rows, on its device.
 
         Returns:
-            A scalar, the same in every process. The gradients of its parameters, which become
-            those of the whole batch, are averaged over the processes as they are computed.
+            A scalar, the same in every process. In the backward pass the gradients are averaged
+            over the processes, which makes them those of the whole batch.
         """
         mean: Tensor = self._loss(batch)
         n_real = batch.padding_mask.sum()
         totals = torch.stack([mean.detach().float() * n_real, n_real.float()])
-        dist.all_reduce(totals)  # two numbers; a GPU's stay there, and nobody waits for them
+        dist.all_reduce(totals)  # two numbers; on a GPU without waiting for it
         loss, n_real_everywhere = totals[0] / totals[1], totals[1]
         weighted = mean * (n_real * self.processes.size / n_real_everywhere)
-        whole: Tensor = weighted - weighted.detach() + loss  # this value, those gradients
+        whole: Tensor = weighted - weighted.detach() + loss  # value of loss, gradient of weighted
         return whole
 
     def agree(self, keep_going: bool) -> bool:
-        """Wait for the leader, and do what it decides.
-
-        Args:
-            keep_going: Whether to go on; the leader's counts.
-
-        Returns:
-            The leader's.
-        """
+        """Return rank 0's ``keep_going``, and send it what it collects in between."""
         command = self.processes.tell(_GO_ON if keep_going else _STOP)
         while command == _COLLECT:
             self._join_carried()
@@ -373,14 +391,14 @@ class DataParallel:
         return command == _GO_ON
 
     def collect_carried(self) -> dict[str, Tensor]:
-        """Return the carried state of the whole batch; the leader's to call, as it saves."""
+        """Return the carried state of the whole batch; called by rank 0 when it saves."""
         if not self._updater.config.carry_state:
             return {}
         self.processes.tell(_COLLECT)  # the others wait in agree
         return self._join_carried()
 
     def leave(self) -> None:
-        """Make this process's carried state the whole batch's; all of them must call."""
+        """Give every process the carried state of the whole batch; every process must call."""
         carried = self._join_carried()
         self._updater.carried.restore(self._updater.policy.model, carried)
 
@@ -388,7 +406,7 @@ class DataParallel:
         return self.processes.join_rows(self._updater.carried.state())
 
     def _share_moments(self) -> None:
-        """Give every process the leader's moments, as DistributedDataParallel does the weights."""
+        """Give every process rank 0's moments, as DistributedDataParallel does the weights."""
         optimizer = self._updater.optimizer
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         states = [optimizer.state.get(parameter, {}) for parameter in parameters]
@@ -398,38 +416,3 @@ class DataParallel:
             on_device = tensor.to(self._updater.policy.device)
             dist.broadcast(on_device, src=0)
             tensor.copy_(on_device)
-
-
-@contextmanager
-def train_together(updater: Updater, processes: Processes) -> Iterator[None]:
-    """Let an updater's updates be those of several processes within the block.
-
-    Before and after it every process has everything; within it, its rows of the carried state.
-
-    Args:
-        updater: What this process updates.
-        processes: Who trains; with one nothing changes.
-
-    Raises:
-        ConfigError: The batch cannot be split evenly among them.
-        BackendError: ``cuda_graph="on"``.
-    """
-    if processes.size == 1:
-        yield
-        return
-    if updater.config.cuda_graph == "on":
-        raise BackendError(
-            f'cuda_graph="on" is for updates of one process, and {processes.size} processes train '
-            f'here, whose gradients meet between kernels: set cuda_graph="auto"',
-            setting="cuda_graph",
-            value="on",
-            choices=("auto", "off"),
-        )
-    rows = processes.rows(updater.config.batch_size)
-    updater.carried.select(rows, updater.config.batch_size)
-    updater.parallel = DataParallel(updater, updater.compute_loss, processes)
-    try:
-        yield
-        updater.parallel.leave()
-    finally:
-        updater.parallel = None

@@ -1,4 +1,8 @@
-"""The training loop: updates, callbacks, progress and interrupts."""
+"""The training loop: updates, callbacks, log, progress bar and interrupts.
+
+:func:`run_updates` is the loop; one pass takes one optimiser step, in
+:meth:`sb3_dmamba.training.updater.Updater.update`.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +12,10 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +29,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import (
     BaseCallback,
     CallbackList,
@@ -38,7 +43,7 @@ from stable_baselines3.common.utils import configure_logger
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_dmamba.data import WindowSampler
-from sb3_dmamba.envs.stepping import check_returns_unscaled
+from sb3_dmamba.envs.batches import check_returns_unscaled
 from sb3_dmamba.errors import (
     ConditioningError,
     DivergenceError,
@@ -47,205 +52,6 @@ from sb3_dmamba.errors import (
 )
 from sb3_dmamba.training.distributed import Processes, train_together
 from sb3_dmamba.training.updater import UpdateMetrics, Updater
-
-if TYPE_CHECKING:
-    from stable_baselines3.common.base_class import BaseAlgorithm
-
-
-_ONE_PRESS_SECONDS = 1.0  # a launcher may pass on the signal that the terminal has sent already
-
-
-class UpdateInterrupted(KeyboardInterrupt):
-    """A second Ctrl-C ended an update half-way: the weights are those of no number of updates."""
-
-
-class Interrupts:
-    """Holds SIGINT back where ``KeyboardInterrupt`` would leave a model half-way through an update.
-
-    Pressed again more than a second later, Ctrl-C goes through: what is held may hang.
-
-    Attributes:
-        is_pending: Whether an interrupt has come and is held back.
-    """
-
-    def __init__(self) -> None:
-        self.is_pending = False
-        self._first_at = 0.0
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Run a block to its end before an interrupt that comes meanwhile is raised.
-
-        Nothing is held outside of the main thread, and where SIGINT is ignored or handled by
-        somebody else; a block within another one leaves it to that one. An exception of the
-        block's own takes the interrupt's place.
-
-        Raises:
-            KeyboardInterrupt: At the block's end, if an interrupt has come.
-            UpdateInterrupted: In the block's middle, at the second one.
-        """
-        is_main = threading.current_thread() is threading.main_thread()
-        if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-            yield
-            return
-        signal.signal(signal.SIGINT, self._receive)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            was_pending, self.is_pending = self.is_pending, False
-        if was_pending:
-            raise KeyboardInterrupt
-
-    def _receive(self, signal_number: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if not self.is_pending:
-            self.is_pending, self._first_at = True, now
-        elif now - self._first_at >= _ONE_PRESS_SECONDS:
-            raise UpdateInterrupted
-
-
-_REFRESH_SECONDS = 0.2  # between two looks at the loss: it may sit on a GPU, which then waits
-
-
-class UpdateProgress(BaseCallback):
-    """Show loss, updates per second and time left while ``fit`` runs, on stderr."""
-
-    def _on_training_start(self) -> None:
-        console = Console(stderr=True)
-        total = self.locals["total_timesteps"] - self.model.num_timesteps
-        self.progress = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]}"),
-            TextColumn("{task.fields[rate]} updates/s"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=False),
-            console=console,
-            # What is printed meanwhile goes above the bar, if it would go to the same terminal.
-            redirect_stdout=console.is_jupyter or sys.stdout.isatty(),
-        )
-        self.progress.start()
-        self.looked_at = -math.inf
-        self.bar = self.progress.add_task("fit", total=total, loss="-", rate="-")
-
-    def _on_step(self) -> bool:
-        task = self.progress.tasks[0]
-        if time.monotonic() - self.looked_at >= _REFRESH_SECONDS:
-            self.looked_at = time.monotonic()
-            loss = float(self.locals["metrics"].loss)
-            rate = f"{task.speed:.1f}" if task.speed else "-"
-            self.progress.update(self.bar, loss=f"{loss:.4f}", rate=rate)
-        self.progress.advance(self.bar)
-        return True
-
-    def close(self) -> None:
-        """Leave the terminal as it was, however the training ended."""
-        if hasattr(self, "progress"):
-            self.progress.stop()
-
-    def _on_training_end(self) -> None:
-        self.close()
-
-
-class Evaluations(EvalCallback):
-    """Stable-Baselines3's evaluations, each of them printed in one line where that is asked for.
-
-    Args:
-        env: Conditioned environment to evaluate in.
-        eval_freq: Updates between two evaluations.
-        n_eval_episodes: Episodes of each.
-        verbose: 0 prints nothing.
-    """
-
-    def __init__(self, env: VecEnv, eval_freq: int, n_eval_episodes: int, verbose: int) -> None:
-        super().__init__(env, eval_freq=eval_freq, n_eval_episodes=n_eval_episodes, verbose=0)
-        self._prints = verbose > 0
-        self._returns: list[float] = []
-
-    def _log_success_callback(self, locals_: dict[str, Any], globals_: dict[str, Any]) -> None:
-        super()._log_success_callback(locals_, globals_)
-        self._returns = locals_["episode_rewards"]  # evaluate_policy's own list, whole at its end
-
-    def _on_step(self) -> bool:
-        self._returns = []
-        keep_going = super()._on_step()
-        if self._returns and self._prints:
-            mean, deviation = np.mean(self._returns), np.std(self._returns)
-            print(  # noqa: T201  # a progress bar sends it above itself
-                f"update {self.num_timesteps}: mean return {mean:.2f}, "
-                f"standard deviation {deviation:.2f}, {len(self._returns)} episodes"
-            )
-        return keep_going
-
-
-def as_callbacks(callback: MaybeCallback) -> list[BaseCallback]:
-    """Return whatever Stable-Baselines3 takes as ``callback`` as a list of callback objects."""
-    if callback is None:
-        return []
-    given = callback if isinstance(callback, list) else [callback]
-    return [each if isinstance(each, BaseCallback) else ConvertCallback(each) for each in given]
-
-
-def start_callbacks(model: BaseAlgorithm, callbacks: Sequence[BaseCallback]) -> BaseCallback:
-    """Join callbacks and tie them to a model.
-
-    An ``EvalCallback`` asks for the model's environment; where no other is known it is the one
-    that the callback evaluates in.
-
-    Raises:
-        ConditioningError: An ``EvalCallback`` evaluates in an environment without return-to-go,
-            or in one that scales it.
-    """
-    for callback in _evaluations(callbacks):
-        space = callback.eval_env.observation_space
-        if not isinstance(space, spaces.Dict) or "return_to_go" not in space.spaces:
-            raise ConditioningError(
-                "an EvalCallback evaluates in an environment that shows no return-to-go: give it "
-                "EvalCallback(ReturnToGo(env, target_return), ...), or use fit(eval_env=env, "
-                "eval_freq=...)",
-                setting="eval_env",
-            )
-        check_returns_unscaled(callback.eval_env)
-        if model.get_env() is None:
-            model.set_env(callback.eval_env)
-    with warnings.catch_warnings():
-        # It matters to algorithms that learn in theirs; this one only lends it to callbacks.
-        warnings.filterwarnings("ignore", "Training and eval env are not of the same type")
-        return model._init_callback(list(callbacks))
-
-
-def _evaluations(callbacks: Sequence[BaseCallback]) -> Iterator[EvalCallback]:
-    """Yield every ``EvalCallback``, those inside other callbacks included."""
-    for callback in callbacks:
-        if isinstance(callback, EvalCallback):
-            yield callback
-        elif isinstance(callback, CallbackList):
-            yield from _evaluations(callback.callbacks)
-        elif isinstance(callback, EventCallback) and callback.callback is not None:
-            yield from _evaluations([callback.callback])
-
-
-@contextmanager
-def explain_missing_environment(model: BaseAlgorithm) -> Iterator[None]:
-    """Turn Stable-Baselines3's assertion that a callback has an environment into an error.
-
-    Raises:
-        UnknownTaskError: A callback asked for the model's environment, and there is none.
-    """
-    try:
-        yield
-    except AssertionError as error:
-        if "get_env()" not in str(error) or model.get_env() is not None:
-            raise
-        raise UnknownTaskError(
-            "a callback needs the model's environment, and neither the task nor the dataset names "
-            "one: pass env= to DecisionMamba or call model.set_env; instead of ProgressBarCallback "
-            "fit(progress_bar=True) needs none",
-            setting="env",
-        ) from error
 
 
 def run_updates(
@@ -264,46 +70,46 @@ def run_updates(
         model: Holds the counters and the logger.
         updater: Takes the optimiser steps.
         sampler: Draws the batches, or this process's rows of them.
-        processes: Who trains. The first one alone has callbacks, a log and a progress bar.
-        callback: ``on_step`` is called once an update, as Stable-Baselines3 calls it.
+        processes: The processes that train; only rank 0 has callbacks, log and progress bar.
+        callback: ``on_step`` is called once per update.
         log_interval: Updates between two lines of the log.
         log_name: Name of the run in TensorBoard.
         progress_bar: Whether to show one.
 
     Raises:
-        DivergenceError: A loss or gradient since the last line is not finite.
+        DivergenceError: A loss or gradient since the last line of the log is not finite.
         ConditioningError: A callback evaluates in an environment without return-to-go.
         UnknownTaskError: A callback needs an environment, and none is known.
-        MissingDependencyError: A log for TensorBoard is wanted, and it is not installed.
+        MissingDependencyError: TensorBoard is not installed, and ``tensorboard_log`` is set.
         ConfigError: The batch cannot be split among the processes.
-        DistributedError: The processes train different things, or one of them is gone.
-        KeyboardInterrupt: Ctrl-C; the update that was under way is finished first, and with
-            several processes all stop after the same one.
-        UpdateInterrupted: Ctrl-C for the second time, which does not wait for that.
+        DistributedError: The processes differ in what they train, or one of them has gone.
+        KeyboardInterrupt: Ctrl-C; the current update is finished first, and with several
+            processes all stop after the same update.
+        UpdateInterrupted: A second Ctrl-C, which does not wait for the update.
     """
     if processes.size > 1:
         processes.check_alike(_describe(model, updater, sampler))
     is_leader = processes.is_leader
     if not is_leader:
-        model._logger = Logger(None, [])  # also where the caller has given every process one
+        model._logger = Logger(None, [])  # even if the caller has set one in every process
     elif not model._custom_logger:
         model._logger = _make_logger(model, log_name)
     progress = [UpdateProgress()] if progress_bar and is_leader else []
     given = as_callbacks(callback) if is_leader else []
     interrupts = Interrupts()
-    # The others wait for this one wherever it is: it leaves them at the end of an update alone.
-    together = interrupts.held() if processes.size > 1 else nullcontext()
+    # Several processes stop together, at the end of an update.
+    held = interrupts.held() if processes.size > 1 else nullcontext()
     try:
-        with together, train_together(updater, processes), explain_missing_environment(model):
+        with held, train_together(updater, processes) as agree, explain_missing_environment(model):
             callbacks = start_callbacks(model, [*given, *progress])
-            _run(model, updater, sampler, callbacks, log_interval, interrupts)
+            _run(model, updater, sampler, callbacks, log_interval, interrupts, agree)
     finally:
         for bar in progress:
             bar.close()
 
 
 def _describe(model: BaseAlgorithm, updater: Updater, sampler: WindowSampler) -> dict[str, Any]:
-    """Return what must be the same in every process that trains the model."""
+    """Return values that must be the same in every process."""
     counters = ("num_timesteps", "_total_timesteps", "_n_updates")
     return {
         **updater.schedule.to_dict(),
@@ -330,12 +136,13 @@ def _run(
     callback: BaseCallback,
     log_interval: int,
     interrupts: Interrupts,
+    agree: Callable[[bool], bool],
 ) -> None:
-    total_timesteps = model._total_timesteps  # callbacks look it up under this name
+    total_timesteps = model._total_timesteps  # callbacks read it in their locals
     recent: list[UpdateMetrics] = []
     logged_at = time.perf_counter()
     callback.on_training_start(locals(), globals())
-    updater.agree(True)
+    agree(True)
     while model.num_timesteps < total_timesteps:
         with interrupts.held():
             counters = model._n_updates, model.num_timesteps, total_timesteps
@@ -345,7 +152,7 @@ def _run(
         model._update_current_progress_remaining(model.num_timesteps, total_timesteps)
         recent.append(metrics)
         callback.update_locals(locals())
-        keep_going = updater.agree(callback.on_step() and not interrupts.is_pending)
+        keep_going = agree(callback.on_step() and not interrupts.is_pending)
         is_last = not keep_going or model.num_timesteps >= total_timesteps
         if len(recent) >= log_interval or is_last:
             now = time.perf_counter()
@@ -354,7 +161,7 @@ def _run(
         if not keep_going:
             break
     callback.on_training_end()
-    updater.agree(False)
+    agree(False)
 
 
 def _log(model: BaseAlgorithm, recent: list[UpdateMetrics], updates_per_second: float) -> None:
@@ -376,3 +183,198 @@ def _log(model: BaseAlgorithm, recent: list[UpdateMetrics], updates_per_second: 
     logger.record("train/n_updates", model._n_updates, exclude="tensorboard")
     logger.record("time/updates_per_second", updates_per_second)
     logger.dump(model.num_timesteps)
+
+
+def as_callbacks(callback: MaybeCallback) -> list[BaseCallback]:
+    """Convert any form of ``callback`` that Stable-Baselines3 takes into a list."""
+    if callback is None:
+        return []
+    given = callback if isinstance(callback, list) else [callback]
+    return [each if isinstance(each, BaseCallback) else ConvertCallback(each) for each in given]
+
+
+def start_callbacks(model: BaseAlgorithm, callbacks: Sequence[BaseCallback]) -> BaseCallback:
+    """Join callbacks and initialise them with a model.
+
+    An ``EvalCallback`` needs the model to have an environment; a model without one gets the
+    callback's.
+
+    Raises:
+        ConditioningError: The environment of an ``EvalCallback`` has no return-to-go, or scales
+            it.
+    """
+    for callback in _evaluations(callbacks):
+        space = callback.eval_env.observation_space
+        if not isinstance(space, spaces.Dict) or "return_to_go" not in space.spaces:
+            raise ConditioningError(
+                "an EvalCallback evaluates in an environment that shows no return-to-go: give it "
+                "EvalCallback(ReturnToGo(env, target_return), ...), or use fit(eval_env=env, "
+                "eval_freq=...)",
+                setting="eval_env",
+            )
+        check_returns_unscaled(callback.eval_env)
+        if model.get_env() is None:
+            model.set_env(callback.eval_env)
+    with warnings.catch_warnings():
+        # True of algorithms that learn in their environment, unlike this one.
+        warnings.filterwarnings("ignore", "Training and eval env are not of the same type")
+        return model._init_callback(list(callbacks))
+
+
+def _evaluations(callbacks: Sequence[BaseCallback]) -> Iterator[EvalCallback]:
+    """Yield every ``EvalCallback``, those inside other callbacks included."""
+    for callback in callbacks:
+        if isinstance(callback, EvalCallback):
+            yield callback
+        elif isinstance(callback, CallbackList):
+            yield from _evaluations(callback.callbacks)
+        elif isinstance(callback, EventCallback) and callback.callback is not None:
+            yield from _evaluations([callback.callback])
+
+
+@contextmanager
+def explain_missing_environment(model: BaseAlgorithm) -> Iterator[None]:
+    """Convert Stable-Baselines3's assertion about a missing environment into an error.
+
+    Raises:
+        UnknownTaskError: A callback needs the model's environment, and there is none.
+    """
+    try:
+        yield
+    except AssertionError as error:
+        if "get_env()" not in str(error) or model.get_env() is not None:
+            raise
+        raise UnknownTaskError(
+            "a callback needs the model's environment, and neither the task nor the dataset names "
+            "one: pass env= to DecisionMamba or call model.set_env; instead of ProgressBarCallback "
+            "fit(progress_bar=True) needs none",
+            setting="env",
+        ) from error
+
+
+class Evaluations(EvalCallback):
+    """Stable-Baselines3's ``EvalCallback``, with a one-line report.
+
+    Args:
+        env: Conditioned environment to evaluate in.
+        eval_freq: Updates between two evaluations.
+        n_eval_episodes: Episodes of each evaluation.
+        verbose: 0 prints nothing.
+    """
+
+    def __init__(self, env: VecEnv, eval_freq: int, n_eval_episodes: int, verbose: int) -> None:
+        super().__init__(env, eval_freq=eval_freq, n_eval_episodes=n_eval_episodes, verbose=0)
+        self._prints = verbose > 0
+        self._returns: list[float] = []
+
+    def _log_success_callback(self, locals_: dict[str, Any], globals_: dict[str, Any]) -> None:
+        super()._log_success_callback(locals_, globals_)
+        self._returns = locals_["episode_rewards"]  # filled by evaluate_policy
+
+    def _on_step(self) -> bool:
+        self._returns = []
+        keep_going = super()._on_step()
+        if self._returns and self._prints:
+            mean, deviation = np.mean(self._returns), np.std(self._returns)
+            print(  # noqa: T201  # a progress bar shows it above itself
+                f"update {self.num_timesteps}: mean return {mean:.2f}, "
+                f"standard deviation {deviation:.2f}, {len(self._returns)} episodes"
+            )
+        return keep_going
+
+
+_REFRESH_SECONDS = 0.2  # between two reads of the loss, each of which synchronises with a GPU
+
+
+class UpdateProgress(BaseCallback):
+    """Show loss, updates per second and time left while ``fit`` runs, on stderr."""
+
+    def _on_training_start(self) -> None:
+        console = Console(stderr=True)
+        total = self.locals["total_timesteps"] - self.model.num_timesteps
+        self.progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]}"),
+            TextColumn("{task.fields[rate]} updates/s"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=console,
+            # Other output to the same terminal is printed above the bar.
+            redirect_stdout=console.is_jupyter or sys.stdout.isatty(),
+        )
+        self.progress.start()
+        self.looked_at = -math.inf
+        self.bar = self.progress.add_task("fit", total=total, loss="-", rate="-")
+
+    def _on_step(self) -> bool:
+        task = self.progress.tasks[0]
+        if time.monotonic() - self.looked_at >= _REFRESH_SECONDS:
+            self.looked_at = time.monotonic()
+            loss = float(self.locals["metrics"].loss)
+            rate = f"{task.speed:.1f}" if task.speed else "-"
+            self.progress.update(self.bar, loss=f"{loss:.4f}", rate=rate)
+        self.progress.advance(self.bar)
+        return True
+
+    def close(self) -> None:
+        """Restore the terminal, also after an exception."""
+        if hasattr(self, "progress"):
+            self.progress.stop()
+
+    def _on_training_end(self) -> None:
+        self.close()
+
+
+_ONE_PRESS_SECONDS = 1.0  # a launcher may repeat the signal of the terminal
+
+
+class UpdateInterrupted(KeyboardInterrupt):
+    """A second Ctrl-C ended an update half-way: the weights belong to no number of updates."""
+
+
+class Interrupts:
+    """Delays SIGINT, which would otherwise stop a model half-way through an update.
+
+    A second Ctrl-C more than a second later is not delayed, since the block may hang.
+
+    Attributes:
+        is_pending: Whether an interrupt is delayed.
+    """
+
+    def __init__(self) -> None:
+        self.is_pending = False
+        self._first_at = 0.0
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Finish a block before an interrupt that arrives meanwhile is raised.
+
+        Nothing is delayed outside the main thread, or if SIGINT is ignored or has another handler,
+        such as that of an outer block. An exception of the block replaces the interrupt.
+
+        Raises:
+            KeyboardInterrupt: At the end of the block, if an interrupt arrived.
+            UpdateInterrupted: Immediately, at the second interrupt.
+        """
+        is_main = threading.current_thread() is threading.main_thread()
+        if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+            yield
+            return
+        signal.signal(signal.SIGINT, self._receive)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            was_pending, self.is_pending = self.is_pending, False
+        if was_pending:
+            raise KeyboardInterrupt
+
+    def _receive(self, signal_number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if not self.is_pending:
+            self.is_pending, self._first_at = True, now
+        elif now - self._first_at >= _ONE_PRESS_SECONDS:
+            raise UpdateInterrupted

@@ -1,4 +1,7 @@
-"""One optimiser step: loss, optimiser, learning-rate schedule and seeds."""
+"""One optimiser step: batch, loss, gradients, AdamW, with its seeds and learning rate.
+
+Read :meth:`Updater.update` first: it prepares a step, and :meth:`Updater.take_step` takes it.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,41 +26,200 @@ from sb3_dmamba.training.batches import Feed, ResidentFeed, make_feed
 from sb3_dmamba.training.carried_state import PREFIX, CarriedState, warm_up
 from sb3_dmamba.training.cuda_graph import UpdateGraphs
 
-if TYPE_CHECKING:
-    from sb3_dmamba.training.distributed import DataParallel
-
-
 WEIGHT_STREAM, DROPOUT_STREAM = 0, 1  # independent random numbers from one seed
 
 
-def draw_seed() -> int:
-    """Draw a seed from the operating system, for runs that name none."""
-    return int(np.random.SeedSequence().generate_state(1)[0])
+@dataclass(frozen=True)
+class UpdateMetrics:
+    """Measurements of one update; the tensors stay on the device until they are read."""
+
+    loss: Tensor
+    grad_norm: Tensor
+    learning_rate: float
 
 
-@contextmanager
-def local_seed(device: torch.device, *entropy: int) -> Iterator[None]:
-    """Seed torch within the block, and put its global generators back afterwards.
+class ParallelLoss(Protocol):
+    """How an update is shared by several processes; see :mod:`sb3_dmamba.training.distributed`."""
+
+    @property
+    def streams(self) -> tuple[int, ...]:
+        """Entropy that gives this process dropout of its own."""
+
+    def compute_loss(self, batch: WindowBatch) -> Tensor:
+        """Return the loss of the whole batch, of which ``batch`` holds this process's rows."""
+
+    def collect_carried(self) -> dict[str, Tensor]:
+        """Return the carried state of the whole batch."""
+
+
+class Updater:
+    """Optimiser steps; the n-th one is a function of the weights, the seed and n alone.
 
     Args:
-        device: The device whose generator is used, besides the CPU's.
-        entropy: Non-negative integers; different ones give independent streams.
+        policy: The policy to train, on its device.
+        config: Optimiser, schedule, precision.
+        seed: Seed of dropout; that of the batches is the sampler's.
     """
-    devices = [device] if device.type == "cuda" else []
-    seed = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1))
-    with torch.random.fork_rng(devices, device_type="cuda"):
-        torch.default_generator.manual_seed(seed)
-        if devices:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        yield
+
+    def __init__(self, policy: DecisionMambaPolicy, config: DecisionMambaConfig, seed: int) -> None:
+        self.policy = policy
+        self.config = config
+        self.schedule = config  # fit replaces it where the run has a warm-up and decay of its own
+        self.seed = seed
+        self.optimizer = make_optimizer(policy, config)
+        policy.optimizer = self.optimizer  # where Stable-Baselines3 looks for it
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.carried = CarriedState()
+        self.parallel: ParallelLoss | None = None  # set while several processes train
+        self._feed: Feed | None = None
+
+    @classmethod
+    def create(
+        cls,
+        observation_space: spaces.Box,
+        action_space: spaces.Space[Any],
+        config: DecisionMambaConfig,
+        statistics: ObservationStatistics | None,
+        seed: int,
+        device: torch.device,
+        policy_kwargs: Mapping[str, Any] | None = None,
+    ) -> Updater:
+        """Build a policy with initial weights from a seed, and its updater.
+
+        Raises:
+            SpaceError: A space that no encoder or head fits.
+        """
+        with local_seed(device, seed, WEIGHT_STREAM):
+            policy = DecisionMambaPolicy(
+                observation_space, action_space, config, statistics, **(policy_kwargs or {})
+            )
+        return cls(policy.to(device), config, seed)
+
+    def update(
+        self, sampler: WindowSampler, n_done: int, schedule_step: int, n_updates: int
+    ) -> UpdateMetrics:
+        """Take one optimiser step on the next batch.
+
+        Args:
+            sampler: Draws the batch.
+            n_done: Updates of this model so far; determines the batch and the dropout.
+            schedule_step: Updates of this run so far; with ``n_updates`` sets the learning rate.
+            n_updates: Updates of the whole run.
+
+        Returns:
+            Loss, gradient norm before clipping, and learning rate.
+        """
+        learning_rate = compute_learning_rate(self.schedule, schedule_step, n_updates)
+        graphs = self._graphs if self.parallel is None else None
+        place = None if graphs is None else graphs.learning_rate
+        set_learning_rate(self.optimizer, learning_rate, place)
+        staged = self._feed_of(sampler).stage(n_done)
+        if not self.policy.training:
+            self.policy.set_training_mode(True)
+        if graphs is not None:
+            results = graphs.run(staged, n_done)
+        else:
+            with self.seed_locally(n_done):
+                results = self.take_step(staged.batch())
+        # Mixers cache weights for acting until torch's version counter changes, which neither a
+        # fused optimiser nor a graph increments.
+        torch.autograd.graph.increment_version(self.parameters)
+        loss, grad_norm = results.unbind()
+        return UpdateMetrics(loss, grad_norm, learning_rate)
+
+    def take_step(self, batch: WindowBatch) -> Tensor:
+        """Take one optimiser step on a batch, without synchronising host and device.
+
+        Args:
+            batch: Windows on the policy's device.
+
+        Returns:
+            Loss, and gradient norm before clipping, (2,).
+        """
+        device = self.policy.device.type
+        compute = self.compute_loss if self.parallel is None else self.parallel.compute_loss
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(
+            device,
+            torch.bfloat16,
+            enabled=self.config.precision == "bf16",
+            cache_enabled=device != "cuda",  # a graph would keep the cast weights of one update
+        ):
+            loss = compute(batch)
+        loss.backward()
+        grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+        self.optimizer.step()
+        self.carried.settle()
+        return torch.stack([loss.detach(), grad_norm.detach()])
+
+    def compute_loss(self, batch: WindowBatch) -> Tensor:
+        """Return the loss of a batch on the policy's device, and carry the state on if asked."""
+        if self.config.carry_state:
+            return compute_carried_loss(self.policy, batch, self.carried)
+        return compute_loss(self.policy, batch)
+
+    def seed_locally(self, n_done: int) -> AbstractContextManager[None]:
+        """Return a context with the random numbers of one update."""
+        streams = () if self.parallel is None else self.parallel.streams
+        return local_seed(self.policy.device, self.seed, n_done, DROPOUT_STREAM, *streams)
+
+    @functools.cached_property
+    def _graphs(self) -> UpdateGraphs | None:
+        return UpdateGraphs.create(
+            self.policy, self.config, self.carried, self.take_step, self.seed_locally
+        )
+
+    def _feed_of(self, sampler: WindowSampler) -> Feed:
+        """Return the batch loader of a sampler, which is kept for the next update."""
+        feed, resident = self._feed, None
+        if feed is not None and feed.sampler is sampler:
+            return feed
+        was_resident = isinstance(feed, ResidentFeed)
+        if isinstance(feed, ResidentFeed) and feed.windows.serve(sampler):
+            resident = feed.windows
+        self._feed = feed = None  # frees its memory before the next one allocates as much
+        self._feed = feed = make_feed(sampler, self.config, self.policy.device, resident)
+        graphs: UpdateGraphs | None = vars(self).get("_graphs")
+        stayed = isinstance(feed, ResidentFeed) and feed.windows is resident
+        if graphs is not None and was_resident and not stayed:
+            graphs.clear()  # they read the old windows
+        return feed
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copy and pickle without graphs and loader, which hold addresses and threads."""
+        state = {name: value for name, value in vars(self).items() if name != "_graphs"}
+        return {**state, "_feed": None}
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the optimiser's moments and step counts, and the carried state, by name."""
+        parallel = self.parallel
+        carried = self.carried.state() if parallel is None else parallel.collect_carried()
+        return {**optimizer_to_tensors(self.optimizer), **carried}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Restore the result of :meth:`state`; an empty one resets the carried state alone.
+
+        Raises:
+            ModelFileError: The tensors belong to another model; nothing has changed then.
+        """
+        carries = self.config.carry_state
+        carried = {name: t for name, t in state.items() if carries and name.startswith(PREFIX)}
+        moments = {name: tensor for name, tensor in state.items() if name not in carried}
+        before = self.carried.state()
+        self.carried.restore(self.policy.model, carried)
+        if moments:
+            try:
+                optimizer_from_tensors(self.optimizer, moments)
+            except BaseException:
+                self.carried.restore(self.policy.model, before)
+                raise
 
 
 def compute_loss(policy: DecisionMambaPolicy, batch: WindowBatch) -> Tensor:
-    """Return the mean loss over the real steps of a batch; padding counts for nothing.
+    """Return the mean loss over the real steps of a batch; padding has no influence.
 
     Args:
-        policy: In training or evaluation mode, as it is.
+        policy: In training or evaluation mode; the mode is not changed.
         batch: Windows on the policy's device; each starts from the state after ``batch.before``.
 
     Returns:
@@ -74,7 +236,7 @@ def compute_loss(policy: DecisionMambaPolicy, batch: WindowBatch) -> Tensor:
 def compute_carried_loss(
     policy: DecisionMambaPolicy, batch: WindowBatch, carried: CarriedState
 ) -> Tensor:
-    """Return :func:`compute_loss` of windows that go on from a carried state, and carry it on."""
+    """Return :func:`compute_loss` of windows that start from a carried state, and carry it on."""
     model = policy.model
     predictions, layers = model.resume(*batch.inputs(), carried.layers_for(model, batch))
     carried.keep(layers, batch)
@@ -88,18 +250,41 @@ def compute_mean_loss(
 
     Args:
         head: The head that predicted.
-        predictions: What it predicted, (B, K, A).
-        actions: What was done, (B, K, A) or (B, K).
+        predictions: Its predictions, (B, K, A).
+        actions: The recorded actions, (B, K, A) or (B, K).
         padding_mask: (B, K), True where the step is real.
 
     Returns:
         A scalar, as :func:`compute_loss`.
     """
-    # Selected before and after: whatever padding holds, NaN included, must reach neither the sum
-    # nor, through the derivative of a loss that it is part of, the gradients.
+    # Masked before and after the loss: NaN in the padding must reach neither the sum nor, through
+    # the loss's derivative, the gradients.
     predictions = torch.where(padding_mask.unsqueeze(-1), predictions, 0.0)
     losses = head.losses(predictions, actions)  # (B, K)
     return torch.where(padding_mask, losses, 0.0).sum() / padding_mask.sum()
+
+
+def draw_seed() -> int:
+    """Draw a seed from the operating system, for runs without one."""
+    return int(np.random.SeedSequence().generate_state(1)[0])
+
+
+@contextmanager
+def local_seed(device: torch.device, *entropy: int) -> Iterator[None]:
+    """Seed torch within the block, and restore its global generators afterwards.
+
+    Args:
+        device: The device whose generator is seeded, besides the CPU's.
+        entropy: Non-negative integers; different ones give independent streams.
+    """
+    devices = [device] if device.type == "cuda" else []
+    seed = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    with torch.random.fork_rng(devices, device_type="cuda"):
+        torch.default_generator.manual_seed(seed)
+        if devices:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
 
 
 def plan_schedule(config: DecisionMambaConfig, n_updates: int) -> dict[str, int | None]:
@@ -107,10 +292,10 @@ def plan_schedule(config: DecisionMambaConfig, n_updates: int) -> dict[str, int 
 
     Args:
         config: ``warmup_updates`` and ``decay_updates``.
-        n_updates: Updates that the run begins with.
+        n_updates: Updates planned at the start of the run.
 
     Returns:
-        The two fields, the first as a number.
+        The two fields, the first one as a number.
     """
     return {
         "warmup_updates": _count_warmup(config, n_updates),
@@ -133,7 +318,7 @@ def compute_learning_rate(config: DecisionMambaConfig, update: int, n_updates: i
 
     Returns:
         A linear rise from ``learning_rate / warmup`` to ``learning_rate``, then the schedule;
-        past the end of the decay the rate stays at its last value.
+        after the decay the rate keeps its last value.
 
     Source: Chen et al. 2021 (arXiv:2106.01345), its Gym (warm-up) and Atari (cosine) code.
     """
@@ -151,11 +336,39 @@ def compute_learning_rate(config: DecisionMambaConfig, update: int, n_updates: i
     return config.learning_rate * fraction
 
 
-_MOMENTS = {"step", "exp_avg", "exp_avg_sq"}  # AdamW's, of each parameter
+def set_learning_rate(
+    optimizer: torch.optim.Optimizer, value: float, place: Tensor | None = None
+) -> None:
+    """Set the learning rate of every parameter group.
+
+    Args:
+        optimizer: The optimiser.
+        value: The learning rate.
+        place: A scalar on the parameters' device that holds it, where a recorded graph reads it;
+            None sets a Python number.
+    """
+    if place is not None:
+        place.fill_(value)
+    for group in optimizer.param_groups:
+        group["lr"] = value if place is None else place
+
+
+def make_optimizer(model: nn.Module, config: DecisionMambaConfig) -> torch.optim.AdamW:
+    """Build AdamW over the model's parameters in two groups, with and without weight decay."""
+    decayed, free = split_by_decay(model)
+    return torch.optim.AdamW(
+        [
+            {"params": decayed, "weight_decay": config.weight_decay},
+            {"params": free, "weight_decay": 0.0},
+        ],
+        lr=config.learning_rate,
+        betas=config.adam_betas,
+        fused=True,  # one pass over all parameters; several times faster on a CPU
+    )
 
 
 def split_by_decay(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Separate the weights of matrix products and convolutions from everything else.
+    """Separate the weights of matrix products and image convolutions from all other parameters.
 
     Biases, norms, embedding tables, and Mamba's ``A_log``, ``D`` and short convolution are not
     decayed.
@@ -163,7 +376,7 @@ def split_by_decay(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parame
     Returns:
         The parameters that decay, and those that do not.
 
-    Source: mamba_ssm marks ``A_log`` and ``D`` as free of decay; the rest is minGPT's rule.
+    Source: mamba_ssm excludes ``A_log`` and ``D`` from decay; the rest is minGPT's rule.
     """
     decayed: list[nn.Parameter] = []
     free: list[nn.Parameter] = []
@@ -174,39 +387,11 @@ def split_by_decay(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parame
     return decayed, free
 
 
-def make_optimizer(model: nn.Module, config: DecisionMambaConfig) -> torch.optim.AdamW:
-    """Build AdamW over the model's parameters in two groups, decayed and not."""
-    decayed, free = split_by_decay(model)
-    return torch.optim.AdamW(
-        [
-            {"params": decayed, "weight_decay": config.weight_decay},
-            {"params": free, "weight_decay": 0.0},
-        ],
-        lr=config.learning_rate,
-        betas=config.adam_betas,
-        fused=True,  # one pass over all parameters; on a CPU several times faster than the loop
-    )
-
-
-def set_learning_rate(
-    optimizer: torch.optim.Optimizer, value: float, place: Tensor | None = None
-) -> None:
-    """Set the learning rate of every group.
-
-    Args:
-        optimizer: The optimiser.
-        value: The learning rate.
-        place: A scalar on the parameters' device to hold it, so that a graph that was recorded
-            reads each update's own; None is a number.
-    """
-    if place is not None:
-        place.fill_(value)
-    for group in optimizer.param_groups:
-        group["lr"] = value if place is None else place
+_MOMENTS = {"step", "exp_avg", "exp_avg_sq"}  # of each parameter, in AdamW
 
 
 def optimizer_to_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return the optimiser's moments and step counts as named tensors."""
+    """Return the optimiser's moments and step counts by name."""
     state = optimizer.state_dict()["state"]
     return {
         f"{index}.{name}": torch.as_tensor(value)
@@ -216,21 +401,20 @@ def optimizer_to_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def optimizer_from_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Restore what :func:`optimizer_to_tensors` returned.
+    """Restore the result of :func:`optimizer_to_tensors`.
 
     Raises:
-        ModelFileError: The tensors belong to another model.
+        ModelFileError: The tensors belong to another model; nothing has changed then.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
-        index, _, name = key.partition(".")
-        is_known = index.isdecimal() and int(index) < len(parameters) and name in _MOMENTS
-        if not is_known:
+        number, _, name = key.partition(".")
+        if not (number.isdecimal() and int(number) < len(parameters) and name in _MOMENTS):
             raise ModelFileError(
                 f"the optimiser state has an entry {key!r} for no parameter", setting=key
             )
-        shape = torch.Size() if name == "step" else parameters[int(index)].shape
+        shape = torch.Size() if name == "step" else parameters[int(number)].shape
         if tensor.shape != shape or not tensor.is_floating_point():
             raise ModelFileError(
                 f"the optimiser state {key!r} is {tensor.dtype} of shape {tuple(tensor.shape)}, "
@@ -239,186 +423,12 @@ def optimizer_from_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[st
                 value=tuple(tensor.shape),
                 choices=[tuple(shape)],
             )
-        state.setdefault(int(index), {})[name] = tensor
-    for index_, entries in state.items():
-        if entries.keys() != _MOMENTS:
-            missing = ", ".join(sorted(_MOMENTS - entries.keys()))
-            raise ModelFileError(f"the optimiser state of parameter {index_} lacks {missing}")
+        state.setdefault(int(number), {})[name] = tensor
+    for index, entries in state.items():
+        if missing := sorted(_MOMENTS - entries.keys()):
+            raise ModelFileError(
+                f"the optimiser state of parameter {index} lacks {', '.join(missing)}",
+                setting=f"{index}.{missing[0]}",
+            )
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
-
-
-@dataclass(frozen=True)
-class UpdateMetrics:
-    """What one update measured; tensors stay on the device until somebody reads them."""
-
-    loss: Tensor
-    grad_norm: Tensor
-    learning_rate: float
-
-
-class Updater:
-    """Run updates; the n-th one is a function of the weights, the seed and n alone.
-
-    Args:
-        policy: The policy to train, on its device.
-        config: Optimiser, schedule, precision.
-        seed: Seed of dropout; the sampler has the same one.
-    """
-
-    def __init__(self, policy: DecisionMambaPolicy, config: DecisionMambaConfig, seed: int) -> None:
-        self.policy = policy
-        self.config = config
-        self.schedule = config  # that of the run, where it has another length than the config's
-        self.seed = seed
-        self.optimizer = make_optimizer(policy, config)
-        self.carried = CarriedState()
-        self.parallel: DataParallel | None = None  # while several processes train
-        policy.optimizer = self.optimizer  # where Stable-Baselines3 looks for it
-        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self._feed: Feed | None = None
-
-    @classmethod
-    def create(
-        cls,
-        observation_space: spaces.Box,
-        action_space: spaces.Space[Any],
-        config: DecisionMambaConfig,
-        statistics: ObservationStatistics | None,
-        seed: int,
-        device: torch.device,
-        policy_kwargs: Mapping[str, Any] | None = None,
-    ) -> Updater:
-        """Build a policy with the weights of a seed, and what trains it.
-
-        Raises:
-            SpaceError: A space that no encoder or head fits.
-        """
-        with local_seed(device, seed, WEIGHT_STREAM):
-            policy = DecisionMambaPolicy(
-                observation_space, action_space, config, statistics, **(policy_kwargs or {})
-            )
-        return cls(policy.to(device), config, seed)
-
-    def update(
-        self, sampler: WindowSampler, n_done: int, schedule_step: int, n_updates: int
-    ) -> UpdateMetrics:
-        """Take one optimiser step.
-
-        Args:
-            sampler: Where the batch comes from.
-            n_done: Updates this model has had in its life; picks the batch and the dropout.
-            schedule_step: Updates of this run so far; with ``n_updates`` sets the learning rate.
-            n_updates: Updates of the whole run.
-
-        Returns:
-            Loss, gradient norm before clipping, and learning rate.
-        """
-        learning_rate = compute_learning_rate(self.schedule, schedule_step, n_updates)
-        graphs = self._graphs if self.parallel is None else None
-        place = None if graphs is None else graphs.learning_rate
-        set_learning_rate(self.optimizer, learning_rate, place)
-        staged = self._feed_of(sampler).stage(n_done)
-        if not self.policy.training:
-            self.policy.set_training_mode(True)
-        seed = functools.partial(self.seed_locally, n_done)
-        if graphs is not None:
-            results = graphs.run(staged, seed)
-        else:
-            with seed():
-                results = self.take_step(staged.batch())
-        # What is kept of weights, such as a mixer's for acting, goes by torch's count of changes,
-        # which neither the fused optimiser nor a graph adds to.
-        torch.autograd.graph.increment_version(self.parameters)
-        loss, grad_norm = results.unbind()
-        return UpdateMetrics(loss, grad_norm, learning_rate)
-
-    def take_step(self, batch: WindowBatch) -> Tensor:
-        """Take one optimiser step on a batch, without synchronising host and device.
-
-        Args:
-            batch: Windows on the policy's device.
-
-        Returns:
-            Loss, and gradient norm before clipping, (2,).
-        """
-        device, parallel = self.policy.device, self.parallel
-        compute = self.compute_loss if parallel is None else parallel.compute_loss
-        self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(
-            device.type,
-            torch.bfloat16,
-            enabled=self.config.precision == "bf16",
-            # A graph's weights change between replays, and what is cast once would be of one.
-            cache_enabled=device.type != "cuda",
-        ):
-            loss = compute(batch)
-        loss.backward()
-        grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
-        self.optimizer.step()
-        self.carried.settle()
-        return torch.stack([loss.detach(), grad_norm.detach()])
-
-    def seed_locally(self, n_done: int) -> AbstractContextManager[None]:
-        """Return a context in which random numbers are those of an update."""
-        streams = () if self.parallel is None else self.parallel.streams
-        return local_seed(self.policy.device, self.seed, n_done, DROPOUT_STREAM, *streams)
-
-    @functools.cached_property
-    def _graphs(self) -> UpdateGraphs | None:
-        return UpdateGraphs.create(self)
-
-    def _feed_of(self, sampler: WindowSampler) -> Feed:
-        """Return what brings a sampler's batches to the device, and keep it for the next one."""
-        feed, resident = self._feed, None
-        if feed is not None and feed.sampler is sampler:
-            return feed
-        was_resident = isinstance(feed, ResidentFeed)
-        if isinstance(feed, ResidentFeed) and feed.windows.serve(sampler):
-            resident = feed.windows
-        self._feed = feed = None  # frees its memory before the next one asks for as much
-        self._feed = feed = make_feed(sampler, self.config, self.policy.device, resident)
-        graphs: UpdateGraphs | None = vars(self).get("_graphs")
-        stayed = isinstance(feed, ResidentFeed) and feed.windows is resident
-        if graphs is not None and was_resident and not stayed:
-            graphs.clear()  # they read the windows where they were
-        return feed
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Copy and pickle without what belongs to one process and one place in memory."""
-        state = {name: value for name, value in vars(self).items() if name != "_graphs"}
-        return {**state, "_feed": None}
-
-    def compute_loss(self, batch: WindowBatch) -> Tensor:
-        """Return the loss of a batch on the policy's device; what is to be carried is carried."""
-        if self.config.carry_state:
-            return compute_carried_loss(self.policy, batch, self.carried)
-        return compute_loss(self.policy, batch)
-
-    def agree(self, keep_going: bool) -> bool:
-        """Return whether to go on, which the first of several processes decides for all."""
-        return keep_going if self.parallel is None else self.parallel.agree(keep_going)
-
-    def state(self) -> dict[str, Tensor]:
-        """Return the optimiser's moments and steps, and what is carried, as named tensors."""
-        parallel = self.parallel
-        carried = self.carried.state() if parallel is None else parallel.collect_carried()
-        return {**optimizer_to_tensors(self.optimizer), **carried}
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what :meth:`state` returned; an empty one starts the optimiser anew.
-
-        Raises:
-            ModelFileError: The tensors belong to another model.
-        """
-        carries = self.config.carry_state
-        carried = {name: t for name, t in state.items() if carries and name.startswith(PREFIX)}
-        moments = {name: tensor for name, tensor in state.items() if name not in carried}
-        before = self.carried.state()
-        self.carried.restore(self.policy.model, carried)
-        if moments:
-            try:
-                optimizer_from_tensors(self.optimizer, moments)
-            except BaseException:
-                self.carried.restore(self.policy.model, before)
-                raise

@@ -69,8 +69,6 @@ def test_normalised_score_by_hand() -> None:
     assert compute_normalized_score(2179.82, -20.272305, 3234.3) == pytest.approx(67.6, abs=1e-3)
     assert compute_normalized_score(-20.272305, -20.272305, 3234.3) == 0.0
     np.testing.assert_array_equal(compute_normalized_score(np.array([1.0, 2.0]), 1.0, 3.0), [0, 50])
-    with pytest.raises(ConfigError, match="maximum must be larger"):
-        compute_normalized_score(1.0, 3.0, 3.0)
 
 
 def test_confidence_interval_covers_as_often_as_it_says() -> None:
@@ -98,8 +96,6 @@ def test_confidence_interval_agrees_with_the_normal_one_and_repeats() -> None:
 def test_confidence_interval_of_little_data() -> None:
     assert all(math.isnan(end) for end in compute_confidence_interval(np.array([5.0])))
     assert compute_confidence_interval(np.array([5.0, 5.0])) == (5.0, 5.0)
-    with pytest.raises(ConfigError, match="level=95"):
-        compute_confidence_interval(np.array([5.0, 6.0]), level=95)
 
 
 # --- results and reports -----------------------------------------------------------------------
@@ -114,9 +110,6 @@ def test_a_results_figures_by_hand() -> None:
     assert result.normalized_score == pytest.approx(100 * (result.mean + 20) / 3254)
     low, high = result.confidence_interval
     assert 1700 <= low < result.mean < high <= 1900
-
-
-def test_best_is_the_highest_mean() -> None:
     assert make_report().best.target_return == 3600.0
 
 
@@ -211,30 +204,26 @@ def test_printing_says_all_that_a_comparison_needs() -> None:
     assert "\x1b[1m" in rich.getvalue()  # the best target is bold
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("{}", "not an evaluation report"),
-        ("{ nonsense", "not an evaluation report"),
-        ('{"format": 99}', "format 99.*upgrade"),
-        ('{"format": 1, "reference": null, "results": [], "n_episodes": 1}', "results is empty"),
-        ('{"format": 1, "reference": null, "results": [{}]}', "not an evaluation report"),
-    ],
-)
-def test_what_is_no_report(text: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        EvaluationReport.from_json(text)
-
-
-def test_wrong_parts() -> None:
-    with pytest.raises(ConfigError, match="weights='latest'"):
-        ReportDetails(weights="latest")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="dataset_returns"):
-        ReportDetails(dataset_returns=np.array([1.0, np.nan]))
-    with pytest.raises(ConfigError, match="shape"):
-        TargetResult(1.0, np.array([]), np.array([]))
-    with pytest.raises(ConfigError, match="2 returns and lengths of shape"):
-        TargetResult(1.0, np.array([1.0, 2.0]), np.array([1]))
+def test_what_is_no_report() -> None:
+    for text in ("{}", "{ nonsense", '{"format": 1, "reference": null, "results": [{}]}'):
+        with pytest.raises(ConfigError, match="not an evaluation report"):
+            EvaluationReport.from_json(text)
+    with pytest.raises(ConfigError, match="upgrade") as raised:
+        EvaluationReport.from_json('{"format": 99}')
+    assert (raised.value.setting, raised.value.value) == ("format", 99)
+    wrong: Any
+    for setting, wrong in (
+        ("results", lambda: EvaluationReport(results=())),
+        ("weights", lambda: ReportDetails(weights="latest")),  # type: ignore[arg-type]
+        ("dataset_returns", lambda: ReportDetails(dataset_returns=np.array([1.0, np.nan]))),
+        ("returns", lambda: TargetResult(1.0, np.array([]), np.array([]))),
+        ("lengths", lambda: TargetResult(1.0, np.array([1.0, 2.0]), np.array([1]))),
+        ("maximum", lambda: compute_normalized_score(1.0, 3.0, 3.0)),
+        ("level", lambda: compute_confidence_interval(np.array([5.0, 6.0]), level=95)),
+    ):
+        with pytest.raises(ConfigError) as raised:
+            wrong()
+        assert raised.value.setting == setting
 
 
 # --- plots -------------------------------------------------------------------------------------
@@ -260,25 +249,13 @@ def test_plot_draws_means_intervals_identity_and_dataset(tmp_path: Path) -> None
         assert np.asarray(image.convert("L")).std() > 10
 
 
-def test_a_plot_makes_its_folder_and_refuses_what_is_no_format(tmp_path: Path) -> None:
-    make_report().plot(tmp_path / "new" / "plot.svg")
-    assert (tmp_path / "new" / "plot.svg").stat().st_size
-    with pytest.raises(ConfigError, match=r"plot\.xyz"):
-        make_report().plot(tmp_path / "plot.xyz")
-
-
-def test_plot_clips_no_label() -> None:
-    figure = make_report().plot()
-    figure.draw_without_rendering()
-    assert figure.axes[0].get_tightbbox() is not None
-    box, page = figure.get_tightbbox(), figure.bbox_inches
-    assert box.x0 >= 0 and box.y0 >= 0  # noqa: PT018
-    assert box.x1 <= page.x1 and box.y1 <= page.y1  # noqa: PT018
-
-
-def test_plot_into_given_axes_and_without_pyplot() -> None:
+def test_plot_into_given_axes_and_without_pyplot(tmp_path: Path) -> None:
     figure = Figure()
     axes = figure.add_subplot()
     report = dataclasses.replace(make_report(), dataset_returns=None)
     assert report.plot(ax=axes) is figure
     assert not axes.child_axes
+    report.plot(tmp_path / "new" / "plot.svg")
+    assert (tmp_path / "new" / "plot.svg").stat().st_size
+    with pytest.raises(ConfigError, match=r"plot\.xyz"):
+        report.plot(tmp_path / "plot.xyz")

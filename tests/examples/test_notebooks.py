@@ -15,66 +15,37 @@ NOTEBOOKS = tool.list_notebooks()
 FIRST_WORDS = re.compile(r"\*\*For ")
 
 
-def _cells(path: Path, kind: str) -> list[Any]:
-    notebook = nbformat.read(path, as_version=4)
-    return [cell for cell in notebook.cells if cell.cell_type == kind]
-
-
-@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
-def path(request: pytest.FixtureRequest) -> Path:
-    found: Path = request.param
-    return found
-
-
-def test_all_are_there() -> None:
+def test_the_notebooks() -> None:
     assert [each.name[:2] for each in NOTEBOOKS] == [f"{number:02d}" for number in range(1, 9)]
+    for path in NOTEBOOKS:
+        check_notebook(path)
+        assert f"({path.name})" in (path.parent / "README.md").read_text(encoding="utf-8")
 
 
-def test_it_was_run_from_top_to_bottom(path: Path) -> None:
-    counts = [cell.execution_count for cell in _cells(path, "code")]
-    assert counts == list(range(1, len(counts) + 1))
-
-
-def test_its_outputs_are_clean_and_have_pictures(path: Path) -> None:
-    notebook = nbformat.read(path, as_version=4)
-    assert list(tool.find_faults(notebook)) == []
-    outputs = [output for cell in _cells(path, "code") for output in cell.outputs]
-    assert any("image/png" in output.get("data", {}) for output in outputs)
-
-
-def test_it_is_what_tidying_leaves(path: Path) -> None:
+def check_notebook(path: Path) -> None:
+    """Check that it was run, is clean, opens with a title and its parameters, links and code."""
     notebook = nbformat.read(path, as_version=4)
     before = nbformat.writes(notebook)
     tool.tidy(notebook)
-    assert nbformat.writes(notebook) == before
-
-
-def test_it_opens_with_a_title_and_says_what_to_change(path: Path) -> None:
-    notebook = nbformat.read(path, as_version=4)
-    assert notebook.cells[0].source.startswith("# ")
-    titles = re.findall(r"^# ", "\n".join(c.source for c in _cells(path, "markdown")), re.MULTILINE)
-    assert len(titles) == 1
-    tool.inject_fast_parameters(notebook)  # raises where there is not one cell of parameters
-    tags = [tool.PARAMETERS in cell.metadata.get("tags", []) for cell in notebook.cells]
-    assert FIRST_WORDS.match(notebook.cells[tags.index(True) + 2].source)
-
-
-def test_it_installs_nothing(path: Path) -> None:
-    source = "\n".join(cell.source for cell in _cells(path, "code"))
-    assert not re.search(r"^\s*[!%]", source.replace("%%writefile", ""), re.MULTILINE)
-    assert '"pip"' not in source
-
-
-def test_its_links_lead_somewhere(path: Path) -> None:
-    text = "\n".join(cell.source for cell in _cells(path, "markdown"))
+    assert nbformat.writes(notebook) == before, path
+    assert list(tool.find_faults(notebook)) == [], path
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1)), path
+    outputs = [output for cell in code for output in cell.outputs]
+    assert any("image/png" in output.get("data", {}) for output in outputs), path
+    source = "\n".join(cell.source for cell in code)
+    assert not re.search(r"^\s*[!%]", source.replace("%%writefile", ""), re.MULTILINE), path
+    assert '"pip"' not in source, path
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    assert notebook.cells[0].source.startswith("# "), path
+    assert len(re.findall(r"^# ", text, re.MULTILINE)) == 1, path
     for link in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (path.parent / link).is_file(), link
     for program in re.findall(r"`(examples/[^`]+)`", text):
         assert (path.parents[1] / program).is_file(), program
-
-
-def test_the_readme_names_it(path: Path) -> None:
-    assert f"({path.name})" in (path.parent / "README.md").read_text(encoding="utf-8")
+    tool.inject_fast_parameters(notebook)  # raises where there is not one cell of parameters
+    tags = [tool.PARAMETERS in cell.metadata.get("tags", []) for cell in notebook.cells]
+    assert FIRST_WORDS.match(notebook.cells[tags.index(True) + 2].source), path
 
 
 # --- The program that runs them ------------------------------------------------------------------
@@ -102,35 +73,26 @@ def test_a_cell_that_raises_is_an_error() -> None:
         tool.execute(_notebook("1 / 0"))
 
 
-@pytest.mark.parametrize(
-    ("fast", "fault"), [({"M": 1}, "'M' of fast_parameters"), ({"print": 1}, "'print'")]
-)
-def test_a_fast_parameter_is_one_that_is_there(fast: dict[str, Any], fault: str) -> None:
-    with pytest.raises(tool.NotebookError, match=fault):
-        tool.inject_fast_parameters(_notebook("N = 1\nprint(N)", fast=fast))
-
-
-def test_there_is_one_cell_of_parameters() -> None:
+def test_a_fast_parameter_is_one_that_is_there() -> None:
+    for name in ("M", "print"):
+        with pytest.raises(tool.NotebookError, match=f"'{name}'"):
+            tool.inject_fast_parameters(_notebook("N = 1\nprint(N)", fast={name: 1}))
     notebook = _notebook("N = 1")
     notebook.cells.append(notebook.cells[0].copy())
     with pytest.raises(tool.NotebookError, match="2 cells are tagged"):
         tool.inject_fast_parameters(notebook)
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "fault"),
-    [
+def test_faults_of_outputs_are_found() -> None:
+    for name, text, fault in (
         ("stderr", "UserWarning: something", "cell 0 wrote to stderr: UserWarning"),
         ("stdout", "saved to /home/me/runs/model.zip", "a path of this machine: /home/me/runs"),
         ("stdout", "see https://example.org/home/me, 3/4 and runs/tmp/a", None),
-    ],
-)
-def test_faults_of_outputs_are_found(name: str, text: str, fault: str | None) -> None:
-    notebook = _notebook("")
-    output = nbformat.v4.new_output("stream", name=name, text=text)
-    notebook.cells[0].outputs = [output]
-    faults = list(tool.find_faults(notebook))
-    assert fault is None if not faults else fault is not None and fault in faults[0]
+    ):
+        notebook = _notebook("")
+        notebook.cells[0].outputs = [nbformat.v4.new_output("stream", name=name, text=text)]
+        faults = list(tool.find_faults(notebook))
+        assert (faults == []) if fault is None else fault in faults[0]
 
 
 def test_the_notice_of_an_import_is_no_warning_and_others_stay() -> None:

@@ -13,8 +13,7 @@ import torch
 
 from sb3_dmamba.algorithm import DecisionMamba
 from sb3_dmamba.config import DecisionMambaConfig
-from sb3_dmamba.training.batches import PrefetchingFeed, ResidentFeed
-from sb3_dmamba.training.carried_state import make_sampler
+from sb3_dmamba.training.batches import PrefetchingFeed, ResidentFeed, make_sampler
 from sb3_dmamba.training.updater import Updater, local_seed
 from tests.data.test_resident import assert_equal
 from tests.models import MIXERS, TINY, Recorder, everything_in, tiny_model

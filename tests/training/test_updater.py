@@ -15,8 +15,20 @@ from torch import Tensor, nn
 
 from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.data import WindowBatch, WindowSampler
+from sb3_dmamba.errors import ModelFileError
+from sb3_dmamba.networks import DecisionMambaPolicy
 from sb3_dmamba.networks.model import make_head
-from sb3_dmamba.training.updater import Updater, compute_loss, draw_seed, local_seed
+from sb3_dmamba.training.updater import (
+    Updater,
+    compute_learning_rate,
+    compute_loss,
+    draw_seed,
+    local_seed,
+    make_optimizer,
+    optimizer_from_tensors,
+    optimizer_to_tensors,
+    split_by_decay,
+)
 from tests.models import MIXERS, TINY, global_generators
 from tests.toys import random_trajectories
 
@@ -80,27 +92,19 @@ CASES = [(continuous_case, CONTINUOUS), (discrete_case, DISCRETE)]
 
 
 @pytest.mark.parametrize(("case", "expected"), CASES)
-@pytest.mark.parametrize("padding", [0.0, *GARBAGE])
-def test_loss_is_the_mean_over_real_steps(
-    case: Callable[[float], tuple[Any, WindowBatch]], expected: float, padding: float
+def test_loss_is_the_mean_over_real_steps_and_padding_reaches_no_gradient(
+    case: Callable[[float], tuple[Any, WindowBatch]], expected: float
 ) -> None:
-    policy, batch = case(padding)
-    assert compute_loss(policy, batch).item() == pytest.approx(expected, rel=1e-6)
-
-
-@pytest.mark.parametrize("case", [continuous_case, discrete_case])
-@pytest.mark.parametrize("padding", GARBAGE)
-def test_padded_predictions_reach_no_gradient(
-    case: Callable[[float], tuple[Any, WindowBatch]], padding: float
-) -> None:
-    clean, batch = case(0.0)
-    compute_loss(clean, batch).backward()
-    spoilt, batch = case(padding)
-    compute_loss(spoilt, batch).backward()
-    gradient = spoilt.model.predictions.grad
-    assert torch.equal(gradient, clean.model.predictions.grad)
-    assert not gradient[1, 1].any()
-    assert gradient[0].any()
+    gradients = []
+    for padding in (0.0, *GARBAGE):
+        policy, batch = case(padding)
+        loss = compute_loss(policy, batch)
+        assert loss.item() == pytest.approx(expected, rel=1e-6)
+        loss.backward()
+        gradients.append(policy.model.predictions.grad)
+        assert torch.equal(gradients[-1], gradients[0])
+    assert not gradients[0][1, 1].any()
+    assert gradients[0][0].any()
 
 
 def make_updater(mixer: str = "mamba", seed: int = 0, **settings: Any) -> Updater:
@@ -123,31 +127,18 @@ def test_what_padding_holds_changes_neither_loss_nor_gradients(mixer: str) -> No
     batch = WindowSampler(random_trajectories(), 6, 8, 0).sample(0)
     padded = ~batch.padding_mask
     assert padded.any()
-    spoilt = dataclasses.replace(
+    noisy = dataclasses.replace(
         batch,
         observations=torch.where(padded[..., None], 7.0, batch.observations),
         actions=torch.where(padded[..., None], -3.0, batch.actions),
         returns_to_go=torch.where(padded, 99.0, batch.returns_to_go),
         timesteps=torch.where(padded, 4, batch.timesteps),
     )
-    losses = [compute_loss(updater.policy.eval(), each).item() for each in (batch, spoilt)]
+    losses = [compute_loss(updater.policy.eval(), each).item() for each in (batch, noisy)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
-    clean, other = gradients(updater, batch), gradients(updater, spoilt)
+    clean, other = gradients(updater, batch), gradients(updater, noisy)
     for name in clean:
         torch.testing.assert_close(other[name], clean[name], rtol=1e-5, atol=1e-7)
-
-
-@pytest.mark.parametrize("mixer", MIXERS)
-def test_every_parameter_gets_a_gradient(mixer: str) -> None:
-    updater = make_updater(mixer)
-    batch = WindowSampler(random_trajectories(), 6, 8, 0).sample(0)
-    found = gradients(updater, batch)
-    without = [
-        name
-        for name, _ in updater.policy.named_parameters()
-        if name not in found or not found[name].any()
-    ]
-    assert without == []
 
 
 @pytest.mark.parametrize("mixer", MIXERS)
@@ -230,3 +221,159 @@ def test_local_seed_leaves_the_global_generators_alone() -> None:
     assert (global_generators(), random.getstate()) == before
     assert torch.equal(first, second)
     assert not torch.equal(first, third)
+
+
+# --- Learning rate -------------------------------------------------------------------------------
+
+DECAY: dict[str, Any] = {"warmup_updates": 20, "final_lr_fraction": 0.2}
+ENDS: dict[str, Any] = {"warmup_updates": 10, "decay_updates": 50, "final_lr_fraction": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        # a tenth of the run warms up
+        ({}, {0: 0.05, 1: 0.1, 8: 0.45, 9: 0.5, 10: 0.5, 99: 0.5, 1000: 0.5}),
+        ({"warmup_updates": 4}, {0: 0.125, 2: 0.375, 3: 0.5, 4: 0.5, 99: 0.5}),
+        ({"warmup_updates": 0}, {0: 0.5}),
+        ({"lr_schedule": "linear", **DECAY}, {20: 0.5, 40: 0.4, 80: 0.2, 100: 0.1, 5000: 0.1}),
+        (
+            {"lr_schedule": "cosine", **DECAY},
+            {20: 0.5, 40: 0.3 + 0.2 * math.sqrt(0.5), 60: 0.3, 100: 0.1, 5000: 0.1},
+        ),
+        ({"lr_schedule": "linear", **ENDS}, {10: 0.5, 20: 0.375, 30: 0.25, 50: 0.0, 60: 0.0}),
+        (  # a decay inside the warm-up is over after it
+            {"lr_schedule": "linear", "warmup_updates": 10, "decay_updates": 5},
+            {9: 0.5, 11: 0.05},
+        ),
+    ],
+    ids=str,
+)
+def test_the_learning_rate(settings: dict[str, Any], expected: dict[int, float]) -> None:
+    config = DecisionMambaConfig().replace(learning_rate=0.5, **settings)
+    found = {update: compute_learning_rate(config, update, 100) for update in expected}
+    assert found == pytest.approx(expected, rel=1e-12, abs=1e-12)
+
+
+def test_the_length_of_the_run_sets_the_warm_up_and_not_a_given_decay() -> None:
+    config = DecisionMambaConfig().replace(learning_rate=0.5, lr_schedule="linear")
+    for n_updates in (1, 5, 9):  # too short for a tenth
+        assert compute_learning_rate(config, 0, n_updates) == 0.5
+    config = config.replace(**ENDS)
+    assert compute_learning_rate(config, 30, 100) == compute_learning_rate(config, 30, 60) == 0.25
+
+
+# --- Optimiser ---------------------------------------------------------------------------------
+
+FLAT = spaces.Box(-1.0, 1.0, (3,))
+IMAGE = spaces.Box(0, 255, (4, 36, 36), np.uint8)
+MOVES = spaces.Box(-1.0, 1.0, (2,))
+CHOICES = spaces.Discrete(5)
+OPTIMIZED: list[tuple[Any, Any, dict[str, Any]]] = [
+    (FLAT, MOVES, {}),
+    (FLAT, CHOICES, {"channel_mixing": False, "embedding": "tanh"}),
+    (IMAGE, CHOICES, {"time_encoding": "global"}),
+    (FLAT, MOVES, {"mixer": "attention"}),
+    (FLAT, MOVES, {"mixer": "convolution"}),
+    (IMAGE, CHOICES, {"mixer": "attention", "time_encoding": "global"}),
+]
+
+
+def make_policy(observations: Any, actions: Any, settings: dict[str, Any]) -> DecisionMambaPolicy:
+    config = DecisionMambaConfig(hidden_size=16, n_layers=2, context_length=4).replace(**settings)
+    return DecisionMambaPolicy(observations, actions, config)
+
+
+@pytest.mark.parametrize(("observations", "actions", "settings"), OPTIMIZED)
+def test_only_weights_of_products_decay(
+    observations: Any, actions: Any, settings: dict[str, Any]
+) -> None:
+    policy = make_policy(observations, actions, settings)
+    decayed, free = ([id(each) for each in part] for part in split_by_decay(policy))
+    assert sorted(decayed + free) == sorted(map(id, policy.parameters()))
+    for name, parameter in policy.named_parameters():
+        parts = name.split(".")
+        never = parts[-1] in ("bias", "A_log", "D", "position_table", "filters")
+        never |= bool({"norm", "conv1d", "timestep_table"} & set(parts)) or parameter.dim() < 2
+        never |= isinstance(policy.get_submodule(name.rpartition(".")[0]), nn.Embedding)
+        assert (id(parameter) in decayed) == (not never), name
+
+
+def test_mamba_by_name() -> None:
+    policy = make_policy(FLAT, CHOICES, {"n_layers": 1, "channel_mixing": False})
+    decayed = {id(parameter) for parameter in split_by_decay(policy)[0]}
+    names = [name for name, each in policy.named_parameters() if id(each) in decayed]
+    assert sorted(names) == [
+        "model.blocks.0.mixer.dt_proj.weight",
+        "model.blocks.0.mixer.in_proj.weight",
+        "model.blocks.0.mixer.out_proj.weight",
+        "model.blocks.0.mixer.x_proj.weight",
+        "model.embedding.observation_encoder.projection.weight",
+        "model.embedding.return_encoder.weight",
+        "model.head.projection.weight",
+    ]
+
+
+def test_settings_reach_the_optimiser_and_only_products_shrink() -> None:
+    config = DecisionMambaConfig(
+        hidden_size=16, n_layers=1, learning_rate=0.1, weight_decay=0.5, adam_betas=(0.8, 0.95)
+    )
+    policy = DecisionMambaPolicy(FLAT, MOVES, config)
+    optimizer = make_optimizer(policy, config)
+    decayed, free = (group["params"] for group in optimizer.param_groups)
+    assert [group["betas"] for group in optimizer.param_groups] == [(0.8, 0.95)] * 2
+    assert [group["lr"] for group in optimizer.param_groups] == [0.1] * 2
+    before = [parameter.detach().clone() for parameter in [*decayed, *free]]
+    for parameter in policy.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for index, (old, new) in enumerate(zip(before, [*decayed, *free], strict=True)):
+        factor = 1.0 - 0.1 * 0.5 if index < len(decayed) else 1.0
+        torch.testing.assert_close(new.detach(), old * factor)
+
+
+SMALL = DecisionMambaConfig(hidden_size=8, n_layers=1, d_state=2)
+
+
+def make_stepped_optimizer(seed: int = 0) -> torch.optim.AdamW:
+    policy = DecisionMambaPolicy(FLAT, CHOICES, SMALL)
+    optimizer = make_optimizer(policy, SMALL)
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in policy.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+    optimizer.step()
+    return optimizer
+
+
+def test_optimiser_round_trip() -> None:
+    tensors = optimizer_to_tensors(make_stepped_optimizer(0))
+    assert any(tensor.any() for tensor in tensors.values())
+    other = make_stepped_optimizer(1)
+    optimizer_from_tensors(other, tensors)
+    back = optimizer_to_tensors(other)
+    assert back.keys() == tensors.keys()
+    assert all(torch.equal(back[name], tensors[name]) for name in tensors)
+
+
+def test_an_optimiser_state_that_does_not_fit() -> None:
+    optimizer = make_stepped_optimizer()
+    before = {k: v.clone() for k, v in optimizer_to_tensors(optimizer).items()}
+    changes: list[dict[str, Any]] = [
+        {"999.exp_avg": torch.zeros(1)},
+        {"exp_avg": torch.zeros(1)},
+        {"0.momentum": torch.zeros(1)},
+        {"-1.exp_avg": torch.zeros(1)},
+        {"\u00b2.exp_avg": torch.zeros(1)},
+        {"0.exp_avg": torch.zeros(3)},
+        {"0.step": torch.zeros(3)},
+        {"0.step": torch.tensor(1)},
+        {"0.exp_avg_sq": None},
+        {"0.step": None},
+    ]
+    for change in changes:
+        changed = {k: v for k, v in {**before, **change}.items() if v is not None}
+        with pytest.raises(ModelFileError) as raised:
+            optimizer_from_tensors(optimizer, changed)
+        assert raised.value.setting == next(iter(change))
+        after = optimizer_to_tensors(optimizer)
+        assert all(torch.equal(after[name], before[name]) for name in before)

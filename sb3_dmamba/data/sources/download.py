@@ -55,7 +55,7 @@ def download_file(
             file instead.
     """
     if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
-        raise DatasetError(f"{url!r} is not an http or https address")
+        raise DatasetError(f"{url!r} is not an http or https address", setting="url", value=url)
     import pooch
     import requests
 
@@ -73,10 +73,15 @@ def download_file(
         except (_PermanentError, requests.RequestException, ValueError) as error:
             raise DatasetError(
                 f"{url} could not be downloaded ({error}): get that file in another way and put "
-                f"it at {path}, or try again later"
+                f"it at {path}, or try again later",
+                path=path,
+                setting="url",
+                value=url,
             ) from error
         except OSError as error:
-            raise DatasetError(f"{path} cannot be written ({error.strerror or error})") from error
+            raise DatasetError(
+                f"{path} cannot be written ({error.strerror or error})", path=path
+            ) from error
     return path
 
 

@@ -1,4 +1,4 @@
-"""Episodes of agents that know the way and do not always take it."""
+"""T-maze datasets: episodes of scripted agents of mixed quality."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ optuna = pytest.importorskip("optuna", reason='pip install "sb3-dmamba[optuna]"'
 
 @pytest.fixture(scope="module")
 def example() -> ModuleType:
-    path = Path(__file__).parents[1] / "examples" / "tune_with_optuna.py"
+    path = Path(__file__).parents[2] / "examples" / "tune_with_optuna.py"
     module = load_script(path)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return module

@@ -1,0 +1,282 @@
+"""The model over whole windows, and over episodes in pieces."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from sb3_dmamba.config import DecisionMambaConfig
+from sb3_dmamba.data import ObservationStatistics, WindowBatch, WindowSampler
+from sb3_dmamba.networks import SequenceModel
+from tests.models import MIXERS
+from tests.toys import random_trajectories
+
+SMALL = DecisionMambaConfig(hidden_size=16, n_layers=2, context_length=6, dropout=0.0, d_state=4)
+VARIANTS: list[dict[str, Any]] = [
+    {},
+    {"channel_mixing": False},
+    {"mixer": "attention", "n_heads": 2},
+    {"mixer": "convolution", "filter_length": 4},
+    {"mixer": "convolution", "filter_length": 3, "time_encoding": "global"},
+    {"embedding": "tanh", "time_encoding": "global"},
+    {"init": "paper"},
+    {"time_encoding": "none"},
+    {"n_layers": 1, "normalize_observations": False},
+]
+
+
+def make_model(
+    config: DecisionMambaConfig, n_actions: int | None = None, image: bool = False
+) -> tuple[SequenceModel, WindowSampler]:
+    shape = (4, 36, 36) if image else (3,)
+    data = random_trajectories(observation_shape=shape, n_actions=n_actions)
+    torch.manual_seed(0)
+    model = SequenceModel(data.observation_space, data.action_space, config, None)
+    return model, WindowSampler(data, config.context_length, 5, seed=0)
+
+
+def predict(model: SequenceModel, sampler: WindowSampler, **changes: Tensor) -> Tensor:
+    batch = sampler.sample(0)
+    inputs = {
+        name: changes.get(name, getattr(batch, name))
+        for name in ("observations", "actions", "returns_to_go", "timesteps")
+    }
+    result: Tensor = model(**inputs)
+    return result
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_every_parameter_gets_a_gradient(variant: dict[str, Any]) -> None:
+    for n_actions in (None, 3):
+        model, sampler = make_model(SMALL.replace(**variant), n_actions)
+        predict(model, sampler).square().sum().backward()
+        for name, parameter in model.named_parameters():
+            assert parameter.grad is not None, name
+            assert parameter.grad.abs().sum() > 0, name
+
+
+def test_images_of_either_layout_are_the_same_images() -> None:
+    first, sampler = make_model(SMALL, n_actions=2, image=True)
+    last_data = random_trajectories(observation_shape=(36, 36, 4), n_actions=2)
+    last = SequenceModel(last_data.observation_space, last_data.action_space, SMALL, None)
+    last.load_state_dict(first.state_dict())
+    batch = sampler.sample(0)
+    assert batch.observations.dtype == torch.uint8
+    moved = predict(last, sampler, observations=batch.observations.movedim(2, -1))
+    torch.testing.assert_close(moved, predict(first, sampler))
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+@given(step=st.integers(0, 5), field=st.sampled_from(["observations", "actions", "returns_to_go"]))
+@settings(max_examples=25, deadline=None)
+def test_a_later_token_never_changes_an_earlier_prediction(
+    mixer: str, step: int, field: str
+) -> None:
+    model, sampler = make_model(SMALL.replace(mixer=mixer))
+    before = predict(model, sampler)
+    changed = getattr(sampler.sample(0), field).clone()
+    changed[:, step:] += 3.0
+    after = predict(model, sampler, **{field: changed})
+    # A step's own action comes after its prediction; its return and observation come before.
+    untouched = step + 1 if field == "actions" else step
+    torch.testing.assert_close(after[:, :untouched], before[:, :untouched], rtol=0, atol=0)
+    if untouched < before.shape[1]:
+        assert (after[:, untouched:] != before[:, untouched:]).any()
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_what_padding_holds_changes_no_real_prediction(mixer: str) -> None:
+    model, sampler = make_model(SMALL.replace(mixer=mixer))
+    batch = sampler.sample(0)
+    mask = batch.padding_mask
+    assert not mask.all()
+    noise = torch.where(mask.unsqueeze(-1), batch.observations, torch.tensor(1e3))
+    after = predict(model, sampler, observations=noise)
+    torch.testing.assert_close(after[mask], predict(model, sampler)[mask], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_reading_fewer_tokens_reads_the_same(variant: dict[str, Any]) -> None:
+    """The last block computes the state tokens alone; all tokens must give the same there."""
+    model, sampler = make_model(SMALL.replace(**variant))
+    batch = sampler.sample(0)
+    tokens = model.embedding(
+        batch.observations, batch.actions, batch.returns_to_go, batch.timesteps
+    )
+    for block in model.layers:
+        tokens = block(tokens)
+    expected = model.predict(tokens[:, 1::3])
+    torch.testing.assert_close(predict(model, sampler), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_time_beyond_the_table_shares_its_last_entry() -> None:
+    model, sampler = make_model(SMALL.replace(max_timestep=4))
+    far = torch.full((5, 6), 10_000)
+    last = torch.full((5, 6), 3)
+    assert torch.equal(
+        predict(model, sampler, timesteps=far), predict(model, sampler, timesteps=last)
+    )
+
+
+def test_observations_are_standardised_with_the_statistics() -> None:
+    data = random_trajectories()
+    statistics = ObservationStatistics(
+        mean=np.array([1.0, 2.0, 3.0], np.float32), std=np.array([2.0, 4.0, 8.0], np.float32)
+    )
+    model = SequenceModel(data.observation_space, data.action_space, SMALL, statistics)
+    plain = SequenceModel(data.observation_space, data.action_space, SMALL, None)
+    weights = {k: v for k, v in model.state_dict().items() if not k.endswith((".mean", ".std"))}
+    plain.load_state_dict(weights, strict=False)
+    sampler = WindowSampler(data, 6, 5, seed=0)
+    raw = sampler.sample(0).observations
+    scaled = (raw - torch.tensor([1.0, 2.0, 3.0])) / torch.tensor([2.0, 4.0, 8.0])
+    torch.testing.assert_close(
+        predict(model, sampler), predict(plain, sampler, observations=scaled)
+    )
+
+
+# --- Episodes in pieces -----------------------------------------------------------------------
+
+T = 24  # steps of every episode
+RESUMED: list[dict[str, Any]] = [
+    *({"mixer": mixer} for mixer in MIXERS),
+    {"channel_mixing": False, "time_encoding": "none", "n_layers": 1},
+    {"mixer": "convolution", "filter_length": 1},
+    {"d_conv": 1, "backend": "reference"},
+]
+TOLERANCE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5}
+
+
+def make_resumable(variant: dict[str, Any], n_actions: int | None = None) -> SequenceModel:
+    data = random_trajectories(n_actions=n_actions)
+    config = DecisionMambaConfig(hidden_size=16, n_layers=2, d_state=4, dropout=0.0, n_heads=2)
+    config = config.replace(**{"context_length": T, **variant})  # attention forgets nothing
+    torch.manual_seed(0)
+    return SequenceModel(data.observation_space, data.action_space, config, None)
+
+
+def whole_episodes(n_actions: int | None = None) -> WindowBatch:
+    data = random_trajectories((T, T, T), n_actions=n_actions)
+    return next(WindowSampler(data, T, 3).iterate_all())
+
+
+def cut(batch: WindowBatch, first: int, last: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    observations, actions, returns_to_go, timesteps = (x[:, first:last] for x in batch.inputs())
+    return observations, actions, returns_to_go, timesteps
+
+
+def take_row(batch: WindowBatch, row: int) -> WindowBatch:
+    return batch._map(lambda part: part[row : row + 1])
+
+
+def run_in_pieces(
+    model: SequenceModel, batch: WindowBatch, cuts: tuple[int, ...], detach: bool = False
+) -> Tensor:
+    layers = model.initial_layers(len(batch))
+    predictions = []
+    for first, last in itertools.pairwise((0, *cuts, T)):
+        piece, layers = model.resume(*cut(batch, first, last), layers)
+        predictions.append(piece)
+        if detach:
+            layers = [{name: rows.detach() for name, rows in layer.items()} for layer in layers]
+    return torch.cat(predictions, dim=1)
+
+
+def gradients(model: SequenceModel, predictions: Tensor) -> dict[str, Tensor]:
+    model.zero_grad()
+    weights = torch.linspace(-1.0, 2.0, predictions.numel()).view_as(predictions)
+    (predictions * weights).sum().backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("variant", RESUMED, ids=str)
+def test_pieces_are_the_whole_and_so_are_gradients_that_are_not_cut(
+    variant: dict[str, Any],
+) -> None:
+    model, batch = make_resumable(variant), whole_episodes()
+    whole = model(*batch.inputs())
+    expected = gradients(model, whole)
+    for cuts in ((8, 16), (1, 2, 23)):
+        pieces = run_in_pieces(model, batch, cuts)
+        torch.testing.assert_close(pieces, whole, **TOLERANCE)
+        found = gradients(model, pieces)
+        assert expected.keys() == found.keys()
+        for name, gradient in expected.items():
+            torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_cutting_the_gradient_changes_nothing_but_the_gradient(mixer: str) -> None:
+    model, batch = make_resumable({"mixer": mixer}), whole_episodes()
+    whole = run_in_pieces(model, batch, (8, 16))
+    truncated = run_in_pieces(model, batch, (8, 16), detach=True)
+    assert torch.equal(truncated, whole)
+    expected, found = gradients(model, whole), gradients(model, truncated)
+    different = [n for n in expected if not torch.allclose(found[n], expected[n], rtol=1e-3)]
+    assert any("mixer" in name for name in different)
+    # The last layers after the recurrence see the same.
+    assert not any(name.startswith(("head", "norm")) for name in different)
+
+
+@pytest.mark.parametrize("variant", RESUMED, ids=str)
+def test_steps_to_the_left_of_an_episode_leave_its_states_alone(variant: dict[str, Any]) -> None:
+    """Rows with 0, 3 and 7 steps before them, side by side and each by itself."""
+    model, batch = make_resumable(variant), whole_episodes()
+    ages = (0, 3, 7)
+    inputs = tuple(torch.zeros_like(part) for part in cut(batch, 0, 7))
+    real = torch.zeros(3, 7, dtype=torch.bool)
+    for row, age in enumerate(ages):
+        if age:
+            real[row, -age:] = True
+            for left, part in zip(inputs, batch.inputs(), strict=True):
+                left[row, -age:] = part[row, :age]
+    inputs[0][~real] = 50.0  # what padding holds is nobody's business
+    observations, actions, returns_to_go, timesteps = inputs
+    begun = model.initial_layers(3)
+    together, layers = model.resume(observations, actions, returns_to_go, timesteps, begun, real)
+    assert together.isfinite().all()
+    for row, age in enumerate(ages):
+        alone = take_row(batch, row)
+        begun = model.initial_layers(1)
+        if age:
+            expected, begun = model.resume(*cut(alone, 0, age), begun)
+            torch.testing.assert_close(together[row, -age:], expected[0], **TOLERANCE)
+        rest = cut(alone, age, T)
+        mine = [{name: rows[row : row + 1] for name, rows in layer.items()} for layer in layers]
+        found, _ = model.resume(*rest, mine)
+        after, _ = model.resume(*rest, begun)
+        torch.testing.assert_close(found, after, **TOLERANCE)
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_resuming_is_what_acting_in_stream_does(mixer: str) -> None:
+    """Attention, too, then remembers as many tokens as in acting."""
+    model, batch = make_resumable({"mixer": mixer, "context_length": 5}, 3), whole_episodes(3)
+    model.eval()
+    with torch.no_grad():
+        pieces = run_in_pieces(model, batch, (5, 10, 15, 20))
+        layers = model.initial_layers(3)
+        for step in range(T):
+            now = [part[:, step] for part in batch.inputs()]
+            last_actions = batch.actions[:, step - 1] if step else None
+            tokens = model.embed_step(last_actions, now[2], now[0], now[3])
+            prediction, layers = model.step(tokens, layers)
+            torch.testing.assert_close(prediction, pieces[:, step], **TOLERANCE)
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_it_runs_in_bf16(mixer: str) -> None:
+    model, batch = make_resumable({"mixer": mixer}), whole_episodes()
+    whole = model(*batch.inputs())
+    with torch.autocast("cpu", torch.bfloat16):
+        pieces = run_in_pieces(model, batch, (8, 16))
+    assert not torch.equal(pieces, whole)
+    torch.testing.assert_close(pieces, whole, rtol=0.1, atol=0.1)
+    assert all(g.isfinite().all() for g in gradients(model, pieces).values())
