@@ -1,4 +1,4 @@
-"""Our networks, the same around peers' blocks, and whether they compute the same."""
+"""Networks to time: ours, the same with peers' blocks, and their check against the reference."""
 
 from __future__ import annotations
 
@@ -8,35 +8,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from gymnasium import spaces
 from torch import Tensor, nn
 
 from benchmarks.contenders import Agreement, Contender, UnavailableError
 from benchmarks.request import Request
-from sb3_dmamba.config import DecisionMambaConfig
-from sb3_dmamba.data import Trajectories, WindowSampler
+from sb3_dmamba import DecisionMambaConfig, Trajectories
+from sb3_dmamba.data import WindowSampler
 from sb3_dmamba.errors import BackendError
-from sb3_dmamba.experiments.efficiency import (
-    ACTION_SPACE,
-    OBSERVATION_SPACE,
-    make_inputs,
-    make_policy,
-    step_through,
-)
+from sb3_dmamba.experiments.efficiency import make_inputs, make_policy, step_through
 from sb3_dmamba.networks import DecisionMambaPolicy
 from sb3_dmamba.ops import resolve_backend
 from sb3_dmamba.training.updater import Updater
-
-__all__ = [
-    "BLOCKS",
-    "Network",
-    "check_network",
-    "make_config",
-    "make_contender",
-    "make_network",
-    "make_trajectories",
-    "with_blocks",
-]
 
 # Of outputs and of each parameter's gradient: the norm of the difference over the norm.
 TOLERANCES = {"fp32": 1e-3, "bf16": 5e-2}
@@ -66,40 +48,6 @@ def make_config(request: Request, **settings: Any) -> DecisionMambaConfig:
         batch_size=shape.batch_size,
     )
     return config.replace(**settings)
-
-
-def make_trajectories(
-    n_episodes: int, length: int, space: spaces.Box = OBSERVATION_SPACE
-) -> Trajectories:
-    """Return noise whose actions follow from the observations, so that a loss can fall.
-
-    Args:
-        n_episodes: Episodes.
-        length: Steps in each.
-        space: Observations; of images the actions are noise.
-    """
-    generator = np.random.default_rng(0)
-    n_steps = n_episodes * length
-    shape, n_actions = (n_steps, *space.shape), ACTION_SPACE.shape[0]
-    observations: np.ndarray
-    if space.dtype == np.uint8:
-        observations = generator.integers(0, 256, shape, dtype=np.uint8)
-        actions = generator.uniform(-1, 1, (n_steps, n_actions)).astype(np.float32)
-    else:
-        observations = generator.standard_normal(shape, dtype=np.float32)
-        actions = np.tanh(observations[:, :n_actions])
-    ends = np.ones(n_episodes, dtype=bool)
-    return Trajectories(
-        observations=observations,
-        actions=actions,
-        rewards=generator.standard_normal(n_steps, dtype=np.float32),
-        terminated=ends,
-        truncated=~ends,
-        episode_offsets=np.arange(0, n_steps + 1, length),
-        observation_space=space,
-        action_space=ACTION_SPACE,
-        source="noise",
-    )
 
 
 class PeerMixer(nn.Module):

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
-from sb3_dmamba.experiments.plots import new_figure, save_figure, variant_colour
-
-__all__ = ["draw_bars", "draw_lines", "draw_shares"]
+from sb3_dmamba.experiments.report import new_figure, save_figure, variant_colour
 
 
 def draw_bars(
@@ -21,10 +19,7 @@ def draw_bars(
         label: Of the axis, with the unit.
         bars: Value, and the ends of its spread, by name.
     """
-    from matplotlib.figure import Figure
-
     figure, axes = new_figure(height=0.8 + 0.38 * len(bars))
-    assert isinstance(figure, Figure)
     names = list(bars)
     for index, name in enumerate(names):
         value, low, high = bars[name]
@@ -38,40 +33,6 @@ def draw_bars(
     if max(values) > 30 * min(values):
         axes.set_xscale("log")
     axes.set_xlabel(label)
-    axes.set_title(title, loc="left", fontsize=9, color="0.35")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Software": None})
-
-
-def draw_lines(
-    path: Path,
-    title: str,
-    labels: tuple[str, str],
-    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
-) -> None:
-    """Draw lines through points, both axes logarithmic.
-
-    Args:
-        path: Where to write.
-        title: Above the figure.
-        labels: Of the two axes, with their units.
-        lines: Places and values by name.
-    """
-    from matplotlib.ticker import LogLocator
-
-    figure, axes = new_figure()
-    for index, (name, (places, values)) in enumerate(lines.items()):
-        colour = variant_colour(index)
-        axes.plot(places, values, color=colour, marker="o", markersize=4.5, label=name)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    ticks = sorted({place for places, _ in lines.values() for place in places})
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.minorticks_off()
-    axes.set_xlabel(labels[0])
-    axes.set_ylabel(labels[1])
     save_figure(figure, axes, title, path)
 
 

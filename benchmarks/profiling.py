@@ -1,4 +1,4 @@
-"""Where an update's time goes, read off torch's profiler."""
+"""Breakdown of an update's time by torch's profiler."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from benchmarks.timing import Run
 from sb3_dmamba.networks import DecisionMambaPolicy
 from sb3_dmamba.networks.model import Dropout
-
-__all__ = ["GROUPS", "Profile", "busy_share", "classify", "mark", "profile_updates"]
 
 SAMPLER, OPTIMISER = "sampler", "optimiser"
 

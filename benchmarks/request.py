@@ -1,4 +1,4 @@
-"""What the user asks for."""
+"""Options of a benchmark run."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ import torch
 
 from benchmarks.timing import Timer
 
-__all__ = ["Request", "Shape"]
-
 
 @dataclass(frozen=True)
 class Shape:
-    """The size of a network and its batch: Hopper's, or one that takes no time.
+    """The size of a network and its batch; the defaults are Hopper's.
 
     Args:
         width: Width of a token.

@@ -1,4 +1,4 @@
-"""Running suites one after the other."""
+"""Run suites one after the other."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from benchmarks.machine import describe
 from benchmarks.reports import print_report, write_report
 from benchmarks.request import Request
 from benchmarks.suites import choose
-
-__all__ = ["run"]
 
 _WIDTH = 160  # of tables that go into a file
 

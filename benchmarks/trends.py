@@ -1,4 +1,4 @@
-"""How a cost grows: exponents, and where one cost passes another."""
+"""Growth of costs: exponents, and crossovers of two costs."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-
-__all__ = ["Exponent", "describe_crossover", "find_crossover", "fit_exponent"]
 
 _LEVEL = 0.95
 

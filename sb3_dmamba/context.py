@@ -16,17 +16,11 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 from sb3_dmamba.checks import check_number
 from sb3_dmamba.data import DatasetInfo, Trajectories
 from sb3_dmamba.envs import MINIMAL_ACTIONS, is_atari
+from sb3_dmamba.envs.batches import check_returns_unscaled
 from sb3_dmamba.envs.make import as_gymnasium, make_gymnasium
 from sb3_dmamba.envs.return_to_go import ReturnToGo
-from sb3_dmamba.envs.stepping import check_returns_unscaled
-from sb3_dmamba.errors import ConfigError, DatasetError, SpaceError, UnknownTaskError
-from sb3_dmamba.spaces import (
-    check_actions_fit,
-    check_actions_known,
-    flat_space,
-    has_channels_last,
-    is_conditioned,
-)
+from sb3_dmamba.errors import ConfigError, DatasetError, UnknownTaskError
+from sb3_dmamba.spaces import check_dataset_fits, check_environment_fits, flat_space, is_conditioned
 from sb3_dmamba.tasks import ReferenceScores, Task, get_reference_scores, get_task
 
 MakeEnv = Callable[[], "gym.Env[Any, Any]"]
@@ -409,9 +403,7 @@ def check_spaces(
     """
     theirs = environment.observation_space
     theirs = theirs["observation"] if is_conditioned(theirs) else flat_space(theirs)
-    if not has_channels_last(theirs.shape, observation_space):  # predict moves them
-        _check_shape(theirs, observation_space, what)
-    check_actions_fit(environment.action_space, action_space, what)
+    check_environment_fits(theirs, environment.action_space, observation_space, action_space, what)
 
 
 def check_dataset(
@@ -424,16 +416,5 @@ def check_dataset(
     Raises:
         SpaceError: Shapes or action types differ, or actions lie outside the model's bounds.
     """
-    _check_shape(trajectories.observation_space, observation_space, "the dataset")
-    check_actions_known(trajectories.action_space, action_space)
-
-
-def _check_shape(theirs: spaces.Space[Any], ours: spaces.Space[Any], what: str) -> None:
-    if theirs.shape != ours.shape:
-        raise SpaceError(
-            f"{what} has observations of shape {theirs.shape}, and the model was made for "
-            f"{ours.shape}: use the environment and dataset of one task",
-            setting="observation_space",
-            value=theirs.shape,
-            choices=[ours.shape],
-        )
+    theirs = trajectories.observation_space, trajectories.action_space
+    check_dataset_fits(*theirs, observation_space, action_space)

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from packaging.markers import Marker
 from packaging.requirements import Requirement
 from stable_baselines3.common.callbacks import BaseCallback
 
@@ -30,7 +31,76 @@ from sb3_dmamba.paths import minari_folder
 from sb3_dmamba.tasks import get_task
 
 DISTRIBUTION = "sb3-dmamba"
-_FOR_CONTRIBUTORS = ("dev", "docs")
+BUNDLED_TASK = "hopper-bundled"
+
+
+@dataclass(frozen=True)
+class Examination:
+    """Result of every check; ``dmamba doctor`` prints each field as a table.
+
+    Args:
+        version: Of this package.
+        machine: Processor, cores, threads and GPUs.
+        packages: Required packages, and those of extras.
+        backends: Of the operations, on the CPU and on CUDA.
+        places: Folders of datasets.
+        speed: Of training and acting; None if it was not measured.
+        problems: What is broken and how to mend it; a missing extra is not a problem.
+    """
+
+    version: str
+    machine: Machine
+    packages: list[Package]
+    backends: list[Backend]
+    places: list[Place]
+    speed: Speed | None
+    problems: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as JSON-compatible values."""
+        return {
+            **dataclasses.asdict(self),
+            "packages": [
+                {**dataclasses.asdict(each), "lack": each.lack, "remedy": each.remedy}
+                for each in self.packages
+            ],
+        }
+
+
+def examine(seconds: float = 10.0, device: str = "auto") -> Examination:
+    """Run every check.
+
+    Args:
+        seconds: Length of the speed check, about; 0 leaves it out.
+        device: Device of the speed check.
+    """
+    packages = find_packages()
+    backends = check_backends("cpu") + check_backends("cuda")
+    unreadable = why_no_bundled_dataset()
+    problems = find_problems(packages, backends)
+    speed = None
+    if unreadable is not None:
+        problems.append(unreadable)
+    elif seconds > 0:
+        try:
+            speed = measure_speed(seconds, device)
+        except Exception as error:  # any failure at all is a finding
+            problems.append(f"training and acting fail ({type(error).__name__}: {error})")
+    return Examination(
+        version=sb3_dmamba.__version__,
+        machine=describe_machine(),
+        packages=packages,
+        backends=backends,
+        places=find_places(),
+        speed=speed,
+        problems=problems,
+    )
+
+
+def find_problems(packages: list[Package], backends: list[Backend]) -> list[str]:
+    """Return what is broken among packages, backends and the NVIDIA driver, and how to mend it."""
+    checks = (_package_problems(packages), _backend_problems(backends), _driver_problems())
+    return [problem for check in checks for problem in check]
 
 
 @dataclass(frozen=True)
@@ -40,9 +110,9 @@ class Package:
     Args:
         name: As it is installed.
         needed: The versions that will do, such as ``">=1.0"``; empty for any.
-        version: The one that is here; None where there is none.
+        version: The installed one, or None.
         extra: The extra that asks for it; None where it is always needed.
-        is_met: Whether the version that is here will do.
+        is_met: Whether the installed version will do.
     """
 
     name: str
@@ -53,7 +123,7 @@ class Package:
 
     @property
     def lack(self) -> str | None:
-        """What is wrong with it, in a few words that its name comes before, or None."""
+        """What is wrong with it, to follow its name, or None."""
         if self.is_met:
             return None
         if self.version is None:
@@ -62,7 +132,7 @@ class Package:
 
     @property
     def remedy(self) -> str | None:
-        """The line that installs what is missing, or None."""
+        """The command that installs what is missing, or None."""
         if self.is_met:
             return None
         if self.extra is None:
@@ -70,8 +140,11 @@ class Package:
         return f'pip install "{DISTRIBUTION}[{self.extra}]"'
 
 
+_FOR_CONTRIBUTORS = ("dev", "docs")
+
+
 def find_packages() -> list[Package]:
-    """Return what is needed and what extras ask for, those of contributors' extras left out.
+    """Return the packages that are needed or that extras ask for, except contributors' extras.
 
     Returns:
         Needed packages first, then by extra; empty where this distribution is not installed (its
@@ -81,39 +154,43 @@ def find_packages() -> list[Package]:
         about = metadata.metadata(DISTRIBUTION)
     except metadata.PackageNotFoundError:
         return []
-    lines = metadata.requires(DISTRIBUTION) or []
+    requirements = [Requirement(line) for line in metadata.requires(DISTRIBUTION) or []]
     extras: list[str | None] = [None, *about.get_all("Provides-Extra", [])]
     return [
-        package
+        _look_up(requirement, extra)
         for extra in extras
         if extra not in _FOR_CONTRIBUTORS
-        for package in _find(lines, extra)
+        for requirement in requirements
+        if _is_of_extra(requirement.marker, extra)
     ]
 
 
-def _find(lines: list[str], extra: str | None) -> Iterator[Package]:
-    for requirement in map(Requirement, lines):
-        marker = requirement.marker
-        is_always = marker is None or marker.evaluate({"extra": ""})
-        if is_always != (extra is None):
-            continue
-        if extra is not None and (marker is None or not marker.evaluate({"extra": extra})):
-            continue
-        version = _find_version(requirement.name)
-        is_met = version is not None and requirement.specifier.contains(version, prereleases=True)
-        yield Package(requirement.name, str(requirement.specifier), version, extra, is_met)
+def _is_of_extra(marker: Marker | None, extra: str | None) -> bool:
+    if marker is None or marker.evaluate({"extra": ""}):
+        return extra is None
+    return extra is not None and marker.evaluate({"extra": extra})
 
 
-def _find_version(name: str) -> str | None:
+def _look_up(requirement: Requirement, extra: str | None) -> Package:
+    version, is_met = None, False
     try:
-        return metadata.version(name)
+        version = metadata.version(requirement.name)
+        is_met = requirement.specifier.contains(version, prereleases=True)
     except metadata.PackageNotFoundError:
-        return None
+        pass
+    return Package(requirement.name, str(requirement.specifier), version, extra, is_met)
+
+
+def _package_problems(packages: list[Package]) -> Iterator[str]:
+    if not packages:
+        yield f'{DISTRIBUTION} is not installed: pip install -e ".[dev]" in its folder'
+    for package in packages:
+        if package.extra is None and not package.is_met:
+            yield f"{package.name} {package.lack}: {package.remedy}"
 
 
 _TOLERANCE = 1e-4  # of sums of a few dozen numbers of size one, in float32
 _BATCH, _STEPS, _CHANNELS, _STATES, _TAPS = 2, 33, 16, 8, 4
-_REFERENCE = "reference"
 
 
 @dataclass(frozen=True)
@@ -123,10 +200,10 @@ class Backend:
     Args:
         name: Its name.
         device: ``"cpu"`` or ``"cuda"``.
-        is_auto: Whether ``backend="auto"`` means it there.
+        is_auto: Whether ``backend="auto"`` picks it there.
         reason: Why it does not work there, and what to do; None where it works.
-        max_error: How far its results were from the reference's; None where it did not run.
-        is_broken: Whether it says that it works, and does not compute what the reference does.
+        max_error: Largest difference from the reference; None where it did not run.
+        is_broken: Whether it is available and fails or computes something else.
     """
 
     name: str
@@ -138,7 +215,7 @@ class Backend:
 
 
 def check_backends(device: str) -> list[Backend]:
-    """Run every backend that works on a kind of device, forward and backward, on small input.
+    """Run every available backend, forward and backward, on small input.
 
     Args:
         device: ``"cpu"`` or ``"cuda"``; there need not be one.
@@ -153,7 +230,7 @@ def check_backends(device: str) -> list[Backend]:
         error, is_broken = None, False
         if reason is None:
             try:
-                error = _compare(name, device)
+                error = _compare_with_reference(name, device)
                 is_broken = not error <= _TOLERANCE
                 if is_broken:
                     reason = f"its results are off by {error:.1e}: use another backend, and report"
@@ -165,10 +242,10 @@ def check_backends(device: str) -> list[Backend]:
     return found
 
 
-def _compare(name: str, device: str) -> float:
-    ours, theirs = _run(name, device), _run(_REFERENCE, device)
-    differences = [(a - b).abs().max().item() for a, b in zip(ours, theirs, strict=True)]
-    return float(max(differences, key=lambda value: (value != value, value)))  # NaN is the worst
+def _compare_with_reference(name: str, device: str) -> float:
+    pairs = zip(_run(name, device), _run("reference", device), strict=True)
+    differences = [(a - b).abs().max().item() for a, b in pairs]
+    return float(np.max(differences))  # NaN where there is one
 
 
 def _run(name: str, device: str) -> list[torch.Tensor]:
@@ -182,15 +259,33 @@ def _run(name: str, device: str) -> list[torch.Tensor]:
     weight = draw(_CHANNELS, _TAPS).requires_grad_()
     convolved = causal_conv1d(u, weight, activation="silu", backend=name)
     step = torch.nn.functional.softplus(draw(_BATCH, _STEPS, _CHANNELS))
-    rates = -torch.exp(draw(_CHANNELS, _STATES))
-    ins, outs = draw(_BATCH, _STEPS, _STATES), draw(_BATCH, _STEPS, _STATES)
-    scanned = selective_scan(convolved, step, rates, ins, outs, backend=name)
+    A = -torch.exp(draw(_CHANNELS, _STATES))
+    B, C = draw(_BATCH, _STEPS, _STATES), draw(_BATCH, _STEPS, _STATES)
+    scanned = selective_scan(convolved, step, A, B, C, backend=name)
     gradients = torch.autograd.grad(scanned.square().mean(), (u, weight))
     return [convolved.detach(), scanned.detach(), *gradients]
 
 
-BUNDLED_TASK = "hopper-bundled"
-_GIB = 1024**3
+def _backend_problems(backends: list[Backend]) -> Iterator[str]:
+    for each in backends:
+        if each.is_broken:
+            yield f"backend {each.name!r} on {each.device!r}: {each.reason}"
+    if not any(each.is_auto for each in backends if each.device == "cpu"):
+        yield "no backend works on the CPU"
+
+
+def _driver_problems() -> Iterator[str]:
+    if torch.version.cuda is None or torch.cuda.is_available():
+        return
+    if shutil.which("nvidia-smi") is None:
+        return
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, check=False, timeout=30)
+    if listed.returncode == 0 and listed.stdout.strip():
+        yield (
+            f"there is an NVIDIA driver, and torch, built for CUDA {torch.version.cuda}, finds no "
+            f"GPU: nvidia-smi shows the driver's version, and pip install torch with a fitting "
+            f"--index-url brings a fitting build"
+        )
 
 
 @dataclass(frozen=True)
@@ -198,12 +293,12 @@ class Place:
     """A folder of datasets.
 
     Args:
-        what: What lies there.
-        path: The folder, which need not be there yet.
-        setting: The environment variable that names another.
-        n_datasets: How many there are.
-        is_writable: Whether a dataset could be put there.
-        free_gib: Room on its disk.
+        what: Whose datasets it holds.
+        path: The folder, which need not exist yet.
+        setting: The environment variable that sets another folder.
+        n_datasets: Number of datasets in it.
+        is_writable: Whether a dataset could be stored there.
+        free_gib: Free space on its disk, in GiB.
     """
 
     what: str
@@ -215,15 +310,31 @@ class Place:
 
 
 def find_places() -> list[Place]:
-    """Look at the folders that datasets are downloaded to."""
+    """Return the folders that datasets are downloaded to."""
     return [
-        _look_at("Minari", minari_folder(), "MINARI_DATASETS_PATH", "**/data/main_data.hdf5"),
-        _look_at("D4RL", cache_folder(), "D4RL_DATASET_DIR", "*.hdf5"),
+        _describe_folder(
+            "Minari", minari_folder(), "MINARI_DATASETS_PATH", "**/data/main_data.hdf5"
+        ),
+        _describe_folder("D4RL", cache_folder(), "D4RL_DATASET_DIR", "*.hdf5"),
     ]
 
 
+def _describe_folder(what: str, path: Path, setting: str, pattern: str) -> Place:
+    existing = path
+    while not existing.exists():
+        existing = existing.parent
+    return Place(
+        what=what,
+        path=str(path),
+        setting=setting,
+        n_datasets=sum(1 for _ in path.glob(pattern)),
+        is_writable=os.access(existing, os.W_OK),
+        free_gib=round(shutil.disk_usage(existing).free / 1024**3, 1),
+    )
+
+
 def why_no_bundled_dataset() -> str | None:
-    """Say why the dataset inside the package cannot be read; None where it can."""
+    """Return why the dataset inside the package cannot be read; None where it can."""
     try:
         load_trajectories(get_task(BUNDLED_TASK).dataset)
     except (DecisionMambaError, OSError) as error:
@@ -231,36 +342,23 @@ def why_no_bundled_dataset() -> str | None:
     return None
 
 
-def _look_at(what: str, path: Path, setting: str, pattern: str) -> Place:
-    there = path
-    while not there.exists():
-        there = there.parent
-    return Place(
-        what=what,
-        path=str(path),
-        setting=setting,
-        n_datasets=sum(1 for _ in path.glob(pattern)),
-        is_writable=os.access(there, os.W_OK),
-        free_gib=round(shutil.disk_usage(there).free / _GIB, 1),
-    )
-
-
-_WARM_UPS = 3  # updates before the clock starts: kernels are compiled, or a graph is recorded
+_WARM_UPS = 3  # updates before timing: kernels are compiled, or a graph is recorded
 _ENDLESS = 10**9
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What was measured, a second.
+    """Speed of training and acting on this machine.
 
     Args:
-        task: Whose network and data it was.
-        device: Where.
+        task: Task whose network and data were used.
+        device: Where it ran.
         threads: Threads of the CPU.
-        first_update_seconds: What the first update took, compiling included.
-        updates: Updates with these threads.
-        updates_on_one_thread: Updates with one; None where that is the same, or on a GPU.
-        window_steps: Steps of acting in window memory, one environment, its window full.
+        first_update_seconds: Duration of the first update, compiling included.
+        updates: Updates per second with these threads.
+        updates_on_one_thread: Updates per second on one thread; None where ``threads`` is 1, or
+            on a GPU.
+        window_steps: Steps per second of acting in window memory, one environment, full window.
         stream_steps: Likewise in stream memory.
     """
 
@@ -278,7 +376,7 @@ def measure_speed(seconds: float, device: str = "auto") -> Speed:
     """Train and act on the bundled dataset's recipe for a few seconds.
 
     Args:
-        seconds: In all, about; starting up comes on top.
+        seconds: In all, about, not counting start-up.
         device: As ``DecisionMamba`` takes it.
     """
     trajectories = load_trajectories(get_task(BUNDLED_TASK).dataset)
@@ -306,13 +404,12 @@ def measure_speed(seconds: float, device: str = "auto") -> Speed:
     )
 
 
-class _Clock(BaseCallback):
-    """Ends a training after some seconds, and knows how fast it was."""
+class _Timer(BaseCallback):
+    """Times updates, and ends training after some seconds."""
 
-    def __init__(self, seconds: float, wait: Callable[[], None]) -> None:
+    def __init__(self, seconds: float) -> None:
         super().__init__()
         self.seconds = seconds
-        self.wait = wait
         self.n_updates = 0
         self.first = self.begun = self.elapsed = 0.0
 
@@ -321,31 +418,31 @@ class _Clock(BaseCallback):
 
     def _on_step(self) -> bool:
         self.n_updates += 1
-        if self.n_updates <= _WARM_UPS:
-            self.wait()
-            if self.n_updates == 1:
-                self.first = time.perf_counter() - self.begun
-            self.begun = time.perf_counter()
+        is_warm = self.n_updates > _WARM_UPS
+        if is_warm and time.perf_counter() - self.begun < self.seconds:
             return True
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize(self.model.device)
         self.elapsed = time.perf_counter() - self.begun
-        if self.elapsed < self.seconds:
-            return True
-        self.wait()  # until what was only sent to a GPU is done
-        self.elapsed = time.perf_counter() - self.begun
-        return False
+        if is_warm:
+            return False
+        if self.n_updates == 1:
+            self.first = self.elapsed
+        self.begun = time.perf_counter()
+        return True
 
 
 def _time_updates(
     model: DecisionMamba, trajectories: Trajectories, seconds: float
 ) -> tuple[float, float]:
-    """Return the seconds of the first update, and the updates a second of later ones."""
-    clock = _Clock(seconds, _waiting_for(model.device))
-    model.fit(trajectories, _ENDLESS, callback=clock, log_interval=_ENDLESS)
-    return clock.first, (clock.n_updates - _WARM_UPS) / clock.elapsed
+    """Return the seconds of the first update, and later updates per second."""
+    timer = _Timer(seconds)
+    model.fit(trajectories, _ENDLESS, callback=timer, log_interval=_ENDLESS)
+    return timer.first, (timer.n_updates - _WARM_UPS) / timer.elapsed
 
 
 def _time_acting(model: DecisionMamba, memory: Memory, seconds: float) -> float:
-    """Return the steps a second, of one environment whose window is full."""
+    """Return steps per second of one environment whose window is full."""
     space = model.policy.observation_space
     seen = {
         "observation": np.zeros((1, *space.shape), space.dtype),
@@ -356,108 +453,8 @@ def _time_acting(model: DecisionMamba, memory: Memory, seconds: float) -> float:
         _, state = model.predict(seen, state)
     n_steps, begun = 0, time.perf_counter()
     while True:
-        _, state = model.predict(seen, state)  # its actions are on the CPU: nothing is left to do
+        _, state = model.predict(seen, state)  # returns actions on the CPU, so it has finished
         n_steps += 1
         elapsed = time.perf_counter() - begun
         if elapsed >= seconds:
             return n_steps / elapsed
-
-
-def _waiting_for(device: torch.device) -> Callable[[], None]:
-    if device.type == "cuda":
-        return lambda: torch.cuda.synchronize(device)
-    return lambda: None
-
-
-@dataclass(frozen=True)
-class Examination:
-    """What was found.
-
-    Args:
-        version: Of this package.
-        machine: What computes here.
-        packages: What is needed and what extras ask for.
-        backends: Of the operations, on the CPU and on CUDA.
-        places: Folders of datasets.
-        speed: What a few seconds of it achieve; None where nobody asked.
-        problems: What is broken, and what to do about it; an extra that is missing is none.
-    """
-
-    version: str
-    machine: Machine
-    packages: list[Package]
-    backends: list[Backend]
-    places: list[Place]
-    speed: Speed | None
-    problems: list[str]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return everything as JSON-compatible values."""
-        return {
-            **dataclasses.asdict(self),
-            "packages": [
-                {**dataclasses.asdict(each), "lack": each.lack, "remedy": each.remedy}
-                for each in self.packages
-            ],
-        }
-
-
-def examine(seconds: float = 10.0, device: str = "auto") -> Examination:
-    """Look at everything, and run it for a few seconds.
-
-    Args:
-        seconds: Of the speed check; 0 leaves it out.
-        device: Where it is checked.
-    """
-    packages = find_packages()
-    backends = check_backends("cpu") + check_backends("cuda")
-    no_data = why_no_bundled_dataset()
-    problems = [*find_problems(packages, backends), *([no_data] if no_data else [])]
-    speed = None
-    if seconds > 0 and no_data is None:
-        try:
-            speed = measure_speed(seconds, device)
-        except Exception as error:  # whatever it is, it is what the doctor was asked about
-            problems.append(f"training and acting fail ({type(error).__name__}: {error})")
-    return Examination(
-        version=sb3_dmamba.__version__,
-        machine=describe_machine(),
-        packages=packages,
-        backends=backends,
-        places=find_places(),
-        speed=speed,
-        problems=problems,
-    )
-
-
-def find_problems(packages: list[Package], backends: list[Backend]) -> list[str]:
-    """Return what is broken by itself: packages, backends, the driver; and what to do."""
-    problems = []
-    if not packages:
-        problems.append(f'{DISTRIBUTION} is not installed: pip install -e ".[dev]" in its folder')
-    problems += [
-        f"{package.name} {package.lack}: {package.remedy}"
-        for package in packages
-        if package.extra is None and not package.is_met
-    ]
-    problems += [
-        f"backend {each.name!r} on {each.device!r}: {each.reason}"
-        for each in backends
-        if each.is_broken
-    ]
-    if not any(each.is_auto for each in backends if each.device == "cpu"):
-        problems.append("no backend works on the CPU")
-    if torch.version.cuda is not None and not torch.cuda.is_available() and _has_driver():
-        problems.append(
-            f"there is an NVIDIA driver, and torch, built for CUDA {torch.version.cuda}, finds no "
-            f"GPU: nvidia-smi shows the driver's version, and pip install torch with a fitting "
-            f"--index-url brings a fitting build"
-        )
-    return problems
-
-
-def _has_driver() -> bool:
-    if shutil.which("nvidia-smi") is None:
-        return False
-    finished = subprocess.run(["nvidia-smi", "-L"], capture_output=True, check=False, timeout=30)
-    return finished.returncode == 0 and bool(finished.stdout.strip())

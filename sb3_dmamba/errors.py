@@ -27,6 +27,7 @@ __all__ = [
     "ModelFileError",
     "NotFittedError",
     "SpaceError",
+    "StepError",
     "UnknownTaskError",
 ]
 
@@ -119,6 +120,20 @@ class DistributedError(DecisionMambaError, RuntimeError):
 
 class EvaluationError(DecisionMambaError, RuntimeError):
     """An environment or worker process failed during an evaluation."""
+
+
+class StepError(DatasetError, EvaluationError, ConditioningError):
+    """An environment's ``step`` returned something else than Gymnasium's five values.
+
+    ``setting`` names the one that is wrong ("step", "reward", "terminated", "truncated" or
+    "info"), ``value`` is what was returned, ``index`` the environment's place among several.
+    It is the error that ``collect``, ``evaluate`` and ``ReturnToGo`` raise for a non-finite reward.
+    """
+
+    def located(self, where: str) -> StepError:
+        """Return the same error with where it happened in front of its message."""
+        attributes = {"setting": self.setting, "value": self.value, "index": self.index}
+        return StepError(f"{where}, {self}", **attributes)
 
 
 class ExperimentError(DecisionMambaError, RuntimeError):

@@ -9,10 +9,9 @@ import shutil
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -21,48 +20,78 @@ from gymnasium.wrappers import RecordVideo
 from stable_baselines3.common.utils import get_system_info
 
 import sb3_dmamba
+from sb3_dmamba.algorithm import DecisionMamba
 from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.context import Environment, make_factory
 from sb3_dmamba.data import DatasetInfo
 from sb3_dmamba.errors import ConfigError, MissingDependencyError
 from sb3_dmamba.evaluation import EvaluationReport, StatefulActor, TargetResult
 
-if TYPE_CHECKING:
-    from sb3_dmamba.algorithm import DecisionMamba
+_TEXT = """\
+# **{algorithm}** agent playing **{env_name}**
 
-__all__ = ["Card", "make_folder", "require_huggingface_hub"]
+Learned offline, from recorded data, with \
+[sb3_dmamba](https://pypi.org/project/sb3-dmamba) {version}, a \
+Stable-Baselines3 algorithm: it acts for the return it is asked for.
 
-_USAGE = """```python
+## Results
+
+{headline}
+
+```text
+{report}
+```
+
+![Achieved against asked](evaluation.png)
+
+Every episode's return is in [evaluation.json](evaluation.json).
+{replay}
+## Use it
+
+```bash
+pip install sb3-dmamba huggingface_hub
+```
+
+{own_environment}```python
 from huggingface_hub import hf_hub_download
 from sb3_dmamba import DecisionMamba
 
-path = hf_hub_download("{repo_id}", "{file}")
+path = hf_hub_download("{repo_id}", "{name}.zip")
 model = DecisionMamba.load(path)
 print(model.evaluate({target}, n_episodes={n_episodes}, seed={seed}, memory="{memory}"{drawn}))
 ```
 
-or with Stable-Baselines3, the return to ask for being yours to choose:
+or with Stable-Baselines3, where you choose the return to ask for:
 
 ```python
 from stable_baselines3.common.evaluation import evaluate_policy
 
 model.target_return = {target}
 print(evaluate_policy(model, model.get_env(), n_eval_episodes={n_episodes}{drawn}))
-```"""
+```
+
+The file holds data and no code: loading it executes nothing.
+
+## Training
+
+{facts}
+
+Settings that are not the defaults:
+
+```json
+{settings}
+```
+"""
 
 _OWN_ENVIRONMENT = """The file names no environment: give yours to
 `DecisionMamba.load(path, env=lambda: ...)`.
 
 """
 
-_TAGS = [
-    "deep-reinforcement-learning",
-    "reinforcement-learning",
-    "stable-baselines3",
-    "offline-reinforcement-learning",
-    "decision-mamba",
-    "sb3-dmamba",
-]
+_TAGS = (
+    *("deep-reinforcement-learning", "reinforcement-learning", "stable-baselines3"),
+    *("offline-reinforcement-learning", "decision-mamba", "sb3-dmamba"),
+)
 
 
 def make_folder(
@@ -83,7 +112,7 @@ def make_folder(
     """Write the files of a model's repository on the Hugging Face hub; nothing is uploaded.
 
     The layout is that of ``huggingface_sb3``: ``<name>.zip``, ``config.json``, ``results.json``,
-    ``README.md`` with a ``model-index``, ``replay.mp4``; besides, ``evaluation.json`` with every
+    ``README.md`` with a ``model-index``, ``replay.mp4``; plus ``evaluation.json`` with every
     episode, ``evaluation.png``, and ``vec_normalize.pkl`` where the model's environment has one.
     Publish it with ``hf upload <user>/<repository> <folder>``.
 
@@ -95,12 +124,12 @@ def make_folder(
         report: What ``model.evaluate`` returned; None evaluates now.
         target_return: The target in the card's headline; None is the model's ``target_return``, or
             the report's best target if the report lacks that one.
-        n_episodes: Episodes to evaluate where there is no report.
+        n_episodes: Episodes to evaluate if no report is given.
         name: Name of the model file; None is ``dmamba-<environment>``.
         repo_id: ``"user/repository"``, for the code on the card.
         license: SPDX identifier, such as ``"mit"``.
         env: Where to evaluate and record; None is the model's environment.
-        video: Whether to record the report's first episode again, as ``replay.mp4``.
+        video: Whether to play the report's first episode again and record it as ``replay.mp4``.
         video_steps: Steps after which the video stops.
         overwrite: Whether files that exist may be replaced.
 
@@ -118,7 +147,9 @@ def make_folder(
     target = Path(folder)
     if not overwrite and target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(
-            f"{target} is there already: give another folder, or pass overwrite=True (--overwrite)"
+            f"{target} is there already: give another folder, or pass overwrite=True (--overwrite)",
+            setting="folder",
+            value=str(target),
         )
     if report is None:
         asked = model.target_return if target_return is None else target_return
@@ -127,64 +158,91 @@ def make_folder(
     env_name = _name_environment(report, model)
     file = f"dmamba-{env_name}" if name is None else name
     if not re.fullmatch(r"[\w.\-]+", file):
-        raise ConfigError(f"name={name!r}: give letters, digits, '-', '_' and '.' alone")
+        raise ConfigError(
+            f"name={name!r}: give letters, digits, '-', '_' and '.' alone",
+            setting="name",
+            value=name,
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
         made = Path(temporary)
         _write_model(model, made, file)
-        replay = None
+        replay = ""
         if video:
-            replay = _write_replay(model, made, report, result, env, video_steps)
+            environment = model._context.require_env() if env is None else env
+            replay = _write_replay(model, made, report, result, environment, video_steps)
         card = Card(
             name=file,
             repo_id=repo_id or f"<user>/{file}",
             env_name=env_name,
+            env_id=_env_id(model),
             report=report,
             result=result,
             config=model.config,
             dataset=model.dataset,
-            env_id=_env_id(report, model),
             license=license,
             replay=replay,
         )
-        _write_results(made, card)
+        now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        _write_json(made / "results.json", {**card.results(), "eval_datetime": now})
+        report.to_json(made / "evaluation.json")
+        report.plot(made / "evaluation.png")
+        card.to_model_card().save(made / "README.md")
         target.mkdir(exist_ok=True)
         for path in sorted(made.iterdir()):
             path.replace(target / path.name)
     return target
 
 
+def require_huggingface_hub() -> Any:
+    """Import huggingface_hub.
+
+    Raises:
+        MissingDependencyError: It is not installed.
+    """
+    try:
+        import huggingface_hub
+    except ModuleNotFoundError as error:
+        if error.name != "huggingface_hub":
+            raise  # it is there, and something that it needs is not
+        raise MissingDependencyError("huggingface_hub", "write a model card", "hub") from error
+    return huggingface_hub
+
+
 def _choose_result(
     report: EvaluationReport, target_return: float | None, model: DecisionMamba
 ) -> TargetResult:
-    asked = {result.target_return: result for result in report.results}
-    if target_return is not None:
-        if target_return not in asked:
-            raise ConfigError(
-                f"target_return={target_return!r}: the report has "
-                f"{', '.join(f'{target:g}' for target in asked)}"
-            )
-        return asked[target_return]
-    try:
-        return asked.get(model.target_return, report.best)
-    except ConfigError:  # the model has no target of its own
-        return report.best
+    by_target = {result.target_return: result for result in report.results}
+    if target_return is None:
+        try:
+            return by_target.get(model.target_return, report.best)
+        except ConfigError:  # the model has no target of its own
+            return report.best
+    if target_return not in by_target:
+        raise ConfigError(
+            f"target_return={target_return!r}: the report has "
+            f"{', '.join(f'{target:g}' for target in by_target)}",
+            setting="target_return",
+            value=target_return,
+            choices=by_target,
+        )
+    return by_target[target_return]
 
 
-def _env_id(report: EvaluationReport, model: DecisionMamba) -> str | None:
+def _env_id(model: DecisionMamba) -> str | None:
     """Return the id of the environment that the model file names."""
     task = None if model.task is None else model.task.env_id
     return task or model.dataset.env_id
 
 
 def _name_environment(report: EvaluationReport, model: DecisionMamba) -> str:
-    """Name the environment as ``huggingface_sb3`` does, a game of ours by the game too."""
-    env_id = report.env_id or _env_id(report, model)
+    """Name the environment as ``huggingface_sb3`` does, our Atari environment by its game too."""
+    env_id = report.env_id or _env_id(model)
     if env_id is None:
         return report.task or "environment"
     name = env_id.rpartition(":")[2].replace("/", "-")
-    described = model.task.env_kwargs if model.task is not None else {}
-    game = {**model.dataset.env_kwargs, **described}.get("game")
+    env_kwargs = model.task.env_kwargs if model.task is not None else {}
+    game = {**model.dataset.env_kwargs, **env_kwargs}.get("game")
     return name if game is None else f"{name}-{game}"
 
 
@@ -200,41 +258,6 @@ def _write_model(model: DecisionMamba, folder: Path, file: str) -> None:
     _write_json(folder / "config.json", description)
 
 
-def _write_replay(
-    model: DecisionMamba,
-    folder: Path,
-    report: EvaluationReport,
-    result: TargetResult,
-    env: Environment | None,
-    n_steps: int,
-) -> str:
-    make_env = make_factory(model._context.require_env() if env is None else env)
-    actor = model.as_stateful_wrapper(
-        result.target_return,
-        memory=report.memory,  # type: ignore[arg-type]
-        deterministic=report.deterministic,
-        clip_rewards=report.clip_rewards,
-        delayed_rewards=report.delayed_rewards,
-    )
-    rendered = _make_rendered(make_env)
-    score, length = _record_replay(
-        actor, rendered, folder / "replay.mp4", report.eval_seed, n_steps
-    )
-    shown = f", of which the video shows {n_steps:,}" if length > n_steps else ""
-    return (
-        f"[replay.mp4](replay.mp4) is the episode with seed {report.eval_seed}, asked for "
-        f"{result.target_return:,g}: it returned {score:,.2f} in {length:,} steps{shown}."
-    )
-
-
-def _write_results(folder: Path, card: Card) -> None:
-    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    _write_json(folder / "results.json", {**card.results(), "eval_datetime": now})
-    card.report.to_json(folder / "evaluation.json")
-    card.report.plot(folder / "evaluation.png")
-    card.to_model_card().save(folder / "README.md")
-
-
 def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
@@ -247,25 +270,25 @@ class Card:
         name: Name of the model file, without its suffix.
         repo_id: ``"user/repository"`` on the hub, or a placeholder for it.
         env_name: The environment's name on the hub.
+        env_id: The environment that the model file names, if any.
         report: Evaluation of the model.
         result: The report's result that the headline states.
         config: The model's settings.
         dataset: The dataset it was fitted to.
-        env_id: The environment that the model file names, if any.
         license: SPDX identifier, or None if unknown.
-        replay: What the video shows, as a sentence; None without a video.
+        replay: A sentence about the video; empty without a video.
     """
 
     name: str
     repo_id: str
     env_name: str
+    env_id: str | None
     report: EvaluationReport
     result: TargetResult
     config: DecisionMambaConfig
     dataset: DatasetInfo
-    env_id: str | None
     license: str | None = None
-    replay: str | None = None
+    replay: str = ""
 
     @property
     def algorithm(self) -> str:
@@ -276,7 +299,6 @@ class Card:
     def results(self) -> dict[str, Any]:
         """Return ``results.json``: Stable-Baselines3's fields, then what they depend on."""
         low, high = self.result.confidence_interval
-        is_unknown = self.result.n_episodes < 2
         return {
             "mean_reward": self.result.mean,
             "std_reward": float(np.std(self.result.returns)),  # over n, as SB3's is
@@ -286,7 +308,7 @@ class Card:
             "memory": self.report.memory,
             "weights": self.report.weights,
             "first_seed": self.report.eval_seed,
-            "confidence_interval": None if is_unknown else [low, high],
+            "confidence_interval": [low, high] if self.result.n_episodes > 1 else None,
             "normalized_score": self.result.normalized_score,
             "n_targets": len(self.report.results),
             "clip_rewards": self.report.clip_rewards,
@@ -304,15 +326,15 @@ class Card:
         return require_huggingface_hub().ModelCard(f"---\n{front_matter}\n---\n\n{self._text()}")
 
     def _metadata(self) -> Any:
-        """Return the ``ModelCardData`` from which the hub lists the model and its score."""
+        """Return the ``ModelCardData`` by which the hub lists the model and its score."""
         hub, results = require_huggingface_hub(), self.results()
         conditions = ("target_return", "memory", "weights", "n_eval_episodes", "first_seed")
         reward = f"{results['mean_reward']:.2f} +/- {results['std_reward']:.2f}"
-        metrics: list[tuple[str, Any, Any]] = [
-            ("mean_reward", reward, {name: results[name] for name in conditions})
-        ]
+        metrics: dict[str, tuple[Any, Any]] = {
+            "mean_reward": (reward, {name: results[name] for name in conditions})
+        }
         if results["normalized_score"] is not None:
-            metrics.append(("normalized_score", round(results["normalized_score"], 2), None))
+            metrics["normalized_score"] = round(results["normalized_score"], 2), None
         return hub.ModelCardData(
             library_name="stable-baselines3",
             license=self.license,
@@ -331,27 +353,32 @@ class Card:
                     metric_args=arguments,
                     verified=False,
                 )
-                for name, value, arguments in metrics
+                for name, (value, arguments) in metrics.items()
             ],
         )
 
     def _text(self) -> str:
-        parts = [
-            f"# **{self.algorithm}** agent playing **{self.env_name}**\n",
-            "Learned offline, from recorded data, with "
-            f"[sb3_dmamba](https://pypi.org/project/sb3-dmamba) {sb3_dmamba.__version__}, a "
-            "Stable-Baselines3 algorithm: it acts for the return it is asked for.\n",
-            f"## Results\n\n{self._headline()}\n",
-            f"```text\n{self.report}\n```\n",
-            "![Achieved against asked](evaluation.png)\n",
-            "Every episode's return is in [evaluation.json](evaluation.json).\n",
-            *([] if self.replay is None else [f"{self.replay}\n"]),
-            "## Use it\n\n```bash\npip install sb3-dmamba huggingface_hub\n```\n",
-            f"{self._usage()}\n",
-            "The file holds data and no code: loading it executes nothing.\n",
-            f"## Training\n\n{self._training()}",
-        ]
-        return "\n".join(parts)
+        target = self.result.target_return
+        defaults = DecisionMambaConfig().to_dict()
+        changed = {k: v for k, v in self.config.to_dict().items() if v != defaults[k]}
+        return _TEXT.format(
+            algorithm=self.algorithm,
+            env_name=self.env_name,
+            version=sb3_dmamba.__version__,
+            headline=self._headline(),
+            report=self.report,
+            replay=f"\n{self.replay}\n" if self.replay else "",
+            own_environment="" if self.env_id is not None else _OWN_ENVIRONMENT,
+            repo_id=self.repo_id,
+            name=self.name,
+            target=f"{target:.0f}" if target == round(target) else repr(target),  # exactly
+            n_episodes=self.result.n_episodes,
+            seed=self.report.eval_seed,
+            memory=self.report.memory,
+            drawn="" if self.report.deterministic else ", deterministic=False",
+            facts=self._facts(),
+            settings=json.dumps(changed, indent=1),
+        )
 
     def _headline(self) -> str:
         result, report = self.result, self.report
@@ -375,120 +402,54 @@ class Card:
             text += ". The weights were picked by evaluations during training, which is optimistic"
         return text + "."
 
-    def _usage(self) -> str:
-        usage = _USAGE.format(
-            repo_id=self.repo_id,
-            file=f"{self.name}.zip",
-            target=_exact(self.result.target_return),
-            n_episodes=self.result.n_episodes,
-            seed=self.report.eval_seed,
-            memory=self.report.memory,
-            drawn="" if self.report.deterministic else ", deterministic=False",
-        )
-        return usage if self.env_id is not None else _OWN_ENVIRONMENT + usage
-
-    def _training(self) -> str:
-        defaults = DecisionMambaConfig().to_dict()
-        changed = {k: v for k, v in self.config.to_dict().items() if v != defaults[k]}
-        facts: Mapping[str, Any] = {
-            "dataset": self.dataset.source or "not named",
-            "episodes": f"{len(self.dataset.returns):,}" if len(self.dataset.returns) else None,
-            "returns in the data": self._data_returns(),
-            "rewards": self._rewards(),
-            "updates": None if self.report.n_updates is None else f"{self.report.n_updates:,}",
-            "seed": self.report.training_seed,
-            "task": self.report.task,
-        }
+    def _facts(self) -> str:
+        """Return the table about training: dataset, rewards, updates, seed and task."""
+        report, returns = self.report, self.dataset.returns
+        rewards = ["clipped to [-1, 1]"] * report.clip_rewards
+        rewards += ["paid at the end of the episode"] * report.delayed_rewards
+        facts: dict[str, Any] = {"dataset": self.dataset.source or "not named"}
+        if len(returns):
+            facts["episodes"] = f"{len(returns):,}"
+            facts["returns in the data"] = f"mean {returns.mean():,.2f}, best {returns.max():,.2f}"
+        if rewards:  # how the return-to-go counted them
+            facts["rewards"] = ", ".join(rewards)
+        if report.n_updates is not None:
+            facts["updates"] = f"{report.n_updates:,}"
+        facts |= {"seed": report.training_seed, "task": report.task}
         rows = [f"| {name} | {value} |" for name, value in facts.items() if value is not None]
-        table = "\n".join(["| | |", "|---|---|", *rows])
-        return (
-            f"{table}\n\nSettings that are not the defaults:\n\n```json\n"
-            f"{json.dumps(changed, indent=1)}\n```\n"
-        )
-
-    def _rewards(self) -> str | None:
-        """Describe how the return-to-go counted rewards; None if as they came."""
-        clipped, delayed = self.report.clip_rewards, self.report.delayed_rewards
-        parts = ["clipped to [-1, 1]"] * clipped + ["paid at the end of the episode"] * delayed
-        return ", ".join(parts) or None
-
-    def _data_returns(self) -> str | None:
-        returns = self.dataset.returns
-        if not len(returns):
-            return None
-        return f"mean {returns.mean():,.2f}, best {returns.max():,.2f}"
+        return "\n".join(["| | |", "|---|---|", *rows])
 
 
-def _exact(value: float) -> str:
-    """Write a number so that Python reads the same one."""
-    return f"{value:.0f}" if value == round(value) else repr(value)
-
-
-def require_huggingface_hub() -> Any:
-    """Import huggingface_hub.
-
-    Raises:
-        MissingDependencyError: It is not installed.
-    """
-    try:
-        import huggingface_hub
-    except ModuleNotFoundError as error:
-        if error.name != "huggingface_hub":
-            raise  # it is there, and something that it needs is not
-        raise MissingDependencyError("huggingface_hub", "write a model card", "hub") from error
-    return huggingface_hub
-
-
-def _make_rendered(make_env: Callable[..., gym.Env[Any, Any]]) -> gym.Env[Any, Any]:
-    """Make an environment that renders frames.
-
-    Args:
-        make_env: Makes one environment; called with ``render_mode="rgb_array"`` if it takes that.
-
-    Raises:
-        ConfigError: The environment renders no frames.
-    """
-    try:
-        env = make_env(render_mode="rgb_array")
-    except TypeError:  # a function without arguments
-        env = make_env()
-    if env.render_mode != "rgb_array":
-        mode = env.render_mode
-        env.close()  # type: ignore[no-untyped-call]
-        raise ConfigError(
-            f"the environment has render_mode={mode!r}, and a video needs frames: give one that "
-            f'has them, env=lambda: gymnasium.make(..., render_mode="rgb_array")'
-        )
-    return env
-
-
-def _record_replay(
-    actor: StatefulActor, env: gym.Env[Any, Any], path: Path, seed: int, max_steps: int
-) -> tuple[float, int]:
-    """Record one episode and close the environment.
-
-    Args:
-        actor: The model as a stateful actor.
-        env: An environment that renders frames.
-        path: The ``.mp4`` to write.
-        seed: Seed of the episode.
-        max_steps: Length of the video in steps; the episode goes on without it.
-
-    Returns:
-        The episode's return and length.
+def _write_replay(
+    model: DecisionMamba,
+    folder: Path,
+    report: EvaluationReport,
+    result: TargetResult,
+    environment: Environment,
+    n_steps: int,
+) -> str:
+    """Play the report's first episode, record at most ``n_steps`` steps, and describe it.
 
     Raises:
         MissingDependencyError: moviepy is not installed.
-        ConfigError: A package with which the environment renders is not installed.
+        ConfigError: The environment renders no frames, or cannot render here.
     """
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+    actor = model.as_stateful_wrapper(
+        result.target_return,
+        memory=report.memory,  # type: ignore[arg-type]
+        deterministic=report.deterministic,
+        clip_rewards=report.clip_rewards,
+        delayed_rewards=report.delayed_rewards,
+    )
+    env, seed = _make_rendered(environment), report.eval_seed
+    with tempfile.TemporaryDirectory() as videos, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # moviepy's own, and that the folder is there
         try:
             recorder = RecordVideo(
                 env,
-                folder,
+                videos,
                 episode_trigger=lambda episode: episode == 0,
-                video_length=max_steps,
+                video_length=n_steps,
                 name_prefix="replay",
                 disable_logger=True,
             )
@@ -498,11 +459,37 @@ def _record_replay(
         try:
             score, length = _play(actor, recorder, seed)
         except DependencyNotInstalled as error:
-            raise ConfigError(f"the environment cannot render frames here: {error}") from error
+            raise ConfigError(
+                f"the environment cannot render frames here: {error}", setting="video"
+            ) from error
         finally:
             recorder.close()  # type: ignore[no-untyped-call]
-        shutil.move(str(next(Path(folder).glob("*.mp4"))), path)
-    return score, length
+        shutil.move(str(next(Path(videos).glob("*.mp4"))), folder / "replay.mp4")
+    shown = f", of which the video shows {n_steps:,}" if length > n_steps else ""
+    return (
+        f"[replay.mp4](replay.mp4) is the episode with seed {seed}, asked for "
+        f"{result.target_return:,g}: it returned {score:,.2f} in {length:,} steps{shown}."
+    )
+
+
+def _make_rendered(environment: Environment) -> gym.Env[Any, Any]:
+    """Make an environment that renders frames."""
+    make_env: Any = make_factory(environment)
+    try:
+        env: gym.Env[Any, Any] = make_env(render_mode="rgb_array")
+    except TypeError:  # a function without arguments
+        env = make_env()
+    if env.render_mode != "rgb_array":
+        mode = env.render_mode
+        env.close()  # type: ignore[no-untyped-call]
+        raise ConfigError(
+            f"the environment has render_mode={mode!r}, and a video needs frames: give one that "
+            f'has them, env=lambda: gymnasium.make(..., render_mode="rgb_array")',
+            setting="render_mode",
+            value=mode,
+            choices=["rgb_array"],
+        )
+    return env
 
 
 def _play(actor: StatefulActor, env: gym.Env[Any, Any], seed: int) -> tuple[float, int]:

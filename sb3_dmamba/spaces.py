@@ -1,22 +1,30 @@
-"""Observation and action spaces: flattening, JSON, and which actions fit which bounds."""
+"""Observation and action spaces: flattening, what fits a model, and JSON."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 from gymnasium.spaces.utils import flatten_space
+from jaxtyping import Float64
 from numpy import ndarray
 from stable_baselines3.common.preprocessing import is_image_space
 
 from sb3_dmamba.console import warn_caller
 from sb3_dmamba.errors import SpaceError
 
+BOUND_TOLERANCE = 1e-5
+"""Rounding in float32 that actions at a bound may have, as a fraction of the bound, or of 1."""
+
 _COMPOSITE = (spaces.Dict, spaces.Tuple)
 _ONE_HOT = (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+_MOST_ELEMENTS = 1 << 24  # of an observation; a file that says more was made to fill memory
+
+
+# --- Flattening -----------------------------------------------------------------------------------
 
 
 def flat_space(space: spaces.Space[Any]) -> spaces.Box:
@@ -62,22 +70,143 @@ def flatten_observation(space: spaces.Space[Any], observation: Any, batch: bool 
         SpaceError: The space has no flat view, or the observation does not fit the space.
     """
     if isinstance(space, spaces.Box):
-        values = _as_array(space, observation, "the observation")
-        _check_shape(space, values, batch, "the observation")
-        return values
+        return _as_values(space, observation, batch, "the observation")
     _check_flattenable(space, "the observation space")
     parts: list[ndarray] = []
     _collect_parts(space, observation, batch, "the observation", parts)
     rows = {len(part) for part in parts}
     if len(rows) > 1:
-        raise SpaceError(
+        raise _unfit(
             f"the observation's parts are {sorted(rows)} long: every part needs one row per "
             f"environment",
-            setting="observation",
-            value=sorted(rows),
+            sorted(rows),
         )
     flat = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
     return flat if batch else flat[0]
+
+
+def _check_flattenable(space: spaces.Space[Any], name: str) -> None:
+    """Raise SpaceError if a part of the space has no honest flat view."""
+    problem = ""
+    if isinstance(space, _COMPOSITE):
+        children = _children(space)
+        if not children:
+            problem = f"{name} is empty: {space}"
+        for key, child in children:
+            where = f"{name}[{key!r}]"
+            if isinstance(child, spaces.Box) and is_image_space(child):
+                space = child
+                problem = (
+                    f"{where} holds images ({child}), which cannot be flattened with the rest: "
+                    f"keep the images alone, or turn them into features, in a wrapper"
+                )
+                break
+            _check_flattenable(child, where)
+    elif not isinstance(space, (spaces.Box, *_ONE_HOT)):
+        problem = (
+            f"{name} is {type(space).__name__}, which has no vector of a fixed length: "
+            f"supported are Box, Discrete, MultiDiscrete, MultiBinary, and Dict and Tuple of them"
+        )
+    if problem:
+        raise SpaceError(problem, setting="observation_space", value=space)
+
+
+def _children(space: spaces.Dict | spaces.Tuple) -> list[tuple[Any, spaces.Space[Any]]]:
+    if isinstance(space, spaces.Dict):
+        return list(space.spaces.items())
+    return list(enumerate(space.spaces))
+
+
+def _collect_parts(
+    space: spaces.Space[Any], value: Any, batch: bool, name: str, parts: list[ndarray]
+) -> None:
+    """Append each leaf's (rows, size) float32 array, in the order of gymnasium's flattening."""
+    if isinstance(space, _COMPOSITE):
+        is_container = isinstance(
+            value, Mapping if isinstance(space, spaces.Dict) else (tuple, list)
+        )
+        children = _children(space)
+        if not is_container or len(value) != len(children):
+            problem = f"{name} is a {type(value).__name__} and does not fit {space}"
+            raise _unfit(problem, type(value), [space])
+        for key, child in children:
+            if isinstance(space, spaces.Dict) and key not in value:
+                found = ", ".join(map(repr, value))
+                raise _unfit(f"{name} has no {key!r}: it has {found}", choices=[key])
+            _collect_parts(child, value[key], batch, f"{name}[{key!r}]", parts)
+        return
+    values = _as_values(space, value, batch, name)
+    rows = len(values) if batch else 1
+    if isinstance(space, (spaces.Box, spaces.MultiBinary)):
+        parts.append(values.reshape(rows, -1).astype(np.float32))
+    else:
+        parts.append(_one_hot(space, values.reshape(rows, -1), name))
+
+
+def _as_values(space: spaces.Space[Any], value: Any, batch: bool, name: str) -> ndarray:
+    """Return the numbers of a space without parts, after a check of their shape."""
+    try:
+        if isinstance(space, spaces.Box) and space.dtype is not None and space.dtype.kind in "iu":
+            values = _as_integers(space, np.asarray(value), name)
+        else:
+            values = np.asarray(value, space.dtype if isinstance(space, spaces.Box) else None)
+    except SpaceError:
+        raise
+    except (TypeError, ValueError) as error:
+        problem = f"{name} is a {type(value).__name__} and does not fit {space}"
+        raise _unfit(problem, type(value), [space]) from error
+    space_shape = space.shape or ()
+    shape = values.shape[1:] if batch else values.shape
+    if shape != space_shape or (batch and values.ndim == 0) or values.dtype.kind not in "biuf":
+        expected = ("environments", *space_shape) if batch else space_shape
+        given = f"{name} has shape {values.shape} and dtype {values.dtype}"
+        raise _unfit(f"{given}: {space} needs {expected}", values.shape, [expected])
+    return values
+
+
+def _as_integers(space: spaces.Box, values: ndarray, name: str) -> ndarray:
+    """Convert to the integers of the space, or refuse numbers that are none of them."""
+    assert space.dtype is not None
+    if np.can_cast(values.dtype, space.dtype):
+        return values.astype(space.dtype, copy=False)
+    with np.errstate(invalid="ignore"):
+        integers = values.astype(space.dtype)
+    changed = np.argwhere(integers != values)
+    if len(changed):
+        hint = ", 0 to 255 (not scaled to [0, 1])" if space.dtype == np.uint8 else ""
+        value = values[tuple(changed[0])]
+        raise _unfit(
+            f"{name} holds {value}, which is not of dtype {space.dtype}: give values as the space "
+            f"has them{hint}, or describe them with a Box of floats",
+            value,
+        )
+    return integers
+
+
+def _one_hot(space: spaces.Space[Any], values: ndarray, name: str) -> ndarray:
+    """Turn (rows, variables) integers into (rows, sum of their sizes) ones and zeros."""
+    if isinstance(space, spaces.MultiDiscrete):
+        sizes, first = space.nvec.reshape(-1), space.start.reshape(-1)
+    else:
+        assert isinstance(space, spaces.Discrete)
+        sizes, first = np.array([space.n]), np.array([space.start])
+    with np.errstate(invalid="ignore"):  # NaN, which is named
+        classes = values.astype(np.int64) - first
+    bad = np.argwhere((classes < 0) | (classes >= sizes) | (classes + first != values))
+    if len(bad):
+        value = values[tuple(bad[0])]
+        raise _unfit(f"{name} holds {value}, which is not in {space}", value)
+    columns = classes + np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    flat = np.zeros((len(values), int(sizes.sum())), dtype=np.float32)
+    flat[np.arange(len(values))[:, None], columns] = 1.0
+    return flat
+
+
+def _unfit(message: str, value: Any = None, choices: Iterable[Any] = ()) -> SpaceError:
+    return SpaceError(message, setting="observation", value=value, choices=choices)
+
+
+# --- Observations ---------------------------------------------------------------------------------
 
 
 def is_conditioned(space: spaces.Space[Any]) -> bool:
@@ -119,6 +248,9 @@ def channels_first(observations: ndarray, space: spaces.Space[Any]) -> ndarray:
     return observations
 
 
+# --- Which spaces fit -----------------------------------------------------------------------------
+
+
 def check_action_space(space: spaces.Space[Any]) -> spaces.Box | spaces.Discrete:
     """Return the space if its actions can be learnt.
 
@@ -131,171 +263,149 @@ def check_action_space(space: spaces.Space[Any]) -> spaces.Box | spaces.Discrete
     """
     if isinstance(space, spaces.Discrete):
         return space
-    if isinstance(space, spaces.Box):
-        if space.dtype is None or space.dtype.kind != "f":
-            raise SpaceError(
-                f"the action space {space} holds {space.dtype}: only Boxes of floats can be learnt",
-                setting="action_space",
-                value=space,
-            )
-        if len(space.shape) != 1 or space.shape[0] == 0:
-            raise SpaceError(
-                f"the action space {space} has shape {space.shape}: wrap the environment so that "
-                f"its actions are vectors (gymnasium.wrappers.RescaleAction, TransformAction)",
-                setting="action_space",
-                value=space,
-            )
+    problem = ""
+    if not isinstance(space, spaces.Box):
+        hint = "wrap the environment so that its actions are one of these"
+        if isinstance(space, (spaces.MultiDiscrete, spaces.MultiBinary)):
+            hint = "enumerate the combinations in one Discrete space"
+        problem = f"is not supported, only Box (vectors of floats) and Discrete: {hint}"
+    elif space.dtype is None or space.dtype.kind != "f":
+        problem = f"holds {space.dtype}: only Boxes of floats can be learnt"
+    elif len(space.shape) != 1 or space.shape[0] == 0:
+        problem = (
+            f"has shape {space.shape}: wrap the environment so that its actions are vectors "
+            f"(gymnasium.wrappers.RescaleAction, TransformAction)"
+        )
+    else:
         return space
-    hint = {
-        "MultiDiscrete": "enumerate the combinations in one Discrete space",
-        "MultiBinary": "enumerate the combinations in one Discrete space",
-    }.get(type(space).__name__, "wrap the environment so that its actions are one of these")
-    raise SpaceError(
-        f"the action space {space} is not supported, only Box (vectors of floats) and Discrete: "
-        f"{hint}",
-        setting="action_space",
-        value=space,
-    )
+    raise SpaceError(f"the action space {space} {problem}", setting="action_space", value=space)
 
 
-def _check_flattenable(space: spaces.Space[Any], name: str) -> None:
-    """Raise SpaceError if a part of the space has no honest flat view."""
-    if isinstance(space, _COMPOSITE):
-        children = _children(space)
-        if not children:
-            raise SpaceError(f"{name} is empty: {space}", setting="observation_space", value=space)
-        for key, child in children:
-            where = f"{name}[{key!r}]"
-            if isinstance(child, spaces.Box) and is_image_space(child):
-                raise SpaceError(
-                    f"{where} holds images ({child}), which cannot be flattened with the rest: "
-                    f"keep the images alone, or turn them into features, in a wrapper",
-                    setting="observation_space",
-                    value=child,
-                )
-            _check_flattenable(child, where)
-    elif not isinstance(space, (spaces.Box, *_ONE_HOT)):
-        raise SpaceError(
-            f"{name} is {type(space).__name__}, which has no vector of a fixed length: "
-            f"supported are Box, Discrete, MultiDiscrete, MultiBinary, and Dict and Tuple of them",
-            setting="observation_space",
-            value=space,
-        )
-
-
-def _children(space: spaces.Dict | spaces.Tuple) -> list[tuple[Any, spaces.Space[Any]]]:
-    if isinstance(space, spaces.Dict):
-        return list(space.spaces.items())
-    return list(enumerate(space.spaces))
-
-
-def _collect_parts(
-    space: spaces.Space[Any], value: Any, batch: bool, name: str, parts: list[ndarray]
+def check_environment_fits(
+    observation_space: spaces.Box,
+    action_space: spaces.Space[Any],
+    model_observation_space: spaces.Space[Any],
+    model_action_space: spaces.Space[Any],
+    what: str,
 ) -> None:
-    """Append each leaf's (rows, size) float32 array, in the order of gymnasium's flattening."""
-    if isinstance(space, _COMPOSITE):
-        is_container = isinstance(
-            value, Mapping if isinstance(space, spaces.Dict) else (tuple, list)
-        )
-        children = _children(space)
-        if not is_container or len(value) != len(children):
-            raise _does_not_fit(name, value, space)
-        for key, child in children:
-            if isinstance(space, spaces.Dict) and key not in value:
-                raise SpaceError(
-                    f"{name} has no {key!r}: it has {', '.join(map(repr, value))}",
-                    setting="observation",
-                    choices=[key],
-                )
-            _collect_parts(child, value[key], batch, f"{name}[{key!r}]", parts)
+    """Check that a model can act in an environment.
+
+    Images may have their channels last where the model has them first: acting moves them. A
+    model's Box that is narrower than the environment's is often one that was guessed from data, or
+    holds actions that were scaled: that is a warning.
+
+    Args:
+        observation_space: The flat view of the environment's.
+        action_space: The environment's.
+        model_observation_space: The model's, flat.
+        model_action_space: The model's.
+        what: What the environment is called in messages.
+
+    Raises:
+        SpaceError: Observations differ in shape or actions in kind or shape, or the model's
+            actions may lie outside the environment's; says what to write.
+    """
+    if not has_channels_last(observation_space.shape, model_observation_space):
+        _check_same_shape(observation_space, model_observation_space, what)
+    _check_same_actions(action_space, model_action_space, what)
+    if not isinstance(action_space, spaces.Box) or not isinstance(model_action_space, spaces.Box):
         return
-    values = _as_array(space, value, name)
-    _check_shape(space, values, batch, name)
-    rows = len(values) if batch else 1
-    if isinstance(space, (spaces.Box, spaces.MultiBinary)):
-        parts.append(values.reshape(rows, -1).astype(np.float32))
-    else:
-        parts.append(_one_hot(space, values.reshape(rows, -1), name))
-
-
-def _one_hot(space: spaces.Space[Any], values: ndarray, name: str) -> ndarray:
-    """Turn (rows, variables) integers into (rows, sum of their sizes) ones and zeros."""
-    if isinstance(space, spaces.MultiDiscrete):
-        sizes, first = space.nvec.reshape(-1), space.start.reshape(-1)
-    else:
-        assert isinstance(space, spaces.Discrete)
-        sizes, first = np.array([space.n]), np.array([space.start])
-    with np.errstate(invalid="ignore"):  # NaN, which is named
-        classes = values.astype(np.int64) - first
-    bad = np.argwhere((classes < 0) | (classes >= sizes) | (classes + first != values))
-    if len(bad):
+    theirs, ours = _describe(action_space), _describe(model_action_space)
+    scaling = f"gymnasium.wrappers.RescaleAction(env, {_describe(model_action_space, ', ')})"
+    if not _lies_inside(model_action_space, action_space):
         raise SpaceError(
-            f"{name} holds {values[tuple(bad[0])]}, which is not in {space}",
-            setting="observation",
-            value=values[tuple(bad[0])],
+            f"{what} takes actions from {theirs}, and the model acts from {ours}: act in {scaling} "
+            f"if the data holds the environment's actions on another scale; else load the data "
+            f"with action_space=, the environment's, and fit again",
+            setting="action_space",
+            value=action_space,
+            choices=[model_action_space],
         )
-    columns = classes + np.concatenate([[0], np.cumsum(sizes)[:-1]])
-    flat = np.zeros((len(values), int(sizes.sum())), dtype=np.float32)
-    flat[np.arange(len(values))[:, None], columns] = 1.0
-    return flat
-
-
-def _as_array(space: spaces.Space[Any], value: Any, name: str) -> ndarray:
-    try:
-        if not isinstance(space, spaces.Box):
-            return np.asarray(value)
-        if space.dtype is not None and space.dtype.kind in "iu":
-            return _as_integers(space, np.asarray(value), name)
-        return np.asarray(value, dtype=space.dtype)
-    except SpaceError:
-        raise
-    except (TypeError, ValueError) as error:
-        raise _does_not_fit(name, value, space) from error
-
-
-def _as_integers(space: spaces.Box, values: ndarray, name: str) -> ndarray:
-    """Convert to the integers of the space, or refuse numbers that are none of them."""
-    assert space.dtype is not None
-    if np.can_cast(values.dtype, space.dtype):
-        return values.astype(space.dtype, copy=False)
-    with np.errstate(invalid="ignore"):
-        integers = values.astype(space.dtype)
-    changed = np.argwhere(integers != values)
-    if len(changed):
-        hint = ", 0 to 255 (not scaled to [0, 1])" if space.dtype == np.uint8 else ""
-        raise SpaceError(
-            f"{name} holds {values[tuple(changed[0])]}, which is not of dtype {space.dtype}: give "
-            f"values as "
-            f"the space has them{hint}, or describe them with a Box of floats",
-            setting="observation",
-            value=values[tuple(changed[0])],
-        )
-    return integers
-
-
-def _check_shape(space: spaces.Space[Any], values: ndarray, batch: bool, name: str) -> None:
-    space_shape = space.shape or ()
-    shape = values.shape[1:] if batch else values.shape
-    if shape != space_shape or (batch and values.ndim == 0) or values.dtype.kind not in "biuf":
-        expected = ("environments", *space_shape) if batch else space_shape
-        raise SpaceError(
-            f"{name} has shape {values.shape} and dtype {values.dtype}: {space} needs {expected}",
-            setting="observation",
-            value=values.shape,
-            choices=[expected],
+    if action_space.is_bounded("both") and not _lies_inside(action_space, model_action_space):
+        warn_caller(
+            f"{what} takes actions from {theirs}, and the model acts from {ours} only: if that "
+            f"space was guessed from the data, load them with action_space=, the environment's, "
+            f"and fit again; if the data's actions were scaled, act in {scaling}"
         )
 
 
-def _does_not_fit(name: str, value: Any, space: spaces.Space[Any]) -> SpaceError:
-    return SpaceError(
-        f"{name} is a {type(value).__name__} and does not fit {space}",
-        setting="observation",
-        value=type(value),
-        choices=[space],
+def check_dataset_fits(
+    observation_space: spaces.Space[Any],
+    action_space: spaces.Space[Any],
+    model_observation_space: spaces.Space[Any],
+    model_action_space: spaces.Space[Any],
+) -> None:
+    """Check that a model can learn from a dataset; arguments as :func:`check_environment_fits`.
+
+    Raises:
+        SpaceError: Observations differ in shape or actions in kind or shape, or some lie outside
+            the model's bounds.
+    """
+    _check_same_shape(observation_space, model_observation_space, "the dataset")
+    _check_same_actions(action_space, model_action_space, "the dataset")
+    if not isinstance(action_space, spaces.Box) or not isinstance(model_action_space, spaces.Box):
+        return
+    if not _lies_inside(action_space, model_action_space):
+        raise SpaceError(
+            f"the dataset has actions from {_describe(action_space)}, and the model was made for "
+            f"{_describe(model_action_space)}: scale them, or fit a new model",
+            setting="action_space",
+            value=action_space,
+            choices=[model_action_space],
+        )
+
+
+def _check_same_shape(space: spaces.Space[Any], ours: spaces.Space[Any], what: str) -> None:
+    if space.shape != ours.shape:
+        raise SpaceError(
+            f"{what} has observations of shape {space.shape}, and the model was made for "
+            f"{ours.shape}: use the environment and dataset of one task",
+            setting="observation_space",
+            value=space.shape,
+            choices=[ours.shape],
+        )
+
+
+def _check_same_actions(space: spaces.Space[Any], ours: spaces.Space[Any], what: str) -> None:
+    alike = type(space) is type(ours) and space.shape == ours.shape
+    if isinstance(space, spaces.Discrete) and isinstance(ours, spaces.Discrete):
+        alike = (space.n, space.start) == (ours.n, ours.start)
+    if not alike:
+        raise SpaceError(
+            f"{what} has actions {space}, and the model was made for {ours}: use the environment "
+            f"and dataset of one task",
+            setting="action_space",
+            value=space,
+            choices=[ours],
+        )
+
+
+def _lies_inside(inner: spaces.Box, outer: spaces.Box) -> bool:
+    low, high = loosen_bounds(outer)
+    return bool((inner.low >= low).all() and (inner.high <= high).all())
+
+
+def loosen_bounds(space: spaces.Box) -> tuple[Float64[ndarray, "*a"], Float64[ndarray, "*a"]]:
+    """Return the bounds of a space, moved apart by :data:`BOUND_TOLERANCE`."""
+    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+    return (
+        low - BOUND_TOLERANCE * np.maximum(np.abs(low), 1.0),
+        high + BOUND_TOLERANCE * np.maximum(np.abs(high), 1.0),
     )
 
 
-_MOST_ELEMENTS = 1 << 24  # of an observation; a file that says more was made to fill memory
+def _describe(space: spaces.Box, between: str = " to ") -> str:
+    """Write the bounds as Python has them: one number where all are alike."""
+    texts = (
+        f"{bound.flat[0]:g}"
+        if np.unique(bound).size == 1
+        else f"np.array([{', '.join(f'{value:g}' for value in bound.flat)}])"
+        for bound in (space.low, space.high)
+    )
+    return between.join(texts)
+
+
+# --- JSON -----------------------------------------------------------------------------------------
 
 
 def space_to_json(space: spaces.Space[Any]) -> dict[str, Any]:
@@ -344,106 +454,3 @@ def _bound_to_json(bound: ndarray) -> Any:
     if np.unique(bound).size == 1:
         return str(bound.reshape(-1)[0])
     return bound.astype(str).tolist()
-
-
-_TOLERANCE = 1e-5  # of a bound: what a trip through float32 may cost
-
-
-def check_actions_fit(space: spaces.Space[Any], model_space: spaces.Space[Any], what: str) -> None:
-    """Check that an environment takes the actions that a model chooses.
-
-    A model's Box that is narrower than the environment's is often one that was guessed from data,
-    or holds actions that were scaled: that is a warning.
-
-    Args:
-        space: The environment's action space.
-        model_space: The model's.
-        what: What the environment is called in the message.
-
-    Raises:
-        SpaceError: They are of another kind or shape, or the model's actions may lie outside; says
-            what to write.
-    """
-    _check_kind(space, model_space, what)
-    if not isinstance(space, spaces.Box) or not isinstance(model_space, spaces.Box):
-        return
-    theirs, ours = _describe(space), _describe(model_space)
-    scaling = f"gymnasium.wrappers.RescaleAction(env, {_as_code(model_space)})"
-    if not _lies_inside(model_space, space):
-        raise SpaceError(
-            f"{what} takes actions from {theirs}, and the model acts from {ours}: act in {scaling} "
-            f"if the data holds the environment's actions on another scale; else load the data "
-            f"with action_space=, the environment's, and fit again",
-            setting="action_space",
-            value=space,
-            choices=[model_space],
-        )
-    if space.is_bounded("both") and not _lies_inside(space, model_space):
-        warn_caller(
-            f"{what} takes actions from {theirs}, and the model acts from {ours} only: if that "
-            f"space was guessed from the data, load them with action_space=, the environment's, "
-            f"and fit again; if the data's actions were scaled, act in {scaling}"
-        )
-
-
-def check_actions_known(space: spaces.Space[Any], model_space: spaces.Space[Any]) -> None:
-    """Check that a model can learn all actions of a dataset.
-
-    Args:
-        space: The dataset's action space.
-        model_space: The model's.
-
-    Raises:
-        SpaceError: They are of another kind or shape, or some lie outside the model's bounds.
-    """
-    _check_kind(space, model_space, "the dataset")
-    if not isinstance(space, spaces.Box) or not isinstance(model_space, spaces.Box):
-        return
-    if not _lies_inside(space, model_space):
-        raise SpaceError(
-            f"the dataset has actions from {_describe(space)}, and the model was made for "
-            f"{_describe(model_space)}: scale them, or fit a new model",
-            setting="action_space",
-            value=space,
-            choices=[model_space],
-        )
-
-
-def _check_kind(space: spaces.Space[Any], model_space: spaces.Space[Any], what: str) -> None:
-    alike = type(space) is type(model_space) and space.shape == model_space.shape
-    if isinstance(space, spaces.Discrete) and isinstance(model_space, spaces.Discrete):
-        alike = (space.n, space.start) == (model_space.n, model_space.start)
-    if not alike:
-        raise SpaceError(
-            f"{what} has actions {space}, and the model was made for {model_space}: use the "
-            f"environment and dataset of one task",
-            setting="action_space",
-            value=space,
-            choices=[model_space],
-        )
-
-
-def _lies_inside(inner: spaces.Box, outer: spaces.Box) -> bool:
-    low, high = _loosen(outer.low, -1), _loosen(outer.high, 1)
-    return bool((inner.low >= low).all() and (inner.high <= high).all())
-
-
-def _loosen(bound: ndarray, sign: int) -> ndarray:
-    exact = bound.astype(np.float64)
-    loosened: ndarray = exact + sign * _TOLERANCE * np.maximum(np.abs(exact), 1.0)
-    return loosened
-
-
-def _describe(space: spaces.Box) -> str:
-    return f"{_bound_as_code(space.low)} to {_bound_as_code(space.high)}"
-
-
-def _as_code(space: spaces.Box) -> str:
-    return f"{_bound_as_code(space.low)}, {_bound_as_code(space.high)}"
-
-
-def _bound_as_code(bound: ndarray) -> str:
-    """Write a bound as Python has it: one number where all are alike."""
-    if np.unique(bound).size == 1:
-        return f"{bound.flat[0]:g}"
-    return f"np.array([{', '.join(f'{value:g}' for value in bound.flat)}])"

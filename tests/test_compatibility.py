@@ -82,8 +82,9 @@ def test_old_environments_are_acted_in_as_new_ones(kind: Any) -> None:
 
 
 def test_an_old_environment_is_not_made_twice() -> None:
-    with pytest.raises(UnknownTaskError, match="env=lambda"):
+    with pytest.raises(UnknownTaskError) as caught:
         make_factory(OldChoice())
+    assert caught.value.setting == "env"
 
 
 def test_an_id_of_the_old_gym() -> None:
@@ -101,22 +102,20 @@ def test_an_id_of_the_old_gym() -> None:
             assert [env.step(0)[3] for _ in range(2)] == [False, True]
     finally:
         del old_gym.envs.registry["OldChoice-v0"]
-    with pytest.raises(UnknownTaskError, match="Missing-v0"):
+    with pytest.raises(UnknownTaskError) as caught:
         get_task("gym:Missing-v0").make_env()
+    assert caught.value.value == "gym:Missing-v0"
 
 
-@pytest.mark.parametrize(
-    ("name", "package"), [("gym:A-v0", "gym"), ("dm_control/a-b-v0", "shimmy")]
-)
-def test_a_missing_package_names_the_extra(
-    name: str, package: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(
-        "sb3_dmamba.envs.make.find_spec",
-        lambda name: None if name == package else object(),
-    )
-    with pytest.raises(MissingDependencyError, match=rf"{package} is.*sb3-dmamba\[shimmy\]"):
-        get_task(name).make_env()
+def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, package in (("gym:A-v0", "gym"), ("dm_control/a-b-v0", "shimmy")):
+        monkeypatch.setattr(
+            "sb3_dmamba.envs.make.find_spec",
+            lambda name, absent=package: None if name == absent else object(),
+        )
+        with pytest.raises(MissingDependencyError) as caught:
+            get_task(name).make_env()
+        assert (caught.value.package, caught.value.extra) == (package, "shimmy")
 
 
 def test_anything_else_stays_as_it_is() -> None:

@@ -1,4 +1,4 @@
-"""docs/drop_in.md: one line of each script differs, and both of its forms run."""
+"""docs/drop_in.md: one line of each script differs, and both versions run; docs/d3rlpy.md runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ from sb3_dmamba.algorithm import DecisionMamba
 from sb3_dmamba.data.recording import collect
 from sb3_dmamba.data.sources import load_trajectories
 
-PAGE = (Path(__file__).parents[1] / "docs" / "drop_in.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE = (DOCS / "drop_in.md").read_text(encoding="utf-8")
+D3RLPY_PAGE = (DOCS / "d3rlpy.md").read_text(encoding="utf-8")
+D3RLPY_BLOCKS = dict(re.findall(r"```python (\w+)\n(.*?)```", D3RLPY_PAGE, flags=re.DOTALL))
 SCRIPTS = dict(re.findall(r"```diff (\w+)\n(.*?)```", PAGE, flags=re.DOTALL))
 SMALLER = {  # so that a test can wait for it
     "n_steps=100000": "n_steps=2",
@@ -31,13 +34,8 @@ SMALLER = {  # so that a test can wait for it
     "context_size=30": "context_size=3",
     "Algorithm(env)": "Algorithm(env, **SMALL)",
 }
-SMALL: dict[str, Any] = {
-    "n_updates": 3,
-    "hidden_size": 16,
-    "n_layers": 1,
-    "context_length": 4,
-    "seed": 0,
-}
+SMALL: dict[str, Any] = {"n_updates": 3, "hidden_size": 16, "n_layers": 1, "context_length": 4}
+SMALL["seed"] = 0
 
 
 def old(script: str) -> str:
@@ -50,10 +48,11 @@ def new(script: str) -> str:
     return "\n".join(lines)
 
 
-def run(code: str, **given: Any) -> dict[str, Any]:
+def run(code: str) -> dict[str, Any]:
     for full, small in SMALLER.items():
+        assert full in PAGE
         code = code.replace(full, small)
-    variables: dict[str, Any] = {"SMALL": SMALL, **given}
+    variables: dict[str, Any] = {"SMALL": SMALL}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of gymnasium, about its environments
         exec(compile(code, "docs/drop_in.md", "exec"), variables)
@@ -74,23 +73,17 @@ def check_d3rlpys_files(learnable: Any, kind: str, logs: Path) -> None:
     assert all(torch.equal(saved[name], trained[name]) for name in trained)
 
 
-def test_what_is_made_smaller_is_there() -> None:
-    assert all(full in PAGE for full in SMALLER)
-
-
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # d3rlpy logs into the working directory
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_one_line_differs(name: str) -> None:
-    marks = [line[0] for line in SCRIPTS[name].splitlines() if line[:1] in "+-" and line]
-    assert sorted(marks) == ["+", "-"]
-
-
-def test_the_page_has_its_four_scripts() -> None:
+def test_one_line_of_each_script_differs() -> None:
     assert set(SCRIPTS) == {"hopper", "breakout", "evaluation", "minari"}
+    for name, script in SCRIPTS.items():
+        assert sorted(line[0] for line in script.splitlines() if line[:1] in ("+", "-")) == list(
+            "+-"
+        ), name
 
 
 @pytest.mark.parametrize(
@@ -138,7 +131,7 @@ def test_evaluation(form: Any, algorithm: Any) -> None:
 
 
 class _BehavioralCloning(PPO):
-    """What somebody may have: a policy that is fitted to a Minari dataset."""
+    """A user's class: a policy that is fitted to a Minari dataset."""
 
     def __init__(self, env: Any, **_: Any) -> None:
         super().__init__("MlpPolicy", env, device="cpu")
@@ -159,3 +152,10 @@ def test_minari(
     variables = run(form(SCRIPTS["minari"]))
     assert variables["model"].num_timesteps == n_updates
     assert np.shape(variables["returns"]) == (5,)
+
+
+@pytest.mark.parametrize("name", sorted(D3RLPY_BLOCKS))
+def test_blocks_of_the_d3rlpy_page(name: str) -> None:
+    pytest.importorskip("d3rlpy", reason="the d3rlpy extra is not installed")
+    assert "```python\n" not in D3RLPY_PAGE  # every block has a name
+    run(D3RLPY_BLOCKS[name])

@@ -33,10 +33,11 @@ from sb3_dmamba.errors import (
 )
 from sb3_dmamba.networks.policy import read_observation, read_starts
 from sb3_dmamba.ops.dispatch import resolve_backend
-from sb3_dmamba.spaces import check_action_space, check_actions_known
+from sb3_dmamba.spaces import check_action_space, check_dataset_fits
 from sb3_dmamba.tasks import get_task
 
 BOX = spaces.Box(-1.0, 1.0, (2,), np.float32)
+PAIR = spaces.Discrete(2)
 
 
 def every_error() -> list[type[DecisionMambaError]]:
@@ -69,7 +70,7 @@ def catch(call: Callable[[], Any]) -> DecisionMambaError:
         (DatasetError, lambda: canonical_game("Brakeout"), "game", "Brakeout"),
         (UnknownTaskError, lambda: get_task("Hoper-v5"), "task", "Hoper-v5"),
         (SpaceError, lambda: check_action_space(spaces.MultiBinary(2)), "action_space", ...),
-        (SpaceError, lambda: check_actions_known(spaces.Discrete(2), BOX), "action_space", ...),
+        (SpaceError, lambda: check_dataset_fits(BOX, PAIR, BOX, BOX), "action_space", ...),
         (BackendError, lambda: resolve_backend("tpu", "cpu"), "backend", "tpu"),
         (ConditioningError, lambda: read_observation({}, BOX), "observation", None),
         (ConditioningError, lambda: read_starts(True, 2), "episode_start", True),
@@ -95,7 +96,7 @@ def test_an_error_says_which_setting_and_value(
         ),
         (lambda: TMaze(render_mode="human"), (None, "ansi")),
         (lambda: get_task("Hoper-v5"), None),
-        (lambda: check_actions_known(spaces.Discrete(2), BOX), (BOX,)),
+        (lambda: check_dataset_fits(BOX, PAIR, BOX, BOX), (BOX,)),
     ],
 )
 def test_an_error_lists_what_is_accepted(

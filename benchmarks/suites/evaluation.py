@@ -21,8 +21,6 @@ from sb3_dmamba.config import Memory
 from sb3_dmamba.evaluation import evaluate_targets
 from sb3_dmamba.experiments.efficiency import make_policy
 
-__all__ = ["measure"]
-
 _ENV_ID = "Hopper-v5"
 _PEER = "d3rlpy, one episode after the other"
 _METHOD = (

@@ -23,8 +23,6 @@ from benchmarks.suites.ops_cases import (
 from benchmarks.suites.ops_cases import Contender as Implementation
 from benchmarks.timing import Run, Timer
 
-__all__ = ["CPU_SIZES", "GPU_SIZES", "measure", "time_case"]
-
 CPU_SIZES = ((64, 60), (25, 150), (12, 300), (6, 600), (3, 1500))  # (B, L), as many tokens
 GPU_SIZES = ((64, 60), (64, 3000), (1, 3000), (25, 150), (1, 60))
 
@@ -62,10 +60,7 @@ def measure(request: Request) -> Report:
 
 def make_columns(request: Request) -> list[Column]:
     """Return the columns, with bandwidth on a GPU."""
-    bandwidth = [
-        Column("of copy", "of a copy", ".0%"),
-        Column("bandwidth", "GB/s", ",.0f", 1e-9),
-    ]
+    bandwidth = [Column("of copy", "of a copy", ".0%"), Column("bandwidth", "GB/s", ",.0f", 1e-9)]
     return [
         Column("operation", "operation"),
         Column("batch", "B", ","),

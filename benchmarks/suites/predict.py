@@ -19,16 +19,14 @@ from benchmarks.contenders import (
 )
 from benchmarks.networks import make_config
 from benchmarks.peers import make_peer
-from benchmarks.pictures import draw_lines
 from benchmarks.reports import Column, Picture, Report, Table
 from benchmarks.request import Request
 from sb3_dmamba.config import Memory
 from sb3_dmamba.errors import ConfigError
 from sb3_dmamba.evaluation import StatefulActor
 from sb3_dmamba.experiments.efficiency import ACTION_SPACE, OBSERVATION_SPACE, make_policy
+from sb3_dmamba.experiments.report import draw_lines
 from sb3_dmamba.networks import DecisionMambaPolicy
-
-__all__ = ["check_actor", "make_actor", "make_peer_actor", "measure"]
 
 _PEER = "d3rlpy's stateful wrapper"
 _TARGET = 3600.0

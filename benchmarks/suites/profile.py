@@ -6,15 +6,14 @@ import functools
 from typing import Any
 
 from benchmarks.contenders import UnavailableError
-from benchmarks.networks import Network, check_network, make_network, make_trajectories
+from benchmarks.networks import Network, check_network, make_network
 from benchmarks.pictures import draw_shares
 from benchmarks.profiling import Profile, mark, profile_updates
 from benchmarks.reports import Column, Picture, Report, Table
 from benchmarks.request import Request
 from sb3_dmamba.data import WindowSampler
+from sb3_dmamba.experiments.efficiency import make_trajectories
 from sb3_dmamba.training.updater import Updater
-
-__all__ = ["measure"]
 
 NETWORKS = {
     "Mamba": Network({"channel_mixing": False}),

@@ -9,17 +9,20 @@ from typing import Any
 import numpy as np
 
 from benchmarks.contenders import Candidate, Contender, gate, make_row, race
-from benchmarks.networks import Network, make_config, make_contender, make_trajectories
+from benchmarks.networks import Network, make_config, make_contender
 from benchmarks.peak import measure_peak_memory
-from benchmarks.pictures import draw_lines
 from benchmarks.reports import Column, Picture, Report, Table
 from benchmarks.request import Request
 from benchmarks.suites.predict import check_actor, make_actor
 from benchmarks.trends import describe_crossover, fit_exponent
 from sb3_dmamba.data import WindowSampler
-from sb3_dmamba.experiments.efficiency import OBSERVATION_SPACE, count_kept, make_policy
-
-__all__ = ["measure"]
+from sb3_dmamba.experiments.efficiency import (
+    OBSERVATION_SPACE,
+    count_kept,
+    make_policy,
+    make_trajectories,
+)
+from sb3_dmamba.experiments.report import draw_lines
 
 NETWORKS = {
     "Mamba": Network({"channel_mixing": False}),
@@ -64,11 +67,7 @@ def measure(request: Request) -> Report:
 
 
 _Swept = tuple[list[Table], list[Picture], dict[str, str]]
-_LABELS = {
-    "context_length": "K",
-    "hidden_size": "width",
-    "batch_size": "windows a batch",
-}
+_LABELS = {"context_length": "K", "hidden_size": "width", "batch_size": "windows a batch"}
 
 
 def _sweep(
@@ -109,7 +108,7 @@ def _sweep(
         _make_exponents(name, field, outcome.rows),
     ]
     pictures = [
-        _picture(f"scaling_{name}_time", heading, field, "us a token", outcome.rows, "token", 1e6),
+        _picture(f"scaling_{name}_time", heading, field, "us a token", outcome.rows, "token", 1e6)
     ]
     if field == "context_length":
         file, label = f"scaling_{name}_memory", "kept for the backward pass [MB]"

@@ -1,4 +1,4 @@
-"""Other cuts of Triton's scan than those it has."""
+"""Block sizes of Triton's scan."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from benchmarks.request import Request
 from benchmarks.suites.ops import GPU_SIZES, make_columns, time_case
 from benchmarks.suites.ops_cases import scan_case
 from sb3_dmamba.errors import ConfigError
-
-__all__ = ["measure"]
 
 _NAMES = ("TILE", "HISTORY", "STATES_A_THREAD", "MAX_BLOCK_D")
 _CUTS = ((8, 4, 16, 32), (8, 4, 8, 32), (8, 4, 8, 16), (8, 2, 16, 32), (16, 4, 16, 32))

@@ -10,16 +10,15 @@ from typing import Any
 import torch
 
 from benchmarks.contenders import Candidate, Outcome, race
-from benchmarks.networks import Network, make_config, make_contender, make_trajectories
+from benchmarks.networks import Network, make_config, make_contender
 from benchmarks.peers import make_peer_update
 from benchmarks.pictures import draw_bars
 from benchmarks.reports import Column, Picture, Report, Table
 from benchmarks.request import Request
 from benchmarks.timing import Timer
-from sb3_dmamba.config import DecisionMambaConfig
+from sb3_dmamba import DecisionMambaConfig
+from sb3_dmamba.experiments.efficiency import make_trajectories
 from sb3_dmamba.ops import available_backends
-
-__all__ = ["COLUMNS", "OURS", "PEER", "measure", "networks"]
 
 OURS, PEER = "ours: Mamba", "d3rlpy: Decision Transformer"
 COMPILED = "d3rlpy: Decision Transformer, compile_graph=True"

@@ -1,7 +1,7 @@
-"""Train an experiment's cells as tasks of a Ray cluster, a training each.
+"""Train an experiment's runs as tasks of a Ray cluster, a training each.
 
 On one machine Ray is started for it. On a cluster, submit it; every node must see the folder of
-cells, and have this package installed::
+runs, and have this package installed::
 
     python examples/cluster/ray_experiment.py mixers --data hopper/medium-v0 --seeds 0 1 2 3 4
     ray job submit --address http://HEAD:8265 --working-dir . -- \\
@@ -23,9 +23,8 @@ from rich.console import Console
 
 from sb3_dmamba.errors import DecisionMambaError, MissingDependencyError
 from sb3_dmamba.experiments.catalogue import get_experiment
-from sb3_dmamba.experiments.engines import Engine
+from sb3_dmamba.experiments.engines import Engine, run_experiment
 from sb3_dmamba.experiments.plan import Request
-from sb3_dmamba.experiments.run import run_experiment
 
 
 def connect(address: str | None) -> None:

@@ -152,9 +152,8 @@ def _run(
     engine: dict[str, Any],
     slurm: Path | None,
 ) -> None:
-    run_experiment = import_quietly("sb3_dmamba.experiments.run").run_experiment
+    engines = import_quietly("sb3_dmamba.experiments.engines")
     from sb3_dmamba.experiments.catalogue import Measurement, get_experiment
-    from sb3_dmamba.experiments.engines import Engine
     from sb3_dmamba.experiments.plan import Request
 
     chosen = get_experiment(name)
@@ -162,21 +161,21 @@ def _run(
         _measure(output, chosen, folder, request, engine)
         return
     command = _reproduce(sys.argv[1:])
-    where = Engine(**engine), slurm, output.console
+    where = engines.Engine(**engine), slurm, output.console
     try:
-        finished = run_experiment(chosen, Request(**request), folder, command, *where)
+        finished = engines.run_experiment(chosen, Request(**request), folder, command, *where)
     except KeyboardInterrupt:
         typer.echo("The same command goes on from the last checkpoints.", err=True)
         raise
     output.files(finished.files)
     if slurm is not None:
-        waiting = f"{finished.n_waiting} of {finished.n_cells} runs"
+        waiting = f"{finished.n_waiting} of {finished.n_runs} runs"
         output.line(f"{waiting} are not done; submit them: sbatch {slurm}")
     output.emit(
         {
             "experiment": name,
             "files": [str(path) for path in finished.files],
-            "cells": finished.n_cells,
+            "cells": finished.n_runs,
             "waiting": finished.n_waiting,
         }
     )

@@ -1,4 +1,4 @@
-"""Decision Mamba as a d3rlpy algorithm: where a script says ``DecisionTransformerConfig``.
+"""Decision Mamba as a d3rlpy algorithm, in place of d3rlpy's Decision Transformer.
 
 Importing this registers the configs with d3rlpy, so that ``d3rlpy.load_learnable`` knows them.
 """
@@ -12,8 +12,12 @@ except ModuleNotFoundError as error:
 
     raise MissingDependencyError("d3rlpy", "use sb3_dmamba.d3rlpy", "d3rlpy") from error
 
-from sb3_dmamba.d3rlpy.algo import DecisionMamba, DiscreteDecisionMamba
-from sb3_dmamba.d3rlpy.config import DecisionMambaConfig, DiscreteDecisionMambaConfig
+from sb3_dmamba.d3rlpy.algo import (
+    DecisionMamba,
+    DecisionMambaConfig,
+    DiscreteDecisionMamba,
+    DiscreteDecisionMambaConfig,
+)
 from sb3_dmamba.d3rlpy.convert import from_sb3, to_sb3
 from sb3_dmamba.d3rlpy.dataset import WindowReplayBuffer, as_replay_buffer
 from sb3_dmamba.d3rlpy.factories import (

@@ -1,4 +1,4 @@
-"""Decision Mamba as d3rlpy algorithms: implementation and algorithms."""
+"""Decision Mamba as d3rlpy algorithms: their configs, the algorithms, their implementation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from d3rlpy.algos.transformer.action_samplers import (
@@ -21,25 +21,316 @@ from d3rlpy.algos.transformer.base import (
     TransformerAlgoImplBase,
 )
 from d3rlpy.base import register_learnable
-from d3rlpy.constants import IMPL_NOT_INITIALIZED_ERROR, ActionSpace
+from d3rlpy.constants import IMPL_NOT_INITIALIZED_ERROR, ActionSpace, PositionEncodingType
 from d3rlpy.dataset import ReplayBuffer, ReplayBufferBase
-from d3rlpy.optimizers import OptimizerWrapper
+from d3rlpy.models import EncoderFactory, make_encoder_field
+from d3rlpy.optimizers import OptimizerFactory, OptimizerWrapper, make_optimizer_field
 from d3rlpy.torch_utility import CudaGraphWrapper, Modules, unwrap_ddp_model, wrap_model_by_ddp
 from torch import Tensor, nn
 
-from sb3_dmamba.d3rlpy.config import DecisionMambaConfig, DiscreteDecisionMambaConfig
+from sb3_dmamba.checks import check_number
 from sb3_dmamba.d3rlpy.files import export_policy, save_learnable
-from sb3_dmamba.d3rlpy.network import find_real_steps, make_model, set_backend, to_windows
+from sb3_dmamba.d3rlpy.network import SequenceConfig, make_model, predict_newest, to_windows
 from sb3_dmamba.d3rlpy.stateful import StreamTransformerWrapper
 from sb3_dmamba.errors import ConfigError, DatasetError, DivergenceError
+from sb3_dmamba.export.graph import make_traceable
 from sb3_dmamba.networks import SequenceModel
 from sb3_dmamba.training.updater import DROPOUT_STREAM, WEIGHT_STREAM, compute_mean_loss, local_seed
 
 _FINAL_FRACTION = 0.1  # of the learning rate, once all tokens have been seen
 
 
+@dataclasses.dataclass()
+class DecisionMambaConfig(SequenceConfig):
+    """Config of Decision Mamba for continuous actions.
+
+    The fields up to ``position_encoding_type`` are those of d3rlpy's ``DecisionTransformerConfig``,
+    with its defaults, so this takes its place in a script. ``gamma`` has no effect in either.
+
+    Args:
+        observation_scaler: Observation preprocessor.
+        action_scaler: Action preprocessor; without one actions must lie in [-1, 1].
+        reward_scaler: Preprocessor of rewards and returns-to-go.
+        compile_graph: Whether to compile updates and run them as a CUDA graph; CUDA only.
+        context_size: Steps in a window.
+        max_timestep: Size of the timestep table; later steps share its last entry.
+        batch_size: Windows in an update.
+        learning_rate: Learning rate.
+        encoder_factory: Makes the observation encoder; its output size is the model's width.
+        optim_factory: Makes the optimiser.
+        num_heads: Heads of ``mixer="attention"``; no effect with the others.
+        num_layers: Number of blocks.
+        attn_dropout: Dropout of attention weights with ``mixer="attention"``; no effect with the
+            others.
+        resid_dropout: Dropout of the outputs of a block's mixer and MLP.
+        embed_dropout: Dropout of embedded tokens.
+        activation_type: Activation of the MLP; no effect with ``channel_mixing=False``.
+        position_encoding_type: ``SIMPLE`` adds an embedding of each step's timestep; ``GLOBAL`` of
+            the timestep of the window's first step, and of each token's place in the window.
+        mixer: Token mixer: ``"mamba"``, ``"attention"`` or ``"convolution"``.
+        d_state: States per channel of the Mamba mixer.
+        d_conv: Taps of its causal convolution.
+        expand: Its inner width as a multiple of the model's.
+        dt_rank: Rank of its step-size projection; None is a sixteenth of the width, rounded up.
+        filter_length: Tokens that a filter of the convolution mixer spans.
+        channel_mixing: Whether an MLP follows the mixer in each block.
+        init: ``"mamba"`` is ``mamba_ssm.Mamba``'s initialisation; ``"paper"`` is the official
+            code's N(0, 0.02). Encoders keep the weights that their factory gives them.
+        embedding: ``"norm"`` applies LayerNorm to the embedded tokens, ``"tanh"`` a tanh; None is
+            as in d3rlpy, ``"norm"`` for continuous actions.
+        time_encoding: ``"timestep"``, ``"global"``, or ``"none"`` for a mixer that is sensitive to
+            the order; None follows ``position_encoding_type``.
+        precision: ``"fp32"``, or ``"bf16"`` for matrix products in bfloat16.
+        backend: Implementation of Mamba's operations; ``"auto"`` picks the fastest that works.
+        memory: Memory of ``as_stateful_wrapper``: ``"window"`` as in d3rlpy, or ``"stream"`` at a
+            constant cost a step.
+        seed: Seed of the weights and of dropout, with the effect it has in
+            ``sb3_dmamba.DecisionMamba``. None draws from torch's global generator, which
+            ``d3rlpy.seed`` sets; dropout in compiled updates always does.
+
+    Raises:
+        ConfigError: A value is out of its range; names the field, the value and the range.
+
+    Source: d3rlpy 2.8.1, ``algos/transformer/decision_transformer.py`` (fields and defaults).
+    """
+
+    is_discrete: ClassVar[bool] = False
+
+    batch_size: int = 64
+    learning_rate: float = 1e-4
+    encoder_factory: EncoderFactory = make_encoder_field()  # noqa: RUF009  # a dataclasses.field
+    optim_factory: OptimizerFactory = make_optimizer_field()  # noqa: RUF009
+    num_heads: int = 1
+    num_layers: int = 3
+    attn_dropout: float = 0.1
+    resid_dropout: float = 0.1
+    embed_dropout: float = 0.1
+    activation_type: str = "relu"
+    position_encoding_type: PositionEncodingType = PositionEncodingType.SIMPLE
+
+    def create(self, device: Any = False, enable_ddp: bool = False) -> DecisionMamba:
+        """Return the algorithm.
+
+        Args:
+            device: ``False`` is the CPU, ``True`` the first GPU, a number that GPU; or the name of
+                a torch device.
+            enable_ddp: Whether to train data-parallel, in an initialised process group.
+        """
+        return DecisionMamba(self, device, enable_ddp)
+
+    @staticmethod
+    def get_type() -> str:
+        """Return the config's name in saved files."""
+        return "decision_mamba"
+
+
+@dataclasses.dataclass()
+class DiscreteDecisionMambaConfig(SequenceConfig):
+    """Config of Decision Mamba for discrete actions.
+
+    The fields of :class:`DecisionMambaConfig`, those of d3rlpy with the defaults of
+    ``DiscreteDecisionTransformerConfig``, and three more.
+
+    Args:
+        embed_activation_type: Activation on each embedding; no effect where ``embedding`` is
+            given.
+        warmup_tokens: Environment steps over which the learning rate rises from zero.
+        final_tokens: Environment steps after which it has fallen, along a cosine, to a tenth.
+            Neither has an effect where ``optim_factory`` has a scheduler of its own.
+        embedding: As in :class:`DecisionMambaConfig`; None is ``embed_activation_type``.
+
+    Raises:
+        ConfigError: A value is out of its range; names the field, the value and the range.
+
+    Source: d3rlpy 2.8.1, ``algos/transformer/decision_transformer.py`` (fields and defaults).
+    """
+
+    is_discrete: ClassVar[bool] = True
+
+    batch_size: int = 128
+    learning_rate: float = 6e-4
+    encoder_factory: EncoderFactory = make_encoder_field()  # noqa: RUF009  # a dataclasses.field
+    optim_factory: OptimizerFactory = make_optimizer_field()  # noqa: RUF009
+    num_heads: int = 8
+    num_layers: int = 6
+    attn_dropout: float = 0.1
+    resid_dropout: float = 0.1
+    embed_dropout: float = 0.1
+    activation_type: str = "gelu"
+    embed_activation_type: str = "tanh"
+    position_encoding_type: PositionEncodingType = PositionEncodingType.GLOBAL
+    warmup_tokens: int = 10240
+    final_tokens: int = 30000000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("warmup_tokens", "final_tokens"):
+            steps = check_number(name, getattr(self, name), 0.0, words="of steps, at least 0")
+            setattr(self, name, int(steps) if steps.is_integer() else steps)
+
+    def create(self, device: Any = False, enable_ddp: bool = False) -> DiscreteDecisionMamba:
+        """Return the algorithm; see :meth:`DecisionMambaConfig.create`."""
+        return DiscreteDecisionMamba(self, device, enable_ddp)
+
+    @staticmethod
+    def get_type() -> str:
+        """Return the config's name in saved files."""
+        return "discrete_decision_mamba"
+
+
+class SequenceAlgoBase(TransformerAlgoBase):
+    """Base class of our two algorithms."""
+
+    def inner_create_impl(self, observation_shape: Sequence[Any], action_size: int) -> None:
+        """Build network and optimiser; d3rlpy calls it when shapes are known."""
+        config = self._config
+        seeded: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if config.seed is not None:
+            seeded = local_seed(torch.device("cpu"), config.seed, WEIGHT_STREAM)
+        with seeded:
+            model = make_model(config, observation_shape, action_size)
+        if self.compiled and config.backend == "auto":
+            make_traceable(model)  # compiled code is faster without the reference's loops
+        model = model.to(self._device)
+        if self._enable_ddp:
+            model = wrap_model_by_ddp(model)
+        optim = config.optim_factory.create(
+            model.named_modules(), lr=config.learning_rate, compiled=self.compiled
+        )
+        self._impl = DecisionMambaImpl(
+            observation_shape,
+            action_size,
+            DecisionMambaModules(model, optim, TrainingProgress()),
+            is_discrete=config.is_discrete,
+            precision=config.precision,
+            seed=config.seed,
+            schedule=self._make_schedule(),
+            compiled=self.compiled,
+            device=self._device,
+        )
+
+    def _make_schedule(self) -> TokenSchedule | None:
+        return None
+
+    def fit(self, dataset: ReplayBuffer, *args: Any, **kwargs: Any) -> None:
+        """Train with d3rlpy's loop; arguments as d3rlpy's ``fit``.
+
+        Raises:
+            DatasetError: The dataset is not a d3rlpy replay buffer.
+            DivergenceError: The loss is not finite.
+        """
+        if not isinstance(dataset, ReplayBufferBase):
+            raise DatasetError(
+                f"d3rlpy's fit takes a replay buffer, and this is a {type(dataset).__name__}: "
+                f"give it sb3_dmamba.d3rlpy.as_replay_buffer(dataset), or "
+                f"load_trajectories(dataset).to_d3rlpy()",
+                setting="dataset",
+                value=dataset,
+            )
+        super().fit(dataset, *args, **kwargs)
+
+    def as_stateful_wrapper(
+        self,
+        target_return: float,
+        action_sampler: TransformerActionSampler | None = None,
+        memory: str | None = None,
+    ) -> StatefulTransformerWrapper | StreamTransformerWrapper:
+        """Return an actor for one environment, with ``predict(x, reward)`` and ``reset()``.
+
+        Args:
+            target_return: Return to ask for at the start of each episode.
+            action_sampler: Turns a prediction into an action; None takes continuous predictions
+                as they are and draws discrete actions.
+            memory: ``"window"`` is d3rlpy's own wrapper, which encodes the last ``context_size``
+                steps at each step; ``"stream"`` carries the recurrent state over the episode, at a
+                constant cost a step. None is the config's.
+
+        Returns:
+            d3rlpy's ``StatefulTransformerWrapper``, or our :class:`StreamTransformerWrapper`.
+
+        Raises:
+            ConfigError: An unknown memory, one that the position encoding rules out, or a target
+                that is not finite.
+        """
+        assert self._impl is not None, IMPL_NOT_INITIALIZED_ERROR
+        if not math.isfinite(target_return):
+            raise ConfigError(
+                f"target_return={target_return!r}: give a finite number",
+                setting="target_return",
+                value=target_return,
+            )
+        if memory is None:
+            memory = self._config.memory
+        dataclasses.replace(self._config, memory=memory)  # raises where it cannot work
+        if action_sampler is None:
+            action_sampler = (
+                SoftmaxTransformerActionSampler()
+                if self._config.is_discrete
+                else IdentityTransformerActionSampler()
+            )
+        if memory == "window":
+            return StatefulTransformerWrapper(self, target_return, action_sampler)
+        return StreamTransformerWrapper(self, target_return, action_sampler)
+
+    def save(self, fname: str | os.PathLike[str]) -> None:
+        """Write config and weights, for ``d3rlpy.load_learnable`` and d3rlpy's command line.
+
+        The file is d3rlpy's, except that opening it imports this package, so that d3rlpy knows the
+        algorithm. Training continues from it exactly.
+
+        Args:
+            fname: File to write, atomically.
+        """
+        assert self._impl is not None, IMPL_NOT_INITIALIZED_ERROR
+        save_learnable(self, fname)
+
+    def save_policy(self, fname: str | os.PathLike[str]) -> None:
+        """Export the greedy policy over one window, as TorchScript (.pt) or ONNX (.onnx).
+
+        Inputs, each of ``context_size`` steps without a batch axis, padded on the left with zeros:
+        ``observation_0`` (and ``_1``, ... of a tuple), ``action`` (A,) or (1,), ``return_to_go``
+        (1,), ``timestep``, from 1, 0 where there is padding. Output: the action of the newest step,
+        (A,), or its number. Scalers are inside: everything is in the environment's units.
+
+        Args:
+            fname: File to write, atomically.
+
+        Raises:
+            ConfigError: The suffix is another.
+            MissingDependencyError: ONNX was asked for, and onnx is not installed.
+        """
+        assert self._impl is not None, IMPL_NOT_INITIALIZED_ERROR
+        export_policy(self, fname)
+
+
+class DecisionMamba(SequenceAlgoBase):
+    """Decision Mamba for continuous actions; made by :class:`DecisionMambaConfig`."""
+
+    def get_action_type(self) -> ActionSpace:
+        """Return the kind of actions."""
+        return ActionSpace.CONTINUOUS
+
+
+class DiscreteDecisionMamba(SequenceAlgoBase):
+    """Decision Mamba for discrete actions; made by :class:`DiscreteDecisionMambaConfig`."""
+
+    def get_action_type(self) -> ActionSpace:
+        """Return the kind of actions."""
+        return ActionSpace.DISCRETE
+
+    def _make_schedule(self) -> TokenSchedule | None:
+        config = self._config
+        if config.optim_factory.lr_scheduler_factory is not None:
+            return None
+        return TokenSchedule(config.learning_rate, config.warmup_tokens, config.final_tokens)
+
+
+register_learnable(DecisionMambaConfig)
+register_learnable(DiscreteDecisionMambaConfig)
+
+
 class TrainingProgress(nn.Module):
-    """How far training has come; a module, so that d3rlpy saves it with the weights.
+    """Counts of updates and environment steps; a module, so that d3rlpy saves it with the weights.
 
     Attributes:
         n_updates: Updates taken, a scalar.
@@ -60,10 +351,10 @@ class DecisionMambaModules(Modules):
     """What d3rlpy saves, loads, and sets to training or evaluation.
 
     Args:
-        transformer: The network, under the name that d3rlpy's own algorithms give theirs; inside
-            ``DistributedDataParallel`` where that was asked for.
+        transformer: The network, under the name that d3rlpy's own algorithms use; wrapped in
+            ``DistributedDataParallel`` under ``enable_ddp``.
         optim: The optimiser.
-        progress: How far training has come.
+        progress: Counts of updates and steps.
     """
 
     transformer: nn.Module
@@ -71,7 +362,7 @@ class DecisionMambaModules(Modules):
     progress: TrainingProgress
 
     def get_torch_modules(self) -> dict[str, nn.Module]:
-        """Return what has weights to look at: the network."""
+        """Return the modules whose weights and gradients d3rlpy logs: the network."""
         return {"transformer": self.transformer}
 
 
@@ -80,7 +371,7 @@ class TokenSchedule:
     """A learning rate that follows the number of steps seen, by all processes together.
 
     Args:
-        learning_rate: At the top.
+        learning_rate: The highest rate.
         warmup_tokens: Steps over which it rises linearly from zero.
         final_tokens: Steps after which it has fallen along a cosine to a tenth, where it stays.
 
@@ -93,7 +384,7 @@ class TokenSchedule:
     final_tokens: int
 
     def compute(self, n_tokens: int) -> float:
-        """Return the learning rate of an update, whose own tokens are counted."""
+        """Return the learning rate of an update; ``n_tokens`` includes the update's own."""
         if n_tokens < self.warmup_tokens:
             return self.learning_rate * n_tokens / max(1, self.warmup_tokens)
         left = max(1, self.final_tokens - self.warmup_tokens)
@@ -103,7 +394,7 @@ class TokenSchedule:
 
 
 class DecisionMambaImpl(TransformerAlgoImplBase):
-    """Updates and predicts.
+    """Updates and predictions of both algorithms.
 
     Args:
         observation_shape: Of one observation, or of each array of a tuple.
@@ -137,7 +428,6 @@ class DecisionMambaImpl(TransformerAlgoImplBase):
         self._precision = precision
         self._seed = None if compiled else seed
         self._schedule = schedule
-        self._compiled = compiled
         self._compute_grad = CudaGraphWrapper(self.compute_grad) if compiled else self.compute_grad
 
     @property
@@ -148,31 +438,21 @@ class DecisionMambaImpl(TransformerAlgoImplBase):
 
     @property
     def progress(self) -> TrainingProgress:
-        """How far training has come."""
+        """Counts of updates and environment steps."""
         return self._modules.progress
 
     def inner_predict(self, inpt: Any) -> Tensor:
         """Predict at the newest step of one window: an action (A,), or logits (A,)."""
-        masks = find_real_steps(inpt.masks, inpt.timesteps)
-        window = to_windows(
-            dataclasses.replace(inpt, masks=masks), is_discrete=self._is_discrete
-        )  # B = 1
-        predictions = self.model(
-            window.observations, window.actions, window.returns_to_go, window.timesteps
-        )
-        newest = window.padding_mask.sum(dim=1) - 1
-        prediction: Tensor = predictions[0].index_select(0, newest)[0]
-        return prediction
+        return predict_newest(self.model, inpt, is_discrete=self._is_discrete)
 
     def compute_loss(self, batch: Any) -> Tensor:
         """Return the mean loss over the real steps of d3rlpy's ``TorchTrajectoryMiniBatch``."""
         on_cpu = self._device.startswith("cpu")
-        windows = to_windows(batch, is_discrete=self._is_discrete, may_look=on_cpu)
-        predictions = self._modules.transformer(
-            windows.observations, windows.actions, windows.returns_to_go, windows.timesteps
+        windows = to_windows(batch, is_discrete=self._is_discrete, skip_if_full=on_cpu)
+        predictions = self._modules.transformer(*windows.inputs())
+        return compute_mean_loss(
+            self.model.head, predictions, windows.actions, windows.padding_mask
         )
-        head = self.model.head
-        return compute_mean_loss(head, predictions, windows.actions, windows.padding_mask)
 
     def compute_grad(self, batch: Any) -> dict[str, Tensor]:
         """Fill the gradients; return the loss under its name."""
@@ -200,14 +480,15 @@ class DecisionMambaImpl(TransformerAlgoImplBase):
             metrics["learning_rate"] = self._schedule.compute(n_tokens)
             for group in self._modules.optim.optim.param_groups:
                 group["lr"] = metrics["learning_rate"]
-        with self._own_randomness():
+        with self._seeded_dropout():
             loss = float(self._compute_grad(batch)["loss"].detach())
         if not math.isfinite(loss):
             raise DivergenceError(
                 f"update {int(progress.n_updates) + 1} had loss {loss}: lower learning_rate, clip "
                 f"gradients with optim_factory=AdamWFactory(clip_grad_norm=0.25), scale rewards "
-                f"with reward_scaler=MultiplyRewardScaler(0.001), or look for such numbers in the "
-                f"dataset"
+                f"with reward_scaler=MultiplyRewardScaler(0.001), or look for non-finite numbers "
+                f"in the dataset",
+                value=loss,
             )
         self._modules.optim.step()
         progress.n_tokens.fill_(n_tokens)
@@ -225,162 +506,16 @@ class DecisionMambaImpl(TransformerAlgoImplBase):
             torch.distributed.all_reduce(count)
         return int(count)
 
-    def _own_randomness(self) -> contextlib.AbstractContextManager[None]:
+    def _seeded_dropout(self) -> contextlib.AbstractContextManager[None]:
         if self._seed is None:
             return contextlib.nullcontext()
         entropy = [self._seed, int(self.progress.n_updates), DROPOUT_STREAM]
         if self._is_parallel and torch.distributed.get_rank() > 0:
-            entropy.append(torch.distributed.get_rank())  # each process drops out for itself
+            entropy.append(torch.distributed.get_rank())  # each process draws its own dropout
         return local_seed(torch.device(self._device), *entropy)
 
     def load_model(self, f: Any) -> None:
         """Load what :meth:`save_model` wrote, also into a network that is data-parallel."""
-        # d3rlpy's own takes the network out of DistributedDataParallel to save it, not to load it.
+        # d3rlpy unwraps DistributedDataParallel when it saves a network, not when it loads one.
         modules = dataclasses.replace(self._modules, transformer=self.model)
         modules.create_checkpointer(self._device).load(f)
-
-
-class SequenceAlgoBase(TransformerAlgoBase):
-    """What our two algorithms have in common; made by a config's ``create``."""
-
-    def inner_create_impl(self, observation_shape: Sequence[Any], action_size: int) -> None:
-        """Build network and optimiser; d3rlpy calls it when shapes are known."""
-        config = self._config
-        seeded: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-        if config.seed is not None:
-            seeded = local_seed(torch.device("cpu"), config.seed, WEIGHT_STREAM)
-        with seeded:
-            model = make_model(config, observation_shape, action_size)
-        if self.compiled and config.backend == "auto":
-            set_backend(model, "traceable")  # what is compiled is better without loops
-        model = model.to(self._device)
-        if self._enable_ddp:
-            model = wrap_model_by_ddp(model)
-        optim = config.optim_factory.create(
-            model.named_modules(), lr=config.learning_rate, compiled=self.compiled
-        )
-        self._impl = DecisionMambaImpl(
-            observation_shape,
-            action_size,
-            DecisionMambaModules(model, optim, TrainingProgress()),
-            is_discrete=self.get_action_type() == ActionSpace.DISCRETE,
-            precision=config.precision,
-            seed=config.seed,
-            schedule=self._make_schedule(),
-            compiled=self.compiled,
-            device=self._device,
-        )
-
-    def _make_schedule(self) -> TokenSchedule | None:
-        return None
-
-    def fit(self, dataset: ReplayBuffer, *args: Any, **kwargs: Any) -> None:
-        """Train with d3rlpy's loop; arguments as d3rlpy's ``fit``.
-
-        Raises:
-            DatasetError: The dataset is not a d3rlpy replay buffer.
-            DivergenceError: The loss is not finite.
-        """
-        if not isinstance(dataset, ReplayBufferBase):
-            raise DatasetError(
-                f"d3rlpy's fit takes a replay buffer, and this is a {type(dataset).__name__}: "
-                f"give it sb3_dmamba.d3rlpy.as_replay_buffer(dataset), or "
-                f"load_trajectories(dataset).to_d3rlpy()"
-            )
-        super().fit(dataset, *args, **kwargs)
-
-    def as_stateful_wrapper(
-        self,
-        target_return: float,
-        action_sampler: TransformerActionSampler | None = None,
-        memory: str | None = None,
-    ) -> StatefulTransformerWrapper | StreamTransformerWrapper:
-        """Return an actor for one environment, with ``predict(x, reward)`` and ``reset()``.
-
-        Args:
-            target_return: Return to ask for at the start of each episode.
-            action_sampler: Makes an action of a prediction; None takes continuous actions as they
-                are, and draws discrete ones.
-            memory: ``"window"`` is d3rlpy's own wrapper, which encodes the last ``context_size``
-                steps at each step; ``"stream"`` carries the recurrent state over the episode, at a
-                constant cost a step. None is the config's.
-
-        Returns:
-            d3rlpy's ``StatefulTransformerWrapper``, or our :class:`StreamTransformerWrapper`.
-
-        Raises:
-            ConfigError: An unknown memory, one that the position encoding rules out, or a target
-                that is not finite.
-        """
-        assert self._impl is not None, IMPL_NOT_INITIALIZED_ERROR
-        if not math.isfinite(target_return):
-            raise ConfigError(f"target_return={target_return!r}: give a finite number")
-        if memory is None:
-            memory = self._config.memory
-        dataclasses.replace(self._config, memory=memory)  # raises where it cannot work
-        if action_sampler is None:
-            is_continuous = self.get_action_type() == ActionSpace.CONTINUOUS
-            action_sampler = (
-                IdentityTransformerActionSampler()
-                if is_continuous
-                else SoftmaxTransformerActionSampler()
-            )
-        if memory == "window":
-            return StatefulTransformerWrapper(self, target_return, action_sampler)
-        return StreamTransformerWrapper(self, target_return, action_sampler)
-
-    def save(self, fname: str | os.PathLike[str]) -> None:
-        """Write config and weights, for ``d3rlpy.load_learnable`` and d3rlpy's command line.
-
-        The file is d3rlpy's, except that opening it imports this package, so that d3rlpy knows the
-        algorithm. Training continues from it exactly.
-
-        Args:
-            fname: File to write, atomically.
-        """
-        assert self._impl is not None, IMPL_NOT_INITIALIZED_ERROR
-        save_learnable(self, fname)
-
-    def save_policy(self, fname: str | os.PathLike[str]) -> None:
-        """Export the greedy policy over one window, as TorchScript (.pt) or ONNX (.onnx).
-
-        Inputs, each of ``context_size`` steps without a batch axis, padded on the left with zeros:
-        ``observation_0`` (and ``_1``, ... of a tuple), ``action`` (A,) or (1,), ``return_to_go``
-        (1,), ``timestep``, from 1, 0 where there is padding. Output: the action of the newest step,
-        (A,), or its number. Scalers are inside: everything is in the environment's units.
-
-        Args:
-            fname: File to write.
-
-        Raises:
-            ConfigError: The suffix is another.
-            MissingDependencyError: ONNX was asked for, and its packages are not installed.
-        """
-        assert self._impl is not None, IMPL_NOT_INITIALIZED_ERROR
-        export_policy(self, fname)
-
-
-class DecisionMamba(SequenceAlgoBase):
-    """Decision Mamba for continuous actions; made by :class:`DecisionMambaConfig`."""
-
-    def get_action_type(self) -> ActionSpace:
-        """Return the kind of actions."""
-        return ActionSpace.CONTINUOUS
-
-
-class DiscreteDecisionMamba(SequenceAlgoBase):
-    """Decision Mamba for discrete actions; made by :class:`DiscreteDecisionMambaConfig`."""
-
-    def get_action_type(self) -> ActionSpace:
-        """Return the kind of actions."""
-        return ActionSpace.DISCRETE
-
-    def _make_schedule(self) -> TokenSchedule | None:
-        config = self._config
-        if config.optim_factory.lr_scheduler_factory is not None:
-            return None
-        return TokenSchedule(config.learning_rate, config.warmup_tokens, config.final_tokens)
-
-
-register_learnable(DecisionMambaConfig)
-register_learnable(DiscreteDecisionMambaConfig)

@@ -1,4 +1,9 @@
-"""Convert models between the Stable-Baselines3 and d3rlpy APIs."""
+"""Convert models between the Stable-Baselines3 and d3rlpy APIs.
+
+Both hold the same network. d3rlpy's scalers correspond to weights of its first layers: observation
+scalers to the normalisation in the encoder, action and reward scalers to a rescaling of the
+projections of actions and returns-to-go.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +17,7 @@ import torch
 from d3rlpy.constants import PositionEncodingType
 from d3rlpy.dataset import is_tuple_shape
 from d3rlpy.models import PixelEncoderFactory, VectorEncoderFactory
-from d3rlpy.optimizers import (
-    AdamFactory,
-    AdamWFactory,
-    GPTAdamWFactory,
-    WarmupSchedulerFactory,
-)
+from d3rlpy.optimizers import AdamFactory, AdamWFactory, GPTAdamWFactory, WarmupSchedulerFactory
 from d3rlpy.preprocessing import (
     ConstantShiftRewardScaler,
     MinMaxActionScaler,
@@ -34,204 +34,51 @@ from numpy import ndarray
 from torch import Tensor
 
 from sb3_dmamba.algorithm import DecisionMamba as Sb3DecisionMamba
-from sb3_dmamba.config import DecisionMambaConfig as CoreConfig
 from sb3_dmamba.context import Environment
-from sb3_dmamba.d3rlpy.algo import DecisionMamba, DiscreteDecisionMamba
-from sb3_dmamba.d3rlpy.config import (
-    CORE_NAMES,
+from sb3_dmamba.d3rlpy.algo import (
+    DecisionMamba,
     DecisionMambaConfig,
+    DiscreteDecisionMamba,
     DiscreteDecisionMambaConfig,
-    make_core_config,
 )
 from sb3_dmamba.d3rlpy.factories import (
     DecisionMambaAdamWFactory,
     DecisionMambaEncoderFactory,
     DecisionMambaLRFactory,
 )
+from sb3_dmamba.d3rlpy.network import CORE_NAMES, make_core_config
 from sb3_dmamba.errors import ConfigError, NotFittedError, SpaceError
 from sb3_dmamba.networks import DecisionMambaPolicy
 from sb3_dmamba.networks.encoders import NatureCNNEncoder, name_extractor
 from sb3_dmamba.training.updater import Updater, draw_seed
 
-_BYTES = 255.0
-
-
-@dataclass(frozen=True, eq=False)
-class Affine:
-    """What a scaler does: ``(x - shift) / scale``.
-
-    Args:
-        shift: Numbers, or an array of the shape of ``x``.
-        scale: Likewise; nowhere zero.
-    """
-
-    shift: ndarray
-    scale: ndarray
-
-    @classmethod
-    def between(cls, minimum: Any, maximum: Any) -> Affine:
-        """Return what takes a range to [-1, 1]."""
-        low, high = np.asarray(minimum, np.float64), np.asarray(maximum, np.float64)
-        return cls((low + high) / 2.0, (high - low) / 2.0)
-
-    @property
-    def is_identity(self) -> bool:
-        """Whether it changes nothing."""
-        return not self.shift.any() and bool((self.scale == 1.0).all())
-
-
-def read_observation_scaler(scaler: Any) -> Affine:
-    """Say what an observation scaler does.
-
-    Raises:
-        ConfigError: It was not fitted, or is of a kind that our networks cannot hold.
-    """
-    _check_built(scaler, "observation_scaler")
-    if scaler is None:
-        return _affine(0.0, 1.0)
-    if isinstance(scaler, PixelObservationScaler):
-        return _affine(0.0, _BYTES)
-    if isinstance(scaler, StandardObservationScaler):
-        return _affine(scaler.mean, np.asarray(scaler.std) + scaler.eps)
-    if isinstance(scaler, MinMaxObservationScaler):
-        return Affine.between(scaler.minimum, scaler.maximum)
-    raise _cannot_cross("observation_scaler", scaler)
-
-
-def read_action_scaler(scaler: Any, action_size: int) -> Affine:
-    """Say what an action scaler does, in each dimension.
-
-    Raises:
-        ConfigError: As :func:`read_observation_scaler`.
-    """
-    _check_built(scaler, "action_scaler")
-    if scaler is None:
-        return _affine(np.zeros(action_size), np.ones(action_size))
-    if isinstance(scaler, MinMaxActionScaler):
-        return Affine.between(scaler.minimum, scaler.maximum)
-    raise _cannot_cross("action_scaler", scaler)
-
-
-def read_reward_scaler(scaler: Any) -> Affine:
-    """Say what a reward scaler does to a return-to-go.
-
-    Raises:
-        ConfigError: As :func:`read_observation_scaler`, or it multiplies by zero.
-    """
-    _check_built(scaler, "reward_scaler")
-    shift, factor = 0.0, 1.0
-    if isinstance(scaler, MultiplyRewardScaler):
-        factor = scaler.multiplier
-    elif isinstance(scaler, ReturnBasedRewardScaler):
-        factor = scaler.multiplier / (scaler.return_max - scaler.return_min)
-    elif isinstance(scaler, MinMaxRewardScaler):
-        shift, factor = scaler.minimum, scaler.multiplier / (scaler.maximum - scaler.minimum)
-    elif isinstance(scaler, StandardRewardScaler):
-        shift, factor = scaler.mean, scaler.multiplier / (scaler.std + scaler.eps)
-    elif isinstance(scaler, ConstantShiftRewardScaler):
-        factor = scaler.multiplier
-        shift = -scaler.shift / factor if scaler.multiply_first else -scaler.shift
-    elif scaler is not None:
-        raise _cannot_cross("reward_scaler", scaler)
-    if factor == 0.0 or not np.isfinite(factor):
-        raise ConfigError(f"reward_scaler={scaler!r} multiplies by {factor}: no return is left")
-    return _affine(shift, 1.0 / factor)
-
-
-def fold_actions(
-    weight: Tensor, bias: Tensor, actions: Affine, *, into_scaled: bool
-) -> tuple[Tensor, Tensor]:
-    """Change a projection of actions so that it takes them before, or after, scaling.
-
-    Args:
-        weight: (H, A).
-        bias: (H,).
-        actions: What scales them.
-        into_scaled: True where it took them in the environment's units and is to take them
-            scaled; False for the way back.
-
-    Returns:
-        The new weight and bias; the same ones where scaling changes nothing.
-    """
-    if actions.is_identity:
-        return weight, bias
-    shift, scale = (_like(part, weight) for part in (actions.shift, actions.scale))
-    old_weight, old_bias = weight.double(), bias.double()
-    if into_scaled:
-        new_weight, new_bias = old_weight * scale, old_bias + old_weight @ shift
-    else:
-        new_weight = old_weight / scale
-        new_bias = old_bias - new_weight @ shift
-    return new_weight.to(weight.dtype), new_bias.to(bias.dtype)
-
-
-def fold_returns(weight: Tensor, bias: Tensor, returns: Affine) -> tuple[Tensor, Tensor, float]:
-    """Change a projection of scaled returns so that it takes returns over a positive number.
-
-    Args:
-        weight: (H, 1).
-        bias: (H,).
-        returns: What scaled them.
-
-    Returns:
-        The new weight and bias, and the number.
-    """
-    shift, scale = float(returns.shift), float(returns.scale)
-    if scale < 0.0:
-        weight, scale = -weight, -scale  # (r - s) / -c = -((r - s) / c)
-    if shift != 0.0:
-        bias = (bias.double() - weight[:, 0].double() * (shift / scale)).to(bias.dtype)
-    return weight, bias, scale
-
-
-def _affine(shift: Any, scale: Any) -> Affine:
-    return Affine(np.asarray(shift, dtype=np.float64), np.asarray(scale, dtype=np.float64))
-
-
-def _like(values: ndarray, tensor: Tensor) -> Tensor:
-    return torch.as_tensor(values, dtype=torch.float64, device=tensor.device)
-
-
-def _check_built(scaler: Any, field: str) -> None:
-    if scaler is not None and not scaler.built:
-        raise ConfigError(
-            f"{field}={scaler!r} has not seen data yet: call fit, or give it its numbers"
-        )
-
-
-def _cannot_cross(field: str, scaler: Any) -> ConfigError:
-    return ConfigError(
-        f"{field}={scaler!r} has no counterpart in sb3_dmamba.DecisionMamba, whose networks shift "
-        f"and scale: train with one that does so, or act through as_stateful_wrapper"
-    )
-
-
+Learnable = DecisionMamba | DiscreteDecisionMamba
 Weights = dict[str, Tensor]
 
-ENCODER = "embedding.observation_encoder."
-RETURNS = "embedding.return_encoder."
+_ENCODER = "embedding.observation_encoder."
 _ACTIONS = "embedding.action_encoder.projection."
+_RETURNS = "embedding.return_encoder."
+_BYTES = 255.0
+_SCHEDULE_SETTINGS = [field.name for field in dataclasses.fields(DecisionMambaLRFactory)]
 
-
-def refold_actions(weights: Weights, actions: Affine, *, into_scaled: bool) -> None:
-    """Let the network take actions scaled, or in the environment's units, in place."""
-    weight, bias = f"{_ACTIONS}weight", f"{_ACTIONS}bias"
-    weights[weight], weights[bias] = fold_actions(
-        weights[weight], weights[bias], actions, into_scaled=into_scaled
-    )
-
-
-Learnable = DecisionMamba | DiscreteDecisionMamba
+_NATURE_FILTERS = [[32, 8, 4], [64, 4, 2], [64, 3, 1]]
+# Prefixes of weights in d3rlpy's encoders -> in ours.
+_OWN_NAMES = {"network.": ""}
+_VECTOR_NAMES = {"_layers.0.": "projection."}
+_PIXEL_NAMES = {
+    **{f"_cnn_layers.{index}.": f"convolutions.{index}." for index in (0, 2, 4)},
+    "_last_layers.0.": "projection.",
+}
 
 
 def from_sb3(
     model: Sb3DecisionMamba | str | os.PathLike[str], device: bool | int | str = False
 ) -> Learnable:
-    """Open a model of ``sb3_dmamba.DecisionMamba`` as a d3rlpy learnable.
+    """Convert a ``sb3_dmamba.DecisionMamba`` to a d3rlpy learnable.
 
-    Weights, settings, the seed and the count of updates come along, as do the normalisation, the
-    return scale and the bounds of the actions, as scalers. The optimiser starts anew. What
-    ``carry_state`` and ``burn_in`` do in training has no counterpart in d3rlpy.
+    Weights, settings, the seed and the count of updates are kept; the normalisation, the return
+    scale and the bounds of the actions become scalers. The optimiser starts anew. ``carry_state``
+    and ``burn_in``, which concern training, have no counterpart in d3rlpy and are dropped.
 
     Args:
         model: The model, fitted, or the file of one.
@@ -242,143 +89,112 @@ def from_sb3(
 
     Raises:
         NotFittedError: The model has no weights yet.
-        ConfigError: ``model`` is neither a model of that face nor a file's name, or it has a
-            features extractor.
-        ModelFileError: The file is none of a model.
-        SpaceError: d3rlpy has no such actions: not a vector, or not counted from 0.
+        ConfigError: ``model`` is neither a ``sb3_dmamba.DecisionMamba`` nor a file's name, or it
+            has a features extractor.
+        ModelFileError: The file does not hold a model.
+        SpaceError: Discrete actions do not start at 0, as d3rlpy's do.
     """
     if not isinstance(model, (Sb3DecisionMamba, str, os.PathLike)):
         raise ConfigError(
             f"from_sb3 takes a sb3_dmamba.DecisionMamba or the file of one, and this is a "
-            f"{type(model).__module__}.{type(model).__name__}: to_sb3(learnable) goes the other way"
+            f"{type(model).__module__}.{type(model).__name__}: for the other direction use "
+            f"to_sb3(learnable)",
+            setting="model",
+            value=model,
         )
     if not isinstance(model, Sb3DecisionMamba):
         model = Sb3DecisionMamba.load(model, device="cpu")
     policy = model._built_policy()
-    _check_actions(policy.action_space)
+    action_size = _count_actions(policy.action_space)
     if policy.policy_kwargs:
         raise ConfigError(
             f"the model has a features extractor, {name_extractor(policy.policy_kwargs)}, which "
-            f"d3rlpy cannot take over: train there with an encoder factory of your own"
+            f"d3rlpy cannot take over: train there with an encoder factory of your own",
+            setting="policy_kwargs",
+            value=policy.policy_kwargs,
         )
     core, weights = policy.config, dict(policy.model.state_dict())
-    actions = _bounds(policy.action_space)
+    is_image = isinstance(policy.model.embedding.observation_encoder, NatureCNNEncoder)
+    observation_scaler = PixelObservationScaler()
+    if not is_image:
+        observation_scaler = _extract_normalization(weights, policy.observation_space.shape)
+    schedule = {name: getattr(core, name) for name in _SCHEDULE_SETTINGS}
+    is_global = core.time_encoding == "global"
     is_discrete = isinstance(policy.action_space, spaces.Discrete)
-    make_config = DiscreteDecisionMambaConfig if is_discrete else DecisionMambaConfig
-    config = make_config(
+    config = (DiscreteDecisionMambaConfig if is_discrete else DecisionMambaConfig)(
         **{theirs: getattr(core, ours) for theirs, ours in CORE_NAMES.items()},
-        observation_scaler=_make_observation_scaler(policy, weights),
-        action_scaler=_make_action_scaler(policy.action_space, actions),
+        observation_scaler=observation_scaler,
+        action_scaler=_extract_action_bounds(weights, policy),
         reward_scaler=MultiplyRewardScaler(1.0 / core.return_scale)
         if core.return_scale != 1.0
         else None,
-        encoder_factory=_make_encoder_factory(policy),
-        optim_factory=_make_optim_factory(core),
+        encoder_factory=DecisionMambaEncoderFactory(
+            core.hidden_size, "nature_cnn" if is_image else "linear"
+        ),
+        optim_factory=DecisionMambaAdamWFactory(
+            clip_grad_norm=core.max_grad_norm,
+            betas=core.adam_betas,
+            weight_decay=core.weight_decay,
+            lr_scheduler_factory=DecisionMambaLRFactory(**schedule),
+        ),
         attn_dropout=core.dropout,
         embed_dropout=core.dropout,
         activation_type=core.activation,
         embedding=core.embedding,
         position_encoding_type=PositionEncodingType.GLOBAL
-        if core.time_encoding == "global"
+        if is_global
         else PositionEncodingType.SIMPLE,
         time_encoding="none" if core.time_encoding == "none" else None,
         seed=model.seed,
     )
     learnable = config.create(device=device)
-    learnable.create_impl(policy.observation_space.shape, _count_actions(policy.action_space))
-    if actions is not None:
-        refold_actions(weights, actions, into_scaled=True)
-    renamed = {
-        f"{ENCODER}encoder.network.{name.removeprefix(ENCODER)}"
-        if name.startswith(ENCODER)
-        else name: tensor
-        for name, tensor in weights.items()
-    }
-    learnable.impl.model.load_state_dict(renamed)
+    learnable.create_impl(policy.observation_space.shape, action_size)
+    _rename_weights(weights, {_ENCODER: f"{_ENCODER}encoder.network."})
+    learnable.impl.model.load_state_dict(weights)
     learnable.impl.progress.n_updates.fill_(model._n_updates)
     return learnable
 
 
-def _make_encoder_factory(policy: DecisionMambaPolicy) -> DecisionMambaEncoderFactory:
-    encoder = policy.model.embedding.observation_encoder
-    kind = "nature_cnn" if isinstance(encoder, NatureCNNEncoder) else "linear"
-    return DecisionMambaEncoderFactory(policy.config.hidden_size, kind)
-
-
-def _make_observation_scaler(policy: DecisionMambaPolicy, weights: Weights) -> Any:
-    """Take the normalisation out of the weights, and return it as a scaler."""
-    if isinstance(policy.model.embedding.observation_encoder, NatureCNNEncoder):
-        return PixelObservationScaler()
-    shape = policy.observation_space.shape
-    mean, std = (weights[f"{ENCODER}{name}"] for name in ("mean", "std"))
-    weights[f"{ENCODER}mean"], weights[f"{ENCODER}std"] = (
-        torch.zeros_like(mean),
-        torch.ones_like(std),
-    )
-    if bool((mean == 0.0).all()):
-        if bool((std == 1.0).all()):
-            return None
-        if bool((std == 255.0).all()):
-            return PixelObservationScaler()
-    as_arrays = (part.cpu().double().numpy().reshape(shape) for part in (mean, std))
-    return StandardObservationScaler(*as_arrays, eps=0.0)
-
-
-def _make_action_scaler(space: spaces.Space[Any], bounds: Affine | None) -> Any:
-    if bounds is None or bounds.is_identity:
-        return None
-    assert isinstance(space, spaces.Box)
-    return MinMaxActionScaler(
-        minimum=space.low.astype(np.float64), maximum=space.high.astype(np.float64)
-    )
-
-
-def _make_optim_factory(core: CoreConfig) -> DecisionMambaAdamWFactory:
-    return DecisionMambaAdamWFactory(
-        clip_grad_norm=core.max_grad_norm,
-        betas=core.adam_betas,
-        weight_decay=core.weight_decay,
-        lr_scheduler_factory=DecisionMambaLRFactory(
-            n_updates=core.n_updates,
-            warmup_updates=core.warmup_updates,
-            lr_schedule=core.lr_schedule,
-            final_lr_fraction=core.final_lr_fraction,
-            decay_updates=core.decay_updates,
-        ),
-    )
-
-
-def _check_actions(space: spaces.Space[Any]) -> None:
-    if isinstance(space, spaces.Discrete) and space.start != 0:
-        raise SpaceError(
-            f"the action space {space} starts at {space.start}, and d3rlpy counts actions from 0"
-        )
-    if isinstance(space, spaces.Box) and len(space.shape) != 1:
-        raise SpaceError(
-            f"actions are of shape {space.shape}, and d3rlpy takes vectors alone: flatten them in "
-            f"the environment and the dataset"
-        )
-
-
 def _count_actions(space: spaces.Space[Any]) -> int:
+    """Return d3rlpy's size of an action space; a SpaceError where it does not start at 0."""
     if isinstance(space, spaces.Discrete):
+        if space.start != 0:
+            raise SpaceError(
+                f"the action space {space} starts at {space.start}, and d3rlpy counts actions "
+                f"from 0",
+                setting="action_space",
+                value=space,
+            )
         return int(space.n)
     assert isinstance(space, spaces.Box)
     return int(space.shape[0])
 
 
-def _bounds(space: spaces.Space[Any]) -> Affine | None:
-    return Affine.between(space.low, space.high) if isinstance(space, spaces.Box) else None
+def _extract_normalization(weights: Weights, shape: tuple[int, ...]) -> Any:
+    """Take the normalisation out of the weights, and return it as a scaler, or None."""
+    mean, std = (weights[f"{_ENCODER}{name}"] for name in ("mean", "std"))
+    weights[f"{_ENCODER}mean"] = torch.zeros_like(mean)
+    weights[f"{_ENCODER}std"] = torch.ones_like(std)
+    if bool((mean == 0.0).all()):
+        if bool((std == 1.0).all()):
+            return None
+        if bool((std == _BYTES).all()):
+            return PixelObservationScaler()
+    as_arrays = (part.cpu().double().numpy().reshape(shape) for part in (mean, std))
+    return StandardObservationScaler(*as_arrays, eps=0.0)
 
 
-_NATURE_FILTERS = [[32, 8, 4], [64, 4, 2], [64, 3, 1]]
-# Names inside d3rlpy's encoders that are ours under other names.
-_VECTOR_NAMES = {"_layers.0.": "projection."}
-_PIXEL_NAMES = {
-    **{f"_cnn_layers.{index}.": f"convolutions.{index}." for index in (0, 2, 4)},
-    "_last_layers.0.": "projection.",
-}
-_OWN_NAMES = {"network.": ""}
+def _extract_action_bounds(weights: Weights, policy: DecisionMambaPolicy) -> Any:
+    """Rescale the weights for actions in [-1, 1], and return the bounds as a scaler, or None."""
+    space = policy.action_space
+    if not isinstance(space, spaces.Box):
+        return None
+    scaling = Scaling.between(space.low, space.high)
+    if scaling.is_identity:
+        return None
+    _rescale_action_weights(weights, scaling, to_scaled=True)
+    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+    return MinMaxActionScaler(minimum=low, maximum=high)
 
 
 def to_sb3(
@@ -388,17 +204,17 @@ def to_sb3(
     target_return: float | None = None,
     device: torch.device | str = "auto",
 ) -> Sb3DecisionMamba:
-    """Open a d3rlpy learnable of ours as a ``sb3_dmamba.DecisionMamba``.
+    """Convert a d3rlpy learnable of ours to a ``sb3_dmamba.DecisionMamba``.
 
-    Scalers move into the network. The optimiser starts anew, and ``resid_dropout`` is the dropout
-    of everything.
+    Scalers become part of the network. The optimiser starts anew, and ``resid_dropout`` becomes
+    the rate of every dropout.
 
     Args:
         learnable: One of our algorithms, built.
-        env: Environment to act in. A task's or environment's name stays with the model and its
-            files; an object is the caller's to give again.
+        env: Environment to act in. A task's or environment's name is saved with the model; an
+            object has to be given again after loading.
         target_return: Return to ask for at the start of each episode, in the environment's units;
-            without one ``model.target_return`` is to be set before ``model.get_env()``.
+            without one set ``model.target_return`` before ``model.get_env()``.
         device: Where to put the model.
 
     Returns:
@@ -406,7 +222,7 @@ def to_sb3(
 
     Raises:
         ConfigError: A setting, encoder or scaler has no counterpart there; names it. Or
-            ``learnable`` is something else, a file's name say.
+            ``learnable`` is something else, such as a file's name.
         SpaceError: Observations are tuples, or ``env`` has other spaces.
         NotFittedError: The learnable has not been built.
     """
@@ -414,25 +230,31 @@ def to_sb3(
         raise ConfigError(
             f"to_sb3 takes a learnable of sb3_dmamba.d3rlpy, and this is a "
             f"{type(learnable).__module__}.{type(learnable).__name__}: open a file first, "
-            f"to_sb3(d3rlpy.load_learnable('model.d3'))"
+            f"to_sb3(d3rlpy.load_learnable('model.d3'))",
+            setting="learnable",
+            value=learnable,
         )
     if learnable.impl is None:
         raise NotFittedError("the learnable has no weights yet: call fit, or create_impl")
-    _check_details(learnable)
-    weights = {
-        name: tensor.detach().clone() for name, tensor in learnable.impl.model.state_dict().items()
-    }
-    observation_space, encoder = _move_encoder(learnable, weights)
-    action_space = _move_actions(learnable, weights)
-    return_scale = _move_returns(learnable, weights)
-    hidden_size = weights["norm.weight"].shape[0]
-    config = make_core_config(learnable.config, hidden_size).replace(
+    theirs = learnable.config
+    if theirs.channel_mixing and theirs.activation_type not in ("gelu", "relu"):
+        raise _no_counterpart(theirs, "activation_type", "train with 'gelu' or 'relu'")
+    if theirs.is_discrete and theirs.embedding is None and theirs.embed_activation_type != "tanh":
+        raise _no_counterpart(
+            theirs, "embed_activation_type", "train with 'tanh', or with embedding='norm'"
+        )
+    state = learnable.impl.model.state_dict()
+    weights = {name: tensor.detach().clone() for name, tensor in state.items()}
+    observation_space, encoder = _convert_encoder(learnable, weights)
+    action_space = _convert_actions(learnable, weights)
+    return_scale = _convert_returns(learnable, weights)
+    config = make_core_config(theirs, weights["norm.weight"].shape[0]).replace(
         encoder=encoder,
         return_scale=return_scale,
         normalize_observations=learnable.observation_scaler is not None and encoder == "linear",
-        **_read_optim_factory(learnable.config.optim_factory),
+        **_read_optim_factory(theirs.optim_factory),
     )
-    seed = draw_seed() if learnable.config.seed is None else learnable.config.seed
+    seed = draw_seed() if theirs.seed is None else theirs.seed
     task = env if isinstance(env, str) else None  # a name is saved with the model
     model = Sb3DecisionMamba(task, config=config, seed=seed, device=device)
     updater = Updater.create(observation_space, action_space, config, None, seed, model.device)
@@ -447,28 +269,17 @@ def to_sb3(
     return model
 
 
-def _check_details(learnable: Learnable) -> None:
-    """Refuse what d3rlpy tells apart and our config does not.
-
-    Raises:
-        ConfigError: There is such a thing; names the field.
-    """
-    config = learnable.config
-    if config.channel_mixing and config.activation_type not in ("gelu", "relu"):
-        raise ConfigError(
-            f"activation_type={config.activation_type!r} has no counterpart in "
-            f"sb3_dmamba.DecisionMamba: train with 'gelu' or 'relu'"
-        )
-    is_discrete = isinstance(config, DiscreteDecisionMambaConfig)
-    if is_discrete and config.embedding is None and config.embed_activation_type != "tanh":
-        raise ConfigError(
-            f"embed_activation_type={config.embed_activation_type!r} has no counterpart in "
-            f"sb3_dmamba.DecisionMamba: train with 'tanh', or with embedding='norm'"
-        )
+def _no_counterpart(owner: Any, setting: str, advice: str) -> ConfigError:
+    value = getattr(owner, setting)
+    return ConfigError(
+        f"{setting}={value!r} has no counterpart in sb3_dmamba.DecisionMamba: {advice}",
+        setting=setting,
+        value=value,
+    )
 
 
-def _move_encoder(learnable: Learnable, weights: Weights) -> tuple[spaces.Box, str]:
-    """Rename the encoder's weights and put the observation scaler among them.
+def _convert_encoder(learnable: Learnable, weights: Weights) -> tuple[spaces.Box, str]:
+    """Rename the encoder's weights, and put the observation scaler's numbers among them.
 
     Returns:
         The observation space and the encoder's kind.
@@ -477,44 +288,36 @@ def _move_encoder(learnable: Learnable, weights: Weights) -> tuple[spaces.Box, s
     if is_tuple_shape(shape):
         raise SpaceError(
             f"observations are tuples of shapes {shape}, and sb3_dmamba.DecisionMamba takes one "
-            f"array: join them in the environment and the dataset"
+            f"array: join them in the environment and the dataset",
+            setting="observation_space",
+            value=shape,
         )
     shape = tuple(shape)
-    names, kind = _name_encoder(learnable.config.encoder_factory, shape)
-    prefix = f"{ENCODER}encoder."
-    for name in [name for name in weights if name.startswith(prefix)]:
-        inner = name.removeprefix(prefix)
-        for theirs, ours in names.items():
-            if inner.startswith(theirs):
-                weights[f"{ENCODER}{ours}{inner.removeprefix(theirs)}"] = weights.pop(name)
-                break
-    scaler = learnable.observation_scaler
-    is_bytes = isinstance(scaler, PixelObservationScaler)
+    names, kind = _identify_encoder(learnable.config, shape)
+    prefix = f"{_ENCODER}encoder."
+    _rename_weights(weights, {prefix + old: _ENCODER + new for old, new in names.items()})
+    is_bytes = isinstance(learnable.observation_scaler, PixelObservationScaler)
     if kind == "nature_cnn" and not is_bytes:
-        raise ConfigError(
-            f"observation_scaler={scaler!r} has no counterpart for images in "
-            f"sb3_dmamba.DecisionMamba, which divides them by 255: train with "
-            f"PixelObservationScaler()"
+        raise _no_counterpart(
+            learnable,
+            "observation_scaler",
+            "it divides images by 255, so train with PixelObservationScaler()",
         )
     if kind == "linear":
-        scaling = read_observation_scaler(scaler)
-        like = weights[f"{ENCODER}projection.weight"]
+        scaling = _read_scaler(learnable, "observation_scaler")
+        like = weights[f"{_ENCODER}projection.weight"]
         for name, part in (("mean", scaling.shift), ("std", scaling.scale)):
             whole = np.broadcast_to(part, shape).reshape(-1).copy()
-            weights[f"{ENCODER}{name}"] = torch.as_tensor(whole, dtype=like.dtype)
+            weights[f"{_ENCODER}{name}"] = torch.as_tensor(whole, dtype=like.dtype)
     space = spaces.Box(-np.inf, np.inf, shape, np.float32)
     return (spaces.Box(0, 255, shape, np.uint8) if is_bytes else space), kind
 
 
-def _name_encoder(factory: Any, shape: tuple[int, ...]) -> tuple[dict[str, str], str]:
-    """Return what the encoder's weights are called there, and its kind.
-
-    Raises:
-        ConfigError: We have no such encoder; names it.
-    """
+def _identify_encoder(config: Any, shape: tuple[int, ...]) -> tuple[dict[str, str], str]:
+    """Return the prefixes of the encoder's weights with ours for them, and the encoder's kind."""
+    factory = config.encoder_factory
     if isinstance(factory, DecisionMambaEncoderFactory):
-        is_image = factory.kind == "nature_cnn" or (factory.kind == "auto" and len(shape) == 3)
-        return _OWN_NAMES, "nature_cnn" if is_image else "linear"
+        return _OWN_NAMES, "nature_cnn" if factory.makes_cnn(shape) else "linear"
     is_plain = getattr(factory, "exclude_last_activation", False) and not (
         getattr(factory, "use_batch_norm", False)
         or getattr(factory, "use_layer_norm", False)
@@ -529,29 +332,39 @@ def _name_encoder(factory: Any, shape: tuple[int, ...]) -> tuple[dict[str, str],
         and [list(each) for each in factory.filters] == _NATURE_FILTERS
     ):
         return _PIXEL_NAMES, "nature_cnn"
-    raise ConfigError(
-        f"encoder_factory={factory!r} has no counterpart in sb3_dmamba.DecisionMamba: train with "
-        f"DecisionMambaEncoderFactory(128), VectorEncoderFactory([128], "
-        f"exclude_last_activation=True), or PixelEncoderFactory(feature_size=128, "
-        f"exclude_last_activation=True)"
+    raise _no_counterpart(
+        config,
+        "encoder_factory",
+        "train with DecisionMambaEncoderFactory(128), VectorEncoderFactory([128], "
+        "exclude_last_activation=True), or PixelEncoderFactory(feature_size=128, "
+        "exclude_last_activation=True)",
     )
 
 
-def _move_actions(learnable: Learnable, weights: Weights) -> spaces.Space[Any]:
+def _convert_actions(learnable: Learnable, weights: Weights) -> spaces.Space[Any]:
+    """Rescale the weights for actions in the environment's units, and return their space."""
     size = learnable.impl.action_size
-    if isinstance(learnable.config, DiscreteDecisionMambaConfig):
+    if learnable.config.is_discrete:
         return spaces.Discrete(size)
-    actions = read_action_scaler(learnable.action_scaler, size)
-    refold_actions(weights, actions, into_scaled=False)
-    low, high = actions.shift - actions.scale, actions.shift + actions.scale
-    return spaces.Box(low.astype(np.float32), high.astype(np.float32), dtype=np.float32)
+    scaling = _read_scaler(learnable, "action_scaler")
+    _rescale_action_weights(weights, scaling, to_scaled=False)
+    low, high = (
+        np.broadcast_to(bound, (size,)).astype(np.float32)
+        for bound in (scaling.shift - scaling.scale, scaling.shift + scaling.scale)
+    )
+    return spaces.Box(low, high, dtype=np.float32)
 
 
-def _move_returns(learnable: Learnable, weights: Weights) -> float:
-    """Put the reward scaler among the weights, and return what is left to divide by."""
-    weight, bias = f"{RETURNS}weight", f"{RETURNS}bias"
-    scaling = read_reward_scaler(learnable.reward_scaler)
-    weights[weight], weights[bias], scale = fold_returns(weights[weight], weights[bias], scaling)
+def _convert_returns(learnable: Learnable, weights: Weights) -> float:
+    """Rescale the weights for returns divided by a positive number, and return that number."""
+    scaling = _read_scaler(learnable, "reward_scaler")
+    shift, scale = float(scaling.shift), float(scaling.scale)
+    weight, bias = weights[f"{_RETURNS}weight"], weights[f"{_RETURNS}bias"]  # (H, 1), (H,)
+    if scale < 0.0:
+        weight, scale = -weight, -scale  # (r - s) / -c = -((r - s) / c)
+    if shift != 0.0:
+        bias = (bias.double() - weight[:, 0].double() * (shift / scale)).to(bias.dtype)
+    weights[f"{_RETURNS}weight"], weights[f"{_RETURNS}bias"] = weight, bias
     return scale
 
 
@@ -562,7 +375,7 @@ def _read_optim_factory(factory: Any) -> dict[str, Any]:
     ):
         return {}
     settings: dict[str, Any] = {"adam_betas": tuple(factory.betas)}
-    if not isinstance(factory, AdamFactory):  # whose decay is another thing
+    if not isinstance(factory, AdamFactory):  # its weight_decay is not decoupled
         settings["weight_decay"] = factory.weight_decay
     if factory.clip_grad_norm:
         settings["max_grad_norm"] = factory.clip_grad_norm
@@ -574,3 +387,118 @@ def _read_optim_factory(factory: Any) -> dict[str, Any]:
     elif isinstance(schedule, WarmupSchedulerFactory):
         settings["warmup_updates"] = schedule.warmup_steps
     return settings
+
+
+@dataclass(frozen=True, eq=False)
+class Scaling:
+    """Shift and scale of a scaler, which computes ``(x - shift) / scale``.
+
+    Args:
+        shift: Float64, one number or an array of the shape of ``x``.
+        scale: Likewise; nowhere zero.
+    """
+
+    shift: ndarray
+    scale: ndarray
+
+    @classmethod
+    def of(cls, shift: Any, scale: Any) -> Scaling:
+        """Convert both to float64."""
+        return cls(np.asarray(shift, np.float64), np.asarray(scale, np.float64))
+
+    @classmethod
+    def between(cls, minimum: Any, maximum: Any) -> Scaling:
+        """Return the scaling of a range to [-1, 1]."""
+        low, high = np.asarray(minimum, np.float64), np.asarray(maximum, np.float64)
+        return cls((low + high) / 2.0, (high - low) / 2.0)
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether it changes nothing."""
+        return not self.shift.any() and bool((self.scale == 1.0).all())
+
+
+def _read_scaler(learnable: Learnable, field: str) -> Scaling:
+    """Return the scaling of ``observation_scaler``, ``action_scaler`` or ``reward_scaler``.
+
+    Raises:
+        ConfigError: It was not fitted, is of a kind that our networks cannot hold, or multiplies
+            by zero.
+    """
+    scaler: Any = getattr(learnable, field)
+    if scaler is None:
+        return Scaling.of(0.0, 1.0)
+    if not scaler.built:
+        raise ConfigError(
+            f"{field}={scaler!r} has not seen data yet: call fit, or give it its numbers",
+            setting=field,
+            value=scaler,
+        )
+    if isinstance(scaler, PixelObservationScaler):
+        return Scaling.of(0.0, _BYTES)
+    if isinstance(scaler, StandardObservationScaler):
+        return Scaling.of(scaler.mean, np.asarray(scaler.std) + scaler.eps)
+    if isinstance(scaler, (MinMaxObservationScaler, MinMaxActionScaler)):
+        return Scaling.between(scaler.minimum, scaler.maximum)
+    shift = 0.0
+    if isinstance(scaler, MultiplyRewardScaler):
+        factor = scaler.multiplier
+    elif isinstance(scaler, ReturnBasedRewardScaler):
+        factor = scaler.multiplier / (scaler.return_max - scaler.return_min)
+    elif isinstance(scaler, MinMaxRewardScaler):
+        shift, factor = scaler.minimum, scaler.multiplier / (scaler.maximum - scaler.minimum)
+    elif isinstance(scaler, StandardRewardScaler):
+        shift, factor = scaler.mean, scaler.multiplier / (scaler.std + scaler.eps)
+    elif isinstance(scaler, ConstantShiftRewardScaler):
+        factor = scaler.multiplier
+        shift = -scaler.shift / factor if scaler.multiply_first else -scaler.shift
+    else:
+        raise _no_counterpart(
+            learnable,
+            field,
+            "its networks shift and scale, so train with a scaler that does so, or act through "
+            "as_stateful_wrapper",
+        )
+    if factor == 0.0 or not np.isfinite(factor):
+        raise ConfigError(
+            f"{field}={scaler!r} multiplies by {factor}: no return is left",
+            setting=field,
+            value=scaler,
+        )
+    return Scaling.of(shift, 1.0 / factor)
+
+
+def _rescale_action_weights(weights: Weights, scaling: Scaling, *, to_scaled: bool) -> None:
+    """Rescale the first layer's weights to take actions scaled, or unscaled, in place.
+
+    Args:
+        weights: With the projection of actions, weight (H, A) and bias (H,).
+        scaling: What scales actions.
+        to_scaled: True where it takes them in the environment's units and is to take them scaled;
+            False for the other direction.
+    """
+    if scaling.is_identity:
+        return
+    old_weight, old_bias = weights[f"{_ACTIONS}weight"], weights[f"{_ACTIONS}bias"]
+    shift, scale = (
+        torch.as_tensor(part, dtype=torch.float64, device=old_weight.device)
+        for part in (scaling.shift, scaling.scale)
+    )
+    weight, bias = old_weight.double(), old_bias.double()
+    if to_scaled:
+        bias = bias + weight @ shift
+        weight = weight * scale
+    else:
+        weight = weight / scale
+        bias = bias - weight @ shift
+    weights[f"{_ACTIONS}weight"] = weight.to(old_weight.dtype)
+    weights[f"{_ACTIONS}bias"] = bias.to(old_bias.dtype)
+
+
+def _rename_weights(weights: Weights, prefixes: dict[str, str]) -> None:
+    """Replace prefixes of names, in place."""
+    for name in list(weights):
+        for old, new in prefixes.items():
+            if name.startswith(old):
+                weights[new + name.removeprefix(old)] = weights.pop(name)
+                break

@@ -1,9 +1,9 @@
-"""Our trajectories and sampler as a d3rlpy replay buffer."""
+"""A d3rlpy replay buffer over our trajectories and window sampler."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, BinaryIO, overload
+from collections.abc import Sequence
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch.distributed as dist
@@ -28,8 +28,31 @@ from sb3_dmamba.data import Trajectories, WindowBatch, WindowSampler, load_traje
 from sb3_dmamba.errors import DatasetError, SpaceError
 
 
+def as_replay_buffer(
+    source: Any, *, seed: int = 0, first_batch: int = 0, **options: Any
+) -> WindowReplayBuffer:
+    """Load a dataset for d3rlpy's ``fit``, with the windows that our ``fit`` would draw.
+
+    Args:
+        source: Anything :func:`~sb3_dmamba.load_trajectories` takes.
+        seed: Seed of the windows: that of ``DecisionMamba(seed=...)`` draws the same ones. Give
+            every process of a data-parallel run the same seed; each draws its own windows from it.
+        first_batch: Number of the first batch, for a run that is resumed.
+        **options: Options of :func:`~sb3_dmamba.load_trajectories` for the source.
+
+    Returns:
+        A replay buffer whose batches are a function of seed and number, and in a data-parallel
+        run of the process's rank and the number of processes.
+
+    Raises:
+        DatasetError: The dataset cannot be read, or has no transition as d3rlpy counts them.
+        SpaceError: The Discrete action space does not start at 0.
+    """
+    return WindowReplayBuffer(load_trajectories(source, **options), seed, first_batch)
+
+
 class _Episodes(Sequence[Any]):
-    """d3rlpy's episodes of trajectories, made when they are looked at."""
+    """The trajectories as d3rlpy's episodes, each made on access."""
 
     def __init__(self, trajectories: Trajectories) -> None:
         self._trajectories = trajectories
@@ -37,13 +60,7 @@ class _Episodes(Sequence[Any]):
     def __len__(self) -> int:
         return len(self._trajectories)
 
-    @overload
-    def __getitem__(self, index: int) -> Any: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Any]: ...
-
-    def __getitem__(self, index: int | slice) -> Any:
+    def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
         data = self._trajectories
@@ -56,18 +73,15 @@ class _Episodes(Sequence[Any]):
             terminated=part.terminated,
         )
 
-    def __iter__(self) -> Iterator[Any]:
-        return (self[number] for number in range(len(self)))
-
 
 class WindowReplayBuffer(ReplayBufferBase):
     """A view of recorded episodes that draws windows as ``sb3_dmamba.DecisionMamba.fit`` does.
 
     The n-th batch is a function of the seed and n alone; d3rlpy's own buffers draw from NumPy's
     global generator. Where torch's default process group is initialised, as for ``enable_ddp``,
-    each process draws its rows of a batch ``world_size`` times as large: other windows than the
-    others', and together those that one process with the larger batch would draw. Nothing is
-    copied, so data that is memory-mapped stays on disk. Made by :func:`as_replay_buffer`.
+    each process draws its own rows of a batch ``world_size`` times as large; together they draw
+    what one process with the larger batch would. Nothing is copied, so memory-mapped data stays on
+    disk. Made by :func:`as_replay_buffer`.
 
     Args:
         trajectories: The episodes.
@@ -94,7 +108,8 @@ class WindowReplayBuffer(ReplayBufferBase):
         if not self.transition_count:
             raise DatasetError(
                 "every episode has one step and was not terminated, and d3rlpy's fit draws a "
-                "transition, which none of them has"
+                "transition, which none of them has",
+                setting="terminated",
             )
         self._transition_picker = BasicTransitionPicker()
         self._trajectory_slicer = BasicTrajectorySlicer()
@@ -103,15 +118,8 @@ class WindowReplayBuffer(ReplayBufferBase):
             self._trajectory_slicer = FrameStackTrajectorySlicer(trajectories.frame_stack)
         self._dataset_info = _describe(trajectories, self._episodes[0])
 
-    # --- Drawing -------------------------------------------------------------------------------
-
     def sample_trajectory_batch(self, batch_size: int, length: int) -> TrajectoryMiniBatch:
-        """Draw the next batch of windows, padded on the left as d3rlpy has them.
-
-        Args:
-            batch_size: Number of windows; of this process's, where there are several.
-            length: Steps of each.
-        """
+        """Draw the next ``batch_size`` windows of ``length`` steps, padded on the left."""
         sampler = self._find_sampler(batch_size, length)
         first_steps = sampler.draw_first_steps(self.n_batches)
         windows = sampler.window_at(first_steps)
@@ -120,8 +128,10 @@ class WindowReplayBuffer(ReplayBufferBase):
         return _to_d3rlpy(windows, rewards, terminals)
 
     def _find_sampler(self, batch_size: int, length: int) -> WindowSampler:
-        """Return what draws this process's rows of the batch of all processes."""
-        rank, size = _find_processes()
+        """Return the sampler of this process's rows of the batch of all processes."""
+        rank, size = 0, 1
+        if dist.is_available() and dist.is_initialized():
+            rank, size = dist.get_rank(), dist.get_world_size()
         key = (batch_size, length, rank, size)
         if key not in self._samplers:
             self._samplers[key] = WindowSampler(
@@ -134,7 +144,7 @@ class WindowReplayBuffer(ReplayBufferBase):
         return self._samplers[key]
 
     def _outcomes(self, first_steps: ndarray, real: ndarray) -> tuple[ndarray, ndarray]:
-        """Return rewards and terminal flags (B, K) of windows, which ours do not carry."""
+        """Return rewards and terminal flags (B, K) of windows, which ``WindowBatch`` lacks."""
         data = self.trajectories
         steps = np.minimum(first_steps[:, None] + np.arange(real.shape[1]), data.n_steps - 1)
         episodes = np.searchsorted(data.episode_offsets, first_steps, side="right") - 1
@@ -167,11 +177,9 @@ class WindowReplayBuffer(ReplayBufferBase):
     def __len__(self) -> int:
         return self.transition_count
 
-    # --- What it holds -------------------------------------------------------------------------
-
     @property
     def episodes(self) -> Sequence[Any]:
-        """d3rlpy's episodes, made when they are looked at."""
+        """d3rlpy's episodes, each made on access."""
         return self._episodes
 
     def size(self) -> int:
@@ -185,17 +193,17 @@ class WindowReplayBuffer(ReplayBufferBase):
 
     @property
     def buffer(self) -> WindowReplayBuffer:
-        """The buffer of d3rlpy's buffer: this one is its own."""
+        """The container of episodes, which is this object."""
         return self
 
     @property
     def transition_picker(self) -> Any:
-        """How a transition is cut out."""
+        """d3rlpy's picker of transitions."""
         return self._transition_picker
 
     @property
     def trajectory_slicer(self) -> Any:
-        """How d3rlpy cuts out a window; scalers are fitted through it."""
+        """d3rlpy's slicer of windows; scalers are fitted through it."""
         return self._trajectory_slicer
 
     @property
@@ -207,63 +215,15 @@ class WindowReplayBuffer(ReplayBufferBase):
         """Write d3rlpy's HDF5 file of the episodes."""
         dump(list(self._episodes), f)
 
-    # --- What a view cannot do -----------------------------------------------------------------
-
-    def append(self, observation: Any, action: Any, reward: Any) -> None:
-        """Refuse: this is a view. The other methods that write do so too.
-
-        Raises:
-            DatasetError: Always.
-        """
-        raise _cannot_grow()
-
-    def append_episode(self, episode: Any) -> None:
-        """Refuse; see :meth:`append`."""
-        raise _cannot_grow()
-
-    def clip_episode(self, terminated: bool) -> None:
-        """Refuse; see :meth:`append`."""
-        raise _cannot_grow()
-
-    @classmethod
-    def from_episode_generator(cls, *args: Any, **kwargs: Any) -> Any:
-        """Refuse; see :meth:`append`."""
-        raise _cannot_grow()
-
     @classmethod
     def load(cls, *args: Any, **kwargs: Any) -> Any:
-        """Refuse; see :meth:`append`."""
-        raise _cannot_grow()
+        """Raise a DatasetError: this buffer is a view and cannot be written to."""
+        raise DatasetError(
+            "this buffer is a view of recorded episodes and cannot be written to: use "
+            "trajectories.to_d3rlpy(), which copies them into d3rlpy's own"
+        )
 
-
-def as_replay_buffer(
-    source: Any, *, seed: int = 0, first_batch: int = 0, **options: Any
-) -> WindowReplayBuffer:
-    """Show a dataset to d3rlpy's ``fit``, in the windows that ours would draw.
-
-    Args:
-        source: Anything :func:`~sb3_dmamba.load_trajectories` takes.
-        seed: Seed of the windows; the one of ``DecisionMamba(seed=...)`` gives the same. Give every
-            process of a data-parallel run the same: each draws windows of its own from it.
-        first_batch: Number of the first batch, for a run that is resumed.
-        **options: The source's own, for :func:`~sb3_dmamba.load_trajectories`.
-
-    Returns:
-        A replay buffer whose batches are a function of seed and number, and in a data-parallel
-        run of the process's rank and the number of processes.
-
-    Raises:
-        DatasetError: The dataset cannot be read.
-        SpaceError: d3rlpy cannot hold its actions.
-    """
-    return WindowReplayBuffer(load_trajectories(source, **options), seed, first_batch)
-
-
-def _find_processes() -> tuple[int, int]:
-    """Return this process's rank and how many there are; 0 and 1 where it is alone."""
-    if not dist.is_available() or not dist.is_initialized():
-        return 0, 1
-    return dist.get_rank(), dist.get_world_size()
+    append = append_episode = clip_episode = from_episode_generator = load
 
 
 def _to_d3rlpy(windows: WindowBatch, rewards: ndarray, terminals: ndarray) -> TrajectoryMiniBatch:
@@ -297,7 +257,10 @@ def _describe(trajectories: Trajectories, episode: Any) -> DatasetInfo:
     if isinstance(space, spaces.Discrete) and space.start != 0:
         raise SpaceError(
             f"the action space {space} starts at {space.start}, and d3rlpy counts actions from 0: "
-            f"wrap the environment so that its actions do, and subtract {space.start} from the data"
+            f"wrap the environment so that its actions do, and subtract {space.start} from the "
+            f"data",
+            setting="action_space",
+            value=space,
         )
     return DatasetInfo(
         observation_signature=episode.observation_signature,
@@ -305,11 +268,4 @@ def _describe(trajectories: Trajectories, episode: Any) -> DatasetInfo:
         reward_signature=Signature(dtype=[np.dtype(np.float32)], shape=[(1,)]),
         action_space=ActionSpace.DISCRETE if is_discrete else ActionSpace.CONTINUOUS,
         action_size=int(space.n) if isinstance(space, spaces.Discrete) else space.shape[0],
-    )
-
-
-def _cannot_grow() -> DatasetError:
-    return DatasetError(
-        "this buffer is a view of recorded episodes and takes no others: use "
-        "trajectories.to_d3rlpy(), which copies them into d3rlpy's own"
     )

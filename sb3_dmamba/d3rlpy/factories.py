@@ -27,11 +27,7 @@ _KINDS = ("auto", "linear", "nature_cnn")
 
 
 class DecisionMambaEncoder(Encoder):
-    """One of our encoders under d3rlpy's interface; it takes observations that are scaled.
-
-    Args:
-        network: The encoder, of windows.
-    """
+    """One of our encoders with d3rlpy's interface; it takes scaled observations."""
 
     def __init__(self, network: LinearEncoder | NatureCNNEncoder) -> None:
         super().__init__()
@@ -51,7 +47,8 @@ class DecisionMambaEncoderFactory(EncoderFactory):
 
     Args:
         feature_size: Output size, which is the model's width.
-        kind: ``"linear"``, ``"nature_cnn"``, or ``"auto"``: the latter for three dimensions.
+        kind: ``"linear"``, ``"nature_cnn"``, or ``"auto"``: ``"nature_cnn"`` for observations of
+            three dimensions, else ``"linear"``.
 
     Raises:
         ConfigError: A value is out of its range.
@@ -63,64 +60,72 @@ class DecisionMambaEncoderFactory(EncoderFactory):
     def __post_init__(self) -> None:
         self.feature_size = check_integer("feature_size", self.feature_size, 1)
         if self.kind not in _KINDS:
-            raise ConfigError(f"kind={self.kind!r}: choose one of {', '.join(map(repr, _KINDS))}")
+            raise ConfigError(
+                f"kind={self.kind!r}: choose one of {', '.join(map(repr, _KINDS))}",
+                setting="kind",
+                value=self.kind,
+                choices=_KINDS,
+            )
+
+    def makes_cnn(self, observation_shape: Sequence[int]) -> bool:
+        """Whether the encoder of such observations is the network of Nature DQN."""
+        return self.kind == "nature_cnn" or (self.kind == "auto" and len(observation_shape) == 3)
 
     def create(self, observation_shape: Sequence[Any]) -> DecisionMambaEncoder:
         """Return an encoder.
 
         Raises:
-            SpaceError: Observations are tuples, or images that are none or too small.
+            SpaceError: Observations are tuples, or not images that are large enough for
+                ``"nature_cnn"``.
         """
         if is_tuple_shape(observation_shape):
             raise SpaceError(
                 f"DecisionMambaEncoderFactory takes one array, and observations are tuples of "
-                f"shapes {observation_shape}: give an encoder factory of your own that joins them"
+                f"shapes {observation_shape}: give an encoder factory of your own that joins them",
+                setting="observation_space",
+                value=observation_shape,
             )
         shape = tuple(observation_shape)
-        is_image = self.kind == "nature_cnn" or (self.kind == "auto" and len(shape) == 3)
-        if is_image and len(shape) != 3:
-            raise SpaceError(
-                f"kind='nature_cnn' takes images (channels, height, width), and observations are "
-                f"of shape {shape}: use kind='linear'"
-            )
         space = spaces.Box(-np.inf, np.inf, shape, np.float32)
-        if is_image:
+        if self.makes_cnn(shape):
+            if len(shape) != 3:
+                raise SpaceError(
+                    f"kind='nature_cnn' takes images (channels, height, width), and observations "
+                    f"are of shape {shape}: use kind='linear'",
+                    setting="observation_space",
+                    value=shape,
+                )
             return DecisionMambaEncoder(NatureCNNEncoder(space, self.feature_size, scale=1.0))
         return DecisionMambaEncoder(LinearEncoder(space, self.feature_size, None))
 
     def create_with_action(
         self, observation_shape: Sequence[Any], action_size: int, discrete_action: bool = False
     ) -> Any:
-        """Refuse: these encoders take no action.
-
-        Raises:
-            ConfigError: Always.
-        """
+        """Raise a ConfigError: these encoders take no action."""
         raise ConfigError(
             "DecisionMambaEncoderFactory encodes observations alone: for algorithms that encode "
-            "actions with them use d3rlpy's VectorEncoderFactory or PixelEncoderFactory"
+            "actions with them use d3rlpy's VectorEncoderFactory or PixelEncoderFactory",
+            setting="encoder_factory",
+            value=self,
         )
 
     @staticmethod
     def get_type() -> str:
-        """Return the name that saved files know the factory by."""
+        """Return the factory's name in saved files."""
         return "decision_mamba"
-
-
-register_encoder_factory(DecisionMambaEncoderFactory)
 
 
 @dataclasses.dataclass()
 class DecisionMambaAdamWFactory(OptimizerFactory):
-    """AdamW that decays the weights of matrix products and convolutions of images alone.
+    """AdamW that decays only the weights of matrix products and of image convolutions.
 
     Biases, norms, embeddings and Mamba's ``A_log``, ``D`` and short convolution are not decayed.
     Defaults are those of ``sb3_dmamba.DecisionMamba``.
 
     Args:
-        clip_grad_norm: Gradients are clipped to this norm; None leaves them.
+        clip_grad_norm: Largest norm of the gradients; None clips none.
         lr_scheduler_factory: Makes the schedule; None keeps the learning rate.
-        betas: Decay of the two moments.
+        betas: Decay rates of the two moments.
         weight_decay: Decoupled weight decay.
 
     Raises:
@@ -146,19 +151,19 @@ class DecisionMambaAdamWFactory(OptimizerFactory):
 
     @staticmethod
     def get_type() -> str:
-        """Return the name that saved files know the factory by."""
+        """Return the factory's name in saved files."""
         return "decision_mamba_adam_w"
 
 
 @dataclasses.dataclass()
 class DecisionMambaLRFactory(LRSchedulerFactory):
-    """A linear warm-up, then a constant rate, or a linear or cosine decay.
+    """A linear warm-up, then a constant learning rate, or a linear or cosine decay.
 
     Args:
         n_updates: Updates of the whole run.
         warmup_updates: Updates over which the rate rises from zero; None is a tenth of the run.
         lr_schedule: ``"constant"``, ``"linear"`` or ``"cosine"``.
-        final_lr_fraction: The rate at the end of the decay, as a fraction of the top.
+        final_lr_fraction: The rate at the end of the decay, as a fraction of the highest.
         decay_updates: Updates after which the decay is complete; None is the end of the run.
 
     Raises:
@@ -185,9 +190,10 @@ class DecisionMambaLRFactory(LRSchedulerFactory):
 
     @staticmethod
     def get_type() -> str:
-        """Return the name that saved files know the factory by."""
+        """Return the factory's name in saved files."""
         return "decision_mamba"
 
 
+register_encoder_factory(DecisionMambaEncoderFactory)
 register_optimizer_factory(DecisionMambaAdamWFactory)
 register_lr_scheduler_factory(DecisionMambaLRFactory)

@@ -1,8 +1,7 @@
-"""d3rlpy files: learnables, and policies exported as TorchScript or ONNX."""
+"""Files of the d3rlpy API: learnables, and policies as TorchScript or ONNX."""
 
 from __future__ import annotations
 
-import copy
 import functools
 import io
 import os
@@ -10,31 +9,30 @@ import pickle
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from d3rlpy import __version__ as d3rlpy_version
+from d3rlpy.algos.transformer.base import TransformerAlgoBase
 from d3rlpy.algos.transformer.inputs import TorchTransformerInput
 from d3rlpy.base import LearnableConfigWithShape
 from d3rlpy.constants import ActionSpace
 from d3rlpy.dataset import is_tuple_shape
 from torch import Tensor, nn
 
-from sb3_dmamba.d3rlpy.network import find_real_steps, set_backend, to_windows
+from sb3_dmamba.d3rlpy.network import predict_newest
 from sb3_dmamba.errors import ConfigError
+from sb3_dmamba.export.graph import copy_traceable
 from sb3_dmamba.export.onnx import trace_to_onnx
 from sb3_dmamba.ops.traceable import recurrence_as
 from sb3_dmamba.paths import write_atomically
-
-if TYPE_CHECKING:
-    from sb3_dmamba.d3rlpy.algo import SequenceAlgoBase
 
 
 class _ImportingText(str):
     """A text whose unpickling imports this module, and with it registers our configs.
 
-    d3rlpy reads a file before it looks up the algorithm; without this, its command line and every
-    script that only says ``d3rlpy.load_learnable`` would not know ours.
+    d3rlpy unpickles a file before it looks up the algorithm, so that its command line, and scripts
+    that only call ``d3rlpy.load_learnable``, find ours.
     """
 
     __slots__ = ()
@@ -44,19 +42,19 @@ class _ImportingText(str):
 
 
 def plain_text(text: str) -> str:
-    """Return the text; what files call when they are opened."""
+    """Return the text; files record this function's module and name, which must stay."""
     return text
 
 
-def save_learnable(algo: SequenceAlgoBase, path: str | os.PathLike[str]) -> None:
-    """Write d3rlpy's file of an algorithm; whatever goes wrong, one already there stays whole.
+def save_learnable(algo: TransformerAlgoBase, path: str | os.PathLike[str]) -> None:
+    """Write d3rlpy's file of an algorithm, atomically.
 
     Args:
         algo: One of our algorithms, built.
         path: Where to write.
 
     Raises:
-        OSError: The place cannot be written to.
+        OSError: The file cannot be written; one that was there is as it was.
     """
     weights = io.BytesIO()
     algo.impl.save_model(weights)
@@ -73,6 +71,25 @@ def save_learnable(algo: SequenceAlgoBase, path: str | os.PathLike[str]) -> None
     write_atomically(Path(path), pickle.dumps(content))
 
 
+def export_policy(algo: TransformerAlgoBase, path: str | os.PathLike[str]) -> None:
+    """Write the greedy policy; see ``save_policy`` of the algorithms."""
+    target = Path(path)
+    if target.suffix not in (".pt", ".onnx"):
+        raise ConfigError(
+            f"{os.fspath(path)!r}: give a file name that ends in .pt or .onnx",
+            setting="fname",
+            value=os.fspath(path),
+            choices=[".pt", ".onnx"],
+        )
+    example = _make_example(algo)
+    graph = PolicyGraph(algo)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch, about TorchScript
+        graph(*example)  # scalers make their tensors at the first call, and keep them
+        content = (_to_onnx if target.suffix == ".onnx" else _to_torchscript)(graph, example)
+    write_atomically(target, content)
+
+
 class PolicyGraph(nn.Module):
     """The greedy policy as a function of the tensors of one window, without a batch axis.
 
@@ -80,11 +97,10 @@ class PolicyGraph(nn.Module):
         algo: One of our algorithms, built; the graph has a copy of its weights.
     """
 
-    def __init__(self, algo: SequenceAlgoBase) -> None:
+    def __init__(self, algo: TransformerAlgoBase) -> None:
         super().__init__()
-        self.model = copy.deepcopy(algo.impl.model).requires_grad_(False)
-        set_backend(self.model, "traceable")  # a trace would take a kernel's results for constants
-        self.algo_scalers = {
+        self.model = copy_traceable(algo.impl.model)
+        self.scalers = {
             name: getattr(algo, f"{name}_scaler") for name in ("observation", "action", "reward")
         }
         self.is_discrete = algo.get_action_type() == ActionSpace.DISCRETE
@@ -101,46 +117,45 @@ class PolicyGraph(nn.Module):
             The action (A,), or its number.
         """
         *parts, actions, returns_to_go, timesteps = (each.unsqueeze(0) for each in inputs)
-        observations: Any = parts[0] if len(parts) == 1 else parts
-        observations = self._scale("observation", observations)
         window = TorchTransformerInput(
-            observations=observations,
+            observations=self._scale("observation", parts[0] if len(parts) == 1 else parts),
             actions=self._scale("action", actions),
             rewards=torch.zeros_like(returns_to_go),
             returns_to_go=self._scale("reward", returns_to_go),
             timesteps=timesteps,
-            masks=find_real_steps(torch.zeros_like(timesteps), timesteps),
+            masks=torch.zeros_like(timesteps),
             length=timesteps.shape[1],
         )
-        steps = to_windows(window, is_discrete=self.is_discrete)
-        predictions = self.model(
-            steps.observations, steps.actions, steps.returns_to_go, steps.timesteps
-        )
-        newest = steps.padding_mask.sum(dim=1) - 1
-        prediction: Tensor = predictions[0].index_select(0, newest)[0]
+        prediction = predict_newest(self.model, window, is_discrete=self.is_discrete)
         if self.is_discrete:
             return prediction.argmax()
-        scaler = self.algo_scalers["action"]
+        scaler = self.scalers["action"]
         return prediction if scaler is None else scaler.reverse_transform(prediction)
 
     def _scale(self, name: str, values: Any) -> Any:
-        scaler = self.algo_scalers[name]
+        scaler = self.scalers[name]
         return values if scaler is None else scaler.transform(values)
 
 
-def export_policy(algo: SequenceAlgoBase, path: str | os.PathLike[str]) -> None:
-    """Write the greedy policy; see :meth:`SequenceAlgoBase.save_policy`."""
-    target = Path(path)
-    if target.suffix not in (".pt", ".onnx"):
-        raise ConfigError(f"{os.fspath(path)!r}: give a file name that ends in .pt or .onnx")
-    example = _make_example(algo)
-    graph = PolicyGraph(algo)
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch, about TorchScript
-        graph(*example)  # scalers make their tensors at the first call, and keep them
-        write = _to_onnx if target.suffix == ".onnx" else _to_torchscript
-        content = write(graph, example)
-    write_atomically(target, content)
+def _make_example(algo: TransformerAlgoBase) -> tuple[Tensor, ...]:
+    """Return inputs of a whole window; their values do not matter."""
+    impl, n_steps = algo.impl, algo.config.context_size
+    shape, device = impl.observation_shape, impl.device
+    shapes = list(shape) if is_tuple_shape(shape) else [shape]
+    width = 1 if algo.get_action_type() == ActionSpace.DISCRETE else impl.action_size
+    return (
+        *(torch.zeros(n_steps, *each, device=device) for each in shapes),
+        torch.zeros(n_steps, width, device=device),
+        torch.zeros(n_steps, 1, device=device),
+        torch.arange(1, n_steps + 1, device=device),
+    )
+
+
+def _to_onnx(graph: PolicyGraph, example: tuple[Tensor, ...]) -> bytes:
+    observations = [f"observation_{index}" for index in range(len(example) - 3)]
+    inputs = [*observations, "action", "return_to_go", "timestep"]
+    content: bytes = trace_to_onnx(graph, example, inputs, ["output_0"]).SerializeToString()
+    return content
 
 
 def _to_torchscript(graph: PolicyGraph, example: tuple[Tensor, ...]) -> bytes:
@@ -148,6 +163,13 @@ def _to_torchscript(graph: PolicyGraph, example: tuple[Tensor, ...]) -> bytes:
     with recurrence_as(_scripted_recurrence()):
         torch.jit.save(torch.jit.trace(graph, example, strict=False, check_trace=False), buffer)
     return buffer.getvalue()
+
+
+@functools.cache
+def _scripted_recurrence() -> Callable[..., Any]:
+    """Compile the loop over tokens, which a trace would unroll."""
+    scripted: Callable[..., Any] = torch.jit.script(_run_recurrence)
+    return scripted
 
 
 def _run_recurrence(
@@ -162,31 +184,3 @@ def _run_recurrence(
         states.append(state)
     y = torch.matmul(torch.stack(states[1:], 1), C.unsqueeze(-1))  # (B, L, D, 1)
     return y.squeeze(-1), state
-
-
-@functools.cache
-def _scripted_recurrence() -> Callable[..., Any]:
-    """Compile the loop, which a trace would otherwise repeat once a token."""
-    scripted: Callable[..., Any] = torch.jit.script(_run_recurrence)
-    return scripted
-
-
-def _to_onnx(graph: PolicyGraph, example: tuple[Tensor, ...]) -> bytes:
-    observations = [f"observation_{index}" for index in range(len(example) - 3)]
-    inputs = [*observations, "action", "return_to_go", "timestep"]
-    content: bytes = trace_to_onnx(graph, example, inputs, ["output_0"]).SerializeToString()
-    return content
-
-
-def _make_example(algo: SequenceAlgoBase) -> tuple[Tensor, ...]:
-    """Return inputs of a whole window; their values do not matter."""
-    impl, n_steps = algo.impl, algo.config.context_size
-    shape, device = impl.observation_shape, impl.device
-    shapes = list(shape) if is_tuple_shape(shape) else [shape]
-    width = 1 if algo.get_action_type() == ActionSpace.DISCRETE else impl.action_size
-    return (
-        *(torch.zeros(n_steps, *each, device=device) for each in shapes),
-        torch.zeros(n_steps, width, device=device),
-        torch.zeros(n_steps, 1, device=device),
-        torch.arange(1, n_steps + 1, device=device),
-    )

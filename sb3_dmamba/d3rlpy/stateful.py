@@ -1,11 +1,13 @@
-"""Acting with the recurrent state, behind the two methods of d3rlpy's stateful wrapper."""
+"""A stateful wrapper for d3rlpy that acts with the recurrent state (stream memory)."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from d3rlpy.algos.transformer.action_samplers import TransformerActionSampler
+from d3rlpy.algos.transformer.base import TransformerAlgoBase
 from d3rlpy.constants import ActionSpace
 from d3rlpy.dataset import is_tuple_shape
 from d3rlpy.torch_utility import convert_to_torch, convert_to_torch_recursively
@@ -13,15 +15,9 @@ from gymnasium import spaces
 from torch import Tensor
 
 from sb3_dmamba.d3rlpy.network import pack_observations
+from sb3_dmamba.envs.return_to_go import subtract_rewards
 from sb3_dmamba.errors import SpaceError
 from sb3_dmamba.networks.memory import StreamMemory
-
-if TYPE_CHECKING:
-    from d3rlpy.algos.transformer.action_samplers import TransformerActionSampler
-
-    from sb3_dmamba.d3rlpy.algo import SequenceAlgoBase
-
-__all__ = ["StreamTransformerWrapper"]
 
 
 class StreamTransformerWrapper:
@@ -34,12 +30,12 @@ class StreamTransformerWrapper:
     Args:
         algo: One of our algorithms, built.
         target_return: Return to ask for at the start of each episode.
-        action_sampler: Makes an action of a prediction.
+        action_sampler: Turns a prediction into an action.
     """
 
     def __init__(
         self,
-        algo: SequenceAlgoBase,
+        algo: TransformerAlgoBase,
         target_return: float,
         action_sampler: TransformerActionSampler,
     ) -> None:
@@ -56,12 +52,12 @@ class StreamTransformerWrapper:
         self.reset()
 
     @property
-    def algo(self) -> SequenceAlgoBase:
+    def algo(self) -> TransformerAlgoBase:
         """The algorithm that acts."""
         return self._algo
 
     def reset(self) -> None:
-        """Begin an episode: forget the last one, and ask for the whole target again."""
+        """Begin an episode: clear the memory, and reset the return-to-go to the target."""
         self._state = self._memory.initial_state(1)
         self._return_rest = self._target_return
 
@@ -74,13 +70,14 @@ class StreamTransformerWrapper:
             reward: The reward of the last action; 0 at an episode's first step.
 
         Returns:
-            What the action sampler makes of the prediction: (A,) float32, or an int.
+            The action sampler's action: (A,) float32, or an int.
 
         Raises:
             SpaceError: The observation has another shape; the episode can go on.
+            ConditioningError: ``reward`` is not finite.
         """
         self._check_shape(x)
-        return_rest = self._return_rest - reward
+        return_rest = float(subtract_rewards(self._return_rest, reward))
         self._algo.impl.modules.set_eval()
         prediction, remembered = self._memory.encode(
             self._prepare(x), self._scale(return_rest), self._state
@@ -102,7 +99,10 @@ class StreamTransformerWrapper:
             found = "a tuple" if isinstance(x, tuple) else f"of shape {np.shape(x)}"
             raise SpaceError(
                 f"the observation is {found}, and shape {tuple(expected)} was expected: "
-                f"predict(observation, reward), with what env.step returned first"
+                f"predict(observation, reward), with what env.step returned first",
+                setting="observation",
+                value=np.shape(x) if found != "a tuple" else x,
+                choices=[tuple(expected)],
             )
 
     def _prepare(self, x: Any) -> Tensor:

@@ -1,13 +1,17 @@
-"""Returns and returns-to-go, accumulated in float64."""
+"""Returns and returns-to-go, accumulated in float64, and how they are summarised."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int64, Num
 from numpy import ndarray
+from rich.table import Table
 
 from sb3_dmamba.data.mapping import as_array, join_rows
 from sb3_dmamba.data.validation import check_finite, check_offsets, rows_per_chunk
@@ -40,7 +44,10 @@ def compute_returns_to_go(
     rewards = as_array(rewards)
     if rewards.ndim != 1 or len(rewards) == 0:
         raise DatasetError(
-            f"rewards have shape {rewards.shape}: give a one-dimensional array of at least one step"
+            f"rewards have shape {rewards.shape}: give a one-dimensional array of at least one "
+            f"step",
+            setting="rewards",
+            value=rewards.shape,
         )
     check_finite("rewards", rewards)
     if episode_offsets is None:
@@ -50,51 +57,13 @@ def compute_returns_to_go(
     return join_rows(pieces, np.dtype(np.float32), rewards.shape, rewards)
 
 
-def iterate_groups(
-    rewards: Num[ndarray, "N"], episode_offsets: Int64[ndarray, "E+1"]
-) -> Iterator[tuple[Num[ndarray, "n"], Int64[ndarray, "m+1"]]]:
-    """Yield the rewards of as many whole episodes as bounded memory holds, and their offsets."""
-    episode_offsets = np.asarray(episode_offsets)
-    most = rows_per_chunk(rewards)
-    first = 0
-    while first < len(episode_offsets) - 1:
-        start = episode_offsets[first]
-        end = int(np.searchsorted(episode_offsets, start + most, side="right")) - 1
-        end = max(end, first + 1)  # an episode is never cut
-        offsets = episode_offsets[first : end + 1]
-        yield rewards[start : offsets[-1]], offsets - start
-        first = end
-
-
 def _sum_backwards(
     rewards: Num[ndarray, "n"], offsets: Int64[ndarray, "m+1"]
 ) -> Float32[ndarray, "n"]:
     totals = np.empty(len(rewards), dtype=np.float32)
-    lengths = np.diff(offsets)
-    if len(lengths) <= lengths.max():  # the shorter of the two loops
-        for start, end in pairwise(offsets):
-            totals[start:end] = np.cumsum(rewards[start:end][::-1], dtype=np.float64)[::-1]
-    else:
-        _sum_all_episodes_backwards(rewards, offsets, lengths, totals)
+    for start, end in pairwise(offsets.tolist()):
+        totals[start:end] = rewards[start:end][::-1].cumsum(dtype=np.float64)[::-1]
     return totals
-
-
-def _sum_all_episodes_backwards(
-    rewards: Num[ndarray, "N"],
-    offsets: Int64[ndarray, "E+1"],
-    lengths: Int64[ndarray, "E"],
-    totals: Float32[ndarray, "N"],
-) -> None:
-    """Fill ``totals`` one step of every episode at a time, from their last steps backwards."""
-    longest_first = np.argsort(-lengths, kind="stable")
-    last_steps = offsets[1:][longest_first] - 1
-    ascending_lengths = lengths[longest_first][::-1]
-    sums = np.zeros(len(lengths), dtype=np.float64)
-    for back in range(int(lengths.max())):
-        active = len(lengths) - np.searchsorted(ascending_lengths, back, side="right")
-        steps = last_steps[:active] - back
-        sums[:active] += rewards[steps]
-        totals[steps] = sums[:active]
 
 
 def compute_returns(
@@ -113,9 +82,122 @@ def compute_returns(
         DatasetError: The offsets do not cover ``rewards``.
     """
     check_offsets(episode_offsets, len(rewards))
-    return np.concatenate(
-        [
-            np.add.reduceat(group, offsets[:-1], dtype=np.float64)
-            for group, offsets in iterate_groups(rewards, episode_offsets)
+    groups = iterate_groups(rewards, episode_offsets)
+    return np.concatenate([sum_episodes(*group) for group in groups])
+
+
+def sum_episodes(
+    rewards: Num[ndarray, "n"], offsets: Int64[ndarray, "m+1"]
+) -> Float64[ndarray, "m"]:
+    """Sum the rewards of each episode of a group of :func:`iterate_groups`."""
+    sums: Float64[ndarray, "m"] = np.add.reduceat(rewards, offsets[:-1], dtype=np.float64)
+    return sums
+
+
+def iterate_groups(
+    rewards: Num[ndarray, "N"], episode_offsets: Int64[ndarray, "E+1"]
+) -> Iterator[tuple[Num[ndarray, "n"], Int64[ndarray, "m+1"]]]:
+    """Yield the rewards of as many whole episodes as bounded memory holds, and their offsets."""
+    episode_offsets = np.asarray(episode_offsets)
+    most = rows_per_chunk(rewards)
+    first = 0
+    while first < len(episode_offsets) - 1:
+        start = episode_offsets[first]
+        end = int(np.searchsorted(episode_offsets, start + most, side="right")) - 1
+        end = max(end, first + 1)  # an episode is never cut
+        offsets = episode_offsets[first : end + 1]
+        yield rewards[start : offsets[-1]], offsets - start
+        first = end
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean, population standard deviation, range and quartiles of a number over the episodes."""
+
+    mean: float
+    std: float
+    min: float
+    quartile_1: float
+    median: float
+    quartile_3: float
+    max: float
+
+    @classmethod
+    def of(cls, values: ndarray) -> Spread:
+        """Describe a non-empty array."""
+        quantiles = np.quantile(values, [0.0, 0.25, 0.5, 0.75, 1.0])
+        return cls(float(np.mean(values)), float(np.std(values)), *map(float, quantiles))
+
+    def _rows(self, name: str) -> list[tuple[str, str]]:
+        digits = 1 if max(abs(self.min), abs(self.max)) >= 10 else 3
+        mean, std, smallest, first, median, third, largest = (
+            f"{value:.{digits}f}" for value in dataclasses.astuple(self)
+        )
+        return [
+            (name, f"{mean} ± {std}"),
+            ("  range", f"{smallest} to {largest}"),
+            ("  quartiles", f"{first} | {median} | {third}"),
         ]
-    )
+
+
+@dataclass(frozen=True)
+class TrajectoriesSummary:
+    """Counts and spreads of a :class:`Trajectories`; prints as text, and as a table in rich.
+
+    Args:
+        episodes: Number of episodes.
+        steps: Number of steps.
+        returns: Returns of the episodes, in the environment's units.
+        lengths: Steps of the episodes.
+        terminated: Episodes that the environment ended.
+        truncated: Episodes that a limit ended (some may be both).
+        cut: Episodes that collection stopped.
+        observation_space: The flat view, as text.
+        action_space: As text.
+        env_id: Where known.
+        source: Where the data came from.
+    """
+
+    episodes: int
+    steps: int
+    returns: Spread
+    lengths: Spread
+    terminated: int
+    truncated: int
+    cut: int
+    observation_space: str
+    action_space: str
+    env_id: str | None
+    source: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON-compatible values."""
+        return dataclasses.asdict(self)
+
+    def _rows(self) -> list[tuple[str, str]]:
+        return [
+            ("source", self.source or "unknown"),
+            ("environment", self.env_id or "unknown"),
+            ("observations", self.observation_space),
+            ("actions", self.action_space),
+            ("episodes", f"{self.episodes:,}"),
+            ("steps", f"{self.steps:,}"),
+            *self.returns._rows("return"),
+            *self.lengths._rows("length"),
+            ("terminated", f"{self.terminated:,}"),
+            ("truncated", f"{self.truncated:,}"),
+            ("cut by collection", f"{self.cut:,}"),
+        ]
+
+    def __str__(self) -> str:
+        rows = self._rows()
+        width = max(len(name) for name, _ in rows)
+        return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+    def __rich__(self) -> Table:
+        table = Table(title="Dataset", show_header=False, title_justify="left")
+        table.add_column(style="bold", no_wrap=True)
+        table.add_column(overflow="fold")
+        for name, value in self._rows():
+            table.add_row(name, value)
+        return table

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +14,8 @@ from numpy import ndarray
 from torch import Tensor
 
 from sb3_dmamba.checks import check_integer
-from sb3_dmamba.data.trajectories import Trajectories, check_steps
+from sb3_dmamba.data.trajectories import Trajectories
+from sb3_dmamba.data.validation import check_steps, find_episodes
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,8 +172,8 @@ class WindowSampler:
         if not self.burn_in:
             return 0
         offsets = self.trajectories.episode_offsets
-        episodes = np.searchsorted(offsets, first_steps, side="right") - 1
-        longest = int((first_steps - offsets[episodes]).max(initial=0))
+        starts = offsets[find_episodes(first_steps, offsets)]
+        longest = int((first_steps - starts).max(initial=0))
         return min(longest, self.burn_in)
 
     def _gather_span(
@@ -180,7 +181,7 @@ class WindowSampler:
     ) -> WindowBatch:
         """Gather the steps at given distances from each first step, as far as its episode goes."""
         data = self.trajectories
-        episodes = np.searchsorted(data.episode_offsets, first_steps, side="right") - 1
+        episodes = find_episodes(first_steps, data.episode_offsets)
         starts, ends = data.episode_offsets[episodes], data.episode_offsets[episodes + 1]
         steps = first_steps[:, None] + span  # (B, K)
         real = (steps >= starts[:, None]) & (steps < ends[:, None])
@@ -228,19 +229,12 @@ def _take(
 _PHASE_STREAM, _ORDER_STREAM = 0, 1  # independent random numbers from one seed
 
 
-@dataclass
-class _Pass:
-    """One row's way through all episodes.
+class _Pass(NamedTuple):
+    """One row's way through all episodes."""
 
-    Args:
-        number: How many came before it in this row.
-        episodes: The order of the episodes.
-        ends: Windows until each of them is over.
-    """
-
-    number: int
-    episodes: Int32[ndarray, "E"]
-    ends: Int64[ndarray, "E"]
+    number: int  # passes of this row before it
+    episodes: Int32[ndarray, "E"]  # in their order
+    ends: Int64[ndarray, "E"]  # windows until each of them is over
 
 
 class ConsecutiveSampler(WindowSampler):

@@ -1,359 +1,63 @@
-"""``Trajectories``: the container that every dataset becomes."""
+"""``Trajectories``: the container that every dataset becomes, and the writer of its store."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
+from types import TracebackType
 from typing import Any, overload
 
 import numpy as np
 from gymnasium import spaces
 from jaxtyping import Bool, Float32, Float64, Int64, Num, Shaped
 from numpy import ndarray
-from rich.table import Table
+from typing_extensions import Self
 
 from sb3_dmamba.checks import check_number
-from sb3_dmamba.data.export import Exports
-from sb3_dmamba.data.mapping import gather_stacks, is_mapped, join_rows, read_state, write_state
-from sb3_dmamba.data.returns import compute_returns, compute_returns_to_go, iterate_groups
+from sb3_dmamba.data.export import to_d3rlpy, to_minari
+from sb3_dmamba.data.mapping import from_pickled, is_mapped, join_rows, to_pickled
+from sb3_dmamba.data.returns import (
+    Spread,
+    TrajectoriesSummary,
+    compute_returns,
+    compute_returns_to_go,
+    iterate_groups,
+    sum_episodes,
+)
+from sb3_dmamba.data.store import (
+    NpyStream,
+    check_place,
+    move_into_place,
+    read_store,
+    row_types,
+    write_header,
+)
 from sb3_dmamba.data.validation import (
     ARRAYS,
+    STEP_ARRAYS,
     check_episodes,
     check_finite,
+    check_flat,
+    check_frame_stack,
     check_json,
+    check_steps,
+    find_episodes,
     rows_per_chunk,
     validate_arrays,
+    within,
 )
 from sb3_dmamba.errors import ConfigError, DatasetError
-
-
-def check_steps(
-    steps: Int64[ndarray, "M"], n_steps: int, name: str = "steps"
-) -> Int64[ndarray, "M"]:
-    """Return flat indices of steps as int64.
-
-    Raises:
-        DatasetError: There is none, or one is not a step of the data; names the first.
-    """
-    array = np.atleast_1d(np.asarray(steps))
-    if array.ndim != 1 or len(array) == 0 or array.dtype.kind not in "iu":
-        raise DatasetError(f"{name}={steps!r}: give at least one integer")
-    bad = np.flatnonzero((array < 0) | (array >= n_steps))
-    if len(bad):
-        raise DatasetError(f"{name}[{bad[0]}] is {array[bad[0]]}: steps go from 0 to {n_steps - 1}")
-    return array.astype(np.int64, copy=False)
-
-
-def select_episodes(
-    index: slice | Sequence[int] | Shaped[ndarray, "n"], n_episodes: int
-) -> Int64[ndarray, "n"]:
-    """Return the numbers of the episodes that an index selects, in its order.
-
-    Raises:
-        DatasetError: The selection is empty or of a wrong type.
-    """
-    if not isinstance(index, slice):
-        index = np.asarray(index)
-        if index.ndim != 1 or (len(index) and index.dtype.kind not in "biu"):
-            raise DatasetError(
-                f"episodes cannot be selected with {index!r}: give an integer, a slice, or a "
-                f"one-dimensional array of integers or booleans"
-            )
-        index = index if len(index) else index.astype(np.int64)
-    episodes: Int64[ndarray, "n"] = np.arange(n_episodes)[index]
-    if not len(episodes):
-        raise DatasetError(f"{index!r} selects none of the {n_episodes} episodes")
-    return episodes
-
-
-@dataclass(frozen=True)
-class Spread:
-    """How one number varies over the episodes.
-
-    Args:
-        mean: Mean.
-        std: Standard deviation of the population.
-        min: Smallest.
-        quartile_1: A quarter of the episodes lie below.
-        median: Half of them do.
-        quartile_3: Three quarters do.
-        max: Largest.
-    """
-
-    mean: float
-    std: float
-    min: float
-    quartile_1: float
-    median: float
-    quartile_3: float
-    max: float
-
-    @classmethod
-    def of(cls, values: ndarray) -> Spread:
-        """Describe a non-empty array."""
-        quantiles = np.quantile(values, [0.0, 0.25, 0.5, 0.75, 1.0])
-        smallest, first, median, third, largest = (float(value) for value in quantiles)
-        mean, std = float(np.mean(values)), float(np.std(values))
-        return cls(mean, std, smallest, first, median, third, largest)
-
-    def format(self) -> tuple[str, str, str]:
-        """Return mean ± std, the range and the quartiles as text."""
-        digits = 1 if max(abs(self.min), abs(self.max)) >= 10 else 3
-        mean, std, smallest, first, median, third, largest = (
-            f"{value:.{digits}f}" for value in dataclasses.astuple(self)
-        )
-        return f"{mean} ± {std}", f"{smallest} to {largest}", f"{first} | {median} | {third}"
-
-
-@dataclass(frozen=True)
-class TrajectoriesSummary:
-    """Counts and spreads of a :class:`Trajectories`; prints as text, and as a table in rich.
-
-    Args:
-        episodes: Number of episodes.
-        steps: Number of steps.
-        returns: Returns of the episodes, in the environment's units.
-        lengths: Steps of the episodes.
-        terminated: Episodes that the environment ended.
-        truncated: Episodes that a limit ended (some may be both).
-        cut: Episodes that collection stopped.
-        observation_space: The flat view, as text.
-        action_space: As text.
-        env_id: Where known.
-        source: Where the data came from.
-    """
-
-    episodes: int
-    steps: int
-    returns: Spread
-    lengths: Spread
-    terminated: int
-    truncated: int
-    cut: int
-    observation_space: str
-    action_space: str
-    env_id: str | None
-    source: str
-
-    @classmethod
-    def from_arrays(
-        cls,
-        *,
-        returns: Float64[ndarray, "E"],
-        lengths: Int64[ndarray, "E"],
-        terminated: Bool[ndarray, "E"],
-        truncated: Bool[ndarray, "E"],
-        observation_space: str,
-        action_space: str,
-        env_id: str | None,
-        source: str,
-    ) -> TrajectoriesSummary:
-        """Summarise per-episode arrays."""
-        return cls(
-            episodes=len(returns),
-            steps=int(lengths.sum()),
-            returns=Spread.of(returns),
-            lengths=Spread.of(lengths),
-            terminated=int(terminated.sum()),
-            truncated=int(truncated.sum()),
-            cut=int((~(terminated | truncated)).sum()),
-            observation_space=observation_space,
-            action_space=action_space,
-            env_id=env_id,
-            source=source,
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON-compatible values."""
-        return dataclasses.asdict(self)
-
-    def _rows(self) -> list[tuple[str, str]]:
-        return_mean, return_range, return_quartiles = self.returns.format()
-        length_mean, length_range, length_quartiles = self.lengths.format()
-        return [
-            ("source", self.source or "unknown"),
-            ("environment", self.env_id or "unknown"),
-            ("observations", self.observation_space),
-            ("actions", self.action_space),
-            ("episodes", f"{self.episodes:,}"),
-            ("steps", f"{self.steps:,}"),
-            ("return", return_mean),
-            ("  range", return_range),
-            ("  quartiles", return_quartiles),
-            ("length", length_mean),
-            ("  range", length_range),
-            ("  quartiles", length_quartiles),
-            ("terminated", f"{self.terminated:,}"),
-            ("truncated", f"{self.truncated:,}"),
-            ("cut by collection", f"{self.cut:,}"),
-        ]
-
-    def __str__(self) -> str:
-        rows = self._rows()
-        width = max(len(name) for name, _ in rows)
-        return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
-
-    def __rich__(self) -> Table:
-        table = Table(title="Dataset", show_header=False, title_justify="left")
-        table.add_column(style="bold", no_wrap=True)
-        table.add_column(overflow="fold")
-        for name, value in self._rows():
-            table.add_row(name, value)
-        return table
-
+from sb3_dmamba.spaces import check_action_space
 
 REWARD_MODES = ("dense", "delayed")
-
-
-class Transforms:
-    """What can be made of :class:`~sb3_dmamba.data.Trajectories`; one of its base classes."""
-
-    def drop_cut_episodes(self: Trajectories) -> Trajectories:  # type: ignore[misc]
-        """Return the episodes that were terminated or truncated.
-
-        Raises:
-            DatasetError: None was.
-        """
-        return self if not self.cut.any() else self[~self.cut]
-
-    def take_top(self: Trajectories, fraction: float) -> Trajectories:  # type: ignore[misc]
-        """Return the episodes with the largest returns, as BC% learns from, in their order here.
-
-        Args:
-            fraction: How much of the number of episodes, in (0, 1]; rounded down, but never none.
-                Of episodes with the same return, the earlier are taken.
-
-        Raises:
-            ConfigError: ``fraction`` is out of its range.
-
-        Source: Chen et al. 2021 (arXiv:2106.01345), "percentile behavior cloning", where the
-        fraction is of steps.
-        """
-        share = _check_fraction("fraction", fraction)
-        best = _find_best(self.returns, fraction)
-        if len(best) == len(self):
-            return self
-        chosen = self[best]
-        return replace(chosen, source=_describe(self, f"the best {100 * share:g}% of episodes"))
-
-    def with_delayed_rewards(self: Trajectories) -> Trajectories:  # type: ignore[misc]
-        """Return the episodes with each one's return as the reward of its last step, zeros before.
-
-        The return-to-go is then the whole return at every step.
-
-        Raises:
-            DatasetError: A return is too large for float32.
-
-        Source: Chen et al. 2021 (arXiv:2106.01345), section 5, on sparse rewards.
-        """
-        with np.errstate(over="ignore"):  # becomes infinite, which is named
-            check_finite("returns", self.returns.astype(np.float32))
-        pieces = _delay(self.rewards, self.episode_offsets)
-        delayed = join_rows(pieces, self.rewards.dtype, self.rewards.shape, self.rewards)
-        return replace(self, rewards=delayed, source=_describe(self, "delayed rewards"))
-
-
-def check_transform(reward_mode: str, top_fraction: float | None) -> None:
-    """Raise ConfigError unless :func:`transform` knows what to do."""
-    if reward_mode not in REWARD_MODES:
-        raise ConfigError(
-            f"reward_mode={reward_mode!r}: choose 'dense' or 'delayed'",
-            setting="reward_mode",
-            value=reward_mode,
-            choices=REWARD_MODES,
-        )
-    if top_fraction is not None:
-        _check_fraction("top_fraction", top_fraction)
-
-
-def transform(
-    trajectories: Trajectories, reward_mode: str = "dense", top_fraction: float | None = None
-) -> Trajectories:
-    """Do to a dataset what the options of ``load_trajectories`` ask for."""
-    if top_fraction is not None:
-        trajectories = trajectories.take_top(top_fraction)
-    return trajectories.with_delayed_rewards() if reward_mode == "delayed" else trajectories
-
-
-def _check_fraction(name: str, fraction: float) -> float:
-    return check_number(name, fraction, math.ulp(0.0), 1.0, "above 0 and up to 1")
-
-
-def _find_best(returns: Float64[ndarray, "E"], fraction: float) -> Int64[ndarray, "n"]:
-    exact = fraction * len(returns)  # 0.29 * 100 is 28.999999999999996
-    count = max(1, math.floor(exact * (1 + 1e-12)))
-    return np.sort(np.argsort(-returns, kind="stable")[:count])
-
-
-def select(trajectories: Trajectories, episodes: Int64[ndarray, "n"]) -> Trajectories:
-    """Return episodes by number, in the order of the numbers.
-
-    Episodes that follow each other become views. Others are copied: from arrays in memory to
-    arrays in memory, from large mapped ones to temporary files that are mapped.
-    """
-    starts, lengths = trajectories.episode_offsets[episodes], trajectories.lengths[episodes]
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    arrays = {name: getattr(trajectories, name) for name in ("observations", "actions", "rewards")}
-    if not (np.diff(episodes) != 1).any():
-        steps = slice(int(starts[0]), int(starts[0] + offsets[-1]))
-        chosen = {name: array[steps] for name, array in arrays.items()}
-    elif any(map(is_mapped, arrays.values())):
-        chosen = {name: _copy_ranges(a, starts, starts + lengths) for name, a in arrays.items()}
-    else:
-        rows = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
-        chosen = {name: array[rows] for name, array in arrays.items()}
-    return replace(
-        trajectories,
-        **chosen,
-        terminated=trajectories.terminated[episodes],
-        truncated=trajectories.truncated[episodes],
-        episode_offsets=offsets,
-    )
-
-
-def _describe(trajectories: Trajectories, change: str) -> str:
-    """Return the source of a dataset that was changed."""
-    return f"{trajectories.source} ({change})" if trajectories.source else change
-
-
-def replace(trajectories: Trajectories, **changes: Any) -> Trajectories:
-    """Return a copy with fields that need no check, being made of checked ones."""
-    names = [field.name for field in dataclasses.fields(trajectories)]
-    fields = {name: getattr(trajectories, name) for name in names}
-    return assemble(type(trajectories), {**fields, **changes})
-
-
-def assemble(kind: type[Trajectories], fields: Mapping[str, Any]) -> Trajectories:
-    """Make ``Trajectories`` of fields that were checked before, without looking at the steps."""
-    names = {field.name for field in dataclasses.fields(kind)}
-    assert set(fields) == names, names ^ set(fields)
-    trajectories = object.__new__(kind)
-    for name, value in fields.items():
-        object.__setattr__(trajectories, name, value)
-    return trajectories
-
-
-def _copy_ranges(array: ndarray, starts: Int64[ndarray, "n"], ends: Int64[ndarray, "n"]) -> ndarray:
-    shape = (int((ends - starts).sum()), *array.shape[1:])
-    most = rows_per_chunk(array)
-
-    def pieces() -> Iterator[ndarray]:
-        for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-            for first in range(start, end, most):
-                yield array[first : min(first + most, end)]
-
-    return join_rows(pieces(), array.dtype, shape, array)
-
-
-def _delay(rewards: ndarray, offsets: Int64[ndarray, "E+1"]) -> Iterator[ndarray]:
-    for group, ends in iterate_groups(rewards, offsets):
-        delayed = np.zeros_like(group)
-        delayed[ends[1:] - 1] = np.add.reduceat(group, ends[:-1], dtype=np.float64)
-        yield delayed
+_COPY_BYTES = 1 << 24
 
 
 @dataclass(frozen=True, eq=False)
@@ -385,7 +89,7 @@ class Episode:
 
 
 @dataclass(frozen=True, eq=False)
-class Trajectories(Transforms, Exports):
+class Trajectories:
     """Recorded episodes: flat arrays of steps, cut into episodes by offsets.
 
     ``len()`` counts episodes; an integer index gives an :class:`Episode` of views, a slice or an
@@ -433,11 +137,16 @@ class Trajectories(Transforms, Exports):
     def __post_init__(self) -> None:
         given = {name: getattr(self, name) for name in ARRAYS}
         spaces_ = self.observation_space, self.action_space
-        stored = validate_arrays(given, *spaces_, self.frame_stack)
-        for name, array in stored.items():
-            object.__setattr__(self, name, array)
-        object.__setattr__(self, "frame_stack", int(self.frame_stack))
-        object.__setattr__(self, "env_kwargs", check_json(self.env_kwargs))
+        checked: dict[str, Any] = {
+            **validate_arrays(given, *spaces_, self.frame_stack),
+            "frame_stack": int(self.frame_stack),
+            "env_kwargs": check_json(self.env_kwargs),
+        }
+        self._set(checked)
+
+    def _set(self, fields: Mapping[str, Any]) -> None:
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
 
     @classmethod
     def from_episodes(
@@ -477,18 +186,13 @@ class Trajectories(Transforms, Exports):
             frame_stack=frame_stack,
         )
 
+    # --- Episodes and steps -----------------------------------------------------------------------
+
     def __len__(self) -> int:
         return len(self.episode_offsets) - 1
 
     def __iter__(self) -> Iterator[Episode]:
         return (self[episode] for episode in range(len(self)))
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Pickle a store as its place: neither read whole nor written once more."""
-        return write_state(self)
-
-    def __setstate__(self, state: Mapping[str, Any]) -> None:
-        read_state(self, state)
 
     def __repr__(self) -> str:
         return f"Trajectories({len(self)} episodes, {self.n_steps} steps, source={self.source!r})"
@@ -509,7 +213,7 @@ class Trajectories(Transforms, Exports):
             IndexError: There is no such episode.
         """
         if not isinstance(index, (int, np.integer)):
-            return select(self, select_episodes(index, len(self)))
+            return self._select(_find_episodes(index, len(self)))
         if not -len(self) <= index < len(self):
             raise IndexError(f"episode {index}: there are {len(self)}")
         episode = int(index) % len(self)
@@ -522,6 +226,25 @@ class Trajectories(Transforms, Exports):
             truncated=bool(self.truncated[episode]),
             return_=float(self.returns[episode]),
         )
+
+    def _select(self, episodes: Int64[ndarray, "n"]) -> Trajectories:
+        """Return episodes by number: views of those in a row, else copies.
+
+        The copies of large mapped arrays are mapped temporary files.
+        """
+        starts, lengths = self.episode_offsets[episodes], self.lengths[episodes]
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        arrays = {name: getattr(self, name) for name in STEP_ARRAYS}
+        if not (np.diff(episodes) != 1).any():
+            steps = slice(int(starts[0]), int(starts[0] + offsets[-1]))
+            chosen = {name: array[steps] for name, array in arrays.items()}
+        elif any(map(is_mapped, arrays.values())):
+            chosen = {name: _copy_ranges(a, starts, starts + lengths) for name, a in arrays.items()}
+        else:
+            rows = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
+            chosen = {name: array[rows] for name, array in arrays.items()}
+        ends = {name: getattr(self, name)[episodes] for name in ("terminated", "truncated")}
+        return replace(self, **chosen, **ends, episode_offsets=offsets)
 
     @property
     def n_steps(self) -> int:
@@ -543,6 +266,12 @@ class Trajectories(Transforms, Exports):
         """Rewards still to come at each step, its own included, in the environment's units."""
         return compute_returns_to_go(self.rewards, self.episode_offsets)
 
+    @property
+    def cut(self) -> Bool[ndarray, "E"]:
+        """Per episode, whether collection stopped before it was terminated or truncated."""
+        cut: Bool[ndarray, "E"] = ~(self.terminated | self.truncated)
+        return cut
+
     def stack_frames(self, steps: Int64[ndarray, "M"]) -> Num[ndarray, "M *obs"]:
         """Return what the policy sees at given steps, in ``observation_space``.
 
@@ -559,32 +288,88 @@ class Trajectories(Transforms, Exports):
         Source: Dopamine's replay buffer and Stable-Baselines3's ``VecFrameStack`` pad alike.
         """
         steps = check_steps(steps, self.n_steps)
+        frames = self.observations
         if self.frame_stack == 1:
-            observations: Num[ndarray, "M *obs"] = self.observations[steps]
+            observations: Num[ndarray, "M *obs"] = frames[steps]
             return observations
-        episodes = np.searchsorted(self.episode_offsets, steps, side="right") - 1
-        return gather_stacks(
-            self.observations, steps, self.episode_offsets[episodes], self.frame_stack
-        )
-
-    @property
-    def cut(self) -> Bool[ndarray, "E"]:
-        """Per episode, whether collection stopped before it was terminated or truncated."""
-        cut: Bool[ndarray, "E"] = ~(self.terminated | self.truncated)
-        return cut
+        episodes = find_episodes(steps, self.episode_offsets)
+        rows = steps[:, None] + np.arange(1 - self.frame_stack, 1)  # (M, frame_stack)
+        before = rows < self.episode_offsets[episodes][:, None]
+        rows[before] = steps[0]  # any that is needed anyway
+        stacks = np.empty((*rows.shape, *frames.shape[1:]), dtype=frames.dtype)
+        frames.take(rows, axis=0, out=stacks, mode="clip")  # "raise" would copy once more
+        if before.any():
+            stacks[before] = 0
+        return stacks
 
     def summary(self) -> TrajectoriesSummary:
         """Describe the data; prints as text, and as a table in rich."""
-        return TrajectoriesSummary.from_arrays(
-            returns=self.returns,
-            lengths=self.lengths,
-            terminated=self.terminated,
-            truncated=self.truncated,
+        return TrajectoriesSummary(
+            episodes=len(self),
+            steps=self.n_steps,
+            returns=Spread.of(self.returns),
+            lengths=Spread.of(self.lengths),
+            terminated=int(self.terminated.sum()),
+            truncated=int(self.truncated.sum()),
+            cut=int(self.cut.sum()),
             observation_space=str(self.observation_space),
             action_space=str(self.action_space),
             env_id=self.env_id,
             source=self.source,
         )
+
+    # --- Changed data -----------------------------------------------------------------------------
+
+    def drop_cut_episodes(self) -> Trajectories:
+        """Return the episodes that were terminated or truncated.
+
+        Raises:
+            DatasetError: None was.
+        """
+        return self if not self.cut.any() else self[~self.cut]
+
+    def take_top(self, fraction: float) -> Trajectories:
+        """Return the episodes with the largest returns, as BC% learns from, in their order here.
+
+        Args:
+            fraction: How much of the number of episodes, in (0, 1]; rounded down, but never none.
+                Of episodes with the same return, the earlier are taken.
+
+        Raises:
+            ConfigError: ``fraction`` is out of its range.
+
+        Source: Chen et al. 2021 (arXiv:2106.01345), "percentile behavior cloning", where the
+        fraction is of steps.
+        """
+        share = _check_fraction("fraction", fraction)
+        exact = fraction * len(self)  # 0.29 * 100 is 28.999999999999996
+        count = max(1, math.floor(exact * (1 + 1e-12)))
+        if count == len(self):
+            return self
+        best = np.sort(np.argsort(-self.returns, kind="stable")[:count])
+        return self[best]._described(f"the best {100 * share:g}% of episodes")
+
+    def with_delayed_rewards(self) -> Trajectories:
+        """Return the episodes with each one's return as the reward of its last step, zeros before.
+
+        The return-to-go is then the whole return at every step.
+
+        Raises:
+            DatasetError: A return is too large for float32.
+
+        Source: Chen et al. 2021 (arXiv:2106.01345), section 5, on sparse rewards.
+        """
+        with np.errstate(over="ignore"):  # becomes infinite, which is named
+            check_finite("returns", self.returns.astype(np.float32))
+        pieces = _delay(self.rewards, self.episode_offsets)
+        delayed = join_rows(pieces, self.rewards.dtype, self.rewards.shape, self.rewards)
+        return replace(self, rewards=delayed)._described("delayed rewards")
+
+    def _described(self, change: str) -> Trajectories:
+        """Note in ``source`` how the data was changed."""
+        return replace(self, source=f"{self.source} ({change})" if self.source else change)
+
+    # --- Files and other libraries ----------------------------------------------------------------
 
     def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write a store: a folder of ``.npy`` files and a JSON, which :meth:`open` maps.
@@ -599,9 +384,9 @@ class Trajectories(Transforms, Exports):
             DatasetError: ``folder`` exists and may not be replaced.
             OSError: It cannot be written, or the disk is full.
         """
-        from sb3_dmamba.data.store import save_store
-
-        save_store(self, folder, overwrite)
+        with TrajectoriesWriter(folder, overwrite=overwrite, **metadata_of(self)) as writer:
+            writer.append_all(self)
+            writer.finish()
 
     @staticmethod
     def open(folder: str | os.PathLike[str], *, verify: bool = False) -> Trajectories:
@@ -618,6 +403,347 @@ class Trajectories(Transforms, Exports):
         Raises:
             DatasetError: A file is missing, damaged or of a newer version; names it.
         """
-        from sb3_dmamba.data.store import load_store
-
         return load_store(folder, verify=verify)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle a store as its place: neither read whole nor written once more."""
+        return {name: to_pickled(value) for name, value in _fields_of(self).items()}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self._set({name: from_pickled(value) for name, value in state.items()})
+
+    def to_d3rlpy(self) -> Any:
+        """Return a ``d3rlpy.dataset.ReplayBuffer`` whose episodes are views of these.
+
+        d3rlpy knows terminated from not terminated only: episodes that were cut come back from it
+        as truncated. Frames that are stacked when drawn get a channel, and the buffer d3rlpy's
+        own frame stacking.
+
+        Raises:
+            DatasetError: Every episode has one step and was not terminated; d3rlpy holds none
+                such, and leaves them out (with a warning) where there are others.
+            SpaceError: The Discrete action space does not start at 0.
+            MissingDependencyError: d3rlpy is not installed.
+        """
+        return to_d3rlpy(self)
+
+    def to_minari(self, dataset_id: str, **metadata: Any) -> Any:
+        """Write a dataset into Minari's folder, an episode at a time; return its MinariDataset.
+
+        Minari also wants the observation after each episode's last step, which is not recorded:
+        the last one is repeated, and the dataset's description says so. Frames are stored as the
+        policy sees them, without loss.
+
+        Args:
+            dataset_id: ``"name-v0"``, with a namespace or without: ``"mine/hopper/medium-v0"``.
+            metadata: ``algorithm_name``, ``author``, ``author_email``, ``code_permalink``,
+                ``description``, ``requirements``, as Minari describes them.
+
+        Raises:
+            DatasetError: It exists already, or the id is none.
+        """
+        return to_minari(self, dataset_id, **metadata)
+
+
+def metadata_of(trajectories: Trajectories) -> dict[str, Any]:
+    """Return the fields that are not arrays."""
+    return {name: value for name, value in _fields_of(trajectories).items() if name not in ARRAYS}
+
+
+def _fields_of(trajectories: Trajectories) -> dict[str, Any]:
+    names = [field.name for field in dataclasses.fields(trajectories)]
+    return {name: getattr(trajectories, name) for name in names}
+
+
+def replace(trajectories: Trajectories, **changes: Any) -> Trajectories:
+    """Return a copy with fields that need no check, being made of checked ones."""
+    return _assemble({**_fields_of(trajectories), **changes})
+
+
+def _assemble(fields: Mapping[str, Any]) -> Trajectories:
+    """Make ``Trajectories`` of fields that were checked before, without looking at the steps."""
+    names = {field.name for field in dataclasses.fields(Trajectories)}
+    assert set(fields) == names, names ^ set(fields)
+    trajectories = object.__new__(Trajectories)
+    trajectories._set(fields)
+    return trajectories
+
+
+def load_store(folder: str | os.PathLike[str], *, verify: bool = False) -> Trajectories:
+    """See :meth:`Trajectories.open`."""
+    path = Path(folder).expanduser()
+    fields = read_store(path)
+    if not verify:
+        return _assemble(fields)
+    try:
+        return Trajectories(**fields)
+    except DatasetError as error:
+        raise within(error, f"the store {path} holds what was never written", path=path) from error
+
+
+def check_transform(reward_mode: str, top_fraction: float | None) -> None:
+    """Raise ConfigError unless :func:`transform` takes these options."""
+    if reward_mode not in REWARD_MODES:
+        raise ConfigError(
+            f"reward_mode={reward_mode!r}: choose 'dense' or 'delayed'",
+            setting="reward_mode",
+            value=reward_mode,
+            choices=REWARD_MODES,
+        )
+    if top_fraction is not None:
+        _check_fraction("top_fraction", top_fraction)
+
+
+def transform(
+    trajectories: Trajectories, reward_mode: str = "dense", top_fraction: float | None = None
+) -> Trajectories:
+    """Apply the options of ``load_trajectories`` to a dataset."""
+    if top_fraction is not None:
+        trajectories = trajectories.take_top(top_fraction)
+    return trajectories.with_delayed_rewards() if reward_mode == "delayed" else trajectories
+
+
+def _check_fraction(name: str, fraction: float) -> float:
+    return check_number(name, fraction, math.ulp(0.0), 1.0, "above 0 and up to 1")
+
+
+def _find_episodes(
+    index: slice | Sequence[int] | Shaped[ndarray, "n"], n_episodes: int
+) -> Int64[ndarray, "n"]:
+    """Return the numbers of the episodes that an index selects, in its order."""
+    if not isinstance(index, slice):
+        index = np.asarray(index)
+        if index.ndim != 1 or (len(index) and index.dtype.kind not in "biu"):
+            raise DatasetError(
+                f"episodes cannot be selected with {index!r}: give an integer, a slice, or a "
+                f"one-dimensional array of integers or booleans",
+                setting="index",
+                value=index,
+            )
+        index = index if len(index) else index.astype(np.int64)
+    episodes: Int64[ndarray, "n"] = np.arange(n_episodes)[index]
+    if not len(episodes):
+        problem = f"{index!r} selects none of the {n_episodes} episodes"
+        raise DatasetError(problem, setting="index", value=index)
+    return episodes
+
+
+def _copy_ranges(array: ndarray, starts: Int64[ndarray, "n"], ends: Int64[ndarray, "n"]) -> ndarray:
+    shape = (int((ends - starts).sum()), *array.shape[1:])
+    most = rows_per_chunk(array)
+    pieces = (
+        array[first : min(first + most, end)]
+        for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
+        for first in range(start, end, most)
+    )
+    return join_rows(pieces, array.dtype, shape, array)
+
+
+def _delay(rewards: ndarray, offsets: Int64[ndarray, "E+1"]) -> Iterator[ndarray]:
+    for group, ends in iterate_groups(rewards, offsets):
+        delayed = np.zeros_like(group)
+        delayed[ends[1:] - 1] = sum_episodes(group, ends)
+        yield delayed
+
+
+class TrajectoriesWriter:
+    """Writes a store episode by episode, in the memory of one episode.
+
+    A context manager::
+
+        with TrajectoriesWriter(folder, observation_space=..., action_space=...) as writer:
+            for episode in episodes:
+                writer.append(obs, actions, rewards, terminated=True, truncated=False)
+            data = writer.finish()
+
+    It is written under a temporary name and renamed by :meth:`finish`; without, or after an
+    exception, ``folder`` is as it was before.
+
+    Args:
+        folder: Where the store will be; folders on the way are made.
+        observation_space: Flat view of the environment's observation space; with ``frame_stack``,
+            of whole stacks.
+        action_space: The environment's action space.
+        env_id: What ``gymnasium.make`` takes, where it is known.
+        env_kwargs: Its other arguments, which JSON can hold.
+        source: Where the data came from, for people.
+        frame_stack: Frames in an observation; where more than 1, single frames are appended.
+        overwrite: Whether a store that is there already is replaced. Nothing else ever is.
+
+    Raises:
+        DatasetError: ``folder`` exists and may not be replaced, ``env_kwargs`` are no JSON, or
+            ``frame_stack`` is not a positive integer.
+        SpaceError: The spaces cannot be learnt, or do not hold such stacks.
+        OSError: The folder cannot be made.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        observation_space: spaces.Box,
+        action_space: spaces.Box | spaces.Discrete,
+        env_id: str | None = None,
+        env_kwargs: Mapping[str, Any] | None = None,
+        source: str = "",
+        frame_stack: int = 1,
+        overwrite: bool = False,
+    ) -> None:
+        check_flat(observation_space)
+        self._folder = Path(folder).expanduser().absolute()
+        self._overwrite = overwrite
+        check_place(self._folder, self._overwrite)
+        self._fields: dict[str, Any] = {
+            "observation_space": observation_space,
+            "action_space": check_action_space(action_space),
+            "env_id": env_id,
+            "env_kwargs": check_json(env_kwargs or {}),
+            "source": source,
+            "frame_stack": check_frame_stack(frame_stack, observation_space),
+        }
+        self._terminated: list[bool] = []
+        self._truncated: list[bool] = []
+        self._offsets = [0]
+        self._temporary: Path | None = None
+        self._streams: dict[str, NpyStream] = {}
+
+    def __enter__(self) -> Self:
+        if self._temporary is not None:
+            raise DatasetError(f"the writer of {self._folder} was entered before: make another")
+        parent = self._folder.parent
+        parent.mkdir(parents=True, exist_ok=True)
+        self._temporary = Path(
+            tempfile.mkdtemp(prefix=f".{self._folder.name}.", suffix=".partial", dir=parent)
+        )
+        for name, (dtype, shape) in row_types(self._fields).items():
+            self._streams[name] = NpyStream(self._temporary / f"{name}.npy", dtype, shape)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._abandon()
+
+    def _abandon(self) -> None:
+        for stream in self._streams.values():
+            stream.abandon()
+        self._streams = {}
+        if self._temporary is not None:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+
+    @property
+    def n_episodes(self) -> int:
+        """Episodes written so far."""
+        return len(self._terminated)
+
+    @property
+    def n_steps(self) -> int:
+        """Steps written so far."""
+        return self._offsets[-1]
+
+    def append(
+        self,
+        observations: Num[ndarray, "T *obs"],
+        actions: Num[ndarray, "T *action"],
+        rewards: Num[ndarray, "T"],
+        *,
+        terminated: bool,
+        truncated: bool,
+    ) -> None:
+        """Write one episode.
+
+        Args:
+            observations: Those that actions were chosen on, (T, *obs), or (T, *frame) to stack.
+            actions: (T, A) for a Box, (T,) for Discrete.
+            rewards: (T,), in the environment's units.
+            terminated: Whether the environment ended the episode.
+            truncated: Whether a limit ended it.
+
+        Raises:
+            DatasetError: The episode is not such as :class:`Trajectories` takes, names it; or the
+                writer is not open.
+            OSError: The disk is full.
+        """
+        self._check_open()
+        try:
+            episode = Trajectories.from_episodes(
+                [observations], [actions], [rewards], [terminated], [truncated], **self._fields
+            )
+        except DatasetError as error:
+            number = self.n_episodes
+            raise within(error, f"episode {number} to be written", episode=number) from error
+        self.append_all(episode)
+
+    def append_all(self, episodes: Trajectories) -> None:
+        """Write all episodes of a dataset, which were checked when it was made.
+
+        Raises:
+            DatasetError: They are in other spaces than the store's, or stacked otherwise; or the
+                writer is not open.
+            OSError: The disk is full.
+        """
+        self._check_open()
+        for name in ("observation_space", "action_space", "frame_stack"):
+            theirs, ours = getattr(episodes, name), self._fields[name]
+            if theirs != ours:
+                raise DatasetError(
+                    f"the episodes' {name} is {theirs}, and the store's {ours}: write them to a "
+                    f"store of their own",
+                    setting=name,
+                    value=theirs,
+                    choices=[ours],
+                )
+        try:
+            for name, stream in self._streams.items():
+                array = getattr(episodes, name)
+                step = max(1, _COPY_BYTES // max(1, array[:1].nbytes))
+                for start in range(0, len(array), step):
+                    stream.write(array[start : start + step])
+        except BaseException:
+            self._abandon()  # the arrays differ in length now: nothing can be finished
+            raise
+        self._terminated += episodes.terminated.tolist()
+        self._truncated += episodes.truncated.tolist()
+        self._offsets += (self.n_steps + episodes.episode_offsets[1:]).tolist()
+
+    def finish(self, *, source: str | None = None) -> Trajectories:
+        """Put the store at its place and open it.
+
+        Args:
+            source: Where the data came from, where that is known only now; None is what was given.
+
+        Raises:
+            DatasetError: No episode was written, the writer is not open, or the place is taken.
+            OSError: The disk is full.
+        """
+        self._check_open()
+        if not self.n_episodes:
+            raise DatasetError(f"no episode was written to {self._folder}: a store needs one")
+        if source is not None:
+            self._fields["source"] = source
+        check_place(self._folder, self._overwrite)
+        assert self._temporary is not None
+        per_episode = {
+            "terminated": np.array(self._terminated, np.bool_),
+            "truncated": np.array(self._truncated, np.bool_),
+            "episode_offsets": np.array(self._offsets, np.int64),
+        }
+        for name, array in per_episode.items():
+            self._streams[name] = NpyStream(self._temporary / f"{name}.npy", array.dtype, ())
+            self._streams[name].write(array)
+        for stream in self._streams.values():
+            stream.finish()
+        self._streams = {}
+        write_header(self._temporary, self._fields, self.n_episodes, self.n_steps)
+        move_into_place(self._temporary, self._folder)
+        return load_store(self._folder)
+
+    def _check_open(self) -> None:
+        if not self._streams:
+            raise DatasetError(
+                f"the writer of {self._folder} is not open: write within "
+                f"'with TrajectoriesWriter(...) as writer:' and before finish()"
+            )

@@ -26,21 +26,12 @@ __all__ = [
 
 _ATARI = "sb3_dmamba/Atari-v0"
 _TMAZE = "sb3_dmamba/TMaze-v0"
-_ENTRY_POINTS = {
-    _ATARI: "sb3_dmamba.envs.atari:AtariGame",
-    _TMAZE: "sb3_dmamba.envs.tmaze:TMaze",
-}
+_ENTRY_POINTS = {_ATARI: "sb3_dmamba.envs.atari:AtariGame", _TMAZE: "sb3_dmamba.envs.tmaze:TMaze"}
 _TMAZE_NAME = re.compile(r"tmaze-([1-9]\d{0,4})")
 
-ATARI_ID = f"sb3_dmamba:{_ATARI}"
-"""What ``gymnasium.make`` takes, with ``game="Breakout"`` and the rest of
-:class:`~sb3_dmamba.envs.atari.AtariGame`'s arguments; importing the package registers it."""
-
-TMAZE_ID = f"sb3_dmamba:{_TMAZE}"
-"""What ``gymnasium.make`` takes, with ``length=50``; importing the package registers it."""
-
-TMAZE_LENGTHS = (50,)
-"""Corridors of the tasks that are listed; every other length has a name too."""
+ATARI_ID = f"sb3_dmamba:{_ATARI}"  # for gymnasium.make, with AtariGame's arguments
+TMAZE_ID = f"sb3_dmamba:{_TMAZE}"  # for gymnasium.make, with TMaze's arguments
+TMAZE_LENGTHS = (50,)  # of the tasks that are listed; every other length has a name too
 
 MINIMAL_ACTIONS = {
     "Breakout": ("NOOP", "FIRE", "RIGHT", "LEFT"),
@@ -55,7 +46,7 @@ MINIMAL_ACTIONS = {
 }
 """The actions that the paper's games react to, in the order of the data's action numbers.
 
-Source: the emulator's ``getMinimalActionSet``; a test compares.
+Source: the emulator's ``getMinimalActionSet``.
 """
 
 _BY_COUNT = {
@@ -124,9 +115,6 @@ def register() -> None:
 
 
 def register_if_gymnasium_is_loaded() -> None:
-    """Register without importing Gymnasium, for the import of the package.
-
-    ``gymnasium.make("sb3_dmamba:...")`` imports the package and then expects to find the id.
-    """
+    """Register where ``gymnasium.make("sb3_dmamba:...")`` is what imports the package."""
     if "gymnasium.envs.registration" in sys.modules:
         register()

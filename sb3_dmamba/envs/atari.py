@@ -10,7 +10,7 @@ from gymnasium.error import DependencyNotInstalled
 from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
 from numpy.typing import NDArray
 
-from sb3_dmamba.checks import check_integer, did_you_mean, near_names
+from sb3_dmamba.checks import check_integer, check_number, did_you_mean, near_names
 from sb3_dmamba.errors import ConfigError, MissingDependencyError
 
 _PURPOSE = "play Atari games"
@@ -74,12 +74,7 @@ class AtariGame(gym.Env[Observation, int]):
         difficulty: int | None = None,
         render_mode: str | None = None,
     ) -> None:
-        if not 0.0 <= sticky_actions <= 1.0:
-            raise ConfigError(
-                f"sticky_actions={sticky_actions!r}: give a probability, from 0 to 1",
-                setting="sticky_actions",
-                value=sticky_actions,
-            )
+        sticky_actions = check_number("sticky_actions", sticky_actions, 0.0, 1.0, "from 0 to 1")
         frame_skip = check_integer("frame_skip", frame_skip, 1)
         frame_stack = check_integer("frame_stack", frame_stack, 1)
         screen_size = check_integer("screen_size", screen_size, 1)
@@ -89,7 +84,7 @@ class AtariGame(gym.Env[Observation, int]):
             game,
             obs_type="grayscale",
             frameskip=1,
-            repeat_action_probability=float(sticky_actions),
+            repeat_action_probability=sticky_actions,
             full_action_space=full_action_space,
             max_num_frames_per_episode=max_episode_frames,
             mode=mode,

@@ -10,98 +10,15 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from sb3_dmamba import envs
+from sb3_dmamba.envs import register
 from sb3_dmamba.errors import MissingDependencyError, UnknownTaskError
 
 if TYPE_CHECKING:
     import gymnasium
 
-
-_PURPOSE = "act in environments of dm_control or the old gym"
-
-
-def import_shimmy(needs: str | None = None) -> ModuleType:
-    """Import Shimmy, which registers dm_control's environments and the old gym's.
-
-    Args:
-        needs: Another package that is needed, such as ``"dm_control"``.
-
-    Raises:
-        MissingDependencyError: One of the two is not installed.
-    """
-    for package in ("shimmy", needs):
-        if package is not None and find_spec(package) is None:
-            raise MissingDependencyError(package, _PURPOSE, "shimmy")
-    return importlib.import_module("shimmy")
-
-
-def old_gym_arguments(env_id: str) -> tuple[str, dict[str, Any]]:
-    """Return what ``gymnasium.make`` takes for an environment of the old gym.
-
-    Args:
-        env_id: What ``gym.make`` takes.
-
-    Returns:
-        The id of Shimmy's converter, and its arguments.
-
-    Raises:
-        MissingDependencyError: Shimmy or gym is not installed.
-    """
-    import_shimmy("gym")
-    version = tuple(int(part) for part in importlib.import_module("gym").__version__.split(".")[:2])
-    if version < (0, 26):
-        return "GymV21Environment-v0", {"env_id": env_id}
-    # gym's own checker asks numpy 2 for a name that it no longer has
-    make_kwargs = {"disable_env_checker": True}
-    return "GymV26Environment-v0", {"env_id": env_id, "make_kwargs": make_kwargs}
-
-
-def as_gymnasium(environment: Any) -> Any:
-    """Convert an environment of dm_control or the old gym; return anything else as it is.
-
-    Args:
-        environment: Anything.
-
-    Raises:
-        MissingDependencyError: Shimmy is needed and not installed.
-    """
-    packages = {kind.__module__.partition(".")[0] for kind in type(environment).__mro__}
-    if "dm_control" in packages:
-        return import_shimmy().DmControlCompatibilityV0(environment)
-    if "gym" in packages and "gymnasium" not in packages:
-        reset = inspect.signature(environment.unwrapped.reset).parameters
-        name = "GymV26CompatibilityV0" if "seed" in reset else "GymV21CompatibilityV0"
-        return getattr(import_shimmy("gym"), name)(env=environment)
-    return environment
-
-
-def make_gymnasium(make_env: Callable[[], Any]) -> Any:
-    """Make an environment with a user's function, and convert it where that is needed."""
-    return as_gymnasium(make_env())
-
-
-OLD_GYM = "gym:"
 _ALE = "ALE/"
 _DM_CONTROL = "dm_control/"
-
-
-def is_known_elsewhere(name: str) -> bool:
-    """Whether a name is an environment that a package registers: no dataset is meant."""
-    is_dm_control = name.startswith(_DM_CONTROL) and name.count("/") == 1
-    return name.startswith((_ALE, OLD_GYM)) or is_dm_control
-
-
-def qualify_id(env_id: str, entry_point: Any) -> str:
-    """Return what ``gymnasium.make`` takes: it imports the package named before a colon.
-
-    Args:
-        env_id: As it is registered.
-        entry_point: ``"package.module:Class"``, of which the package is taken to register the id;
-            anything else is Gymnasium's own.
-    """
-    module = entry_point if isinstance(entry_point, str) else "gymnasium"
-    package = module.partition(":")[0].partition(".")[0]
-    return env_id if package == "gymnasium" or ":" in env_id else f"{package}:{env_id}"
+_OLD_GYM = "gym:"
 
 
 def make_environment(env_id: str, env_kwargs: Mapping[str, Any]) -> gymnasium.Env[Any, Any]:
@@ -128,49 +45,49 @@ def make_environment(env_id: str, env_kwargs: Mapping[str, Any]) -> gymnasium.En
     except gymnasium.error.DependencyNotInstalled as error:
         if "mujoco" in str(error) and "mujoco_py" not in str(error):
             raise MissingDependencyError("mujoco", f"make {env_id}", "mujoco") from error
-        raise UnknownTaskError(
-            f"{env_id!r} cannot be made here: {error}", setting="env_id", value=env_id
-        ) from error
+        reason: Exception = error
+        message = f"{env_id!r} cannot be made here: {error}"
     except gymnasium.error.Error as error:
-        raise UnknownTaskError(
-            f"Gymnasium cannot make {env_id!r}: {error} (a package that registers it "
-            'can be named in front: "package:Name-v0")',
-            setting="env_id",
-            value=env_id,
-        ) from error
+        reason = error
+        message = (
+            f"Gymnasium cannot make {env_id!r}: {error} (a package that registers it can be named "
+            'in front: "package:Name-v0")'
+        )
     except ModuleNotFoundError as error:
         package, colon, _ = name.partition(":")
         missing = getattr(error.__cause__ or error, "name", None)
         if not colon or missing is None or not f"{package}.".startswith(f"{missing}."):
             raise  # something that the environment's package needs
-        raise UnknownTaskError(
+        reason = error
+        message = (
             f"{env_id!r} is of the package {package!r}, which is not installed here: install it, "
-            f"or give the environment itself",
-            setting="env_id",
-            value=env_id,
-        ) from error
+            "or give the environment itself"
+        )
     except Exception as error:
         if type(error).__module__ != "gym.error":
             raise
-        raise UnknownTaskError(
-            f"gym cannot make {env_id!r}: {error}", setting="env_id", value=env_id
-        ) from error
+        reason, message = error, f"gym cannot make {env_id!r}: {error}"
+    raise UnknownTaskError(message, setting="env_id", value=env_id) from reason
 
 
 def _resolve(env_id: str, env_kwargs: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """Import what registers an environment, and return what ``gymnasium.make`` takes for it."""
+    register()
     kwargs = dict(env_kwargs)
-    if envs.is_atari(env_id) or env_id == envs.TMAZE_ID:
-        envs.register()
-    elif env_id.startswith(_ALE):
+    if env_id.startswith(_ALE):
         _register_arcade()
     elif env_id.startswith(_DM_CONTROL):
-        import_shimmy("dm_control")
-    elif env_id.startswith(OLD_GYM):
-        env_id, arguments = old_gym_arguments(env_id.removeprefix(OLD_GYM))
-        if "make_kwargs" in arguments or kwargs:
-            arguments["make_kwargs"] = {**arguments.get("make_kwargs", {}), **kwargs}
-        return env_id, arguments
+        _import_shimmy("dm_control")
+    elif env_id.startswith(_OLD_GYM):
+        _import_shimmy("gym")
+        version = importlib.import_module("gym").__version__.split(".")[:2]
+        is_21 = tuple(map(int, version)) < (0, 26)
+        # gym's own checker asks numpy 2 for a name that it no longer has
+        make_kwargs = {} if is_21 else {"disable_env_checker": True}
+        arguments: dict[str, Any] = {"env_id": env_id.removeprefix(_OLD_GYM)}
+        if make_kwargs or kwargs:
+            arguments["make_kwargs"] = {**make_kwargs, **kwargs}
+        return f"GymV{21 if is_21 else 26}Environment-v0", arguments
     return env_id, kwargs
 
 
@@ -182,3 +99,52 @@ def _register_arcade() -> None:
     except ImportError as error:
         raise MissingDependencyError("ale-py", "play Atari games", "atari") from error
     gymnasium.register_envs(ale_py)
+
+
+def _import_shimmy(needs: str | None = None) -> ModuleType:
+    """Import Shimmy, which registers dm_control's environments and the old gym's."""
+    for package in ("shimmy", needs):
+        if package is not None and find_spec(package) is None:
+            purpose = "act in environments of dm_control or the old gym"
+            raise MissingDependencyError(package, purpose, "shimmy")
+    return importlib.import_module("shimmy")
+
+
+def as_gymnasium(environment: Any) -> Any:
+    """Convert an environment of dm_control or the old gym; return anything else as it is.
+
+    Raises:
+        MissingDependencyError: Shimmy is needed and not installed.
+    """
+    packages = {kind.__module__.partition(".")[0] for kind in type(environment).__mro__}
+    if "dm_control" in packages:
+        return _import_shimmy().DmControlCompatibilityV0(environment)
+    if "gym" in packages and "gymnasium" not in packages:
+        reset = inspect.signature(environment.unwrapped.reset).parameters
+        name = "GymV26CompatibilityV0" if "seed" in reset else "GymV21CompatibilityV0"
+        return getattr(_import_shimmy("gym"), name)(env=environment)
+    return environment
+
+
+def make_gymnasium(make_env: Callable[[], Any]) -> Any:
+    """Make an environment with a user's function, and convert it where that is needed."""
+    return as_gymnasium(make_env())
+
+
+def is_known_elsewhere(name: str) -> bool:
+    """Whether a name is an environment that a package registers: no dataset is meant."""
+    is_dm_control = name.startswith(_DM_CONTROL) and name.count("/") == 1
+    return name.startswith((_ALE, _OLD_GYM)) or is_dm_control
+
+
+def qualify_id(env_id: str, entry_point: Any) -> str:
+    """Return what ``gymnasium.make`` takes: it imports the package named before a colon.
+
+    Args:
+        env_id: As it is registered.
+        entry_point: ``"package.module:Class"``, of which the package is taken to register the id;
+            anything else is Gymnasium's own.
+    """
+    module = entry_point if isinstance(entry_point, str) else "gymnasium"
+    package = module.partition(":")[0].partition(".")[0]
+    return env_id if package == "gymnasium" or ":" in env_id else f"{package}:{env_id}"

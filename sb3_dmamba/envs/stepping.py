@@ -1,190 +1,192 @@
-"""Batches of environments behind one interface; VecNormalize among the wrappers."""
+"""Step environments: one checked step, lost lives below other wrappers, autoreset modes.
+
+Imports neither torch nor Stable-Baselines3, so that worker processes of an evaluation start fast.
+"""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Protocol
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium import spaces
-from gymnasium.vector import VectorEnv
-from gymnasium.vector.utils import concatenate, create_empty_array
-from jaxtyping import Bool, Float64
-from numpy import ndarray
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
+from numpy.typing import NDArray
 
-from sb3_dmamba.errors import ConditioningError
+from sb3_dmamba.errors import ConfigError, StepError
 
 
-def find_normalizers(env: Any) -> list[VecNormalize]:
-    """Return every VecNormalize among an environment's wrappers, the outermost first."""
-    found = []
-    while isinstance(env, VecEnvWrapper):
-        if isinstance(env, VecNormalize):
-            found.append(env)
-        env = env.venv
-    return found
-
-
-def check_returns_unscaled(env: Any) -> None:
-    """Check that no VecNormalize scales the return-to-go with the observations.
+def make_envs(name: str, make_env: Callable[[], Any], n_envs: int) -> list[gym.Env[Any, Any]]:
+    """Make environments with a user's function; close them again where one cannot be made.
 
     Args:
-        env: A ``VecEnv`` whose observations carry a return-to-go.
+        name: What the user knows the function as.
+        make_env: Makes one environment.
+        n_envs: How many to make.
 
     Raises:
-        ConditioningError: One does; says how to leave it out.
+        ConfigError: The function returned no environment, or one twice.
     """
-    for each in find_normalizers(env):
-        if each.norm_obs and "return_to_go" in (each.norm_obs_keys or ()):
-            raise ConditioningError(
-                "a VecNormalize outside of ReturnToGo scales the return-to-go as if it were an "
-                'observation: write VecNormalize(env, norm_obs_keys=["observation"]), or wrap the '
-                "other way round, ReturnToGo(VecNormalize(env), target_return)"
-            )
-
-
-@contextlib.contextmanager
-def statistics_kept(env: Any) -> Iterator[None]:
-    """Let every VecNormalize normalise by what it knows, and learn nothing."""
-    before = [(each, each.training) for each in find_normalizers(env)]
-    for each, _ in before:
-        each.training = False
+    envs: list[gym.Env[Any, Any]] = []
     try:
-        yield
-    finally:
-        for each, training in before:
-            each.training = training
+        for _ in range(n_envs):
+            env = make_env()
+            if not isinstance(env, gym.Env) or any(env is each for each in envs):
+                raise ConfigError(
+                    f"{name}() returned {env!r}: it must make a gymnasium.Env, a new one at each "
+                    "call, as lambda: gymnasium.make(...) does",
+                    setting=name,
+                    value=env,
+                )
+            envs.append(env)
+    except BaseException:
+        close_envs(envs)
+        raise
+    return envs
 
 
-@dataclass(frozen=True)
-class Stepped:
-    """What a step of n environments returned.
+def close_envs(envs: Sequence[gym.Env[Any, Any]]) -> None:
+    """Close every environment."""
+    for env in envs:
+        env.close()  # type: ignore[no-untyped-call]
+
+
+def step_environment(env: gym.Env[Any, Any], action: Any) -> tuple[Any, Any, Any, Any, Any]:
+    """Step an environment and check what it returned.
 
     Args:
-        observations: What the policy sees next, batched as the space has it; after an end, of the
-            new episode (or, where ``resets`` says so, of the old one).
-        rewards: In the environment's units, (n,).
-        terminated: Whether the environment ended the episode, (n,).
-        truncated: Whether a limit did, (n,).
-        resets: Where the next step will only reset, (n,).
+        env: The environment.
+        action: An action of its action space.
+
+    Returns:
+        Observation, reward, terminated, truncated and info, as the environment returned them.
+
+    Raises:
+        StepError: They are not five, the reward is not one finite number, a flag is neither true
+            nor false, or info is not a dict.
+    """
+    result: Any = env.step(action)
+    if not isinstance(result, (tuple, list)) or len(result) != 5:
+        got = f"{len(result)} values" if isinstance(result, (tuple, list)) else repr(result)
+        raise StepError(
+            f"the environment's step returned {got}: expected (observation, reward, terminated, "
+            "truncated, info)",
+            setting="step",
+            value=result,
+        )
+    observation, reward, terminated, truncated, info = result
+    if not (isinstance(reward, float) and math.isfinite(reward)):  # else nothing to look at
+        check_rewards(reward)
+    for name, flag in (("terminated", terminated), ("truncated", truncated)):
+        if not _is_flag(flag):
+            raise StepError(
+                f"the environment returned {name}={flag!r}: expected True or False",
+                setting=name,
+                value=flag,
+                choices=(True, False),
+            )
+    if not isinstance(info, dict):
+        raise StepError(
+            f"the environment returned info={info!r}: expected a dict", setting="info", value=info
+        )
+    return observation, reward, terminated, truncated, info
+
+
+def check_rewards(
+    rewards: Any, n: int = 1, counted: NDArray[np.bool_] | None = None
+) -> NDArray[np.float64]:
+    """Return the rewards of one step as (n,) float64.
+
+    Args:
+        rewards: One for each environment.
+        n: Number of environments.
+        counted: Which of them count, (n,); None is all.
+
+    Raises:
+        StepError: They are not ``n`` numbers, or one that counts is not finite.
+    """
+    try:
+        values: NDArray[np.float64] = np.asarray(rewards, dtype=np.float64).reshape(n)
+    except (TypeError, ValueError):
+        raise StepError(
+            f"the environment returned reward={rewards!r}: expected {n} finite number(s)",
+            setting="reward",
+            value=rewards,
+        ) from None
+    wrong = ~np.isfinite(values)
+    if counted is not None:
+        wrong &= counted
+    if wrong.any():
+        index = int(np.flatnonzero(wrong)[0])
+        raise StepError(
+            f"the environment returned reward={float(values[index])!r}: expected a finite number",
+            setting="reward",
+            value=float(values[index]),
+            index=index if n > 1 else None,
+        )
+    return values
+
+
+def _is_flag(value: Any) -> bool:
+    try:
+        return value in (False, True)  # as are 0 and 1, and NumPy's
+    except (TypeError, ValueError):  # an array of several
+        return False
+
+
+def wrappers_of(env: Any) -> list[Any]:
+    """Return the wrappers of an environment, the outermost first, and the environment itself."""
+    chain = [env]
+    while isinstance(chain[-1], gym.Wrapper):
+        chain.append(chain[-1].env)
+    return chain
+
+
+def keeps_lives(env: Any) -> bool:
+    """Whether this wrapper or game ends episodes with lives, and says when a game is over.
+
+    Stable-Baselines3's ``EpisodicLifeEnv`` and our Atari games do, by ``was_real_done``.
+    """
+    return "was_real_done" in getattr(env, "__dict__", ())
+
+
+class Lives:
+    """The lives of an environment's games, wherever below its wrappers they are counted.
+
+    True where an episode may end with a life.
     """
 
-    observations: Any
-    rewards: Float64[ndarray, "n"]
-    terminated: Bool[ndarray, "n"]
-    truncated: Bool[ndarray, "n"]
-    resets: Bool[ndarray, "n"]
+    def __init__(self, env: Any) -> None:
+        self._keeper = next(filter(keeps_lives, wrappers_of(env)), None)
+
+    def __bool__(self) -> bool:
+        return self._keeper is not None
+
+    def begin_new_game(self) -> None:
+        """Make the next reset start a game, even in the middle of one."""
+        if self._keeper is not None:
+            self._keeper.was_real_done = True
+
+    def game_goes_on(self) -> bool:
+        """Whether the last episode ended with a life and not with the game."""
+        return self._keeper is not None and not self._keeper.was_real_done
 
 
-class Envs(Protocol):
-    """What the collector needs of n environments; spaces are those of one."""
+def has_lost_life(info: Mapping[str, Any]) -> bool | None:
+    """Whether the end of an episode cost a life and not the game; None where nothing says.
 
-    n: int
-    observation_space: spaces.Space[Any]
-    action_space: spaces.Space[Any]
-
-    def reset(self, seed: int | None) -> Any:
-        """Start an episode in every environment; the seeds are ``seed``, ``seed + 1``, ..."""
-
-    def step(self, actions: ndarray) -> Stepped:
-        """Step every environment."""
-
-
-class GymEnvs:
-    """Environments that are stepped one after the other; each ends and resets in one step."""
-
-    def __init__(self, envs: list[gym.Env[Any, Any]]) -> None:
-        self.n = len(envs)
-        self.observation_space = envs[0].observation_space
-        self.action_space = envs[0].action_space
-        self._envs = envs
-
-    def reset(self, seed: int | None) -> Any:
-        """Start an episode in each."""
-        seeds = [None if seed is None else seed + index for index in range(self.n)]
-        return self._join(
-            [env.reset(seed=each)[0] for env, each in zip(self._envs, seeds, strict=True)]
-        )
-
-    def step(self, actions: ndarray) -> Stepped:
-        """Step each; one that ends is reset."""
-        shown, rewards = [], np.zeros(self.n)
-        ends = np.zeros((2, self.n), dtype=bool)
-        for index, env in enumerate(self._envs):
-            observation, reward, *flags, _ = env.step(actions[index])
-            rewards[index], ends[:, index] = float(reward), flags
-            shown.append(env.reset()[0] if any(flags) else observation)
-        return Stepped(self._join(shown), rewards, ends[0], ends[1], np.zeros(self.n, dtype=bool))
-
-    def _join(self, observations: list[Any]) -> Any:
-        empty = create_empty_array(self.observation_space, self.n)
-        return concatenate(self.observation_space, observations, empty)
+    Args:
+        info: What the last step returned, below ``EpisodicLifeEnv`` or from our Atari games.
+            Other wrappers' resets may have stepped since, so that its ``was_real_done`` is stale.
+    """
+    if "is_lost_life" in info:
+        return bool(info["is_lost_life"])
+    if "lives" in info:
+        return bool(info["lives"] > 0) and not info.get("TimeLimit.truncated", False)
+    return None
 
 
-class GymVectorEnvs:
-    """A Gymnasium vector environment, whichever way it resets."""
-
-    def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
-        self.n = env.num_envs
-        self.observation_space = env.single_observation_space
-        self.action_space = env.single_action_space
-        self._env = env
-        # gymnasium 1.0 has no AutoresetMode and always resets on the next step
-        mode = env.metadata.get("autoreset_mode")
-        self._mode = "NextStep" if mode is None else str(getattr(mode, "value", mode))
-
-    def reset(self, seed: int | None) -> Any:
-        """Start an episode in each."""
-        return self._env.reset(seed=seed)[0]
-
-    def step(self, actions: ndarray) -> Stepped:
-        """Step each; one that ends is reset now, or by the next step."""
-        observations, rewards, terminated, truncated, _ = self._env.step(actions)
-        ended = np.logical_or(terminated, truncated)
-        if self._mode == "Disabled" and ended.any():
-            observations, _ = self._env.reset(options={"reset_mask": ended.copy()})
-        resets = ended if self._mode == "NextStep" else np.zeros_like(ended)
-        return Stepped(
-            observations,
-            np.asarray(rewards, np.float64),
-            terminated.copy(),
-            truncated.copy(),
-            resets,
-        )
-
-
-class SB3Envs:
-    """A Stable-Baselines3 vector environment."""
-
-    def __init__(self, env: VecEnv) -> None:
-        self.n = env.num_envs
-        self.observation_space = env.observation_space
-        self.action_space = env.action_space
-        self._env = env
-        paying = [each for each in find_normalizers(env) if each.norm_reward]
-        self._normalize = paying[-1] if paying else None  # the innermost is paid the original
-
-    def reset(self, seed: int | None) -> Any:
-        """Start an episode in each."""
-        if seed is not None:
-            self._env.seed(seed)
-        return self._env.reset()
-
-    def step(self, actions: ndarray) -> Stepped:
-        """Step each; one that ends was reset."""
-        observations, rewards, done, infos = self._env.step(actions)
-        if self._normalize is not None:
-            rewards = self._normalize.get_original_reward()
-        done = np.asarray(done, dtype=bool)
-        limit = np.array([bool(info.get("TimeLimit.truncated", False)) for info in infos])
-        return Stepped(
-            observations,
-            np.asarray(rewards, np.float64),
-            done & ~limit,
-            done & limit,
-            resets=np.zeros(self.n, dtype=bool),
-        )
+def autoreset_mode(env: gym.vector.VectorEnv[Any, Any, Any]) -> str:
+    """Return how a vector environment resets: "NextStep", "SameStep" or "Disabled"."""
+    mode = env.metadata.get("autoreset_mode")  # Gymnasium 1.0 has none: always the next step
+    return "NextStep" if mode is None else str(getattr(mode, "value", mode))

@@ -92,12 +92,12 @@ class TMaze(gym.Env[ndarray, np.int64]):
         """Draw the maze as text, the agent as ``A`` and, at the first step, the cue."""
         if self.render_mode is None:
             return None
-        cells = ["."] * (self.length + 1)
-        cells[self._position] = "A"
+        corridor = ["."] * (self.length + 1)
+        corridor[self._position] = "A"
         arms = {UP: "^", DOWN: "v"}
         cue = arms[self._goal] if self._n_steps == 0 else " "
         indent = " " * (self.length + 2)
-        return f"{indent}{arms[UP]}\n{cue} {''.join(cells)}\n{indent}{arms[DOWN]}\n"
+        return f"{indent}{arms[UP]}\n{cue} {''.join(corridor)}\n{indent}{arms[DOWN]}\n"
 
     def _observe(self) -> Float32[ndarray, "4"]:
         is_first, at_junction = self._n_steps == 0, self._position == self.length

@@ -1,4 +1,4 @@
-"""Stateful actors, for callers who pass the rewards themselves."""
+"""What acting needs of a policy, and the actor for callers who pass the rewards themselves."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from sb3_dmamba.envs.return_to_go import ReturnTracker, conditioning_rewards
-from sb3_dmamba.errors import ConditioningError, SpaceError
+from sb3_dmamba.envs.return_to_go import ReturnTracker, subtract_rewards
+from sb3_dmamba.errors import SpaceError
 from sb3_dmamba.spaces import channels_first
+from sb3_dmamba.tasks import ReferenceScores
 
 
 class ActingState(Protocol):
@@ -51,32 +52,14 @@ class ActingPolicy(Protocol):
         """Choose actions for observations (n, *obs) and unscaled returns-to-go (n,)."""
 
 
-class ReferenceScore(Protocol):
-    """The returns that the normalised scores 0 and 100 stand for, and where they are from."""
-
-    @property
-    def minimum(self) -> float:
-        """The return of a random policy."""
-
-    @property
-    def maximum(self) -> float:
-        """The return of an expert."""
-
-    @property
-    def source(self) -> str:
-        """Who measured them."""
-
-
-_FLATTEN = (
-    "what is not a Box is flattened as in training, by "
-    "gymnasium.spaces.flatten(env.observation_space, observation)"
-)
+ReferenceScore = ReferenceScores
+"""The returns that the normalised scores 0 and 100 stand for."""
 
 
 class StatefulActor:
     """A policy that keeps count of the return-to-go from the rewards it is told.
 
-    Speaks the protocol of d3rlpy's stateful wrapper, so d3rlpy's
+    Has the methods of d3rlpy's stateful wrapper, so d3rlpy's
     ``evaluate_transformer_with_environment`` and callbacks drive it unchanged::
 
         actor.reset()
@@ -114,7 +97,6 @@ class StatefulActor:
         self._policy = policy
         self._memory = policy.memory if memory is None else memory
         self._deterministic = deterministic
-        self._shape = policy.observation_space.shape or ()
         self.reset()
 
     def reset(self) -> None:
@@ -135,35 +117,40 @@ class StatefulActor:
 
         Raises:
             SpaceError: ``x`` has another shape than the policy's observations.
-            ConditioningError: ``reward`` is not finite.
+            ConditioningError: ``reward`` is not finite. The episode can go on after either.
         """
-        if isinstance(x, (tuple, dict)):
-            raise SpaceError(
-                f"the observation is a {type(x).__name__} and the policy takes one array of shape "
-                f"{self._shape}: {_FLATTEN}"
-            )
-        observation = channels_first(np.asarray(x), self._policy.observation_space)
-        if observation.shape != self._shape:
-            raise SpaceError(
-                f"the observation has shape {observation.shape} and the policy takes "
-                f"{self._shape}: give one observation; {_FLATTEN}"
-            )
-        if observation.dtype == np.float64:
-            observation = observation.astype(np.float32)
+        observation = self._check_observation(x)
         remaining = self._remaining
         if not self._is_first:
-            remaining -= float(
-                conditioning_rewards(float(reward), self._clip_rewards, self._delayed_rewards)
+            remaining = float(
+                subtract_rewards(remaining, reward, self._clip_rewards, self._delayed_rewards)
             )
-            if not np.isfinite(remaining):
-                raise ConditioningError(f"reward={reward!r}: give a finite number")
         returns_to_go = np.array([remaining], dtype=np.float32)
         actions, self._state = self._policy.act(
             observation[None], returns_to_go, self._state, self._deterministic
         )
-        self._remaining, self._is_first = remaining, False  # an observation may be refused before
+        self._remaining, self._is_first = remaining, False  # only now: act may refuse its input
         action = actions[0]
         return int(action) if actions.ndim == 1 else action
+
+    def _check_observation(self, x: Any) -> NDArray[Any]:
+        space = self._policy.observation_space
+        shape = space.shape or ()
+        found = type(x).__name__
+        if not isinstance(x, (tuple, dict)):
+            observation = channels_first(np.asarray(x), space)
+            if observation.shape == shape:
+                is_double = observation.dtype == np.float64
+                return observation.astype(np.float32) if is_double else observation
+            found = f"array of shape {observation.shape}"
+        raise SpaceError(
+            f"the observation is a {found}, and the policy takes one array of shape {shape}: what "
+            "is not a Box is flattened as in training, by "
+            "gymnasium.spaces.flatten(env.observation_space, observation)",
+            setting="observation",
+            value=found,
+            choices=[shape],
+        )
 
     @property
     def target_return(self) -> float:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -17,125 +15,20 @@ from gymnasium.utils import RecordConstructorArgs
 from numpy.typing import NDArray
 
 from sb3_dmamba.checks import check_integer, check_optional_integer
-from sb3_dmamba.envs.return_to_go import conditioning_rewards
-from sb3_dmamba.errors import ConfigError, EvaluationError, SpaceError
-from sb3_dmamba.evaluation.actors import ActingPolicy, ReferenceScore
+from sb3_dmamba.envs.return_to_go import subtract_rewards
+from sb3_dmamba.envs.stepping import Lives
+from sb3_dmamba.errors import ConfigError, StepError
+from sb3_dmamba.evaluation.actors import ActingPolicy
 from sb3_dmamba.evaluation.report import EvaluationReport, ReportDetails, TargetResult
 from sb3_dmamba.evaluation.workers import Envs, LocalEnvs, WorkerEnvs
 from sb3_dmamba.spaces import (
     channels_first,
-    check_actions_fit,
+    check_environment_fits,
     flat_space,
     flatten_observation,
-    has_channels_last,
     observation_dtype,
 )
-
-
-class SeedEpisodes(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
-    """Start episode k of an environment from the seed ``seed + k``.
-
-    ``model.evaluate`` seeds every episode so. Stable-Baselines3's ``evaluate_policy`` and d3rlpy's
-    evaluators seed none: inside of this wrapper they play the same episodes, and with as many
-    environments return the same numbers::
-
-        env = ReturnToGo(SeedEpisodes(Monitor(gym.make("Hopper-v5")), seed=100), target)
-        evaluate_policy(model, env, n_eval_episodes=10)
-        model.evaluate(target, n_episodes=10, seed=100, n_envs=1)
-
-    A seed given to ``reset`` begins the count anew from it. A reset before the first step, and one
-    that goes on with a game after a lost life, begin no other episode.
-
-    Args:
-        env: The environment.
-        seed: Seed of the first episode.
-
-    Raises:
-        ConfigError: ``seed`` is not a non-negative integer.
-    """
-
-    def __init__(self, env: gym.Env[Any, Any], seed: int = 0) -> None:
-        self._next_seed = check_integer("seed", seed, 0)
-        RecordConstructorArgs.__init__(self, seed=self._next_seed)
-        gym.Wrapper.__init__(self, env)
-        self._is_fresh = True
-        self._may_lose_lives = env.has_wrapper_attr("was_real_done")
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Any, dict[str, Any]]:
-        """Start the next episode from its seed."""
-        if seed is not None:
-            self._next_seed = seed
-        elif self._may_lose_lives and not self.env.get_wrapper_attr("was_real_done"):
-            return self.env.reset(options=options)
-        self._is_fresh = True
-        return self.env.reset(seed=self._next_seed, options=options)
-
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Step; the first step of an episode makes the next reset another one's."""
-        if self._is_fresh:
-            self._is_fresh = False
-            self._next_seed += 1
-        return self.env.step(action)
-
-
-def split_seeds(seed: int, n_episodes: int, n_envs: int) -> list[int]:
-    """Return the first seed of each environment when ``evaluate_policy`` shares out the episodes.
-
-    Stable-Baselines3 gives environment i of a ``VecEnv`` ``(n_episodes + i) // n_envs`` episodes.
-    With these seeds they are the episodes of ``model.evaluate(target, n_episodes, seed=seed)``,
-    each once, listed in the order in which they end::
-
-        seeds = split_seeds(100, n_episodes=10, n_envs=4)
-        envs = [partial(make_env, seed) for seed in seeds]  # makes a SeedEpisodes(env, seed)
-        evaluate_policy(model, ReturnToGo(DummyVecEnv(envs), target), n_eval_episodes=10)
-
-    Args:
-        seed: Seed of the first episode.
-        n_episodes: Episodes in all.
-        n_envs: Environments.
-
-    Raises:
-        ConfigError: An argument is not an integer, or too small.
-    """
-    seed = check_integer("seed", seed, 0)
-    n_episodes = check_integer("n_episodes", n_episodes, 1)
-    n_envs = check_integer("n_envs", n_envs, 1)
-    counts = (n_episodes + np.arange(n_envs)) // n_envs
-    return [int(first) for first in seed + np.cumsum(counts) - counts]
-
-
-def check_envs(description: dict[str, Any], policy: ActingPolicy, n_envs: int) -> None:
-    """Check that what ``make_env`` made are as many environments, with the policy's spaces.
-
-    Args:
-        description: What :meth:`~sb3_dmamba.evaluation.env_slice.EnvSlice.describe` returned.
-        policy: The policy that is to act in them.
-        n_envs: How many there should be.
-
-    Raises:
-        ConfigError: They are not environments, or one several times.
-        SpaceError: The spaces are not the policy's.
-    """
-    if description["not_an_env"] is not None:
-        raise ConfigError(
-            f"make_env() returned {description['not_an_env']}: it must make a gymnasium.Env"
-        )
-    if description["n_distinct"] != n_envs:
-        raise ConfigError(
-            "make_env() returned one environment twice: it must make a new one at each call, "
-            "as lambda: gymnasium.make(...) does"
-        )
-    shown = flat_space(description["observation_space"])
-    expected = policy.observation_space
-    if shown.shape != expected.shape and not has_channels_last(shown.shape, expected):
-        raise SpaceError(
-            f"the environment's observations have the flat shape {shown.shape} and the policy "
-            f"takes {expected.shape}: evaluate in the environment it learned from"
-        )
-    check_actions_fit(description["action_space"], policy.action_space, "the environment")
-
+from sb3_dmamba.tasks import ReferenceScores
 
 DEFAULT_MAX_ENVS = 128
 """Environments alive at once at most, unless ``n_envs`` says otherwise."""
@@ -157,12 +50,12 @@ def evaluate_targets(
     deterministic: bool = True,
     clip_rewards: bool = False,
     delayed_rewards: bool = False,
-    reference: ReferenceScore | None = None,
+    reference: ReferenceScores | None = None,
     max_episode_steps: int | None = None,
     details: ReportDetails | None = None,
     on_progress: OnProgress | None = None,
 ) -> EvaluationReport:
-    """Ask a policy for several returns and see what it achieves.
+    """Ask a policy for several returns and measure those that it achieves.
 
     The episodes of all targets are stepped together, as one batch of the policy. Episode k of
     every target starts from the environment seed ``seed + k``, so targets are compared on the
@@ -205,43 +98,45 @@ def evaluate_targets(
     Raises:
         ConfigError: An argument is out of its range, or ``make_env`` makes no new environments.
         SpaceError: The environment's spaces are not those of the policy.
-        EvaluationError: A reward is not finite, or a worker process died.
+        EvaluationError: A worker process died, or (its subclass StepError) what an environment
+            returned is no step, such as a reward that is not finite.
     """
     n_episodes = check_integer("n_episodes", n_episodes, 1)
     n_envs = check_optional_integer("n_envs", n_envs, 1)
     n_workers = check_optional_integer("n_workers", n_workers, 0) or 0
     seed = check_integer("seed", seed, 0)
     max_episode_steps = check_optional_integer("max_episode_steps", max_episode_steps, 1)
-    jobs = _Jobs.plan(target_returns, n_episodes, seed)
+    targets = _check_targets(target_returns)
     if not callable(make_env):
-        raise ConfigError(f"make_env={make_env!r}: give a function that makes an environment")
-    n_envs = min(n_envs or DEFAULT_MAX_ENVS, len(jobs))
+        raise ConfigError(
+            f"make_env={make_env!r}: give a function that makes an environment",
+            setting="make_env",
+            value=make_env,
+        )
+    n_envs = min(n_envs or DEFAULT_MAX_ENVS, len(targets) * n_episodes)
     started = time.perf_counter()
     envs: Envs
     envs = WorkerEnvs(make_env, n_envs, n_workers) if n_workers else LocalEnvs(make_env, n_envs)
     try:
-        check_envs(envs.description, policy, n_envs)
-        counted = partial(
-            conditioning_rewards, clip_rewards=clip_rewards, delayed_rewards=delayed_rewards
-        )
-        episodes = _Episodes(envs, jobs, max_episode_steps, counted, policy.observation_space)
+        _check_spaces(envs.description, policy)
+        episodes = _Episodes(envs, policy, targets, n_episodes, seed, max_episode_steps)
         memory = policy.memory if memory is None else memory
         with _random_numbers_from(seed, policy):
-            episodes.run(policy, memory, n_envs, deterministic, on_progress)
+            for n_finished in episodes.run(
+                n_envs, memory, deterministic, clip_rewards, delayed_rewards
+            ):
+                if on_progress is not None:
+                    on_progress(n_finished, len(targets) * n_episodes)
     finally:
         envs.close()
-    by_target = (-1, n_episodes)
-    results = tuple(
-        TargetResult(float(target), returns, lengths, reference)
-        for target, returns, lengths in zip(
-            jobs.targets[::n_episodes],
-            episodes.returns.reshape(by_target),
-            episodes.lengths.reshape(by_target),
-            strict=True,
-        )
+    shape = (len(targets), n_episodes)
+    returns, lengths = episodes.returns.reshape(shape), episodes.lengths.reshape(shape)
+    results = (
+        TargetResult(float(target), returns[row], lengths[row], reference)
+        for row, target in enumerate(targets)
     )
     return EvaluationReport.from_results(
-        results,
+        tuple(results),
         details or ReportDetails(),
         env_id=envs.description["env_id"],
         memory=str(memory),
@@ -254,124 +149,24 @@ def evaluate_targets(
     )
 
 
-@dataclass(frozen=True)
-class _Jobs:
-    """The episodes to run, target by target."""
-
-    targets: NDArray[np.float64]  # (J,)
-    seeds: NDArray[np.int64]  # (J,)
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    @classmethod
-    def plan(cls, target_returns: Any, n_episodes: int, seed: int) -> _Jobs:
-        try:
-            targets = np.atleast_1d(np.asarray(target_returns, dtype=np.float64))
-        except (TypeError, ValueError):
-            targets = np.empty(0)
-        if targets.ndim != 1 or not len(targets) or not np.isfinite(targets).all():
-            raise ConfigError(
-                f"target_returns={target_returns!r}: give one finite number, or a list of them"
-            )
-        return cls(
-            np.repeat(targets, n_episodes), np.tile(seed + np.arange(n_episodes), len(targets))
+def _check_targets(target_returns: Any) -> NDArray[np.float64]:
+    try:
+        targets = np.atleast_1d(np.asarray(target_returns, dtype=np.float64))
+    except (TypeError, ValueError):
+        targets = np.empty(0)
+    if targets.ndim != 1 or not len(targets) or not np.isfinite(targets).all():
+        raise ConfigError(
+            f"target_returns={target_returns!r}: give one finite number, or a list of them",
+            setting="target_returns",
+            value=target_returns,
         )
+    return targets
 
 
-class _Episodes:
-    """The episodes under way (a row each), and what became of those that are over."""
-
-    def __init__(
-        self,
-        envs: Envs,
-        jobs: _Jobs,
-        max_episode_steps: int | None,
-        count_rewards: Callable[[Any], Any],
-        policy_space: gym.Space[Any],
-    ) -> None:
-        self.envs = envs
-        self.jobs = jobs
-        self._count_rewards = count_rewards
-        self._policy_space = policy_space
-        self.returns = np.zeros(len(jobs), dtype=np.float64)
-        self.lengths = np.zeros(len(jobs), dtype=np.int64)
-        self._step_limit = max_episode_steps
-        self._observation_space = envs.description["observation_space"]
-        self._observation_dtype = observation_dtype(flat_space(self._observation_space))
-        self._action_space = envs.description["action_space"]
-
-    def run(
-        self,
-        policy: ActingPolicy,
-        memory: Any,
-        n_envs: int,
-        deterministic: bool,
-        on_progress: OnProgress | None,
-    ) -> None:
-        """Run every job, ``n_envs`` at a time."""
-        jobs = self.jobs
-        env = np.arange(n_envs)  # of each row
-        job = np.arange(n_envs)  # of each row
-        n_begun = n_envs
-        state = policy.initial_state(n_envs, memory=memory)
-        observations = self._as_batch(self.envs.reset(env.tolist(), jobs.seeds[job].tolist()))
-        remaining = jobs.targets[job]
-        while len(job):
-            actions, state = policy.act(
-                observations, remaining.astype(np.float32), state, deterministic
-            )
-            shown, rewards, ended = self._step(env, job, actions)
-            observations = self._as_batch(shown)
-            remaining = remaining - self._count_rewards(rewards)
-            if not ended.any():
-                continue
-            over = np.flatnonzero(ended)
-            refilled, dropped = np.split(over, [min(len(over), len(jobs) - n_begun)])
-            if len(refilled):
-                job[refilled] = np.arange(n_begun, n_begun + len(refilled))
-                n_begun += len(refilled)
-                fresh = self.envs.reset(env[refilled].tolist(), jobs.seeds[job[refilled]].tolist())
-                observations[refilled] = self._as_batch(fresh)
-                remaining[refilled] = jobs.targets[job[refilled]]
-                state = state.reset(np.isin(np.arange(len(job)), refilled))
-            if len(dropped):
-                kept = np.delete(np.arange(len(job)), dropped)
-                state = state.take(kept)
-                env, job, remaining = env[kept], job[kept], remaining[kept]
-                observations = observations[kept]
-            if on_progress is not None:
-                on_progress(n_begun - len(job), len(jobs))
-
-    def _step(
-        self, env: NDArray[np.int64], job: NDArray[np.int64], actions: NDArray[Any]
-    ) -> tuple[list[Any], NDArray[np.float64], NDArray[np.bool_]]:
-        """Step the environments, and enter scores and lengths; the rewards are conditioned on."""
-        if isinstance(self._action_space, spaces.Box):
-            # a copy: an environment may keep or change its action
-            actions = np.array(actions, dtype=self._action_space.dtype)
-            actions = actions.reshape(-1, *self._action_space.shape)
-        shown, rewards, scores, ended = self.envs.step(env.tolist(), actions)
-        if not np.isfinite(rewards).all():
-            row = int(np.flatnonzero(~np.isfinite(rewards))[0])
-            raise EvaluationError(
-                f"the environment returned the reward {rewards[row]} at step "
-                f"{self.lengths[job[row]]} of the episode with seed {self.jobs.seeds[job[row]]} "
-                f"and target {self.jobs.targets[job[row]]:g}: the return would be meaningless"
-            )
-        self.returns[job] += scores
-        self.lengths[job] += 1
-        if self._step_limit is not None:
-            ended = ended | (self.lengths[job] >= self._step_limit)
-        return shown, rewards, ended
-
-    def _as_batch(self, observations: list[Any]) -> NDArray[Any]:
-        """Stack observations as (n, *flat shape), float32 or uint8."""
-        space = self._observation_space
-        if not isinstance(space, spaces.Box):
-            observations = [flatten_observation(space, each) for each in observations]
-        batch = np.stack(observations).astype(self._observation_dtype, copy=False)
-        return channels_first(batch, self._policy_space)
+def _check_spaces(description: dict[str, Any], policy: ActingPolicy) -> None:
+    shown = flat_space(description["observation_space"]), description["action_space"]
+    expected = policy.observation_space, policy.action_space
+    check_environment_fits(*shown, *expected, "the environment")
 
 
 @contextlib.contextmanager
@@ -382,3 +177,170 @@ def _random_numbers_from(seed: int, policy: ActingPolicy) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield
+
+
+class _Episodes:
+    """The episodes of all targets, numbered target by target: those under way, and the results."""
+
+    def __init__(
+        self,
+        envs: Envs,
+        policy: ActingPolicy,
+        targets: NDArray[np.float64],
+        n_episodes: int,
+        seed: int,
+        max_episode_steps: int | None,
+    ) -> None:
+        self._envs = envs
+        self._policy = policy
+        self._targets = np.repeat(targets, n_episodes)  # (J,)
+        self._seeds = np.tile(seed + np.arange(n_episodes), len(targets))  # (J,)
+        self.returns = np.zeros(len(self._targets), dtype=np.float64)  # (J,)
+        self.lengths = np.zeros(len(self._targets), dtype=np.int64)  # (J,)
+        self._step_limit = max_episode_steps
+        self._observation_space = envs.description["observation_space"]
+        self._observation_dtype = observation_dtype(flat_space(self._observation_space))
+        self._action_space = envs.description["action_space"]
+
+    def run(
+        self, n_envs: int, memory: Any, deterministic: bool, clip: bool, delayed: bool
+    ) -> Iterator[int]:
+        """Run every episode, ``n_envs`` at a time; yields how many have ended when some do."""
+        env, job = np.arange(n_envs), np.arange(n_envs)  # of each row: its place, its episode
+        n_begun = n_envs
+        state = self._policy.initial_state(n_envs, memory=memory)
+        observations, remaining = self._begin(env, job)
+        while len(job):
+            actions, state = self._policy.act(
+                observations, remaining.astype(np.float32), state, deterministic
+            )
+            observations, rewards, ended = self._step(env, job, actions)
+            remaining = subtract_rewards(remaining, rewards, clip, delayed)
+            if not ended.any():
+                continue
+            over = np.flatnonzero(ended)
+            refilled, dropped = np.split(over, [min(len(over), len(self._targets) - n_begun)])
+            if len(refilled):
+                job[refilled] = np.arange(n_begun, n_begun + len(refilled))
+                n_begun += len(refilled)
+                observations[refilled], remaining[refilled] = self._begin(
+                    env[refilled], job[refilled]
+                )
+                state = state.reset(np.isin(np.arange(len(job)), refilled))
+            if len(dropped):
+                kept = np.delete(np.arange(len(job)), dropped)
+                state = state.take(kept)
+                env, job, remaining = env[kept], job[kept], remaining[kept]
+                observations = observations[kept]
+            yield n_begun - len(job)
+
+    def _begin(
+        self, env: NDArray[np.int64], job: NDArray[np.int64]
+    ) -> tuple[NDArray[Any], NDArray[np.float64]]:
+        """Start episodes; returns their first observations and returns-to-go."""
+        shown = self._envs.reset(env.tolist(), self._seeds[job].tolist())
+        return self._as_batch(shown), self._targets[job]
+
+    def _step(
+        self, env: NDArray[np.int64], job: NDArray[np.int64], actions: NDArray[Any]
+    ) -> tuple[NDArray[Any], NDArray[np.float64], NDArray[np.bool_]]:
+        """Step the environments, and enter scores and lengths; the rewards are conditioned on."""
+        if isinstance(self._action_space, spaces.Box):
+            # a copy: an environment may keep or change its action
+            actions = np.array(actions, dtype=self._action_space.dtype)
+            actions = actions.reshape(-1, *self._action_space.shape)
+        try:
+            shown, rewards, scores, ended = self._envs.step(env.tolist(), actions)
+        except StepError as error:
+            number = job[error.index]
+            raise error.located(
+                f"at step {self.lengths[number]} of the episode with seed {self._seeds[number]} "
+                f"and target {self._targets[number]:g}"
+            ) from error
+        self.returns[job] += scores
+        self.lengths[job] += 1
+        if self._step_limit is not None:
+            ended = ended | (self.lengths[job] >= self._step_limit)
+        return self._as_batch(shown), rewards, ended
+
+    def _as_batch(self, observations: list[Any]) -> NDArray[Any]:
+        """Stack observations as (n, *flat shape), float32 or uint8."""
+        space = self._observation_space
+        if not isinstance(space, spaces.Box):
+            observations = [flatten_observation(space, each) for each in observations]
+        batch = np.stack(observations).astype(self._observation_dtype, copy=False)
+        return channels_first(batch, self._policy.observation_space)
+
+
+class SeedEpisodes(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
+    """Start episode k of an environment from the seed ``seed + k``.
+
+    ``model.evaluate`` seeds every episode so. Stable-Baselines3's ``evaluate_policy`` and d3rlpy's
+    evaluators seed none: inside of this wrapper they play the same episodes, and with as many
+    environments return the same numbers::
+
+        env = ReturnToGo(SeedEpisodes(Monitor(gym.make("Hopper-v5")), seed=100), target)
+        evaluate_policy(model, env, n_eval_episodes=10)
+        model.evaluate(target, n_episodes=10, seed=100, n_envs=1)
+
+    A seed given to ``reset`` begins the count anew from it. A reset before the first step, and one
+    that goes on with a game after a lost life, begin no other episode.
+
+    Args:
+        env: The environment.
+        seed: Seed of the first episode.
+
+    Raises:
+        ConfigError: ``seed`` is not a non-negative integer.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], seed: int = 0) -> None:
+        self._next_seed = check_integer("seed", seed, 0)
+        RecordConstructorArgs.__init__(self, seed=self._next_seed)
+        gym.Wrapper.__init__(self, env)
+        self._is_fresh = True
+        self._lives = Lives(env)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Start the next episode from its seed."""
+        if seed is not None:
+            self._next_seed = seed
+        elif self._lives.game_goes_on():
+            return self.env.reset(options=options)
+        self._is_fresh = True
+        return self.env.reset(seed=self._next_seed, options=options)
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Step; the first step of an episode makes the next reset another one's."""
+        if self._is_fresh:
+            self._is_fresh = False
+            self._next_seed += 1
+        return self.env.step(action)
+
+
+def split_seeds(seed: int, n_episodes: int, n_envs: int) -> list[int]:
+    """Return the first seed of each environment when ``evaluate_policy`` shares out the episodes.
+
+    Stable-Baselines3 gives environment i of a ``VecEnv`` ``(n_episodes + i) // n_envs`` episodes.
+    With these seeds they are the episodes of ``model.evaluate(target, n_episodes, seed=seed)``,
+    each once, listed in the order in which they end::
+
+        seeds = split_seeds(100, n_episodes=10, n_envs=4)
+        envs = [partial(make_env, seed) for seed in seeds]  # makes a SeedEpisodes(env, seed)
+        evaluate_policy(model, ReturnToGo(DummyVecEnv(envs), target), n_eval_episodes=10)
+
+    Args:
+        seed: Seed of the first episode.
+        n_episodes: Episodes in all.
+        n_envs: Environments.
+
+    Raises:
+        ConfigError: An argument is not an integer, or too small.
+    """
+    seed = check_integer("seed", seed, 0)
+    n_episodes = check_integer("n_episodes", n_episodes, 1)
+    n_envs = check_integer("n_envs", n_envs, 1)
+    counts = (n_episodes + np.arange(n_envs)) // n_envs
+    return [int(first) for first in seed + np.cumsum(counts) - counts]

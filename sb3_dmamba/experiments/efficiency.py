@@ -8,9 +8,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from gymnasium import spaces
 from torch import Tensor
@@ -18,36 +19,28 @@ from torch import Tensor
 from sb3_dmamba.config import DecisionMambaConfig, Memory
 from sb3_dmamba.data import WindowSampler
 from sb3_dmamba.data.trajectories import Trajectories
-from sb3_dmamba.errors import ConfigError, ExperimentError
+from sb3_dmamba.errors import ExperimentError
+from sb3_dmamba.experiments.catalogue import Measurement, MeasurementRequest, choose_variants
 from sb3_dmamba.experiments.grid import describe_versions
-from sb3_dmamba.experiments.plots import new_figure, save_figure, variant_colour
-from sb3_dmamba.experiments.record import FORMAT, read_settings, read_table, to_csv
-from sb3_dmamba.experiments.report import format_table
+from sb3_dmamba.experiments.record import FORMAT, read_settings, read_table, write_table
+from sb3_dmamba.experiments.report import compose_title, draw_lines, format_table
 from sb3_dmamba.experiments.runs import write_json, write_text
 from sb3_dmamba.machine import describe_device
 from sb3_dmamba.networks import DecisionMambaPolicy
 from sb3_dmamba.networks.memory import ActingState
 from sb3_dmamba.training.updater import Updater, compute_loss
 
-if TYPE_CHECKING:
-    from sb3_dmamba.experiments.catalogue import Measurement, MeasurementRequest
-
+# --- Operations ----------------------------------------------------------------------------------
 
 _TOKENS_OF_STEP = 3
 _MLP_RATIO = 4
 
 
 def count_flops(config: DecisionMambaConfig) -> float:
-    """Count the operations that the blocks spend on a token, in a window of the config's length.
+    """Count the blocks' operations for a token, averaged over a window of the config's length.
 
     A multiplication and an addition count one each; norms, activations, embedding and head are
-    left out, and so is what the last block saves where only state tokens are read.
-
-    Args:
-        config: The architecture; ``context_length`` gives the tokens that attention looks at.
-
-    Returns:
-        Operations a token, averaged over the window.
+    left out, and so is the saving of the last block where only state tokens are read.
     """
     width = config.hidden_size
     mixer = {
@@ -81,36 +74,69 @@ def _count_convolution(config: DecisionMambaConfig) -> float:
     return 2 * config.hidden_size * config.filter_length
 
 
+# --- Check before timing -------------------------------------------------------------------------
+
 # Hopper's
 OBSERVATION_SPACE = spaces.Box(-np.inf, np.inf, (11,), np.float32)
 ACTION_SPACE = spaces.Box(-1.0, 1.0, (3,), np.float32)
 
 _TOLERANCE = 1e-3  # of outputs and gradients of size 1, in float32
-_MOST_STEPS = 40
+_MAX_STEPS = 40  # of the windows that are compared
 
 
 def make_policy(config: DecisionMambaConfig, device: str, seed: int = 0) -> DecisionMambaPolicy:
-    """Return an untrained policy, the same for the same seed."""
+    """Return an untrained policy for Hopper's spaces, the same for the same seed."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         policy = DecisionMambaPolicy(OBSERVATION_SPACE, ACTION_SPACE, config)
     return policy.to(device)
 
 
-def check_variant(config: DecisionMambaConfig, device: str) -> None:
-    """Check a variant before it is timed.
+def make_trajectories(
+    n_episodes: int, length: int, space: spaces.Box = OBSERVATION_SPACE
+) -> Trajectories:
+    """Return noise in Hopper's shape, with actions that follow from the observations.
 
-    Its outputs and gradients must be those of the reference implementation, and acting step by
-    step over a window must give what the window gives at once.
+    Args:
+        n_episodes: Episodes.
+        length: Steps of each.
+        space: Of observations; for images the actions are noise.
+    """
+    generator = np.random.default_rng(0)
+    n_steps = n_episodes * length
+    shape, n_actions = (n_steps, *space.shape), ACTION_SPACE.shape[0]
+    observations: np.ndarray
+    if space.dtype == np.uint8:
+        observations = generator.integers(0, 256, shape, dtype=np.uint8)
+        actions = generator.uniform(-1, 1, (n_steps, n_actions)).astype(np.float32)
+    else:
+        observations = generator.standard_normal(shape, dtype=np.float32)
+        actions = np.tanh(observations[:, :n_actions])
+    ends = np.ones(n_episodes, dtype=bool)
+    return Trajectories(
+        observations=observations,
+        actions=actions,
+        rewards=generator.standard_normal(n_steps, dtype=np.float32),
+        terminated=ends,
+        truncated=~ends,
+        episode_offsets=np.arange(0, n_steps + 1, length),
+        observation_space=space,
+        action_space=ACTION_SPACE,
+        source="noise",
+    )
+
+
+def check_variant(config: DecisionMambaConfig, device: str) -> None:
+    """Compare a variant with the reference implementation, and its steps with its windows.
 
     Args:
         config: The variant.
         device: Where it will be timed.
 
     Raises:
-        ExperimentError: They are not; says by how much.
+        ExperimentError: Outputs, gradients or steps differ; says by how much.
     """
-    n_steps = min(config.context_length, _MOST_STEPS)
+    n_steps = min(config.context_length, _MAX_STEPS)
     config = config.replace(precision="fp32", context_length=n_steps)
     policy = make_policy(config, device)
     policy.set_training_mode(False)
@@ -129,7 +155,9 @@ def check_variant(config: DecisionMambaConfig, device: str) -> None:
         if not error <= _TOLERANCE:
             raise ExperimentError(
                 f"mixer={config.mixer!r} on backend={config.backend!r}: its {what} are off by "
-                f"{error:.2g} of their size, so it is not timed (allowed: {_TOLERANCE:g})"
+                f"{error:.2g} of their size, so it is not timed (allowed: {_TOLERANCE:g})",
+                setting=what,
+                value=error,
             )
 
 
@@ -169,27 +197,29 @@ def step_through(policy: DecisionMambaPolicy, inputs: tuple[Tensor, ...]) -> Ten
     return torch.stack(predictions, dim=1)
 
 
+# --- Measurements --------------------------------------------------------------------------------
+
 _STEPS_OF_UPDATE = 1280  # 64 windows of 20
 _WARM_UPS = 2
 _REPEATS = 7
-_LEAST_SECONDS = 0.02  # of one repeat
+_MIN_SECONDS = 0.02  # of one repeat
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a variant costs with one context length.
+    """Cost of a variant at one context length.
 
     Args:
-        variant: The variant.
+        variant: Its name.
         context_length: Steps of context, K.
-        batch_size: Windows of an update, chosen so that updates of every K see as many steps.
-        update_us: Microseconds of an update (batch, forward, backward, optimiser), by token.
-        kept_bytes: Bytes that the forward pass keeps for the backward pass, by token.
+        batch_size: Windows of an update; batches of every K hold as many steps.
+        update_us: Microseconds of an update (batch, forward, backward, optimiser), per token.
+        kept_bytes: Bytes that the forward pass keeps for the backward pass, per token.
         window_ms: Milliseconds of a step of acting in window memory, one environment.
         stream_ms: Likewise in stream memory; NaN where the variant has none.
-        window_state_bytes: What window memory holds of an episode.
-        stream_state_bytes: What stream memory does; NaN likewise.
-        flops: Operations of the blocks' forward pass, by token.
+        window_state_bytes: Size of an episode's state in window memory.
+        stream_state_bytes: Likewise in stream memory; NaN where the variant has none.
+        flops: Operations of the blocks' forward pass, per token.
     """
 
     variant: str
@@ -205,25 +235,19 @@ class Cost:
 
 
 def describe_clock(device: str) -> str:
-    """Say what times are measured with."""
+    """Describe the clock that times are measured with."""
     if _is_processor_time(device):
         return "processor time of one thread, which other work on the machine does not stretch"
     return "wall time"
 
 
 def measure_cost(variant: str, config: DecisionMambaConfig, device: str) -> Cost:
-    """Measure a variant.
-
-    Args:
-        variant: Its name.
-        config: Its settings.
-        device: Where.
-    """
+    """Measure a variant of these settings on a device."""
     length = config.context_length
     batch_size = max(1, _STEPS_OF_UPDATE // length)
     config = config.replace(batch_size=batch_size)
     policy = make_policy(config, device)
-    sampler = WindowSampler(_make_data(length), length, batch_size)
+    sampler = WindowSampler(make_trajectories(4, max(1000, 2 * length)), length, batch_size)
     updater = Updater(policy, config, seed=0)
     n_tokens = 3 * length * batch_size
     kept = count_kept(policy, sampler)
@@ -305,7 +329,7 @@ def _time(run: Callable[[], object], device: str) -> float:
 
     for _ in range(_WARM_UPS):
         once = measure(1)
-    n = max(1, int(_LEAST_SECONDS / max(once, 1e-6)))
+    n = max(1, int(_MIN_SECONDS / max(once, 1e-6)))
     return float(np.median([measure(n) / n for _ in range(_REPEATS)]))
 
 
@@ -313,29 +337,13 @@ def _is_processor_time(device: str) -> bool:
     return device == "cpu" and torch.get_num_threads() == 1
 
 
-def _make_data(length: int) -> Trajectories:
-    """Return noise in Hopper's shape, its episodes longer than a window."""
-    rng = np.random.default_rng(0)
-    n_episodes, steps = 4, max(1000, 2 * length)
-    n_steps = n_episodes * steps
-    return Trajectories(
-        observations=rng.normal(size=(n_steps, *OBSERVATION_SPACE.shape)).astype(np.float32),
-        actions=rng.uniform(-1, 1, (n_steps, *ACTION_SPACE.shape)).astype(np.float32),
-        rewards=np.ones(n_steps, dtype=np.float32),
-        terminated=np.ones(n_episodes, dtype=bool),
-        truncated=np.zeros(n_episodes, dtype=bool),
-        episode_offsets=np.arange(0, n_steps + 1, steps),
-        observation_space=OBSERVATION_SPACE,
-        action_space=ACTION_SPACE,
-        source="noise",
-    )
-
+# --- Report --------------------------------------------------------------------------------------
 
 LENGTHS = (10, 20, 50, 100, 200, 500)
 _COST_FIELDS = tuple(each.name for each in dataclasses.fields(Cost))
 _SHAPE = {"hidden_size": 128, "n_layers": 3}
 
-# column: (heading, digits, what the number is multiplied with)
+# column: heading, digits, factor
 _COLUMNS = {
     "update_us": ("update, µs a token", 1, 1.0),
     "flops": ("forward, kFLOP a token", 0, 1e-3),
@@ -359,7 +367,7 @@ def measure_efficiency(
 
     Args:
         measurement: The variants.
-        request: What the user asks for.
+        request: The user's options.
         lengths: Context lengths.
 
     Returns:
@@ -367,15 +375,9 @@ def measure_efficiency(
 
     Raises:
         ConfigError: A variant or a setting is unknown.
-        ExperimentError: A variant computes something else than it should.
+        ExperimentError: A variant computes something else than the reference implementation.
     """
-    for name in request.variants:
-        if name not in measurement.variants:
-            known = ", ".join(map(repr, measurement.variants))
-            raise ConfigError(f"{measurement.name} has no variant {name!r}: it has {known}")
-    names = [
-        name for name in measurement.variants if not request.variants or name in request.variants
-    ]
+    variants = choose_variants(measurement.name, measurement.variants, request.variants)
     device = request.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -384,8 +386,8 @@ def measure_efficiency(
     costs = []
     try:
         for length in lengths:
-            for name in names:
-                settings = {**_SHAPE, **measurement.variants[name], **request.settings}
+            for name, own in variants.items():
+                settings = {**_SHAPE, **own, **request.settings}
                 config = DecisionMambaConfig().replace(**settings, context_length=length)
                 check_variant(config, device)
                 costs.append(measure_cost(name, config, device))
@@ -406,8 +408,7 @@ def measure_efficiency(
         "clock": clock,
     }
     out = request.out
-    table = to_csv(_COST_FIELDS, [dataclasses.asdict(cost) for cost in costs])
-    write_text(out / "results.csv", table)
+    write_table(out / "results.csv", pd.DataFrame(costs, columns=_COST_FIELDS))
     write_json(out / "settings.json", settings, indent=1)
     return [rebuild_efficiency(out), out / "results.csv", out / "settings.json"]
 
@@ -419,18 +420,18 @@ def rebuild_efficiency(folder: Path) -> Path:
         ExperimentError: A file is missing or damaged.
     """
     settings = read_settings(folder)
-    costs = [_read_cost(row) for row in read_table(folder / "results.csv", _COST_FIELDS)]
+    costs = _read_costs(folder / "results.csv")
     for name, (fields, label) in _PICTURES.items():
         _plot(costs, fields, label, folder / f"{name}.png")
     write_text(folder / "report.md", _compose(settings, costs))
     return folder / "report.md"
 
 
-def _read_cost(row: Mapping[str, str]) -> Cost:
-    whole = ("context_length", "batch_size")
-    values: dict[str, Any] = {name: float(row[name]) for name in _COST_FIELDS if name != "variant"}
-    values.update({name: int(row[name]) for name in whole})
-    return Cost(variant=row["variant"], **values)
+def _read_costs(path: Path) -> list[Cost]:
+    whole = dict.fromkeys(("context_length", "batch_size"), int)
+    types = {**dict.fromkeys(_COST_FIELDS[1:], float), **whole}
+    table = read_table(path, _COST_FIELDS).astype(types)
+    return [Cost(*row) for row in table[list(_COST_FIELDS)].itertuples(index=False)]
 
 
 def _compose(settings: Mapping[str, Any], costs: Sequence[Cost]) -> str:
@@ -440,8 +441,8 @@ def _compose(settings: Mapping[str, Any], costs: Sequence[Cost]) -> str:
     versions = ", ".join(f"{name} {value}" for name, value in settings["versions"].items())
     threads = f"{settings['threads']} thread{'' if settings['threads'] == 1 else 's'}"
     sections = [
-        f"# {settings['title']}",
-        settings["question"],
+        f"# {compose_title(settings)}",
+        f"**{settings['title']}.** {settings['question']}",
         "## Answer",
         _describe(costs),
         "## Results",
@@ -463,68 +464,46 @@ def _compose(settings: Mapping[str, Any], costs: Sequence[Cost]) -> str:
 
 
 def _format(cost: Cost) -> list[str]:
-    cells = []
-    for name, (_, digits, factor) in _COLUMNS.items():
-        value = factor * getattr(cost, name)
-        cells.append("-" if math.isnan(value) else f"{value:,.{digits}f}")
-    return cells
+    values = {name: factor * getattr(cost, name) for name, (_, _, factor) in _COLUMNS.items()}
+    return [
+        "-" if math.isnan(value) else f"{value:,.{_COLUMNS[name][1]}f}"
+        for name, value in values.items()
+    ]
 
 
 def _describe(costs: Sequence[Cost]) -> str:
-    """Say how each variant's costs grow from the shortest to the longest context."""
-    sentences = []
-    for name in dict.fromkeys(cost.variant for cost in costs):
-        own = [cost for cost in costs if cost.variant == name]
+    """Describe how each variant's costs grow from the shortest to the longest context."""
+    names = {
+        "update_us": "an update",
+        "kept_bytes": "what is kept for the backward pass",
+        "window_ms": "a step of window memory",
+        "stream_ms": "a step of stream memory",
+    }
+    lines = []
+    for variant in dict.fromkeys(cost.variant for cost in costs):
+        own = [cost for cost in costs if cost.variant == variant]
         first, last = own[0], own[-1]
-        grown = {
-            "an update": _ratio(first, last, lambda cost: cost.update_us),
-            "what is kept for the backward pass": _ratio(first, last, lambda c: c.kept_bytes),
-            "a step of window memory": _ratio(first, last, lambda cost: cost.window_ms),
-            "a step of stream memory": _ratio(first, last, lambda cost: cost.stream_ms),
-        }
-        listed = "; ".join(f"{what} {ratio}" for what, ratio in grown.items() if ratio)
-        sentences.append(
-            f"* `{name}`, from K {first.context_length} to K {last.context_length} "
+        ratios = {what: getattr(last, name) / getattr(first, name) for name, what in names.items()}
+        listed = "; ".join(
+            f"{what} {ratio:.2f} times" for what, ratio in ratios.items() if not math.isnan(ratio)
+        )
+        lines.append(
+            f"* `{variant}`, from K {first.context_length} to K {last.context_length} "
             f"({last.context_length / first.context_length:g} times as long), by token or step: "
             f"{listed}."
         )
-    return "\n".join(sentences) + (
+    return "\n".join(lines) + (
         "\n\nThese are of this implementation on this machine; another device or kernel has "
         "other ratios."
     )
 
 
-def _ratio(first: Cost, last: Cost, value: Callable[[Cost], float]) -> str:
-    ratio = value(last) / value(first)
-    return "" if math.isnan(ratio) else f"{ratio:.2f} times"
-
-
 def _plot(costs: Sequence[Cost], fields: Sequence[str], label: str, path: Path) -> None:
-    from matplotlib.ticker import LogLocator
-
-    figure, axes = new_figure()
-    names = list(dict.fromkeys(cost.variant for cost in costs))
-    for index, name in enumerate(names):
-        own = [cost for cost in costs if cost.variant == name]
-        for field, style in zip(fields, ("-", "--"), strict=False):
-            suffix = f", {field.split('_')[0]}" if len(fields) > 1 else ""
-            axes.plot(
-                [cost.context_length for cost in own],
-                [getattr(cost, field) for cost in own],
-                color=variant_colour(index),
-                linestyle=style,
-                marker="o",
-                markersize=4.5,
-                markerfacecolor="white" if style == "--" else variant_colour(index),
-                label=f"{name}{suffix}",
-            )
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    lengths = sorted({cost.context_length for cost in costs})
-    axes.set_xticks(lengths, [str(length) for length in lengths])
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.minorticks_off()
-    axes.set_xlabel("steps of context, K")
-    axes.set_ylabel(label)
-    save_figure(figure, axes, label, path)
+    lines = {}
+    for variant in dict.fromkeys(cost.variant for cost in costs):
+        own = [cost for cost in costs if cost.variant == variant]
+        lengths = [cost.context_length for cost in own]
+        for field in fields:
+            name = f"{variant}, {field.split('_')[0]}" if len(fields) > 1 else variant
+            lines[name] = lengths, [getattr(cost, field) for cost in own]
+    draw_lines(path, label, ("steps of context, K", label), lines, len(fields))

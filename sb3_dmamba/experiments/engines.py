@@ -1,4 +1,8 @@
-"""Engines that execute runs: local processes, Ray and SLURM."""
+"""Run an experiment: plan, execute its runs on an engine (local processes, Ray, SLURM), report.
+
+Every engine executes a run in a process of its own, by the command of :func:`run_command`
+(``python -m sb3_dmamba.experiments.grid FOLDER``), so one that dies takes no other with it.
+"""
 
 from __future__ import annotations
 
@@ -13,345 +17,41 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from sb3_dmamba.checks import check_integer
 from sb3_dmamba.errors import ExperimentError, MissingDependencyError
-from sb3_dmamba.experiments.runs import CellFolder, write_text
+from sb3_dmamba.experiments.catalogue import Experiment
+from sb3_dmamba.experiments.plan import Request, make_plan
+from sb3_dmamba.experiments.report import write_report
+from sb3_dmamba.experiments.runs import RunFolder, write_text
 
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.progress import Progress, TaskID
+__all__ = ["Engine", "Finished", "run_experiment"]
 
-
-_THREAD_COUNTS = (
-    "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "NUMBA_NUM_THREADS",
-)
-_LAST_LINES = 3
-
-
-def cell_command(path: Path, device: str, threads: int) -> list[str]:
-    """Return the command that runs one cell."""
-    command = [sys.executable, "-m", "sb3_dmamba.experiments.grid", str(path)]
-    return [*command, "--device", device, "--threads", str(threads)]
-
-
-def cell_environment(threads: int) -> dict[str, str]:
-    """Return this process's environment, with the number of threads of every library set."""
-    return {**os.environ, **dict.fromkeys(_THREAD_COUNTS, str(threads))}
-
-
-def describe_failure(folder: CellFolder, status: int) -> str | None:
-    """Say how a cell's process ended; None where it ended well."""
-    if status == 0:
-        return None
-    how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
-    try:
-        lines = folder.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    except OSError:
-        lines = []
-    said = " / ".join(line.strip() for line in lines[-_LAST_LINES:]) if status > 0 else ""
-    return f"its process {how}{': ' if said else ''}{said} (log: {folder.log})"
-
-
-def run_cell_process(path: str, device: str, threads: int) -> str | None:
-    """Run a cell in a process of its own; return what went wrong."""
-    folder = CellFolder(Path(path))
-    with folder.log.open("ab") as log:
-        finished = subprocess.run(
-            [*cell_command(folder.path, device, threads), "--parent", str(os.getpid())],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env=cell_environment(threads),
-            check=False,
-        )
-    return describe_failure(folder, finished.returncode)
-
-
-_LOOK_SECONDS = 0.5
-_STALE_SECONDS = 600.0  # a progress file that a crash left
-
-
-@contextlib.contextmanager
-def show_progress(folders: Sequence[CellFolder], console: Console | None) -> Iterator[None]:
-    """Show how many cells are done, and the running ones' updates and time left.
-
-    Args:
-        folders: The cells.
-        console: Where; None shows nothing.
-    """
-    if console is None:
-        yield
-        return
-    display = _Display(folders, console)
-    thread = threading.Thread(target=display.keep_looking, daemon=True)
-    with display.progress:
-        thread.start()
-        try:
-            yield
-        finally:
-            display.ended.set()
-            thread.join()
-            display.look()
-
-
-class _Display:
-    def __init__(self, folders: Sequence[CellFolder], console: Console) -> None:
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-
-        self.folders = folders
-        self.labels = {folder.path: folder.read_cell().label for folder in folders}
-        self.ended = threading.Event()
-        self.progress: Progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[phase]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-        )
-        self.begun = time.time()
-        self.all = self.progress.add_task("[bold]cells", total=len(folders), phase="")
-        self.rows: dict[CellFolder, TaskID] = {}
-
-    def keep_looking(self) -> None:
-        while not self.ended.wait(_LOOK_SECONDS):
-            self.look()
-
-    def look(self) -> None:
-        """Bring the display up to what the folders say."""
-        done = 0
-        for folder in self.folders:
-            if folder.is_done:
-                done += 1
-                if folder in self.rows:
-                    self.progress.remove_task(self.rows.pop(folder))
-                continue
-            state = folder.read_json(folder.progress, None)
-            if state is None or state["time"] < self.begun - _STALE_SECONDS:
-                continue
-            if folder not in self.rows:
-                self.rows[folder] = self.progress.add_task(
-                    self.labels[folder.path],
-                    total=state["total"],
-                    completed=state["updates"],
-                    phase=state["phase"],
-                )
-            self.progress.update(
-                self.rows[folder], completed=state["updates"], phase=state["phase"]
-            )
-        self.progress.update(self.all, completed=done)
-
-
-def run_locally(
-    folders: Sequence[CellFolder],
-    jobs: int,
-    threads: int,
-    device: str,
-    on_end: Callable[[CellFolder, str | None], None],
-) -> None:
-    """Run cells side by side, a process each: one that dies takes no other with it.
-
-    Args:
-        folders: The cells.
-        jobs: Cells at once.
-        threads: Threads of each.
-        device: Where each computes.
-        on_end: Called with each cell, and with what went wrong or None.
-
-    Raises:
-        KeyboardInterrupt: Ctrl-C; the processes are ended first.
-    """
-    running = _Running()
-    pool = concurrent.futures.ThreadPoolExecutor(jobs)
-    try:
-        futures = {
-            pool.submit(running.execute, folder, threads, device): folder for folder in folders
-        }
-        for future in concurrent.futures.as_completed(futures):
-            on_end(futures[future], future.result())
-    except BaseException:
-        running.stop()
-        raise
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-class _Running:
-    """The processes that run now."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._processes: set[subprocess.Popen[bytes]] = set()
-        self._is_stopped = False
-
-    def execute(self, folder: CellFolder, threads: int, device: str) -> str | None:
-        """Run a cell and wait for it; return what went wrong."""
-        with folder.log.open("ab") as log:
-            with self._lock:
-                if self._is_stopped:
-                    return "interrupted before it began"
-                process = subprocess.Popen(
-                    [*cell_command(folder.path, device, threads), "--parent", str(os.getpid())],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    env=cell_environment(threads),
-                )
-                self._processes.add(process)
-            status = process.wait()
-            with self._lock:
-                self._processes.discard(process)
-        return describe_failure(folder, status)
-
-    def stop(self) -> None:
-        """End every process, and let none begin."""
-        with self._lock:
-            self._is_stopped = True
-            for process in self._processes:
-                process.terminate()
-
-
-_MAX_RETRIES = 3  # of a task whose node was lost; the cell goes on from its checkpoint
-
-
-def run_with_ray(
-    folders: Sequence[CellFolder],
-    threads: int,
-    device: str,
-    on_end: Callable[[CellFolder, str | None], None],
-) -> None:
-    """Run cells as Ray decides; a cluster that is connected already is used as it is.
-
-    Args:
-        folders: The cells.
-        threads: Threads of each, and the CPUs that each asks for.
-        device: Where each computes; one that begins with ``"cuda"`` asks for a GPU.
-        on_end: Called with each cell, and with what went wrong or None.
-
-    Raises:
-        MissingDependencyError: Ray is not installed.
-        KeyboardInterrupt: Ctrl-C; the tasks are cancelled first.
-    """
-    try:
-        import ray
-    except ImportError as error:
-        raise MissingDependencyError("ray", "run cells with --ray", "ray") from error
-    is_ours = not ray.is_initialized()
-    if is_ours:
-        ray.init(log_to_driver=False)
-    needs = {"num_cpus": threads, "num_gpus": 1 if device.startswith("cuda") else 0}
-    task = ray.remote(**needs, max_retries=_MAX_RETRIES)(run_cell_process)
-    pending = {
-        task.remote(str(folder.path.resolve()), device, threads): folder for folder in folders
-    }
-    try:
-        while pending:
-            finished, _ = ray.wait(list(pending), num_returns=1)
-            for reference in finished:
-                folder = pending.pop(reference)
-                try:
-                    on_end(folder, ray.get(reference))
-                except ray.exceptions.RayError as error:
-                    on_end(folder, f"Ray lost it: {str(error).splitlines()[0]}")
-    except KeyboardInterrupt:
-        for reference in pending:
-            ray.cancel(reference, force=True)
-        raise
-    finally:
-        if is_ours:
-            ray.shutdown()
-
-
-_SCRIPT = """\
-#!/usr/bin/env bash
-# {n_cells} cells of {name}; each goes on from its last checkpoint when it is submitted again.
-# sbatch {file}      when it is through:      {command}
-#SBATCH --job-name=dmamba-{name}
-#SBATCH --array=1-{n_cells}
-#SBATCH --ntasks=1
-#SBATCH --cpus-per-task={threads}
-#SBATCH --requeue
-#SBATCH --output={logs}/slurm-%A_%a.txt
-{gpu}
-set -euo pipefail
-
-cells=(
-{folders}
-)
-export OMP_NUM_THREADS={threads} MKL_NUM_THREADS={threads} NUMBA_NUM_THREADS={threads}
-cd {directory}
-exec {run}
-"""
-
-
-def write_slurm_script(
-    path: Path,
-    folders: Sequence[CellFolder],
-    name: str,
-    command: str,
-    threads: int = 1,
-    device: str = "auto",
-) -> int:
-    """Write a job array that runs the cells that are not done.
-
-    Args:
-        path: The script to write.
-        folders: The cells; the nodes must see their folders.
-        name: The experiment's name.
-        command: What gathers the results afterwards.
-        threads: CPUs of each cell.
-        device: Where each computes; one that begins with ``"cuda"`` asks for a GPU.
-
-    Returns:
-        The number of cells in the array.
-
-    Raises:
-        ExperimentError: Every cell is done.
-    """
-    waiting = [folder.path.resolve() for folder in folders if not folder.is_done]
-    if not waiting:
-        raise ExperimentError("every cell is done: run the command without --slurm for the report")
-    run = shlex.join(cell_command(Path("CELL"), device, threads))
-    script = _SCRIPT.format(
-        n_cells=len(waiting),
-        name=name,
-        file=shlex.quote(str(path)),
-        command=command,
-        threads=threads,
-        logs=waiting[0].parent,
-        gpu="#SBATCH --gpus=1\n" if device.startswith("cuda") else "",
-        folders="\n".join(f"  {shlex.quote(str(folder))}" for folder in waiting),
-        directory=shlex.quote(str(Path.cwd())),
-        run=run.replace("CELL", '"${cells[$((SLURM_ARRAY_TASK_ID - 1))]}"', 1),
-    )
-    write_text(path, script)
-    path.chmod(0o755)
-    return len(waiting)
+OnEnd = Callable[[RunFolder, str | None], None]
+"""Called with each run that has ended, and the reason where it failed."""
 
 
 @dataclass(frozen=True)
 class Engine:
-    """Where cells run.
+    """Where runs are executed.
 
     Args:
         kind: ``"local"`` for processes of this machine, ``"ray"`` for Ray's tasks.
-        jobs: Cells at once, of ``"local"``; Ray decides by its free CPUs.
-        threads: Threads of each.
-        device: Where each computes.
+        jobs: Runs at once, of ``"local"``; Ray decides by its free CPUs.
+        threads: Threads of each run.
+        device: Device of each run; one that begins with ``"cuda"`` asks Ray and SLURM for a GPU.
 
     Raises:
         ConfigError: A count is out of its range.
@@ -367,49 +67,331 @@ class Engine:
             object.__setattr__(self, name, check_integer(name, getattr(self, name), 1))
 
 
-def run_cells(
-    folders: Sequence[CellFolder], engine: Engine, console: Console | None = None
-) -> dict[str, str]:
-    """Run every cell that is not done; one that fails leaves the others alone.
+@dataclass(frozen=True)
+class Finished:
+    """Outcome of :func:`run_experiment`.
 
     Args:
-        folders: The cells.
-        engine: Where to run them.
-        console: Where to show what runs; None shows nothing.
+        files: The files written.
+        n_runs: Runs of the experiment.
+        n_waiting: Runs that are not done: those of a SLURM script.
+    """
+
+    files: tuple[Path, ...]
+    n_runs: int
+    n_waiting: int = 0
+
+
+def run_experiment(
+    experiment: Experiment,
+    request: Request,
+    out: Path,
+    command: str,
+    engine: Engine | None = None,
+    slurm: Path | None = None,
+    console: Console | None = None,
+) -> Finished:
+    """Execute the runs of an experiment that are not done, and write its report.
+
+    Args:
+        experiment: The experiment.
+        request: Data, seeds and other options.
+        out: Folder of the report.
+        command: What reproduces it, for the report.
+        engine: Where to run; None is one process of this machine at a time.
+        slurm: Where to write a job array instead of running anything.
+        console: Where to show progress; None shows nothing.
+
+    Raises:
+        ExperimentError: Runs failed; the report of the others is written first.
+        DecisionMambaError: Whatever planning raises.
+    """
+    engine = engine or Engine()
+    plan = make_plan(experiment, request)
+    folders = [planned.folder for planned in plan.runs]
+    if slurm is not None:
+        n_waiting = write_slurm_script(slurm, folders, experiment.name, command, engine)
+        return Finished((slurm,), len(folders), n_waiting)
+    failures = execute_runs(folders, engine, console)
+    files: list[Path] = []
+    if any(folder.is_done for folder in folders):
+        files = write_report(plan, out, command)
+    raise_failures(failures)
+    return Finished(tuple(files), len(folders))
+
+
+def execute_runs(
+    folders: Sequence[RunFolder], engine: Engine, console: Console | None = None
+) -> dict[str, str]:
+    """Execute every run that is not done; one that fails leaves the others alone.
 
     Returns:
-        What went wrong, by the label of the cell; empty where all are done.
+        Reasons of failure by the label of the run; empty where all are done.
 
     Raises:
         MissingDependencyError: Ray is asked for and not installed.
-        KeyboardInterrupt: Ctrl-C; every cell keeps its last checkpoint.
+        KeyboardInterrupt: Ctrl-C; every run keeps its last checkpoint.
     """
     waiting = [folder for folder in folders if not folder.is_done]
     failures: dict[str, str] = {}
 
-    def on_end(folder: CellFolder, problem: str | None) -> None:
-        if problem is not None:
-            failures[folder.read_cell().label] = problem
+    def on_end(folder: RunFolder, failure: str | None) -> None:
+        if failure is not None:
+            failures[folder.read_run().label] = failure
 
-    if not waiting:
-        return failures
-    with show_progress(folders, console):
-        if engine.kind == "ray":
-            run_with_ray(waiting, engine.threads, engine.device, on_end)
-        else:
-            run_locally(waiting, engine.jobs, engine.threads, engine.device, on_end)
+    if waiting:
+        execute = _execute_with_ray if engine.kind == "ray" else execute_locally
+        with _show_progress(folders, console):
+            execute(waiting, engine, on_end)
     return failures
 
 
-def explain_failures(failures: dict[str, str]) -> None:
-    """Raise where cells failed.
+def raise_failures(failures: dict[str, str]) -> None:
+    """Raise an ExperimentError that names the runs that failed, where some did."""
+    if failures:
+        listed = "\n".join(f"  {label}: {reason}" for label, reason in failures.items())
+        raise ExperimentError(
+            f"{len(failures)} run{'s' if len(failures) > 1 else ''} failed; the others are kept, "
+            f"and the same command tries these again:\n{listed}",
+            value=tuple(failures),
+        )
+
+
+# --- The process of a run ------------------------------------------------------------------------
+
+_THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "NUMBA_NUM_THREADS",
+)
+_LOG_LINES = 3  # of a failed run's log, quoted in the message
+
+
+def run_command(path: Path, device: str, threads: int) -> list[str]:
+    """Return the command that executes one run."""
+    command = [sys.executable, "-m", "sb3_dmamba.experiments.grid", str(path)]
+    return [*command, "--device", device, "--threads", str(threads)]
+
+
+class _Processes:
+    """The processes of runs that are being executed."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._is_stopped = False
+
+    def execute(self, folder: RunFolder, device: str, threads: int) -> str | None:
+        """Execute a run and wait for it; return the reason where it failed."""
+        with folder.log.open("ab") as log:
+            with self._lock:
+                if self._is_stopped:
+                    return "interrupted before it began"
+                process = subprocess.Popen(
+                    [*run_command(folder.path, device, threads), "--parent", str(os.getpid())],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env={**os.environ, **dict.fromkeys(_THREAD_VARIABLES, str(threads))},
+                )
+                self._running.add(process)
+            status = process.wait()
+            with self._lock:
+                self._running.discard(process)
+        return _describe_failure(folder, status)
+
+    def stop(self) -> None:
+        """End every process, and start no more."""
+        with self._lock:
+            self._is_stopped = True
+            for process in self._running:
+                process.terminate()
+
+
+def _describe_failure(folder: RunFolder, status: int) -> str | None:
+    if status == 0:
+        return None
+    if status < 0:
+        return f"its process was killed by signal {-status} (log: {folder.log})"
+    try:
+        lines = folder.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    except OSError:
+        lines = []
+    said = " / ".join(line.strip() for line in lines[-_LOG_LINES:])
+    ending = f"ended with status {status}{': ' if said else ''}{said}"
+    return f"its process {ending} (log: {folder.log})"
+
+
+# --- Engines -------------------------------------------------------------------------------------
+
+_RAY_RETRIES = 3  # of a task whose node was lost; the run goes on from its checkpoint
+
+
+def execute_locally(folders: Sequence[RunFolder], engine: Engine, on_end: OnEnd) -> None:
+    """Execute ``engine.jobs`` runs at a time on this machine; an interrupt ends them all."""
+    processes = _Processes()
+    pool = concurrent.futures.ThreadPoolExecutor(engine.jobs)
+    try:
+        futures = {
+            pool.submit(processes.execute, folder, engine.device, engine.threads): folder
+            for folder in folders
+        }
+        for future in concurrent.futures.as_completed(futures):
+            on_end(futures[future], future.result())
+    except BaseException:
+        processes.stop()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _execute_with_ray(folders: Sequence[RunFolder], engine: Engine, on_end: OnEnd) -> None:
+    """Execute runs as Ray's tasks; a cluster that is connected already is used as it is."""
+    try:
+        import ray
+    except ImportError as error:
+        raise MissingDependencyError("ray", "run experiments with --ray", "ray") from error
+    is_ours = not ray.is_initialized()
+    if is_ours:
+        ray.init(log_to_driver=False)
+    n_gpus = 1 if engine.device.startswith("cuda") else 0
+    needs = {"num_cpus": engine.threads, "num_gpus": n_gpus, "max_retries": _RAY_RETRIES}
+    task = ray.remote(**needs)(_execute_at)
+    pending = {
+        task.remote(str(folder.path.resolve()), engine.device, engine.threads): folder
+        for folder in folders
+    }
+    try:
+        while pending:
+            ended, _ = ray.wait(list(pending), num_returns=1)
+            for reference in ended:
+                folder = pending.pop(reference)
+                try:
+                    on_end(folder, ray.get(reference))
+                except ray.exceptions.RayError as error:
+                    on_end(folder, f"Ray lost it: {str(error).splitlines()[0]}")
+    except KeyboardInterrupt:
+        for reference in pending:
+            ray.cancel(reference, force=True)
+        raise
+    finally:
+        if is_ours:
+            ray.shutdown()
+
+
+def _execute_at(path: str, device: str, threads: int) -> str | None:
+    return _Processes().execute(RunFolder(Path(path)), device, threads)
+
+
+_SCRIPT = """\
+#!/usr/bin/env bash
+# {n_runs} runs of {name}; each goes on from its last checkpoint when it is submitted again.
+# sbatch {file}      and when all are done:      {command}
+#SBATCH --job-name=dmamba-{name}
+#SBATCH --array=1-{n_runs}
+#SBATCH --ntasks=1
+#SBATCH --cpus-per-task={threads}
+#SBATCH --requeue
+#SBATCH --output={logs}/slurm-%A_%a.txt
+{gpu}
+set -euo pipefail
+
+runs=(
+{folders}
+)
+export {variables}
+cd {directory}
+exec {run}
+"""
+
+
+def write_slurm_script(
+    path: Path, folders: Sequence[RunFolder], name: str, command: str, engine: Engine
+) -> int:
+    """Write a job array of the runs that are not done; return how many these are.
+
+    Args:
+        path: The script to write.
+        folders: The runs; the nodes must see their folders.
+        name: The experiment's name.
+        command: What gathers the results afterwards.
+        engine: Threads and device of each run.
 
     Raises:
-        ExperimentError: Some did; names them.
+        ExperimentError: Every run is done.
     """
-    if failures:
-        listed = "\n".join(f"  {label}: {problem}" for label, problem in failures.items())
-        raise ExperimentError(
-            f"{len(failures)} cell{'s' if len(failures) > 1 else ''} failed; the others are kept, "
-            f"and the same command tries these again:\n{listed}"
-        )
+    waiting = [folder.path.resolve() for folder in folders if not folder.is_done]
+    if not waiting:
+        raise ExperimentError("every run is done: run the command without --slurm for the report")
+    run = shlex.join(run_command(Path("RUN_FOLDER"), engine.device, engine.threads))
+    script = _SCRIPT.format(
+        n_runs=len(waiting),
+        name=name,
+        file=shlex.quote(str(path)),
+        command=command,
+        threads=engine.threads,
+        logs=waiting[0].parent,
+        gpu="#SBATCH --gpus=1\n" if engine.device.startswith("cuda") else "",
+        folders="\n".join(f"  {shlex.quote(str(folder))}" for folder in waiting),
+        variables=" ".join(f"{variable}={engine.threads}" for variable in _THREAD_VARIABLES),
+        directory=shlex.quote(str(Path.cwd())),
+        run=run.replace("RUN_FOLDER", '"${runs[$((SLURM_ARRAY_TASK_ID - 1))]}"', 1),
+    )
+    write_text(path, script)
+    path.chmod(0o755)
+    return len(waiting)
+
+
+# --- Progress ------------------------------------------------------------------------------------
+
+_LOOK_SECONDS = 0.5
+_STALE_SECONDS = 600.0  # age of a progress file that a crash left
+
+
+@contextlib.contextmanager
+def _show_progress(folders: Sequence[RunFolder], console: Console | None) -> Iterator[None]:
+    """Show how many runs are done, and the updates and time left of those that train."""
+    if console is None:
+        yield
+        return
+    labels = {folder: folder.read_run().label for folder in folders}
+    begun, ended = time.time(), threading.Event()
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[phase]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+    )
+    every_run = progress.add_task("[bold]runs", total=len(folders), phase="")
+    rows: dict[RunFolder, TaskID] = {}
+
+    def look() -> None:
+        for folder in folders:
+            state = folder.read_json(folder.progress, None)
+            if folder.is_done:
+                if folder in rows:
+                    progress.remove_task(rows.pop(folder))
+            elif state is not None and state["time"] >= begun - _STALE_SECONDS:
+                if folder not in rows:
+                    rows[folder] = progress.add_task(labels[folder], total=state["total"], phase="")
+                progress.update(rows[folder], completed=state["updates"], phase=state["phase"])
+        progress.update(every_run, completed=sum(folder.is_done for folder in folders))
+
+    def keep_looking() -> None:
+        while not ended.wait(_LOOK_SECONDS):
+            look()
+
+    thread = threading.Thread(target=keep_looking, daemon=True)
+    with progress:
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+            look()

@@ -1,4 +1,8 @@
-"""Execute one run: ``python -m sb3_dmamba.experiments.grid FOLDER``."""
+"""Execute one run: ``python -m sb3_dmamba.experiments.grid FOLDER``.
+
+Training goes on exactly where it stopped: the folder keeps a checkpoint of the last minute, the
+loss curve until then, and each evaluation.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +26,14 @@ from sb3_dmamba.algorithm import DecisionMamba
 from sb3_dmamba.data.sources import load_trajectories
 from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.errors import DecisionMambaError, ExperimentError
-from sb3_dmamba.experiments.runs import Cell, CellFolder, Evaluation, LossCurve, write_json
-from sb3_dmamba.experiments.sources import compute_fingerprint
+from sb3_dmamba.experiments.runs import (
+    Evaluation,
+    LossCurve,
+    Run,
+    RunFolder,
+    compute_fingerprint,
+    write_json,
+)
 from sb3_dmamba.machine import describe_device
 
 _CHECKPOINT_SECONDS = 60.0
@@ -31,187 +41,81 @@ _PROGRESS_SECONDS = 1.0
 _PACKAGES = ("torch", "numpy", "numba", "gymnasium", "stable-baselines3", "mujoco", "ale-py")
 
 
-class Session:
-    """The time that one process gives to a cell.
+def main(arguments: list[str] | None = None) -> int:
+    """Execute one run from the command line; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m sb3_dmamba.experiments.grid")
+    parser.add_argument("folder", type=Path, help="a run's folder")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--parent", type=int, help="end when this process has ended")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    try:
+        execute_run(options.folder, options.device, options.parent)
+    except (DecisionMambaError, OSError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def execute_run(path: str | Path, device: str = "auto", parent: int | None = None) -> None:
+    """Train and evaluate whatever of a run is not done yet.
 
     Args:
-        folder: The cell's; earlier sessions are in it.
-        device: Where it computes.
-    """
-
-    def __init__(self, folder: CellFolder, device: str) -> None:
-        self._folder = folder
-        self._earlier = folder.read_json(folder.machine, [])
-        self._record: dict[str, Any] = {
-            "device": device,
-            "threads": torch.get_num_threads(),
-            "machine": describe_device(device),
-            "versions": describe_versions(),
-            "updates": 0,
-            "train_seconds": 0.0,
-            "train_cpu_seconds": 0.0,
-            "evaluation_seconds": 0.0,
-        }
-        self._checkpoint_at = self._progress_at = time.monotonic()
-        self._clock: tuple[float, float] | None = None
-
-    @contextmanager
-    def training(self) -> Iterator[None]:
-        """Count what runs inside as training."""
-        self._start()
-        yield
-        self._stop()
-
-    @contextmanager
-    def pause(self) -> Iterator[None]:
-        """Count what runs inside as no training: checkpoints, evaluations."""
-        self._stop()
-        yield
-        self._checkpoint_at = time.monotonic()
-        self._start()
-
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """Count what runs inside as evaluation."""
-        started = time.perf_counter()
-        yield
-        self._record["evaluation_seconds"] += time.perf_counter() - started
-
-    def count_update(self) -> None:
-        """Count one update."""
-        self._record["updates"] += 1
-
-    def is_checkpoint_due(self) -> bool:
-        """Whether the last checkpoint is a minute ago."""
-        return time.monotonic() - self._checkpoint_at > _CHECKPOINT_SECONDS
-
-    def is_progress_due(self) -> bool:
-        """Whether nothing was told for a second; if so, now something is."""
-        now = time.monotonic()
-        if now - self._progress_at < _PROGRESS_SECONDS:
-            return False
-        self._progress_at = now
-        return True
-
-    def write(self, update: int) -> None:
-        """Keep what was spent until a checkpoint; what a crash takes away is not counted."""
-        write_json(self._folder.machine, [*self._earlier, {**self._record, "until": update}])
-
-    def _start(self) -> None:
-        self._clock = time.perf_counter(), time.process_time()
-
-    def _stop(self) -> None:
-        assert self._clock is not None
-        self._record["train_seconds"] += time.perf_counter() - self._clock[0]
-        self._record["train_cpu_seconds"] += time.process_time() - self._clock[1]
-        self._clock = None
-
-
-def describe_versions() -> dict[str, str]:
-    """Return the versions that a result may depend on."""
-    versions = {"sb3_dmamba": sb3_dmamba.__version__, "python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
-def execute_cell(path: str | Path, device: str = "auto", parent: int | None = None) -> None:
-    """Do whatever of a cell is not done yet; training goes on exactly where it stopped.
-
-    Args:
-        path: The cell's folder, with its description in it.
+        path: The run's folder, with its description in it.
         device: Where to compute.
-        parent: Process for which this one works: once that is gone, this one ends too.
+        parent: Id of the process that waits for this one, which ends when that process is gone.
 
     Raises:
-        ExperimentError: The data is not what the cell was described with.
+        ExperimentError: The data is not what the run was planned with.
         DecisionMambaError: Whatever training and evaluation raise.
     """
-    folder = CellFolder(Path(path))
-    with folder.locked(lambda: _end_with(parent)):
+    folder = RunFolder(Path(path))
+    with folder.locked(lambda: _exit_without(parent)):
         if not folder.is_done:
-            _Execution(folder, device, parent).run()
+            _Execution(folder, device, parent).execute()
 
 
 class _Execution:
-    def __init__(self, folder: CellFolder, device: str, parent: int | None) -> None:
+    def __init__(self, folder: RunFolder, device: str, parent: int | None) -> None:
         self.folder = folder
-        self.cell = folder.read_cell()
+        self.run = folder.read_run()
         self.parent = parent
-        self.model = _open_model(folder, self.cell, device)
+        self.model = _open_model(folder, self.run, device)
         self.session = Session(folder, str(self.model.device))
-        self.n_updates = self.cell.config.n_updates
-        self.evaluated_updates = self.cell.evaluation.evaluated_updates(self.n_updates)
+        self.n_updates = self.run.config.n_updates
+        self.evaluated_updates = self.run.evaluation.evaluated_updates(self.n_updates)
 
-    def run(self) -> None:
+    def execute(self) -> None:
         self._evaluate_if_due()
-        begun = self.model.num_timesteps
-        if begun < self.n_updates:
-            trajectories = _load(self.cell)
+        done = self.model.num_timesteps
+        if done < self.n_updates:
+            trajectories = _load(self.run)
             self.model.set_logger(Logger(None, []))
-            remaining = None if begun else self.n_updates  # None goes on with the schedule
+            self.curve = LossCurve(self.folder, done, self.n_updates)
+            n_steps = None if done else self.n_updates  # None goes on with the schedule
             with self.session.training():
-                self.model.fit(trajectories, remaining, callback=_Watch(self))
+                self.model.fit(trajectories, n_steps, callback=_EveryUpdate(self))
         self._finish()
 
-    def _finish(self) -> None:
-        self.model.save(self.folder.model, exclude="optimizer")
-        rows = [
-            row
-            for update in self.evaluated_updates
-            for memory in self.cell.evaluation.memories
-            for row in self._read_evaluation(update, memory)
-        ]
-        curve = LossCurve(self.folder, self.n_updates, self.n_updates)
-        n_parameters = sum(each.numel() for each in self.model.policy.parameters())
-        result = {"n_parameters": n_parameters, "losses": curve.entries, "evaluations": rows}
-        write_json(self.folder.result, result)
-        self.folder.progress.unlink(missing_ok=True)
-
-    def after_update(self, curve: LossCurve) -> None:
-        """Keep a checkpoint and evaluate, where it is time to."""
+    def after_update(self, loss: torch.Tensor) -> None:
+        """Count the loss; write a checkpoint and evaluate, where that is due."""
         done = self.model.num_timesteps
-        _end_with(self.parent)
+        self.curve.add(done, loss)
+        _exit_without(self.parent)
         self.session.count_update()
         if done in self.evaluated_updates or self.session.is_checkpoint_due():
             with self.session.pause():
-                curve.write(done)
+                self.curve.write(done)
                 self.model.save(self.folder.model)
                 self.session.write(done)
                 self._evaluate_if_due()
         self._report_progress("training")
 
-    def _report_progress(self, phase: str) -> None:
-        if self.session.is_progress_due():
-            done = self.model.num_timesteps
-            document = {
-                "updates": done,
-                "total": self.n_updates,
-                "phase": phase,
-                "time": time.time(),
-            }
-            write_json(self.folder.progress, document)
-
-    # --- Evaluation ------------------------------------------------------------------------------
-
-    def _evaluation_path(self, update: int, memory: str) -> Path:
-        return self.folder.evaluations / f"{update:09d}-{memory}.json"
-
-    def _read_evaluation(self, update: int, memory: str) -> list[dict[str, Any]]:
-        path = self._evaluation_path(update, memory)
-        rows: list[dict[str, Any]] | None = self.folder.read_json(path, None)
-        if rows is None:
-            raise ExperimentError(
-                f"{path} is missing or damaged, and the weights of update {update} are gone: "
-                f"remove the folder {self.folder.path} and run the experiment again"
-            )
-        return rows
-
     def _evaluate_if_due(self) -> None:
-        update, plan = self.model.num_timesteps, self.cell.evaluation
+        update, plan = self.model.num_timesteps, self.run.evaluation
         if update not in self.evaluated_updates:
             return
         for memory in plan.memories:
@@ -236,66 +140,166 @@ class _Execution:
             write_json(path, rows)
         self.session.write(update)
 
+    def _finish(self) -> None:
+        self.model.save(self.folder.model, exclude="optimizer")
+        rows = [
+            row
+            for update in self.evaluated_updates
+            for memory in self.run.evaluation.memories
+            for row in self._read_evaluation(update, memory)
+        ]
+        curve = LossCurve(self.folder, self.n_updates, self.n_updates)
+        n_parameters = sum(each.numel() for each in self.model.policy.parameters())
+        result = {"n_parameters": n_parameters, "losses": curve.entries, "evaluations": rows}
+        write_json(self.folder.result, result)
+        self.folder.progress.unlink(missing_ok=True)
 
-class _Watch(BaseCallback):
-    """Tells the execution of every update."""
+    def _read_evaluation(self, update: int, memory: str) -> list[dict[str, Any]]:
+        path = self._evaluation_path(update, memory)
+        rows: list[dict[str, Any]] | None = self.folder.read_json(path, None)
+        if rows is None:
+            raise ExperimentError(
+                f"{path} is missing or damaged, and the weights of update {update} are gone: "
+                f"remove the folder {self.folder.path} and run the experiment again",
+                value=str(path),
+            )
+        return rows
 
+    def _evaluation_path(self, update: int, memory: str) -> Path:
+        return self.folder.evaluations / f"{update:09d}-{memory}.json"
+
+    def _report_progress(self, phase: str) -> None:
+        if self.session.is_progress_due():
+            done, total = self.model.num_timesteps, self.n_updates
+            state = {"updates": done, "total": total, "phase": phase, "time": time.time()}
+            write_json(self.folder.progress, state)
+
+
+class _EveryUpdate(BaseCallback):
     def __init__(self, execution: _Execution) -> None:
         super().__init__()
         self.execution = execution
 
-    def _on_training_start(self) -> None:
-        folder, n_updates = self.execution.folder, self.execution.n_updates
-        self.curve = LossCurve(folder, self.model.num_timesteps, n_updates)
-
     def _on_step(self) -> bool:
-        self.curve.add(self.model.num_timesteps, self.locals["metrics"].loss)
-        self.execution.after_update(self.curve)
+        self.execution.after_update(self.locals["metrics"].loss)
         return True
 
 
-def _end_with(parent: int | None) -> None:
-    """End this process where the one that it works for is gone."""
+def _exit_without(parent: int | None) -> None:
     if parent is not None and os.getppid() != parent:
         raise SystemExit(f"the process that started this one ({parent}) is gone")
 
 
-def _open_model(folder: CellFolder, cell: Cell, device: str) -> DecisionMamba:
+def _open_model(folder: RunFolder, run: Run, device: str) -> DecisionMamba:
     if folder.model.exists():
         return DecisionMamba.load(folder.model, device=device)
-    return DecisionMamba(cell.task, config=cell.config, seed=cell.seed, device=device)
+    return DecisionMamba(run.task, config=run.config, seed=run.seed, device=device)
 
 
-def _load(cell: Cell) -> Trajectories:
-    trajectories = load_trajectories(cell.data.source, **cell.data.options)
+def _load(run: Run) -> Trajectories:
+    trajectories = load_trajectories(run.data.source, **run.data.options)
     fingerprint = compute_fingerprint(trajectories)
-    if fingerprint != cell.data.fingerprint:
+    if fingerprint != run.data.fingerprint:
         raise ExperimentError(
-            f"the data at {cell.data.source} has changed since {cell.label} was planned "
-            f"(fingerprint {cell.data.fingerprint}, now {fingerprint}): run the experiment again"
+            f"the data at {run.data.source} has changed since {run.label} was planned "
+            f"(fingerprint {run.data.fingerprint}, now {fingerprint}): run the experiment again",
+            setting="data",
+            value=run.data.source,
         )
     return trajectories
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run one cell; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m sb3_dmamba.experiments.grid")
-    parser.add_argument("folder", type=Path, help="a cell's folder")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--parent", type=int, help="end when this process has ended")
-    options = parser.parse_args(arguments)
-    import torch
+class Session:
+    """The time that one process spends on a run, kept in ``machine.json``.
 
-    torch.set_num_threads(options.threads)
-    try:
-        execute_cell(options.folder, options.device, options.parent)
-    except (DecisionMambaError, OSError) as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    Args:
+        folder: The run's; earlier sessions are in it.
+        device: Where it computes.
+    """
+
+    def __init__(self, folder: RunFolder, device: str) -> None:
+        self._path = folder.machine
+        self._earlier = folder.read_json(folder.machine, [])
+        self._record: dict[str, Any] = {
+            "device": device,
+            "threads": torch.get_num_threads(),
+            "machine": describe_device(device),
+            "versions": describe_versions(),
+            "updates": 0,
+            "train_seconds": 0.0,
+            "train_cpu_seconds": 0.0,
+            "evaluation_seconds": 0.0,
+        }
+        self._checkpoint_at = self._progress_at = time.monotonic()
+        self._started = 0.0, 0.0  # wall and processor time
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Count the time inside as training."""
+        self._start()
+        yield
+        self._stop()
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Do not count the time inside as training: checkpoints, evaluations."""
+        self._stop()
+        yield
+        self._checkpoint_at = time.monotonic()
+        self._start()
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Count the time inside as evaluation."""
+        started = time.perf_counter()
+        yield
+        self._record["evaluation_seconds"] += time.perf_counter() - started
+
+    def count_update(self) -> None:
+        """Count one update."""
+        self._record["updates"] += 1
+
+    def is_checkpoint_due(self) -> bool:
+        """Whether the last checkpoint is a minute old."""
+        return time.monotonic() - self._checkpoint_at > _CHECKPOINT_SECONDS
+
+    def is_progress_due(self) -> bool:
+        """Whether the last True was a second ago."""
+        now = time.monotonic()
+        if now - self._progress_at < _PROGRESS_SECONDS:
+            return False
+        self._progress_at = now
+        return True
+
+    def write(self, update: int) -> None:
+        """Write the time spent until a checkpoint; work lost in a crash is not counted."""
+        write_json(self._path, [*self._earlier, {**self._record, "until": update}])
+
+    def _start(self) -> None:
+        self._started = time.perf_counter(), time.process_time()
+
+    def _stop(self) -> None:
+        self._record["train_seconds"] += time.perf_counter() - self._started[0]
+        self._record["train_cpu_seconds"] += time.process_time() - self._started[1]
+
+
+def describe_versions() -> dict[str, str]:
+    """Return the versions that a result may depend on."""
+    versions = {"sb3_dmamba": sb3_dmamba.__version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Engine":  # documented here in 0.1.0; a run needs none
+        from sb3_dmamba.experiments.engines import Engine
+
+        return Engine
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,7 @@
-"""What the data supports without history: ``python -m sb3_dmamba.experiments.no_history``.
+"""Baselines without history: ``python -m sb3_dmamba.experiments.no_history DATASET``.
 
-Two regressions of the action by the same small perceptron, scored as every model here: on the
-observation and the return-to-go (RvS), for each target; and on the observation alone, from the
-best episodes only (behaviour cloning, DT's BC%). They say what a policy that sees the present
-alone gets out of the same data.
+A small perceptron predicts the action from the observation and the return-to-go (RvS), for each
+target; and from the observation alone, in the best episodes only (behaviour cloning, DT's BC%).
 """
 
 from __future__ import annotations
@@ -24,8 +22,6 @@ from sb3_dmamba.data.sources import load_trajectories
 from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.evaluation import EvaluationReport, evaluate_targets
 
-__all__ = ["Perceptron", "main", "train"]
-
 HIDDEN_SIZE = 256
 BATCH_SIZE = 256
 LEARNING_RATE = 1e-3
@@ -34,7 +30,7 @@ RETURN_SCALE = 1000.0
 
 @dataclass(frozen=True)
 class _NoState:
-    """What a policy without memory remembers of ``n`` episodes."""
+    """The empty state of ``n`` episodes."""
 
     n: int
 
@@ -46,11 +42,11 @@ class _NoState:
 
 
 class Perceptron(nn.Module):
-    """Two hidden layers and a tanh, on the observation and where wanted the return-to-go.
+    """Two hidden layers and a tanh.
 
     Args:
         trajectories: Gives the spaces, and the statistics that observations are standardised with.
-        conditioned: Whether it sees the return-to-go.
+        conditioned: Whether it sees the return-to-go besides the observation.
 
     Source: Emmons et al. 2021 (arXiv:2112.10751), RvS-R, for the conditioned one.
     """
@@ -87,7 +83,7 @@ class Perceptron(nn.Module):
         return actions
 
     def initial_state(self, n: int, memory: Any = None) -> _NoState:
-        """Return the state of ``n`` episodes: nothing."""
+        """Return the empty state of ``n`` episodes."""
         return _NoState(n)
 
     @torch.no_grad()

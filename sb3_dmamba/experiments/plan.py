@@ -1,10 +1,15 @@
-"""Plan of an experiment: its runs, from the catalogue and the user's options."""
+"""Plan of an experiment: its tasks with their data, and its runs.
+
+:func:`make_plan` resolves each ``--data``, loads the data once, and prepares a folder for each
+task, variant and seed.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,21 +18,35 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sb3_dmamba.config import DecisionMambaConfig, Memory
+from sb3_dmamba.data.sources import find_source, load_trajectories
+from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.envs import is_atari
 from sb3_dmamba.errors import ConfigError, UnknownTaskError
-from sb3_dmamba.experiments.catalogue import Experiment, Variant
-from sb3_dmamba.experiments.runs import Cell, CellFolder, EvaluationPlan
-from sb3_dmamba.experiments.sources import LoadedData, generic_task, resolve_data
-from sb3_dmamba.tasks import Task
+from sb3_dmamba.experiments.catalogue import (
+    SMALL_RECIPE,
+    Experiment,
+    Variant,
+    choose_variants,
+    list_small_tasks,
+)
+from sb3_dmamba.experiments.runs import (
+    DataSource,
+    EvaluationPlan,
+    Run,
+    RunFolder,
+    compute_fingerprint,
+)
+from sb3_dmamba.tasks import Task, get_reference_scores, get_task
 
 _QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asks for; None leaves it to the experiment.
+    """The user's options of an experiment; None or empty takes the experiment's own.
 
     Args:
+        cells: Folder of the runs.
         data: Tasks: a task's name, ``NAME=SOURCE`` for its recipe on data that lies elsewhere, or
             anything ``load_trajectories`` takes.
         seeds: Training seeds.
@@ -41,7 +60,6 @@ class Request:
         deterministic: Whether a discrete action is the likeliest one, or drawn.
         max_episode_steps: Episodes are cut after this many steps.
         data_options: Options of ``load_trajectories`` for all data, over the experiment's own.
-        cells: Folder of the cells.
     """
 
     cells: Path
@@ -61,12 +79,12 @@ class Request:
 
 @dataclass(frozen=True, eq=False)
 class PlannedTask:
-    """One task of a plan, with what its data holds.
+    """One task of a plan, and its data.
 
     Args:
         task: Environment, recipe, reference.
         source: What was loaded.
-        fingerprint: Of the data, without a variant's options (and as the first seed has it).
+        fingerprint: Of the data with the first seed's options and without a variant's.
         returns: The returns of its episodes (E,).
         n_steps: Its steps.
         target_returns: The returns asked for.
@@ -81,18 +99,18 @@ class PlannedTask:
 
     @property
     def name(self) -> str:
-        """The task's."""
+        """The task's name."""
         return self.task.name
 
     @property
     def targets_in_range(self) -> tuple[float, ...]:
-        """The targets that the data has episodes on both sides of, or at."""
+        """The targets between the lowest and the highest return of the data."""
         low, high = float(self.returns.min()), float(self.returns.max())
         return tuple(each for each in self.target_returns if low <= each <= high)
 
     @property
     def headline(self) -> float:
-        """The target that variants are compared at, decided before anything is trained.
+        """The target that variants are compared at, fixed before anything is trained.
 
         The highest that the data has reached, as for :attr:`DecisionMamba.target_return`.
         """
@@ -100,99 +118,97 @@ class PlannedTask:
 
 
 @dataclass(frozen=True)
-class PlannedCell:
-    """A cell and its place in the experiment."""
+class PlannedRun:
+    """A run, its folder, and its place in the experiment."""
 
     task: str
     variant: str
     seed: int
-    cell: Cell
-    folder: CellFolder
+    run: Run
+    folder: RunFolder
 
 
 @dataclass(frozen=True)
 class Plan:
-    """An experiment's cells.
+    """An experiment's runs.
 
     Args:
         experiment: The experiment.
         tasks: Its tasks.
-        variants: Those that run.
-        cells: One for each task, variant and seed.
+        variants: The variants that run; the others are compared with the first.
+        runs: One for each task, variant and seed.
     """
 
     experiment: Experiment
     tasks: tuple[PlannedTask, ...]
     variants: Mapping[str, Variant]
-    cells: tuple[PlannedCell, ...]
-
-    @property
-    def baseline(self) -> str:
-        """The variant that the others are compared with."""
-        return next(iter(self.variants))
+    runs: tuple[PlannedRun, ...]
 
 
 def make_plan(experiment: Experiment, request: Request) -> Plan:
-    """Load the data, decide every cell, and write its description into its folder.
+    """Load the data, plan every run, and write its description into its folder.
 
     Args:
         experiment: The experiment.
-        request: What the user asks for.
+        request: The user's options.
 
     Raises:
         ConfigError: A setting, a variant or a count is unknown or out of range.
         DatasetError: Data is missing or malformed.
         UnknownTaskError: Data names no environment.
-        ExperimentError: A cell's folder holds something else.
+        ExperimentError: A run's folder was trained under other defaults.
     """
-    variants = _choose_variants(experiment, request.variants)
-    tasks: list[PlannedTask] = []
-    cells: list[PlannedCell] = []
+    variants = choose_variants(experiment.name, experiment.variants, request.variants)
     seeds = request.seeds or experiment.seeds
     if len(set(seeds)) != len(seeds):
-        raise ConfigError(f"seeds {seeds}: give each once")
+        raise ConfigError(f"seeds {seeds}: give each once", setting="seeds", value=seeds)
+    tasks: list[PlannedTask] = []
+    runs: list[PlannedRun] = []
     for text in request.data or experiment.tasks:
         task, source = resolve_data(text)
         loaded = LoadedData(source, request.cells / "data" if experiment.keep_data else None)
         name = task.name if task else source
-        given = {**experiment.data_options(name, source, seeds[0]), **request.data_options}
-        if task is None:
-            task = generic_task(source, loaded.get(given))
-        planned = _plan_task(task, source, loaded, given, request)
+        options = {**experiment.data_options(name, source, seeds[0]), **request.data_options}
+        task = task or generic_task(source, loaded.get(options))
+        planned = _plan_task(task, loaded, options, request.target_returns)
         if any(planned.name == each.name for each in tasks):
-            raise ConfigError(f"--data names {planned.name!r} twice")
+            raise ConfigError(
+                f"--data names {planned.name!r} twice", setting="data", value=request.data
+            )
         tasks.append(planned)
         for name, variant in variants.items():
             config = _make_config(planned.task, experiment, variant, request)
             evaluation = _plan_evaluation(planned, experiment, request, config)
             for seed in seeds:
-                given = experiment.data_options(planned.name, source, seed)
-                data = loaded.describe({**given, **variant.data_options, **request.data_options})
+                options = experiment.data_options(planned.name, source, seed)
+                data = loaded.describe({**options, **variant.data_options, **request.data_options})
                 label = f"{planned.name}, {name}, seed {seed}"
-                cell = Cell(data, planned.task, config, seed, evaluation, label)
-                folder = CellFolder.prepare(request.cells, cell)
-                cells.append(PlannedCell(planned.name, name, seed, cell, folder))
-    return Plan(experiment, tuple(tasks), variants, tuple(cells))
+                run = Run(data, planned.task, config, seed, evaluation, label)
+                folder = RunFolder.prepare(request.cells, run)
+                runs.append(PlannedRun(planned.name, name, seed, run, folder))
+    return Plan(experiment, tuple(tasks), variants, tuple(runs))
 
 
 def _plan_task(
-    task: Task, source: str, loaded: LoadedData, options: Mapping[str, Any], request: Request
+    task: Task, loaded: LoadedData, options: Mapping[str, Any], targets: tuple[float, ...]
 ) -> PlannedTask:
     data = loaded.get(options)
     if task.env_id is None:
         if data.env_id is None:
             raise UnknownTaskError(
-                f"{source} does not say in which environment to act: give it as NAME={source} "
-                "with the name of a task or of a Gymnasium environment"
+                f"{loaded.source} does not say in which environment to act: give it as "
+                f"NAME={loaded.source} with the name of a task or of a Gymnasium environment",
+                setting="data",
+                value=loaded.source,
             )
         task = dataclasses.replace(task, env_id=data.env_id, env_kwargs=data.env_kwargs)
-    targets = request.target_returns or task.target_returns
+    targets = targets or task.target_returns
     if not targets:
         quantiles = np.quantile(data.returns, _QUANTILES)
         targets = tuple(dict.fromkeys(float(f"{each:.4g}") for each in quantiles))
     return PlannedTask(
         task=task,
-        source=source,
+        source=loaded.source,
         fingerprint=loaded.describe(options).fingerprint,
         returns=np.asarray(data.returns, dtype=np.float64),
         n_steps=data.n_steps,
@@ -211,35 +227,137 @@ def _make_config(
 
 
 def _plan_evaluation(
-    planned: PlannedTask,
-    experiment: Experiment,
-    request: Request,
-    config: DecisionMambaConfig,
+    planned: PlannedTask, experiment: Experiment, request: Request, config: DecisionMambaConfig
 ) -> EvaluationPlan:
     evaluations = request.evaluations or experiment.evaluations
     memories = request.memories or experiment.memories
-    if config.time_encoding == "global":  # says the place in the window, which stream has not
+    if config.time_encoding == "global":  # encodes the place in the window; stream has none
         memories = tuple(each for each in memories if each == "window") or ("window",)
+    deterministic = request.deterministic
+    if deterministic is None:  # published scores of Atari games are of drawn actions
+        deterministic = experiment.deterministic and not is_atari(planned.task.env_id)
     return EvaluationPlan(
         target_returns=planned.target_returns,
         n_episodes=request.n_episodes or experiment.n_episodes,
         memories=memories,
         every=math.ceil(config.n_updates / evaluations) if evaluations > 1 else 0,
-        deterministic=_is_deterministic(planned.task, experiment, request),
+        deterministic=deterministic,
         max_episode_steps=request.max_episode_steps,
     )
 
 
-def _is_deterministic(task: Task, experiment: Experiment, request: Request) -> bool:
-    """Draw a game's actions, as is published: the likeliest may never be the one it starts with."""
-    if request.deterministic is not None:
-        return request.deterministic
-    return experiment.deterministic and not is_atari(task.env_id)
+# --- Tasks and data by name ----------------------------------------------------------------------
 
 
-def _choose_variants(experiment: Experiment, names: Sequence[str]) -> dict[str, Variant]:
-    for name in names:
-        if name not in experiment.variants:
-            known = ", ".join(map(repr, experiment.variants))
-            raise ConfigError(f"{experiment.name} has no variant {name!r}: it has {known}")
-    return {name: each for name, each in experiment.variants.items() if not names or name in names}
+def resolve_data(text: str) -> tuple[Task | None, str]:
+    """Parse one ``--data``.
+
+    Args:
+        text: A task's name, ``NAME=SOURCE``, or a source.
+
+    Returns:
+        The task (None where it follows from the data) and what to load.
+
+    Raises:
+        UnknownTaskError: A task that has no data of its own is named without any.
+    """
+    by_name = {task.name: task for task in list_small_tasks()}
+    by_source = {task.dataset: task for task in list_small_tasks()}
+    name, equals, source = text.partition("=")
+    if equals and (task := by_name.get(name) or _find_task(name)) is not None:
+        return task, source
+    if text in by_name:
+        return by_name[text], str(by_name[text].dataset)
+    if text in by_source:
+        return by_source[text], text
+    task = _find_task(text)
+    if task is None:
+        return None, text
+    if task.dataset is None:
+        raise UnknownTaskError(
+            f"{text} has no data of its own: say where it lies with --data {text}=PATH",
+            setting="data",
+            value=text,
+        )
+    return (task if task.target_returns else None), task.dataset
+
+
+def _find_task(name: str) -> Task | None:
+    if Path(name).exists():
+        return None
+    try:
+        return get_task(name)
+    except UnknownTaskError:
+        return None
+
+
+def generic_task(source: str, trajectories: Trajectories) -> Task:
+    """Return a task for data without one: a small recipe, scaled by the data.
+
+    Args:
+        source: What was loaded.
+        trajectories: The data; gives the environment, the scale of returns and the longest
+            episode.
+    """
+    largest = float(np.abs(trajectories.returns).max()) or 1.0
+    return Task(
+        name=Path(source).stem if Path(source).exists() else source,
+        env_id=trajectories.env_id,
+        env_kwargs=trajectories.env_kwargs,
+        dataset=source,
+        reference=get_reference_scores(trajectories.env_id or ""),
+        overrides={
+            **SMALL_RECIPE,
+            "return_scale": 10.0 ** math.floor(math.log10(largest)),
+            "max_timestep": int(trajectories.lengths.max()),
+        },
+        description=f"data at {source}",
+    )
+
+
+class LoadedData:
+    """A source under different options, each loaded and hashed once.
+
+    Args:
+        source: What ``load_trajectories`` takes.
+        stores: Folder for the stores of sources that can be converted (the DQN replay); None
+            converts nothing. Other sources are loaded from where they lie.
+    """
+
+    def __init__(self, source: str, stores: Path | None) -> None:
+        self.source = source
+        self._stores = stores
+        self._described: dict[str, DataSource] = {}
+        self._last: tuple[str, Trajectories] | None = None
+
+    def get(self, options: Mapping[str, Any]) -> Trajectories:
+        """Load the data; the data loaded last is kept."""
+        key = _options_key(options)
+        if self._last is None or self._last[0] != key:
+            self._last = None  # two at once may not fit into memory
+            source, rest = self._locate(options)
+            self._last = key, load_trajectories(source, **rest)
+        return self._last[1]
+
+    def describe(self, options: Mapping[str, Any]) -> DataSource:
+        """Return where a run finds the data, and its fingerprint."""
+        key = _options_key(options)
+        if key not in self._described:
+            fingerprint = compute_fingerprint(self.get(options))
+            self._described[key] = DataSource(*self._locate(options), fingerprint)
+        return self._described[key]
+
+    def _locate(self, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+        """Return the source and its options, or the store that it was converted to."""
+        kind = None if self._stores is None else find_source(self.source)
+        if self._stores is None or kind is None or "store" not in kind.option_names():
+            return self.source, dict(options)
+        name = f"{Path(self.source).resolve()} {_options_key(options)}"
+        store = self._stores / hashlib.sha256(name.encode()).hexdigest()[:16]
+        if not store.exists():
+            load_trajectories(self.source, **options, store=store)
+        return str(store), {}
+
+
+def _options_key(options: Mapping[str, Any]) -> str:
+    return repr(sorted(options.items()))

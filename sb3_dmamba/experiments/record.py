@@ -1,38 +1,39 @@
-"""The files that a report is made from: its evaluations, losses, settings and costs.
+"""Record of an experiment: the files that its report is made from, and what is computed from them.
 
 A report's folder holds ``results.csv`` (a row for each evaluation of a training), ``losses.csv``
-(its training loss), ``settings.json`` (what was run) and ``machine.json`` (what computed, and how
-long). The report and its pictures are made from these files alone. Nothing but ``machine.json``
-depends on the machine's speed or the time.
+(its training loss), ``settings.json`` (what was run) and ``machine.json`` (machines, versions and
+times). The report and its pictures are made from these files alone; only ``machine.json`` depends
+on the machine's speed or the time.
 """
 
 from __future__ import annotations
 
-import csv
-import io
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
 
 from sb3_dmamba.errors import ExperimentError
-from sb3_dmamba.evaluation.statistics import compute_interquartile_mean
-from sb3_dmamba.experiments.plan import Plan, PlannedCell, PlannedTask
-from sb3_dmamba.experiments.runs import CellResult, Evaluation, write_json, write_text
-
-__all__ = [
-    "EVALUATION_COLUMNS",
-    "FORMAT",
-    "LOSS_COLUMNS",
-    "Record",
-    "Row",
-    "read_settings",
-    "read_table",
-    "to_csv",
-]
+from sb3_dmamba.evaluation.statistics import (
+    Estimate,
+    compute_interquartile_mean,
+    compute_normalized_score,
+    estimate,
+)
+from sb3_dmamba.experiments.plan import Plan, PlannedRun, PlannedTask
+from sb3_dmamba.experiments.runs import Evaluation, RunResult, write_json, write_text
+from sb3_dmamba.experiments.statistics import (
+    compute_probability_of_improvement,
+    compute_rank_correlation,
+    find_winner,
+)
 
 FORMAT = 1
 """Of ``settings.json``."""
@@ -41,13 +42,11 @@ EVALUATION_COLUMNS = (
     "task", "variant", "memory", "seed", "update", "target_return", "n_episodes", "mean",
     "interquartile_mean", "std", "min", "max", "mean_length", "n_parameters", "returns",
 )  # fmt: skip
-"""Columns of ``results.csv``. ``returns`` has every episode's, with spaces between, for the last
-weights; evaluations along the way have their figures alone."""
+"""Columns of ``results.csv``. ``returns`` has every episode's, separated by spaces, for the last
+weights; it is empty for earlier ones."""
 
 LOSS_COLUMNS = ("task", "variant", "seed", "update", "loss")
 """Columns of ``losses.csv``: the mean training loss since the row before."""
-
-Row = Mapping[str, str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,47 +55,44 @@ class Record:
 
     Args:
         settings: What was run: question, command, variants, tasks and their data.
-        evaluations: Rows of :data:`EVALUATION_COLUMNS`.
-        losses: Rows of :data:`LOSS_COLUMNS`; reports made before there were such files have none.
+        evaluations: :data:`EVALUATION_COLUMNS`, all text.
+        losses: :data:`LOSS_COLUMNS`, all text; empty for reports older than ``losses.csv``.
         machine: The costs by task and variant, and what computed.
     """
 
     settings: Mapping[str, Any]
-    evaluations: Sequence[Row]
-    losses: Sequence[Row]
+    evaluations: pd.DataFrame
+    losses: pd.DataFrame
     machine: Mapping[str, Any]
 
     @classmethod
     def from_plan(cls, plan: Plan, command: str) -> Record:
-        """Gather the results of the trainings that are done.
-
-        Args:
-            plan: The experiment's trainings.
-            command: What reproduces it.
+        """Gather the results of the runs that are done.
 
         Raises:
             ExperimentError: None is done.
         """
-        evaluations: list[Row] = []
-        losses: list[Row] = []
-        for planned in plan.cells:
-            if planned.folder.is_done:
-                result = planned.folder.read_result()
-                evaluations += [_evaluation_row(planned, result, e) for e in result.evaluations]
-                losses += _loss_rows(planned, result)
-        if not evaluations:
+        done = [(each, each.folder.read_result()) for each in plan.runs if each.folder.is_done]
+        if not done:
             raise ExperimentError("no training is done: there is nothing to report")
-        settings = json.loads(json.dumps(_describe(plan, command), allow_nan=False))
-        return cls(settings, evaluations, losses, _describe_machine(plan))
+        rows = [_evaluation_row(run, result, e) for run, result in done for e in result.evaluations]
+        losses = [
+            (run.task, run.variant, str(run.seed), str(update), f"{loss:.6g}")
+            for run, result in done
+            for update, loss in result.losses
+        ]
+        return cls(
+            settings=json.loads(json.dumps(_describe(plan, command), allow_nan=False)),
+            evaluations=pd.DataFrame(rows, columns=EVALUATION_COLUMNS),
+            losses=pd.DataFrame(losses, columns=LOSS_COLUMNS),
+            machine=_describe_machine(plan),
+        )
 
     def write(self, folder: Path) -> list[Path]:
         """Write the files, and return them."""
-        tables = {
-            "results.csv": to_csv(EVALUATION_COLUMNS, self.evaluations),
-            "losses.csv": to_csv(LOSS_COLUMNS, self.losses),
-        }
-        for name, text in tables.items():
-            write_text(folder / name, text)
+        tables = {"results.csv": self.evaluations, "losses.csv": self.losses}
+        for name, table in tables.items():
+            write_table(folder / name, table)
         documents = {"settings.json": self.settings, "machine.json": self.machine}
         for name, document in documents.items():
             write_json(folder / name, document, indent=1)
@@ -113,39 +109,34 @@ class Record:
         return cls(
             settings=read_settings(folder),
             evaluations=read_table(folder / "results.csv", EVALUATION_COLUMNS),
-            losses=read_table(losses, LOSS_COLUMNS) if losses.exists() else [],
+            losses=read_table(losses, LOSS_COLUMNS) if losses.exists() else pd.DataFrame(),
             machine=_read_json(folder / "machine.json"),
         )
 
 
-def to_csv(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return rows as CSV with a header."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Write a CSV file atomically."""
+    write_text(path, table.to_csv(index=False, lineterminator="\n", na_rep="nan"))
 
 
-def read_table(path: Path, columns: Sequence[str]) -> list[Row]:
-    """Read the rows of a CSV file.
+def read_table(path: Path, columns: Iterable[str]) -> pd.DataFrame:
+    """Read a CSV file, all columns as text.
 
     Raises:
-        ExperimentError: The file is missing, or lacks a column.
+        ExperimentError: The file is missing, is not CSV, or lacks a column.
     """
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            rows: list[Row] = [*reader]
-            found = reader.fieldnames or []
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except FileNotFoundError as error:
-        raise ExperimentError(
-            f"there is no report in {path.parent}: {path.name} is missing"
-        ) from error
-    missing = [name for name in columns if name not in found]
+        raise _missing(path) from error
+    except ValueError as error:
+        raise ExperimentError(f"{path} cannot be read: {error}", value=str(path)) from error
+    missing = [name for name in columns if name not in table]
     if missing:
-        raise ExperimentError(f"{path} lacks the columns {', '.join(missing)}")
-    return rows
+        raise ExperimentError(
+            f"{path} lacks the columns {', '.join(missing)}", value=str(path), choices=missing
+        )
+    return table
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -155,10 +146,13 @@ def read_settings(folder: Path) -> dict[str, Any]:
         ExperimentError: It is missing, damaged, or of another format.
     """
     settings = _read_json(folder / "settings.json")
-    if settings.get("format") != FORMAT:
+    found = settings.get("format")
+    if found != FORMAT:
         raise ExperimentError(
-            f"the report in {folder} has format {settings.get('format')!r} and this version reads "
-            f"{FORMAT}"
+            f"the report in {folder} has format {found!r} and this version reads {FORMAT}",
+            setting="format",
+            value=found,
+            choices=[FORMAT],
         )
     return settings
 
@@ -167,51 +161,48 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ExperimentError(
-            f"there is no report in {path.parent}: {path.name} is missing"
-        ) from error
+        raise _missing(path) from error
     except json.JSONDecodeError as error:
-        raise ExperimentError(f"{path} cannot be read: {error}") from error
+        raise ExperimentError(f"{path} cannot be read: {error}", value=str(path)) from error
     return document
+
+
+def _missing(path: Path) -> ExperimentError:
+    return ExperimentError(
+        f"there is no report in {path.parent}: {path.name} is missing", value=str(path)
+    )
 
 
 # --- From a plan ---------------------------------------------------------------------------------
 
 
-def _evaluation_row(planned: PlannedCell, result: CellResult, evaluation: Evaluation) -> Row:
+def _evaluation_row(planned: PlannedRun, result: RunResult, evaluation: Evaluation) -> list[str]:
     returns = evaluation.returns
-    figures = {
-        "mean": returns.mean(),
-        "interquartile_mean": compute_interquartile_mean(returns),
-        "std": returns.std(ddof=1) if len(returns) > 1 else np.nan,
-        "min": returns.min(),
-        "max": returns.max(),
-        "mean_length": evaluation.lengths.mean(),
-    }
+    figures = [
+        returns.mean(),
+        compute_interquartile_mean(returns),
+        returns.std(ddof=1) if len(returns) > 1 else np.nan,
+        returns.min(),
+        returns.max(),
+        evaluation.lengths.mean(),
+    ]
     is_last = evaluation.update == result.last_update
-    return {
-        "task": planned.task,
-        "variant": planned.variant,
-        "memory": evaluation.memory,
-        "seed": str(planned.seed),
-        "update": str(evaluation.update),
-        "target_return": repr(evaluation.target_return).removesuffix(".0"),
-        "n_episodes": str(len(returns)),
-        **{name: f"{float(value):.8g}" for name, value in figures.items()},
-        "n_parameters": str(result.n_parameters),
-        "returns": " ".join(f"{value:.8g}" for value in returns.tolist()) if is_last else "",
-    }
-
-
-def _loss_rows(planned: PlannedCell, result: CellResult) -> list[Row]:
-    names = {"task": planned.task, "variant": planned.variant, "seed": str(planned.seed)}
     return [
-        {**names, "update": str(update), "loss": f"{loss:.6g}"} for update, loss in result.losses
+        planned.task,
+        planned.variant,
+        evaluation.memory,
+        str(planned.seed),
+        str(evaluation.update),
+        repr(evaluation.target_return).removesuffix(".0"),
+        str(len(returns)),
+        *(f"{float(value):.8g}" for value in figures),
+        str(result.n_parameters),
+        " ".join(f"{value:.8g}" for value in returns.tolist()) if is_last else "",
     ]
 
 
 def _describe(plan: Plan, command: str) -> dict[str, Any]:
-    evaluation = plan.cells[0].cell.evaluation
+    evaluation = plan.runs[0].run.evaluation
     published = plan.experiment.published
     return {
         "format": FORMAT,
@@ -219,8 +210,8 @@ def _describe(plan: Plan, command: str) -> dict[str, Any]:
         "title": plan.experiment.title,
         "question": plan.experiment.question,
         "command": command,
-        "n_trainings": len(plan.cells),
-        "seeds": list(dict.fromkeys(cell.seed for cell in plan.cells)),
+        "n_trainings": len(plan.runs),
+        "seeds": list(dict.fromkeys(planned.seed for planned in plan.runs)),
         "n_episodes": evaluation.n_episodes,
         "eval_seed": evaluation.seed,
         "max_episode_steps": evaluation.max_episode_steps,
@@ -238,9 +229,8 @@ def _describe(plan: Plan, command: str) -> dict[str, Any]:
 
 
 def _describe_task(plan: Plan, planned: PlannedTask) -> dict[str, Any]:
-    cells = [cell.cell for cell in plan.cells if cell.task == planned.name]
-    configs = [cell.identity()["config"] for cell in cells]
-    first = configs[0]
+    runs = [each.run for each in plan.runs if each.task == planned.name]
+    configs = [run.identity()["config"] for run in runs]
     reference = planned.task.reference
     return {
         "name": planned.name,
@@ -256,43 +246,43 @@ def _describe_task(plan: Plan, planned: PlannedTask) -> dict[str, Any]:
         "targets_in_range": planned.targets_in_range,
         "headline": planned.headline,
         "reference": None if reference is None else asdict(reference),
-        "deterministic": all(cell.evaluation.deterministic for cell in cells),
+        "deterministic": all(run.evaluation.deterministic for run in runs),
         "settings": {
             name: value
-            for name, value in first.items()
-            if all(each.get(name) == value for each in configs)
+            for name, value in configs[0].items()
+            if all(config.get(name) == value for config in configs)
         },
     }
 
 
 def _describe_machine(plan: Plan) -> dict[str, Any]:
+    sessions = [each.folder.read_json(each.folder.machine, []) for each in plan.runs]
     costs = []
-    machines: list[str] = []
     for task in plan.tasks:
         for variant in plan.variants:
-            cells = [c for c in plan.cells if (c.task, c.variant) == (task.name, variant)]
-            spent = [_sum_sessions(cell) for cell in cells if cell.folder.is_done]
+            spent = [
+                {name: sum(float(session[name]) for session in own) for name in _SPENT}
+                for each, own in zip(plan.runs, sessions, strict=True)
+                if (each.task, each.variant) == (task.name, variant) and each.folder.is_done
+            ]
             spent = [each for each in spent if each["updates"]]
             if spent:
-                costs.append({"task": task.name, "variant": variant, **_summarize_costs(spent)})
-    for cell in plan.cells:
-        for session in cell.folder.read_json(cell.folder.machine, []):
-            versions = ", ".join(f"{name} {each}" for name, each in session["versions"].items())
-            threads = session["threads"]
-            machines.append(
-                f"{session['machine']}, device {session['device']}, {threads} "
-                f"thread{'' if threads == 1 else 's'} a training; {versions}"
-            )
+                costs.append({"task": task.name, "variant": variant, **_compute_costs(spent)})
+    machines = []
+    for session in itertools.chain.from_iterable(sessions):
+        versions = ", ".join(f"{name} {each}" for name, each in session["versions"].items())
+        threads = session["threads"]
+        machines.append(
+            f"{session['machine']}, device {session['device']}, {threads} "
+            f"thread{'' if threads == 1 else 's'} a training; {versions}"
+        )
     return {"costs": costs, "machines": list(dict.fromkeys(machines))}
 
 
-def _sum_sessions(cell: PlannedCell) -> Mapping[str, float]:
-    sessions: list[dict[str, Any]] = cell.folder.read_json(cell.folder.machine, [])
-    names = ("updates", "train_seconds", "train_cpu_seconds", "evaluation_seconds")
-    return {name: sum(float(session[name]) for session in sessions) for name in names}
+_SPENT = ("updates", "train_seconds", "train_cpu_seconds", "evaluation_seconds")
 
 
-def _summarize_costs(spent: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def _compute_costs(spent: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Return the medians over the trainings of a variant."""
     values = {
         "update_ms": [1e3 * each["train_seconds"] / each["updates"] for each in spent],
@@ -301,3 +291,213 @@ def _summarize_costs(spent: Sequence[Mapping[str, float]]) -> dict[str, float]:
         "evaluation_minutes": [each["evaluation_seconds"] / 60 for each in spent],
     }
     return {name: float(np.median(each)) for name, each in values.items()}
+
+
+# --- Summary: what a report says -----------------------------------------------------------------
+
+_MIN_TARGETS = 3  # of a rank correlation
+
+
+@dataclass(frozen=True, eq=False)
+class TargetSummary:
+    """Returns of the last weights of an arm for one target (seeds, episodes)."""
+
+    returns: NDArray[np.float64]
+
+    @cached_property
+    def estimate(self) -> Estimate:
+        """The interquartile mean over seeds and episodes."""
+        return estimate(self.returns)
+
+    @property
+    def seed_means(self) -> NDArray[np.float64]:
+        """Each training's mean return (seeds,)."""
+        means: NDArray[np.float64] = self.returns.mean(axis=1)
+        return means
+
+
+@dataclass(frozen=True, eq=False)
+class ArmSummary:
+    """A variant acting with one memory.
+
+    Args:
+        variant: The variant.
+        memory: The memory.
+        seeds: The training seeds that are done.
+        targets: By target, for the last weights.
+        history: By update and target, each seed's mean return (seeds,), the last weights' too.
+        losses: Each seed's loss curve (points, 2): update and loss; without ``losses.csv``, no
+            points.
+        rank_correlation: Spearman's of asked and achieved, over the targets within the data's
+            range; None where these are fewer than three.
+    """
+
+    variant: str
+    memory: str
+    seeds: tuple[int, ...]
+    targets: Mapping[float, TargetSummary]
+    history: Mapping[int, Mapping[float, NDArray[np.float64]]]
+    losses: tuple[NDArray[np.float64], ...]
+    rank_correlation: Estimate | None
+
+    @property
+    def name(self) -> str:
+        """The variant and the memory."""
+        return f"{self.variant}, {self.memory}"
+
+    def improvement(self, other: ArmSummary, target: float) -> Estimate:
+        """Return how often a training of this arm is above one of another, at a target."""
+        own, theirs = self.targets[target].returns, other.targets[target].returns
+        return compute_probability_of_improvement(own, theirs)
+
+    @property
+    def last_scores(self) -> NDArray[np.float64]:
+        """Each seed's mean return at its best target, last weights (seeds,)."""
+        scores: NDArray[np.float64] = np.max([t.seed_means for t in self.targets.values()], axis=0)
+        return scores
+
+    @property
+    def best_scores(self) -> NDArray[np.float64]:
+        """Each seed's best mean return over targets and evaluations, as the paper's (seeds,)."""
+        rows = [means for by_target in self.history.values() for means in by_target.values()]
+        scores: NDArray[np.float64] = np.max(rows, axis=0)
+        return scores
+
+
+@dataclass(frozen=True, eq=False)
+class TaskSummary:
+    """The arms of one task.
+
+    Args:
+        task: The task and its data: an entry of ``tasks`` in ``settings.json``.
+        arms: Variants under memories; the others are compared with the first.
+    """
+
+    task: Mapping[str, Any]
+    arms: tuple[ArmSummary, ...]
+
+    @property
+    def name(self) -> str:
+        """The task's name."""
+        return str(self.task["name"])
+
+    @property
+    def targets(self) -> tuple[float, ...]:
+        """The returns asked for."""
+        return tuple(self.task["target_returns"])
+
+    @property
+    def headline(self) -> float:
+        """The target that variants are compared at."""
+        return float(self.task["headline"])
+
+    def winner(self, target: float) -> ArmSummary | None:
+        """Return the arm whose interval is above all others at a target; None if none is."""
+        name = find_winner({arm.name: arm.targets[target].estimate for arm in self.arms})
+        return next((arm for arm in self.arms if arm.name == name), None)
+
+    def reference_arm(self, arm: ArmSummary) -> ArmSummary | None:
+        """Return the arm to compare with: the first variant under the same memory.
+
+        The first variant's other memories are compared with its first one.
+        """
+        first = self.arms[0]
+        if arm is first:
+            return None
+        same = [a for a in self.arms if a.variant == first.variant and a.memory == arm.memory]
+        return same[0] if same and same[0] is not arm else first
+
+    def scores(self, arm: ArmSummary, when: str, is_normalized: bool) -> NDArray[np.float64]:
+        """Return each seed's last or best score, of 100 where it is normalised (seeds, 1)."""
+        scores = arm.last_scores if when == "last" else arm.best_scores
+        if is_normalized:
+            low, high = self.task["reference"]["minimum"], self.task["reference"]["maximum"]
+            scores = compute_normalized_score(scores, low, high)
+        return scores[:, None]
+
+
+@dataclass(frozen=True, eq=False)
+class ExperimentSummary:
+    """All of an experiment.
+
+    Args:
+        record: What the report is made from.
+        tasks: The tasks with at least one training that is done.
+    """
+
+    record: Record
+    tasks: tuple[TaskSummary, ...]
+
+    @property
+    def n_done(self) -> int:
+        """Trainings that are done."""
+        return len(self.record.evaluations[["task", "variant", "seed"]].drop_duplicates())
+
+    @property
+    def n_evaluations(self) -> int:
+        """Evaluations of each training."""
+        return max(len(arm.history) for task in self.tasks for arm in task.arms)
+
+
+def summarize(record: Record) -> ExperimentSummary:
+    """Compute the summary of a record.
+
+    Raises:
+        ExperimentError: The record has no evaluations, or its files do not fit together.
+    """
+    try:
+        types = {"seed": int, "update": int, "target_return": float, "mean": float}
+        by_arm = record.evaluations.astype(types).groupby(["task", "variant"], sort=False)
+        arms_rows = dict(iter(by_arm))
+        losses = _losses_by_training(record.losses)
+        tasks = []
+        for task in record.settings["tasks"]:
+            arms = [
+                _summarize_arm(task, rows, losses)
+                for variant in record.settings["variants"]
+                if (task["name"], variant) in arms_rows
+                for _, rows in arms_rows[task["name"], variant].groupby("memory", sort=False)
+            ]
+            if arms:
+                tasks.append(TaskSummary(task, tuple(arms)))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ExperimentError(f"the files of the report do not fit together: {error!r}") from error
+    if not tasks:
+        raise ExperimentError("no training is done: there is nothing to report")
+    return ExperimentSummary(record, tuple(tasks))
+
+
+def _losses_by_training(losses: pd.DataFrame) -> dict[Any, NDArray[np.float64]]:
+    if losses.empty:
+        return {}
+    by_training = losses.astype({"seed": int}).groupby(["task", "variant", "seed"], sort=False)
+    return {key: curve[["update", "loss"]].to_numpy(np.float64) for key, curve in by_training}
+
+
+def _summarize_arm(
+    task: Mapping[str, Any], rows: pd.DataFrame, losses: Mapping[Any, NDArray[np.float64]]
+) -> ArmSummary:
+    variant, memory = rows[["variant", "memory"]].iloc[0]
+    seeds = tuple(map(int, rows["seed"].unique()))
+    last = rows["update"].max()
+    targets = {
+        target: TargetSummary(np.stack([np.array(text.split(), float) for text in each["returns"]]))
+        for target, each in rows[rows["update"] == last].groupby("target_return", sort=False)
+    }
+    history: dict[int, dict[float, NDArray[np.float64]]] = {}
+    for (update, target), each in rows.groupby(["update", "target_return"], sort=False):
+        means = targets[target].seed_means if update == last else each["mean"].to_numpy()
+        history.setdefault(int(update), {})[target] = means
+    within = task["targets_in_range"]
+    correlation = None
+    if len(within) >= _MIN_TARGETS:
+        correlation = compute_rank_correlation(within, [targets[each].returns for each in within])
+    return ArmSummary(
+        variant=variant,
+        memory=memory,
+        seeds=seeds,
+        targets=targets,
+        history=history,
+        losses=tuple(losses.get((task["name"], variant, seed), np.empty((0, 2))) for seed in seeds),
+        rank_correlation=correlation,
+    )

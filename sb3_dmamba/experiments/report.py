@@ -1,4 +1,4 @@
-"""The report of an experiment: Markdown and pictures, made from the files of its record.
+"""Report of an experiment: Markdown and pictures, made from the files of its record.
 
 ``python -m sb3_dmamba.experiments.report FOLDER...`` makes the reports in these folders again from
 their CSV and JSON files.
@@ -8,32 +8,33 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sb3_dmamba.evaluation.statistics import Estimate, estimate
+from sb3_dmamba.evaluation.statistics import Estimate, compute_interquartile_mean, estimate
 from sb3_dmamba.experiments.catalogue import list_measurements
 from sb3_dmamba.experiments.plan import Plan
-from sb3_dmamba.experiments.plots import plot_achieved, plot_learning, plot_profile
-from sb3_dmamba.experiments.record import Record, read_settings
+from sb3_dmamba.experiments.record import (
+    ArmSummary,
+    ExperimentSummary,
+    Record,
+    TaskSummary,
+    read_settings,
+    summarize,
+)
 from sb3_dmamba.experiments.runs import write_text
-from sb3_dmamba.experiments.summary import ArmSummary, ExperimentSummary, TaskSummary, summarize
+from sb3_dmamba.experiments.statistics import compute_performance_profile
 
-__all__ = [
-    "MACHINE_HEADING",
-    "format_number",
-    "format_table",
-    "main",
-    "rebuild_report",
-    "write_report",
-]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 MACHINE_HEADING = "## Machine and time"
-"""What is above it depends on nothing but the trainings' results."""
+"""The sections above it depend on nothing but the runs' results."""
 
 _HOW_TO_READ = """\
 Numbers are interquartile means over all seeds and episodes of the last weights, with 95 %
@@ -50,18 +51,15 @@ _INTERVALS_OF_ONE_SEED = "percentiles of a bootstrap over the episodes of the on
 
 
 def write_report(plan: Plan, out: Path, command: str) -> list[Path]:
-    """Write the files of whatever is done, and the report that is made from them.
+    """Write the record and the report of the runs that are done; return the files, report first.
 
     Args:
-        plan: The experiment's trainings.
+        plan: The experiment's runs.
         out: Folder to write into.
         command: What reproduces it.
 
-    Returns:
-        The files written, the report first.
-
     Raises:
-        ExperimentError: No training is done.
+        ExperimentError: No run is done.
     """
     record = Record.from_plan(plan, command)
     out.mkdir(parents=True, exist_ok=True)
@@ -97,9 +95,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(rebuild_report(folder))  # noqa: T201
 
 
-_PLOTS = {"achieved": plot_achieved, "learning": plot_learning, "profile": plot_profile}
-
-
 def _write_markdown(record: Record, out: Path) -> Path:
     summary = summarize(record)
     for task in summary.tasks:
@@ -109,25 +104,44 @@ def _write_markdown(record: Record, out: Path) -> Path:
     return out / "report.md"
 
 
+def _picture(task: TaskSummary, name: str) -> str:
+    return f"{name}-{re.sub(r'[^A-Za-z0-9_.-]+', '-', task.name)}.png"
+
+
 # --- Sections ------------------------------------------------------------------------------------
 
 
-def _picture(task: TaskSummary, name: str) -> str:
-    return f"{name}-{re.sub(r'[^A-Za-z0-9_.-]+', '-', task.planned.name)}.png"
+_MAX_NAMED_TASKS = 3
+
+
+def compose_title(settings: Mapping[str, Any]) -> str:
+    """Return a report's title: experiment and datasets, such as "Mixers: Pendulum, CartPole"."""
+    experiment = settings["experiment"].replace("-", " ").capitalize()
+    tasks = settings.get("tasks", [])
+    names = [_task_title(task["name"], task["env_id"]) for task in tasks]
+    if len(names) > _MAX_NAMED_TASKS:
+        names = [f"{len(names)} datasets"]
+    return f"{experiment}: {', '.join(names)}" if names else experiment
+
+
+def _task_title(name: str, env_id: str) -> str:
+    """Write a task's name as its environment's is written: CartPole for cartpole."""
+    environment = re.sub(r".*/|-v\d+$", "", env_id)
+    if name.lower().startswith(environment.lower()):
+        return environment + name[len(environment) :]
+    return name[0].upper() + name[1:]
 
 
 def _compose(summary: ExperimentSummary) -> str:
     settings, machine = summary.record.settings, summary.record.machine
-    headlines = ", ".join(
-        f"{format_number(task.planned.headline)} on {task.planned.name}" for task in summary.tasks
-    )
+    headlines = ", ".join(f"{format_number(t.headline)} on {t.name}" for t in summary.tasks)
     is_single = all(len(arm.seeds) == 1 for task in summary.tasks for arm in task.arms)
     intervals = _INTERVALS_OF_ONE_SEED if is_single else _INTERVALS
     sections = [
-        f"# {settings['title']}",
-        settings["question"],
+        f"# {compose_title(settings)}",
+        f"**{settings['title']}.** {settings['question']}",
         "## Answer",
-        _describe_answer(summary),
+        *_describe_answer(summary),
         "## Results",
         _HOW_TO_READ.format(headlines=headlines, intervals=intervals),
         *_compose_published(summary),
@@ -136,7 +150,7 @@ def _compose(summary: ExperimentSummary) -> str:
         f"```bash\n{settings['command']}\n```",
         _describe_trainings(summary),
         _format_variants(settings["variants"]),
-        _format_data(summary),
+        *_compose_data(summary),
         MACHINE_HEADING,
         _format_costs(machine["costs"]),
         "\n".join(f"* {each}" for each in machine["machines"]),
@@ -158,7 +172,7 @@ def _compose_published(summary: ExperimentSummary) -> list[str]:
 
 
 def _compose_task(summary: ExperimentSummary, task: TaskSummary) -> list[str]:
-    sections = [f"### {task.planned.name}", _format_achieved(task)]
+    sections = [f"### {task.name}", _format_achieved(task)]
     if summary.n_evaluations > 1:
         sections += [
             "The last weights, and the best of all evaluations (the paper's way, which is "
@@ -173,221 +187,77 @@ def _compose_task(summary: ExperimentSummary, task: TaskSummary) -> list[str]:
 def _describe_trainings(summary: ExperimentSummary) -> str:
     settings = summary.record.settings
     seeds = ", ".join(map(str, settings["seeds"]))
-    return (
-        f"Seeds {seeds}; {_format_count(settings['n_episodes'], 'episode')} of each target from "
-        f"environment seed {settings['eval_seed']} on, the same for every training; "
-        f"{_format_count(summary.n_evaluations, 'evaluation')} of each.{_describe_acting(settings)}"
-    )
-
-
-def _describe_acting(settings: Mapping[str, Any]) -> str:
-    """Say where actions are drawn and where episodes are cut, which is not so by default."""
     drawn = " and ".join(each["name"] for each in settings["tasks"] if not each["deterministic"])
     limit = settings["max_episode_steps"]
-    return (f" Actions are drawn on {drawn}." if drawn else "") + (
-        "" if limit is None else f" Episodes are cut after {limit:,} steps."
+    return (
+        f"Seeds {seeds}; {_count(settings['n_episodes'], 'episode')} of each target from "
+        f"environment seed {settings['eval_seed']} on, the same for every training; "
+        f"{_count(summary.n_evaluations, 'evaluation')} of each."
+        + (f" Actions are drawn on {drawn}." if drawn else "")
+        + ("" if limit is None else f" Episodes are cut after {limit:,} steps.")
     )
 
 
-def _format_variants(variants: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return what differs between variants."""
+def _compose_data(summary: ExperimentSummary) -> list[str]:
+    tasks = [each.task for each in summary.tasks]
     rows = [
         [
-            name,
-            _list_settings(variant["settings"]) or "-",
-            _list_settings(variant["data_options"]) or "-",
-            variant["description"] or "-",
+            task["name"],
+            task["source"],
+            f"{task['n_episodes']:,}",
+            f"{task['n_steps']:,}",
+            format_number(task["mean_return"]),
+            f"{format_number(task['lowest_return'])} to {format_number(task['highest_return'])}",
+            task["fingerprint"],
         ]
-        for name, variant in variants.items()
+        for task in tasks
     ]
-    return format_table(["variant", "settings", "data", "notes"], rows)
-
-
-def _format_data(summary: ExperimentSummary) -> str:
-    """Return what each task's data is, and what its variants share."""
-    rows = []
-    parts = []
-    for planned in (task.planned for task in summary.tasks):
-        lowest, highest = map(format_number, (planned.lowest_return, planned.highest_return))
-        rows.append(
-            [
-                planned.name,
-                planned.source,
-                f"{planned.n_episodes:,}",
-                f"{planned.n_steps:,}",
-                format_number(planned.mean_return),
-                f"{lowest} to {highest}",
-                planned.fingerprint,
-            ]
-        )
-        shared = _list_settings(planned.settings)
-        parts.append(f"* {planned.name}: {shared} (and the defaults of `DecisionMambaConfig`)")
     header = ["task", "data", "episodes", "steps", "mean return", "returns", "fingerprint"]
-    listed = "\n".join(parts)
-    return f"{format_table(header, rows)}\n\nSettings that all variants share:\n\n{listed}"
-
-
-def _list_settings(settings: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in settings.items())
-
-
-def _format_costs(costs: Sequence[Mapping[str, Any]]) -> str:
-    """Return the time of an update and of a training, by task and variant."""
-    header = [
-        "task", "variant", "ms an update", "of it processor", "min training", "min evaluation",
-    ]  # fmt: skip
-    names = ("update_ms", "update_cpu_ms", "training_minutes", "evaluation_minutes")
-    rows = [[c["task"], c["variant"], *(f"{c[name]:.1f}" for name in names)] for c in costs]
-    return format_table(header, rows)
-
-
-# --- Tables --------------------------------------------------------------------------------------
-
-
-def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-
-
-def _format_achieved(task: TaskSummary) -> str:
-    """Return what each arm achieved for each target: interquartile mean and interval."""
-    targets = task.planned.target_returns
-    header = ["variant", "memory", *(f"asked {format_number(target)}" for target in targets)]
-    winners = {target: task.winner(target) for target in targets}
-    rows = []
-    for arm in task.arms:
-        row = [arm.variant, arm.memory]
-        for target in targets:
-            text = _format_estimate(arm.targets[target].estimate)
-            row.append(f"**{text}**" if winners[target] is arm else text)
-        correlation, other = arm.rank_correlation, task.reference_arm(arm)
-        row.append("-" if correlation is None else _format_estimate(correlation))
-        chance = None if other is None else arm.improvement(other, task.planned.headline)
-        row.append("-" if chance is None else _format_estimate(chance))
-        rows.append(row)
-    return format_table([*header, "rank correlation", "better than the first"], rows)
-
-
-def _format_seeds(task: TaskSummary) -> str:
-    """Return each training's mean return, one after the other in the order of seeds."""
-    targets = task.planned.target_returns
-    header = ["variant", "memory", *(f"asked {format_number(target)}" for target in targets)]
-    rows = [
-        [
-            arm.variant,
-            arm.memory,
-            *(", ".join(map(format_number, arm.targets[t].seed_means.tolist())) for t in targets),
-        ]
-        for arm in task.arms
+    shared = [
+        f"* {task['name']}: {_list_settings(task['settings'])} (and the defaults of "
+        "`DecisionMambaConfig`)"
+        for task in tasks
     ]
-    return format_table(header, rows)
+    return [format_table(header, rows), "Settings that all variants share:", "\n".join(shared)]
 
 
-def _format_last_and_best(task: TaskSummary) -> str:
-    """Return the last and the best score of the trainings, each at its best target."""
-    has_reference = task.planned.reference is not None
-    rows = []
-    for arm in task.arms:
-        row = [arm.variant, arm.memory]
-        for scores in (arm.last_scores, arm.best_scores):
-            shown = task.normalize(scores) if has_reference else scores
-            row.append(_format_estimate(estimate(shown[:, None])))
-        rows.append(row)
-    unit = " (normalised)" if has_reference else ""
-    return format_table(["variant", "memory", f"last{unit}", f"best{unit}"], rows)
+# --- Answer --------------------------------------------------------------------------------------
 
 
-def _format_published(summary: ExperimentSummary, published: Mapping[str, Any]) -> str:
-    """Return the last and best scores of the first memory's arms beside what others report."""
-    scores_of_others = published["scores"]
-    others = list(dict.fromkeys(name for row in scores_of_others.values() for name in row))
-    variants = list(summary.record.settings["variants"])
-    header = ["task", *(f"{name}, {when}" for name in variants for when in ("last", "best"))]
-    rows = []
-    strata: dict[str, list[NDArray[np.float64]]] = {}
-    for task in summary.tasks:
-        row = [task.planned.name]
-        firsts = {arm.variant: arm for arm in reversed(task.arms)}
-        for name in variants:
-            arm = firsts.get(name)
-            for when in ("last", "best"):
-                if arm is None:
-                    row.append("-")
-                    continue
-                scores = arm.last_scores if when == "last" else arm.best_scores
-                shown = task.normalize(scores) if published["is_normalized"] else scores
-                strata.setdefault(f"{name}, {when}", []).append(shown[:, None])
-                row.append(_format_estimate(estimate(shown[:, None])))
-        rows.append(
-            [*row, *(scores_of_others.get(task.planned.name, {}).get(o, "-") for o in others)]
-        )
-    if published["is_normalized"] and len(summary.tasks) > 1:
-        together = [estimate(strata[column]) if column in strata else None for column in header[1:]]
-        cells = ["-" if value is None else _format_estimate(value) for value in together]
-        rows.append(["all (interquartile mean)", *cells, *("" for _ in others)])
-    return format_table([*header, *others], rows)
-
-
-# --- Words ---------------------------------------------------------------------------------------
-
-
-def format_number(value: float) -> str:
-    """Return a number with as many digits as it bears: 2,484, 24.8, 0.61."""
-    if value != value:
-        return "-"
-    if abs(value) >= 100 or value == 0:
-        return f"{value:,.0f}"
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
-
-
-def _format_estimate(value: Estimate) -> str:
-    """Return a value and its interval."""
-    if value.low != value.low:
-        return format_number(value.value)
-    return f"{format_number(value.value)} [{format_number(value.low)}, {format_number(value.high)}]"
-
-
-def _format_count(n: int, what: str) -> str:
-    """Return a number of things, in the plural where there are several."""
-    return f"{n:,} {what}{'' if n == 1 else 's'}"
-
-
-def _describe_answer(summary: ExperimentSummary) -> str:
-    """Return a paragraph a task: what was compared, and whether the intervals are separate."""
-    paragraphs = [_describe_task(task) for task in summary.tasks]
-    if not summary.is_complete:
-        done, planned = summary.n_done, summary.n_planned
-        paragraphs.insert(0, f"{done} of {planned} trainings are done; these are their figures.")
-    paragraphs.append(
+def _describe_answer(summary: ExperimentSummary) -> list[str]:
+    """Return a paragraph a task: the comparisons, and whether the intervals are separate."""
+    done, planned = summary.n_done, summary.record.settings["n_trainings"]
+    incomplete = f"{done} of {planned} trainings are done; these are their figures."
+    return [
+        "" if done == planned else incomplete,
+        *map(_describe_task, summary.tasks),
         "An interval holds for this recipe, data and number of updates; overlapping intervals "
-        "leave open which is better, and do not show that the two are alike."
-    )
-    return "\n\n".join(paragraphs)
+        "leave open which is better, and do not show that the two are alike.",
+    ]
 
 
 def _describe_task(task: TaskSummary) -> str:
-    target = task.planned.headline
-    first = task.arms[0]
+    target, first = task.headline, task.arms[0]
     own = first.targets[target]
-    episodes = own.returns.shape[1]
+    within = task.task["targets_in_range"]
+    why = "highest target that the data reaches" if within else "data reaches none of the targets"
     sentences = [
-        f"**{task.planned.name}**, asked {format_number(target)}"
-        f"{_why_headline(task)}: {_name(first)} reached {_describe_estimate(own.estimate)}, "
-        f"over {_format_count(len(first.seeds), 'seed')} of {_format_count(episodes, 'episode')}."
+        f"**{task.name}**, asked {format_number(target)} (the {why}): {_name(first)} reached "
+        f"{_describe_estimate(own.estimate)}, over {_count(len(first.seeds), 'seed')} of "
+        f"{_count(own.returns.shape[1], 'episode')}."
     ]
     for arm in task.arms[1:]:
         other = task.reference_arm(arm)
         assert other is not None
         sentences.append(_compare(arm, other, target))
-    sentences.append(_describe_following(task))
-    return " ".join(filter(None, sentences))
-
-
-def _why_headline(task: TaskSummary) -> str:
-    if not task.planned.targets_in_range:
-        return " (the data reaches none of the targets)"
-    return " (the highest target that the data reaches)"
+    found = [(arm, arm.rank_correlation) for arm in task.arms]
+    known = [f"{_name(arm)} {value.value:.2f}" for arm, value in found if value is not None]
+    if known:
+        sentences.append(
+            f"Rank correlation of asked and achieved over the {len(within)} targets within the "
+            f"data's range: {', '.join(known)}."
+        )
+    return " ".join(sentences)
 
 
 def _name(arm: ArmSummary) -> str:
@@ -395,11 +265,11 @@ def _name(arm: ArmSummary) -> str:
 
 
 def _describe_estimate(value: Estimate) -> str:
+    mean = f"an interquartile mean of {format_number(value.value)}"
     if value.low != value.low:
-        return f"an interquartile mean of {format_number(value.value)}"
-    ends = f"{format_number(value.low)} to {format_number(value.high)}"
+        return mean
     kind = "95 % interval" if value.n_seeds > 1 else "95 % interval over episodes alone"
-    return f"an interquartile mean of {format_number(value.value)} ({kind} {ends})"
+    return f"{mean} ({kind} {format_number(value.low)} to {format_number(value.high)})"
 
 
 def _compare(arm: ArmSummary, other: ArmSummary, target: float) -> str:
@@ -421,16 +291,315 @@ def _compare(arm: ArmSummary, other: ArmSummary, target: float) -> str:
     )
 
 
-def _describe_following(task: TaskSummary) -> str:
-    targets = task.planned.targets_in_range
-    found = [(arm, arm.rank_correlation) for arm in task.arms]
-    known = [f"{_name(arm)} {value.value:.2f}" for arm, value in found if value is not None]
-    if not known:
-        return ""
-    return (
-        f"Rank correlation of asked and achieved over the {len(targets)} targets within the "
-        f"data's range: {', '.join(known)}."
-    )
+# --- Tables --------------------------------------------------------------------------------------
+
+
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(texts) + " |" for texts in lines)
+
+
+def format_number(value: float) -> str:
+    """Return a number with about three digits: 2,484, 24.8, 0.61."""
+    if value != value:
+        return "-"
+    if abs(value) >= 100 or value == 0:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+def _format_estimate(value: Estimate | None) -> str:
+    if value is None:
+        return "-"
+    if value.low != value.low:
+        return format_number(value.value)
+    return f"{format_number(value.value)} [{format_number(value.low)}, {format_number(value.high)}]"
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
+def _list_settings(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in settings.items())
+
+
+def _format_achieved(task: TaskSummary) -> str:
+    """Return what each arm achieved for each target: interquartile mean and interval."""
+    header = ["variant", "memory", *(f"asked {format_number(target)}" for target in task.targets)]
+    winners = {target: task.winner(target) for target in task.targets}
+    rows = []
+    for arm in task.arms:
+        row = [arm.variant, arm.memory]
+        for target in task.targets:
+            text = _format_estimate(arm.targets[target].estimate)
+            row.append(f"**{text}**" if winners[target] is arm else text)
+        other = task.reference_arm(arm)
+        chance = None if other is None else arm.improvement(other, task.headline)
+        rows.append([*row, _format_estimate(arm.rank_correlation), _format_estimate(chance)])
+    return format_table([*header, "rank correlation", "better than the first"], rows)
+
+
+def _format_seeds(task: TaskSummary) -> str:
+    """Return the mean returns of each arm's trainings, in the order of seeds."""
+    header = ["variant", "memory", *(f"asked {format_number(target)}" for target in task.targets)]
+    rows = []
+    for arm in task.arms:
+        means = [arm.targets[target].seed_means.tolist() for target in task.targets]
+        rows.append([arm.variant, arm.memory, *(", ".join(map(format_number, m)) for m in means)])
+    return format_table(header, rows)
+
+
+def _format_last_and_best(task: TaskSummary) -> str:
+    """Return the last and the best score of the trainings, each at its best target."""
+    is_normalized = task.task["reference"] is not None
+    rows = []
+    for arm in task.arms:
+        scores = [task.scores(arm, when, is_normalized) for when in ("last", "best")]
+        rows.append([arm.variant, arm.memory, *(_format_estimate(estimate(s)) for s in scores)])
+    unit = " (normalised)" if is_normalized else ""
+    return format_table(["variant", "memory", f"last{unit}", f"best{unit}"], rows)
+
+
+def _format_published(summary: ExperimentSummary, published: Mapping[str, Any]) -> str:
+    """Return the last and best scores of the first memory's arms beside what others report."""
+    scores_of_others = published["scores"]
+    others = list(dict.fromkeys(name for row in scores_of_others.values() for name in row))
+    variants = list(summary.record.settings["variants"])
+    columns = [(variant, when) for variant in variants for when in ("last", "best")]
+    strata: dict[tuple[str, str], list[NDArray[np.float64]]] = {column: [] for column in columns}
+    rows = []
+    for task in summary.tasks:
+        first_memory = {arm.variant: arm for arm in reversed(task.arms)}
+        row = [task.name]
+        for variant, when in columns:
+            arm = first_memory.get(variant)
+            if arm is None:
+                row.append("-")
+                continue
+            scores = task.scores(arm, when, published["is_normalized"])
+            strata[variant, when].append(scores)
+            row.append(_format_estimate(estimate(scores)))
+        rows.append([*row, *(scores_of_others.get(task.name, {}).get(o, "-") for o in others)])
+    if published["is_normalized"] and len(summary.tasks) > 1:
+        pooled = [estimate(strata[each]) if strata[each] else None for each in columns]
+        texts = map(_format_estimate, pooled)
+        rows.append(["all (interquartile mean)", *texts, *("" for _ in others)])
+    header = ["task", *(f"{variant}, {when}" for variant, when in columns), *others]
+    return format_table(header, rows)
+
+
+def _format_variants(variants: Mapping[str, Mapping[str, Any]]) -> str:
+    rows = [
+        [
+            name,
+            _list_settings(variant["settings"]) or "-",
+            _list_settings(variant["data_options"]) or "-",
+            variant["description"] or "-",
+        ]
+        for name, variant in variants.items()
+    ]
+    return format_table(["variant", "settings", "data", "notes"], rows)
+
+
+def _format_costs(costs: Sequence[Mapping[str, Any]]) -> str:
+    """Return the time of an update and of a training, by task and variant."""
+    header = [
+        "task", "variant", "ms an update", "of it processor", "min training", "min evaluation",
+    ]  # fmt: skip
+    names = ("update_ms", "update_cpu_ms", "training_minutes", "evaluation_minutes")
+    rows = [[c["task"], c["variant"], *(f"{c[name]:.1f}" for name in names)] for c in costs]
+    return format_table(header, rows)
+
+
+# --- Pictures ------------------------------------------------------------------------------------
+
+# Okabe and Ito's palette, told apart by colour-blind readers too; a colour a variant
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_LINE_STYLES = {"window": "-", "stream": "--"}
+_DATA_COLOUR = "#E69F00"
+_LOG_RANGE = 20.0  # targets spread over more than this factor are drawn at equal distances
+_N_THRESHOLDS = 101
+
+
+def new_figure(width: float = 7.5, height: float = 4.6) -> tuple[Figure, Axes]:
+    """Return a figure and its axes, without pyplot's global state."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure as NewFigure
+
+    figure = NewFigure(figsize=(width, height), layout="constrained", dpi=130)
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="0.92", linewidth=0.8)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def save_figure(figure: Figure, axes: Axes, title: str, path: Path) -> None:
+    """Add title and legend, and write the picture; the same figure gives the same bytes."""
+    axes.set_title(title, loc="left", fontsize=9, color="0.35")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1.0))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Software": None})
+
+
+def variant_colour(index: int) -> str:
+    """Return the colour of the n-th variant."""
+    return _COLOURS[index % len(_COLOURS)]
+
+
+def draw_lines(
+    path: Path,
+    title: str,
+    labels: tuple[str, str],
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    n_styles: int = 1,
+) -> None:
+    """Draw lines through points, both axes logarithmic.
+
+    Args:
+        path: Where to write.
+        title: Above the figure.
+        labels: Of the two axes, with their units.
+        lines: Places and values by name.
+        n_styles: Lines that follow each other in one colour, the second of them dashed.
+    """
+    from matplotlib.ticker import LogLocator
+
+    figure, axes = new_figure()
+    for index, (name, (places, values)) in enumerate(lines.items()):
+        colour, is_dashed = variant_colour(index // n_styles), index % n_styles == 1
+        axes.plot(
+            places,
+            values,
+            color=colour,
+            linestyle="--" if is_dashed else "-",
+            marker="o",
+            markersize=4.5,
+            markerfacecolor="white" if is_dashed else colour,
+            label=name,
+        )
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    ticks = sorted({place for places, _ in lines.values() for place in places})
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
+    axes.set_xlabel(labels[0])
+    axes.set_ylabel(labels[1])
+    save_figure(figure, axes, title, path)
+
+
+def _styled_arms(task: TaskSummary) -> Iterator[tuple[ArmSummary, str, str]]:
+    """Yield every arm with its colour and line style."""
+    variants = list(dict.fromkeys(arm.variant for arm in task.arms))
+    for arm in task.arms:
+        colour = variant_colour(variants.index(arm.variant))
+        yield arm, colour, _LINE_STYLES.get(arm.memory, "-.")
+
+
+def _plot_achieved(task: TaskSummary, path: Path) -> None:
+    """Draw achieved against asked returns, with intervals over seeds and episodes."""
+    figure, axes = new_figure()
+    targets = np.sort(np.array(task.targets))
+    is_even = targets[0] <= 0 or targets[-1] <= _LOG_RANGE * targets[0]
+    places = targets if is_even else np.arange(float(len(targets)))
+    offset = 0.012 * (np.ptp(places) or 1.0)
+    shown = [0.0]
+    for index, (arm, colour, style) in enumerate(_styled_arms(task)):
+        values = [arm.targets[float(target)].estimate for target in targets]
+        centre = np.array([each.value for each in values])
+        ends = np.array([[each.low, each.high] for each in values])
+        ends = np.where(np.isnan(ends), centre[:, None], ends)
+        shown.extend(centre.tolist())
+        axes.errorbar(
+            places + offset * (index - (len(task.arms) - 1) / 2),
+            centre,
+            yerr=np.abs(ends - centre[:, None]).T,
+            color=colour,
+            linestyle=style,
+            marker="o",
+            markersize=4.5,
+            markerfacecolor="white" if arm.memory == "stream" else colour,
+            capsize=2.5,
+            linewidth=1.5,
+            label=arm.name,
+        )
+    highest, mean = task.task["highest_return"], task.task["mean_return"]
+    axes.plot(places, targets, ":", color="0.4", linewidth=1.2, label="achieved = asked")
+    axes.axhline(highest, color=_DATA_COLOUR, linewidth=1.0, label="highest of the data")
+    axes.axhline(mean, color=_DATA_COLOUR, linewidth=1.0, linestyle="--", label="mean of the data")
+    # intervals of few seeds may reach far beyond these
+    low, high = min(*shown, highest, mean), max(*shown, highest, mean)
+    margin = 0.25 * ((high - low) or 1.0)
+    axes.set_ylim(low - margin, high + margin)
+    if high - low > 10:
+        axes.yaxis.set_major_formatter("{x:,.0f}")
+    axes.set_xticks(places, [f"{target:,.0f}" for target in targets])
+    axes.set_xlabel("return asked for")
+    axes.set_ylabel("return achieved")
+    save_figure(figure, axes, f"{task.name}: interquartile mean, 95 % interval", path)
+
+
+def _plot_learning(task: TaskSummary, path: Path) -> None:
+    """Draw returns at the headline target where there are several evaluations, else the loss.
+
+    Without losses (a report older than ``losses.csv``) an existing picture stays.
+    """
+    has_returns = max(len(arm.history) for arm in task.arms) > 1
+    if not has_returns and not all(len(curve) for arm in task.arms for curve in arm.losses):
+        return
+    figure, axes = new_figure()
+    if has_returns:
+        for arm, colour, style in _styled_arms(task):
+            updates = sorted(arm.history)
+            seeds = np.stack([arm.history[update][task.headline] for update in updates])
+            centre = compute_interquartile_mean(seeds)
+            axes.plot(updates, centre, color=colour, linestyle=style, marker="o", label=arm.name)
+            axes.plot(updates, seeds, color=colour, linestyle=style, linewidth=0.6, alpha=0.5)
+        axes.set_ylabel(f"return, asked {task.headline:,.0f}")
+    else:
+        # a training has one loss, whatever memory it acts with
+        for arm, colour in {arm.variant: (arm, c) for arm, c, _ in _styled_arms(task)}.values():
+            curves = np.stack([curve[:, 1] for curve in arm.losses])
+            low, high = curves.min(axis=0), curves.max(axis=0)
+            points = arm.losses[0][:, 0]
+            axes.plot(points, np.median(curves, axis=0), color=colour, label=arm.variant)
+            axes.fill_between(points, low, high, color=colour, alpha=0.2, linewidth=0)
+        axes.set_ylabel("training loss")
+        axes.set_yscale("log")
+        axes.grid(which="minor", color="0.95", linewidth=0.5)
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
+        axes.tick_params(axis="y", which="both", labelsize=8)
+    axes.set_xlabel("updates")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    save_figure(figure, axes, f"{task.name}: learning", path)
+
+
+def _plot_profile(task: TaskSummary, path: Path) -> None:
+    """Draw the share of episodes above each return, asked the headline target."""
+    figure, axes = new_figure()
+    everything = np.concatenate([arm.targets[task.headline].returns.ravel() for arm in task.arms])
+    margin = 0.03 * (np.ptp(everything) or 1.0)
+    thresholds = np.linspace(everything.min() - margin, everything.max() + margin, _N_THRESHOLDS)
+    for arm, colour, style in _styled_arms(task):
+        profile = compute_performance_profile(arm.targets[task.headline].returns, thresholds)
+        axes.plot(thresholds, profile.shares, color=colour, linestyle=style, label=arm.name)
+        axes.fill_between(
+            thresholds, profile.low, profile.high, color=colour, alpha=0.12, linewidth=0
+        )
+    axes.set_ylim(-0.02, 1.02)
+    axes.set_xlabel("return")
+    axes.set_ylabel("share of episodes above it")
+    save_figure(figure, axes, f"{task.name}: all episodes, asked {task.headline:,.0f}", path)
+
+
+_PLOTS = {"achieved": _plot_achieved, "learning": _plot_learning, "profile": _plot_profile}
 
 
 if __name__ == "__main__":

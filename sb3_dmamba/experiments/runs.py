@@ -1,4 +1,8 @@
-"""A run: one training with its evaluations; its key, folder and result."""
+"""A run, one training with its evaluations: its key, its folder and its result.
+
+A run's folder is named by a hash of everything that decides its result (:attr:`Run.key`), so equal
+runs of different experiments share a folder, and moved data is still the same data.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +18,13 @@ from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
+from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
 from sb3_dmamba.checks import check_integer, check_optional_integer
 from sb3_dmamba.config import DecisionMambaConfig, Memory
+from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.errors import ConfigError, ExperimentError
 from sb3_dmamba.paths import write_atomically
 from sb3_dmamba.tasks import Task
@@ -29,21 +35,21 @@ _KEY_LENGTH = 16
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """What is asked of the weights, and when.
+    """How a training is evaluated, and when.
 
     Args:
         target_returns: Returns to ask for, in the environment's units.
         n_episodes: Episodes of each target.
         memories: The memories to act with, one evaluation each.
-        every: Updates between two evaluations; 0 evaluates the last weights alone. The last
-            weights always are.
-        seed: Environment seed of each target's first episode, the same for every cell.
+        every: Updates between two evaluations; the last weights are always evaluated, with 0 these
+            alone.
+        seed: Environment seed of each target's first episode, the same for every run.
         deterministic: Whether a discrete action is the likeliest one, or drawn.
         max_episode_steps: Episodes are cut after this many steps; None leaves it to the
             environment.
 
     Raises:
-        ConfigError: There is nothing to ask for, or a count is out of its range.
+        ConfigError: There is no target or memory, or a count is out of its range.
     """
 
     target_returns: tuple[float, ...]
@@ -60,14 +66,16 @@ class EvaluationPlan:
         for name in ("target_returns", "memories"):
             values = getattr(self, name)
             if not values or len(set(values)) != len(values):
-                raise ConfigError(f"{name}={values!r}: give at least one, each once")
+                raise ConfigError(
+                    f"{name}={values!r}: give at least one, each once", setting=name, value=values
+                )
         for name, minimum in (("n_episodes", 1), ("every", 0), ("seed", 0)):
             object.__setattr__(self, name, check_integer(name, getattr(self, name), minimum))
         limit = check_optional_integer("max_episode_steps", self.max_episode_steps, 1)
         object.__setattr__(self, "max_episode_steps", limit)
 
     def identity(self) -> dict[str, Any]:
-        """Return all that decides the result, JSON-compatible; what is not asked is left out."""
+        """Return all that decides the result, JSON-compatible, without fields that are None."""
         fields = json.loads(json.dumps(dataclasses.asdict(self)))
         return {name: value for name, value in fields.items() if value is not None}
 
@@ -79,13 +87,12 @@ class EvaluationPlan:
 
 @dataclass(frozen=True)
 class DataSource:
-    """What is learnt from: where it lies, and what it is.
+    """A dataset: where it lies, and a hash of its values.
 
     Args:
         source: What ``load_trajectories`` takes: a path or an id.
         options: Its options.
-        fingerprint: Of the arrays that it holds (:func:`compute_fingerprint`): the same data in
-            another place is the same data, and changed data is other data.
+        fingerprint: Of the values (:func:`compute_fingerprint`).
     """
 
     source: str
@@ -97,15 +104,16 @@ class DataSource:
 
 
 @dataclass(frozen=True)
-class Cell:
+class Run:
     """One training with its evaluations.
 
     Args:
         data: What it learns from.
-        task: Where it acts: environment and whether rewards are clipped.
+        task: Environment, and whether rewards are clipped.
         config: Settings of the model and its training.
         seed: Seed of weights, batches and dropout.
-        evaluation: What is asked of the weights.
+        evaluation: How the weights are evaluated.
+        label: Its name in messages.
     """
 
     data: DataSource
@@ -118,8 +126,8 @@ class Cell:
     def identity(self) -> dict[str, Any]:
         """Return all that decides the result, JSON-compatible.
 
-        Settings at their defaults are left out, so a setting that a later version adds makes no
-        new cell of an old one; :class:`CellFolder` compares the whole config besides.
+        Settings at their defaults are left out, so that a setting added by a later version does
+        not change old keys; :class:`RunFolder` compares the whole config besides.
         """
         defaults = DecisionMambaConfig().to_dict()
         config = self.config.to_dict()
@@ -138,7 +146,7 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """Name of the cell's folder: a hash of :meth:`identity`."""
+        """Name of the run's folder: a hash of :meth:`identity`."""
         text = json.dumps(self.identity(), sort_keys=True, allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:_KEY_LENGTH]
 
@@ -155,15 +163,19 @@ class Cell:
         }
 
     @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> Cell:
-        """Build a cell from what :meth:`to_dict` returned.
+    def from_dict(cls, fields: Mapping[str, Any]) -> Run:
+        """Build a run from what :meth:`to_dict` returned.
 
         Raises:
             ConfigError: It was written by another version, or changed.
         """
-        if fields.get("format") != _FORMAT:
+        found = fields.get("format")
+        if found != _FORMAT:
             raise ConfigError(
-                f"the cell has format {fields.get('format')!r} and this version reads {_FORMAT}"
+                f"the run has format {found!r} and this version reads {_FORMAT}",
+                setting="format",
+                value=found,
+                choices=[_FORMAT],
             )
         try:
             return cls(
@@ -175,14 +187,16 @@ class Cell:
                 label=fields["label"],
             )
         except (KeyError, TypeError) as error:
-            raise ConfigError(f"not a cell's description: {error!r}") from error
+            raise ConfigError(f"not a run's description: {error!r}") from error
 
 
-_WAIT_SECONDS = 1.0  # between two looks at whether waiting for another process still makes sense
+# --- Folder --------------------------------------------------------------------------------------
+
+_LOCK_SECONDS = 1.0  # of one attempt to take a lock
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, which is there whole or not at all."""
+    """Write a text file atomically."""
     write_atomically(path, text.encode("utf-8"))
 
 
@@ -191,13 +205,130 @@ def write_json(path: Path, document: Any, indent: int | None = None) -> None:
     write_text(path, json.dumps(document, indent=indent, allow_nan=False) + "\n")
 
 
+class RunFolder:
+    """The folder of one run.
+
+    Args:
+        path: The folder; its name is the run's key.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.description = path / "cell.json"
+        self.model = path / "model.zip"
+        self.losses = path / "losses.json"
+        self.evaluations = path / "evaluations"
+        self.result = path / "result.json"
+        self.progress = path / "progress.json"
+        self.machine = path / "machine.json"
+        self.log = path / "log.txt"
+
+    @classmethod
+    def prepare(cls, parent: Path, run: Run) -> RunFolder:
+        """Return the folder of a run, with its description in it.
+
+        Raises:
+            ExperimentError: It holds a training under defaults that have changed since.
+        """
+        folder = cls(parent / run.key)
+        if folder.description.exists():
+            config = run.config.to_dict()
+            changed = {
+                name: (old, config[name])
+                for name, old in folder.read_run().config.to_dict().items()
+                if old != config[name]
+            }
+            if changed:
+                raise ExperimentError(
+                    f"{folder.path} was trained when these settings had other defaults (before, "
+                    f"now): {changed}; set them with --set, or name another folder with --cells",
+                    setting="cells",
+                    value=str(parent),
+                )
+        write_json(folder.description, run.to_dict(), indent=1)  # the data may have moved
+        return folder
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the result is there."""
+        return self.result.exists()
+
+    def read_run(self) -> Run:
+        """Read the run's description.
+
+        Raises:
+            ExperimentError: There is none, or it cannot be read.
+        """
+        try:
+            return Run.from_dict(json.loads(self.description.read_text(encoding="utf-8")))
+        except FileNotFoundError as error:
+            raise ExperimentError(f"there is no run at {self.path}") from error
+        except (json.JSONDecodeError, ConfigError) as error:
+            raise ExperimentError(f"{self.description} cannot be read: {error}") from error
+
+    def read_result(self) -> RunResult:
+        """Read the result of a run that is done.
+
+        Raises:
+            ExperimentError: It is not done, or the file was changed.
+        """
+        try:
+            fields = json.loads(self.result.read_text(encoding="utf-8"))
+            return RunResult(
+                losses=tuple((int(update), float(loss)) for update, loss in fields["losses"]),
+                evaluations=tuple(map(Evaluation.from_dict, fields["evaluations"])),
+                n_parameters=int(fields["n_parameters"]),
+            )
+        except FileNotFoundError as error:
+            raise ExperimentError(f"the run {self.path} is not done") from error
+        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+            raise ExperimentError(
+                f"{self.result} cannot be read ({error!r}): delete it, and the same command "
+                "gathers the evaluations again"
+            ) from error
+
+    def read_json(self, path: Path, default: Any) -> Any:
+        """Read a JSON file of the folder; return the default where it is absent or damaged."""
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError):
+            return default
+
+    @contextlib.contextmanager
+    def locked(self, while_waiting: Callable[[], None] | None = None) -> Iterator[None]:
+        """Hold the run's lock, which one process has at a time.
+
+        The operating system releases the lock when a process ends, however it ends.
+
+        Args:
+            while_waiting: Called about once a second while another process has the lock; what it
+                raises ends the wait.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / "lock")
+        while True:
+            try:
+                lock.acquire(timeout=_LOCK_SECONDS)
+                break
+            except Timeout:
+                if while_waiting is not None:
+                    while_waiting()
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+# --- Result --------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True, eq=False)
 class Evaluation:
     """The episodes of one target, at one point of a training.
 
     Args:
-        update: Updates that the weights had had.
-        memory: How it remembered while acting.
+        update: Updates of the evaluated weights.
+        memory: The memory of acting.
         target_return: The return asked for.
         returns: The returns achieved, (n_episodes,) float64.
         lengths: Steps of the episodes, (n_episodes,) int64.
@@ -214,7 +345,7 @@ class Evaluation:
         return {**vars(self), "returns": self.returns.tolist(), "lengths": self.lengths.tolist()}
 
     @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> Evaluation:
+    def from_dict(cls, fields: Mapping[str, Any]) -> Evaluation:
         """Build one from what :meth:`to_dict` returned."""
         returns = np.array(fields["returns"], dtype=np.float64)
         lengths = np.array(fields["lengths"], dtype=np.int64)
@@ -222,11 +353,11 @@ class Evaluation:
 
 
 @dataclass(frozen=True, eq=False)
-class CellResult:
-    """All that tables are made of; nothing in it depends on the machine's speed or the time.
+class RunResult:
+    """Everything that tables are made of; it does not depend on the machine's speed or the time.
 
     Args:
-        losses: Mean training loss since the entry before, by the update it ends with.
+        losses: Update, and the mean training loss since the entry before.
         evaluations: In the order of update, memory and target.
         n_parameters: Of the model.
     """
@@ -241,136 +372,23 @@ class CellResult:
         return max(evaluation.update for evaluation in self.evaluations)
 
 
-class CellFolder:
-    """The folder of one cell.
-
-    Args:
-        path: The folder; its name is the cell's key.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.description = path / "cell.json"
-        self.model = path / "model.zip"
-        self.losses = path / "losses.json"
-        self.evaluations = path / "evaluations"
-        self.result = path / "result.json"
-        self.progress = path / "progress.json"
-        self.machine = path / "machine.json"
-        self.log = path / "log.txt"
-
-    @classmethod
-    def prepare(cls, cells: Path, cell: Cell) -> CellFolder:
-        """Return the folder of a cell, with its description in it.
-
-        Raises:
-            ExperimentError: It holds a training under defaults that have changed since.
-        """
-        folder = cls(cells / cell.key)
-        if folder.description.exists():
-            found = folder.read_cell()
-            changed = {
-                name: (old, cell.config.to_dict()[name])
-                for name, old in found.config.to_dict().items()
-                if old != cell.config.to_dict()[name]
-            }
-            if changed:
-                raise ExperimentError(
-                    f"{folder.path} was trained when these settings had other defaults (before, "
-                    f"now): {changed}; set them with --set, or name another folder with --cells"
-                )
-        # Data that moved is still the same data: the description says where it lies now.
-        write_json(folder.description, cell.to_dict(), indent=1)
-        return folder
-
-    @property
-    def is_done(self) -> bool:
-        """Whether there is nothing left to do."""
-        return self.result.exists()
-
-    def read_cell(self) -> Cell:
-        """Read what the cell is.
-
-        Raises:
-            ExperimentError: There is no cell, or it cannot be read.
-        """
-        try:
-            return Cell.from_dict(json.loads(self.description.read_text(encoding="utf-8")))
-        except FileNotFoundError as error:
-            raise ExperimentError(f"there is no cell at {self.path}") from error
-        except (json.JSONDecodeError, ConfigError) as error:
-            raise ExperimentError(f"{self.description} cannot be read: {error}") from error
-
-    def read_result(self) -> CellResult:
-        """Read the result of a cell that is done.
-
-        Raises:
-            ExperimentError: It is not, or the file was changed.
-        """
-        try:
-            fields = json.loads(self.result.read_text(encoding="utf-8"))
-            return CellResult(
-                losses=tuple((int(update), float(loss)) for update, loss in fields["losses"]),
-                evaluations=tuple(map(Evaluation.from_dict, fields["evaluations"])),
-                n_parameters=int(fields["n_parameters"]),
-            )
-        except FileNotFoundError as error:
-            raise ExperimentError(f"the cell {self.path} is not done") from error
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-            raise ExperimentError(
-                f"{self.result} cannot be read ({error!r}): delete it, and the evaluations are "
-                "gathered again"
-            ) from error
-
-    def read_json(self, path: Path, default: Any) -> Any:
-        """Read a JSON file of the folder; what is absent or damaged is the default."""
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError):
-            return default
-
-    @contextlib.contextmanager
-    def locked(self, while_waiting: Callable[[], None] | None = None) -> Iterator[None]:
-        """Wait until no other process works on the cell, then keep others away.
-
-        The operating system gives the lock back when a process ends, however it ends.
-
-        Args:
-            while_waiting: Called every now and then while another process has the lock; what it
-                raises ends the wait.
-        """
-        self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / "lock")
-        while True:
-            try:
-                lock.acquire(timeout=_WAIT_SECONDS)
-                break
-            except Timeout:
-                if while_waiting is not None:
-                    while_waiting()
-        try:
-            yield
-        finally:
-            lock.release()
-
-
-_POINTS = 100
+_LOSS_POINTS = 100
 
 
 class LossCurve:
-    """Mean losses over equal stretches of updates.
+    """Mean training losses over intervals of equally many updates.
 
-    The sum of a stretch stays on the device until the stretch ends or a checkpoint needs it.
+    The sum of an interval stays on the device until the interval ends or a checkpoint needs it.
 
     Args:
-        folder: Where it is kept.
+        folder: The run's.
         update: The checkpoint from which training goes on.
         n_updates: Updates of the whole training.
     """
 
-    def __init__(self, folder: CellFolder, update: int, n_updates: int) -> None:
+    def __init__(self, folder: RunFolder, update: int, n_updates: int) -> None:
         self._path = folder.losses
-        self._every = max(1, n_updates // _POINTS)
+        self._every = max(1, n_updates // _LOSS_POINTS)
         kept = folder.read_json(self._path, {"entries": [], "open": []})
         # The curve is written before the model, so it may be one checkpoint ahead of it.
         self.entries: list[list[float]] = [each for each in kept["entries"] if each[0] <= update]
@@ -388,10 +406,51 @@ class LossCurve:
             self._sum, self._count = 0.0, 0
 
     def write(self, update: int) -> None:
-        """Keep the curve for a checkpoint that is about to be written.
+        """Write the curve for a checkpoint that is about to be written.
 
-        The stretch that has begun is kept for this checkpoint and for the one before, whichever
-        of them a crash leaves.
+        The open interval is kept for this checkpoint and for the one before: a crash may leave
+        either.
         """
         self._open = [*self._open[-1:], [update, float(self._sum), self._count]]
         write_json(self._path, {"entries": self.entries, "open": self._open})
+
+
+# --- Fingerprint of a dataset --------------------------------------------------------------------
+
+_ARRAYS = ("observations", "actions", "rewards", "terminated", "truncated", "episode_offsets")
+_CHUNK_BYTES = 1 << 24
+_FINGERPRINT_LENGTH = 24
+
+
+def compute_fingerprint(trajectories: Trajectories) -> str:
+    """Return a hash of a dataset's values, spaces and environment.
+
+    Arrays are read in chunks, so that memory-mapped data is never held at once.
+    """
+    digest = hashlib.sha256()
+    for name in _ARRAYS:
+        array = getattr(trajectories, name)
+        digest.update(f"{name} {np.dtype(array.dtype).str} {tuple(array.shape)}\n".encode())
+        row_bytes = max(1, array.dtype.itemsize * int(np.prod(array.shape[1:])))
+        step = max(1, _CHUNK_BYTES // row_bytes)
+        for start in range(0, len(array), step):
+            digest.update(np.ascontiguousarray(array[start : start + step]).data)
+    for space in (trajectories.observation_space, trajectories.action_space):
+        digest.update(_space_bytes(space))
+    described = {
+        "env_id": trajectories.env_id,
+        "env_kwargs": dict(trajectories.env_kwargs),
+        "frame_stack": trajectories.frame_stack,
+    }
+    digest.update(json.dumps(described, sort_keys=True).encode())
+    return digest.hexdigest()[:_FINGERPRINT_LENGTH]
+
+
+def _space_bytes(space: spaces.Space[Any]) -> bytes:
+    if isinstance(space, spaces.Box):  # whose repr leaves out bounds
+        return (
+            f"Box {space.shape} {space.dtype}".encode()
+            + space.low.tobytes()
+            + (space.high.tobytes())
+        )
+    return repr(space).encode()

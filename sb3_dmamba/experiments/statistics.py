@@ -1,4 +1,7 @@
-"""Comparisons of trainings: winners, probability of improvement, profiles, rank correlation."""
+"""Comparisons of trainings: winners, probability of improvement, profiles, rank correlation.
+
+The estimates they are built on are in :mod:`sb3_dmamba.evaluation.statistics`.
+"""
 
 from __future__ import annotations
 
@@ -32,12 +35,12 @@ __all__ = [
 ]
 
 _N_RESAMPLES = 2000
-_AT_ONCE = 100
+_RESAMPLES_AT_ONCE = 100
 _TINY = 1e-12
 
 
 def find_winner(estimates: Mapping[str, Estimate]) -> str | None:
-    """Return whose interval lies above every other one; None where none does."""
+    """Return the name whose interval lies above every other one; None where none does."""
     for name, own in estimates.items():
         others = [other for each, other in estimates.items() if each != name]
         if others and all(own.is_above(other) for other in others):
@@ -53,16 +56,16 @@ def compute_probability_of_improvement(
     A training's score is the mean of its episodes; ties count half.
 
     Args:
-        first: Returns (seeds, episodes), all of one task.
+        first: Returns (seeds, episodes) of one task.
         second: Likewise, with any number of seeds.
-        level: The probability to cover the truth.
+        level: Coverage of the interval.
 
     Returns:
         The share of pairs of seeds, and a score interval of it, which stays inside [0, 1] and
         stays wide where few seeds are all on one side.
 
     Raises:
-        ConfigError: There is nothing to compare.
+        ConfigError: An array is empty or not of this shape.
 
     Source: Agarwal et al. 2021 (arXiv:2108.13264), section 4.3; Newcombe 2006, "Confidence
     intervals for an effect size measure based on the Mann-Whitney statistic, part 2", method 5.
@@ -87,7 +90,7 @@ def _score_interval(share: float, n_own: int, n_other: int, level: float) -> tup
         variance = theta * (1 - theta) * spread / (n_own * n_other)
         return abs(share - theta) - z * math.sqrt(max(variance, 0.0))
 
-    # at 0 and at 1 themselves nothing varies, and the excess is zero there whatever the share
+    # the variance vanishes at 0 and 1, and with it the excess at a share of 0 or 1
     low = 0.0 if share == 0 else float(optimize.brentq(excess, 0.0, min(share, 1 - _TINY)))
     high = 1.0 if share == 1 else float(optimize.brentq(excess, max(share, _TINY), 1.0))
     return low, high
@@ -95,12 +98,12 @@ def _score_interval(share: float, n_own: int, n_other: int, level: float) -> tup
 
 @dataclass(frozen=True, eq=False)
 class PerformanceProfile:
-    """How many episodes get past each return.
+    """Share of episodes above each threshold.
 
     Args:
         thresholds: Returns, rising (n,).
         shares: The share of episodes above each (n,).
-        low: Lower end of its 95 % band; bands of shares are percentiles of resamples (n,).
+        low: Lower end of its band, percentiles of resamples (n,).
         high: Upper end (n,).
     """
 
@@ -118,7 +121,7 @@ def compute_performance_profile(
     Args:
         returns: (seeds, episodes) of a task, or a sequence of such.
         thresholds: Returns (n,).
-        level: The probability that a point of the band covers.
+        level: Coverage of the band at each point.
         n_resamples: Resamples of the bootstrap.
 
     Source: Agarwal et al. 2021 (arXiv:2108.13264), section 4.2, score distributions.
@@ -132,29 +135,24 @@ def compute_performance_profile(
         return shares
 
     pooled = np.concatenate([each.reshape(-1) for each in as_strata(returns)])
-    draws = resample(returns, count, n_resamples)
-    low, high = percentile_interval(draws, level)
+    low, high = percentile_interval(resample(returns, count, n_resamples), level)
     return PerformanceProfile(thresholds, count(pooled[None])[0], low, high)
 
 
 def compute_rank_correlation(
-    target_returns: Sequence[float],
-    returns: Sequence[NDArray[Any]],
-    *,
-    level: float = 0.95,
+    target_returns: Sequence[float], returns: Sequence[NDArray[Any]], *, level: float = 0.95
 ) -> Estimate:
     """Estimate Spearman's correlation of the returns asked for and achieved.
 
-    What a target achieved is the interquartile mean over seeds and episodes.
+    A target's achieved return is the interquartile mean over seeds and episodes.
 
     Args:
         target_returns: The returns asked for, at least two different ones.
-        returns: For each, what was achieved (seeds, episodes), the same seeds everywhere.
-        level: The probability to cover; the interval is of percentiles, since correlations end
-            at 1.
+        returns: For each, the returns achieved (seeds, episodes), the same seeds everywhere.
+        level: Coverage of the interval, which is of percentiles, since correlations end at 1.
 
     Returns:
-        The correlation; NaN where everything achieved is the same.
+        The correlation; NaN where all achieved returns are the same.
 
     Raises:
         ConfigError: The targets are too few, or do not match the returns.
@@ -164,30 +162,31 @@ def compute_rank_correlation(
     if len(asked) != len(achieved) or len(np.unique(asked)) < 2:
         raise ConfigError(
             f"{len(asked)} targets and returns of {len(achieved)}: give two or more targets that "
-            "differ, and returns of each"
+            "differ, and returns of each",
+            setting="target_returns",
+            value=target_returns,
         )
     n_targets, n_seeds, n_episodes = achieved.shape
-    value = float(
-        _spearman(asked, compute_interquartile_mean(achieved.reshape(n_targets, -1))[None])[0]
-    )
+    centres = compute_interquartile_mean(achieved.reshape(n_targets, -1))
+    value = float(_spearman(asked, centres[None])[0])
     generator = np.random.default_rng(0)
+    n = _RESAMPLES_AT_ONCE
     drawn = []
-    for _ in range(_N_RESAMPLES // _AT_ONCE):
-        seeds = generator.integers(n_seeds, size=(_AT_ONCE, 1, n_seeds, 1))  # targets go together
-        episodes = generator.integers(n_episodes, size=(_AT_ONCE, n_targets, n_seeds, n_episodes))
-        returns_ = achieved[np.arange(n_targets)[:, None, None], seeds, episodes]
-        drawn.append(compute_interquartile_mean(returns_.reshape(_AT_ONCE, n_targets, -1)))
+    for _ in range(_N_RESAMPLES // n):
+        seeds = generator.integers(n_seeds, size=(n, 1, n_seeds, 1))  # the same for all targets
+        episodes = generator.integers(n_episodes, size=(n, n_targets, n_seeds, n_episodes))
+        resampled = achieved[np.arange(n_targets)[:, None, None], seeds, episodes]
+        drawn.append(compute_interquartile_mean(resampled.reshape(n, n_targets, -1)))
     draws = _spearman(asked, np.concatenate(drawn))
     known = draws[~np.isnan(draws)]
     if not len(known) or math.isnan(value):
         return Estimate(value, math.nan, math.nan, n_seeds, achieved.size)
-    tail = (1.0 - level) / 2
-    low, high = np.quantile(known, [tail, 1.0 - tail])
-    return Estimate(value, min(float(low), value), max(float(high), value), n_seeds, achieved.size)
+    low, high = percentile_interval(known, level)
+    return Estimate(value, min(low, value), max(high, value), n_seeds, achieved.size)
 
 
 def _spearman(asked: NDArray[np.float64], achieved: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Correlate the ranks of (targets,) with those of (n, targets); NaN where all are alike.
+    """Correlate the ranks of (targets,) with those of (n, targets); NaN where all are equal.
 
     ``scipy.stats.spearmanr`` takes one pair of samples at a time; there are thousands.
     """

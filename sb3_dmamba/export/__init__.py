@@ -1,4 +1,4 @@
-"""Policies as files that act without this package: ONNX or torch.export."""
+"""Export of policies to files that run without this package: ONNX and torch.export."""
 
 from sb3_dmamba.export.exporting import FORMATS, ExportedPolicy, export_policy
 

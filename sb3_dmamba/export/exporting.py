@@ -1,9 +1,12 @@
-"""Export a policy to a file that acts without this package, described and checked."""
+"""Export a policy to ONNX or with torch.export, described and checked against the policy."""
 
 from __future__ import annotations
 
 import importlib.util
+import io
+import json
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,19 +19,13 @@ from torch import Tensor
 import sb3_dmamba
 from sb3_dmamba.config import Memory
 from sb3_dmamba.errors import ConfigError, ExportError
-from sb3_dmamba.export.graph import PolicyGraph, Tensors, make_memory
+from sb3_dmamba.export.graph import EXAMPLE_ENVS, PolicyGraph, Step, Tensors, act_once, make_memory
 from sb3_dmamba.export.onnx import open_onnx, to_onnx
-from sb3_dmamba.export.torch_export import open_exported_program, to_exported_program
-from sb3_dmamba.networks import ActingState, DecisionMambaPolicy
+from sb3_dmamba.networks import DecisionMambaPolicy
 from sb3_dmamba.paths import write_atomically
 from sb3_dmamba.spaces import space_to_json
 
-__all__ = ["FORMATS", "ExportedPolicy", "export_policy"]
-
-FORMATS: dict[str, Callable[[PolicyGraph, dict[str, Any]], bytes]] = {
-    ".onnx": to_onnx,
-    ".pt2": to_exported_program,
-}
+METADATA_FILE = "sb3_dmamba.json"  #: inside a ``.pt2``
 
 _FORMAT_VERSION = 1
 _N_STEPS = 3
@@ -41,9 +38,9 @@ class ExportedPolicy:
 
     Args:
         path: The file.
-        metadata: What it says about itself.
-        max_error: The largest relative difference from the policy that was found in it; None
-            where nothing here can run it.
+        metadata: The description that the file contains.
+        max_error: Largest relative difference from the policy's outputs and states; None where
+            it was not run.
     """
 
     path: Path
@@ -66,47 +63,96 @@ def export_policy(
         policy: The policy; it stays as it is.
         path: File to write, atomically: ``.onnx`` or ``.pt2`` (``torch.export``).
         memory: ``"window"`` or ``"stream"``; None is the policy's own.
-        about: What else the file should say about itself, as JSON values.
+        about: Further metadata of the file, as JSON values.
         device: Where a ``.pt2`` is to run; ONNX decides that when it is opened.
         verify: Whether to run the result beside the policy before it is written.
 
     Returns:
-        What was written.
+        Path, metadata and largest difference of the file.
 
     Raises:
         ConfigError: The suffix is neither of these, or the memory cannot be used.
         MissingDependencyError: onnx is not installed.
-        ExportError: What was written does not act as the policy does.
+        ExportError: The exported step does not act as the policy does.
         OSError: The file cannot be written; one that was there is as it was.
     """
     target = Path(path)
     suffix = target.suffix.lower()
     if suffix not in FORMATS:
         gone = ", as TorchScript is no longer written" if suffix == ".pt" else ""
-        raise ConfigError(f"path={os.fspath(path)!r}: end it in .onnx or .pt2 (torch.export){gone}")
+        raise ConfigError(
+            f"path={os.fspath(path)!r}: end it in .onnx or .pt2 (torch.export){gone}",
+            setting="path",
+            value=os.fspath(path),
+            choices=FORMATS,
+        )
     where = torch.device("cpu" if suffix == ".onnx" else device)
     graph = PolicyGraph(policy, policy.memory if memory is None else memory, where)
-    metadata = describe_policy(policy, graph, {} if about is None else about)
+    metadata = _describe_policy(policy, graph, {} if about is None else about)
     content = FORMATS[suffix](graph, metadata)
     error = None
-    if verify and can_run(suffix):
-        error = measure_error(policy, graph, content, suffix)
+    if verify and (suffix != ".onnx" or importlib.util.find_spec("onnxruntime") is not None):
+        open_content = open_onnx if suffix == ".onnx" else open_exported_program
+        error = measure_error(policy, graph, open_content(content, graph))
     write_atomically(target, content)
     return ExportedPolicy(target, metadata, error)
 
 
-def describe_policy(
-    policy: DecisionMambaPolicy, graph: PolicyGraph, about: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return what somebody who has only the file needs to know, in what JSON can hold.
+def to_exported_program(graph: PolicyGraph, metadata: dict[str, Any]) -> bytes:
+    """Export the step with ``torch.export``.
 
     Args:
-        policy: The policy.
-        graph: Its step.
-        about: What is known of task, dataset and returns besides.
+        graph: The step.
+        metadata: The file's description, as JSON values.
+
+    Returns:
+        What ``torch.export.load`` reads; it takes any number of environments.
     """
+    example = graph.make_example(EXAMPLE_ENVS)
+    rows = {0: torch.export.Dim("n_envs")}
+    shapes = (rows, rows, dict.fromkeys(example[2], rows))
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(graph, example, dynamic_shapes=shapes, strict=False)
+        buffer = io.BytesIO()
+        torch.export.save(program, buffer, extra_files={METADATA_FILE: json.dumps(metadata)})
+    return buffer.getvalue()
+
+
+def open_exported_program(content: bytes, graph: PolicyGraph) -> Step:
+    """Open what :func:`to_exported_program` returned; ``graph`` is what was exported."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as in writing
+        module: Any = torch.export.load(io.BytesIO(content)).module()
+
+    def step(observation: Tensor, return_to_go: Tensor, state: Tensors) -> tuple[Tensors, Tensors]:
+        with torch.no_grad():
+            outputs, after = module(observation, return_to_go, state)
+        return dict(outputs), dict(after)
+
+    return step
+
+
+FORMATS: dict[str, Callable[[PolicyGraph, dict[str, Any]], bytes]] = {
+    ".onnx": to_onnx,
+    ".pt2": to_exported_program,
+}
+
+
+def _describe_policy(
+    policy: DecisionMambaPolicy, graph: PolicyGraph, about: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the file's metadata: spaces, memory, and the tensors that go in and come out."""
     config = policy.config
     observation, return_to_go, state = graph.make_example(1)
+
+    def describe(tensors: Tensors) -> dict[str, Any]:
+        """Return the type of each, and the shape of one environment's row."""
+        return {
+            name: {"dtype": str(rows.dtype).removeprefix("torch."), "shape": list(rows.shape[1:])}
+            for name, rows in tensors.items()
+        }
+
     return {
         "format_version": _FORMAT_VERSION,
         "memory": graph.memory_name,
@@ -115,36 +161,20 @@ def describe_policy(
         "observation_space": space_to_json(policy.observation_space),
         "action_space": space_to_json(policy.action_space),
         **about,
-        "inputs": describe_tensors({"observation": observation, "return_to_go": return_to_go}),
-        "state": describe_tensors(state),
+        "inputs": describe({"observation": observation, "return_to_go": return_to_go}),
+        "state": describe(state),
         "outputs": graph.output_names,
         "versions": {"sb3_dmamba": sb3_dmamba.__version__, "torch": torch.__version__},
     }
 
 
-def describe_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """Return the type of each, and the shape of one environment's row."""
-    return {
-        name: {"dtype": str(rows.dtype).removeprefix("torch."), "shape": list(rows.shape[1:])}
-        for name, rows in tensors.items()
-    }
-
-
-def can_run(suffix: str) -> bool:
-    """Whether what is needed to run the format is installed."""
-    return suffix != ".onnx" or importlib.util.find_spec("onnxruntime") is not None
-
-
-def measure_error(
-    policy: DecisionMambaPolicy, graph: PolicyGraph, content: bytes, suffix: str
-) -> float:
+def measure_error(policy: DecisionMambaPolicy, graph: PolicyGraph, step: Step) -> float:
     """Run an exported step beside the policy, on random inputs, for rows of different ages.
 
     Args:
         policy: The policy, with its own backend on its own device.
         graph: What was exported.
-        content: The file.
-        suffix: Its format.
+        step: The file, opened.
 
     Returns:
         The largest difference, relative to the largest number of its tensor (or to 1).
@@ -152,19 +182,21 @@ def measure_error(
     Raises:
         ExportError: They differ by more than rounding; names the tensor.
     """
-    step = open_onnx(content, graph) if suffix == ".onnx" else open_exported_program(content, graph)
     policy.set_training_mode(False)
+    device = policy.device
     memory = make_memory(policy, policy.model, graph.memory_name, uniform=False)
     ages = [0, 1, policy.config.context_length + 2]
     state = memory.initial_state(len(ages))
-    state.tensors["timestep"] += torch.tensor(ages, device=policy.device)
+    state.tensors["timestep"] += torch.tensor(ages, device=device)
     rng = np.random.default_rng(0)
     worst = 0.0
     for _ in range(_N_STEPS):
-        observation, return_to_go = _draw_inputs(policy, graph, len(ages), rng)
-        expected, after = _act(policy, memory, observation, return_to_go, state)
+        inputs = _draw_inputs(policy, graph, len(ages), rng)
+        with torch.inference_mode():
+            moved = [each.to(device) for each in inputs]
+            expected, after = act_once(policy.model, memory, moved[0], moved[1], state)
         given = {name: rows.to(graph.device) for name, rows in state.tensors.items()}
-        outputs, new_state = step(observation, return_to_go, given)
+        outputs, new_state = step(*inputs, given)
         if "logits" in expected:  # two logits may be alike, and then either action is right
             outputs["action"] = expected["action"]
             new_state["action"] = after.tensors["action"]
@@ -173,26 +205,6 @@ def measure_error(
                 worst = max(worst, _compare(name, found[name], rows))
         state = after
     return worst
-
-
-def _act(
-    policy: DecisionMambaPolicy,
-    memory: Any,
-    observation: Tensor,
-    return_to_go: Tensor,
-    state: ActingState,
-) -> tuple[Tensors, ActingState]:
-    device = policy.device
-    with torch.inference_mode():
-        prediction, remembered = memory.encode(
-            observation.to(device), return_to_go.to(device), state
-        )
-        action = policy.model.head.act(prediction, deterministic=True)
-    taken = action.flatten(1) if action.dim() > 1 else action
-    outputs = {"action": action}
-    if not action.is_floating_point():
-        outputs["logits"] = prediction
-    return outputs, state.advance(taken, remembered)
 
 
 def _draw_inputs(
@@ -216,6 +228,8 @@ def _compare(name: str, found: Tensor, wanted: Tensor) -> float:
         raise ExportError(
             f"the exported policy does not act as the model does: {name} is "
             f"{found.dtype} of shape {tuple(found.shape)} and differs by {error:.2g}; nothing was "
-            f"written. Please report this with your versions of torch and onnx."
+            f"written. Please report this with your versions of torch and onnx.",
+            setting=name,
+            value=error,
         )
     return error

@@ -10,17 +10,38 @@ import torch
 from torch import Tensor, nn
 
 from sb3_dmamba.config import Memory
-from sb3_dmamba.networks import ActingState, DecisionMambaPolicy, SequenceModel
+from sb3_dmamba.networks import (
+    ActingState,
+    ConvolutionMixer,
+    DecisionMambaPolicy,
+    MambaMixer,
+    SequenceModel,
+)
 from sb3_dmamba.networks.memory import StreamMemory, WindowMemory
 from sb3_dmamba.networks.model import DiscreteHead
 
-__all__ = ["PolicyGraph", "Step", "Tensors", "make_memory"]
-
-_GRAPH_BACKEND = "traceable"
+EXAMPLE_ENVS = 2  # rows of the inputs to trace with: a single one would be taken to broadcast
 
 Tensors = dict[str, Tensor]
 Step = Callable[[Tensor, Tensor, Tensors], tuple[Tensors, Tensors]]
 """A function that acts once: the signature of :meth:`PolicyGraph.forward`."""
+
+
+def make_traceable(model: SequenceModel) -> None:
+    """Let a network run its operations in tensor code without loops over tokens.
+
+    A trace would take the results of a kernel for constants, and unroll the reference's loops.
+    """
+    for block in model.layers:
+        if isinstance(block.mixer, (MambaMixer, ConvolutionMixer)):
+            block.mixer.backend = "traceable"
+
+
+def copy_traceable(model: SequenceModel) -> SequenceModel:
+    """Return a traceable copy of a network, in evaluation mode and without gradients."""
+    copied = copy.deepcopy(model).eval().requires_grad_(False)
+    make_traceable(copied)
+    return copied
 
 
 def make_memory(
@@ -32,12 +53,34 @@ def make_memory(
     return WindowMemory(model, policy.action_space, policy.config.context_length, uniform)
 
 
+def act_once(
+    model: SequenceModel,
+    memory: StreamMemory | WindowMemory,
+    observation: Tensor,
+    return_to_go: Tensor,
+    state: ActingState,
+) -> tuple[Tensors, ActingState]:
+    """Take one deterministic step.
+
+    Returns:
+        ``"action"``, for discrete ones also ``"logits"``; and the next state.
+    """
+    prediction, remembered = memory.encode(observation, return_to_go, state)
+    action: Tensor = model.head.act(prediction, deterministic=True)
+    outputs = {"action": action}
+    if isinstance(model.head, DiscreteHead):
+        outputs["logits"] = prediction
+    # A copy: an action of one dimension would be an output of the graph twice.
+    taken = action.flatten(1) if action.dim() > 1 else action.clone()
+    return outputs, state.advance(taken, remembered)
+
+
 class PolicyGraph(nn.Module):
     """A policy's step: observation, return-to-go and state in, action and next state out.
 
-    Normalisation, return scaling and the bounds of the actions are inside, and every row goes the
-    same way whatever its age, so that one graph serves any number of environments. A state of
-    zeros is an episode that has not begun.
+    Normalisation, return scaling and the bounds of the actions are inside, and every row takes the
+    same operations whatever its age, so that one graph serves any number of environments. A state
+    of zeros is an episode that has not begun.
 
     Args:
         policy: The policy; the graph has a copy of its weights, in evaluation mode.
@@ -53,28 +96,21 @@ class PolicyGraph(nn.Module):
     ) -> None:
         super().__init__()
         policy.initial_state(0, memory)  # raises where the memory cannot be used
-        model = copy.deepcopy(policy.model).to(device).eval().requires_grad_(False)
-        for module in model.modules():
-            if hasattr(module, "backend"):
-                setattr(module, "backend", _GRAPH_BACKEND)  # noqa: B010  (whatever class it is)
-        self.model = model
+        self.model = copy_traceable(policy.model).to(device)
         self.memory_name: Memory = memory
-        self.memory = make_memory(policy, model, memory, uniform=True)
+        self.memory = make_memory(policy, self.model, memory, uniform=True)
         self.device = torch.device(device)
+        is_discrete = isinstance(self.model.head, DiscreteHead)
+        self.output_names = ["action", "logits"] if is_discrete else ["action"]
         self._observation_shape = policy.observation_space.shape
         is_bytes = policy.observation_space.dtype == np.uint8
         self._observation_dtype = torch.uint8 if is_bytes else torch.float32
 
-    @property
-    def output_names(self) -> list[str]:
-        """What :meth:`forward` returns besides the state."""
-        return ["action", "logits"] if isinstance(self.model.head, DiscreteHead) else ["action"]
-
-    def initial_state(self, n_envs: int) -> dict[str, Tensor]:
+    def initial_state(self, n_envs: int) -> Tensors:
         """Return the state of ``n_envs`` episodes that have not begun."""
         return self.memory.initial_state(n_envs).tensors
 
-    def make_example(self, n_envs: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def make_example(self, n_envs: int) -> tuple[Tensor, Tensor, Tensors]:
         """Return inputs of :meth:`forward`, all zeros."""
         observation = torch.zeros(n_envs, *self._observation_shape, dtype=self._observation_dtype)
         return_to_go = torch.zeros(n_envs)
@@ -82,8 +118,8 @@ class PolicyGraph(nn.Module):
         return *inputs, self.initial_state(n_envs)
 
     def forward(
-        self, observation: Tensor, return_to_go: Tensor, state: dict[str, Tensor]
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        self, observation: Tensor, return_to_go: Tensor, state: Tensors
+    ) -> tuple[Tensors, Tensors]:
         """Act once.
 
         Args:
@@ -96,10 +132,5 @@ class PolicyGraph(nn.Module):
             shape (B, n); and the next state, under the names of ``state``.
         """
         given = ActingState(self.memory_name, dict(state))
-        prediction, remembered = self.memory.encode(observation, return_to_go, given)
-        action: Tensor = self.model.head.act(prediction, deterministic=True)
-        # A copy: an action of one dimension would be an output of the graph twice.
-        taken = action.flatten(1) if action.dim() > 1 else action.clone()
-        after = given.advance(taken, remembered)
-        outputs = dict(zip(self.output_names, (action, prediction), strict=False))
+        outputs, after = act_once(self.model, self.memory, observation, return_to_go, given)
         return outputs, {name: after.tensors[name] for name in state}

@@ -1,9 +1,9 @@
-"""A policy's step in ONNX: written, and opened again.
+"""Write a policy's step as ONNX, and open it.
 
-Written by torch's TorchScript-based exporter (``dynamo=False``). Its successor (``dynamo=True``)
-needs torch 2.5 and onnxscript, where this package supports torch 2.4 and asks for onnx alone; it
-writes opset 18 at the least, where these files are opset 17; and with torch 2.13 it takes more than
-ten times as long: 10 seconds for a model of one layer, a minute or two for six.
+Uses torch's TorchScript-based exporter (``dynamo=False``). Its successor (``dynamo=True``) needs
+torch 2.5 and onnxscript, where this package supports torch 2.4 and asks for onnx alone; it writes
+opset 18 at the least, where these files are opset 17; and with torch 2.13 it takes more than ten
+times as long: 10 seconds for a model of one layer, a minute or two for six.
 """
 
 from __future__ import annotations
@@ -18,51 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from sb3_dmamba.errors import MissingDependencyError
-from sb3_dmamba.export.graph import PolicyGraph, Step, Tensors
+from sb3_dmamba.export.graph import EXAMPLE_ENVS, PolicyGraph, Step, Tensors
 from sb3_dmamba.ops.traceable import recurrence_as, run_recurrence
 
-__all__ = ["METADATA_KEY", "NEXT", "STATE", "open_onnx", "to_onnx", "trace_to_onnx"]
-
 METADATA_KEY = "sb3_dmamba"
-STATE = "state."  #: before the name of an input that is part of the state
-NEXT = "next_"  #: before that, the name of the output to pass there at the next step
+STATE = "state."  #: prefix of inputs that are part of the state
+NEXT = "next_"  #: second prefix of the outputs to pass there at the next step
 
 _OPSET = 17  # the first with LayerNormalization
 _DOMAIN, _OPERATOR = "sb3_dmamba", "Recurrence"
-_EXAMPLE_ENVS = 2  # one would be taken for an axis that broadcasts
-
-
-class _Flat(nn.Module):
-    """The step with the state's tensors one by one, as ONNX has them."""
-
-    def __init__(self, graph: PolicyGraph, names: list[str]) -> None:
-        super().__init__()
-        self.graph = graph
-        self.names = names
-
-    def forward(self, observation: Tensor, return_to_go: Tensor, *rows: Tensor) -> Any:
-        """Act once."""
-        state = dict(zip(self.names, rows, strict=True))
-        outputs, after = self.graph(observation, return_to_go, state)
-        return *outputs.values(), *after.values()
-
-
-class _Recurrence(torch.autograd.Function):
-    """:func:`run_recurrence` as one operator, which :func:`_define_recurrence` then defines."""
-
-    @staticmethod
-    def forward(ctx: Any, *arguments: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute it."""
-        return run_recurrence(*arguments)
-
-    @staticmethod
-    def symbolic(g: Any, *arguments: Any) -> Any:
-        """Write it."""
-        _, x, _, _, _, state = arguments
-        y, final = g.op(f"{_DOMAIN}::{_OPERATOR}", *arguments, outputs=2)
-        y.setType(x.type())
-        final.setType(state.type())
-        return y, final
 
 
 def to_onnx(graph: PolicyGraph, metadata: dict[str, Any]) -> bytes:
@@ -70,7 +34,7 @@ def to_onnx(graph: PolicyGraph, metadata: dict[str, Any]) -> bytes:
 
     Args:
         graph: The step; on the CPU.
-        metadata: What the file says about itself.
+        metadata: The file's description, as JSON values.
 
     Returns:
         The model: inputs ``observation``, ``return_to_go`` and ``state.*``, outputs ``action``
@@ -79,7 +43,7 @@ def to_onnx(graph: PolicyGraph, metadata: dict[str, Any]) -> bytes:
     Raises:
         MissingDependencyError: onnx is not installed.
     """
-    observation, return_to_go, state = graph.make_example(_EXAMPLE_ENVS)
+    observation, return_to_go, state = graph.make_example(EXAMPLE_ENVS)
     model = trace_to_onnx(
         _Flat(graph, list(state)).eval(),
         (observation, return_to_go, *state.values()),
@@ -92,6 +56,21 @@ def to_onnx(graph: PolicyGraph, metadata: dict[str, Any]) -> bytes:
     return content
 
 
+class _Flat(nn.Module):
+    """The step with the state's tensors as separate inputs and outputs, as ONNX has them."""
+
+    def __init__(self, graph: PolicyGraph, names: list[str]) -> None:
+        super().__init__()
+        self.graph = graph
+        self.names = names
+
+    def forward(self, observation: Tensor, return_to_go: Tensor, *rows: Tensor) -> Any:
+        """Act once; see :meth:`PolicyGraph.forward`."""
+        state = dict(zip(self.names, rows, strict=True))
+        outputs, after = self.graph(observation, return_to_go, state)
+        return *outputs.values(), *after.values()
+
+
 def trace_to_onnx(
     module: nn.Module,
     example: tuple[Tensor, ...],
@@ -100,14 +79,14 @@ def trace_to_onnx(
     *,
     rows: str | None = None,
 ) -> Any:
-    """Trace a module of ours, its scans of the backend "traceable", into a model of standard ONNX.
+    """Trace a module whose networks are traceable into a model of standard operators.
 
     Args:
         module: Takes and returns tensors.
         example: Its inputs, on the CPU.
-        input_names: What to call them.
-        output_names: What to call what comes out.
-        rows: Name of the first axis, where its size is free in every input and output.
+        input_names: Their names in the file.
+        output_names: The outputs' names in the file.
+        rows: Name of the first axis of every input and output, if its size is to be free.
 
     Returns:
         An ``onnx.ModelProto``, checked.
@@ -140,15 +119,7 @@ def trace_to_onnx(
 
 
 def open_onnx(content: bytes, graph: PolicyGraph) -> Step:
-    """Open a file's content as a step on tensors; needs onnxruntime.
-
-    Args:
-        content: What :func:`to_onnx` returned.
-        graph: What was exported.
-
-    Returns:
-        A function of observation, return-to-go and state, as :meth:`PolicyGraph.forward`.
-    """
+    """Open what :func:`to_onnx` returned, with onnxruntime; ``graph`` is what was exported."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
@@ -165,10 +136,28 @@ def open_onnx(content: bytes, graph: PolicyGraph) -> Step:
     return step
 
 
-def _define_recurrence(model: Any) -> Any:
-    """Put a ``Scan`` in the place of each :class:`_Recurrence`.
+class _Recurrence(torch.autograd.Function):
+    """:func:`run_recurrence` as one operator, which :func:`_define_recurrence` replaces."""
 
-    A token's decay and inflow are computed in its round, so that memory holds one state only.
+    @staticmethod
+    def forward(ctx: Any, *arguments: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the recurrence."""
+        return run_recurrence(*arguments)
+
+    @staticmethod
+    def symbolic(g: Any, *arguments: Any) -> Any:
+        """Write the operator."""
+        _, x, _, _, _, state = arguments
+        y, final = g.op(f"{_DOMAIN}::{_OPERATOR}", *arguments, outputs=2)
+        y.setType(x.type())
+        final.setType(state.type())
+        return y, final
+
+
+def _define_recurrence(model: Any) -> Any:
+    """Replace each :class:`_Recurrence` by a ``Scan`` over tokens.
+
+    Decay and inflow are computed token by token, so that memory holds one state only.
     """
     import onnx
     from onnx import helper
@@ -179,7 +168,7 @@ def _define_recurrence(model: Any) -> Any:
     def value(name: str) -> Any:
         return helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
 
-    a_round = helper.make_graph(
+    body = helper.make_graph(
         [
             node("Mul", "step_t A", "exponent"),
             node("Exp", "exponent", "decay"),  # (B, D, N)
@@ -212,7 +201,7 @@ def _define_recurrence(model: Any) -> Any:
                 "Scan",
                 ["state", "step_rounds", "input_rounds", "B_rounds", "C_rounds"],
                 ["final", "y_rounds"],
-                body=a_round,
+                body=body,
                 num_scan_inputs=4,
             ),
             node("Squeeze", "y_rounds last", "y_first"),
@@ -229,7 +218,7 @@ def _define_recurrence(model: Any) -> Any:
 
 
 def _describe(model: Any, metadata: dict[str, Any]) -> None:
-    """Say what the model is, and the shapes of what comes out."""
+    """Set the model's metadata and the types of its state outputs."""
     from onnx import helper
 
     helper.set_model_props(model, {METADATA_KEY: json.dumps(metadata)})

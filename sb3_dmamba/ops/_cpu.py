@@ -17,32 +17,26 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
-_FLOAT_BITS = {torch.float32: 32, torch.float64: 64}
+from sb3_dmamba.ops._shared import wants_gradient
+
+# Sequences are summed into this many partial gradients of the parameters at most. It bounds the
+# threads of the backward passes, and fixes the order of summation whatever their number.
+MAX_GROUPS = 32
 _compile_lock = threading.RLock()
 
 
 class Kernel(Protocol):
-    """A compiled function of (address of the argument block, address of scratch)."""
+    """A compiled function; the interpreter lock is released while it runs."""
 
     address: int
 
     def __call__(self, block: int, scratch: int, /) -> None:
-        """Run; the interpreter lock is released."""
+        """Run, given the addresses of the argument block and of scratch memory."""
 
 
 @functools.cache
 def load_kernel(module_name: str, builder: str, bits: int) -> Kernel:
-    """Compile a kernel, or load it from Numba's cache.
-
-    Args:
-        module_name: Module below ``sb3_dmamba.ops`` that holds the builder.
-        builder: Function that makes the kernel.
-        bits: Width of a float, 32 or 64.
-
-    Returns:
-        A function of (address of the argument block, address of scratch) that releases the
-        interpreter lock.
-    """
+    """Compile what a module's builder makes for floats of ``bits`` bits, or load it from cache."""
     compiled = compile_function(module_name, builder, "void(int64, int64)", bits)
     call: Any = compiled.ctypes
     call.owner = compiled  # the machine code lives as long as this object
@@ -56,8 +50,7 @@ def compile_function(module_name: str, builder: str, signature: str, bits: int) 
         from numba import cfunc
 
         module = importlib.import_module(f"sb3_dmamba.ops.{module_name}")
-        build = getattr(module, builder)
-        function = build(bits, _source_digest())
+        function = getattr(module, builder)(bits, _source_digest())
         try:
             return cfunc(signature, cache=True)(function)
         except (RuntimeError, OSError):  # no folder to cache in: compile for this process alone
@@ -75,39 +68,27 @@ def _source_digest() -> int:
     return zlib.crc32(b"".join(path.read_bytes() for path in sources))
 
 
-def compute_dtype(x: Tensor) -> torch.dtype:
-    """Return the dtype that kernels compute in: float64 for float64, else float32."""
-    return torch.float64 if x.dtype is torch.float64 else torch.float32
-
-
-def float_bits(dtype: torch.dtype) -> int:
-    """Return the width of a float of a compute dtype, in bits."""
-    return _FLOAT_BITS[dtype]
+def count_vectors(dtype: torch.dtype, channels: int) -> tuple[int, int, int]:
+    """Return a float's bits, the floats of a 512-bit vector, and the vectors of a row."""
+    bits = 64 if dtype is torch.float64 else 32
+    width = 512 // bits
+    return bits, width, -(-channels // width)
 
 
 def prepare(tensors: list[Tensor | None], n_sequences: int, dtype: torch.dtype) -> bool:
-    """Bring tensors, in place in the list, into the dtype and layout that kernels read.
+    """Bring tensors, in the list, into the dtype and layout of kernels; whether to keep gradients.
 
-    Args:
-        tensors: Sequences (B, L, ...), which need a contiguous last dimension alone, and then
-            parameters and states, which need to be contiguous. None is left as it is.
-        n_sequences: How many of them are sequences.
-        dtype: The dtype to compute in.
-
-    Returns:
-        Whether a gradient will be wanted.
+    The first ``n_sequences`` (B, L, ...) need a contiguous last dimension alone, the others,
+    parameters and states, are made contiguous.
     """
-    wants_gradient = False
     for place, x in enumerate(tensors):
         if x is None:
             continue
         if x.dtype is not dtype:
             x = tensors[place] = x.to(dtype)
         if not x.is_contiguous() and (place >= n_sequences or x.stride(-1) != 1):
-            x = tensors[place] = x.contiguous()
-        if x.requires_grad:
-            wants_gradient = True
-    return wants_gradient and torch.is_grad_enabled()
+            tensors[place] = x.contiguous()
+    return wants_gradient(tensors)
 
 
 def rows(x: Tensor) -> Tensor:
@@ -115,22 +96,21 @@ def rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def row_arguments(x: Tensor | None, size: int) -> tuple[int, int, int]:
-    """Return address, batch stride and time stride (in bytes) of a (B, L, ...) tensor.
+def row_arguments(size: int, *tensors: Tensor | None) -> list[int]:
+    """Return address and strides along B and L, in bytes, of (B, L, ...) tensors; 0 for None."""
+    arguments: list[int] = []
+    for x in tensors:
+        if x is None:
+            arguments += (0, 0, 0)
+        else:
+            batch_stride, time_stride, _ = x.stride()
+            arguments += (x.data_ptr(), batch_stride * size, time_stride * size)
+    return arguments
 
-    Args:
-        x: The tensor; None gives zeros.
-        size: Bytes of one of its elements.
-    """
-    if x is None:
-        return 0, 0, 0
-    batch_stride, time_stride, _ = x.stride()
-    return x.data_ptr(), batch_stride * size, time_stride * size
 
-
-def address(x: Tensor | None) -> int:
-    """Return the address of a contiguous tensor, 0 for None."""
-    return 0 if x is None else x.data_ptr()
+def addresses(*tensors: Tensor | None) -> list[int]:
+    """Return the addresses of contiguous tensors, 0 for None."""
+    return [0 if x is None else x.data_ptr() for x in tensors]
 
 
 def empty(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -138,12 +118,19 @@ def empty(*shape: int, dtype: torch.dtype) -> Tensor:
     return torch.empty(shape, dtype=dtype)
 
 
-def sum_groups(partials: Tensor) -> Tensor:
-    """Sum over the first dimension, in order, whatever the number of threads.
+def cut_batch(batch: int) -> tuple[int, int]:
+    """Return the sequences of a group, and how many groups there are."""
+    size = -(-batch // MAX_GROUPS)
+    return size, -(-batch // max(size, 1))
+
+
+def sum_groups(partials: Tensor, channels: int) -> Tensor:
+    """Sum partial gradients (group, block, part, lane) to (channels, part), in order of the groups.
 
     NumPy's sum stays in this thread: waking torch's pool would take longer than the sum.
     """
-    return torch.from_numpy(partials.numpy().sum(axis=0))
+    total = torch.from_numpy(partials.numpy().sum(axis=0)).transpose(1, 2)  # (block, lane, part)
+    return total.reshape(-1, total.shape[2])[:channels]
 
 
 class _Scratch(threading.local):
@@ -164,8 +151,8 @@ def own_scratch(size: int) -> int:
     return _scratch.start
 
 
-# Work (products of sizes) below which a second thread is not worth its wake-up of some tens of
-# microseconds: about 0.3 ms of a scan's forward pass. Acting stays below, training above.
+# Work (products of sizes) below which a second thread gains less than its wake-up costs, some tens
+# of microseconds: about 0.3 ms of a scan's forward pass. Acting stays below, training above.
 PARALLEL_THRESHOLD = 1 << 21
 
 Team = Callable[[int, int, list[int]], None]
@@ -180,10 +167,10 @@ def call_kernel(
     """Run a kernel, on several threads where that pays.
 
     Args:
-        kernel: What :func:`sb3_dmamba.ops._cpu.load_kernel` returned.
+        kernel: What :func:`load_kernel` returned.
         arguments: The argument block, in the order that the kernel's module defines.
-        scratch_bytes: Scratch of one worker.
-        n_units: Independent units of work; more workers than that make no sense.
+        scratch_bytes: Scratch memory of one thread.
+        n_units: Independent units of work, the most threads that are of use.
         work: Work in all, comparable with ``PARALLEL_THRESHOLD``.
     """
     block = array("q", arguments)
@@ -229,23 +216,15 @@ def _run_in_pool(kernel: Kernel, block: int, scratches: list[int], keep: object)
     """Run a kernel in this thread and, at most, one other for each further scratch address.
 
     The caller works too, cancels the helpers that have not begun, and waits for the others alone:
-    no deadlock when calls nest or come from several threads.
-
-    Args:
-        kernel: Compiled function of (argument block, scratch).
-        block: Address of the argument block.
-        scratches: Address of each worker's own scratch; the first is the caller's.
-        keep: Owners of the memory in use, alive as long as a helper may touch it (also when an
-            interrupt takes the caller away).
+    no deadlock when calls nest or come from several threads. ``keep`` owns the memory in use, alive
+    as long as a helper may touch it (also when an interrupt takes the caller away).
     """
     global _pool
     pool = _pool
     helpers: list[Future[None]] = []
     try:
-        for scratch in scratches[1:]:
-            helpers.append(  # noqa: PERF401  # those before a refusal count
-                pool.submit(_help, kernel, block, scratch, keep)
-            )
+        for scratch in scratches[1:]:  # those before a refusal count
+            helpers.append(pool.submit(_help, kernel, block, scratch, keep))  # noqa: PERF401
     except RuntimeError:  # no more threads here, or the interpreter is shutting down
         pool.shutdown(cancel_futures=True)  # one that was refused may be in the queue nevertheless
         _pool = _make_pool()
@@ -266,8 +245,7 @@ def _help(kernel: Kernel, block: int, scratch: int, keep: object) -> None:
 def find_team() -> Team | None:
     """Return a function that runs a kernel on torch's OpenMP threads; None where there are none.
 
-    Returns:
-        A function of (the kernel's address, its argument block, one scratch address a thread).
+    It takes the kernel's address, that of its argument block, and one of scratch for each thread.
     """
     try:
         symbols: Any = ctypes.CDLL(None)  # torch puts its OpenMP runtime among the global symbols

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,22 +12,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Set once for all kernels: floating point contraction is meant (Triton's default is changing), and
-# no loop here is one that Triton's software pipeline helps.
+# Of all kernels: fused multiply-add is on (Triton's default is changing), software pipelining off,
+# since no loop here gains from it.
 _OPTIONS = {"enable_fp_fusion": True, "num_stages": 1}
 
 
 def launch(
     kernel: Any, grid: tuple[int, ...], warps: int, *arguments: Any, **constants: Any
 ) -> None:
-    """Launch a kernel on the device of its tensors; a grid of nothing launches nothing.
+    """Launch ``grid`` programs of ``warps`` warps on the device of the tensors among the arguments.
 
-    Args:
-        kernel: What ``triton.jit`` made.
-        grid: Number of programs along each axis.
-        warps: Warps of a program.
-        arguments: Tensors (None for what is absent) and integers.
-        constants: The kernel's compile-time constants.
+    ``constants`` are known at compile time. An empty grid launches nothing.
     """
     if 0 in grid:
         return
@@ -53,11 +48,6 @@ def is_double(x: Tensor) -> bool:
     return x.dtype is torch.float64
 
 
-def compute_dtype(x: Tensor) -> torch.dtype:
-    """Return the dtype that kernels compute in, and keep states in."""
-    return torch.float64 if is_double(x) else torch.float32
-
-
 def rows(x: Tensor) -> Tensor:
     """Return a (B, L, ...) tensor as kernels read it, itself where it is so already.
 
@@ -72,9 +62,10 @@ def whole(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.contiguous()
 
 
-def strides(x: Tensor | None) -> tuple[int, int]:
-    """Return the strides of a (B, L, ...) tensor along B and L, zeros for None."""
-    return (0, 0) if x is None else (x.stride(0), x.stride(1))
+def strides(*tensors: Tensor | None) -> list[int]:
+    """Return the strides of (B, L, ...) tensors along B and L, zeros for None."""
+    pairs = ((0, 0) if x is None else (x.stride(0), x.stride(1)) for x in tensors)
+    return [stride for pair in pairs for stride in pair]
 
 
 def empty(*shape: int, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -85,6 +76,12 @@ def empty(*shape: int, like: Tensor, dtype: torch.dtype | None = None) -> Tensor
 def absent(like: Tensor) -> Tensor:
     """Stand in for a result that was not asked for: custom operators return tensors alone."""
     return torch.empty(0, dtype=like.dtype, device=like.device)
+
+
+def empty_gradients(*tensors: Tensor | None) -> tuple[Tensor, ...]:
+    """Allocate a gradient for each tensor; that of None is :func:`absent`."""
+    first = next(x for x in tensors if x is not None)
+    return tuple(absent(first) if x is None else empty(*x.shape, like=x) for x in tensors)
 
 
 @functools.cache
@@ -103,27 +100,19 @@ def without_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
 def define_operator(
     name: str, signature: str, implementation: Callable[..., Any], shapes: Callable[..., Any]
 ) -> Any:
-    """Register a custom operator, which ``torch.compile`` then takes as it is.
+    """Register a custom operator, which ``torch.compile`` then takes as it is, and return it.
 
     Args:
         name: Its name in the namespace "sb3_dmamba".
         signature: Arguments and results, in torch's schema language.
         implementation: Runs it, on CUDA, and on the CPU under the interpreter.
-        shapes: Makes results of the right shape, dtype and strides from arguments without data.
-
-    Returns:
-        The operator.
+        shapes: Allocates results of the right shape, dtype and strides.
     """
     full_name = f"sb3_dmamba::{name}"
     torch.library.define(full_name, signature, tags=(torch.Tag.needs_fixed_stride_order,))
     torch.library.impl(full_name, ("cuda", "cpu"))(implementation)
     torch.library.register_fake(full_name)(shapes)
     return getattr(torch.ops.sb3_dmamba, name).default
-
-
-def wanted(gradients: Sequence[Tensor | None], needed: Sequence[bool]) -> tuple[Tensor | None, ...]:
-    """Return the gradients that are needed, None in the place of the others."""
-    return tuple(x if need else None for x, need in zip(gradients, needed, strict=True))
 
 
 @triton.jit

@@ -11,8 +11,12 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from sb3_dmamba.errors import BackendError
+from sb3_dmamba.ops._shared import wants_gradient
 from sb3_dmamba.ops.mamba_step import MambaWeights
 
+TAPS = (2, 3, 4)  # what causal-conv1d is compiled for
+CHANNELS_MULTIPLE = 8  # of its layout with channels innermost, ours
+MAX_STATES = 256  # of mamba-ssm's scan
 BUILD = (
     "MAMBA_KEEP_CUDA_BUILD=TRUE pip install --no-build-isolation --force-reinstall --no-deps "
     "mamba-ssm causal-conv1d"
@@ -20,11 +24,7 @@ BUILD = (
 
 
 def why_not(device: torch.device) -> str | None:
-    """Say why the kernels do not run on a device and how to build them; None where they do.
-
-    Args:
-        device: A CUDA device.
-    """
+    """Say why the kernels do not run on a CUDA device and how to build them; None if they do."""
     for package, probe in (("mamba-ssm", _try_scan), ("causal-conv1d", _try_convolution)):
         try:
             probe(device)
@@ -39,16 +39,14 @@ def why_not(device: torch.device) -> str | None:
     return None
 
 
-def get_scan() -> Callable[..., Any]:
-    """Return mamba-ssm's ``selective_scan_fn``."""
+def _get_scan() -> Callable[..., Any]:
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
     scan: Callable[..., Any] = selective_scan_fn
     return scan
 
 
-def get_convolution() -> Callable[..., Any]:
-    """Return causal-conv1d's ``causal_conv1d_fn``."""
+def _get_convolution() -> Callable[..., Any]:
     from causal_conv1d import causal_conv1d_fn
 
     if causal_conv1d_fn is None:  # what the package has in place of what it could not import
@@ -59,17 +57,17 @@ def get_convolution() -> Callable[..., Any]:
 
 def _try_scan(device: torch.device) -> None:
     ones = torch.ones(1, 1, 2, device=device)  # (B, D or N, L)
-    y = get_scan()(3 * ones, 2 * ones, torch.full((1, 1), -1e9, device=device), ones, ones)
-    _check(y, 6.0)
+    y = _get_scan()(3 * ones, 2 * ones, torch.full((1, 1), -1e9, device=device), ones, ones)
+    _check_result(y, 6.0)
 
 
 def _try_convolution(device: torch.device) -> None:
     ones = torch.ones(1, 8, 8, device=device)  # (B, D, L)
-    y = get_convolution()(ones, torch.full((8, 4), 2.0, device=device))
-    _check(y[..., -1:], 8.0)
+    y = _get_convolution()(ones, torch.full((8, 4), 2.0, device=device))
+    _check_result(y[..., -1:], 8.0)
 
 
-def _check(y: torch.Tensor, expected: float) -> None:
+def _check_result(y: Tensor, expected: float) -> None:
     if not torch.equal(y, torch.full_like(y, expected)):
         raise RuntimeError(f"it computed {y.flatten()[0].item()} in place of {expected}")
 
@@ -85,8 +83,15 @@ def _version(package: str) -> str:
         return "of unknown version"
 
 
-TAPS = (2, 3, 4)  # what it is compiled for
-CHANNELS_MULTIPLE = 8  # of the layout with channels innermost, ours
+def _refuse(kernel: str, limits: dict[str, object]) -> None:
+    """Raise a BackendError for the first thing that a kernel cannot do and is asked to."""
+    for what, is_asked in limits.items():
+        if is_asked:
+            raise BackendError(
+                f"backend='cuda': {kernel} cannot {what}: use backend='triton' or 'auto'",
+                setting="backend",
+                value="cuda",
+            )
 
 
 def causal_conv1d(
@@ -102,24 +107,21 @@ def causal_conv1d(
     Raises:
         BackendError: causal-conv1d's kernel cannot do what is asked.
     """
-    (_, length, channels), taps = x.shape, weight.shape[1]
-    cannot = None
-    if taps not in TAPS:
-        cannot = f"convolve with {taps} taps, only with {', '.join(map(str, TAPS))}"
-    elif channels % CHANNELS_MULTIPLE:
-        cannot = f"take {channels} channels, only multiples of {CHANNELS_MULTIPLE}"
-    elif x.dtype is torch.float64:
-        cannot = "compute in float64"
-    elif x.numel() == 0:
-        cannot = f"take a sequence of {length} tokens in a batch of {x.shape[0]}"
-    if cannot is not None:
-        raise BackendError(
-            f"backend='cuda': causal-conv1d cannot {cannot}: use backend='triton' or 'auto'"
-        )
-    if any(stride % CHANNELS_MULTIPLE for stride in x.stride()[:2]) or x.stride(2) != 1:
+    (batch, length, channels), taps = x.shape, weight.shape[1]
+    multiple = CHANNELS_MULTIPLE
+    _refuse(
+        "causal-conv1d",
+        {
+            f"convolve with {taps} taps, only with {', '.join(map(str, TAPS))}": taps not in TAPS,
+            f"take {channels} channels, only multiples of {multiple}": channels % multiple,
+            "compute in float64": x.dtype is torch.float64,
+            f"take a sequence of {length} tokens in a batch of {batch}": x.numel() == 0,
+        },
+    )
+    if any(stride % multiple for stride in x.stride()[:2]) or x.stride(2) != 1:
         x = x.contiguous()
     state = None if initial_state is None else initial_state.to(x.dtype).contiguous()
-    results = get_convolution()(
+    results = _get_convolution()(
         x.transpose(1, 2),  # (B, D, L) with channels innermost, where it is
         weight,
         None if bias is None else bias.to(weight.dtype),
@@ -129,10 +131,6 @@ def causal_conv1d(
     )
     y, final = results if return_final_state else (results, None)
     return y.transpose(1, 2), None if final is None else final.transpose(1, 2)
-
-
-MAX_STATES = 256
-_INSTEAD = "use backend='triton' or 'auto'"
 
 
 def selective_scan(
@@ -154,8 +152,18 @@ def selective_scan(
     Raises:
         BackendError: mamba-ssm's kernel cannot do what is asked.
     """
-    tensors = (u, delta, A, B, C, D, z, delta_bias, delta_weight)
-    _cuda_check(u, A, tensors, initial_state, return_final_state)
+    (batch, length, _), states = u.shape, A.shape[1]
+    recorded = wants_gradient((u, delta, A, B, C, D, z, delta_bias, delta_weight))
+    _refuse(
+        "mamba-ssm's scan",
+        {
+            "start from initial_state": initial_state is not None,
+            "compute in float64": u.dtype is torch.float64,
+            f"hold N = {states} states, more than {MAX_STATES},": states > MAX_STATES,
+            f"scan {length} tokens in a batch of {batch}": u.numel() == 0,
+            "give gradients through the final state": return_final_state and recorded,
+        },
+    )
     kind, channels_first = u.dtype, (0, 2, 1)
     if delta_weight is not None:
         with torch.autocast(u.device.type, enabled=False):
@@ -165,39 +173,13 @@ def selective_scan(
         for x in (u, delta, B, C, z)
     ]
     A, D, delta_bias = (None if x is None else x.float() for x in (A, D, delta_bias))  # type: ignore[assignment]
-    results = get_scan()(
+    results = _get_scan()(
         *(*sequences[:2], A, *sequences[2:4], D, sequences[4], delta_bias),
         delta_softplus=delta_softplus,
         return_last_state=return_final_state,
     )
     y, final = results if return_final_state else (results, None)
     return y.permute(channels_first), final
-
-
-def _cuda_check(
-    u: Tensor,
-    A: Tensor,
-    tensors: tuple[Tensor | None, ...],
-    initial_state: Tensor | None,
-    return_final_state: bool,
-) -> None:
-    cannot = None
-    if initial_state is not None:
-        cannot = "start from initial_state"
-    elif u.dtype is torch.float64:
-        cannot = "compute in float64"
-    elif A.shape[1] > MAX_STATES:
-        cannot = f"hold N = {A.shape[1]} states, more than {MAX_STATES},"
-    elif u.numel() == 0:
-        cannot = f"scan {u.shape[1]} tokens in a batch of {u.shape[0]}"
-    elif return_final_state and torch.is_grad_enabled() and _any_requires_grad(tensors):
-        cannot = "give gradients through the final state"
-    if cannot is not None:
-        raise BackendError(f"backend='cuda': mamba-ssm's scan cannot {cannot}: {_INSTEAD}")
-
-
-def _any_requires_grad(tensors: tuple[Tensor | None, ...]) -> bool:
-    return any(x is not None and x.requires_grad for x in tensors)
 
 
 def mamba_step(
@@ -208,11 +190,10 @@ def mamba_step(
     from mamba_ssm.ops.triton.selective_state_update import selective_state_update
 
     kind, (rank, n_states) = weights.in_proj.dtype, (weights.dt_proj.shape[1], weights.A.shape[1])
-    # Both kernels write into the state they are given.
-    taps_state = (
-        convolution_state.to(kind).transpose(1, 2).clone(memory_format=torch.contiguous_format)
-    )
-    state = scan_state.float().clone(memory_format=torch.contiguous_format)
+    # Both kernels write into the state they are given, (B, D, W-1) and (B, D, N).
+    contiguous = torch.contiguous_format
+    taps_state = convolution_state.to(kind).mT.clone(memory_format=contiguous)
+    state = scan_state.float().clone(memory_format=contiguous)
     with torch.autocast(tokens.device.type, enabled=False):
         inputs, gate = linear(tokens.to(kind), weights.in_proj).chunk(2, dim=-1)  # (B, L, D) each
         convolved = causal_conv1d_update(

@@ -1,7 +1,7 @@
-"""Which implementation of an operation runs: names, what works here, and "auto".
+"""Backends: their names, which of them work on a device, and the one that "auto" picks.
 
-An operation is a folder with one module an implementation, each holding a function of the folder's
-name. To add a backend, add those modules and one row to ``_BACKENDS``.
+A backend is a module of this package with one function an operation. To add one, add its module and
+one row to ``_BACKENDS``.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ __all__ = ["available_backends", "explain_backends", "resolve_backend"]
 
 _logger = logging.getLogger("sb3_dmamba")
 OLDEST_TRITON = (3, 3)  # tuples of blocks in kernels
-OLDEST_CAPABILITY = (7, 5)  # compiles for it; Triton itself promises 8.0 and later
-_NO_CUDA = "no CUDA device is to be found here: torch.cuda.is_available() is False"
+_NO_CUDA = "no CUDA device was found: torch.cuda.is_available() is False"
 
 
 def _works_anywhere(device_type: str) -> str | None:
@@ -48,26 +47,6 @@ def _why_not_triton(device_type: str) -> str | None:
         )
     if device_type == "cuda" and not torch.cuda.is_available():
         return _NO_CUDA
-    return probe_triton(torch.device(device_type))
-
-
-def _why_not_cuda(device_type: str) -> str | None:
-    if device_type != "cuda":
-        return f"mamba-ssm's kernels run on CUDA devices and the tensors are on {device_type!r}"
-    if not torch.cuda.is_available():
-        return _NO_CUDA
-    probe: Callable[[torch.device], str | None] = importlib.import_module(
-        "sb3_dmamba.ops.cuda"
-    ).why_not
-    return probe(torch.device(device_type))
-
-
-def probe_triton(device: torch.device) -> str | None:
-    """Say why Triton's kernels do not run on a device and what to do; None where they do.
-
-    Args:
-        device: A CUDA device; or the CPU, where kernels are interpreted.
-    """
     try:
         import triton
     except ImportError as error:
@@ -76,45 +55,38 @@ def probe_triton(device: torch.device) -> str | None:
     if version < OLDEST_TRITON:
         needed = ".".join(map(str, OLDEST_TRITON))
         return f"Triton {triton.__version__} is too old: pip install -U 'triton>={needed}'"
-    if device.type == "cuda":
-        capability = torch.cuda.get_device_capability(device)
-        if capability < OLDEST_CAPABILITY and torch.version.hip is None:
-            return (
-                f"the GPU has compute capability {'.'.join(map(str, capability))} and Triton needs "
-                f"{'.'.join(map(str, OLDEST_CAPABILITY))}: use backend='reference'"
-            )
-    return _try_a_scan(device)
-
-
-def _try_a_scan(device: torch.device) -> str | None:
-    """Run one token of one channel: step 2, input 3, from zero, is 6."""
     try:
-        scan = importlib.import_module("sb3_dmamba.ops.triton").selective_scan
-        ones = torch.ones(1, 1, 1, device=device)
-        arguments = (3 * ones, 2 * ones, -ones[0], ones, ones, *(None,) * 4, False, None, False)
-        y = scan(*arguments)[0].item()
+        return _run_first_kernel("triton", device_type)
     except Exception as error:  # whatever breaks in a compiler or a driver: "auto" goes on
-        reason = (
-            f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
-        )
+        first_line = (str(error).strip().splitlines() or [""])[0]
         return (
-            f"Triton is installed and its first kernel failed ({reason}); it needs a driver that "
-            "fits torch's CUDA, and a C compiler: apt-get install gcc, or set CC"
+            f"Triton is installed and its first kernel failed ({type(error).__name__}: "
+            f"{first_line}); it needs a driver that fits torch's CUDA, and a C compiler: "
+            "apt-get install gcc, or set CC"
         )
-    if y != 6.0:
-        return f"Triton's first kernel computed {y} in place of 6.0: pip install -U torch triton"
-    return None
+
+
+def _why_not_cuda(device_type: str) -> str | None:
+    if device_type != "cuda":
+        return f"mamba-ssm's kernels run on CUDA devices and the tensors are on {device_type!r}"
+    return _run_first_kernel("cuda", device_type) if torch.cuda.is_available() else _NO_CUDA
+
+
+def _run_first_kernel(backend: str, device_type: str) -> str | None:
+    module = importlib.import_module(f"sb3_dmamba.ops.{backend}")
+    reason: str | None = module.why_not(torch.device(device_type))
+    return reason
 
 
 def _is_interpreted(device_type: str) -> bool:
     """Whether Triton's kernels run in Python here; they do by name alone, never by "auto"."""
-    return device_type == "cpu" and os.environ.get("TRITON_INTERPRET", "0").lower() in _TRUE
+    as_triton_reads_it = ("1", "on", "true", "y", "yes")
+    value = os.environ.get("TRITON_INTERPRET", "0").lower()
+    return device_type == "cpu" and value in as_triton_reads_it
 
 
-_TRUE = ("1", "on", "true", "y", "yes")  # as Triton reads it
-
-# Fastest first. Each row: a function of a device type that says why the backend does not work
-# there and what to do, or None where it works.
+# Fastest first. Each row: a function of a device type that says why the backend does not work there
+# and what to do; None where it works.
 _BACKENDS: dict[str, Callable[[str], str | None]] = {
     "triton": _why_not_triton,
     "cuda": _why_not_cuda,
@@ -190,15 +162,15 @@ def _resolve(name: str, device_type: str) -> str:
     reason = _BACKENDS[name](device_type)
     if reason is not None:
         raise BackendError(
-            f"backend={name!r} does not work here: {reason}; or take backend='auto', which "
-            f"DecisionMamba.load takes too",
+            f"backend={name!r} does not work here: {reason}; or use backend='auto', which "
+            "DecisionMamba.load accepts too",
             setting="backend",
             value=name,
         )
     return name
 
 
-# Not functools.cache: torch.compile looks through that, and traces what is behind it.
+# Not functools.cache: torch.compile would trace the cached function.
 _implementations: dict[tuple[str, str, str], Callable[..., Any]] = {}
 
 
@@ -222,30 +194,3 @@ def get_implementation(operation: str, name: str, device_type: str) -> Callable[
         implementation = getattr(implementations, operation)
         _implementations[operation, name, device_type] = implementation
     return implementation
-
-
-def check_tensors(
-    like: torch.Tensor, *expected: tuple[str, torch.Tensor | None, tuple[int, ...], str]
-) -> None:
-    """Check an operation's arguments against the sizes, and the device, that its input implies.
-
-    Args:
-        like: The input; every argument has to be on its device.
-        expected: For each argument its name, its value (None is passed over), the shape it has to
-            have, and that shape in letters.
-
-    Raises:
-        ValueError: A shape, kind or device is wrong; names the argument, what it is and should be.
-    """
-    dtype, device = like.dtype, like.device
-    for name, tensor, shape, letters in expected:
-        if tensor is None:
-            continue
-        if tensor.shape != shape:
-            raise ValueError(
-                f"{name} has shape {tuple(tensor.shape)}, expected {letters} = {tuple(shape)}"
-            )
-        if (tensor.dtype is not dtype or tensor is like) and not tensor.is_floating_point():
-            raise ValueError(f"{name} has dtype {tensor.dtype}, expected a floating point one")
-        if tensor.device != device:
-            raise ValueError(f"{name} is on {tensor.device}, expected {device} as the input")

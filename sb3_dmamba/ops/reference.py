@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.functional import linear
 
+from sb3_dmamba.ops._shared import compute_dtype
 from sb3_dmamba.ops.mamba_step import MambaWeights
 
 
@@ -19,7 +22,7 @@ def causal_conv1d(
     return_final_state: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Compute the convolution; shapes are those of :func:`sb3_dmamba.ops.causal_conv1d`."""
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    dtype = compute_dtype(x)
     batch, length, channels = x.shape
     taps = weight.shape[1]
     inputs, kernel = x.to(dtype), weight.to(dtype)
@@ -58,7 +61,7 @@ def selective_scan(
 
     Source: Gu and Dao 2023 (arXiv:2312.00752), algorithm 2 and equation 2a.
     """
-    dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
+    dtype = compute_dtype(u)
     x, step, rate = u.to(dtype), delta.to(dtype), A.to(dtype)
     inward, outward = B.to(dtype), C.to(dtype)
     batch, length, channels = u.shape
@@ -103,17 +106,30 @@ def add_skip_and_gate(y: Tensor, x: Tensor, D: Tensor | None, z: Tensor | None) 
 def mamba_step(
     tokens: Tensor, weights: MambaWeights, convolution_state: Tensor, scan_state: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Mix the tokens; shapes are those of :func:`sb3_dmamba.ops.mamba_step`.
+    """Mix the tokens; shapes are those of :func:`sb3_dmamba.ops.mamba_step`."""
+    states = convolution_state, scan_state
+    return compose_step(causal_conv1d, selective_scan, tokens, weights, *states)
+
+
+def compose_step(
+    convolve: Callable[..., tuple[Tensor, Tensor | None]],
+    scan: Callable[..., tuple[Tensor, Tensor | None]],
+    tokens: Tensor,
+    weights: MambaWeights,
+    convolution_state: Tensor,
+    scan_state: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mix the tokens by a backend's convolution and scan, and torch's matrix products.
 
     Source: Gu and Dao 2023 (arXiv:2312.00752), section 3.4 and figure 3.
     """
     rank, n_states = weights.dt_proj.shape[1], weights.A.shape[1]
     inputs, gate = linear(tokens, weights.in_proj).chunk(2, dim=-1)  # (B, L, D) each
-    convolved, new_convolution_state = causal_conv1d(
+    convolved, new_convolution_state = convolve(
         inputs, weights.conv1d, weights.conv1d_bias, True, convolution_state, True
     )
     step, b, c = linear(convolved, weights.x_proj).split([rank, n_states, n_states], dim=-1)
-    mixed, new_scan_state = selective_scan(
+    mixed, new_scan_state = scan(
         *(convolved, step, weights.A, b, c, weights.D, gate, weights.dt_bias, weights.dt_proj),
         *(True, scan_state, True),
     )

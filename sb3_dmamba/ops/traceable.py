@@ -9,6 +9,7 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
+from sb3_dmamba.ops._shared import compute_dtype
 from sb3_dmamba.ops.reference import (
     add_skip_and_gate,
     causal_conv1d,  # loops over its taps alone
@@ -34,15 +35,15 @@ def selective_scan(
     return_final_state: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Compute the selective scan; shapes are those of :func:`sb3_dmamba.ops.selective_scan`."""
-    dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
+    dtype = compute_dtype(u)
     x = u.to(dtype)
     step = compute_step_size(delta.to(dtype), delta_bias, delta_weight, delta_softplus)
     if initial_state is None:
         state = x.new_zeros(x.shape[0], x.shape[2], A.shape[1])
     else:
         state = initial_state.to(dtype)
-    recurrence = _recurrence.get()
-    y, final_state = recurrence(step, x, A.to(dtype), B.to(dtype), C.to(dtype), state)
+    run = _recurrence.get()
+    y, final_state = run(step, x, A.to(dtype), B.to(dtype), C.to(dtype), state)
     y = add_skip_and_gate(y, x, D, z).to(u.dtype)
     return y, final_state if return_final_state else None
 
@@ -72,11 +73,7 @@ _recurrence: ContextVar[Recurrence] = ContextVar("_recurrence", default=run_recu
 
 @contextmanager
 def recurrence_as(recurrence: Recurrence) -> Iterator[None]:
-    """Let something else stand for :func:`run_recurrence`, in what is traced within.
-
-    Args:
-        recurrence: Takes and returns the same.
-    """
+    """Use another function in place of :func:`run_recurrence` in what is traced within."""
     token = _recurrence.set(recurrence)
     try:
         yield

@@ -43,7 +43,7 @@ from stable_baselines3.common.utils import configure_logger
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_dmamba.data import WindowSampler
-from sb3_dmamba.envs.stepping import check_returns_unscaled
+from sb3_dmamba.envs.batches import check_returns_unscaled
 from sb3_dmamba.errors import (
     ConditioningError,
     DivergenceError,

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
-import torch
 from gymnasium import spaces
 from torch import nn
 
 from benchmarks.contenders import UnavailableError
-from benchmarks.networks import (
-    Network,
-    PeerMixer,
-    check_network,
-    make_network,
-    make_trajectories,
-)
+from benchmarks.networks import Network, PeerMixer, check_network, make_network
 from benchmarks.peers import check_learning, make_peer
 from benchmarks.request import Request
 from benchmarks.suites.data import check_windows
 from sb3_dmamba.data import WindowSampler
+from sb3_dmamba.experiments.efficiency import make_trajectories
 from sb3_dmamba.networks import DecisionMambaPolicy
 
 QUICK = Request(quick=True)
@@ -49,31 +41,19 @@ def test_what_is_timed_agrees_with_the_reference(network: Network) -> None:
     )
 
 
-def _scale_output(policy: DecisionMambaPolicy) -> None:
-    policy.model.head.register_forward_hook(lambda module, inputs, output: output * 1.01)
+def test_what_computes_something_else_is_refused() -> None:
+    def scale_output(policy: DecisionMambaPolicy) -> None:
+        policy.model.head.register_forward_hook(lambda module, inputs, output: output * 1.01)
 
+    def lose_a_gradient(policy: DecisionMambaPolicy) -> None:
+        policy.model.layers[0].mixer.A_log.register_hook(lambda gradient: gradient * 0)  # type: ignore[operator]
 
-def _lose_a_gradient(policy: DecisionMambaPolicy) -> None:
-    policy.model.layers[0].mixer.A_log.register_hook(lambda gradient: gradient * 0)  # type: ignore[operator]
-
-
-def _break_a_block(policy: DecisionMambaPolicy) -> None:
+    for damage in (scale_output, lose_a_gradient):
+        policy = make_network(BARE, QUICK)
+        damage(policy)
+        assert not check_network(policy, has_steps=False).holds
     policy.model.layers[1].mixer = PeerMixer(nn.Identity())  # type: ignore[assignment]
-
-
-@pytest.mark.parametrize("spoil", [_scale_output, _lose_a_gradient])
-def test_what_computes_something_else_is_refused(
-    spoil: Callable[[DecisionMambaPolicy], None],
-) -> None:
-    policy = make_network(BARE, QUICK)
-    spoil(policy)
-    assert not check_network(policy, has_steps=False).holds
-
-
-def test_a_block_without_our_weights_is_no_contender() -> None:
-    policy = make_network(BARE, QUICK)
-    _break_a_block(policy)
-    with pytest.raises(RuntimeError, match="Missing key"):
+    with pytest.raises(RuntimeError, match="Missing key"):  # it has not our weights
         check_network(policy, has_steps=False)
 
 
@@ -99,20 +79,10 @@ def test_a_different_network_has_to_learn() -> None:
     assert not check_learning(lambda: float("nan"), n_steps, QUICK).holds
 
 
-@pytest.mark.parametrize("shape", [(3,), (2, 5, 5)])
-def test_windows_are_compared_with_their_episodes(shape: tuple[int, ...]) -> None:
-    is_image = len(shape) == 3
-    high, dtype = (255, np.uint8) if is_image else (1, np.float32)
-    space = spaces.Box(0, high, shape, dtype)
-    data = make_trajectories(3, 9, space)
-    sampler = WindowSampler(data, 4, 2)
-    assert check_windows(sampler, data).holds
-    other = make_trajectories(3, 9, space)
-    other.observations[13:] += 1
-    assert not check_windows(WindowSampler(other, 4, 2), data).holds
-
-
-def test_the_same_weights_everywhere() -> None:
-    first, second = (make_network(BARE, QUICK) for _ in range(2))
-    theirs = second.state_dict()
-    assert all(torch.equal(each, theirs[name]) for name, each in first.state_dict().items())
+def test_windows_are_compared_with_their_episodes() -> None:
+    images = spaces.Box(0, 255, (2, 5, 5), np.uint8)
+    for space in (spaces.Box(0, 1, (3,), np.float32), images):
+        data, other = make_trajectories(3, 9, space), make_trajectories(3, 9, space)
+        assert check_windows(WindowSampler(data, 4, 2), data).holds
+        other.observations[13:] += 1
+        assert not check_windows(WindowSampler(other, 4, 2), data).holds

@@ -35,8 +35,8 @@ from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.data.recording import collect
 from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.experiments.catalogue import Experiment, Variant
+from sb3_dmamba.experiments.engines import run_experiment
 from sb3_dmamba.experiments.plan import Request
-from sb3_dmamba.experiments.run import run_experiment
 from sb3_dmamba.networks import DecisionMambaPolicy
 from tests.compatibility.acting import (
     FILES,

@@ -26,9 +26,9 @@ from sb3_dmamba.data.sources import load_trajectories
 from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.evaluation.report import EvaluationReport
 from sb3_dmamba.experiments.catalogue import Experiment
+from sb3_dmamba.experiments.engines import run_experiment
 from sb3_dmamba.experiments.plan import Request
-from sb3_dmamba.experiments.run import run_experiment
-from sb3_dmamba.experiments.runs import CellFolder
+from sb3_dmamba.experiments.runs import RunFolder
 from sb3_dmamba.networks import ActingState, DecisionMambaPolicy
 from tests.compatibility.acting import (
     FILES,
@@ -366,7 +366,7 @@ def test_a_finished_training_is_not_run_again(tmp_path: Path) -> None:
     experiment: Experiment = EXPERIMENT
     request = Request(cells=cells, data=(str(FILES / "stores/cartpole"),), **REQUEST)
     finished = run_experiment(experiment, request, tmp_path / "report", "-")
-    assert finished.n_cells == 1
+    assert finished.n_runs == 1
     assert [each.name for each in cells.iterdir()] == [CELL.name]
     before, after = read_all(CELL), read_all(cells / CELL.name)
     for written in (before, after):  # says where the data lies now
@@ -376,9 +376,9 @@ def test_a_finished_training_is_not_run_again(tmp_path: Path) -> None:
 
 
 def test_the_result_of_a_training() -> None:
-    folder = CellFolder(CELL)
+    folder = RunFolder(CELL)
     assert folder.is_done
-    assert folder.read_cell().key == CELL.name
+    assert folder.read_run().key == CELL.name
     fields = json.loads((CELL / "result.json").read_text())
     result = folder.read_result()
     assert (result.n_parameters, result.last_update) == (fields["n_parameters"], 20)

@@ -1,4 +1,4 @@
-"""The d3rlpy face."""
+"""The d3rlpy API."""
 
 import warnings
 

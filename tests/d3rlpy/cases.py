@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +12,13 @@ import d3rlpy
 import numpy as np
 import torch
 from d3rlpy.algos import TransformerInput
-from d3rlpy.dataset import Episode, InfiniteBuffer, PartialTrajectory, ReplayBuffer
+from d3rlpy.dataset import (
+    Episode,
+    InfiniteBuffer,
+    PartialTrajectory,
+    ReplayBuffer,
+    TrajectoryMiniBatch,
+)
 from d3rlpy.logging import LoggerAdapter, LoggerAdapterFactory
 from d3rlpy.models import EncoderFactory, VectorEncoderFactory, register_encoder_factory
 from d3rlpy.models.torch import Encoder
@@ -47,7 +54,7 @@ class SumEncoder(Encoder):
 
 @dataclasses.dataclass()
 class SumEncoderFactory(EncoderFactory):
-    """A factory that someone might have registered."""
+    """A factory that a user might have registered."""
 
     width: int = WIDTH
 
@@ -139,7 +146,7 @@ def draw_actions(rng: np.random.Generator, is_discrete: bool, n: int) -> np.ndar
 def draw_input(
     shape: Shape, is_discrete: bool, n: int = CONTEXT, first: int = 1, seed: int = 0
 ) -> TransformerInput:
-    """What an algorithm predicts from: ``n`` steps from timestep ``first`` on."""
+    """Input of ``predict``: ``n`` steps from timestep ``first`` on."""
     rng = np.random.default_rng(seed)
     return TransformerInput(
         observations=draw_observations(rng, shape, n),
@@ -150,19 +157,34 @@ def draw_input(
     )
 
 
-def draw_partial(shape: Shape, is_discrete: bool, n: int, seed: int) -> PartialTrajectory:
-    """A window without padding."""
-    drawn = draw_input(shape, is_discrete, n, seed=seed)
-    return PartialTrajectory(
-        observations=drawn.observations,
-        actions=drawn.actions,
-        rewards=drawn.rewards,
-        returns_to_go=drawn.returns_to_go,
-        terminals=np.zeros((n, 1), dtype=np.float32),
-        timesteps=drawn.timesteps,
-        masks=np.ones(n, dtype=np.float32),
-        length=n,
+def draw_batch(
+    shape: Shape = (9,), is_discrete: bool = False, size: int = 5
+) -> TrajectoryMiniBatch:
+    """Windows without padding."""
+    zeros, ones = np.zeros((CONTEXT, 1), np.float32), np.ones(CONTEXT, np.float32)
+    drawn = [vars(draw_input(shape, is_discrete, seed=seed)) for seed in range(size)]
+    return TrajectoryMiniBatch.from_partial_trajectories(
+        [PartialTrajectory(**each, terminals=zeros, masks=ones, length=CONTEXT) for each in drawn]
     )
+
+
+def padded_input(
+    shape: Shape, is_discrete: bool, n_real: int = CONTEXT, first: int = 1
+) -> list[np.ndarray]:
+    """The newest steps of an episode as an exported policy takes them, padded on the left."""
+    given = draw_input(shape, is_discrete, n_real, first)
+    parts = given.observations if is_tuple(shape) else [given.observations]
+    arrays = [np.float32(array) for array in (*parts, given.actions, given.returns_to_go)]
+    arrays.append(given.timesteps.astype(np.int64))
+    pad = CONTEXT - n_real
+    return [np.pad(array, [(pad, 0)] + [(0, 0)] * (array.ndim - 1)) for array in arrays]
+
+
+def load_torchscript(path: Any) -> Any:
+    """Open a TorchScript file, without torch's warning that it is deprecated."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return torch.jit.load(str(path))
 
 
 def make_buffer(
@@ -191,7 +213,7 @@ def make_buffer(
 
 
 class Metrics(LoggerAdapterFactory):
-    """Keeps what a run logs, by name."""
+    """Keeps the logged metrics, by name."""
 
     def __init__(self) -> None:
         self.values: dict[str, list[float]] = {}
@@ -205,26 +227,11 @@ class _MetricsAdapter(LoggerAdapter):
     def __init__(self, metrics: Metrics) -> None:
         self.metrics = metrics
 
-    def write_params(self, params: dict[str, Any]) -> None:
-        pass
-
-    def before_write_metric(self, epoch: int, step: int) -> None:
-        pass
-
     def write_metric(self, epoch: int, step: int, name: str, value: float) -> None:
         self.metrics.values.setdefault(name, []).append(value)
 
-    def after_write_metric(self, epoch: int, step: int) -> None:
-        pass
-
     def save_model(self, epoch: int, algo: Any) -> None:
         self.metrics.saved.append(epoch)
-
-    def close(self) -> None:
-        pass
-
-    def watch_model(self, epoch: int, step: int) -> None:
-        pass
 
 
 def fit(algo: Any, dataset: Any, n_steps: int, **options: Any) -> Metrics:

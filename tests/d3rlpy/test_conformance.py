@@ -1,10 +1,9 @@
-"""What d3rlpy asserts of its Decision Transformers, asserted of them and of ours alike."""
+"""d3rlpy's assertions about its Decision Transformers, for its algorithms and ours."""
 
 from __future__ import annotations
 
 import json
 import math
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,14 +24,16 @@ from tests.d3rlpy.cases import (
     SHAPES,
     Metrics,
     Shape,
+    draw_batch,
     draw_input,
     draw_observations,
-    draw_partial,
     fit,
     is_tuple,
+    load_torchscript,
     make_algo,
     make_buffer,
     make_scalers,
+    padded_input,
     seeded,
     weights_of,
 )
@@ -93,9 +94,7 @@ def test_fit(name: str, shape: Shape, scaler: str | None) -> None:
 @every_case
 def test_update(name: str, shape: Shape, scaler: str | None) -> None:
     algo = make(name, shape, scaler)
-    batch = TrajectoryMiniBatch.from_partial_trajectories(
-        [draw_partial(shape, is_discrete(name), CONTEXT, seed) for seed in range(5)]
-    )
+    batch = draw_batch(shape, is_discrete(name))
     before = weights_of(algo)
     for step in range(1, 4):
         metrics = algo.update(batch)
@@ -167,17 +166,14 @@ def test_from_json(name: str, shape: Shape, scaler: str | None, tmp_path: Path) 
 def test_stateful_wrapper(name: str, shape: Shape, scaler: str | None) -> None:
     algo = make(name, shape, scaler)
     wrapper = algo.as_stateful_wrapper(target_return=100.0)
-    rng = np.random.default_rng(1)
-
-    def act(reward: float) -> Any:
-        observation = draw_observations(rng, shape, 1)
-        one = [part[0] for part in observation] if is_tuple(shape) else observation[0]
-        return wrapper.predict(one, reward)
 
     def act_throughout() -> list[Any]:
-        nonlocal rng
-        rng = np.random.default_rng(1)
-        return [act(0.5 * step) for step in range(3 * CONTEXT)]
+        rng, actions = np.random.default_rng(1), []
+        for step in range(3 * CONTEXT):
+            observation = draw_observations(rng, shape, 1)
+            one = [part[0] for part in observation] if is_tuple(shape) else observation[0]
+            actions.append(wrapper.predict(one, 0.5 * step))
+        return actions
 
     first = act_throughout()
     for action in first:
@@ -192,30 +188,6 @@ def test_stateful_wrapper(name: str, shape: Shape, scaler: str | None) -> None:
     assert wrapper.algo is algo
 
 
-@pytest.mark.parametrize("name", [name for name in CONFIGS if is_discrete(name)])
-def test_greedy_sampler(name: str) -> None:
-    algo = make(name, (9,), None)
-    actors = [
-        algo.as_stateful_wrapper(10.0, d3rlpy.algos.GreedyTransformerActionSampler())
-        for _ in range(2)
-    ]
-    rng = np.random.default_rng(0)
-    for _ in range(6):
-        observation = draw_observations(rng, (9,), 1)[0]
-        first, second = (actor.predict(observation, 1.0) for actor in actors)
-        assert first == second
-
-
-def policy_inputs(shape: Shape, discrete: bool, n_real: int = CONTEXT) -> list[np.ndarray]:
-    """The newest steps of an episode as an exported policy takes them, padded on the left."""
-    given = draw_input(shape, discrete, n_real)
-    parts = given.observations if is_tuple(shape) else [given.observations]
-    arrays = [*parts, given.actions, given.returns_to_go]
-    arrays = [np.float32(array) for array in arrays] + [given.timesteps.astype(np.int64)]
-    pad = CONTEXT - n_real
-    return [np.pad(array, [(pad, 0)] + [(0, 0)] * (array.ndim - 1)) for array in arrays]
-
-
 @every_algorithm
 @every_shape
 @pytest.mark.filterwarnings("ignore")  # of TorchScript, which d3rlpy uses
@@ -223,16 +195,10 @@ def test_torchscript(name: str, shape: Shape, tmp_path: Path) -> None:
     algo = make(name, shape, "min_max")
     path = str(tmp_path / "policy.pt")
     algo.save_policy(path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        policy = torch.jit.load(path)
-    action = policy(*(torch.as_tensor(array) for array in policy_inputs(shape, is_discrete(name))))
+    policy = load_torchscript(path)
+    action = policy(*map(torch.as_tensor, padded_input(shape, is_discrete(name))))
     assert action.shape == (() if is_discrete(name) else (ACTIONS,))
-    algo.update(  # training goes on
-        TrajectoryMiniBatch.from_partial_trajectories(
-            [draw_partial(shape, is_discrete(name), CONTEXT, seed) for seed in range(5)]
-        )
-    )
+    algo.update(draw_batch(shape, is_discrete(name)))  # training goes on
     assert all(p.grad is not None for p in algo.impl.modules.transformer.parameters())
 
 
@@ -252,7 +218,7 @@ def test_onnx(name: str, shape: Shape, tmp_path: Path) -> None:
     ]
     assert [each.name for each in session.get_outputs()] == ["output_0"]
     for n_real in (1, CONTEXT - 1, CONTEXT):
-        arrays = policy_inputs(shape, is_discrete(name), n_real)
+        arrays = padded_input(shape, is_discrete(name), n_real)
         (action,) = session.run(None, dict(zip(names, arrays, strict=True)))
         expected = algo.predict(draw_input(shape, is_discrete(name), n_real))
         if is_discrete(name):
@@ -260,15 +226,6 @@ def test_onnx(name: str, shape: Shape, tmp_path: Path) -> None:
             assert int(action) == expected.argmax()
         else:
             np.testing.assert_allclose(action, expected, rtol=1e-5, atol=1e-5)
-
-
-@every_algorithm
-def test_other_suffixes_are_refused(name: str, tmp_path: Path) -> None:
-    algo = make(name, (9,), None)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with pytest.raises(ValueError, match=r"\.onnx"):
-            algo.save_policy(str(tmp_path / "policy.txt"))
 
 
 @every_algorithm

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,12 +16,7 @@ from gymnasium.vector import SyncVectorEnv, VectorEnv
 from gymnasium.vector.utils import batch_space
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import (
-    DummyVecEnv,
-    VecFrameStack,
-    VecMonitor,
-    VecNormalize,
-)
+from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecMonitor, VecNormalize
 
 from sb3_dmamba.algorithm import DecisionMamba
 from sb3_dmamba.data import load_trajectories
@@ -115,27 +109,21 @@ def test_one_environment() -> None:
     assert data.source == "constant in an environment"
 
 
-@pytest.mark.parametrize("n_steps", [1, 2, 3, 17, 18])
-def test_several_environments_of_a_function(n_steps: int) -> None:
-    found = check_episodes(collect(constant, SeededEnv, n_steps, seed=10, n_envs=3), n_steps)
-    seeds = [seed for seed, _ in found]
-    assert len(set(seeds)) == len(seeds) or n_steps > 9
-    assert set(seeds) >= set(range(10, 10 + min(3, n_steps)))
+def test_several_environments_of_a_function() -> None:
+    for n_steps in (1, 2, 17):
+        found = check_episodes(collect(constant, SeededEnv, n_steps, seed=10, n_envs=3), n_steps)
+        assert {seed for seed, _ in found} >= set(range(10, 10 + min(3, n_steps)))
 
 
 @pytest.mark.parametrize("mode", [None, "NextStep", "SameStep", "Disabled"])
-@pytest.mark.parametrize("n_steps", [7, 20])
-def test_resets_of_vector_environments_are_no_steps(mode: str | None, n_steps: int) -> None:
-    data = collect(constant, ManualVectorEnv(2, mode), n_steps, seed=4)
-    found = check_episodes(data, n_steps)
+def test_resets_of_vector_environments_are_no_steps(mode: str | None) -> None:
     # By hand: environment 0 plays seeds 4, 5, ..., environment 1 seeds 5, 6, ...
-    assert (
-        sorted(found)
-        == {
-            7: [(4, 2), (5, 2), (5, 3)],
-            20: [(4, 2), (5, 3), (5, 3), (6, 4), (6, 4), (7, 1), (7, 3)],
-        }[n_steps]
-    )
+    for n_steps, expected in (
+        (7, [(4, 2), (5, 2), (5, 3)]),
+        (20, [(4, 2), (5, 3), (5, 3), (6, 4), (6, 4), (7, 1), (7, 3)]),
+    ):
+        data = collect(constant, ManualVectorEnv(2, mode), n_steps, seed=4)
+        assert sorted(check_episodes(data, n_steps)) == expected
 
 
 def test_gymnasiums_own_vector_environment() -> None:
@@ -145,12 +133,11 @@ def test_gymnasiums_own_vector_environment() -> None:
     env.close()
 
 
-@pytest.mark.parametrize("wrapped", [False, True])
-def test_stable_baselines3_vector_environment(wrapped: bool) -> None:
-    env: Any = DummyVecEnv([SeededEnv, SeededEnv])
-    env = VecMonitor(env) if wrapped else env
-    found = check_episodes(collect(constant, env, 11, seed=4), 11)
-    assert found[:3] == [(4, 2), (5, 3), (5, 3)]
+def test_stable_baselines3_vector_environment() -> None:
+    for wrap in (lambda env: env, VecMonitor):
+        env: Any = wrap(DummyVecEnv([SeededEnv, SeededEnv]))
+        found = check_episodes(collect(constant, env, 11, seed=4), 11)
+        assert found[:3] == [(4, 2), (5, 3), (5, 3)]
 
 
 def test_both_kinds_of_end_at_once() -> None:
@@ -175,24 +162,22 @@ def test_environments_that_overwrite_what_they_returned() -> None:
 
     check_episodes(collect(constant, Reusing(), 10, seed=4), 10)
     frames = collect(constant, ManualVectorEnv(1, "SameStep", "image"), 9, seed=4)
+    assert frames.observations.dtype == np.uint8
     assert frames.observations[:, 0, 1].tolist() == [0, 1, 0, 1, 2, 0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("kind", ["made", "VecEnv", "SameStep"])
-def test_environments_that_overwrite_their_actions(kind: str) -> None:
+def test_environments_that_overwrite_their_actions() -> None:
     class Clearing(SeededEnv):
         def step(self, action: Any) -> Any:
             stepped = super().step(action)
             action[:] = -1
             return stepped
 
-    env: Any = Clearing
-    if kind == "VecEnv":
-        env = DummyVecEnv([Clearing, Clearing])
-    elif kind == "SameStep":
-        env = ManualVectorEnv(2, kind)
-        env.envs = [Clearing(), Clearing()]
-    check_episodes(collect(constant, env, 11, seed=4, n_envs=2 if kind == "made" else 1), 11)
+    vector = ManualVectorEnv(2, "SameStep")
+    vector.envs = [Clearing(), Clearing()]
+    check_episodes(collect(constant, Clearing, 11, seed=4, n_envs=2), 11)
+    for env in (DummyVecEnv([Clearing, Clearing]), vector):
+        check_episodes(collect(constant, env, 11, seed=4), 11)
 
 
 def test_rows_that_are_kept_let_go_of_the_others() -> None:
@@ -210,28 +195,22 @@ def test_rows_that_are_kept_let_go_of_the_others() -> None:
     assert all(part.base is None for frame, action, _ in kept for part in (frame, action))
 
 
-@pytest.mark.parametrize("n_envs", [1, 2])
-def test_observations_are_flat(n_envs: int) -> None:
+def test_observations_are_flat() -> None:
     seen: list[Any] = []
 
     def policy(observation: dict[str, Any]) -> int:
         seen.append(observation)
         return int(observation["b"]) % 5
 
-    data = collect(policy, lambda: SeededEnv("dict", "discrete"), 9, seed=4, n_envs=n_envs)
-    assert data.observation_space.shape == (41,)
-    assert data.action_space == spaces.Discrete(5)
-    if n_envs == 1:
-        assert data.observations[:, 0].tolist() == [4, 4, 5, 5, 5, 6, 6, 6, 6]
-    steps = data.observations[:, 1:].argmax(axis=1)
-    np.testing.assert_array_equal(data.actions, steps % 5)
+    for n_envs in (1, 2):
+        data = collect(policy, lambda: SeededEnv("dict", "discrete"), 9, seed=4, n_envs=n_envs)
+        assert data.observation_space.shape == (41,)
+        assert data.action_space == spaces.Discrete(5)
+        if n_envs == 1:
+            assert data.observations[:, 0].tolist() == [4, 4, 5, 5, 5, 6, 6, 6, 6]
+        steps = data.observations[:, 1:].argmax(axis=1)
+        np.testing.assert_array_equal(data.actions, steps % 5)
     assert all(np.shape(each["a"]) == (1,) for each in seen)
-
-
-def test_frames_stay_bytes() -> None:
-    data = collect(constant, SeededEnv("image"), 9, seed=4)
-    assert data.observations.dtype == np.uint8
-    assert data.observations[:, 0, 1].tolist() == [0, 1, 0, 1, 2, 0, 1, 2, 3]
 
 
 # --- where it goes -----------------------------------------------------------------------------
@@ -292,10 +271,9 @@ def test_frames_are_stored_once() -> None:
 
 
 def test_other_frames_are_not_taken_for_stacks() -> None:
-    with pytest.raises(
-        DatasetError, match="at step 0 the observation is not a stack of the last 3"
-    ):
+    with pytest.raises(DatasetError) as caught:
         collect("random", lambda: StackedEnv(padding=1), 5, frame_stack=3)
+    assert (caught.value.setting, caught.value.index) == ("frame_stack", 0)
     with pytest.raises(SpaceError, match="frame_stack=2"):
         collect("random", StackedEnv, 5, frame_stack=2)
 
@@ -451,17 +429,12 @@ class Remembering:
         return actions, age
 
 
-@pytest.mark.parametrize("mode", ["GymEnv", "VecEnv", "NextStep", "SameStep", "Disabled"])
-def test_memories_begin_with_their_episodes(mode: str) -> None:
-    env: Any
-    if mode == "GymEnv":
-        env = SeededEnv
-    elif mode == "VecEnv":
-        env = DummyVecEnv([SeededEnv, SeededEnv])
-    else:
-        env = ManualVectorEnv(2, mode)
-    data = collect(Remembering(), env, 30, seed=4, n_envs=2 if mode == "GymEnv" else 1)
-    np.testing.assert_array_equal(data.actions[:, 0] * 4, data.observations[:, 1])
+def test_memories_begin_with_their_episodes() -> None:
+    envs: list[Any] = [DummyVecEnv([SeededEnv, SeededEnv])]
+    envs += [ManualVectorEnv(2, mode) for mode in ("NextStep", "SameStep", "Disabled")]
+    for env in (SeededEnv, *envs):
+        data = collect(Remembering(), env, 30, seed=4, n_envs=2 if env is SeededEnv else 1)
+        np.testing.assert_array_equal(data.actions[:, 0] * 4, data.observations[:, 1])
 
 
 class Counting:
@@ -479,13 +452,14 @@ class Counting:
         return ACTION
 
 
-@pytest.mark.parametrize("env", [SeededEnv, lambda: ManualVectorEnv(1, "NextStep")])
-def test_stateful_policies_hear_their_rewards(env: Any) -> None:
-    policy = Counting()
-    check_episodes(collect(policy, env(), 6, seed=4), 6)
-    assert policy.heard == ["reset", 0.0, 4.75, "reset", 0.0, 5.75, 6.75, "reset", 0.0]
-    with pytest.raises(ConfigError, match="remembers one episode, and there are 2"):
-        collect(policy, SeededEnv, 6, n_envs=2)
+def test_stateful_policies_hear_their_rewards() -> None:
+    for env in (SeededEnv(), ManualVectorEnv(1, "NextStep")):
+        policy = Counting()
+        check_episodes(collect(policy, env, 6, seed=4), 6)
+        assert policy.heard == ["reset", 0.0, 4.75, "reset", 0.0, 5.75, 6.75, "reset", 0.0]
+    with pytest.raises(ConfigError) as caught:
+        collect(Counting(), SeededEnv, 6, n_envs=2)
+    assert caught.value.setting == "n_envs"
 
 
 @pytest.fixture(scope="module")
@@ -513,25 +487,20 @@ def test_our_own_model(small_model: DecisionMamba) -> None:
     assert vectors.observations.shape == (25, 2)
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: ChoiceEnv(),
-        lambda: ChoiceEnv,
-        lambda: DummyVecEnv([ChoiceEnv]),
-        lambda: SyncVectorEnv([ChoiceEnv]),
-        lambda: ReturnToGo(ChoiceEnv(), 7.0),
-    ],
-)
-def test_our_own_model_is_asked_for_its_target(small_model: DecisionMamba, make: Any) -> None:
-    small_model.target_return = 7.0
-    data = collect(small_model, make(), 25, seed=0, deterministic=True)
-    small_model.target_return = None
+def test_our_own_model_is_asked_for_its_target(small_model: DecisionMamba) -> None:
     expected = collect(small_model.as_stateful_wrapper(7.0), ChoiceEnv(), 10, seed=0)
-    assert data.observation_space == expected.observation_space
-    np.testing.assert_array_equal(data.observations[:10], expected.observations)
-    np.testing.assert_array_equal(data.actions[:10], expected.actions)
-    assert data.lengths.tolist() == [10, 10, 5]
+    small_model.target_return = 7.0
+    envs: tuple[Any, ...] = (
+        *(ChoiceEnv(), ChoiceEnv, DummyVecEnv([ChoiceEnv]), SyncVectorEnv([ChoiceEnv])),
+        ReturnToGo(ChoiceEnv(), 7.0),
+    )
+    for env in envs:
+        data = collect(small_model, env, 25, seed=0, deterministic=True)
+        assert data.observation_space == expected.observation_space
+        np.testing.assert_array_equal(data.observations[:10], expected.observations)
+        np.testing.assert_array_equal(data.actions[:10], expected.actions)
+        assert data.lengths.tolist() == [10, 10, 5]
+    small_model.target_return = None
 
 
 def test_the_environment_of_our_own_model_keeps_its_name(small_model: DecisionMamba) -> None:
@@ -544,22 +513,16 @@ def test_the_environment_of_our_own_model_keeps_its_name(small_model: DecisionMa
 
 
 def test_our_own_policy_knows_no_target(small_model: DecisionMamba) -> None:
-    with pytest.raises(ConditioningError, match="wrap the environment, env = ReturnToGo"):
+    with pytest.raises(ConditioningError):
         collect(small_model.policy, ChoiceEnv(), 5)
 
 
-@pytest.mark.parametrize(
-    ("env", "message"),
-    [
-        ("CartPole-v99", r"Gymnasium cannot make 'CartPole-v99': .* doesn't exist"),
-        ("Nonsense-v0", "Gymnasium cannot make 'Nonsense-v0'"),
-        ("no_such_package:Thing-v0", "package 'no_such_package', which is not installed"),
-        ("no_such_package.part:Thing-v0", "package 'no_such_package.part', which is not inst"),
-    ],
-)
-def test_environments_that_nobody_knows(env: str, message: str) -> None:
-    with pytest.raises(UnknownTaskError, match=message):
-        collect("random", env, 5)
+def test_environments_that_nobody_knows() -> None:
+    for env in ("CartPole-v99", "Nonsense-v0", "no_such_package:A-v0", "no_such_package.part:A-v0"):
+        with pytest.raises(UnknownTaskError) as caught:
+            collect("random", env, 5)
+        assert (caught.value.setting, caught.value.value) == ("env_id", env)
+        assert ("is not installed" in str(caught.value)) == env.startswith("no_such_package")
 
 
 @pytest.fixture
@@ -590,8 +553,9 @@ def test_normalised_environments_are_recorded_in_their_own_numbers(
     assert vec_normalize.training
     np.testing.assert_array_equal(statistics.mean, mean)
     check_episodes(collect(constant, VecMonitor(vec_normalize), 12, seed=4), 12)
-    with pytest.raises(DatasetError, match="put VecNormalize outside the wrappers"):
+    with pytest.raises(DatasetError) as caught:
         collect(policy, VecFrameStack(vec_normalize, 2), 12)
+    assert caught.value.setting == "observation_space"
 
 
 @pytest.mark.parametrize(
@@ -641,7 +605,7 @@ def test_d3rlpys_algorithms() -> None:
 
     transformer = d3rlpy.algos.DecisionTransformerConfig(context_size=3).create(device="cpu")
     transformer.create_impl((2,), 2)
-    with pytest.raises(ConfigError, match=r"pass policy.as_stateful_wrapper\(target_return\)"):
+    with pytest.raises(ConfigError, match="as_stateful_wrapper"):
         collect(transformer, SeededEnv(), 6)
     assert collect(transformer.as_stateful_wrapper(9.0), SeededEnv(), 12, seed=4).n_steps == 12
 
@@ -650,90 +614,63 @@ def test_d3rlpys_algorithms() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "setting"),
     [
-        ({"n_steps": 0}, "n_steps=0: give an integer of at least 1"),
-        ({"n_steps": 1.5}, "n_steps=1.5"),
-        ({"n_envs": True}, "n_envs=True"),
-        ({"n_envs": None}, "n_envs=None: give an integer"),
-        ({"seed": -1}, "seed=-1"),
-        ({"policy": 3}, "policy=3: give a Stable-Baselines3 or d3rlpy model"),
-        ({"policy": "greedy"}, "policy='greedy'"),
-        ({"env": 3}, "env=3: give a Gymnasium id"),
-        ({"env": lambda: 3}, r"env\(\) returned 3"),
-        ({"env": SeededEnv(), "n_envs": 2}, "n_envs=2 and an environment that is made already"),
-        ({"env": SeededEnv(), "env_kwargs": {"a": 1}}, "are for making an environment"),
+        ({"n_steps": 0}, "n_steps"),
+        ({"n_envs": None}, "n_envs"),
+        ({"seed": -1}, "seed"),
+        ({"policy": 3}, "policy"),
+        ({"policy": "greedy"}, "policy"),
+        ({"env": 3}, "env"),
+        ({"env": lambda: 3}, "env"),
+        ({"env": SeededEnv(), "n_envs": 2}, "n_envs"),
+        ({"env": SeededEnv(), "env_kwargs": {"a": 1}}, "env_kwargs"),
+        ({"env": lambda env=SeededEnv(): env, "n_envs": 2}, "env"),  # noqa: B008
     ],
 )
-def test_bad_arguments(changes: dict[str, Any], message: str) -> None:
+def test_bad_arguments(changes: dict[str, Any], setting: str) -> None:
     arguments = {"policy": constant, "env": SeededEnv, "n_steps": 5, **changes}
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError) as caught:
         collect(**arguments)
+    assert caught.value.setting == setting
 
 
-def test_one_environment_made_twice() -> None:
-    env = SeededEnv()
-    with pytest.raises(ConfigError, match="make a new gymnasium"):
-        collect(constant, lambda: env, 5, n_envs=2)
+def refuse(actions: Any, env: Any, step: int, what: str) -> None:
+    taken = iter(actions)
+    with pytest.raises(DatasetError, match=what) as caught:
+        collect(lambda observation: next(taken), env, 5)
+    assert (caught.value.setting, caught.value.index) == ("action", step)
 
 
-@pytest.mark.parametrize(
-    ("action", "message"),
-    [
-        (np.array([0.0, 1.5]), r"at step 0 the policy chose 1.5, outside Box"),
-        (np.array([0.0, np.nan]), "the policy chose nan, outside Box"),
-        (np.array([np.inf, 0.0]), r"at step 0 the policy chose inf, outside Box"),
-        (np.array([0.0, -np.inf]), r"at step 0 the policy chose -inf, outside Box"),
-        (np.array([0.0, 1.0001]), r"at step 0 the policy chose 1.0001, outside Box"),
-        (np.zeros(3), r"actions of shape \(1, 3\) and dtype float64 for 1 environment"),
-        ("left", "dtype <U4"),
-    ],
-)
-def test_actions_outside_the_space(action: Any, message: str) -> None:
-    with pytest.raises(DatasetError, match=message):
-        collect(lambda observation: action, SeededEnv(), 5)
+def test_actions_outside_the_space() -> None:
+    for action in ([0.0, 1.5], [0.0, np.nan], [np.inf, 0.0], [0.0, -np.inf], [0.0, 1.0001]):
+        refuse([np.array(action)], SeededEnv(), 0, f"{action[0] or action[1]}, outside Box")
+    refuse([np.zeros(3)], SeededEnv(), 0, r"shape \(1, 3\) and dtype float64 for 1 environment")
+    refuse(["left"], SeededEnv(), 0, "dtype <U4")
+    refuse([1, 5], SeededEnv("box", "discrete"), 1, "5, outside Discrete")
+    refuse([1.0], SeededEnv("box", "discrete"), 0, "dtype float64")
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])  # recorded as float32 either way
-@pytest.mark.parametrize("action", [np.nan, np.inf, -np.inf, 1e300])  # 1e300 is inf in float32
-def test_actions_that_are_not_finite_are_refused_where_there_are_no_bounds(
-    action: float, dtype: type
-) -> None:
+def test_actions_that_are_not_finite_are_refused_where_there_are_no_bounds(dtype: type) -> None:
     class Unbounded(SeededEnv):
         def __init__(self) -> None:
             super().__init__()
             self.action_space = spaces.Box(-np.inf, np.inf, (2,), dtype)
 
-    taken = iter([0.0, 1e30, action])
-    with pytest.raises(DatasetError, match=f"at step 2 the policy chose {re.escape(str(action))}"):
-        collect(lambda observation: np.full(2, next(taken)), Unbounded(), 5)
+    for action in (np.nan, -np.inf, 1e300):  # 1e300 is infinite in float32
+        refuse((np.full(2, each) for each in (0.0, 1e30, action)), Unbounded(), 2, "outside Box")
 
 
-@pytest.mark.parametrize(
-    ("action", "message"), [(5, "the policy chose 5, outside Discrete"), (1.0, "dtype float64")]
-)
-def test_discrete_actions_outside_the_space(action: Any, message: str) -> None:
-    with pytest.raises(DatasetError, match=message):
-        collect(lambda observation: action, SeededEnv("box", "discrete"), 5)
-
-
-@pytest.mark.parametrize("what", ["observation", "reward"])
-def test_numbers_that_are_not_finite(what: str) -> None:
-    is_shown = what == "observation"
-
+def test_observations_that_are_not_finite() -> None:
     class Broken(SeededEnv):
         def step(self, action: Any) -> Any:
-            shown, reward, *rest = super().step(action)
-            if self.seed_now == 5 and self.t == 2:
-                return (shown * np.nan, reward, *rest) if is_shown else (shown, np.inf, *rest)
-            return shown, reward, *rest
+            shown, *rest = super().step(action)
+            return (shown * np.nan if self.seed_now == 5 and self.t == 2 else shown, *rest)
 
-    message = {
-        "observation": "at step 4 the environment showed nan",
-        "reward": "at step 3 the environment paid inf",
-    }[what]
-    with pytest.raises(DatasetError, match=message):
+    with pytest.raises(DatasetError) as caught:
         collect(constant, Broken(), 12, seed=4)
+    assert (caught.value.setting, caught.value.index) == ("observation", 4)
 
 
 def test_spaces_that_cannot_be_learnt() -> None:
@@ -742,5 +679,6 @@ def test_spaces_that_cannot_be_learnt() -> None:
             super().__init__()
             self.action_space = spaces.MultiBinary(2)
 
-    with pytest.raises(SpaceError, match="MultiBinary"):
+    with pytest.raises(SpaceError) as caught:
         collect("random", Odd(), 5)
+    assert caught.value.setting == "action_space"

@@ -25,6 +25,13 @@ def download(server: Server, path: Path, **options: Any) -> Path:
     return download_file(server.url, path, **{"progress_bar": False, **options})
 
 
+def refused(server: Server, path: Path, **options: Any) -> None:
+    with pytest.raises(DatasetError) as caught:
+        download(server, path, **options)
+    assert (caught.value.value, caught.value.path) == (server.url, str(path))
+    del caught  # a cycle with this frame, which would keep sockets open
+
+
 def left(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
@@ -46,8 +53,7 @@ def test_a_connection_that_breaks_is_tried_again(server: Server, tmp_path: Path)
     assert left(tmp_path) == ["data.bin"]
     server.requests.clear()
     server.drop_after = [400_000] * 9
-    with pytest.raises(DatasetError, match=rf"{server.url} could not.*400000 bytes.*put it at"):
-        download(server, tmp_path / "again.bin", attempts=3)
+    refused(server, tmp_path / "again.bin", attempts=3)
     assert len(server.requests) == 3
     assert left(tmp_path) == ["data.bin"]
 
@@ -66,15 +72,13 @@ def test_a_busy_server_is_asked_again(server: Server, tmp_path: Path) -> None:
     server.statuses = [503, 429]
     assert download(server, tmp_path / "data.bin").read_bytes() == CONTENT
     server.statuses = [503] * 9
-    with pytest.raises(DatasetError, match=r"503.*get that file in another way"):
-        download(server, tmp_path / "more.bin", attempts=3)
+    refused(server, tmp_path / "more.bin", attempts=3)
     assert left(tmp_path) == ["data.bin"]
 
 
 def test_a_file_that_is_not_there(server: Server, tmp_path: Path) -> None:
     server.statuses = [404]
-    with pytest.raises(DatasetError, match=rf"{server.url} could not .*answers 404.*put it at"):
-        download(server, tmp_path / "data.bin")
+    refused(server, tmp_path / "data.bin")
     assert len(server.requests) == 1
     assert left(tmp_path) == []
 
@@ -88,15 +92,15 @@ def test_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Server() as closed:
         url = closed.url
     path = tmp_path / "data.bin"
-    with pytest.raises(DatasetError, match=rf"{url} could not .*refused.*put it at {path}"):
+    with pytest.raises(DatasetError, match="refused") as caught:
         download_file(url, path, progress_bar=False)
+    assert caught.value.value == url
     assert left(tmp_path) == []
 
 
 def test_a_page_instead_of_the_file(server: Server, tmp_path: Path) -> None:
     server.content = b"<html>Please log in"
-    with pytest.raises(DatasetError, match=r"something else.*b'<htm'.*put it at"):
-        download(server, tmp_path / "data.bin", signature=b"\x89HDF")
+    refused(server, tmp_path / "data.bin", signature=b"\x89HDF")
     assert len(server.requests) == 1
     assert left(tmp_path) == []
 
@@ -106,7 +110,7 @@ def test_a_full_disk(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("sb3_dmamba.console.Bar.advance", fail)
-    with pytest.raises(DatasetError, match=r"data.bin cannot be written \(No space left"):
+    with pytest.raises(DatasetError, match="No space left"):
         download(server, tmp_path / "data.bin")
     assert len(server.requests) == 1
     assert left(tmp_path) == []
@@ -114,8 +118,9 @@ def test_a_full_disk(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_folder_that_is_a_file(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(DatasetError, match=r"data.bin cannot be written"):
+    with pytest.raises(DatasetError) as caught:
         download(server, tmp_path / "file" / "data.bin")
+    assert caught.value.path == str(tmp_path / "file" / "data.bin")
 
 
 def test_an_interruption_leaves_nothing(
@@ -131,7 +136,7 @@ def test_an_interruption_leaves_nothing(
 
 
 def test_other_addresses_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="not an http or https address"):
+    with pytest.raises(DatasetError, match="file:///etc/passwd"):
         download_file("file:///etc/passwd", tmp_path / "data.bin")
 
 

@@ -48,21 +48,11 @@ def test_what_minari_itself_reads(minari_root: Path, make_trajectories: MakeTraj
         assert theirs.truncations.tolist() == [*last, ours.truncated]
 
 
-@pytest.mark.parametrize(
-    ("env_id", "env_kwargs"),
-    [
-        ("CartPole-v1", {}),
-        ("CartPole-v1", {"max_episode_steps": 7, "sutton_barto_reward": True}),
-    ],
-)
-def test_the_environment_is_named(
-    minari_root: Path, env_id: str, env_kwargs: dict[str, Any]
-) -> None:
+def test_the_environment_is_named(minari_root: Path) -> None:
+    env_id, env_kwargs = "CartPole-v1", {"max_episode_steps": 7, "sutton_barto_reward": True}
     data = collect("random", env_id, 30, seed=0, env_kwargs=env_kwargs)
-    written = data.to_minari("mine/cart-v0")
-    env = written.recover_environment()
-    assert env.spec.id == env_id
-    assert env.spec.max_episode_steps == env_kwargs.get("max_episode_steps", 500)
+    env = data.to_minari("mine/cart-v0").recover_environment()
+    assert (env.spec.id, env.spec.max_episode_steps) == (env_id, 7)
     assert (gym.spec(env_id).kwargs, gym.spec(env_id).max_episode_steps) == ({}, 500)  # as before
     again = load_trajectories("mine/cart-v0")
     assert again.env_id == env_id
@@ -81,15 +71,15 @@ def test_an_environment_of_another_package(
     assert again.env_kwargs["game"] == "Pong"
 
 
-@pytest.mark.parametrize("env_id", ["Nowhere-v3", "no_such_package:Nowhere-v3"])
 def test_an_environment_that_is_not_here(
-    minari_root: Path, make_trajectories: MakeTrajectories, env_id: str
+    minari_root: Path, make_trajectories: MakeTrajectories
 ) -> None:
-    data = make_trajectories([3], env_id=env_id)
-    with pytest.warns(UserWarning, match=f"will not name its environment, {env_id}") as caught:
-        data.to_minari("mine/walk-v0")
-    assert caught[0].filename == __file__
-    assert load_trajectories("mine/walk-v0").env_id is None
+    for number, env_id in enumerate(("Nowhere-v3", "no_such_package:Nowhere-v3")):
+        data = make_trajectories([3], env_id=env_id)
+        with pytest.warns(UserWarning, match=f"will not name its environment, {env_id}") as caught:
+            data.to_minari(f"mine/walk-v{number}")
+        assert caught[0].filename == __file__
+        assert load_trajectories(f"mine/walk-v{number}").env_id is None
 
 
 def test_frames_without_loss_as_the_policy_sees_them(minari_root: Path) -> None:
@@ -119,17 +109,23 @@ def test_a_name_that_is_taken(minari_root: Path, make_trajectories: MakeTrajecto
     assert load_trajectories("walk-v0").n_steps == 3
 
 
-NO_NAMES = ["", "walk", "no id-v0", "a//b-v0", "walk-v0/", "../walk-v0", "/tmp/walk-v0", None]
-
-
-@pytest.mark.parametrize("dataset_id", NO_NAMES)
-def test_names_that_are_none(
-    minari_root: Path, make_trajectories: MakeTrajectories, dataset_id: Any
-) -> None:
+def test_names_that_are_none(minari_root: Path, make_trajectories: MakeTrajectories) -> None:
     (minari_root.parent / "walk-v0").mkdir()
     before = sorted(minari_root.parent.rglob("*"))
-    with pytest.raises(DatasetError, match="cannot name a Minari dataset"):
-        make_trajectories([3]).to_minari(dataset_id)
+    wrong: list[Any] = [
+        "",
+        "walk",
+        "no id-v0",
+        "a//b-v0",
+        "walk-v0/",
+        "../walk-v0",
+        "/t/w-v0",
+        None,
+    ]
+    for dataset_id in wrong:
+        with pytest.raises(DatasetError) as caught:
+            make_trajectories([3]).to_minari(dataset_id)
+        assert (caught.value.setting, caught.value.value) == ("dataset_id", dataset_id)
     assert sorted(minari_root.parent.rglob("*")) == before
 
 

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import copy
 import json
-import re
 import shutil
 import socket
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from gymnasium.spaces.utils import flatten
 from sb3_dmamba.data import load_trajectories
 from sb3_dmamba.data.sources.minari import open_minari_folder, open_minari_id
 from sb3_dmamba.errors import DatasetError, SpaceError
+from tests.data.refusals import refusal, unlike
 
 MakeMinari = Callable[..., minari.MinariDataset]
 LENGTHS = [3, 1, 4]
@@ -60,6 +60,11 @@ def _make(make_minari: MakeMinari, space: spaces.Space[Any], **options: Any) -> 
 def test_values(make_minari: MakeMinari) -> None:
     seen = _make(make_minari, VECTOR)
     data = load_trajectories("box/small-v0")
+    for ours, theirs in zip(
+        data, minari.load_dataset("box/small-v0").iterate_episodes(), strict=True
+    ):
+        np.testing.assert_array_equal(ours.observations, np.float32(theirs.observations[:-1]))
+        np.testing.assert_array_equal(ours.actions, theirs.actions)
     assert data.lengths.tolist() == LENGTHS
     # The observation after the last step goes; nothing shifts.
     expected = np.concatenate([samples[:-1] for samples in seen])
@@ -72,19 +77,6 @@ def test_values(make_minari: MakeMinari) -> None:
     assert data.summary().cut == 1
     assert (data.observation_space, data.action_space) == (VECTOR, ACTIONS)
     assert (data.env_id, data.env_kwargs, data.source) == (None, {}, "minari:box/small-v0")
-
-
-def test_agrees_with_minaris_own_reader(make_minari: MakeMinari) -> None:
-    _make(make_minari, VECTOR)
-    data = load_trajectories("box/small-v0")
-    for ours, theirs in zip(
-        data, minari.load_dataset("box/small-v0").iterate_episodes(), strict=True
-    ):
-        np.testing.assert_array_equal(ours.observations, np.float32(theirs.observations[:-1]))
-        np.testing.assert_array_equal(ours.actions, theirs.actions)
-        np.testing.assert_array_equal(ours.rewards, theirs.rewards)
-        assert ours.terminated == theirs.terminations[-1]
-        assert ours.truncated == theirs.truncations[-1]
 
 
 SPACES: list[spaces.Space[Any]] = [
@@ -101,15 +93,16 @@ SPACES: list[spaces.Space[Any]] = [
 ]
 
 
-@pytest.mark.parametrize("space", SPACES, ids=str)
-def test_observation_spaces(make_minari: MakeMinari, space: spaces.Space[Any]) -> None:
-    seen = _make(make_minari, space)
-    data = load_trajectories("box/small-v0")
-    is_box = isinstance(space, spaces.Box)
-    for episode, samples in zip(data, seen, strict=True):
-        flat = [np.asarray(s if is_box else flatten(space, s)) for s in samples[:-1]]
-        np.testing.assert_allclose(episode.observations, flat, rtol=1e-6)
-        assert episode.observations.dtype == np.float32
+def test_observation_spaces(make_minari: MakeMinari, minari_root: Path) -> None:
+    for space in SPACES:
+        seen = _make(make_minari, space)
+        data = load_trajectories("box/small-v0")
+        for episode, samples in zip(data, seen, strict=True):
+            is_box = isinstance(space, spaces.Box)
+            flat = [np.asarray(s if is_box else flatten(space, s)) for s in samples[:-1]]
+            np.testing.assert_allclose(episode.observations, flat, rtol=1e-6)
+            assert episode.observations.dtype == np.float32
+        shutil.rmtree(minari_root / "box")
 
 
 def test_discrete_actions(make_minari: MakeMinari) -> None:
@@ -122,43 +115,32 @@ def test_discrete_actions(make_minari: MakeMinari) -> None:
 
 
 @pytest.mark.parametrize("jpeg", [True, False])
-@pytest.mark.parametrize("space", [FRAME, spaces.Box(0, 255, (33, 40), np.uint8)], ids=str)
-def test_frames_stay_bytes(make_minari: MakeMinari, space: spaces.Box, jpeg: bool) -> None:
-    # Smooth frames, so that JPEG is nearly lossless.
-    ramp = np.linspace(0, 255, space.shape[1])
-    frame = np.broadcast_to(ramp.reshape(1, -1, *[1] * (len(space.shape) - 2)), space.shape)
-    seen = [np.stack([frame * (step + 1) / 9 for step in range(n + 1)]) for n in LENGTHS]
-    seen = [frames.astype(np.uint8) for frames in seen]
-    actions = [np.array(samples) for samples in _episodes(ACTIONS, 0)]
-    make_minari("frames-v0", space, ACTIONS, seen, actions, jpeg_encoding=jpeg)
-    data = load_trajectories("frames-v0")
-    assert data.observations.dtype == np.uint8
-    expected = np.concatenate([frames[:-1] for frames in seen])
-    difference = np.abs(data.observations.astype(int) - expected)
-    assert difference.max() <= (6 if jpeg else 0)
+def test_frames_stay_bytes(make_minari: MakeMinari, minari_root: Path, jpeg: bool) -> None:
+    for space in (FRAME, spaces.Box(0, 255, (33, 40), np.uint8)):
+        # Smooth frames, so that JPEG is nearly lossless.
+        ramp = np.linspace(0, 255, space.shape[1])
+        frame = np.broadcast_to(ramp.reshape(1, -1, *[1] * (len(space.shape) - 2)), space.shape)
+        seen = [np.stack([frame * (step + 1) / 9 for step in range(n + 1)]) for n in LENGTHS]
+        seen = [frames.astype(np.uint8) for frames in seen]
+        actions = [np.array(samples) for samples in _episodes(ACTIONS, 0)]
+        make_minari("frames-v0", space, ACTIONS, seen, actions, jpeg_encoding=jpeg)
+        data = load_trajectories("frames-v0")
+        assert data.observations.dtype == np.uint8
+        expected = np.concatenate([frames[:-1] for frames in seen])
+        difference = np.abs(data.observations.astype(int) - expected)
+        assert difference.max() <= (6 if jpeg else 0)
+        shutil.rmtree(minari_root / "frames-v0")
 
 
-@pytest.mark.parametrize(
-    ("space", "message"),
-    [
-        (spaces.Text(4), "is Text"),
-        (spaces.Dict(camera=FRAME, x=VECTOR), r"\['camera'\] holds images"),
-    ],
-)
-def test_spaces_without_a_flat_view(
-    make_minari: MakeMinari, space: spaces.Space[Any], message: str
-) -> None:
-    _make(make_minari, space)
-    with pytest.raises(SpaceError, match=message):
-        load_trajectories("box/small-v0")
-
-
-def test_unsupported_actions(make_minari: MakeMinari) -> None:
+def test_spaces_that_cannot_be_learnt(make_minari: MakeMinari, minari_root: Path) -> None:
+    for space in (spaces.Text(4), spaces.Dict(camera=FRAME, x=VECTOR)):
+        _make(make_minari, space)
+        assert refusal("box/small-v0", SpaceError).setting == "observation_space"
+        shutil.rmtree(minari_root / "box")
     make_minari(
         "m-v0", VECTOR, spaces.MultiDiscrete([2, 2]), [np.zeros((2, 2))], [np.ones((1, 2), int)]
     )
-    with pytest.raises(SpaceError, match="action space MultiDiscrete"):
-        load_trajectories("m-v0")
+    assert refusal("m-v0", SpaceError).setting == "action_space"
 
 
 def test_a_dataset_object_and_its_selection(make_minari: MakeMinari) -> None:
@@ -170,10 +152,7 @@ def test_a_dataset_object_and_its_selection(make_minari: MakeMinari) -> None:
 
 
 def test_a_folder_anywhere_that_cannot_be_written(
-    make_minari: MakeMinari,
-    minari_root: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    make_minari: MakeMinari, minari_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _make(make_minari, VECTOR)
     folder = tmp_path / "elsewhere"
@@ -202,32 +181,23 @@ def test_without_an_environment_variable(
     assert len(load_trajectories("box/small-v0")) == 3
 
 
-@pytest.mark.parametrize(
-    ("asked", "message"),
-    [
-        (
-            "box/smal-v0",
-            r"in .*minari \(near names there: box/small-v0\).*minari download box/smal",
-        ),
-        ("mujoco/hopper/medium-v0", r"there are box/small-v0\).*MINARI_DATASETS_PATH"),
-        ("box/small", r"near names there: box/small-v0\); names of Minari's end in a version"),
-        ("dqn-replay/Breakout", "^there is no file or folder 'dqn-replay/Breakout' in "),
-    ],
-)
 def test_not_found(
-    make_minari: MakeMinari, monkeypatch: pytest.MonkeyPatch, asked: str, message: str
+    make_minari: MakeMinari, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _make(make_minari, VECTOR)
     monkeypatch.setenv("SB3_DMAMBA_OFFLINE", "1")
-    with pytest.raises(DatasetError, match=message):
-        load_trajectories(asked)
-
-
-def test_not_found_where_there_is_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SB3_DMAMBA_OFFLINE", "1")
+    cases = {
+        "box/smal-v0": "near names there: box/small-v0): give the right path, download it with",
+        "mujoco/hopper/medium-v0": "there are box/small-v0): give",
+        "box/small": "near names there: box/small-v0); names of Minari's end in a version",
+        "dqn-replay/Breakout": "there is no file or folder 'dqn-replay/Breakout' in ",
+    }
+    for asked, message in cases.items():
+        error = refusal(asked)
+        assert (error.value, error.choices) == (asked, ("box/small-v0",))
+        assert message in str(error)
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "nowhere"))
-    with pytest.raises(DatasetError, match="no dataset is there"):
-        load_trajectories("mujoco/hopper/medium-v0")
+    assert refusal("mujoco/hopper/medium-v0").choices == ()
     assert not (tmp_path / "nowhere").exists()
 
 
@@ -275,25 +245,30 @@ def _edit(root: Path, **changes: Any) -> None:
     file.write_text(json.dumps({k: v for k, v in metadata.items() if v is not None}))
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"data_format": "arrow"}, "stored as 'arrow': only 'hdf5'"),
-        ({"total_episodes": 0}, "has no episodes"),
-        ({"total_episodes": 4}, r"main_data.hdf5, / has no 'episode_3'"),
-        ({"observation_space": None}, "metadata.json has no observation_space"),
-        ({"observation_space": '{"type": "Cube"}'}, "observation_space is not a space"),
-        ({"action_space": "not JSON"}, "action_space is not a space"),
-        ({"env_spec": "[]"}, "env_spec is malformed"),
-    ],
-)
-def test_bad_metadata(
-    make_minari: MakeMinari, minari_root: Path, changes: dict[str, Any], message: str
-) -> None:
+BAD_METADATA: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"data_format": "arrow"}, {"setting": "data_format", "value": "arrow"}),
+    ({"total_episodes": 0}, {"path": "data"}),
+    ({"total_episodes": 4}, {"path": "main_data.hdf5", "setting": "episode_3"}),
+    ({"observation_space": None}, {"setting": "observation_space"}),
+    ({"observation_space": '{"type": "Cube"}'}, {"setting": "observation_space"}),
+    ({"action_space": "not JSON"}, {"setting": "action_space", "value": "not JSON"}),
+    ({"env_spec": "[]"}, {"path": "metadata.json", "setting": "env_spec"}),
+    *(
+        ({"total_episodes": count}, {"setting": "total_episodes", "value": count})
+        for count in ("3", -1, 2.0, True)
+    ),
+]
+
+
+def test_bad_metadata(make_minari: MakeMinari, minari_root: Path) -> None:
     _make(make_minari, VECTOR)
-    _edit(minari_root, **changes)
-    with pytest.raises(DatasetError, match=message):
-        load_trajectories("box/small-v0")
+    file = minari_root / "box" / "small-v0" / "data" / "metadata.json"
+    whole, wrong = file.read_bytes(), []
+    for changes, expected in BAD_METADATA:
+        _edit(minari_root, **changes)
+        wrong += unlike(changes, refusal("box/small-v0"), expected)
+        file.write_bytes(whole)
+    assert not wrong, "\n".join(wrong)
 
 
 def _replace(group: h5py.Group, key: str, values: Any) -> None:
@@ -305,52 +280,51 @@ def _replace(group: h5py.Group, key: str, values: Any) -> None:
 NAN = np.array([[0, 0], [0, np.nan], [0, 0], [0, 0], [0, 0]])
 
 
-@pytest.mark.parametrize(
-    ("key", "values", "message"),
-    [
-        ("rewards", None, r"main_data.hdf5, /episode_2 has no 'rewards'"),
-        ("rewards", np.zeros(0), "/episode_2: the episode has no steps"),
-        ("rewards", np.zeros((4, 1)), r"/episode_2: rewards have shape \(4, 1\)"),
-        ("rewards", np.array([0, 0, 0, np.inf]), r"rewards\[7\] is inf \(episode 2, step 3\)"),
-        ("observations", None, "has no 'observations'"),
-        ("observations", np.zeros((3, 2)), "does not hold one observation for each of the 4"),
-        ("observations", np.zeros((5, 3)), r"/episode_2: the observation has shape \(4, 3\)"),
-        ("observations", np.zeros((5, 2, 1)), "frame 0 is not an image"),
-        ("observations", NAN, r"observations\[5, 1\] is nan \(episode 2, step 1\)"),
-        ("actions", np.zeros((5, 2)), r"/episode_2: actions have shape \(5, 2\)"),
-        ("actions", np.full((4, 2), 2.0), r"actions\[4, 0\] is 2 \(episode 2, step 0\), outside"),
-        ("terminations", np.array([0, 1, 0, 0]), r"terminations\[1\] is set before the last step"),
-        ("truncations", np.zeros(3), r"truncations have shape \(3,\)"),
-    ],
-)
-def test_bad_episodes(
-    make_minari: MakeMinari, minari_root: Path, key: str, values: Any, message: str
-) -> None:
+BAD_EPISODES: list[tuple[str, Any, dict[str, Any]]] = [
+    ("rewards", None, {"setting": "rewards"}),
+    ("rewards", np.zeros(0), {"setting": "rewards"}),
+    ("rewards", np.zeros((4, 1)), {"setting": "rewards", "value": (4, 1)}),
+    ("rewards", np.array([0, 0, 0, np.inf]), {"setting": "rewards", "episode": 2, "index": 7}),
+    ("observations", None, {"setting": "observations"}),
+    ("observations", np.zeros((3, 2)), {"setting": "observations"}),
+    ("observations", np.zeros((5, 3)), {"setting": "observations", "value": (4, 3)}),
+    ("observations", np.zeros((5, 2, 1)), {"said": "frame 0 is not an image"}),
+    ("observations", NAN, {"setting": "observations", "episode": 2, "index": 5}),
+    ("actions", np.zeros((5, 2)), {"setting": "actions", "value": (5, 2)}),
+    ("actions", np.full((4, 2), 2.0), {"setting": "actions", "episode": 2, "index": 4}),
+    ("terminations", np.array([0, 1, 0, 0]), {"setting": "terminations", "index": 1}),
+    ("truncations", np.zeros(3), {"setting": "truncations", "value": (3,)}),
+]
+
+
+def test_bad_episodes(make_minari: MakeMinari, minari_root: Path) -> None:
     _make(make_minari, VECTOR)
-    with h5py.File(minari_root / "box" / "small-v0" / "data" / "main_data.hdf5", "a") as file:
-        _replace(file["episode_2"], key, values)
-    with pytest.raises(DatasetError, match=message):
-        load_trajectories("box/small-v0")
+    path, wrong = minari_root / "box" / "small-v0" / "data" / "main_data.hdf5", []
+    whole = path.read_bytes()
+    for key, values, expected in BAD_EPISODES:
+        with h5py.File(path, "a") as file:
+            _replace(file["episode_2"], key, values)
+        error = refusal("box/small-v0")
+        wrong += unlike((key, values), error, {"path": path, **expected})
+        path.write_bytes(whole)
+    assert not wrong, "\n".join(wrong)
 
 
 def test_damaged_files(make_minari: MakeMinari, minari_root: Path) -> None:
     _make(make_minari, VECTOR)
     data = minari_root / "box" / "small-v0" / "data"
-    whole = (data / "main_data.hdf5").read_bytes()
+    main, metadata = data / "main_data.hdf5", data / "metadata.json"
+    whole = main.read_bytes()
     for damaged in (whole[: len(whole) // 2], b"", b"not HDF5"):
-        (data / "main_data.hdf5").write_bytes(damaged)
-        with pytest.raises(DatasetError, match=r"main_data.hdf5 is damaged or no HDF5 file"):
-            load_trajectories("box/small-v0")
-    (data / "main_data.hdf5").unlink()
-    with pytest.raises(DatasetError, match=r"main_data.hdf5 does not exist"):
-        load_trajectories("box/small-v0")
+        main.write_bytes(damaged)
+        assert refusal("box/small-v0").path == str(main)
+    main.unlink()
+    assert refusal("box/small-v0").path == str(main)
     for text in ("{", "[]"):
-        (data / "metadata.json").write_text(text)
-        with pytest.raises(DatasetError, match=r"metadata.json .*: download the dataset again"):
-            load_trajectories("box/small-v0")
-    (data / "metadata.json").unlink()
-    with pytest.raises(DatasetError, match=r"has no metadata.json"):
-        load_trajectories("box/small-v0")
+        metadata.write_text(text)
+        assert refusal("box/small-v0").path == str(metadata)
+    metadata.unlink()
+    assert "has no metadata.json" in str(refusal("box/small-v0"))
 
 
 def test_the_bundled_dataset_is_found_by_its_id(
@@ -372,10 +346,8 @@ def test_d4rl_names_and_minari_ids_are_told_apart(
 ) -> None:
     make_minari("hopper-medium-v2", VECTOR, ACTIONS, [np.zeros((2, 2))], [np.zeros((1, 2))])
     monkeypatch.setenv("D4RL_DATASET_DIR", str(tmp_path))
-    with pytest.raises(DatasetError, match=r"get http://rail.*/hopper_medium-v2.hdf5 and put it"):
-        load_trajectories("hopper-medium-v2", download=False)
-    with pytest.raises(DatasetError, match=r"no Minari dataset.*D4RL's .* pass its HDF5 file"):
-        load_trajectories("antmaze-umaze-v2", download=False)
+    assert "/hopper_medium-v2.hdf5 and put it" in str(refusal("hopper-medium-v2", download=False))
+    assert "pass its HDF5 file" in str(refusal("antmaze-umaze-v2", download=False))
 
 
 # --- Remote datasets ----------------------------------------------------------------------------
@@ -449,10 +421,7 @@ def test_half_a_download_goes_away(
     with pytest.raises(kind) as caught:
         load_trajectories("box/small-v0")
     if kind is DatasetError:
-        message = (
-            r"no Minari dataset in .*; 'box/small-v0' could not .* \(ConnectionError: no route\)"
-        )
-        assert re.search(message, str(caught.value))
+        assert "could not be downloaded (ConnectionError: no route)" in str(caught.value)
     assert not (minari_root / "box" / "small-v0").exists()
     remote.breaks = None
     assert len(load_trajectories("box/small-v0")) == 3
@@ -461,15 +430,14 @@ def test_half_a_download_goes_away(
 def test_what_is_not_downloaded(
     remote: RemoteFolder, minari_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(DatasetError, match=r"box/none-v0.*\(ValueError: Couldn't find any version"):
-        load_trajectories("box/none-v0")
-    with pytest.raises(DatasetError, match="no dataset is there"):
-        load_trajectories("box/small-v0", download=False)
-    with pytest.raises(DatasetError, match="no dataset is there"):
-        load_trajectories("box/small")  # no version, so no id that a server knows
+    assert "(ValueError: Couldn't find any version" in str(refusal("box/none-v0"))
+    for dataset_id, options in (
+        ("box/small-v0", {"download": False}),
+        ("box/small", {}),  # no version, so no id that a server knows
+    ):
+        assert "could not be downloaded" not in str(refusal(dataset_id, **options))
     monkeypatch.setenv("SB3_DMAMBA_OFFLINE", "1")
-    with pytest.raises(DatasetError, match="is not downloaded: SB3_DMAMBA_OFFLINE is set"):
-        load_trajectories("box/small-v0")
+    assert "SB3_DMAMBA_OFFLINE is set" in str(refusal("box/small-v0"))
     assert not remote.downloads
 
 
@@ -484,8 +452,7 @@ def test_a_server_without_an_address_is_not_tried(
         monkeypatch.delenv(name.upper(), raising=False)
     monkeypatch.setattr(socket, "getaddrinfo", fail)
     monkeypatch.setattr(minari, "download_dataset", None)  # which tries for most of a minute
-    with pytest.raises(DatasetError, match=r"huggingface.co cannot be reached: Name or service"):
-        load_trajectories("box/none-v0")
+    assert "huggingface.co cannot be reached: Name or service" in str(refusal("box/none-v0"))
 
 
 def test_a_package_of_minari_that_is_missing(
@@ -495,8 +462,7 @@ def test_a_package_of_minari_that_is_missing(
         raise ImportError("google-cloud-storage is not installed")
 
     monkeypatch.setitem(minari.storage.remotes._registry, "gcp", fail)
-    with pytest.raises(DatasetError, match=r'could not be downloaded .*pip install "minari\[hf'):
-        load_trajectories("box/small-v0")
+    assert 'pip install "minari[hf' in str(refusal("box/small-v0"))
 
 
 # --- In pieces ----------------------------------------------------------------------------------
@@ -533,11 +499,3 @@ def test_large_datasets_are_not_held_in_memory(
         np.testing.assert_array_equal(mapped.observations, whole.observations)
         assert mapped.source == whole.source
     assert [path.name for path in tmp_path.iterdir()] == ["minari"]
-
-
-@pytest.mark.parametrize("count", ["3", -1, 2.0, True])
-def test_counts_that_are_none(make_minari: MakeMinari, minari_root: Path, count: Any) -> None:
-    _make(make_minari, VECTOR)
-    _edit(minari_root, total_episodes=count)
-    with pytest.raises(DatasetError, match=r"metadata.json: total_episodes is .*: it is a count"):
-        load_trajectories("box/small-v0")

@@ -399,27 +399,17 @@ FORMATS = (
     Format(
         "to_minari", "minari:load_minari_object", write_to_minari, EVERYTHING, keeps_frames=False
     ),
-    Format(
-        "d3rlpy",
-        "d3rlpy:load_d3rlpy",
-        write_d3rlpy,
-        MAPPINGS,
-        not_terminated_is_truncated,
-    ),
+    Format("d3rlpy", "d3rlpy:load_d3rlpy", write_d3rlpy, MAPPINGS, not_terminated_is_truncated),
     Format(
         "to_d3rlpy", "d3rlpy:load_d3rlpy", write_to_d3rlpy, EVERYTHING, not_terminated_is_truncated
     ),
     Format("SB3 replay", "sb3:load_replay_buffer", write_replay_buffer, MAPPINGS),
     Format("SB3 ring", "sb3:load_replay_buffer", write_wrapped_ring, MAPPINGS),
     Format(
-        "SB3 rollout",
-        "sb3:load_rollout_buffer",
-        write_rollout_buffer,
-        MAPPINGS,
-        only_that_it_ended,
+        "SB3 rollout", "sb3:load_rollout_buffer", write_rollout_buffer, MAPPINGS, only_that_it_ended
     ),
     Format("DQN replay", "dqn_replay:load_dqn_replay", write_dqn_replay, ("stacks",)),
-    Format("store", "store:load_store", write_store, EVERYTHING),
+    Format("store", "trajectories:load_store", write_store, EVERYTHING),
     Format("collected", None, write_collected, EVERYTHING),
 )
 
@@ -466,14 +456,6 @@ def test_every_value_comes_back(written_as: Format, case: Case, folder: Path) ->
     assert found.frame_stack == (expected.frame_stack if written_as.keeps_frames else 1)
     np.testing.assert_array_equal(found.returns, expected.returns)
     np.testing.assert_array_equal(found.returns_to_go, expected.returns_to_go)
-
-
-@pytest.mark.parametrize(("written_as", "case"), pairs())
-def test_what_comes_back_is_writable_to_a_store(
-    written_as: Format, case: Case, folder: Path
-) -> None:
-    source, options = written_as.write(case, folder)
-    found = load_trajectories(source, **options)
     found.save(folder / "again")
     again = Trajectories.open(folder / "again")
     for name in ("observations", "actions", "rewards", "terminated", "truncated"):

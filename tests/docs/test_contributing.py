@@ -81,7 +81,7 @@ def test_a_source_is_one_new_file_and_one_line() -> None:
     patches = {name: block for block in blocks for name in block.values("patch")}
     assert len(files) == 1
     in_package = [name for name in patches if name.startswith("sb3_dmamba/")]
-    assert in_package == ["sb3_dmamba/data/sources.py"]
+    assert in_package == ["sb3_dmamba/data/sources/__init__.py"]
     changes = [line for line in patches[in_package[0]].text.splitlines() if line[0] in "+-"]
     assert len(changes) == 1
 

@@ -70,25 +70,20 @@ def test_the_memory_is_the_policys_or_the_one_asked_for() -> None:
     assert policy.memories_asked == ["stream", "window"]
 
 
-@pytest.mark.parametrize("target", [float("nan"), float("inf"), "much", None, [1.0, 2.0]])
-def test_wrong_targets(target: Any) -> None:
-    with pytest.raises(ConditioningError, match="target_return"):
-        StatefulActor(ToyPolicy(SeededEnv()), target)
-
-
 def test_wrong_observations_and_rewards() -> None:
     actor = StatefulActor(ToyPolicy(SeededEnv()), 1.0)
-    with pytest.raises(SpaceError, match=r"shape \(1, 2\).*\(2,\)"):
-        actor.predict(np.zeros((1, 2)), 0.0)
+    whole: Any = SeededEnv().reset()
+    for observation in (np.zeros((1, 2)), whole):
+        with pytest.raises(SpaceError) as refused:
+            actor.predict(observation, 0.0)
+        assert (refused.value.setting, refused.value.choices) == ("observation", ((2,),))
     actor.predict(np.array([3.0, 0.0]), float("nan"))  # the first reward is not looked at
-    with pytest.raises(ConditioningError, match="reward=nan"):
+    with pytest.raises(ConditioningError) as caught:
         actor.predict(np.array([3.0, 1.0]), float("nan"))
+    assert caught.value.setting == "reward"
     assert actor.return_to_go == 1.0  # the episode can go on
     actor.predict(np.array([3.0, 1.0]), 0.5)
     assert actor.return_to_go == 0.5
-    whole: Any = SeededEnv().reset()
-    with pytest.raises(SpaceError, match=r"a tuple.*shape \(2,\)"):
-        actor.predict(whole, 0.0)
 
 
 def test_a_refused_observation_costs_no_reward() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from sb3_dmamba.errors import MissingDependencyError
-from sb3_dmamba.experiments import run as running
+from sb3_dmamba.experiments import engines as running
 from sb3_dmamba.experiments.catalogue import get_experiment
 from tests.experiments.toys import save_data
 from tests.scripts import load_script
@@ -30,11 +30,11 @@ def test_an_experiment_goes_to_ray(
 ) -> None:
     asked: list[tuple[int, Any]] = []
 
-    def run_cells(folders: Any, engine: Any, console: Any) -> dict[str, str]:
+    def execute_runs(folders: Any, engine: Any, console: Any) -> dict[str, str]:
         asked.append((len(folders), engine))
         return {}
 
-    monkeypatch.setattr(running, "run_cells", run_cells)
+    monkeypatch.setattr(running, "execute_runs", execute_runs)
     data = save_data(tmp_path / "data")
     arguments = f"mixers --data {data} --seeds 3 4 --updates 2 --device cuda --threads 2"
     options = example.parse_arguments([*arguments.split(), "--cells", str(tmp_path / "cells")])

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from sb3_dmamba.cli import app
 from sb3_dmamba.cli.experiment import _reproduce
-from sb3_dmamba.experiments import run as room
+from sb3_dmamba.experiments import engines as room
 from tests.experiments.toys import save_data
 
 TINY = [
@@ -54,18 +54,8 @@ def test_without_a_name_it_lists_them() -> None:
 
 def test_options_take_several_values_at_once(asked: dict[str, Any]) -> None:
     result = invoke(
-        *(
-            "mixers",
-            "--seeds",
-            "3",
-            "4",
-            "--data",
-            "hopper",
-            "pendulum",
-            "--targets",
-            "-200",
-            "1e3",
-        ),
+        *("mixers", "--seeds", "3", "4", "--data", "hopper", "pendulum", "--targets", "-200"),
+        "1e3",
         *("--set", "dropout=0.3", "n_layers=2", "--memory", "window", "stream", "--seeds", "5"),
         *("--jobs", "2", "--variants", "mamba", "--out", "here", "--updates", "9"),
     )
@@ -91,19 +81,18 @@ def test_engines(asked: dict[str, Any]) -> None:
     assert invoke("mixers", "--slurm", "x.sh", "--ray").exit_code == 2
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["mixer"], "did you mean 'mixers'"),
-        (["mixers", "--set", "hiden_size=3"], "hidden_size"),
-        (["mixers", "--set", "n_updates=3"], "--updates"),
-        (["mixers", "--data", "no/such/folder/at-all"], "no/such/folder"),
-    ],
-)
-def test_mistakes_are_said_in_a_line(arguments: list[str], message: str, tmp_path: Path) -> None:
-    result = invoke(*arguments, "--out", str(tmp_path))
-    assert result.exit_code == 1
-    assert message in " ".join(result.output.split())
+def test_mistakes_are_said_in_a_line(tmp_path: Path) -> None:
+    mistakes = {
+        "did you mean 'mixers'": ["mixer"],
+        "hidden_size": ["mixers", "--set", "hiden_size=3"],
+        "--updates": ["mixers", "--set", "n_updates=3"],
+        "no/such/folder": ["mixers", "--data", "no/such/folder/at-all"],
+        "leave --updates out": ["efficiency", "--updates", "3"],
+    }
+    for message, arguments in mistakes.items():
+        result = invoke(*arguments, "--out", str(tmp_path))
+        assert result.exit_code == 1
+        assert message in " ".join(result.output.split())
 
 
 def test_the_command_of_a_report_is_what_decides_its_numbers() -> None:
@@ -112,11 +101,11 @@ def test_the_command_of_a_report_is_what_decides_its_numbers() -> None:
     assert _reproduce(arguments.split()) == expected
 
 
-# --- A grid that is killed -----------------------------------------------------------------------
+# --- A sweep that is killed -----------------------------------------------------------------------
 
 
 def start(out: Path, data: Path, log: Path) -> subprocess.Popen[bytes]:
-    """Start a grid of two trainings in a process group of its own."""
+    """Start a sweep of two trainings in a process group of its own."""
     command = [
         *(sys.executable, "-c", "from sb3_dmamba.cli import main; main()", "experiment", "mixers"),
         *("--variants", "mamba", "--data", str(data), "--out", str(out), *TINY),
@@ -135,7 +124,7 @@ def tables(out: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-def test_a_grid_killed_half_way_and_restarted_gives_the_same_bytes(tmp_path: Path) -> None:
+def test_a_sweep_killed_half_way_and_restarted_gives_the_same_bytes(tmp_path: Path) -> None:
     data, log = save_data(tmp_path / "data"), tmp_path / "log.txt"
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     assert start(undisturbed, data, log).wait(280) == 0, log.read_text()

@@ -1,4 +1,4 @@
-"""Where cells run: processes, Ray, SLURM. The cells themselves are stand-ins here."""
+"""Engines: processes, Ray, SLURM. The runs themselves are stand-ins here."""
 
 from __future__ import annotations
 
@@ -17,12 +17,10 @@ import pytest
 from rich.console import Console
 
 from sb3_dmamba.errors import ConfigError, ExperimentError, MissingDependencyError
-from sb3_dmamba.experiments import engines as local
-from sb3_dmamba.experiments import engines as process
-from sb3_dmamba.experiments import engines as slurm
-from sb3_dmamba.experiments.engines import Engine, explain_failures, run_cells, write_slurm_script
+from sb3_dmamba.experiments import engines
+from sb3_dmamba.experiments.engines import Engine, execute_runs, raise_failures, write_slurm_script
 from sb3_dmamba.experiments.grid import main
-from sb3_dmamba.experiments.runs import CellFolder, write_json
+from sb3_dmamba.experiments.runs import RunFolder, write_json
 from tests.experiments.toys import toy_plan
 
 DONE = "import pathlib, sys; (pathlib.Path(sys.argv[1]) / 'result.json').write_text('{}')"
@@ -31,64 +29,63 @@ FAILS = "import sys; sys.exit('DatasetError: no such data')"
 
 
 @pytest.fixture
-def folders(tmp_path: Path) -> list[CellFolder]:
-    return [planned.folder for planned in toy_plan(tmp_path, seeds=(0, 1)).cells]
+def folders(tmp_path: Path) -> list[RunFolder]:
+    return [planned.folder for planned in toy_plan(tmp_path, seeds=(0, 1)).runs]
 
 
 def stand_in(
     monkeypatch: pytest.MonkeyPatch, code: Callable[[Path], str]
 ) -> list[tuple[Path, str, int]]:
-    """Run some code instead of a cell; return what was asked for."""
+    """Run some code instead of a run; return what was asked for."""
     asked: list[tuple[Path, str, int]] = []
 
     def command(path: Path, device: str, threads: int) -> list[str]:
         asked.append((path, device, threads))
         return [sys.executable, "-c", code(path), str(path)]
 
-    for module in (local, process):
-        monkeypatch.setattr(module, "cell_command", command)
+    monkeypatch.setattr(engines, "run_command", command)
     return asked
 
 
-def test_every_cell_runs_once(folders: list[CellFolder], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_run_runs_once(folders: list[RunFolder], monkeypatch: pytest.MonkeyPatch) -> None:
     asked = stand_in(monkeypatch, lambda _: DONE)
     folders[0].result.write_text("{}")
-    assert run_cells(folders, Engine(jobs=2, threads=3, device="cpu")) == {}
+    assert execute_runs(folders, Engine(jobs=2, threads=3, device="cpu")) == {}
     assert sorted(asked) == sorted((each.path, "cpu", 3) for each in folders[1:])
-    assert run_cells(folders, Engine()) == {}
+    assert execute_runs(folders, Engine()) == {}
     assert len(asked) == 3
 
 
-def test_a_worker_that_dies_names_its_cell_and_takes_no_other_with_it(
-    folders: list[CellFolder], monkeypatch: pytest.MonkeyPatch
+def test_a_worker_that_dies_names_its_run_and_takes_no_other_with_it(
+    folders: list[RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     codes = {folders[1].path: KILLED, folders[2].path: FAILS}
     stand_in(monkeypatch, lambda path: codes.get(path, DONE))
-    failures = run_cells(folders, Engine(jobs=2))
+    failures = execute_runs(folders, Engine(jobs=2))
     assert [each.is_done for each in folders] == [True, False, False, True]
     assert set(failures) == {"data, mamba, seed 1", "data, attention, seed 0"}
     assert "killed by signal 9" in failures["data, mamba, seed 1"]
     assert "status 1: DatasetError: no such data" in failures["data, attention, seed 0"]
     assert str(folders[2].log) in failures["data, attention, seed 0"]
-    with pytest.raises(ExperimentError, match=r"2 cells failed(.|\n)*data, mamba, seed 1"):
-        explain_failures(failures)
+    with pytest.raises(ExperimentError, match=r"2 runs failed(.|\n)*data, mamba, seed 1"):
+        raise_failures(failures)
 
 
 def test_each_process_has_its_threads_and_knows_its_parent(
-    folders: list[CellFolder], monkeypatch: pytest.MonkeyPatch
+    folders: list[RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code = (
         "import os, sys; print(os.environ['OMP_NUM_THREADS'], sys.argv[2:], os.getppid(), flush=1);"
         + DONE
     )
     stand_in(monkeypatch, lambda _: code)
-    run_cells(folders[:1], Engine(threads=2))
+    execute_runs(folders[:1], Engine(threads=2))
     own = str(os.getpid())
     assert folders[0].log.read_text().split() == ["2", "['--parent',", f"'{own}']", own]
 
 
 def test_an_interrupt_ends_every_process(
-    folders: list[CellFolder], monkeypatch: pytest.MonkeyPatch
+    folders: list[RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
     stand_in(monkeypatch, lambda path: DONE if path == folders[0].path else code)
@@ -99,52 +96,45 @@ def test_an_interrupt_ends_every_process(
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        local.run_locally(folders, 2, 1, "cpu", interrupt)
+        engines.execute_locally(folders, Engine(jobs=2), interrupt)
     with pytest.raises(ProcessLookupError):
         os.kill(int(folders[1].log.read_text()), 0)
 
 
-def test_an_engine_of_nothing_is_refused() -> None:
-    with pytest.raises(ConfigError, match="jobs"):
-        Engine(jobs=0)
-    with pytest.raises(ConfigError, match="threads"):
-        Engine(threads=0)
-    with pytest.raises(ConfigError, match=r"jobs=1.5: give an integer of at least 1"):
-        Engine(jobs=1.5)  # type: ignore[arg-type]
-
-
-def test_an_engines_counts_are_pythons() -> None:
-    counts: dict[str, Any] = {"jobs": np.int64(2), "threads": np.uint8(3)}
-    engine = Engine(**counts)
-    assert engine == Engine(jobs=2, threads=3)
+def test_an_engines_counts_are_positive_integers() -> None:
+    for counts in ({"jobs": 0}, {"threads": 0}, {"jobs": 1.5}):
+        with pytest.raises(ConfigError) as caught:
+            Engine(**counts)
+        assert {caught.value.setting: caught.value.value} == counts
+    engine = Engine(jobs=np.int64(2), threads=np.uint8(3))  # type: ignore[arg-type]
     assert (type(engine.jobs), type(engine.threads)) == (int, int)
 
 
-def test_progress_shows_cells_and_their_updates(
-    folders: list[CellFolder], monkeypatch: pytest.MonkeyPatch
+def test_progress_shows_runs_and_their_updates(
+    folders: list[RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     running = {"updates": 7, "total": 20, "phase": "evaluating (window)", "time": time.time()}
     write_json(folders[1].progress, running)
     stand_in(monkeypatch, lambda _: "import time; time.sleep(0.7)")
     console = Console(record=True, width=120, force_terminal=True, file=io.StringIO())
-    run_cells(folders[:2], Engine(jobs=2), console)
+    execute_runs(folders[:2], Engine(jobs=2), console)
     text = console.export_text()
-    assert "cells" in text
+    assert "runs" in text
     assert "data, mamba, seed 1" in text
     assert "7/20" in text
     assert "evaluating (window)" in text
 
 
-# --- One cell's command ---------------------------------------------------------------------------
+# --- One run's command ---------------------------------------------------------------------------
 
 
-def test_the_command_of_a_cell_says_what_is_wrong(
+def test_the_command_of_a_run_says_what_is_wrong(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _, _, module, *arguments = process.cell_command(tmp_path / "none", "cpu", 1)
+    _, _, module, *arguments = engines.run_command(tmp_path / "none", "cpu", 1)
     assert module == "sb3_dmamba.experiments.grid"
     assert main(arguments) == 1
-    assert f"ExperimentError: there is no cell at {tmp_path / 'none'}" in capsys.readouterr().err
+    assert f"ExperimentError: there is no run at {tmp_path / 'none'}" in capsys.readouterr().err
 
 
 # --- Ray -----------------------------------------------------------------------------------------
@@ -191,12 +181,12 @@ def fake_ray(monkeypatch: pytest.MonkeyPatch, lost: str = "") -> list[Any]:
     return calls
 
 
-def test_ray_runs_every_cell_as_a_task(
-    folders: list[CellFolder], monkeypatch: pytest.MonkeyPatch
+def test_ray_runs_every_run_as_a_task(
+    folders: list[RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stand_in(monkeypatch, lambda path: FAILS if path == folders[1].path.resolve() else DONE)
     calls = fake_ray(monkeypatch)
-    failures = run_cells(folders, Engine("ray", threads=2, device="cuda:0"))
+    failures = execute_runs(folders, Engine("ray", threads=2, device="cuda:0"))
     assert [each.is_done for each in folders] == [True, False, True, True]
     assert list(failures) == ["data, mamba, seed 1"]
     assert ("remote", {"num_cpus": 2, "num_gpus": 1, "max_retries": 3}) in calls
@@ -206,35 +196,37 @@ def test_ray_runs_every_cell_as_a_task(
     assert (calls[0], calls[-1]) == ("init", "shutdown")
 
 
-def test_a_cell_that_ray_lost_is_named(
-    folders: list[CellFolder], monkeypatch: pytest.MonkeyPatch
+def test_a_run_that_ray_lost_is_named(
+    folders: list[RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stand_in(monkeypatch, lambda _: DONE)
     fake_ray(monkeypatch, lost=folders[0].path.name)
-    failures = run_cells(folders, Engine("ray"))
+    failures = execute_runs(folders, Engine("ray"))
     assert failures == {"data, mamba, seed 0": "Ray lost it: The worker died"}
 
 
 def test_without_ray_the_error_says_how_to_get_it(
-    folders: list[CellFolder], monkeypatch: pytest.MonkeyPatch
+    folders: list[RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingDependencyError, match=r"sb3-dmamba\[ray\]"):
-        run_cells(folders, Engine("ray"))
+        execute_runs(folders, Engine("ray"))
 
 
 # --- SLURM ---------------------------------------------------------------------------------------
 
 
-def test_a_slurm_script_runs_one_cell_a_task(
-    folders: list[CellFolder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_slurm_script_executes_one_run_a_task(
+    folders: list[RunFolder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        slurm, "cell_command", lambda path, device, threads: ["echo", str(path), device]
+        engines, "run_command", lambda path, device, threads: ["echo", str(path), device]
     )
     folders[0].result.write_text("{}")
     script = tmp_path / "a script.sh"
-    count = write_slurm_script(script, folders, "toy", "dmamba experiment toy", 2, "cuda")
+    count = write_slurm_script(
+        script, folders, "toy", "dmamba experiment toy", Engine(threads=2, device="cuda")
+    )
     assert count == 3
     text = script.read_text()
     for line in ("--array=1-3", "--cpus-per-task=2", "--gpus=1", "--requeue"):
@@ -251,15 +243,14 @@ def test_a_slurm_script_runs_one_cell_a_task(
         assert finished.stdout.split() == [str(folder.path.resolve()), "cuda"]
 
 
-def test_a_cpu_s_script_asks_for_no_gpu(folders: list[CellFolder], tmp_path: Path) -> None:
-    write_slurm_script(tmp_path / "x.sh", folders, "toy", "dmamba experiment toy")
-    text = (tmp_path / "x.sh").read_text()
-    assert "--gpus" not in text
-    assert f'exec {sys.executable} -m sb3_dmamba.experiments.grid "${{cells[' in text
-
-
-def test_a_script_of_nothing_is_refused(folders: list[CellFolder], tmp_path: Path) -> None:
+def test_a_cpu_s_script_asks_for_no_gpu_and_one_of_nothing_is_refused(
+    folders: list[RunFolder], tmp_path: Path
+) -> None:
+    script = tmp_path / "x.sh"
+    write_slurm_script(script, folders, "toy", "dmamba experiment toy", Engine())
+    assert "--gpus" not in script.read_text()
+    assert f'exec {sys.executable} -m sb3_dmamba.experiments.grid "${{runs[' in script.read_text()
     for folder in folders:
         folder.result.write_text("{}")
     with pytest.raises(ExperimentError, match="without --slurm"):
-        write_slurm_script(tmp_path / "x.sh", folders, "toy", "")
+        write_slurm_script(script, folders, "toy", "", Engine())

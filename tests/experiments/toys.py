@@ -13,7 +13,7 @@ import numpy as np
 from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.experiments.catalogue import Experiment, Variant
 from sb3_dmamba.experiments.plan import Plan, Request, make_plan
-from sb3_dmamba.experiments.runs import CellFolder, Evaluation, write_json
+from sb3_dmamba.experiments.runs import Evaluation, RunFolder, write_json
 
 TINY = {"hidden_size": 8, "n_layers": 1, "d_state": 2, "context_length": 3, "batch_size": 4}
 TOY = Experiment(
@@ -68,15 +68,15 @@ def toy_plan(folder: Path, experiment: Experiment = TOY, **request: Any) -> Plan
 
 
 def fake_result(
-    folder: CellFolder,
+    folder: RunFolder,
     returns: Mapping[tuple[str, float], Any],
     updates: tuple[int, ...] = (20,),
     growth: float = 0.0,
 ) -> None:
-    """Write a cell's result by hand: episodes by memory and target.
+    """Write a run's result by hand: episodes by memory and target.
 
     Args:
-        folder: The cell's.
+        folder: The run's.
         returns: Episodes at the first evaluation.
         updates: When it was evaluated.
         growth: What each further evaluation adds to every episode.

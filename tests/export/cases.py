@@ -1,4 +1,4 @@
-"""Policies of every kind, what they see, and how a file is opened without this package."""
+"""Policies of every kind, their inputs, and an ONNX file opened without this package."""
 
 from __future__ import annotations
 
@@ -64,12 +64,12 @@ def make_policy(kind: str, **overrides: Any) -> DecisionMambaPolicy:
 
 
 def all_kinds(memory: Memory) -> list[str]:
-    """Name what the memory can be combined with."""
+    """Names of the kinds that the memory can be combined with."""
     return [*KINDS, "global time"] if memory == "window" else list(KINDS)
 
 
 def draw_inputs(policy: DecisionMambaPolicy, seed: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
-    """What N_ENVS environments show at each of N_STEPS steps."""
+    """Observations and returns-to-go of N_ENVS environments at each of N_STEPS steps."""
     rng = np.random.default_rng(seed)
     space = policy.observation_space
     shape = (N_ENVS, *space.shape)

@@ -26,7 +26,7 @@ def run(*arguments: str, exit_code: int = 0) -> Result:
     return result
 
 
-def test_it_writes_beside_the_model_and_shows_what_goes_in() -> None:
+def test_it_writes_beside_the_model_and_shows_the_inputs() -> None:
     text = run("model.zip").stdout
     assert Path("model.onnx").is_file()
     assert "memory: window" in text
@@ -47,14 +47,5 @@ def test_json_is_one_document() -> None:
 
 def test_errors_are_one_line() -> None:
     result = run("model.zip", "policy.bin", exit_code=1)
-    assert result.stderr.startswith("ConfigError: path='policy.bin': end it in .onnx or .pt2")
+    assert result.stderr.startswith("ConfigError: path='policy.bin'")
     assert "ModelFileError" in run("nothing.zip", exit_code=1).stderr
-
-
-def test_help_explains_every_option() -> None:
-    text = re.sub(r"\x1b\[[0-9;]*m", "", run("--help").stdout)
-    assert "Examples" in text
-    rows = [line.strip("│ ") for line in text.splitlines() if re.match(r"│ +\*? *-", line)]
-    assert rows
-    for row in rows:
-        assert len(row.split("  ")[-1].split()) >= 2, f"no help: {row}"

@@ -46,6 +46,6 @@ def test_command_lines_are_accepted() -> None:
 
 
 def test_every_key_of_the_file_is_explained(tmp_path: Path) -> None:
-    explained = set(re.findall(r"`(\w+)`", PAGE.split("## What the file says")[1]))
+    explained = set(re.findall(r"`(\w+)`", PAGE.split("## Metadata")[1]))
     exported = fitted().export(tmp_path / "policy.onnx", verify=False)
     assert set(exported.metadata) <= explained

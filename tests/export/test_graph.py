@@ -1,4 +1,4 @@
-"""The step as a pure function, before any format: against ``predict``, for every kind of policy."""
+"""PolicyGraph, before it is exported: against ``predict``, for every kind of policy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from sb3_dmamba.config import Memory
-from sb3_dmamba.errors import ConfigError
 from sb3_dmamba.export.graph import PolicyGraph
 from tests.export.cases import (
     N_ENVS,
@@ -84,8 +83,3 @@ def test_the_policy_stays_as_it_is() -> None:
     assert all(weight.requires_grad for weight in policy.parameters())
     backends = {each.backend for each in policy.modules() if hasattr(each, "backend")}
     assert backends == {"auto"}
-
-
-def test_a_memory_that_the_time_encoding_rules_out_is_refused() -> None:
-    with pytest.raises(ConfigError, match='use memory="window"'):
-        PolicyGraph(make_policy("global time"), "stream")

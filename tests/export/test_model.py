@@ -1,4 +1,4 @@
-"""``model.export``: whole episodes without this package, what the file says, and how it fails."""
+"""``model.export``: whole episodes without this package, metadata and errors."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any, get_args
+from unittest.mock import Mock
 
 import gymnasium as gym
 import numpy as np
@@ -54,33 +55,22 @@ class DriftEnv(gym.Env[np.ndarray, np.ndarray]):
         return self.place, float(self.place.sum()), self.n_steps == 10, False, {}
 
 
-class Watched(gym.Wrapper[Any, Any, Any, Any]):
-    """Notes the actions."""
-
-    def __init__(self, env: gym.Env[Any, Any]) -> None:
-        super().__init__(env)
-        self.actions: list[Any] = []
-
-    def step(self, action: Any) -> Any:
-        self.actions.append(np.array(action))
-        return super().step(action)
-
-
 def fitted(trajectories: Trajectories | None = None, **settings: Any) -> DecisionMamba:
     return tiny_model(**settings).fit(
         random_trajectories() if trajectories is None else trajectories, 3
     )
 
 
-def play_with_predict(env: gym.Env[Any, Any], model: DecisionMamba, target: float) -> float:
+def play_with_predict(env: Any, model: DecisionMamba, target: float) -> list[Any]:
+    """Play an episode, and return the actions."""
     conditioned: Any = ReturnToGo(env, target)
     observation, _ = conditioned.reset(seed=5)
-    state, earned, is_over = None, 0.0, False
+    state, actions, is_over = None, [], False
     while not is_over:
         action, state = model.predict(observation, state)
-        observation, reward, is_over, _, _ = conditioned.step(action)
-        earned += float(reward)
-    return earned
+        actions.append(action)
+        observation, _, is_over, _, _ = conditioned.step(action)
+    return actions
 
 
 @pytest.mark.parametrize(
@@ -99,13 +89,13 @@ def test_whole_episodes_without_this_package(kind: str, memory: Memory, tmp_path
     exported = model.export(tmp_path / "policy.onnx")
     assert exported.max_error is not None
     assert exported.max_error < 1e-4
-    make_env = ChoiceEnv if is_discrete else DriftEnv
-    ours, theirs = Watched(make_env()), Watched(make_env())
-    expected = play_with_predict(theirs, model, 7.0)
-    found = play(ours, ServedPolicy(str(exported.path)), 7.0, seed=5)
-    assert found == pytest.approx(expected, rel=1e-4)
-    assert len(ours.actions) == 10
-    np.testing.assert_allclose(ours.actions, theirs.actions, rtol=1e-4, atol=1e-5)
+    env: Any = ChoiceEnv() if is_discrete else DriftEnv()
+    expected = play_with_predict(env, model, 7.0)
+    env.step = Mock(wraps=env.step)
+    play(env, ServedPolicy(str(exported.path)), 7.0, seed=5)
+    found = [call.args[0] for call in env.step.call_args_list]
+    assert len(found) == 10
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_environments_of_different_ages_are_served_together(tmp_path: Path) -> None:
@@ -170,7 +160,7 @@ def logits_of(model: DecisionMamba, seen: np.ndarray) -> torch.Tensor:
     return logits[:, 0]
 
 
-def test_the_file_says_what_it_is(tmp_path: Path) -> None:
+def test_metadata(tmp_path: Path) -> None:
     model = tiny_model("CartPole-v1", memory="stream")
     data = random_trajectories(observation_shape=(4,), n_actions=2)
     exported = model.fit(data, 2).export(tmp_path / "policy.onnx")
@@ -200,20 +190,17 @@ def test_the_file_says_what_it_is(tmp_path: Path) -> None:
         assert shapes[f"state.{name}"] == shapes[f"next_state.{name}"] == ["n_envs", *rows["shape"]]
 
 
-def test_the_file_knows_no_place_of_the_machine_that_wrote_it(tmp_path: Path) -> None:
-    path = fitted().export(tmp_path / "policy.onnx").path
+def test_the_file_has_the_target_that_was_set_and_no_path_of_the_machine(tmp_path: Path) -> None:
+    model = fitted()
+    model.target_return = 12.5
+    exported = model.export(tmp_path / "policy.onnx")
+    path = exported.path
+    assert exported.metadata["target_return"] == 12.5
     assert str(Path(torch.__file__).parents[1]).encode() not in path.read_bytes()
     assert str(Path(__file__).parents[2]).encode() not in path.read_bytes()
 
 
-def test_a_target_that_was_set_goes_along(tmp_path: Path) -> None:
-    model = fitted()
-    model.target_return = 12.5
-    exported = model.export(tmp_path / "a.onnx", verify=False)
-    assert exported.metadata["target_return"] == 12.5
-
-
-def test_exporting_says_nothing_and_changes_nothing(
+def test_exporting_prints_nothing_and_changes_nothing(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     model = fitted(**SMALLEST)
@@ -226,26 +213,25 @@ def test_exporting_says_nothing_and_changes_nothing(
     model.fit(n_steps=2)
 
 
-def test_wrong_uses_say_what_to_write(tmp_path: Path) -> None:
-    with pytest.raises(NotFittedError, match="call fit"):
+def test_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(NotFittedError):
         tiny_model().export(tmp_path / "policy.onnx")
     model = fitted(time_encoding="global")
-    for name in ("policy.bin", "policy.pt"):  # TorchScript is no longer written
-        with pytest.raises(ConfigError, match=rf"{name}': end it in \.onnx or \.pt2"):
-            model.export(tmp_path / name)
-    with pytest.raises(ConfigError, match='use memory="window"'):
-        model.export(tmp_path / "policy.onnx", memory="stream")
-    with pytest.raises(ConfigError, match="memory='forever'"):
-        model.export(tmp_path / "policy.onnx", memory="forever")  # type: ignore[arg-type]
-    assert not list(tmp_path.iterdir())
-
-
-def test_without_onnx_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = fitted(**SMALLEST)
+    mistakes: list[tuple[str, Any, str]] = [
+        ("policy.bin", None, "path"),
+        ("policy.pt", None, "path"),  # TorchScript is no longer written
+        ("policy.onnx", "stream", "memory"),
+        ("policy.onnx", "forever", "memory"),
+    ]
+    for name, memory, setting in mistakes:
+        with pytest.raises(ConfigError) as caught:
+            model.export(tmp_path / name, memory=memory)
+        assert caught.value.setting == setting
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(MissingDependencyError, match=r'pip install "sb3-dmamba\[onnx\]"'):
+    with pytest.raises(MissingDependencyError) as missing:
         model.export(tmp_path / "policy.onnx")
-    model.export(tmp_path / "policy.pt2", verify=False)
+    assert missing.value.extra == "onnx"
+    assert not list(tmp_path.iterdir())
 
 
 def test_onnx_alone_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,9 +256,11 @@ def test_a_graph_that_acts_otherwise_is_not_written(
         return convert(graph, metadata)
 
     monkeypatch.setitem(exporting.FORMATS, suffix, convert_another)
-    with pytest.raises(ExportError, match=r"action is .* differs by"):
+    with pytest.raises(ExportError) as caught:
         model.export(path)
+    assert caught.value.setting == "action"
     assert path.read_bytes() == b"an older one"
-    model.export(path, verify=False)
-    assert path.read_bytes() != b"an older one"
+    if suffix == ".onnx":  # torch.export takes seconds
+        model.export(path, verify=False)
+        assert path.read_bytes() != b"an older one"
     assert sorted(each.name for each in tmp_path.iterdir()) == [path.name]

@@ -37,8 +37,7 @@ def walk(env: TMaze, *actions: int) -> list[tuple[Any, ...]]:
     return [env.step(np.int64(action)) for action in actions]
 
 
-@pytest.mark.parametrize("length", [1, 4])
-@pytest.mark.parametrize(("side", "other"), [(UP, DOWN), (DOWN, UP)])
+@pytest.mark.parametrize(("side", "other", "length"), [(UP, DOWN, 1), (DOWN, UP, 4)])
 def test_the_arm_that_was_shown_pays(side: int, other: int, length: int) -> None:
     env = TMaze(length)
     for turn, reward in ((side, 1.0), (other, 0.0)):
@@ -96,17 +95,12 @@ def test_it_draws_itself() -> None:
     assert TMaze(3).render() is None
 
 
-def test_a_length_of_numpys_is_pythons() -> None:
-    length: Any = np.int64(7)
-    assert type(TMaze(length).length) is int
-
-
-@pytest.mark.parametrize("arguments", [{"length": 0}, {"length": 2.5}, {"length": True}])
-def test_lengths_out_of_range(arguments: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="length="):
-        TMaze(**arguments)
-    with pytest.raises(ConfigError, match="render_mode='human'"):
-        TMaze(render_mode="human")
+def test_arguments() -> None:
+    assert type(TMaze(np.int64(7)).length) is int  # type: ignore[arg-type]
+    for setting, value in (("length", 0), ("length", 2.5), ("length", True), ("render_mode", "x")):
+        with pytest.raises(ConfigError) as caught:
+            TMaze(**{setting: value})  # type: ignore[arg-type]
+        assert (caught.value.setting, caught.value.value) == (setting, value)
 
 
 def test_gymnasium_makes_it_from_a_fresh_process() -> None:
@@ -168,19 +162,17 @@ def test_seeds_decide_and_numbers_are_checked() -> None:
     np.testing.assert_array_equal(first.actions, again.actions)
     np.testing.assert_array_equal(first.observations, again.observations)
     assert first.n_steps != other.n_steps or not np.array_equal(first.actions, other.actions)
-    same = load_trajectories("tmaze-5", n_episodes=np.int64(20), seed=np.int64(3))
-    np.testing.assert_array_equal(first.actions, same.actions)
-    assert same.source == first.source
-    for options in ({"n_episodes": 0}, {"n_episodes": 1.5}, {"seed": -1}, {"seed": True}):
-        with pytest.raises(DatasetError, match=next(iter(options))):
+    wrong: list[dict[str, Any]] = [{"n_episodes": 0}, {"n_episodes": 1.5}, {"seed": -1}]
+    for options in wrong:
+        with pytest.raises(DatasetError) as caught:
             load_trajectories("tmaze-5", **options)
+        assert caught.value.setting in options
 
 
 def test_the_task() -> None:
     task = get_task("tmaze-33")
     assert (task.dataset, task.env_kwargs) == ("tmaze-33", {"length": 33})
-    env = task.make_env()
-    assert env.unwrapped.length == 33  # type: ignore[attr-defined]
+    assert task.make_env().unwrapped.length == 33  # type: ignore[attr-defined]
     assert task.target_returns == (1.0,)
 
 

@@ -3,7 +3,8 @@
 ``python -m tests.ops.compile_kernels bfloat16 90`` prints, for compute capability 9.0, each kernel,
 the dtype of the sequences, the capability, and a thread's registers and bytes of stack. Everything
 up to a launch is as on the GPU: the operations are called, their arguments are bound and
-specialised, Triton and ptxas compile. Only nothing is run.
+specialised, Triton and ptxas compile. Only nothing is run. A third argument, ``usual``, leaves out
+the variants with a single token, with few channels, and without optional arguments.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from sb3_dmamba.ops import _triton
 from tests.ops.cases import conv_inputs, scan_inputs
 
 Usage = tuple[str, str, int, int, int]  # kernel, dtype, capability, registers, stack
+SCAN = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "delta_weight")
+CONV = ("x", "weight", "bias")
 
 
 class Compiler:
@@ -34,17 +37,9 @@ class Compiler:
         self.capability, self.dtype = capability, dtype
         self.found: dict[bytes, Usage] = {}
 
-    def get_current_target(self) -> GPUTarget:
-        """Return what Triton compiles for."""
-        return GPUTarget("cuda", self.capability, 32)
-
-    def get_current_device(self) -> int:
-        """Return the number of the device."""
-        return 0
-
-    def get_current_stream(self, device: int) -> int:
-        """Return a handle of the stream."""
-        return 0
+        self.get_current_target = lambda: GPUTarget("cuda", capability, 32)
+        self.get_current_device = lambda: 0
+        self.get_current_stream = lambda device: 0
 
     def launch(
         self, kernel: Any, grid: tuple[int, ...], warps: int, *arguments: Any, **constants: Any
@@ -55,33 +50,30 @@ class Compiler:
         name = str(self.dtype).removeprefix("torch.")
         self.found[code] = (kernel.__name__, name, self.capability, *_measure(code))
 
-    def compile_all(self) -> list[Usage]:
-        """Call the operations such that each optional tensor is there once and once not."""
+    def compile_all(self, which: str = "all") -> list[Usage]:
+        """Call the operations; of "all", each optional tensor is there once and once not."""
         triton.runtime.driver.set_active(self)
         _triton.launch = self.launch
-        self._scan(scan_inputs(1, 1, 1, 1))
-        few = scan_inputs(2, 9, 20, 5)
-        self._scan({name: few[name] for name in ("u", "delta", *"ABC")})
         scan: Any = importlib.import_module("sb3_dmamba.ops.selective_scan.triton")
+        if which == "all":
+            self._run(scan.selective_scan, SCAN, scan_inputs(1, 1, 1, 1))
+            few = scan_inputs(2, 9, 20, 5)
+            self._run(scan.selective_scan, SCAN, {k: few[k] for k in ("u", "delta", *"ABC")})
         scan._cut = lambda *sizes: (24, 3)
-        self._scan(scan_inputs(2, 60, 256, 16, 8))  # Hopper's shapes: width 128
+        self._run(scan.selective_scan, SCAN, scan_inputs(2, 60, 256, 16, 8))  # Hopper's: width 128
+        convolve = importlib.import_module("sb3_dmamba.ops.causal_conv1d.triton").causal_conv1d
         taps = conv_inputs(2, 60, 256, 4)
-        self._convolve(taps)
-        self._convolve({k: x for k, x in taps.items() if k in ("x", "weight")})
+        self._run(convolve, CONV, taps)
+        if which == "all":
+            self._run(convolve, CONV, {k: taps[k] for k in ("x", "weight")})
         return list(self.found.values())
 
-    def _scan(self, tensors: dict[str, Tensor]) -> None:
-        run = importlib.import_module("sb3_dmamba.ops.selective_scan.triton").selective_scan
-        names = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "delta_weight")
+    def _run(self, operation: Any, names: tuple[str, ...], tensors: dict[str, Tensor]) -> None:
         leaves = self._leaves(tensors)
         arguments = [leaves.get(name) for name in names]
-        self._run(run, *arguments, True, leaves.get("initial_state"), "z" in leaves)
-
-    def _convolve(self, tensors: dict[str, Tensor]) -> None:
-        run = importlib.import_module("sb3_dmamba.ops.causal_conv1d.triton").causal_conv1d
-        leaves = self._leaves(tensors)
-        arguments = [leaves.get(name) for name in ("x", "weight", "bias")]
-        self._run(run, *arguments, True, leaves.get("initial_state"), "bias" in leaves)
+        initial = leaves.get("initial_state")
+        y, final = operation(*arguments, True, initial, initial is not None)
+        (y.sum() if final is None else y.sum() + final.sum()).backward()
 
     def _leaves(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return sequences in the dtype asked for, and parameters in float32, or all in float64."""
@@ -91,10 +83,6 @@ class Compiler:
             name: x.to(self.dtype if name in sequences else double).requires_grad_()
             for name, x in tensors.items()
         }
-
-    def _run(self, operation: Any, *arguments: Any) -> None:
-        y, final = operation(*arguments)
-        (y.sum() if final is None else y.sum() + final.sum()).backward()
 
 
 def _measure(cubin: bytes) -> tuple[int, int]:
@@ -111,5 +99,6 @@ def _measure(cubin: bytes) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    for usage in Compiler(int(sys.argv[2]), getattr(torch, sys.argv[1])).compile_all():
+    compiler = Compiler(int(sys.argv[2]), getattr(torch, sys.argv[1]))
+    for usage in compiler.compile_all(*sys.argv[3:]):
         sys.stdout.write(" ".join(map(str, usage)) + "\n")

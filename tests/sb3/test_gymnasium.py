@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
-from gymnasium.wrappers import RecordEpisodeStatistics, RecordVideo
+from gymnasium.wrappers import RecordEpisodeStatistics
 from gymnasium.wrappers.vector import RecordEpisodeStatistics as RecordVectorStatistics
 
 from sb3_dmamba.envs.return_to_go import ReturnToGo
@@ -64,24 +63,6 @@ def test_record_episode_statistics(inside: bool) -> None:
     assert list(recorder.length_queue) == [length for _, length in expected]
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")  # moviepy's own
-@pytest.mark.parametrize("inside", [True, False])
-def test_record_video(inside: bool, tmp_path: Path) -> None:
-    pytest.importorskip("moviepy", reason="Gymnasium records with moviepy")
-    model, folder = fitted(), tmp_path / "videos"
-    options: Any = {"disable_logger": True, "episode_trigger": lambda _: True}
-    env: Any = (
-        ReturnToGo(RecordVideo(make_env(), str(folder), **options), TARGET)
-        if inside
-        else RecordVideo(make_conditioned(), str(folder), **options)
-    )
-    assert play(model, env, 4, 2) == close_to(by_hand(model, [4, 5]))
-    env.close()
-    names = sorted(path.name for path in folder.glob("*.mp4"))
-    assert names == ["rl-video-episode-0.mp4", "rl-video-episode-1.mp4"]
-    assert all(path.stat().st_size > 500 for path in folder.glob("*.mp4"))
-
-
 # --- Vector environments -----------------------------------------------------------------------
 
 
@@ -120,39 +101,14 @@ def check(episodes: list[Episodes], model: Any) -> None:
         assert played == close_to(by_hand(model, range(4 + row, 4 + row + len(played))))
 
 
-@pytest.mark.parametrize("memory", ["window", "stream"])
+KINDS = pytest.mark.parametrize("kind", ["sync", "async"])
+
+
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("kind", ["sync", "async"])
-def test_around_a_vector_environment(kind: str, mode: str, memory: str) -> None:
-    model = fitted(memory=memory)
+@KINDS
+def test_around_a_vector_environment(kind: str, mode: str) -> None:
+    model = fitted(memory="window" if kind == "sync" else "stream")
     env: Any = ReturnToGo(make_vector(kind, mode, make_env, 3), TARGET)
-    check(play_vector(model, env, mode, 14), model)
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("kind", ["sync", "async"])
-def test_inside_a_vector_environment(kind: str, mode: str) -> None:
-    """Who wraps the single environments keeps count of the starts by the mode's own rule."""
-    model, env = fitted(), make_vector(kind, mode, make_conditioned, 3)
-    env.episode_start = np.ones(3, bool)
-    step, reset = env.step, env.reset
-    over = np.zeros(3, bool)
-
-    def counted_step(actions: Any) -> Any:
-        nonlocal over
-        result = step(actions)
-        now = result[2] | result[3]
-        env.episode_start = {"NextStep": over, "SameStep": now}.get(mode, np.zeros(3, bool))
-        over = now
-        return result
-
-    def counted_reset(**options: Any) -> Any:
-        env.episode_start = (
-            (options.get("options") or {}).get("reset_mask", np.ones(3, bool)).copy()
-        )
-        return reset(**options)
-
-    env.step, env.reset = counted_step, counted_reset
     check(play_vector(model, env, mode, 14), model)
 
 
@@ -181,12 +137,9 @@ def test_statistics_of_vector_environments(inside: bool) -> None:
         assert any((total, length) == close for close in close_to(expected))
 
 
-@needs_modes
-@pytest.mark.parametrize("mode", ["NextStep", "SameStep"])
-def test_the_vector_environment_that_gymnasium_makes(mode: str) -> None:
+def test_the_vector_environment_that_gymnasium_makes() -> None:
     model = fitted(shape=(4,), n_actions=2)
-    options = {"vectorization_mode": "sync", "vector_kwargs": {"autoreset_mode": mode}}
-    inner: Any = gym.make_vec("CartPole-v1", 3, **options)  # type: ignore[arg-type]
+    inner: Any = gym.make_vec("CartPole-v1", 3, vectorization_mode="sync")
     env: Any = ReturnToGo(inner, 50.0)
     observations, _ = env.reset(seed=0)
     state, n_starts = None, 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import pickle
 from pathlib import Path
 from typing import Any
@@ -10,28 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from stable_baselines3.common.callbacks import (
-    EvalCallback,
-    StopTrainingOnNoModelImprovement,
-)
+from stable_baselines3.common.callbacks import EvalCallback, StopTrainingOnNoModelImprovement
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.utils import set_random_seed
-from stable_baselines3.common.vec_env import (
-    DummyVecEnv,
-    SubprocVecEnv,
-    VecMonitor,
-    VecNormalize,
-    VecVideoRecorder,
-)
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecMonitor, VecNormalize
 
 from sb3_dmamba.algorithm import DecisionMamba
 from sb3_dmamba.envs.return_to_go import ReturnToGo
 from sb3_dmamba.errors import ConfigError, ModelFileError
 from sb3_dmamba.evaluation import SeedEpisodes
 from sb3_dmamba.networks import DecisionMambaPolicy
-from tests.models import differences, everything_in, global_generators, tiny_model
+from tests.models import global_generators, tiny_model
 from tests.sb3.setting import TARGET, PickledEnv, by_hand, fitted, make_conditioned, make_env
 from tests.toys import random_trajectories
 
@@ -107,22 +97,6 @@ def test_normalisation_is_synchronised() -> None:
 
 
 # --- Parameters and seeds ----------------------------------------------------------------------
-
-
-def test_parameters_through_torchs_files() -> None:
-    model, other = tiny_model().fit(DATA, 3), tiny_model(seed=9).fit(DATA, 1)
-    parameters = model.get_parameters()
-    assert sorted(parameters) == ["policy", "policy.optimizer"]
-    buffer = io.BytesIO()
-    torch.save(parameters, buffer)
-    buffer.seek(0)
-    other.set_parameters(torch.load(buffer, weights_only=True), exact_match=True, device="cpu")
-    assert differences(everything_in(model), everything_in(other)) == ["counters"]
-    part = {"policy": parameters["policy"]}
-    other = tiny_model(seed=9).fit(DATA, 1)
-    other.set_parameters(part, exact_match=False)
-    found, _ = other.predict(first_observation())
-    np.testing.assert_array_equal(found, model.predict(first_observation())[0])
 
 
 def test_parameters_as_one_vector() -> None:
@@ -264,23 +238,3 @@ def test_tensorboard(tmp_path: Path) -> None:
     events = EventAccumulator(str(tmp_path / "run_2"))
     events.Reload()
     assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4]
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")  # moviepy's own
-@pytest.mark.parametrize("inside", [True, False])
-def test_videos(inside: bool, tmp_path: Path) -> None:
-    pytest.importorskip("moviepy", reason="Stable-Baselines3 records with moviepy")
-    model = fitted()
-    options: Any = {"record_video_trigger": lambda step: step == 0, "video_length": 6}
-    inner = DummyVecEnv([make_env])
-    env: Any = (
-        ReturnToGo(VecVideoRecorder(inner, str(tmp_path), **options), TARGET)
-        if inside
-        else VecVideoRecorder(ReturnToGo(inner, TARGET), str(tmp_path), **options)
-    )
-    seen, state, starts = env.reset(), None, np.ones(1, bool)
-    for _ in range(7):
-        action, state = model.predict(seen, state, starts)
-        seen, _, starts, _ = env.step(action)
-    env.close()
-    assert [path.stat().st_size > 500 for path in tmp_path.glob("*.mp4")] == [True]

@@ -8,7 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import pytest
 from stable_baselines3.common.env_util import make_vec_env
@@ -22,7 +21,7 @@ CUSTOM_OBJECTS = {"learning_rate": 0.0, "lr_schedule": lambda _: 0.0, "clip_rang
 WRAPPER: Any = ReturnToGo
 
 
-def create_test_env(n_envs: int, statistics: Path | None, n_stack: int) -> Any:
+def create_test_env(n_envs: int, statistics: Path | None = None, n_stack: int = 0) -> Any:
     """``env_wrapper: {sb3_dmamba.ReturnToGo: {target_return: 20}}`` in the hyper-parameters."""
     wrapper = {"target_return": TARGET}
     env: Any = make_vec_env(make_env, n_envs, 4, wrapper_class=WRAPPER, wrapper_kwargs=wrapper)
@@ -53,16 +52,13 @@ def enjoy(model: Any, env: Any, n_timesteps: int) -> tuple[list[float], list[int
     return totals, lengths
 
 
-@pytest.mark.parametrize("n_envs", [1, 2])
-@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize(("n_envs", "normalize"), [(1, True), (2, False)])
 def test_enjoy(tmp_path: Path, n_envs: int, normalize: bool) -> None:
     fitted().save(tmp_path / "PickledEnv-v0")
     statistics = None
     if normalize:  # as the zoo saved them, of an environment that shows the return-to-go
         statistics = tmp_path / "vecnormalize.pkl"
-        VecNormalize(create_test_env(1, None, 0), norm_obs_keys=["observation"]).save(
-            str(statistics)
-        )
+        VecNormalize(create_test_env(1), norm_obs_keys=["observation"]).save(str(statistics))
     model = DecisionMamba.load(
         str(tmp_path / "PickledEnv-v0.zip"), custom_objects=CUSTOM_OBJECTS, device="auto", seed=4
     )
@@ -76,29 +72,7 @@ def test_enjoy(tmp_path: Path, n_envs: int, normalize: bool) -> None:
 
 def test_the_zoo_may_give_its_environment_to_load(tmp_path: Path) -> None:
     fitted().save(tmp_path / "model.zip")
-    env = create_test_env(2, None, 0)
+    env = create_test_env(2)
     model = DecisionMamba.load(tmp_path / "model.zip", env=env, custom_objects={}, device="cpu")
     assert model.get_env() is env
     assert model.n_envs == 2
-
-
-def test_frames_are_stacked_by_the_zoo() -> None:
-    totals, lengths = enjoy(fitted(shape=(4,)), create_test_env(2, None, 2), 14)
-    assert lengths == [2, 3, 4, 5]
-    assert all(np.isfinite(totals))
-
-
-def test_a_step_after_an_episodes_end_needs_no_episode_start_of_its_own() -> None:
-    """One environment: ``episode_start`` clears what was remembered, and nothing else does."""
-    model, env = fitted(memory="stream"), make_vec_env(make_env, 1, 4, wrapper_class=to_go)
-    seen: Any = env.reset()
-    first, state = model.predict(seen, episode_start=np.ones(1, dtype=bool))
-    _, state = model.predict(seen, state, np.zeros(1, dtype=bool))
-    again, _ = model.predict(seen, state, np.ones(1, dtype=bool))
-    later, _ = model.predict(seen, state, np.zeros(1, dtype=bool))
-    np.testing.assert_array_equal(first, again)
-    assert not np.array_equal(first, later)
-
-
-def to_go(env: gym.Env[Any, Any]) -> Any:
-    return ReturnToGo(env, TARGET)

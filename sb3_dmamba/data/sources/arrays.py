@@ -1,14 +1,16 @@
-"""A dict of flat arrays, with D4RL's keys or Gymnasium's."""
+"""Flat arrays of steps: the dict source, and what the other sources build ``Trajectories`` with."""
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from jaxtyping import Bool
+from jaxtyping import Bool, Int64
 from numpy import ndarray
 
 from sb3_dmamba.checks import near_names
@@ -16,26 +18,22 @@ from sb3_dmamba.data.mapping import as_array, iterate_rows
 from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.data.validation import check_finite
 from sb3_dmamba.errors import DatasetError, SpaceError
-from sb3_dmamba.spaces import check_action_space, flat_space, flatten_observation
+from sb3_dmamba.spaces import check_action_space, flat_space, flatten_observation, observation_dtype
 
-__all__ = [
-    "check_ends",
-    "check_keys",
-    "flatten_observations",
-    "infer_action_space",
-    "load_arrays",
-]
+__all__ = ["load_arrays"]
 
-_TERMINATED = ("terminals", "terminations", "terminated")
-_TRUNCATED = ("timeouts", "truncations", "truncated")
-_KEYS = ("observations", "actions", "rewards", *_TERMINATED, *_TRUNCATED)
-_OTHERS = {  # what people call them
+REQUIRED = ("observations", "actions", "rewards")
+TERMINATED = ("terminals", "terminations", "terminated")
+TRUNCATED = ("timeouts", "truncations", "truncated")
+KEYS = (*REQUIRED, *TERMINATED, *TRUNCATED)
+
+_SYNONYMS = {
     "observations": ("observation", "obs", "states", "state"),
     "actions": ("action", "acts", "act"),
     "rewards": ("reward", "rews", "rew"),
+    "terminals": ("dones", "done", "terminal", "ends"),
 }
-_ENDS = ("dones", "done", "terminal", "ends")
-_N_NAMED = 20
+_N_LISTED = 20
 _FRAME_DIMENSIONS = 2  # from here on, uint8 observations are frames
 _LARGEST_ACTION = 2**63 - 2  # of a Discrete space that starts at 0, whose size is an int64
 
@@ -65,44 +63,43 @@ def load_arrays(
             a Box from -1 to 1 if no float lies outside.
         env_id: What ``gymnasium.make`` takes.
         env_kwargs: Its other arguments.
-        name: Where the data came from, for people.
+        name: Name of the dataset in summaries and reports.
 
     Raises:
         DatasetError: A key is missing, given twice or nearly right, the arrays do not fit
-            together, or the action space cannot be told from the data.
+            together, or the action space cannot be inferred.
         SpaceError: A space cannot be learnt.
     """
     check_keys(source)
-    rewards = as_array(source["rewards"])
-    n_steps = rewards.size
-    if not n_steps:
-        raise DatasetError("the dataset is empty: it needs at least one episode of one step")
-    _check_lengths(source)
-    check_ends(source)
-    terminated = _read_flags(source, _TERMINATED, n_steps)
-    truncated = _read_flags(source, _TRUNCATED, n_steps)
-    terminated = np.zeros(n_steps, dtype=bool) if terminated is None else terminated
-    truncated = np.zeros(n_steps, dtype=bool) if truncated is None else truncated
-    last_steps = np.flatnonzero(terminated | truncated)
-    if not len(last_steps) or last_steps[-1] != n_steps - 1:
-        last_steps = np.append(last_steps, n_steps - 1)
-
-    actions = as_array(source["actions"])
-    if actions.shape[:1] != (n_steps,) or actions.dtype.kind not in "iuf":
+    for key in source:
+        close = [] if key in KEYS else near_names(str(key), KEYS, cutoff=0.85)
+        if close:
+            raise DatasetError(
+                f"{key!r} looks like {close[0]!r}: rename it, or leave it out",
+                setting=str(key),
+                choices=close,
+            )
+    arrays = {key: as_array(source[key]) for key in KEYS[1:] if key in source}
+    check_lengths({key: array.shape for key, array in arrays.items()})
+    actions, rewards = arrays["actions"], arrays["rewards"]
+    if actions.dtype.kind not in "iuf":
         raise DatasetError(
-            f"actions have shape {actions.shape} and dtype {actions.dtype}: give one number or "
-            f"vector for each of the {n_steps} rewards"
+            f"actions have dtype {actions.dtype}: give one number or vector a step",
+            setting="actions",
+            value=actions.dtype,
         )
+    terminated, truncated = read_flags(arrays, len(rewards))
+    offsets, ends = cut_episodes(terminated, truncated)
     if action_space is None:
         action_space = infer_action_space(iterate_rows(actions))
-    observations, flat = flatten_observations(source["observations"], observation_space)
+    observations, flat = _flatten(source["observations"], observation_space)
     return Trajectories(
         observations=observations,
         actions=actions,
         rewards=rewards,
-        terminated=terminated[last_steps],
-        truncated=truncated[last_steps],
-        episode_offsets=np.concatenate([[0], last_steps + 1]),
+        terminated=terminated[ends],
+        truncated=truncated[ends],
+        episode_offsets=offsets,
         observation_space=flat,
         action_space=check_action_space(action_space),
         env_id=env_id,
@@ -111,120 +108,277 @@ def load_arrays(
     )
 
 
-def check_keys(source: Mapping[Any, Any]) -> None:
-    """Check that a dict has the arrays that are needed, and none whose name is nearly right.
+def copy_rows(
+    rows: Iterable[tuple[Any, ndarray, ndarray]],
+    lengths: Sequence[int],
+    terminated: Sequence[bool] | Bool[ndarray, "E"],
+    truncated: Sequence[bool] | Bool[ndarray, "E"],
+    *,
+    space: spaces.Space[Any],
+    action_space: spaces.Box | spaces.Discrete,
+    observation_space: spaces.Box | None = None,
+    label: Callable[[int], str] = "episode {}".format,
+    **described: Any,
+) -> Trajectories:
+    """Copy steps into arrays that are allocated once.
+
+    Args:
+        rows: Observations, actions and rewards of consecutive steps, all of one episode.
+        lengths: Steps of each episode, (E,).
+        terminated: Whether the environment ended each episode, (E,).
+        truncated: Whether a limit ended each episode, (E,).
+        space: The space of the observations in ``rows``.
+        action_space: The environment's.
+        observation_space: As :class:`Trajectories` has it; None is the flat view of ``space``.
+        label: Name of an episode in error messages, by its index.
+        described: Further arguments of :class:`Trajectories`.
 
     Raises:
-        DatasetError: It does not; says what to rename.
+        DatasetError: Rows do not fit the spaces or each other; names the episode.
+        SpaceError: ``space`` has no flat view.
     """
-    for key in ("observations", "actions", "rewards"):
-        if key not in source:
-            renames = [f"rename {other!r} to {key!r}" for other in _OTHERS[key] if other in source]
-            has = ", ".join(map(repr, list(source)[:_N_NAMED])) or "nothing"
-            raise DatasetError(
-                f"the dict has no {key!r}: it has {has}; "
-                f"{renames[0] if renames else 'observations, actions and rewards are needed'}"
-            )
-    for key in source:
-        if key not in _KEYS:
-            close = near_names(str(key), _KEYS, cutoff=0.85)
-            if close:
-                raise DatasetError(
-                    f"the dict has {key!r}: rename it to {close[0]!r}, or leave it out"
-                )
-
-
-def check_ends(source: Mapping[Any, Any]) -> None:
-    """Check that a dict says where episodes end.
-
-    Raises:
-        DatasetError: It does not; says what to rename.
-    """
-    if not any(key in source for key in (*_TERMINATED, *_TRUNCATED)):
-        done = next((key for key in _ENDS if key in source), None)
-        hint = "give at least one, or where episodes end is unknown"
-        if done is not None:
-            hint = f"rename {done!r}, to 'terminals' where no time limit has ended an episode"
-        raise DatasetError(
-            f"neither 'terminals' nor 'timeouts' (nor Gymnasium's 'terminations', 'truncations') "
-            f"is there: {hint}"
-        )
-
-
-def _check_lengths(source: Mapping[Any, Any]) -> None:
-    """Check that there is one action, reward and flag for every step; name all where not."""
-    shapes = {
-        key: as_array(source[key]).shape
-        for key in ("actions", "rewards", *_TERMINATED, *_TRUNCATED)
-        if key in source
+    flat = flat_space(space)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    n_steps = int(offsets[-1])
+    actions_type = np.float32 if isinstance(action_space, spaces.Box) else np.int64
+    arrays: dict[str, Any] = {
+        "observations": np.empty((n_steps, *flat.shape), observation_dtype(flat)),
+        "actions": np.empty((n_steps, *(action_space.shape or ())), actions_type),
+        "rewards": np.empty(n_steps, np.float32),
     }
-    if math.prod(shapes["rewards"][1:]) != 1:
-        raise DatasetError(f"rewards have shape {shapes['rewards']}: give one number a step")
-    if len({shape[:1] for shape in shapes.values()}) > 1:
-        found = ", ".join(f"{key} {shape}" for key, shape in shapes.items())
+    start = 0
+    for observed, actions, rewards in rows:
+        episode = int(np.searchsorted(offsets, start, side="right")) - 1
+        steps = slice(start, start + len(rewards))
+        values = {"observations": observed, "actions": actions, "rewards": rewards}
+        with np.errstate(over="ignore", invalid="ignore"):  # Trajectories names such values
+            try:
+                values["observations"] = flatten_observation(space, observed, batch=True)
+            except SpaceError as error:
+                raise DatasetError(
+                    f"{label(episode)}: {error}",
+                    episode=episode,
+                    setting="observations",
+                    value=error.value,
+                ) from error
+            for name, array in arrays.items():
+                shape, expected = values[name].shape, (len(rewards), *array.shape[1:])
+                if shape != expected:
+                    raise DatasetError(
+                        f"{label(episode)}: {name} have shape {shape}, and {expected} is needed",
+                        episode=episode,
+                        setting=name,
+                        value=shape,
+                        choices=[expected],
+                    )
+                array[steps] = values[name]
+        if isinstance(action_space, spaces.Discrete):
+            _check_integers(actions, arrays["actions"][steps], action_space, episode, label)
+        start = steps.stop
+    return Trajectories(
+        **arrays,
+        terminated=np.asarray(terminated),
+        truncated=np.asarray(truncated),
+        episode_offsets=offsets,
+        observation_space=flat if observation_space is None else observation_space,
+        action_space=action_space,
+        **described,
+    )
+
+
+def _check_integers(
+    actions: ndarray,
+    integers: Int64[ndarray, "T"],
+    space: spaces.Discrete,
+    episode: int,
+    label: Callable[[int], str],
+) -> None:
+    wrong = np.flatnonzero(integers != actions)
+    if len(wrong):
         raise DatasetError(
-            f"the arrays differ in their number of steps ({found}): give one of each for every step"
+            f"{label(episode)}: an action is {actions[wrong[0]]}, and the action space is {space}: "
+            f"pass action_space, the environment's Box",
+            episode=episode,
+            setting="action_space",
+            value=actions[wrong[0]],
         )
 
 
-def _read_flags(
-    source: Mapping[str, Any], names: tuple[str, ...], n_steps: int
-) -> Bool[ndarray, "N"] | None:
-    given = [name for name in names if name in source]
+@contextlib.contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Add the file to the message and the attributes of a DatasetError raised inside."""
+    try:
+        yield
+    except DatasetError as error:
+        if error.path is None:
+            error.path = os.fspath(path)
+            error.args = (f"{path}: {error}",)
+        raise
+
+
+def check_keys(keys: Iterable[Any], terminated: Sequence[str] = TERMINATED) -> None:
+    """Check that observations, actions, rewards and at least one kind of flag are there.
+
+    Raises:
+        DatasetError: One is missing; says what to rename.
+    """
+    found = list(keys)
+    listed = ", ".join(map(repr, found[:_N_LISTED])) or "nothing"
+    for key in REQUIRED:
+        if key not in found:
+            raise DatasetError(
+                f"there is no {key!r} (there is {listed}){_rename_hint(found, key)}",
+                setting=key,
+                choices=found,
+            )
+    if not any(key in found for key in (*terminated, *TRUNCATED)):
+        hint = _rename_hint(found, "terminals")
+        raise DatasetError(
+            f"there is neither 'terminals' nor 'timeouts' (nor Gymnasium's 'terminations', "
+            f"'truncations') but {listed}, so where episodes end is unknown{hint}"
+            f"{' if no time limit ended an episode' if hint else ''}",
+            setting="terminals",
+            choices=found,
+        )
+
+
+def _rename_hint(found: Sequence[Any], key: str) -> str:
+    other = next((name for name in _SYNONYMS[key] if name in found), None)
+    return "" if other is None else f"; rename {other!r} to {key!r}"
+
+
+def check_lengths(shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Check that there is one reward and one of everything else for each step.
+
+    Raises:
+        DatasetError: There is not; names all arrays.
+    """
+    rewards = shapes["rewards"]
+    if 0 in rewards:
+        raise DatasetError("there are no rewards: give at least one step", setting="rewards")
+    if not rewards or math.prod(rewards[1:]) != 1:
+        raise DatasetError(
+            f"rewards have shape {rewards}: give one number a step",
+            setting="rewards",
+            value=rewards,
+        )
+    for key, shape in shapes.items():
+        if shape[:1] != rewards[:1]:
+            found = ", ".join(f"{name} {other}" for name, other in shapes.items())
+            raise DatasetError(
+                f"the arrays differ in their number of steps ({found}): give one of each for every "
+                f"step",
+                setting=key,
+                value=shape,
+            )
+
+
+def read_flags(
+    arrays: Mapping[str, ndarray], n_steps: int, time_limit: int | None = None
+) -> tuple[Bool[ndarray, "N"], Bool[ndarray, "N"]]:
+    """Return which steps terminated, and which truncated an episode.
+
+    Args:
+        arrays: Flags, (N,), under one of their names; other keys are left alone.
+        n_steps: N.
+        time_limit: Where no array says what was truncated: the number of steps after which an
+            episode that did not terminate ended; None is no limit.
+
+    Raises:
+        DatasetError: A flag is given under two names, or is neither 0 nor 1.
+    """
+    terminated = read_flag(arrays, TERMINATED)
+    truncated = read_flag(arrays, TRUNCATED)
+    if terminated is None:
+        terminated = np.zeros(n_steps, dtype=bool)
+    if truncated is None:
+        truncated = np.zeros(n_steps, dtype=bool)
+        if time_limit is not None:
+            starts = np.concatenate([[0], np.flatnonzero(terminated) + 1])
+            steps = np.arange(n_steps)
+            within = steps - starts[np.searchsorted(starts, steps, side="right") - 1]
+            truncated = (within % time_limit == time_limit - 1) & ~terminated
+    return terminated, truncated
+
+
+def read_flag(arrays: Mapping[str, ndarray], names: Sequence[str]) -> Bool[ndarray, "N"] | None:
+    """Return the flag that has one of some names; None where there is none."""
+    given = [name for name in names if name in arrays]
     if not given:
         return None
+    name, flags = given[0], arrays[given[0]]
     if len(given) > 1:
-        raise DatasetError(f"the dict has {' and '.join(map(repr, given))}: give one of them")
-    flags = as_array(source[given[0]])
-    if flags.shape != (n_steps,):
         raise DatasetError(
-            f"{given[0]} have shape {flags.shape}, and there are {n_steps} rewards: give one of "
-            f"each for every step"
+            f"{' and '.join(map(repr, given))} are the same flag: give one of them",
+            setting=name,
+            choices=given,
         )
-    if flags.dtype.kind not in "biuf":
-        raise DatasetError(f"{given[0]} are {flags.dtype}: give booleans")
+    if flags.ndim != 1 or flags.dtype.kind not in "biuf":
+        raise DatasetError(
+            f"{name} have shape {flags.shape} and dtype {flags.dtype}: give one boolean a step",
+            setting=name,
+            value=flags.shape,
+        )
     is_flag = np.asarray((flags == 0) | (flags == 1))
     if not is_flag.all():
         step = int(is_flag.argmin())
-        raise DatasetError(f"{given[0]}[{step}] is {flags[step]}: only 0 and 1 are flags")
+        raise DatasetError(
+            f"{name}[{step}] is {flags[step]}: only 0 and 1 are flags",
+            index=step,
+            setting=name,
+            value=flags[step],
+            choices=(0, 1),
+        )
     return np.asarray(flags).astype(bool)
 
 
-def flatten_observations(
-    observations: Any, space: spaces.Space[Any] | None
-) -> tuple[ndarray, spaces.Box]:
-    """Return the flat observations and their space, told from the data where none is given.
+def cut_episodes(
+    terminated: Bool[ndarray, "N"], truncated: Bool[ndarray, "N"]
+) -> tuple[Int64[ndarray, "E+1"], Int64[ndarray, "E"]]:
+    """Return the offsets of episodes and their last steps, from flags of each step."""
+    ends = np.flatnonzero(terminated | truncated)
+    if not len(ends) or ends[-1] != len(terminated) - 1:
+        ends = np.append(ends, len(terminated) - 1)
+    return np.concatenate([[0], ends + 1]), ends
 
-    Raises:
-        DatasetError: The observations do not fit the space.
-    """
+
+def _flatten(observations: Any, space: spaces.Space[Any] | None) -> tuple[ndarray, spaces.Box]:
+    """Return the flat observations and their space, inferred where none is given."""
     if space is not None and not isinstance(space, spaces.Box):
         flat = flat_space(space)
         try:
             return flatten_observation(space, observations, batch=True), flat
         except SpaceError as error:
-            raise DatasetError(f"observations: {error}") from error
+            raise DatasetError(
+                f"observations: {error}", setting="observations", value=error.value
+            ) from error
     if isinstance(observations, (Mapping, tuple)):
         raise DatasetError(
             f"observations are a {type(observations).__name__}: pass observation_space, the Dict "
-            f"or Tuple that they come from"
+            f"or Tuple that they come from",
+            setting="observation_space",
         )
     array = as_array(observations)
-    if space is not None:
-        return array, space
-    if array.dtype == np.uint8 and array.ndim > _FRAME_DIMENSIONS:
-        return array, spaces.Box(0, 255, array.shape[1:], np.uint8)
-    return array, spaces.Box(-np.inf, np.inf, array.shape[1:], np.float32)
+    return array, infer_observation_space(array) if space is None else space
+
+
+def infer_observation_space(
+    observations: ndarray, frame_dimensions: int = _FRAME_DIMENSIONS
+) -> spaces.Box:
+    """Return an unbounded Box, or one of bytes for uint8 of at least ``frame_dimensions``."""
+    if observations.dtype == np.uint8 and observations.ndim > frame_dimensions:
+        return spaces.Box(0, 255, observations.shape[1:], np.uint8)
+    return spaces.Box(-np.inf, np.inf, observations.shape[1:], np.float32)
 
 
 def infer_action_space(pieces: Iterable[ndarray]) -> spaces.Space[Any]:
-    """Tell the action space from all actions.
+    """Infer the action space from all actions.
 
     Args:
         pieces: The actions, in their order, some of them at a time.
 
     Raises:
-        DatasetError: It cannot be told. Names the first action that stands in the way, if any.
+        DatasetError: It cannot be inferred. Names the first action that prevents it, if any.
     """
     n_steps, lows, highs = 0, [], []
     for piece in pieces:
@@ -234,7 +388,10 @@ def infer_action_space(pieces: Iterable[ndarray]) -> spaces.Space[Any]:
             if len(bad):
                 raise DatasetError(
                     f"actions[{n_steps + int(bad[0])}] is {piece[bad[0]]}: pass action_space, the "
-                    f"environment's Discrete"
+                    f"environment's Discrete",
+                    index=n_steps + int(bad[0]),
+                    setting="action_space",
+                    value=piece[bad[0]],
                 )
         elif kind == "f" and is_vector:
             check_finite("actions", piece, first=n_steps)
@@ -247,6 +404,7 @@ def infer_action_space(pieces: Iterable[ndarray]) -> spaces.Space[Any]:
     if kind == "f" and is_vector and max(-low, high) <= 1.0:
         return spaces.Box(-1.0, 1.0, piece.shape[1:], np.float32)
     raise DatasetError(
-        f"the action space cannot be told from actions of shape {(n_steps, *piece.shape[1:])} and "
-        f"dtype {piece.dtype}, {low} to {high}: pass action_space, the environment's"
+        f"the action space cannot be inferred from actions of shape {(n_steps, *piece.shape[1:])} "
+        f"and dtype {piece.dtype}, {low} to {high}: pass action_space, the environment's",
+        setting="action_space",
     )

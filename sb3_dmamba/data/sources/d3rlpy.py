@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 from numpy import ndarray
 
+from sb3_dmamba.data.sources.arrays import copy_rows, infer_observation_space
 from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.errors import DatasetError, SpaceError
-from sb3_dmamba.spaces import check_action_space, flat_space, flatten_observation, observation_dtype
-
-__all__ = ["load_d3rlpy"]
+from sb3_dmamba.spaces import check_action_space
 
 _FRAME_DIMENSIONS = 3  # of a frame in d3rlpy: channels, height, width
 
@@ -33,9 +32,9 @@ def load_d3rlpy(
     Every step of every episode is read. (As transitions, d3rlpy leaves out the last step of an
     episode that was not terminated, because it has no observation after it.) d3rlpy notes only
     whether an episode was terminated: one that was not counts as truncated, and the one that an
-    online buffer is still writing counts as cut. What d3rlpy has left out on its own cannot be
-    brought back: an episode of one step that was not terminated, and in ``MDPDataset`` the steps
-    after the last flag.
+    online buffer is still writing counts as cut. What d3rlpy itself leaves out cannot be read: an
+    episode of one step that was not terminated, and in ``MDPDataset`` the steps after the last
+    flag.
 
     Args:
         source: The buffer. Observations of several arrays are read as a Tuple.
@@ -48,11 +47,11 @@ def load_d3rlpy(
             trajectory slicer has it.
         env_id: What ``gymnasium.make`` takes.
         env_kwargs: Its other arguments.
-        name: Where the data came from, for people.
+        name: Name of the dataset in summaries and reports.
 
     Raises:
         DatasetError: The buffer is empty, an episode does not fit the others or the spaces, or
-            the action space cannot be told from the data. Names the episode.
+            the action space cannot be inferred. Names the episode.
         SpaceError: A space cannot be learnt.
 
     Source: d3rlpy 2.8.1, ``dataset/components.py``, ``dataset/replay_buffer.py``.
@@ -63,25 +62,25 @@ def load_d3rlpy(
     if frame_stack is None:
         frame_stack = _find_frame_stack(source)
     if action_space is None:
-        action_space = _find_action_space(source.dataset_info, episodes)
-    actions = check_action_space(action_space)
+        action_space = _infer_action_space(source.dataset_info, episodes)
+    action_space = check_action_space(action_space)
     space = observation_space
     if space is None:
-        space = _infer_observation_space(episodes[0].observations)
+        space = _infer_space(episodes[0].observations)
+    stack = None
     if frame_stack > 1:
-        flat, frame = _stacked_space(space, frame_stack, observation_space is not None)
-    else:
-        flat = frame = flat_space(space)
-    arrays = _read_episodes(episodes, frame if frame_stack > 1 else space, frame, actions)
+        stack, space = _split_stack(space, frame_stack, observation_space is not None)
     unfinished = _find_unfinished(source)
     terminated = np.array([bool(episode.terminated) for episode in episodes])
     is_unfinished = np.array([any(episode is u for u in unfinished) for episode in episodes])
-    return Trajectories(
-        **arrays,
-        terminated=terminated,
-        truncated=~terminated & ~is_unfinished,
-        observation_space=flat,
-        action_space=actions,
+    return copy_rows(
+        _read_episodes(episodes, space, is_discrete=isinstance(action_space, spaces.Discrete)),
+        [int(episode.size()) for episode in episodes],
+        terminated,
+        ~terminated & ~is_unfinished,
+        space=space,
+        observation_space=stack,
+        action_space=action_space,
         env_id=env_id,
         env_kwargs=env_kwargs or {},
         source=name,
@@ -90,47 +89,29 @@ def load_d3rlpy(
 
 
 def _read_episodes(
-    episodes: Sequence[Any],
-    space: spaces.Space[Any],
-    stored: spaces.Box,
-    action_space: spaces.Box | spaces.Discrete,
-) -> dict[str, ndarray]:
-    """Copy all episodes into arrays made once."""
-    offsets = np.concatenate([[0], np.cumsum([int(episode.size()) for episode in episodes])])
-    n_steps = int(offsets[-1])
-    is_box = isinstance(action_space, spaces.Box)
-    arrays: dict[str, ndarray] = {
-        "observations": np.empty((n_steps, *stored.shape), dtype=observation_dtype(stored)),
-        "actions": np.empty(
-            (n_steps, *(action_space.shape or ())), dtype=np.float32 if is_box else np.int64
-        ),
-        "rewards": np.empty(n_steps, dtype=np.float32),
-        "episode_offsets": offsets,
-    }
-    for number, episode in enumerate(episodes):
-        steps = slice(offsets[number], offsets[number + 1])
-        length = int(episode.size())
-        try:
-            shown = _as_space_has_it(space, episode.observations)
-            observations = flatten_observation(space, shown, batch=True)
-        except SpaceError as error:
-            raise DatasetError(f"episode {number}: {error}") from error
-        arrays["observations"][steps] = _check_rows("observations", observations, number, length)
-        arrays["actions"][steps] = _read_actions(episode.actions, action_space, number, length)
-        arrays["rewards"][steps] = _read_column("rewards", episode.rewards, number, length)
-    return arrays
+    episodes: Sequence[Any], space: spaces.Space[Any], is_discrete: bool
+) -> Iterator[tuple[Any, ndarray, ndarray]]:
+    for episode in episodes:
+        actions = np.asarray(episode.actions)
+        yield (
+            _arrange(space, episode.observations),
+            _drop_column(actions) if is_discrete else actions,
+            _drop_column(np.asarray(episode.rewards)),
+        )
 
 
-def _as_space_has_it(space: spaces.Space[Any], observations: Any) -> Any:
-    """Give d3rlpy's arrays the form of the space: it has lists for dicts, and no scalars."""
+def _drop_column(array: ndarray) -> ndarray:
+    return array[:, 0] if array.shape[1:] == (1,) else array
+
+
+def _arrange(space: spaces.Space[Any], observations: Any) -> Any:
+    """Give d3rlpy's arrays the form of the space: d3rlpy has lists for dicts, and no scalars."""
     if isinstance(space, (spaces.Dict, spaces.Tuple)) and isinstance(observations, (list, tuple)):
         is_dict = isinstance(space, spaces.Dict)
         keys: list[Any] = list(space.spaces) if is_dict else list(range(len(space.spaces)))
         if len(keys) != len(observations):
-            return observations  # which the caller's flattening names
-        parts = [
-            _as_space_has_it(space[key], part) for key, part in zip(keys, observations, strict=True)
-        ]
+            return observations  # an error when it is flattened
+        parts = [_arrange(space[key], part) for key, part in zip(keys, observations, strict=True)]
         return dict(zip(keys, parts, strict=True)) if is_dict else parts
     array = np.asarray(observations)
     is_frame = isinstance(space, spaces.Box) and len(space.shape) == _FRAME_DIMENSIONS - 1
@@ -139,59 +120,27 @@ def _as_space_has_it(space: spaces.Space[Any], observations: Any) -> Any:
     return array
 
 
-def _read_actions(
-    actions: Any, space: spaces.Box | spaces.Discrete, episode: int, length: int
-) -> ndarray:
-    if isinstance(space, spaces.Box):
-        values = np.asarray(actions)
-        if values.shape != (length, *space.shape):
-            raise DatasetError(
-                f"episode {episode} has actions of shape {values.shape} where "
-                f"{(length, *space.shape)} is needed: pass action_space, the environment's"
-            )
-        return values
-    column = _read_column("actions", actions, episode, length)
-    integers: ndarray = column.astype(np.int64)
-    wrong = np.flatnonzero(integers != column)
-    if len(wrong):
-        raise DatasetError(
-            f"episode {episode}, step {wrong[0]}: the action is {column[wrong[0]]}, and the action "
-            f"space is {space}: pass action_space, the environment's Box (d3rlpy takes actions for "
-            f"discrete where those of the first episode are all integers)"
-        )
-    return integers
-
-
-def _read_column(what: str, values: Any, episode: int, length: int) -> ndarray:
-    """Return d3rlpy's (T, 1), or (T,), as (T,)."""
-    array = np.asarray(values)
-    if array.shape not in ((length, 1), (length,)):
-        raise DatasetError(
-            f"episode {episode} has {what} of shape {array.shape}: {(length, 1)} is needed, one "
-            f"number a step"
-        )
-    return array.reshape(length)
-
-
-def _check_rows(what: str, values: ndarray, episode: int, length: int) -> ndarray:
-    if len(values) != length:
-        raise DatasetError(
-            f"episode {episode} has {len(values)} {what} and {length} actions: give one of each "
-            f"per step"
-        )
-    return values
-
-
-def _infer_observation_space(observations: Any) -> spaces.Space[Any]:
+def _infer_space(observations: Any) -> spaces.Space[Any]:
     if isinstance(observations, (list, tuple)):
-        return spaces.Tuple([_infer_observation_space(part) for part in observations])
-    array = np.asarray(observations)
-    if array.dtype == np.uint8 and array.ndim > _FRAME_DIMENSIONS:
-        return spaces.Box(0, 255, array.shape[1:], np.uint8)
-    return spaces.Box(-np.inf, np.inf, array.shape[1:], np.float32)
+        return spaces.Tuple([_infer_space(part) for part in observations])
+    return infer_observation_space(np.asarray(observations), _FRAME_DIMENSIONS)
 
 
-def _stacked_space(
+def _infer_action_space(info: Any, episodes: Sequence[Any]) -> spaces.Space[Any]:
+    if info.action_space.name == "DISCRETE":
+        return spaces.Discrete(int(info.action_size))
+    largest = max(np.abs(episode.actions).max() for episode in episodes)
+    if not largest <= 1.0:  # NaN included
+        raise DatasetError(
+            f"the action space cannot be inferred from continuous actions up to {largest:g}: pass "
+            f"action_space, the environment's Box",
+            setting="action_space",
+            value=largest,
+        )
+    return spaces.Box(-1.0, 1.0, (int(info.action_size),), np.float32)
+
+
+def _split_stack(
     space: spaces.Space[Any], frame_stack: int, is_given: bool
 ) -> tuple[spaces.Box, spaces.Box]:
     """Return the space of stacks, and that of the single frames they are made of."""
@@ -205,7 +154,9 @@ def _stacked_space(
     raise SpaceError(
         f"the buffer stacks {frame_stack} frames, and an observation is {space}: only frames of "
         f"one channel, (1, height, width) uint8, are stacked; pass frame_stack=1 to learn from "
-        f"single frames"
+        f"single frames",
+        setting="frame_stack",
+        value=frame_stack,
     )
 
 
@@ -217,25 +168,10 @@ def _find_frame_stack(source: Any) -> int:
     return 1
 
 
-def _find_action_space(info: Any, episodes: Sequence[Any]) -> spaces.Space[Any]:
-    if info.action_space.name == "DISCRETE":
-        return spaces.Discrete(int(info.action_size))
-    largest = max(np.abs(episode.actions).max() for episode in episodes)
-    if not largest <= 1.0:  # NaN included
-        raise DatasetError(
-            f"the action space cannot be told from continuous actions up to {largest:g}: pass "
-            f"action_space, the environment's Box"
-        )
-    return spaces.Box(-1.0, 1.0, (int(info.action_size),), np.float32)
-
-
 def _find_unfinished(source: Any) -> list[Any]:
     """Return the episodes that the buffer, or the buffers it is mixed from, still write to."""
-    parts = (
-        getattr(source, "primary_replay_buffer", None),
-        getattr(source, "secondary_replay_buffer", None),
-    )
-    if parts[0] is not None:
-        return [episode for part in parts for episode in _find_unfinished(part)]
+    first = getattr(source, "primary_replay_buffer", None)
+    if first is not None:
+        return _find_unfinished(first) + _find_unfinished(source.secondary_replay_buffer)
     episode = getattr(getattr(source, "_writer", None), "_active_episode", None)
     return [] if episode is None else [episode]

@@ -1,4 +1,4 @@
-"""Files of Dopamine's replay buffers."""
+"""Checkpoint files of Dopamine's replay buffers, unpacked a piece at a time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,12 @@ MEMBERS = {"observation": "u1", "action": "iu", "reward": "fiu", "terminal": "bu
 
 _NAME = re.compile(rf"\$store\$_({'|'.join(MEMBERS)})_ckpt\.(\d+)\.gz")
 _PIECE_BYTES = 1 << 20
-_BEST_RATIO = 1032  # of deflate: what unpacks to more than this is not what its header says
+_MAX_COMPRESSION = 1032  # of deflate
+
+
+def error_in(path: Path, problem: str, **attributes: Any) -> DatasetError:
+    """Return an error whose message and attributes name a file or folder."""
+    return DatasetError(f"{path}: {problem}", path=path, **attributes)
 
 
 def find_checkpoints(folder: Path) -> list[int]:
@@ -37,11 +42,8 @@ class MemberReader:
     """Reads the rows of one file from the first on; a context manager.
 
     Args:
-        path: The file.
+        path: The file, a gzip of a ``.npy`` array.
         kinds: Kinds of numbers it may hold, as ``dtype.kind``; ``"u1"`` is bytes.
-
-    Raises:
-        DatasetError: The file is missing, no gzip of a ``.npy`` array, or of a wrong dtype.
     """
 
     def __init__(self, path: Path, kinds: str) -> None:
@@ -51,9 +53,11 @@ class MemberReader:
         try:
             self._file = gzip.open(path, "rb")  # noqa: SIM115  # closed by __exit__
         except FileNotFoundError:
-            raise DatasetError(
-                f"{path.parent} has no {path.name}: a checkpoint needs its {', '.join(MEMBERS)}; "
-                f"get the file, or leave that one out with checkpoints=[...]"
+            raise error_in(
+                path,
+                f"there is no such file, and a checkpoint needs its {', '.join(MEMBERS)}: get the "
+                f"file, or leave that one out with checkpoints=[...]",
+                setting="checkpoints",
             ) from None
         try:
             self.shape, self.dtype = self._read_header()
@@ -69,14 +73,9 @@ class MemberReader:
         self._file.close()
 
     def read_into(self, rows: Num[ndarray, "n *row"]) -> None:
-        """Fill an array with the next rows.
-
-        Raises:
-            DatasetError: The file is cut or damaged, or ends before.
-        """
+        """Fill an array with the next rows."""
         if len(rows) and self._peeked is not None:
-            rows[0] = self._peeked
-            self._peeked = None
+            rows[0], self._peeked = self._peeked, None
             rows = rows[1:]
         if not rows.size:
             return
@@ -85,9 +84,16 @@ class MemberReader:
             with self._explained():
                 count = self._file.readinto(view[:_PIECE_BYTES])
             if not count:
-                raise self._error(f"its header promises {self.shape[0]:,} rows and it has fewer")
+                raise self._error(f"its header promises shape {self.shape} and it has less")
             view = view[count:]
         self.n_read += len(rows)
+
+    def read_all(self) -> Num[ndarray, "..."]:
+        """Return the whole array."""
+        values = np.empty(self.shape, self.dtype)
+        self.read_into(values.reshape(-1))
+        self.finish()
+        return values
 
     def peek(self) -> Num[ndarray, "*row"]:
         """Return the next row, which stays the next."""
@@ -98,27 +104,20 @@ class MemberReader:
         return self._peeked
 
     def skip(self, count: int) -> None:
-        """Read rows and forget them."""
-        scratch_rows = max(1, _PIECE_BYTES // max(1, self._row_bytes))
-        scratch = np.empty((min(count, scratch_rows), *self.shape[1:]), self.dtype)
+        """Read rows and discard them."""
+        row_bytes = int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
+        n_rows = min(count, max(1, _PIECE_BYTES // max(1, row_bytes)))
+        scratch = np.empty((n_rows, *self.shape[1:]), self.dtype)
         while count:
             self.read_into(scratch[:count])
             count -= min(count, len(scratch))
 
     def finish(self) -> None:
-        """Check that the file ends here, and its checksum.
-
-        Raises:
-            DatasetError: It does not, or the checksum is wrong.
-        """
+        """Check that the file ends here, and its checksum."""
         with self._explained():
             more = self._file.read(1)
         if more:
-            raise self._error(f"it goes on after the {self.shape[0]:,} rows of its header")
-
-    @property
-    def _row_bytes(self) -> int:
-        return int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
+            raise self._error(f"it goes on after the shape {self.shape} of its header")
 
     def _read_header(self) -> tuple[tuple[int, ...], np.dtype[Any]]:
         with self._explained():
@@ -138,11 +137,11 @@ class MemberReader:
     def _check(self, kinds: str) -> None:
         wanted = self.dtype == np.uint8 if kinds == "u1" else self.dtype.kind in kinds
         if not wanted:
-            allowed = {"b": "bool", "u": "unsigned", "i": "integer", "f": "float", "u1": "uint8"}
-            names = [allowed[kinds]] if kinds in allowed else [allowed[kind] for kind in kinds]
-            raise self._error(f"it holds {self.dtype}, where {' or '.join(names)} belongs")
+            names = {"b": "bool", "u": "unsigned", "i": "integer", "f": "float"}
+            expected = "uint8" if kinds == "u1" else " or ".join(names[kind] for kind in kinds)
+            raise self._error(f"expected {expected}, got {self.dtype}")
         size = int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize
-        if size > _BEST_RATIO * self.path.stat().st_size + _PIECE_BYTES:
+        if size > _MAX_COMPRESSION * self.path.stat().st_size + _PIECE_BYTES:
             raise self._error(
                 f"its header promises shape {self.shape}, {size:,} bytes, and no gzip of "
                 f"{self.path.stat().st_size:,} bytes holds as many"
@@ -158,25 +157,19 @@ class MemberReader:
             ) from error
 
     def _error(self, what: str) -> DatasetError:
-        return DatasetError(f"{self.path}: {what}; get that file again")
+        return error_in(self.path, f"{what}; get that file again")
 
 
 @dataclass(frozen=True, eq=False)
 class Steps:
-    """The small members of a checkpoint, in as few bytes as hold them: fifty are held at once.
-
-    Args:
-        actions: (rows,) uint8.
-        rewards: (rows,), clipped to ±1: int8 where all are whole, else float32.
-        terminal: (rows,), True at the last step of an episode.
-    """
+    """The small members of a checkpoint, in 3 bytes a row: the recipe holds fifty at once."""
 
     actions: UInt8[ndarray, "rows"]
-    rewards: Num[ndarray, "rows"]
-    terminal: Bool[ndarray, "rows"]
+    rewards: Num[ndarray, "rows"]  # clipped to ±1: int8 where all are whole, else float32
+    terminal: Bool[ndarray, "rows"]  # True at the last step of an episode
 
     def are_blank(self, row: int) -> bool:
-        """Whether a row holds nothing but, perhaps, a frame."""
+        """Whether action, reward and end of a row are zero."""
         return not (self.actions[row] or self.rewards[row] or self.terminal[row])
 
 
@@ -185,13 +178,12 @@ class Checkpoint:
     """One numbered set of files.
 
     Args:
-        folder: Where they lie.
+        folder: The files' folder.
         number: As in their names.
         n_rows: Rows of each member: the replay buffer's capacity.
         frame_shape: Shape of one frame.
-        add_count: Rows the buffer had been given when it was written, or None where that file is
-            not there. The row after the newest is ``add_count % n_rows``: what is there and behind
-            is older.
+        add_count: Rows the buffer had been given when it was written; None where that file is
+            missing. Rows from ``add_count % n_rows`` on are older than those before.
     """
 
     folder: Path
@@ -202,25 +194,22 @@ class Checkpoint:
 
     @classmethod
     def open(cls, folder: Path, number: int) -> Checkpoint:
-        """Look at the headers of all members.
-
-        Raises:
-            DatasetError: A file is missing or damaged, of a wrong dtype or shape, or their
-                lengths differ.
-        """
+        """Read the headers of all members and check them against each other."""
         shapes: dict[str, tuple[int, ...]] = {}
         for member, kinds in MEMBERS.items():
             with MemberReader(_path(folder, member, number), kinds) as reader:
                 shape = shapes[member] = reader.shape
                 dimensions = 3 if member == "observation" else 1
                 if len(shape) != dimensions or 0 in shape:
-                    wanted = "(rows, height, width)" if dimensions == 3 else "(rows,)"
-                    raise DatasetError(f"{reader.path}: it has shape {shape} and not {wanted}")
+                    expected = "(rows, height, width)" if dimensions == 3 else "(rows,)"
+                    problem = f"expected shape {expected}, got {shape}"
+                    raise error_in(reader.path, problem, setting=member, value=shape)
         if len({shape[0] for shape in shapes.values()}) > 1:
             lengths = ", ".join(f"{member} {shape[0]:,}" for member, shape in shapes.items())
-            raise DatasetError(
-                f"{folder}: the members of checkpoint {number} differ in length ({lengths} rows): "
-                f"get those files again"
+            raise error_in(
+                folder,
+                f"the members of checkpoint {number} differ in length ({lengths} rows): get those "
+                f"files again",
             )
         n_rows, *frame_shape = shapes["observation"]
         return cls(folder, number, n_rows, tuple(frame_shape), _read_add_count(folder, number))
@@ -234,20 +223,10 @@ class Checkpoint:
         return _path(self.folder, member, self.number)
 
     def read_steps(self, n_actions: int) -> Steps:
-        """Read the small members.
-
-        Args:
-            n_actions: How many actions the game has.
-
-        Raises:
-            DatasetError: A file is damaged, a reward is not finite, an action none of the game's,
-                or an end neither 0 nor 1. Names file and row.
-        """
-        found = {name: self._read(name) for name in MEMBERS if name != "observation"}
-        actions, rewards, terminal = (found[name] for name in ("action", "reward", "terminal"))
-        self._check(
-            "action", actions, (actions >= 0) & (actions < n_actions), f"0 to {n_actions - 1}"
-        )
+        """Read the small members, whose actions are 0 to ``n_actions - 1``."""
+        actions, rewards, terminal = map(self._read, ("action", "reward", "terminal"))
+        is_action = (actions >= 0) & (actions < n_actions)
+        self._check("action", actions, is_action, f"0 to {n_actions - 1}")
         self._check("reward", rewards, np.isfinite(rewards), "a finite number")
         self._check("terminal", terminal, terminal <= 1, "0 or 1")
         clipped = np.clip(rewards, -1, 1).astype(np.float32)
@@ -260,17 +239,14 @@ class Checkpoint:
 
     def _read(self, member: str) -> Num[ndarray, "rows"]:
         with MemberReader(self.path(member), MEMBERS[member]) as reader:
-            values = np.empty(reader.shape, reader.dtype)
-            reader.read_into(values)
-            reader.finish()
-        return values
+            return reader.read_all()
 
-    def _check(self, member: str, values: ndarray, good: ndarray, wanted: str) -> None:
-        if not good.all():
-            row = int(np.argmin(good))
-            raise DatasetError(
-                f"{self.path(member)}: row {row:,} holds {values[row]}, where {wanted} belongs"
-            )
+    def _check(self, member: str, values: ndarray, is_good: ndarray, expected: str) -> None:
+        if not is_good.all():
+            row = int(np.argmin(is_good))
+            problem = f"row {row:,}: expected {expected}, got {values[row]}"
+            path, value = self.path(member), values[row]
+            raise error_in(path, problem, index=row, setting=member, value=value)
 
 
 def _path(folder: Path, member: str, number: int) -> Path:
@@ -283,8 +259,5 @@ def _read_add_count(folder: Path, number: int) -> int | None:
         return None
     with MemberReader(path, "iu") as reader:
         if int(np.prod(reader.shape)) != 1:
-            raise DatasetError(f"{path}: it has shape {reader.shape}, where one number belongs")
-        count = np.empty(1, reader.dtype)
-        reader.read_into(count)
-        reader.finish()
-    return int(count[0])
+            raise error_in(path, f"expected one number, got shape {reader.shape}")
+        return int(reader.read_all().flat[0])

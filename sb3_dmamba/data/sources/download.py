@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 OFFLINE_VARIABLE = "SB3_DMAMBA_OFFLINE"
-"""Environment variable: set to anything but 0, nothing is ever downloaded."""
+"""Environment variable that switches downloads off, unless it is empty or 0."""
 
 _BLOCK = 1 << 18
 _TEMPORARY_STATUSES = (408, 425, 429, 500, 502, 503, 504)
@@ -41,7 +41,7 @@ def download_file(
         url: An http or https address.
         path: Where the file goes; folders are made. A temporary file beside it is renamed to it
             when it is complete, and removed if it never is.
-        signature: What the file must begin with (a login page of the network does not).
+        signature: The file's first bytes (a network's login page has others).
         progress_bar: Show a bar, on stderr.
         timeout: Seconds without a byte after which a connection counts as broken.
         attempts: Number of tries.
@@ -55,11 +55,11 @@ def download_file(
             file instead.
     """
     if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
-        raise DatasetError(f"{url!r} is not an http or https address")
+        raise DatasetError(f"{url!r} is not an http or https address", setting="url", value=url)
     import pooch
     import requests
 
-    pooch.get_logger().setLevel("WARNING")  # the bar says as much
+    pooch.get_logger().setLevel("WARNING")  # the bar shows progress
     with byte_progress(path.name, progress_bar) as bar:
         client = pooch.create(
             path=path.parent,
@@ -73,10 +73,15 @@ def download_file(
         except (_PermanentError, requests.RequestException, ValueError) as error:
             raise DatasetError(
                 f"{url} could not be downloaded ({error}): get that file in another way and put "
-                f"it at {path}, or try again later"
+                f"it at {path}, or try again later",
+                path=path,
+                setting="url",
+                value=url,
             ) from error
         except OSError as error:
-            raise DatasetError(f"{path} cannot be written ({error.strerror or error})") from error
+            raise DatasetError(
+                f"{path} cannot be written ({error.strerror or error})", path=path
+            ) from error
     return path
 
 
@@ -85,7 +90,7 @@ class _PermanentError(Exception):
 
 
 class _Downloader:
-    """What pooch calls for each attempt, and the progress bar that it tells."""
+    """One attempt, as pooch calls it, and the progress bar that pooch updates."""
 
     def __init__(self, signature: bytes, bar: Bar, timeout: float) -> None:
         self._signature, self._bar, self._timeout = signature, bar, timeout
@@ -136,4 +141,4 @@ class _Downloader:
         self._bar.start(0, self.total or None)
 
     def close(self) -> None:
-        """The bar is closed by who opened it."""
+        """Do nothing: :func:`download_file` closes the bar."""

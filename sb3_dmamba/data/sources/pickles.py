@@ -1,4 +1,4 @@
-"""Decision Transformer pickles: a list with a dict of arrays for each episode."""
+"""Unpickle NumPy arrays, numbers and plain containers without running code."""
 
 from __future__ import annotations
 
@@ -7,32 +7,23 @@ import mmap
 import pickle
 import pickletools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, cast
 
 import numpy as np
-from gymnasium import spaces
 from numpy import ndarray
 
-from sb3_dmamba.data.sources.arrays import (
-    check_ends,
-    check_keys,
-    flatten_observations,
-    infer_action_space,
-    load_arrays,
-)
-from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.errors import DatasetError
-from sb3_dmamba.spaces import check_action_space
+from sb3_dmamba.paths import describe_missing_path
 
 _NUMBER = re.compile(r"[biuf]\d*|\?|bool|u?int\d+|float\d+")
 _SB3_BUFFER = re.compile(r"(stable_baselines3|sb3_contrib)\..*ReplayBuffer$")
-_LEAD = "only pickles of numpy arrays, numbers, texts, lists, tuples and dicts are read"
+_ALLOWED_TYPES = "only pickles of numpy arrays, numbers, texts, lists, tuples and dicts are read"
 
 
 def load_plain_pickle(path: Path) -> Any:
-    """Unpickle plain containers, numbers and numeric numpy arrays without running code.
+    """Unpickle plain containers, numbers and numeric NumPy arrays without running code.
 
     Args:
         path: The file; any protocol.
@@ -44,33 +35,23 @@ def load_plain_pickle(path: Path) -> Any:
         DatasetError: The file is missing, cut or no pickle, or asks for anything else (names it).
     """
     try:
-        with (
-            path.open("rb") as file,
-            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
-        ):
-            for count, (opcode, argument, _) in enumerate(
-                pickletools.genops(cast("IO[bytes]", data))
-            ):
-                # The C unpickler allocates what sizes and memo indices announce (genops refuses
-                # sizes beyond the end of the file), and finds extensions without find_class.
-                if "PUT" in opcode.name and not 0 <= int(argument or 0) <= count:
-                    raise ValueError(f"memo index {argument} after {count} opcodes")
-                if opcode.name.startswith("EXT"):
-                    raise ValueError(f"extension {argument}")
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            _check_opcodes(data)
             data.seek(0)
             return _Unpickler(data, path).load()
     except DatasetError:
         raise
     except FileNotFoundError:
-        raise DatasetError(f"{path} does not exist") from None
+        raise DatasetError(describe_missing_path(path), path=path) from None
     except Exception as error:
         raise DatasetError(
-            f"{path} is damaged or no pickle ({type(error).__name__}: {error}): get it again"
+            f"{path} is damaged or no pickle ({type(error).__name__}: {error}): get it again",
+            path=path,
         ) from error
 
 
 def to_array(value: Any) -> ndarray:
-    """Return a pickled array, or a list of numbers or of arrays of one shape, as numpy's.
+    """Return a pickled array, or a list of numbers or of arrays of one shape, as NumPy's.
 
     Raises:
         DatasetError: It holds something else than numbers, or does not fit together.
@@ -86,6 +67,23 @@ def to_array(value: Any) -> ndarray:
         if array.dtype.kind in "biuf":
             return array
     raise DatasetError(f"it is a {type(value).__name__} without numbers: give an array of numbers")
+
+
+def _check_opcodes(data: mmap.mmap) -> None:
+    """Raise ValueError at what the C unpickler would act on before it calls ``find_class``.
+
+    It allocates what memo indices announce (``genops`` itself refuses sizes beyond the file's
+    end), and looks extensions up in a registry.
+    """
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(cast("IO[bytes]", data))):
+        if "PUT" in opcode.name and not 0 <= int(argument or 0) <= count:
+            raise ValueError(f"memo index {argument} after {count} opcodes")
+        if opcode.name.startswith("EXT"):
+            raise ValueError(f"extension {argument}")
+
+
+# Stand-ins for NumPy's own classes, whose __setstate__ trusts what it is given: an array of
+# objects would take bytes of the file for pointers.
 
 
 class _Dtype:
@@ -136,7 +134,7 @@ def _decode(raw: Any, dtype: Any, shape: Any, order: Any, axes: Any = None) -> n
     if min(shape, default=0) < 0 or len(raw) != math.prod(shape) * dtype.value.itemsize:
         raise ValueError(f"{len(raw)} bytes for an array of {dtype.name} and shape {shape}")
     flat = np.frombuffer(bytes(raw), dtype.value)
-    array = flat.reshape(shape, order="F" if order == "F" else "C")
+    array = flat.reshape(shape, order="F" if order == "F" else "C")  # "K" goes with axes
     return array if axes is None else array.transpose(axes)
 
 
@@ -189,166 +187,21 @@ class _Unpickler(pickle.Unpickler):
         if asked in _ALLOWED:
             return _Call(_ALLOWED[asked])
         if _SB3_BUFFER.match(asked):
-            raise DatasetError(
+            message = (
                 f"{self._path} is a replay buffer that Stable-Baselines3 saved (it asks for "
                 f"{asked!r}, which could run code): if you trust the file, let SB3 read it, "
                 f"model.load_replay_buffer(path), and use load_trajectories(model.replay_buffer), "
                 f"whose save(folder) writes a store for the command line"
             )
-        raise DatasetError(
-            f"{self._path} asks for {asked!r}, which could run code: {_LEAD}; if you trust "
-            f"the file, load it yourself and pass the arrays"
-        )
+        else:
+            message = (
+                f"{self._path} asks for {asked!r}, which could run code: {_ALLOWED_TYPES}; if you "
+                f"trust the file, load it yourself and pass the arrays"
+            )
+        raise DatasetError(message, path=self._path, value=asked, choices=_ALLOWED)
 
     def persistent_load(self, pid: Any) -> Any:
-        raise DatasetError(f"{self._path} refers to objects outside of it ({pid!r:.80}): {_LEAD}")
-
-
-_TERMINATED = ("terminals", "terminations", "terminated", "dones")
-_TRUNCATED = ("timeouts", "truncations", "truncated")
-
-
-def read_pickle(
-    path: Path,
-    observation_space: spaces.Space[Any] | None,
-    action_space: spaces.Space[Any] | None,
-) -> Trajectories:
-    """Read a list of episodes, or a dict of flat arrays; nothing in the file is run.
-
-    An episode needs ``terminals``, ``timeouts`` or both. The Decision Transformer's files have no
-    ``timeouts``, and only episodes that ended: there, one that did not terminate ran out of time.
-
-    Args:
-        path: The file.
-        observation_space: The environment's, if it is known.
-        action_space: The environment's, if it is known.
-
-    Raises:
-        DatasetError: The file is damaged, hostile or malformed; names episode and member.
-        SpaceError: A space cannot be learnt.
-
-    Source: gym/data/download_d4rl_datasets.py in github.com/kzl/decision-transformer.
-    """
-    contents = load_plain_pickle(path)
-    try:
-        if isinstance(contents, dict):
-            check_keys(contents)
-            known = ("observations", "actions", "rewards", *_TERMINATED[:-1], *_TRUNCATED)
-            flat = {key: _array(contents, key, "") for key in known if key in contents}
-            check_ends(contents)
-            return load_arrays(
-                flat,
-                observation_space=observation_space,
-                action_space=action_space,
-                name=f"d4rl:{path}",
-            )
-        return _join(_read_episodes(contents), observation_space, action_space, path)
-    except DatasetError as error:
-        raise DatasetError(f"{path}: {error}") from error
-    except MemoryError as error:
-        raise DatasetError(f"{path}: its episodes do not fit into memory together") from error
-
-
-def _read_episodes(contents: Any) -> list[dict[str, ndarray]]:
-    if not isinstance(contents, (list, tuple)) or not contents:
         raise DatasetError(
-            f"it holds {'no episode' if contents in ([], ()) else type(contents).__name__}: a "
-            f"list of one dict an episode is needed, or a dict of flat arrays"
+            f"{self._path} refers to objects outside of it ({pid!r:.80}): {_ALLOWED_TYPES}",
+            path=self._path,
         )
-    return [_read_episode(episode, f"episode {i}") for i, episode in enumerate(contents)]
-
-
-def _read_episode(episode: Any, where: str) -> dict[str, ndarray]:
-    if not isinstance(episode, Mapping):
-        raise DatasetError(f"{where} is a {type(episode).__name__}: a dict of arrays is needed")
-    arrays = {key: _array(episode, key, where) for key in ("observations", "actions", "rewards")}
-    n_steps = arrays["rewards"].size
-    if arrays["rewards"].shape not in ((n_steps,), (n_steps, 1)) or not n_steps:
-        raise DatasetError(
-            f"{where}, rewards: the shape is {arrays['rewards'].shape}: there is one a step"
-        )
-    arrays["rewards"] = arrays["rewards"].reshape(-1)
-    if arrays["actions"].dtype.kind in "iu" and arrays["actions"].shape[1:] == (1,):
-        arrays["actions"] = arrays["actions"].reshape(-1)
-    for key in ("observations", "actions"):
-        if arrays[key].shape[:1] != (n_steps,):
-            raise DatasetError(
-                f"{where}, {key}: the shape is {arrays[key].shape}, and there are {n_steps} rewards"
-            )
-    terminated = _flag(episode, _TERMINATED, n_steps, where)
-    truncated = _flag(episode, _TRUNCATED, n_steps, where)
-    if terminated is None and truncated is None:
-        raise DatasetError(
-            f"{where} has neither 'terminals' nor 'timeouts' (nor Gymnasium's 'terminations', "
-            f"'truncations'), one of which is needed: it has {_keys(episode)}"
-        )
-    arrays["terminated"] = np.array(bool(terminated))
-    arrays["truncated"] = np.array(not terminated if truncated is None else truncated)
-    return arrays
-
-
-def _flag(
-    episode: Mapping[Any, Any], names: tuple[str, ...], n_steps: int, where: str
-) -> bool | None:
-    """Return whether an episode ended so, which its last step says; None where none does."""
-    name = next((name for name in names if name in episode), None)
-    if name is None:
-        return None
-    flags = _array(episode, name, where)
-    if flags.shape not in ((n_steps,), (n_steps, 1)) or not np.isin(flags, (0, 1)).all():
-        raise DatasetError(f"{where}, {name}: one flag, 0 or 1, is needed for {n_steps} steps")
-    early = np.flatnonzero(flags.reshape(-1)[:-1])
-    if len(early):
-        raise DatasetError(
-            f"{where}, {name}: step {early[0]} is flagged and is not the last, {n_steps - 1}: an "
-            f"episode must end there"
-        )
-    return bool(flags.reshape(-1)[-1])
-
-
-def _join(
-    episodes: list[dict[str, ndarray]],
-    observation_space: spaces.Space[Any] | None,
-    action_space: spaces.Space[Any] | None,
-    path: Path,
-) -> Trajectories:
-    arrays: dict[str, Any] = {
-        key: _concatenate(episodes, key) for key in ("observations", "actions", "rewards")
-    }
-    lengths = [len(episode["rewards"]) for episode in episodes]
-    if action_space is None:
-        action_space = infer_action_space([arrays["actions"]])
-    arrays["observations"], flat = flatten_observations(arrays["observations"], observation_space)
-    return Trajectories(
-        **arrays,
-        terminated=np.array([episode["terminated"] for episode in episodes]),
-        truncated=np.array([episode["truncated"] for episode in episodes]),
-        episode_offsets=np.concatenate([[0], np.cumsum(lengths)]),
-        observation_space=flat,
-        action_space=check_action_space(action_space),
-        source=f"d4rl:{path}",
-    )
-
-
-def _concatenate(episodes: list[dict[str, ndarray]], key: str) -> ndarray:
-    first = episodes[0][key]
-    for index, episode in enumerate(episodes):
-        if episode[key].shape[1:] != first.shape[1:]:
-            raise DatasetError(
-                f"episode {index}, {key}: a step has shape {episode[key].shape[1:]}, and "
-                f"{first.shape[1:]} in episode 0"
-            )
-    return np.concatenate([episode[key] for episode in episodes])
-
-
-def _array(source: Mapping[Any, Any], key: str, where: str) -> ndarray:
-    if key not in source:
-        raise DatasetError(f"{where or 'the dict'} has no {key!r}: it has {_keys(source)}")
-    try:
-        return to_array(source[key])
-    except DatasetError as error:
-        raise DatasetError(f"{where}{', ' if where else ''}{key}: {error}") from error
-
-
-def _keys(source: Mapping[Any, Any]) -> str:
-    return ", ".join(map(repr, list(source)[:20])) or "nothing"

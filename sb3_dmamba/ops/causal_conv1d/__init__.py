@@ -7,7 +7,8 @@ from typing import Literal, overload
 from jaxtyping import Float
 from torch import Tensor
 
-from sb3_dmamba.ops.dispatch import check_tensors, get_implementation
+from sb3_dmamba.ops._shared import check_tensors
+from sb3_dmamba.ops.dispatch import get_implementation
 
 __all__ = ["causal_conv1d"]
 

@@ -13,16 +13,11 @@ from sb3_dmamba.ops._triton import exp_minus_abs, load, sigmoid_from_exp
 
 @triton.jit
 def load_padded(
-    x_ptr,
-    initial_ptr,
-    place,
-    d,
-    length,
-    n_channels,
+    x_ptr, initial_ptr,
+    place, d, length, n_channels,
     x_time,
-    TAPS: tl.constexpr,
-    DOUBLE: tl.constexpr,
-):
+    TAPS: tl.constexpr, DOUBLE: tl.constexpr,
+):  # fmt: skip
     """Load rows of the padded sequence, zeros beyond its end and where there is no state."""
     token = place - (TAPS - 1)
     inside = (token >= 0) & (token < length)
@@ -36,23 +31,12 @@ def load_padded(
 
 @triton.jit(do_not_specialize=["length", "span"])
 def conv_forward(
-    x_ptr,
-    weight_ptr,
-    bias_ptr,
-    initial_ptr,
-    y_ptr,
-    final_ptr,
-    length,
-    span,
-    n_channels,
-    x_batch,
-    x_time,
-    TAPS: tl.constexpr,
-    BLOCK_L: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    SILU: tl.constexpr,
+    x_ptr, weight_ptr, bias_ptr, initial_ptr, y_ptr, final_ptr,
+    length, span, n_channels,
+    x_batch, x_time,
+    TAPS: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr, SILU: tl.constexpr,
     DOUBLE: tl.constexpr,
-):
+):  # fmt: skip
     """Convolve ``span`` tokens; the first program of a sequence stores its final state."""
     n_blocks = tl.cdiv(n_channels, BLOCK_D)
     batch = (tl.program_id(0) // n_blocks).to(tl.int64)
@@ -98,29 +82,13 @@ def conv_forward(
 
 @triton.jit(do_not_specialize=["length", "span"])
 def conv_backward(
-    x_ptr,
-    weight_ptr,
-    bias_ptr,
-    initial_ptr,
-    grad_ptr,
-    grad_final_ptr,
-    d_x_ptr,
-    d_initial_ptr,
+    x_ptr, weight_ptr, bias_ptr, initial_ptr, grad_ptr, grad_final_ptr, d_x_ptr, d_initial_ptr,
     d_taps_ptr,
-    length,
-    span,
-    n_channels,
-    x_batch,
-    x_time,
-    grad_batch,
-    grad_time,
-    TAPS: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_L: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    SILU: tl.constexpr,
-    DOUBLE: tl.constexpr,
-):
+    length, span, n_channels,
+    x_batch, x_time, grad_batch, grad_time,
+    TAPS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr,
+    SILU: tl.constexpr, DOUBLE: tl.constexpr,
+):  # fmt: skip
     """Compute the gradients of ``span`` places of the padded sequence.
 
     What the program's tokens contribute to the gradients of the taps and, as one more tap, of the

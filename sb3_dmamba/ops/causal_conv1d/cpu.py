@@ -1,23 +1,22 @@
-"""The causal convolution on the CPU: Numba kernels and their autograd function."""
+"""The causal convolution on the CPU: Numba kernels, and the function that calls them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from sb3_dmamba.ops import _cpu
+from sb3_dmamba.ops._shared import compute_dtype, make_differentiable
 from sb3_dmamba.ops._simd import (
-    copy_scaled,
     exp_minus_abs,
     fetch_increment,
     fma,
     load,
     load_int,
     load_lanes,
+    pack_channels,
     prefetch,
     prefetch_to_write,
     sigmoid_from_exp,
@@ -26,8 +25,89 @@ from sb3_dmamba.ops._simd import (
     store_lanes,
 )
 
+
+def causal_conv1d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    silu: bool,
+    initial_state: Tensor | None,
+    return_final_state: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Compute the convolution; shapes are those of :func:`sb3_dmamba.ops.causal_conv1d`."""
+    dtype = compute_dtype(x)
+    tensors = [x, weight, bias, initial_state]
+    if _cpu.prepare(tensors, 1, dtype):
+        y, final = _convolve(silu, return_final_state, *tensors)
+    else:
+        y, final, _ = _forward(silu, return_final_state, False, tensors)
+    if x.dtype is not dtype:
+        y, final = y.to(x.dtype), None if final is None else final.to(x.dtype)
+    return y, final
+
+
+def _common_arguments(silu: bool, size: int, tensors: Sequence[Any]) -> tuple[int, ...]:
+    """Pack what both kernels take."""
+    x, weight, bias, initial = tensors
+    return (
+        *(0, *x.shape, weight.shape[1], int(silu)),
+        *_cpu.row_arguments(size, x),
+        *_cpu.addresses(weight, bias, initial),
+    )
+
+
+def _forward(
+    silu: bool, return_final_state: bool, save: bool, tensors: Sequence[Any]
+) -> tuple[Tensor, Tensor | None, None]:
+    """Return the output, and the final state or None; nothing besides the inputs is saved."""
+    x, weight = tensors[0], tensors[1]
+    (batch, length, channels), taps, dtype = x.shape, weight.shape[1], x.dtype
+    bits, _, blocks = _cpu.count_vectors(dtype, channels)
+    y = _cpu.empty(*x.shape, dtype=dtype)
+    final = _cpu.empty(batch, taps - 1, channels, dtype=dtype) if return_final_state else None
+    _cpu.call_kernel(
+        _cpu.load_kernel("causal_conv1d.cpu", "build_forward", bits),
+        (*_common_arguments(silu, bits // 8, tensors), *_cpu.addresses(y, final)),
+        64 * blocks * taps,
+        batch,
+        batch * length * channels * taps,
+    )
+    return y, final, None
+
+
+def _backward(
+    silu: bool, tensors: Sequence[Any], saved: object, grad_y: Tensor, grad_final: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    x, weight, _, initial = tensors
+    (batch, length, channels), taps, dtype = x.shape, weight.shape[1], x.dtype
+    bits, width, blocks = _cpu.count_vectors(dtype, channels)
+    grad_y = _cpu.rows(grad_y)
+    grad_final = None if grad_final is None else grad_final.contiguous()
+    d_x = _cpu.empty(*x.shape, dtype=dtype)
+    d_initial = None if initial is None else _cpu.empty(*initial.shape, dtype=dtype)
+    group_size, n_groups = _cpu.cut_batch(batch)
+    # Of each group: the weight's gradient, then the bias's as one more tap.
+    partials = _cpu.empty(n_groups, blocks, taps + 1, width, dtype=dtype)
+    _cpu.call_kernel(
+        _cpu.load_kernel("causal_conv1d.cpu", "build_backward", bits),
+        (
+            *_common_arguments(silu, bits // 8, tensors),
+            *(0, 0, *_cpu.row_arguments(bits // 8, grad_y)),
+            *(*_cpu.addresses(grad_final, d_x, d_initial, partials), group_size),
+        ),
+        64 * (blocks * taps + length),
+        n_groups,
+        batch * length * channels * taps,
+    )
+    total = _cpu.sum_groups(partials, channels)
+    return d_x, total[:, :taps].contiguous(), total[:, taps].contiguous(), d_initial
+
+
+_convolve = make_differentiable(_forward, _backward)
+
+
 # fmt: off
-# The argument block; ``cpu`` packs it in this order. X, X_B, X_T: address, strides along B and L.
+# The kernels' argument block. X, X_B, X_T: address, strides along B and L.
 (COUNTER, BATCH, LENGTH, CHANNELS, TAPS, SILU, X, X_B, X_T, WEIGHT, BIAS, INITIAL, Y, FINAL,
  GRAD_Y, GRAD_Y_B, GRAD_Y_T, GRAD_FINAL, D_X, D_INITIAL,
  PARTIALS, GROUP_SIZE) = (8 * place for place in range(22))
@@ -49,12 +129,7 @@ def build_forward(bits: int, digest: int) -> Callable[[int, int], None]:
         past = taps - 1
         row = size * channels
         zero = splat(0.0, bits)
-        for i in range(blocks * taps):
-            store(scratch + 64 * i, zero)
-        for channel in range(channels):
-            target = scratch + 64 * taps * (channel // width) + size * (channel % width)
-            for k in range(taps):
-                copy_scaled(target + 64 * k, weight + size * (channel * taps + k), bits, 1.0)
+        pack_channels(scratch, weight, channels, taps, 1.0, bits)
         while True:
             b = fetch_increment(p + COUNTER)
             if b >= load_int(p + BATCH):
@@ -115,12 +190,7 @@ def build_backward(bits: int, digest: int) -> Callable[[int, int], None]:
         row = size * channels
         grads = scratch + 64 * blocks * taps
         zero, one = splat(0.0, bits), splat(1.0, bits)
-        for i in range(blocks * taps):
-            store(scratch + 64 * i, zero)
-        for channel in range(channels):
-            target = scratch + 64 * taps * (channel // width) + size * (channel % width)
-            for k in range(taps):
-                copy_scaled(target + 64 * k, weight + size * (channel * taps + k), bits, 1.0)
+        pack_channels(scratch, weight, channels, taps, 1.0, bits)
         while True:
             group = fetch_increment(p + COUNTER)
             if group * group_size >= batch:
@@ -191,114 +261,3 @@ def build_backward(bits: int, digest: int) -> Callable[[int, int], None]:
                             store_lanes(place, lanes, d_x)
 
     return conv_backward
-
-
-# As in the selective scan: bounds the threads of the backward pass, fixes the order of summation.
-MAX_GROUPS = 32
-
-
-def causal_conv1d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    silu: bool,
-    initial_state: Tensor | None,
-    return_final_state: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """Compute the convolution; shapes are those of :func:`sb3_dmamba.ops.causal_conv1d`."""
-    dtype = _cpu.compute_dtype(x)
-    tensors = [x, weight, bias, initial_state]
-    if _cpu.prepare(tensors, 1, dtype):
-        y, final = _CausalConv.apply(silu, return_final_state, *tensors)  # type: ignore[no-untyped-call]
-    else:
-        y, final = _forward(silu, return_final_state, tensors)
-    if x.dtype is not dtype:
-        y, final = y.to(x.dtype), None if final is None else final.to(x.dtype)
-    return y, final
-
-
-def _common_arguments(silu: bool, size: int, tensors: Sequence[Any]) -> tuple[int, ...]:
-    """Pack what both kernels take; the order is that of ``_kernels``."""
-    x, weight, bias, initial = tensors
-    return (
-        *(0, *x.shape, weight.shape[1], int(silu)),
-        *_cpu.row_arguments(x, size),
-        *(weight.data_ptr(), _cpu.address(bias), _cpu.address(initial)),
-    )
-
-
-def _forward(
-    silu: bool, return_final_state: bool, tensors: Sequence[Any]
-) -> tuple[Tensor, Tensor | None]:
-    x, weight = tensors[0], tensors[1]
-    batch, length, channels = x.shape
-    taps, dtype = weight.shape[1], x.dtype
-    bits = _cpu.float_bits(dtype)
-    blocks = -(-channels * bits // 512)
-    y = _cpu.empty(batch, length, channels, dtype=dtype)
-    final = _cpu.empty(batch, taps - 1, channels, dtype=dtype) if return_final_state else None
-    arguments = (*_common_arguments(silu, bits // 8, tensors), y.data_ptr(), _cpu.address(final))
-    _cpu.call_kernel(
-        _cpu.load_kernel("causal_conv1d.cpu", "build_forward", bits),
-        arguments,
-        64 * blocks * taps,
-        batch,
-        batch * length * channels * taps,
-    )
-    return y, final
-
-
-class _CausalConv(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, silu: bool, return_final_state: bool, *inputs: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        ctx.save_for_backward(*inputs)
-        ctx.silu = silu
-        ctx.set_materialize_grads(False)
-        return _forward(silu, return_final_state, inputs)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_y: Tensor | None, grad_final: Tensor | None) -> tuple[Any, ...]:
-        if grad_y is None and grad_final is None:
-            return (None,) * 6
-        gradients = _backward(ctx.silu, ctx.saved_tensors, grad_y, grad_final)
-        needed = zip(gradients, ctx.needs_input_grad[2:], strict=True)
-        return None, None, *(gradient if need else None for gradient, need in needed)
-
-
-def _backward(
-    silu: bool, tensors: Sequence[Any], grad_y: Tensor | None, grad_final: Tensor | None
-) -> tuple[Tensor | None, ...]:
-    x, weight, bias, initial = tensors
-    batch, length, channels = x.shape
-    taps, dtype = weight.shape[1], x.dtype
-    bits = _cpu.float_bits(dtype)
-    width = 512 // bits
-    blocks = -(-channels // width)
-    grad_y = torch.zeros_like(x) if grad_y is None else _cpu.rows(grad_y)
-    grad_final = None if grad_final is None else grad_final.contiguous()
-
-    d_x = _cpu.empty(batch, length, channels, dtype=dtype)
-    d_initial = None if initial is None else _cpu.empty(batch, taps - 1, channels, dtype=dtype)
-    group_size = -(-batch // MAX_GROUPS)
-    n_groups = -(-batch // max(group_size, 1))
-    # Of each group: the weight's gradient, then the bias's as one more tap.
-    partials = _cpu.empty(n_groups, blocks, taps + 1, width, dtype=dtype)
-    arguments = (
-        *_common_arguments(silu, bits // 8, tensors),
-        *(0, 0, *_cpu.row_arguments(grad_y, bits // 8), _cpu.address(grad_final)),
-        *(d_x.data_ptr(), _cpu.address(d_initial), partials.data_ptr(), group_size),
-    )
-    _cpu.call_kernel(
-        _cpu.load_kernel("causal_conv1d.cpu", "build_backward", bits),
-        arguments,
-        64 * (blocks * taps + length),
-        n_groups,
-        batch * length * channels * taps,
-    )
-    total = _cpu.sum_groups(partials).transpose(1, 2).reshape(blocks * width, taps + 1)[:channels]
-    d_weight = total[:, :taps].contiguous()
-    d_bias = None if bias is None else total[:, taps].contiguous()
-    return d_x, d_weight, d_bias, d_initial

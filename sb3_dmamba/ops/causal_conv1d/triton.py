@@ -6,13 +6,13 @@ Nothing is added up in memory by several programs at once: the same call gives t
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from sb3_dmamba.ops import _triton
+from sb3_dmamba.ops._shared import compute_dtype, make_differentiable, wants_gradient
 from sb3_dmamba.ops.causal_conv1d import _triton_kernels
 
 BLOCK_L = 16  # tokens of a tile; with BLOCK_D channels and WARPS 8 elements a thread
@@ -34,149 +34,115 @@ def causal_conv1d(
 ) -> tuple[Tensor, Tensor | None]:
     """Compute the convolution; shapes are those of :func:`sb3_dmamba.ops.causal_conv1d`."""
     tensors = (x, weight, bias, initial_state)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        y, final = _CausalConv.apply(silu, return_final_state, *tensors)  # type: ignore[no-untyped-call]
-    else:
-        y, final = _forward(*tensors, silu, return_final_state)
-    return y, final if return_final_state else None
+    if wants_gradient(tensors):
+        return _convolve(silu, return_final_state, *tensors)
+    y, final, _ = _forward(silu, return_final_state, False, tensors)
+    return y, final
 
 
-class _CausalConv(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, silu: bool, return_final_state: bool, *inputs: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        ctx.save_for_backward(*inputs)
-        ctx.silu = silu
-        ctx.set_materialize_grads(False)
-        y, final = _forward(*inputs, silu, return_final_state)
-        return y, final if return_final_state else None
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_y: Tensor | None, grad_final: Tensor | None) -> tuple[Any, ...]:
-        if grad_y is None and grad_final is None:
-            return (None,) * 6
-        inputs = ctx.saved_tensors
-        grad_y = torch.zeros_like(inputs[0]) if grad_y is None else grad_y
-        gradients = _backward(*inputs, grad_y, grad_final, ctx.silu)
-        return None, None, *_triton.wanted(gradients, ctx.needs_input_grad[2:])
+def _forward(
+    silu: bool, return_final_state: bool, save: bool, inputs: Sequence[Any]
+) -> tuple[Tensor, Tensor | None, None]:
+    y, final = _forward_operator(*inputs, silu, return_final_state)
+    return y, final if return_final_state else None, None
 
 
-def _cut(length: int, programs: int, device: torch.device) -> tuple[int, int]:
-    """Return the tokens of a program and how many programs a sequence takes."""
-    n_tiles = max(-(-length // BLOCK_L), 1)
-    enough = PROGRAMS_A_MULTIPROCESSOR * _triton.n_multiprocessors(device)
-    tiles = max(1, min(MAX_TILES, n_tiles, programs * n_tiles // enough))
-    return tiles * BLOCK_L, -(-n_tiles // tiles)
+def _backward(
+    silu: bool, inputs: Sequence[Any], saved: object, grad_y: Tensor, grad_final: Tensor | None
+) -> tuple[Tensor, ...]:
+    gradients: tuple[Tensor, ...] = _backward_operator(*inputs, grad_y, grad_final, silu)
+    return gradients
 
 
-def _run_forward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    initial: Tensor | None,
-    silu: bool,
-    return_final_state: bool,
-) -> tuple[Tensor, Tensor]:
-    batch, length, channels = x.shape
-    y, final = _shape_forward(x, weight, bias, initial, silu, return_final_state)
+_convolve = make_differentiable(_forward, _backward)
+
+
+class _Cut(NamedTuple):
+    """Divide the places of all sequences among programs."""
+
+    grid: tuple[int, int]  # blocks of channels of all sequences, spans of a sequence
+    span: int  # places of a program
+
+    @classmethod
+    def of(cls, x: Tensor, places: int) -> _Cut:
+        """Divide by sizes and device alone."""
+        programs = x.shape[0] * -(-x.shape[2] // BLOCK_D)
+        n_tiles = max(-(-places // BLOCK_L), 1)
+        enough = PROGRAMS_A_MULTIPROCESSOR * _triton.n_multiprocessors(x.device)
+        tiles = max(1, min(MAX_TILES, n_tiles, programs * n_tiles // enough))
+        return cls((programs, -(-n_tiles // tiles)), tiles * BLOCK_L)
+
+
+def _run_forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+    y, final = _allocate_forward(*arguments)
+    x, weight, bias, initial, silu, return_final_state = arguments
     x = _triton.rows(x)
-    programs = batch * -(-channels // BLOCK_D)
-    span, n_spans = _cut(length, programs, x.device)
+    grid, span = _Cut.of(x, x.shape[1])
     _triton.launch(
-        *(_triton_kernels.conv_forward, (programs, n_spans), WARPS),
+        *(_triton_kernels.conv_forward, grid, WARPS),
         *(x, *map(_triton.whole, (weight, bias, initial)), y),
-        *(final if return_final_state else None, length, span, channels, *_triton.strides(x)),
-        TAPS=weight.shape[1],
-        BLOCK_L=BLOCK_L,
-        BLOCK_D=BLOCK_D,
-        SILU=silu,
-        DOUBLE=_triton.is_double(x),
+        *(final if return_final_state else None, x.shape[1], span, x.shape[2]),
+        *_triton.strides(x),
+        **_constants(x, weight, silu),
     )
     return y, final
 
 
-def _shape_forward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    initial: Tensor | None,
-    silu: bool,
-    return_final_state: bool,
+def _constants(x: Tensor, weight: Tensor, silu: bool) -> dict[str, Any]:
+    """Return what both kernels know at compile time."""
+    sizes = {"TAPS": weight.shape[1], "BLOCK_L": BLOCK_L, "BLOCK_D": BLOCK_D}
+    return {**sizes, "SILU": silu, "DOUBLE": _triton.is_double(x)}
+
+
+def _allocate_forward(
+    x: Tensor, weight: Tensor, bias: object, initial: object, silu: bool, return_final_state: bool
 ) -> tuple[Tensor, Tensor]:
     """Allocate the results of :func:`_run_forward`; what is not asked for is empty."""
-    batch, _, channels = x.shape
     y = _triton.empty(*x.shape, like=x)
     if not return_final_state:
         return y, _triton.absent(x)
-    return y, _triton.empty(batch, weight.shape[1] - 1, channels, like=x)
+    return y, _triton.empty(x.shape[0], weight.shape[1] - 1, x.shape[2], like=x)
 
 
-def _run_backward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    initial: Tensor | None,
-    grad_y: Tensor,
-    grad_final: Tensor | None,
-    silu: bool,
-) -> tuple[Tensor, ...]:
-    d_x, d_weight, d_bias, d_initial = _shape_backward(
-        x, weight, bias, initial, grad_y, grad_final, silu
-    )
+def _run_backward(*arguments: Any) -> tuple[Tensor, ...]:
+    d_x, d_weight, d_bias, d_initial = gradients = _allocate_backward(*arguments)
+    x, weight, bias, initial, grad_y, grad_final, silu = arguments
     x, grad_y = _triton.rows(x), _triton.rows(grad_y)
     (batch, length, channels), taps = x.shape, weight.shape[1]
-    programs = batch * -(-channels // BLOCK_D)
-    span, n_spans = _cut(length + taps - 1, programs, x.device)
-    dtype = _triton.compute_dtype(x)
-    d_taps = _triton.empty(batch, n_spans, taps + 1, channels, like=x, dtype=dtype)
+    grid, span = _Cut.of(x, length + taps - 1)
+    dtype = compute_dtype(x)
+    d_taps = _triton.empty(batch, grid[1], taps + 1, channels, like=x, dtype=dtype)
     _triton.launch(
-        *(_triton_kernels.conv_backward, (programs, n_spans), WARPS),
+        *(_triton_kernels.conv_backward, grid, WARPS),
         *(x, *map(_triton.whole, (weight, bias, initial)), grad_y, _triton.whole(grad_final)),
         *(d_x, None if initial is None else d_initial, d_taps, length, span, channels),
-        *(*_triton.strides(x), *_triton.strides(grad_y)),
-        TAPS=taps,
+        *_triton.strides(x, grad_y),
+        **_constants(x, weight, silu),
         BLOCK_T=_triton.power_of_two(taps + 1),
-        BLOCK_L=BLOCK_L,
-        BLOCK_D=BLOCK_D,
-        SILU=silu,
-        DOUBLE=_triton.is_double(x),
     )
     total = d_taps.sum((0, 1))
     d_weight.copy_(total[:taps].t())
     if bias is not None:
         d_bias.copy_(total[taps])
-    return d_x, d_weight, d_bias, d_initial
+    return gradients
 
 
-def _shape_backward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    initial: Tensor | None,
-    grad_y: Tensor,
-    grad_final: Tensor | None,
-    silu: bool,
-) -> tuple[Tensor, ...]:
+def _allocate_backward(*arguments: Any) -> tuple[Tensor, ...]:
     """Allocate the results of :func:`_run_backward`; those of what is absent are empty."""
-    return tuple(
-        _triton.absent(x) if t is None else _triton.empty(*t.shape, like=t)
-        for t in (x, weight, bias, initial)
-    )
+    return _triton.empty_gradients(*arguments[:4])
 
 
-_forward = _triton.define_operator(
+_INPUTS = "Tensor x, Tensor weight, Tensor? bias, Tensor? initial"
+_forward_operator = _triton.define_operator(
     "causal_conv1d_forward",
-    "(Tensor x, Tensor weight, Tensor? bias, Tensor? initial, bool silu, bool final)"
-    " -> (Tensor, Tensor)",
+    f"({_INPUTS}, bool silu, bool final) -> (Tensor, Tensor)",
     _run_forward,
-    _shape_forward,
+    _allocate_forward,
 )
-_backward = _triton.define_operator(
+_backward_operator = _triton.define_operator(
     "causal_conv1d_backward",
-    "(Tensor x, Tensor weight, Tensor? bias, Tensor? initial, Tensor grad_y, Tensor? grad_final,"
-    " bool silu) -> (Tensor, Tensor, Tensor, Tensor)",
+    f"({_INPUTS}, Tensor grad_y, Tensor? grad_final, bool silu)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
     _run_backward,
-    _shape_backward,
+    _allocate_backward,
 )

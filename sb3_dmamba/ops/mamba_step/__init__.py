@@ -8,7 +8,8 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from sb3_dmamba.ops.dispatch import check_tensors, get_implementation
+from sb3_dmamba.ops._shared import check_tensors
+from sb3_dmamba.ops.dispatch import get_implementation
 
 __all__ = ["MambaWeights", "mamba_step"]
 
@@ -27,7 +28,7 @@ class MambaWeights:
         A: Rates, shape (D, N); negative where the state is to decay.
         D: Weight of the skip connection, shape (D,).
         out_proj: Output projection, shape (H, D).
-        prepared: What implementations have made of the weights, kept for the next call: make a new
+        prepared: Packed copies of the weights that backends keep from call to call: make a new
             object when a weight has changed.
     """
 

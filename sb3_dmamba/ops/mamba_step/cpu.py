@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,7 +11,9 @@ from numba.extending import register_jitable
 from torch import Tensor
 
 from sb3_dmamba.ops import _cpu
+from sb3_dmamba.ops._shared import compute_dtype
 from sb3_dmamba.ops._simd import (
+    LOG2_E,
     exp2,
     exp_minus_abs,
     fetch_increment,
@@ -30,8 +31,92 @@ from sb3_dmamba.ops._simd import (
 )
 from sb3_dmamba.ops.mamba_step import MambaWeights
 
+ROWS = 12  # tokens in a unit of work: their activations take some 100 KB at a width of 128
+PANEL = 4  # vectors of a matrix product's output that are accumulated together
+
+
+class _Prepared(NamedTuple):
+    tensors: tuple[Tensor, ...]  # the owners of the addresses
+    arguments: tuple[int, ...]  # sizes and addresses, in the kernel's order
+    bits: int
+    products: int  # multiplications for one token
+    scratch: int  # bytes for one token
+
+
+def mamba_step(
+    tokens: Tensor, weights: MambaWeights, convolution_state: Tensor, scan_state: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mix the tokens; shapes are those of :func:`sb3_dmamba.ops.mamba_step`."""
+    prepared: _Prepared | None = weights.prepared.get("cpu")
+    if prepared is None:
+        prepared = weights.prepared["cpu"] = _prepare(weights)
+    dtype = prepared.tensors[0].dtype
+    before: list[Any] = [tokens, convolution_state, scan_state]
+    _cpu.prepare(before, 0, dtype)
+    batch, length, _ = tokens.shape
+    # Not empty_like: its tensors would be slower to make.
+    after = [_cpu.empty(*x.shape, dtype=dtype) for x in before]
+    group = max(1, ROWS // max(length, 1))
+    _cpu.call_kernel(
+        _cpu.load_kernel("mamba_step.cpu", "build_step", prepared.bits),
+        (*(0, batch, length, group, *prepared.arguments), *_cpu.addresses(*before, *after)),
+        group * length * prepared.scratch,
+        -(-batch // group),
+        batch * length * prepared.products,
+    )
+    mixed, new_convolution_state, new_scan_state = (
+        new if new.dtype is old.dtype else new.to(old.dtype)
+        for new, old in zip(after, (tokens, convolution_state, scan_state), strict=True)
+    )
+    return mixed, new_convolution_state, new_scan_state
+
+
+def _prepare(weights: MambaWeights) -> _Prepared:
+    dtype = compute_dtype(weights.in_proj)
+    bits, lanes, _ = _cpu.count_vectors(dtype, 0)
+    panel = PANEL * lanes
+    (inner, n_taps), n_states = weights.conv1d.shape, weights.A.shape[1]
+    width, rank = weights.in_proj.shape[1], weights.dt_proj.shape[1]
+    weight_in, weight_gate = weights.in_proj.to(dtype).chunk(2)
+
+    def pad(x: Tensor, multiple: int) -> Tensor:
+        padded: Tensor = torch.nn.functional.pad(x.to(dtype), (0, -x.shape[-1] % multiple))
+        return padded
+
+    def pack(weight: Tensor) -> Tensor:
+        """Turn (outputs, inputs) into panels of outputs, each (inputs, panel)."""
+        columns = pad(weight.t(), panel)
+        panels: Tensor = columns.unflatten(1, (-1, panel))
+        return panels.transpose(0, 1).contiguous()
+
+    bias = weights.conv1d_bias
+    tensors = tuple(
+        x.detach().contiguous()
+        for x in (
+            torch.cat([pack(weight_in), pack(weight_gate)]),
+            pad(weights.conv1d.t(), panel),
+            pad(torch.zeros(inner) if bias is None else bias, panel),
+            pack(weights.x_proj),
+            pad(weights.dt_proj.t(), panel),
+            pad(weights.dt_bias, panel),
+            pad(weights.A * LOG2_E, lanes),  # the kernel raises 2 to it
+            pad(weights.D, panel),
+            pack(weights.out_proj),
+        )
+    )
+    sizes = (width, inner, n_states, n_taps, rank)
+    n_panels = [-(-size // panel) for size in (inner, rank + 2 * n_states, width)]
+    return _Prepared(
+        tensors,
+        (*sizes, *n_panels, *_cpu.addresses(*tensors)),
+        bits,
+        sum(x.numel() for x in (weights.in_proj, weights.x_proj, weights.out_proj, weights.A)),
+        64 * PANEL * (5 * n_panels[0] + n_panels[1] + n_panels[2]),
+    )
+
+
 # fmt: off
-# The argument block; ``cpu`` packs it in this order.
+# The kernel's argument block.
 (COUNTER, BATCH, LENGTH, GROUP, WIDTH, INNER, STATES, TAPS, RANK,
  INNER_PANELS, PROJECTED_PANELS, WIDTH_PANELS,
  IN_PROJ, CONV, CONV_BIAS, X_PROJ, DT_PROJ, DT_BIAS, RATES, SKIP, OUT_PROJ,
@@ -39,21 +124,14 @@ from sb3_dmamba.ops.mamba_step import MambaWeights
  NEW_SCAN_STATE) = (8 * place for place in range(27))
 # fmt: on
 
-PANEL_BYTES = 256  # PANEL vectors
+PANEL_BYTES = 64 * PANEL
 
 
 @register_jitable
 def multiply(
-    target: int,
-    target_row: int,
-    source: int,
-    source_row: int,
-    panels: int,
-    n_panels: int,
-    n_rows: int,
-    n_inputs: int,
-    bits: int,
-) -> None:
+    target: int, target_row: int, source: int, source_row: int,
+    panels: int, n_panels: int, n_rows: int, n_inputs: int, bits: int,
+) -> None:  # fmt: skip
     """Store ``source @ weights``: (n_rows, n_inputs) by panels of packed weights."""
     literally(bits)
     size = bits // 8
@@ -120,15 +198,17 @@ def build_step(bits: int, digest: int) -> Callable[[int, int], None]:
         width, inner = load_int(p + WIDTH), load_int(p + INNER)
         n_states, rank = load_int(p + STATES), load_int(p + RANK)
         inner_panels, width_panels = load_int(p + INNER_PANELS), load_int(p + WIDTH_PANELS)
-        projected_panels = load_int(p + PROJECTED_PANELS)
+        n_panels = load_int(p + PROJECTED_PANELS)
+        in_proj, x_proj = load_int(p + IN_PROJ), load_int(p + X_PROJ)
+        dt_proj, out_proj = load_int(p + DT_PROJ), load_int(p + OUT_PROJ)
         tokens, conv, conv_bias = load_int(p + TOKENS), load_int(p + CONV), load_int(p + CONV_BIAS)
-        dt_proj, dt_bias = load_int(p + DT_PROJ), load_int(p + DT_BIAS)
+        dt_bias = load_int(p + DT_BIAS)
         rates, skip = load_int(p + RATES), load_int(p + SKIP)
         past = n_taps - 1
         token_row, inner_row = size * width, size * inner
         # Scratch: rows of a token, in turn of each kind.
         channel_row = PANEL_BYTES * inner_panels
-        gated_row, projected_row = 2 * channel_row, PANEL_BYTES * projected_panels
+        gated_row, projected_row = 2 * channel_row, PANEL_BYTES * n_panels
         mixed_row = PANEL_BYTES * width_panels
         rows = group * length
         gated = scratch  # the inputs, the gates
@@ -145,16 +225,9 @@ def build_step(bits: int, digest: int) -> Callable[[int, int], None]:
                 break
             n_envs = min(group, load_int(p + BATCH) - first)
             n_rows = n_envs * length
+            source = tokens + first * length * token_row
             multiply(
-                gated,
-                gated_row,
-                tokens + first * length * token_row,
-                token_row,
-                load_int(p + IN_PROJ),
-                2 * inner_panels,
-                n_rows,
-                width,
-                bits,
+                gated, gated_row, source, token_row, in_proj, 2 * inner_panels, n_rows, width, bits
             )
             for env in range(n_envs):
                 row = env * length
@@ -187,8 +260,8 @@ def build_step(bits: int, digest: int) -> Callable[[int, int], None]:
                 projected_row,
                 convolved,
                 channel_row,
-                load_int(p + X_PROJ),
-                projected_panels,
+                x_proj,
+                n_panels,
                 n_rows,
                 inner,
                 bits,
@@ -236,15 +309,7 @@ def build_step(bits: int, digest: int) -> Callable[[int, int], None]:
                     y = fma(load(skip + offset, bits), u, load(at, bits))
                     store(at, y * (z * sigmoid_from_exp(z, exp_minus_abs(z))))
             multiply(
-                mixed,
-                mixed_row,
-                outputs,
-                gated_row,
-                load_int(p + OUT_PROJ),
-                width_panels,
-                n_rows,
-                inner,
-                bits,
+                mixed, mixed_row, outputs, gated_row, out_proj, width_panels, n_rows, inner, bits
             )
             target = load_int(p + MIXED) + first * length * token_row
             for row in range(n_rows):
@@ -254,91 +319,3 @@ def build_step(bits: int, digest: int) -> Callable[[int, int], None]:
                     store_lanes(target + row * token_row + offset, count, y)
 
     return mamba_step
-
-
-ROWS = 12  # tokens in a unit of work: their activations take some 100 KB at a width of 128
-PANEL = 4  # vectors of a matrix product's output that are accumulated together
-
-
-class _Prepared(NamedTuple):
-    tensors: tuple[Tensor, ...]  # the owners of the addresses
-    arguments: tuple[int, ...]  # sizes and addresses, in the kernel's order
-    bits: int
-    products: int  # multiplications for one token
-    scratch: int  # bytes for one token
-
-
-def mamba_step(
-    tokens: Tensor, weights: MambaWeights, convolution_state: Tensor, scan_state: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Mix the tokens; shapes are those of :func:`sb3_dmamba.ops.mamba_step`."""
-    prepared: _Prepared | None = weights.prepared.get("cpu")
-    if prepared is None:
-        prepared = weights.prepared["cpu"] = _prepare(weights)
-    dtype = prepared.tensors[0].dtype
-    before: list[Any] = [tokens, convolution_state, scan_state]
-    _cpu.prepare(before, 0, dtype)
-    batch, length, _ = tokens.shape
-    # Not empty_like: its tensors would be slower to make.
-    after = [_cpu.empty(*x.shape, dtype=dtype) for x in before]
-    group = max(1, ROWS // max(length, 1))
-    _cpu.call_kernel(
-        _cpu.load_kernel("mamba_step.cpu", "build_step", prepared.bits),
-        (
-            *(0, batch, length, group, *prepared.arguments),
-            *(x.data_ptr() for x in before),
-            *(x.data_ptr() for x in after),
-        ),
-        group * length * prepared.scratch,
-        -(-batch // group),
-        batch * length * prepared.products,
-    )
-    mixed, new_convolution_state, new_scan_state = (
-        new if new.dtype is old.dtype else new.to(old.dtype)
-        for new, old in zip(after, (tokens, convolution_state, scan_state), strict=True)
-    )
-    return mixed, new_convolution_state, new_scan_state
-
-
-def _prepare(weights: MambaWeights) -> _Prepared:
-    dtype = _cpu.compute_dtype(weights.in_proj)
-    bits = _cpu.float_bits(dtype)
-    lanes = 512 // bits
-    (inner, n_taps), n_states = weights.conv1d.shape, weights.A.shape[1]
-    width, rank = weights.in_proj.shape[1], weights.dt_proj.shape[1]
-    weight_in, weight_gate = weights.in_proj.to(dtype).chunk(2)
-
-    def pad(x: Tensor, multiple: int) -> Tensor:
-        padded: Tensor = torch.nn.functional.pad(x.to(dtype), (0, -x.shape[-1] % multiple))
-        return padded
-
-    def pack(weight: Tensor) -> Tensor:
-        """(outputs, inputs) to panels of outputs, each (inputs, PANEL * lanes)."""
-        columns = pad(weight.t(), PANEL * lanes)
-        panels: Tensor = columns.unflatten(1, (-1, PANEL * lanes))
-        return panels.transpose(0, 1).contiguous()
-
-    bias = weights.conv1d_bias
-    tensors = tuple(
-        x.detach().contiguous()
-        for x in (
-            torch.cat([pack(weight_in), pack(weight_gate)]),
-            pad(weights.conv1d.t(), PANEL * lanes),
-            pad(torch.zeros(inner) if bias is None else bias, PANEL * lanes),
-            pack(weights.x_proj),
-            pad(weights.dt_proj.t(), PANEL * lanes),
-            pad(weights.dt_bias, PANEL * lanes),
-            pad(weights.A * math.log2(math.e), lanes),  # the kernel raises 2 to it
-            pad(weights.D, PANEL * lanes),
-            pack(weights.out_proj),
-        )
-    )
-    sizes = (width, inner, n_states, n_taps, rank)
-    n_panels = [-(-size // (PANEL * lanes)) for size in (inner, rank + 2 * n_states, width)]
-    return _Prepared(
-        tensors,
-        (*sizes, *n_panels, *(x.data_ptr() for x in tensors)),
-        bits,
-        sum(x.numel() for x in (weights.in_proj, weights.x_proj, weights.out_proj, weights.A)),
-        64 * PANEL * (5 * n_panels[0] + n_panels[1] + n_panels[2]),
-    )

@@ -7,7 +7,8 @@ from typing import Literal, overload
 from jaxtyping import Float
 from torch import Tensor
 
-from sb3_dmamba.ops.dispatch import check_tensors, get_implementation
+from sb3_dmamba.ops._shared import check_tensors
+from sb3_dmamba.ops.dispatch import get_implementation
 
 __all__ = ["selective_scan"]
 
@@ -109,9 +110,10 @@ def selective_scan(
         )
     batch, length, channels = shape = u.shape
     states = A.shape[1]
-    rank = () if delta_weight is None else tuple(delta_weight.shape[-1:])
+    rank: tuple[int, ...] = ()
     delta_shape, delta_letters = tuple(shape), "(B, L, D)"
     if delta_weight is not None:
+        rank = tuple(delta_weight.shape[-1:])
         delta_shape, delta_letters = (batch, length, *rank), "(B, L, R)"
     check_tensors(
         u,
@@ -128,17 +130,7 @@ def selective_scan(
     )
     implementation = get_implementation("selective_scan", backend, u.device.type)
     y, final_state = implementation(
-        u,
-        delta,
-        A,
-        B,
-        C,
-        D,
-        z,
-        delta_bias,
-        delta_weight,
-        delta_softplus,
-        initial_state,
-        return_final_state,
+        *(u, delta, A, B, C, D, z, delta_bias, delta_weight, delta_softplus),
+        *(initial_state, return_final_state),
     )
     return (y, final_state) if return_final_state else y

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from sb3_dmamba.ops._simd import (
-    copy_scaled,
+    LN_2,
+    LOG2_E,
     exp2,
     exp_minus_abs,
     fetch_increment,
@@ -13,6 +14,7 @@ from sb3_dmamba.ops._simd import (
     load,
     load_int,
     load_lanes,
+    pack_channels,
     prefetch,
     prefetch_to_write,
     sigmoid_from_exp,
@@ -22,8 +24,8 @@ from sb3_dmamba.ops._simd import (
     store,
     store_lanes,
     store_sum,
+    unpack_channels,
 )
-from sb3_dmamba.ops._vector_code import LN_2, LOG2_E
 
 # fmt: off
 # The argument block; ``cpu`` packs it in this order. X, X_B, X_T: address, strides along B and L.
@@ -36,9 +38,10 @@ from sb3_dmamba.ops._vector_code import LN_2, LOG2_E
 
 
 def build_forward(bits: int, digest: int) -> Callable[[int, int], None]:
-    """Make the forward kernel for floats of ``bits`` bits. Scratch is in 64-byte vectors:
+    """Make the forward kernel for floats of ``bits`` bits.
 
-    3 rows of a chunk, one block's states, the rates and the weights of the steps of all blocks.
+    Scratch, in 64-byte vectors: 3 rows of a chunk, one block's states, and the rates and weights of
+    the steps of all blocks.
     """
     size = bits // 8
     width = 512 // bits
@@ -62,19 +65,9 @@ def build_forward(bits: int, digest: int) -> Callable[[int, int], None]:
         rates = state + 64 * n
         weights = rates + 64 * blocks * n
         zero = splat(0.0, bits)
-        for block in range(blocks):
-            for s in range(n):
-                row = rates + 64 * (block * n + s)
-                store(row, zero)
-                for lane in range(min(width, channels - block * width)):
-                    source = a_in + size * ((block * width + lane) * n + s)
-                    copy_scaled(row + size * lane, source, bits, LOG2_E)
-            for r in range(rank):
-                row = weights + 64 * (block * rank + r)
-                store(row, zero)
-                for lane in range(min(width, channels - block * width)):
-                    source = weight_in + size * ((block * width + lane) * rank + r)
-                    copy_scaled(row + size * lane, source, bits, 1.0)
+        pack_channels(rates, a_in, channels, n, LOG2_E, bits)
+        if rank > 0:
+            pack_channels(weights, weight_in, channels, rank, 1.0, bits)
         while True:
             b = fetch_increment(p + COUNTER)
             if b >= load_int(p + BATCH):
@@ -86,10 +79,7 @@ def build_forward(bits: int, digest: int) -> Callable[[int, int], None]:
                     store(state + 64 * s, zero)
                 if initial != 0:
                     source = initial + size * (b * channels + block * width) * n
-                    for lane in range(lanes):
-                        for s in range(n):
-                            place = state + 64 * s + size * lane
-                            copy_scaled(place, source + size * (lane * n + s), bits, 1.0)
+                    pack_channels(state, source, lanes, n, 1.0, bits)
                 bias, skip = zero, zero
                 if bias_in != 0:
                     bias = load_lanes(bias_in + 64 * block, lanes, bits)
@@ -153,10 +143,7 @@ def build_forward(bits: int, digest: int) -> Callable[[int, int], None]:
                         y_row += size * channels
                 if final != 0:
                     target = final + size * (b * channels + block * width) * n
-                    for lane in range(lanes):
-                        for s in range(n):
-                            place = state + 64 * s + size * lane
-                            copy_scaled(target + size * (lane * n + s), place, bits, 1.0)
+                    unpack_channels(target, state, lanes, n, bits)
 
     return scan_forward
 
@@ -197,19 +184,9 @@ def build_backward(bits: int, digest: int) -> Callable[[int, int], None]:
         d_steps = weights + 64 * blocks * max(rank, 0)
         d_steps_t = 64 * (blocks | 1)  # odd: rows do not compete for the same cache lines
         zero, ln_2 = splat(0.0, bits), splat(LN_2, bits)
-        for block in range(blocks):
-            for s in range(n):
-                row = rates + 64 * (block * n + s)
-                store(row, zero)
-                for lane in range(min(width, channels - block * width)):
-                    source = a_in + size * ((block * width + lane) * n + s)
-                    copy_scaled(row + size * lane, source, bits, LOG2_E)
-            for r in range(rank):
-                row = weights + 64 * (block * rank + r)
-                store(row, zero)
-                for lane in range(min(width, channels - block * width)):
-                    source = weight_in + size * ((block * width + lane) * rank + r)
-                    copy_scaled(row + size * lane, source, bits, 1.0)
+        pack_channels(rates, a_in, channels, n, LOG2_E, bits)
+        if rank > 0:
+            pack_channels(weights, weight_in, channels, rank, 1.0, bits)
         while True:
             group = fetch_increment(p + COUNTER)
             if group * group_size >= batch:
@@ -221,11 +198,8 @@ def build_backward(bits: int, digest: int) -> Callable[[int, int], None]:
                 for i in range(blocks * n):
                     store(carries + 64 * i, zero)
                 if grad_final != 0:
-                    for channel in range(channels):
-                        target = carries + row_size * (channel // width) + size * (channel % width)
-                        source = grad_final + size * (b * channels + channel) * n
-                        for s in range(n):
-                            copy_scaled(target + 64 * s, source + size * s, bits, 1.0)
+                    source = grad_final + size * b * channels * n
+                    pack_channels(carries, source, channels, n, 1.0, bits)
                 for chunk_index in range(n_chunks - 1, -1, -1):
                     start = chunk_index * chunk
                     steps_here = min(chunk, length - start)
@@ -377,10 +351,7 @@ def build_backward(bits: int, digest: int) -> Callable[[int, int], None]:
                         store_sum(load_int(p + D_B) + place, load(sums_b + 64 * i, bits))
                         store_sum(load_int(p + D_C) + place, load(sums_c + 64 * i, bits))
                 if d_initial != 0:
-                    for channel in range(channels):
-                        source = carries + row_size * (channel // width) + size * (channel % width)
-                        target = d_initial + size * (b * channels + channel) * n
-                        for s in range(n):
-                            copy_scaled(target + size * s, source + 64 * s, bits, 1.0)
+                    target = d_initial + size * b * channels * n
+                    unpack_channels(target, carries, channels, n, bits)
 
     return scan_backward

@@ -8,6 +8,7 @@ import triton.language as tl
 from sb3_dmamba.ops._triton import below, exp_minus_abs, load, sigmoid_from_exp, softplus_from_exp
 
 LOG2_E = tl.constexpr(1.4426950408889634)
+LN_2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
@@ -48,45 +49,13 @@ def store_state(pointer, state, d, d_mask, n, n_mask, n_states):
 
 @triton.jit(do_not_specialize=["length", "segment", "unit"])
 def scan_forward(
-    u_ptr,
-    delta_ptr,
-    weight_ptr,
-    a_ptr,
-    b_ptr,
-    c_ptr,
-    skip_ptr,
-    z_ptr,
-    bias_ptr,
-    initial_ptr,
-    starts_ptr,
-    y_ptr,
-    final_ptr,
-    checkpoints_ptr,
-    sums_ptr,
-    length,
-    segment,
-    n_channels,
-    n_states,
-    rank,
-    unit,
-    u_batch,
-    u_time,
-    delta_batch,
-    delta_time,
-    b_batch,
-    b_time,
-    c_batch,
-    c_time,
-    z_batch,
-    z_time,
-    BLOCK_D: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    TILE: tl.constexpr,
-    SOFTPLUS: tl.constexpr,
-    DOUBLE: tl.constexpr,
-    STATES_ONLY: tl.constexpr,
-):
+    u_ptr, delta_ptr, weight_ptr, a_ptr, b_ptr, c_ptr, skip_ptr, z_ptr, bias_ptr, initial_ptr,
+    starts_ptr, y_ptr, final_ptr, checkpoints_ptr, sums_ptr,
+    length, segment, n_channels, n_states, rank, unit,
+    u_batch, u_time, delta_batch, delta_time, b_batch, b_time, c_batch, c_time, z_batch, z_time,
+    BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr, TILE: tl.constexpr,
+    SOFTPLUS: tl.constexpr, DOUBLE: tl.constexpr, STATES_ONLY: tl.constexpr,
+):  # fmt: skip
     """Scan one segment.
 
     From ``starts`` (batch, segment, D, N) where given, else from ``initial`` (batch, D, N) or zero.
@@ -186,19 +155,10 @@ def scan_forward(
 
 @triton.jit
 def carry_states(
-    ends_ptr,
-    sums_ptr,
-    a_ptr,
-    boundary_ptr,
-    starts_ptr,
-    n_parts,
-    n_channels,
-    n_states,
-    BLOCK_D: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    REVERSED: tl.constexpr,
-    DOUBLE: tl.constexpr,
-):
+    ends_ptr, sums_ptr, a_ptr, boundary_ptr, starts_ptr,
+    n_parts, n_channels, n_states,
+    BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, REVERSED: tl.constexpr, DOUBLE: tl.constexpr,
+):  # fmt: skip
     """Turn what each segment adds to the state into the state that each segment starts from.
 
     A segment multiplies what comes into it by ``exp(A * sum of its steps)`` and adds what it would
@@ -225,41 +185,14 @@ def carry_states(
         state = tl.exp2(steps_sum[:, None] * rate) * state + end
 
 
-LN_2 = tl.constexpr(0.6931471805599453)
-
-
 @triton.jit(do_not_specialize=["length", "segment", "unit"])
 def scan_backward_ends(
-    delta_ptr,
-    weight_ptr,
-    a_ptr,
-    c_ptr,
-    z_ptr,
-    bias_ptr,
-    grad_ptr,
-    ends_ptr,
-    sums_ptr,
-    length,
-    segment,
-    n_channels,
-    n_states,
-    rank,
-    unit,
-    delta_batch,
-    delta_time,
-    c_batch,
-    c_time,
-    z_batch,
-    z_time,
-    grad_batch,
-    grad_time,
-    BLOCK_D: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    TILE: tl.constexpr,
-    SOFTPLUS: tl.constexpr,
-    DOUBLE: tl.constexpr,
-):
+    delta_ptr, weight_ptr, a_ptr, c_ptr, z_ptr, bias_ptr, grad_ptr, ends_ptr, sums_ptr,
+    length, segment, n_channels, n_states, rank, unit,
+    delta_batch, delta_time, c_batch, c_time, z_batch, z_time, grad_batch, grad_time,
+    BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr, TILE: tl.constexpr,
+    SOFTPLUS: tl.constexpr, DOUBLE: tl.constexpr,
+):  # fmt: skip
     """Compute what each segment adds to the state's gradient before it, and sum its steps.
 
     Leaves ``ends`` (batch, segment, D, N) and ``sums`` (batch, segment, D) for ``carry_states``.
@@ -324,54 +257,15 @@ def scan_backward_ends(
 
 @triton.jit(do_not_specialize=["length", "segment", "unit"])
 def scan_backward(
-    u_ptr,
-    delta_ptr,
-    weight_ptr,
-    a_ptr,
-    b_ptr,
-    c_ptr,
-    skip_ptr,
-    z_ptr,
-    bias_ptr,
-    checkpoints_ptr,
-    grad_ptr,
-    carries_ptr,
-    d_u_ptr,
-    d_step_ptr,
-    d_z_ptr,
-    d_b_ptr,
-    d_c_ptr,
-    d_a_ptr,
-    d_skip_ptr,
-    d_bias_ptr,
-    d_initial_ptr,
-    n_sequences,
-    length,
-    segment,
-    n_channels,
-    n_states,
-    rank,
-    unit,
-    u_batch,
-    u_time,
-    delta_batch,
-    delta_time,
-    b_batch,
-    b_time,
-    c_batch,
-    c_time,
-    z_batch,
-    z_time,
-    grad_batch,
-    grad_time,
-    BLOCK_D: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    HISTORY: tl.constexpr,
-    SPACING: tl.constexpr,
-    SOFTPLUS: tl.constexpr,
-    DOUBLE: tl.constexpr,
-):
+    u_ptr, delta_ptr, weight_ptr, a_ptr, b_ptr, c_ptr, skip_ptr, z_ptr, bias_ptr, checkpoints_ptr,
+    grad_ptr, carries_ptr, d_u_ptr, d_step_ptr, d_z_ptr, d_b_ptr, d_c_ptr, d_a_ptr, d_skip_ptr,
+    d_bias_ptr, d_initial_ptr,
+    n_sequences, length, segment, n_channels, n_states, rank, unit,
+    u_batch, u_time, delta_batch, delta_time, b_batch, b_time, c_batch, c_time, z_batch, z_time,
+    grad_batch, grad_time,
+    BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr, HISTORY: tl.constexpr,
+    SPACING: tl.constexpr, SOFTPLUS: tl.constexpr, DOUBLE: tl.constexpr,
+):  # fmt: skip
     """Compute the gradients of one segment.
 
     ``checkpoints`` (batch, L / SPACING, D, N) are the forward pass's; ``carries`` (batch, segment,

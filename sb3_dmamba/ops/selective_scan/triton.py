@@ -1,34 +1,27 @@
 """The selective scan on NVIDIA GPUs, fused, in Triton: no compiler needed on the user's side.
 
 Computes in float32 (float64 for float64 input), whatever the dtype of what it reads and writes.
-What the kernels do is in their own modules; this one chooses how the work is cut up, and sums what
-several programs have contributed to. Cuts depend on sizes, dtype and device alone, and sums on
-nothing else: the same call gives the same bits every time.
+This module divides the work among programs and sums their contributions. Both depend on sizes,
+dtype and device alone: the same call gives the same bits every time.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from sb3_dmamba.ops import _triton
-from sb3_dmamba.ops.selective_scan import (
-    _triton_kernels as _triton_backward,
-)
-from sb3_dmamba.ops.selective_scan import (
-    _triton_kernels as _triton_forward,
-)
+from sb3_dmamba.ops._shared import compute_dtype, make_differentiable, wants_gradient
+from sb3_dmamba.ops.selective_scan import _triton_kernels
 
 # Tokens that the forward pass unrolls, and the distance of the checkpoints it keeps for the
 # backward pass: at N states N / TILE floats a token and channel.
 TILE = 8
 # Tokens whose states the backward pass holds in registers at once; divides TILE.
 HISTORY = 4
-# Channels of a program, at most, and floats of a state that one thread holds: more of these do not
-# fit beside the rest of what it holds.
+# Most channels of a program, and floats of states in a thread: more do not fit its registers.
 MAX_BLOCK_D = 32
 STATES_A_THREAD = 16
 MAX_WARPS = 8  # of a program: more have too few registers each
@@ -36,6 +29,50 @@ MAX_WARPS = 8  # of a program: more have too few registers each
 # than this on a multiprocessor without, down to segments of MIN_SEGMENT tokens.
 WARPS_A_MULTIPROCESSOR = 4
 MIN_SEGMENT = 64
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_weight: Tensor | None,
+    delta_softplus: bool,
+    initial_state: Tensor | None,
+    return_final_state: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Compute the selective scan; shapes are those of :func:`sb3_dmamba.ops.selective_scan`."""
+    tensors = (u, delta, A, B, C, D, z, delta_bias, delta_weight, initial_state)
+    if wants_gradient(tensors):
+        return _scan(delta_softplus, return_final_state, *tensors)
+    y, final, _ = _forward(delta_softplus, return_final_state, False, tensors)
+    return y, final
+
+
+def _forward(
+    softplus: bool, return_final_state: bool, save: bool, inputs: Sequence[Any]
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    y, final, checkpoints = _forward_operator(*inputs, softplus, return_final_state, save)
+    return y, final if return_final_state else None, checkpoints
+
+
+def _backward(
+    softplus: bool,
+    inputs: Sequence[Any],
+    checkpoints: Tensor | None,
+    grad_y: Tensor,
+    grad_final: Tensor | None,
+) -> tuple[Tensor, ...]:
+    gradients: tuple[Tensor, ...]
+    gradients = _backward_operator(*inputs, checkpoints, grad_y, grad_final, softplus)
+    return gradients
+
+
+_scan = make_differentiable(_forward, _backward)
 
 
 class _Inputs(NamedTuple):
@@ -62,14 +99,14 @@ class _Inputs(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """How the work is cut up."""
+    """Division of the work among programs."""
 
     grid: tuple[int, int]  # blocks of channels of all sequences, segments
     warps: int
     parts: tuple[int, int]  # sequences, segments
     n_blocks: int  # blocks of channels
     sizes: tuple[int, ...]  # tokens, tokens of a segment, channels, states, rank, a stride of 1
-    constants: dict[str, Any]  # what every kernel wants to know at compile time
+    constants: dict[str, Any]  # compile-time constants of every kernel
 
     @classmethod
     def of(cls, inputs: _Inputs, softplus: bool) -> _Plan:
@@ -98,75 +135,26 @@ class _Plan(NamedTuple):
 
 def _cut(length: int, n_warps: int, n_multiprocessors: int) -> tuple[int, int]:
     """Return tokens of a segment and number of segments; a sequence is cut in three at least."""
-    room = WARPS_A_MULTIPROCESSOR * n_multiprocessors // max(n_warps, 1)
-    n_segments = min(room, length // MIN_SEGMENT)
+    useful = WARPS_A_MULTIPROCESSOR * n_multiprocessors // max(n_warps, 1)
+    n_segments = min(useful, length // MIN_SEGMENT)
     if n_segments < 3:
         return max(length, 1), 1
     segment = -(-length // (n_segments * TILE)) * TILE
     return segment, -(-length // segment)
 
 
-def selective_scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_weight: Tensor | None,
-    delta_softplus: bool,
-    initial_state: Tensor | None,
-    return_final_state: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """Compute the selective scan; shapes are those of :func:`sb3_dmamba.ops.selective_scan`."""
-    tensors = (u, delta, A, B, C, D, z, delta_bias, delta_weight, initial_state)
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
-        y, final = _SelectiveScan.apply(delta_softplus, return_final_state, *tensors)  # type: ignore[no-untyped-call]
-    else:
-        y, final, _ = _forward(*tensors, delta_softplus, return_final_state, False)
-    return y, final if return_final_state else None
-
-
-class _SelectiveScan(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, softplus: bool, return_final_state: bool, *inputs: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        y, final, checkpoints = _forward(*inputs, softplus, return_final_state, True)
-        ctx.save_for_backward(*inputs, checkpoints)
-        ctx.softplus = softplus
-        ctx.set_materialize_grads(False)
-        return y, final if return_final_state else None
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_y: Tensor | None, grad_final: Tensor | None) -> tuple[Any, ...]:
-        if grad_y is None and grad_final is None:
-            return (None,) * 12
-        *inputs, checkpoints = ctx.saved_tensors
-        grad_y = torch.zeros_like(inputs[0]) if grad_y is None else grad_y
-        gradients = _backward(*inputs, checkpoints, grad_y, grad_final, ctx.softplus)
-        named = [None if x is None else y for x, y in zip(inputs, gradients, strict=True)]
-        return None, None, *_triton.wanted(named, ctx.needs_input_grad[2:])
-
-
 def _run_forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    y, final, checkpoints = _shape_forward(*arguments)
-    inputs, (softplus, return_final_state, save) = (
-        _Inputs(*arguments[:10]).as_read(),
-        arguments[10:],
-    )
-    u, delta, A, B, C, D, z, bias, weight, initial = inputs
+    y, final, checkpoints = _allocate_forward(*arguments)
+    *given, softplus, return_final_state, save = arguments
+    u, delta, A, B, C, D, z, bias, weight, initial = inputs = _Inputs(*given).as_read()
     plan = _Plan.of(inputs, softplus)
 
     def scan(*results: Tensor | None, states_only: bool) -> None:
         gate, start = (None, None) if states_only else (z, initial)
         _triton.launch(
-            *(_triton_forward.scan_forward, plan.grid, plan.warps),
+            *(_triton_kernels.scan_forward, plan.grid, plan.warps),
             *(u, delta, weight, A, B, C, D, gate, bias, start, *results, *plan.sizes),
-            *(x for tensor in (u, delta, B, C, z) for x in _triton.strides(tensor)),
+            *_triton.strides(u, delta, B, C, z),
             **plan.constants,
             TILE=TILE,
             STATES_ONLY=states_only,
@@ -185,7 +173,7 @@ def _run_forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 def _allocate_segments(plan: _Plan, inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor]:
     """Allocate each segment's end from zero, the sum of its steps, and what it starts from."""
     u, shape = inputs.u, inputs.A.shape
-    dtype = _triton.compute_dtype(u)
+    dtype = compute_dtype(u)
     ends, starts = (_triton.empty(*plan.parts, *shape, like=u, dtype=dtype) for _ in range(2))
     return ends, _triton.empty(*plan.parts, shape[0], like=u, dtype=dtype), starts
 
@@ -200,19 +188,17 @@ def _carry(
     backwards: bool,
 ) -> None:
     _triton.launch(
-        *(_triton_forward.carry_states, plan.grid[:1], plan.warps),
+        *(_triton_kernels.carry_states, plan.grid[:1], plan.warps),
         *(ends, sums, A, boundary, starts, plan.parts[1], *A.shape),
         **{name: plan.constants[name] for name in ("BLOCK_D", "BLOCK_N", "DOUBLE")},
         REVERSED=backwards,
     )
 
 
-def _shape_forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _allocate_forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Allocate the results of :func:`_run_forward`; what is not asked for is empty."""
-    inputs, (_, return_final_state, save) = _Inputs(*arguments[:10]), arguments[10:]
-    u, shape = inputs.u, inputs.A.shape
-    batch, length, _ = u.shape
-    dtype = _triton.compute_dtype(u)
+    u, _, A, *_, return_final_state, save = arguments
+    (batch, length, _), shape, dtype = u.shape, A.shape, compute_dtype(u)
     y, final, checkpoints = _triton.empty(*u.shape, like=u), _triton.absent(u), _triton.absent(u)
     if return_final_state:
         final = _triton.empty(batch, *shape, like=u, dtype=dtype)
@@ -222,9 +208,9 @@ def _shape_forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _run_backward(*arguments: Any) -> tuple[Tensor, ...]:
-    given, (checkpoints, grad_y, grad_final, softplus) = _Inputs(*arguments[:10]), arguments[10:]
-    inputs, grad_y, grad_final = given.as_read(), _triton.rows(grad_y), _triton.whole(grad_final)
-    u, delta, A, B, C, D, z, bias, weight, initial = inputs
+    *given, checkpoints, grad_y, grad_final, softplus = arguments
+    u, delta, A, B, C, D, z, bias, weight, initial = inputs = _Inputs(*given).as_read()
+    grad_y, grad_final = _triton.rows(grad_y), _triton.whole(grad_final)
     (batch, length, channels), states = u.shape, A.shape[1]
     plan = _Plan.of(inputs, softplus)
     carries = grad_final
@@ -234,7 +220,7 @@ def _run_backward(*arguments: Any) -> tuple[Tensor, ...]:
     def contributions(there: Tensor | None, *shape: int) -> Tensor | None:
         if there is None:
             return None
-        return _triton.empty(*shape, like=u, dtype=_triton.compute_dtype(u))
+        return _triton.empty(*shape, like=u, dtype=compute_dtype(u))
 
     d_u, d_step = (_triton.empty(*u.shape, like=u) for _ in range(2))
     d_z = None if z is None else _triton.empty(*u.shape, like=z)
@@ -243,10 +229,10 @@ def _run_backward(*arguments: Any) -> tuple[Tensor, ...]:
     d_D, d_bias = (contributions(x, *plan.parts, channels) for x in (D, bias))
     d_initial = contributions(initial, batch, channels, states)
     _triton.launch(
-        *(_triton_backward.scan_backward, plan.grid, plan.warps),
+        *(_triton_kernels.scan_backward, plan.grid, plan.warps),
         *(u, delta, weight, A, B, C, D, z, bias, checkpoints, grad_y, carries),
         *(d_u, d_step, d_z, d_B, d_C, d_A, d_D, d_bias, d_initial, batch, *plan.sizes),
-        *(x for tensor in (u, delta, B, C, z, grad_y) for x in _triton.strides(tensor)),
+        *_triton.strides(u, delta, B, C, z, grad_y),
         **plan.constants,
         HISTORY=HISTORY,
         SPACING=TILE,
@@ -263,13 +249,13 @@ def _run_backward(*arguments: Any) -> tuple[Tensor, ...]:
 
 
 def _carry_back(plan: _Plan, inputs: _Inputs, grad_y: Tensor, grad_final: Tensor | None) -> Tensor:
-    """Compute the gradient that comes into each segment's last state from behind it."""
+    """Compute the gradient of each segment's last state from the segments after it."""
     ends, sums, carries = _allocate_segments(plan, inputs)
     _, delta, A, _, C, _, z, bias, weight, _ = inputs
     _triton.launch(
-        *(_triton_backward.scan_backward_ends, plan.grid, plan.warps),
+        *(_triton_kernels.scan_backward_ends, plan.grid, plan.warps),
         *(delta, weight, A, C, z, bias, grad_y, ends, sums, *plan.sizes),
-        *(x for tensor in (delta, C, z, grad_y) for x in _triton.strides(tensor)),
+        *_triton.strides(delta, C, z, grad_y),
         **plan.constants,
         TILE=TILE,
     )
@@ -286,28 +272,25 @@ def _project(d_step: Tensor, delta: Tensor, weight: Tensor) -> tuple[Tensor, Ten
     return d_low.view(delta.shape), d_weight
 
 
-def _shape_backward(*arguments: Any) -> tuple[Tensor, ...]:
+def _allocate_backward(*arguments: Any) -> tuple[Tensor, ...]:
     """Allocate the results of :func:`_run_backward`; those of what is absent are empty."""
-    inputs = _Inputs(*arguments[:10])
-    return tuple(
-        _triton.absent(inputs.u) if x is None else _triton.empty(*x.shape, like=x) for x in inputs
-    )
+    return _triton.empty_gradients(*arguments[:10])
 
 
 _INPUTS = (
     "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? bias, "
     "Tensor? weight, Tensor? initial"
 )
-_forward = _triton.define_operator(
+_forward_operator = _triton.define_operator(
     "selective_scan_forward",
     f"({_INPUTS}, bool softplus, bool final, bool save) -> (Tensor, Tensor, Tensor)",
     _run_forward,
-    _shape_forward,
+    _allocate_forward,
 )
-_backward = _triton.define_operator(
+_backward_operator = _triton.define_operator(
     "selective_scan_backward",
     f"({_INPUTS}, Tensor checkpoints, Tensor grad_y, Tensor? grad_final, bool softplus)"
     f" -> ({', '.join(['Tensor'] * 10)})",
     _run_backward,
-    _shape_backward,
+    _allocate_backward,
 )

@@ -1,4 +1,4 @@
-"""``d4rl`` and ``atari`` from end to end, on stand-in files of the right format."""
+"""The catalogue; ``d4rl`` and ``atari`` from end to end, on stand-in files of the right format."""
 
 from __future__ import annotations
 
@@ -9,28 +9,36 @@ import h5py
 import numpy as np
 import pytest
 
+from sb3_dmamba.errors import ConfigError
+from sb3_dmamba.experiments import engines
 from sb3_dmamba.experiments import report as module
-from sb3_dmamba.experiments import run as room
-from sb3_dmamba.experiments.catalogue import Experiment, get_experiment
-from sb3_dmamba.experiments.grid import execute_cell
-from sb3_dmamba.experiments.plan import Request
-from sb3_dmamba.experiments.runs import CellFolder
+from sb3_dmamba.experiments.catalogue import (
+    Experiment,
+    get_experiment,
+    list_experiments,
+    list_small_tasks,
+)
+from sb3_dmamba.experiments.grid import execute_run
+from sb3_dmamba.experiments.plan import Request, _make_config
+from sb3_dmamba.experiments.runs import RunFolder
 from sb3_dmamba.tasks import get_task
 from tests.data import dqn_files
+from tests.experiments.toys import changed
 
+REQUEST = Request(cells=Path("unused"))
 D4RL = {"hopper": (11, 3), "walker2d": (17, 6)}
 
 
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run cells here, and draw nothing."""
+    """Execute runs here, and draw nothing."""
 
-    def run_here(folders: list[CellFolder], *_: Any) -> dict[str, str]:
+    def run_here(folders: list[RunFolder], *_: Any) -> dict[str, str]:
         for folder in folders:
-            execute_cell(folder.path, "cpu")
+            execute_run(folder.path, "cpu")
         return {}
 
-    monkeypatch.setattr(room, "run_cells", run_here)
+    monkeypatch.setattr(engines, "execute_runs", run_here)
     monkeypatch.setattr(module, "_PLOTS", {})
 
 
@@ -62,6 +70,35 @@ def write_breakout(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for seed, length in enumerate([12, 15, 14, 13, 12, 15, 9, 12, 13, 15]):
         recorder.play(dqn_files.Played.random(length, seed))
     return folder / "Breakout"
+
+
+def test_every_variant_has_its_own_config_on_every_task() -> None:
+    small = {task.name: task for task in list_small_tasks()}
+    for experiment in list_experiments():
+        for name in experiment.tasks:
+            task = small.get(name) or get_task(name)
+            planned = [
+                (repr(_make_config(task, experiment, variant, REQUEST)), repr(variant.data_options))
+                for variant in experiment.variants.values()
+            ]
+            assert len(set(planned)) == len(planned), experiment.name
+
+
+def test_experiments_are_found_by_name() -> None:
+    assert get_experiment("mixers").name == "mixers"
+    for name, hint in (("mixer", "did you mean 'mixers'"), ("zzz", "there are mixers")):
+        with pytest.raises(ConfigError, match=hint) as caught:
+            get_experiment(name)
+        assert (caught.value.setting, caught.value.value) == ("experiment", name)
+        assert "mixers" in caught.value.choices
+    with pytest.raises(ConfigError):
+        changed(the("mixers"), variants={})
+
+
+def test_hopper_asks_for_five_targets_within_the_data() -> None:
+    (hopper,) = (task for task in list_small_tasks() if task.name == "hopper")
+    lowest, highest = 614.9, 3691.0  # of the data
+    assert sum(lowest <= target <= highest for target in hopper.target_returns) == 5
 
 
 def test_the_paper_s_recipes_are_what_runs() -> None:
@@ -97,10 +134,11 @@ def test_d4rl_runs_from_files_to_the_table(tmp_path: Path) -> None:
         n_updates=4,
         n_episodes=1,
         evaluations=2,
+        max_episode_steps=6,
         target_returns=(1800.0, 3600.0),
         settings={"hidden_size": 8, "n_layers": 1, "d_state": 2, "context_length": 3},
     )
-    room.run_experiment(the("d4rl"), request, tmp_path / "out", "dmamba experiment d4rl")
+    engines.run_experiment(the("d4rl"), request, tmp_path / "out", "dmamba experiment d4rl")
     text = (tmp_path / "out" / "report.md").read_text()
     table = text.split("### Beside what others report")[1].split("###")[0]
     rows = {line.split("|")[1].strip(): line for line in table.splitlines() if "|" in line}
@@ -121,14 +159,16 @@ def test_atari_runs_from_replay_files_to_the_table(
         n_updates=2,
         n_episodes=1,
         evaluations=1,
+        max_episode_steps=6,
+        target_returns=(5.0,),
         settings={"hidden_size": 8, "n_layers": 1, "d_state": 2, "context_length": 3},
         data_options={"n_buffers": 2, "n_steps": 40, "trajectories_per_buffer": 1},
     )
-    room.run_experiment(the("atari"), request, tmp_path / "out", "dmamba experiment atari")
+    engines.run_experiment(the("atari"), request, tmp_path / "out", "dmamba experiment atari")
     text = (tmp_path / "out" / "report.md").read_text()
     assert "| 76.9 | 70.6 |" in text
     fingerprints = {
-        CellFolder(path).read_cell().data.fingerprint
+        RunFolder(path).read_run().data.fingerprint
         for path in (tmp_path / "cells").iterdir()
         if path.name != "data"
     }
@@ -147,9 +187,10 @@ def test_other_questions_take_games_too(tmp_path: Path, monkeypatch: pytest.Monk
         n_updates=2,
         n_episodes=1,
         max_episode_steps=6,
+        target_returns=(5.0,),
         settings={"hidden_size": 8, "n_layers": 1, "d_state": 2},
     )
-    room.run_experiment(the("context-length"), request, tmp_path / "out", "dmamba experiment")
+    engines.run_experiment(the("context-length"), request, tmp_path / "out", "dmamba experiment")
     text = (tmp_path / "out" / "report.md").read_text()
     assert "| K 5 | stream |" in text
     assert "Actions are drawn on breakout-small. Episodes are cut after 6 steps." in text

@@ -1,4 +1,4 @@
-"""Running a cell: once, and to the same result however often it is interrupted."""
+"""Executing a run: once, and to the same result however often it is interrupted."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ import pytest
 
 from sb3_dmamba.algorithm import DecisionMamba
 from sb3_dmamba.errors import ExperimentError
-from sb3_dmamba.experiments import grid as accounting
-from sb3_dmamba.experiments import grid as execution
-from sb3_dmamba.experiments import runs as curve
-from sb3_dmamba.experiments.grid import execute_cell
+from sb3_dmamba.experiments import grid, runs
+from sb3_dmamba.experiments.grid import execute_run
 from sb3_dmamba.experiments.plan import Plan
-from sb3_dmamba.experiments.runs import CellFolder
+from sb3_dmamba.experiments.runs import RunFolder
 from tests.experiments.toys import save_data, toy_plan
 
 
@@ -33,27 +31,27 @@ def plan_one(folder: Path) -> Plan:
 def long_stretches() -> Iterator[None]:
     """A loss curve of 20 updates in stretches of 5: checkpoints fall into the middle of them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(curve, "_POINTS", 4)
+        patch.setattr(runs, "_LOSS_POINTS", 4)
         yield
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, long_stretches: None) -> CellFolder:
-    (planned,) = plan_one(tmp_path_factory.mktemp("undisturbed")).cells
-    execute_cell(planned.folder.path, "cpu")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, long_stretches: None) -> RunFolder:
+    (planned,) = plan_one(tmp_path_factory.mktemp("undisturbed")).runs
+    execute_run(planned.folder.path, "cpu")
     return planned.folder
 
 
 def test_episodes_are_cut_where_the_plan_says(tmp_path: Path) -> None:
     (planned,) = toy_plan(
         tmp_path, variants=("mamba",), seeds=(0,), memories=("stream",), max_episode_steps=4
-    ).cells
-    execute_cell(planned.folder.path, "cpu")
+    ).runs
+    execute_run(planned.folder.path, "cpu")
     evaluations = planned.folder.read_result().evaluations
     assert [each.lengths.tolist() for each in evaluations] == [[4, 4, 4]] * 3
 
 
-def test_a_result_holds_every_evaluation_and_the_loss_curve(undisturbed: CellFolder) -> None:
+def test_a_result_holds_every_evaluation_and_the_loss_curve(undisturbed: RunFolder) -> None:
     result = undisturbed.read_result()
     shape = [(each.update, each.memory, each.target_return) for each in result.evaluations]
     assert shape == [
@@ -72,7 +70,7 @@ def test_a_result_holds_every_evaluation_and_the_loss_curve(undisturbed: CellFol
     assert model.num_timesteps == 20
 
 
-def test_the_evaluation_is_the_model_s_own(undisturbed: CellFolder) -> None:
+def test_the_evaluation_is_the_model_s_own(undisturbed: RunFolder) -> None:
     model = DecisionMamba.load(undisturbed.model)
     report = model.evaluate([5.0, 10.0, 14.0], 3, memory="stream", seed=10_000)
     last = [
@@ -83,29 +81,29 @@ def test_the_evaluation_is_the_model_s_own(undisturbed: CellFolder) -> None:
     assert [e.returns.tolist() for e in last] == [e.returns.tolist() for e in report.results]
 
 
-def test_a_cell_that_is_done_is_left_alone(
-    undisturbed: CellFolder, monkeypatch: pytest.MonkeyPatch
+def test_a_run_that_is_done_is_left_alone(
+    undisturbed: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(execution, "_Execution", None)  # would fail
-    execute_cell(undisturbed.path)
+    monkeypatch.setattr(grid, "_Execution", None)  # would fail
+    execute_run(undisturbed.path)
 
 
 def test_a_damaged_evaluation_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (planned,) = plan_one(tmp_path).cells
-    finish = execution._Execution._finish
+    (planned,) = plan_one(tmp_path).runs
+    finish = grid._Execution._finish
 
     def damage(self: Any) -> None:
         (self.folder.evaluations / "000000007-window.json").write_text("[")
         (self.folder.evaluations / "000000020-window.json").write_text("[")
         finish(self)
 
-    monkeypatch.setattr(execution._Execution, "_finish", damage)
+    monkeypatch.setattr(grid._Execution, "_finish", damage)
     with pytest.raises(ExperimentError, match=r"000000007-window\.json is missing or damaged"):
-        execute_cell(planned.folder.path, "cpu")
+        execute_run(planned.folder.path, "cpu")
     assert not planned.folder.is_done
 
 
-def test_what_was_spent_is_kept_apart(undisturbed: CellFolder) -> None:
+def test_what_was_spent_is_kept_apart(undisturbed: RunFolder) -> None:
     (session,) = json.loads(undisturbed.machine.read_text())
     assert session["updates"] == 20
     assert session["until"] == 20
@@ -134,39 +132,39 @@ CRASHES = {
     "between loss curve and checkpoint": (DecisionMamba, "save", 3),
     "between checkpoint and evaluation": (DecisionMamba, "evaluate", 3),
     "between the memories of an evaluation": (DecisionMamba, "evaluate", 2),
-    "before the last weights are kept": (execution._Execution, "_finish", 1),
+    "before the last weights are kept": (grid._Execution, "_finish", 1),
 }
 
 
 @pytest.mark.parametrize("where", CRASHES)
 def test_a_crash_changes_no_byte_of_the_result(
-    where: str, undisturbed: CellFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    where: str, undisturbed: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (planned,) = plan_one(tmp_path).cells
+    (planned,) = plan_one(tmp_path).runs
     assert planned.folder.path.name == undisturbed.path.name
     looks = iter(range(10_000))
-    monkeypatch.setattr(accounting.Session, "is_checkpoint_due", lambda _: next(looks) % 3 == 2)
+    monkeypatch.setattr(grid.Session, "is_checkpoint_due", lambda _: next(looks) % 3 == 2)
     owner, name, call = CRASHES[where]
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, crash_at(call, getattr(owner, name)))
         with pytest.raises(Crash):
-            execute_cell(planned.folder.path, "cpu")
+            execute_run(planned.folder.path, "cpu")
     assert not planned.folder.is_done
-    execute_cell(planned.folder.path, "cpu")
+    execute_run(planned.folder.path, "cpu")
     assert planned.folder.result.read_bytes() == undisturbed.result.read_bytes()
 
 
 def test_crashes_upon_crashes_do_not_either(
-    undisturbed: CellFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    undisturbed: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (planned,) = plan_one(tmp_path).cells
-    monkeypatch.setattr(accounting.Session, "is_checkpoint_due", lambda _: True)
+    (planned,) = plan_one(tmp_path).runs
+    monkeypatch.setattr(grid.Session, "is_checkpoint_due", lambda _: True)
     n_crashes = 0
     while not planned.folder.is_done:
         with monkeypatch.context() as patch:
             patch.setattr(DecisionMamba, "save", crash_at(5, DecisionMamba.save))
             try:
-                execute_cell(planned.folder.path, "cpu")
+                execute_run(planned.folder.path, "cpu")
             except Crash:
                 n_crashes += 1
     assert n_crashes >= 4
@@ -176,16 +174,16 @@ def test_crashes_upon_crashes_do_not_either(
 
 
 def test_data_that_changed_in_between_is_refused(tmp_path: Path) -> None:
-    (planned,) = plan_one(tmp_path).cells
+    (planned,) = plan_one(tmp_path).runs
     data = tmp_path / "data"
     data.rename(tmp_path / "old")
     save_data(data, seed=1)
     with pytest.raises(ExperimentError, match="has changed since data, mamba, seed 0"):
-        execute_cell(planned.folder.path)
+        execute_run(planned.folder.path)
 
 
 def test_an_orphan_ends_by_itself(tmp_path: Path) -> None:
-    (planned,) = plan_one(tmp_path).cells
+    (planned,) = plan_one(tmp_path).runs
     with pytest.raises(SystemExit, match="is gone"):
-        execute_cell(planned.folder.path, "cpu", parent=1 << 30)
+        execute_run(planned.folder.path, "cpu", parent=1 << 30)
     assert not planned.folder.is_done

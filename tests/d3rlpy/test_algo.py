@@ -1,4 +1,4 @@
-"""Training behind d3rlpy's loop: the other face's losses, schedules, optimisers, resuming."""
+"""Training with d3rlpy's loop: losses of the SB3 API, schedules, optimisers, resuming."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import d3rlpy
 import numpy as np
 import pytest
 import torch
-from d3rlpy.dataset import TrajectoryMiniBatch
 from d3rlpy.optimizers import (
     AdamFactory,
     AdamWFactory,
@@ -37,11 +36,11 @@ from sb3_dmamba.d3rlpy import (
 from sb3_dmamba.d3rlpy.algo import TokenSchedule
 from sb3_dmamba.data import compute_observation_statistics
 from sb3_dmamba.data.trajectories import Trajectories
-from sb3_dmamba.errors import ConfigError, DivergenceError
+from sb3_dmamba.errors import ConfigError, DatasetError, DivergenceError
 from tests.d3rlpy.cases import (
     CONTEXT,
     OURS,
-    draw_partial,
+    draw_batch,
     fit,
     make_algo,
     make_buffer,
@@ -62,17 +61,7 @@ def _seed() -> Iterator[None]:
         yield
 
 
-def draw_batch(is_discrete: bool, first_seed: int = 0) -> TrajectoryMiniBatch:
-    seeds = range(first_seed, first_seed + 5)
-    return TrajectoryMiniBatch.from_partial_trajectories(
-        [draw_partial((9,), is_discrete, CONTEXT, seed) for seed in seeds]
-    )
-
-
-# --- The other face ----------------------------------------------------------------------------
-
-
-def other_face_losses(data: Trajectories, **settings: Any) -> tuple[DecisionMamba, list[float]]:
+def sb3_losses(data: Trajectories, **settings: Any) -> tuple[DecisionMamba, list[float]]:
     recorder = Recorder()
     model = DecisionMamba(None, seed=3, **{**TINY, **settings})
     model.fit(data, callback=recorder)
@@ -80,7 +69,7 @@ def other_face_losses(data: Trajectories, **settings: Any) -> tuple[DecisionMamb
 
 
 def as_their_config(data: Trajectories, **settings: Any) -> Any:
-    """The other face's ``TINY`` settings in d3rlpy's terms, as one would write them by hand."""
+    """The ``TINY`` settings of the SB3 API in d3rlpy's terms, written by hand."""
     is_discrete = data.actions.ndim == 1
     statistics = compute_observation_statistics(data)
     scaler: Any = PixelObservationScaler()
@@ -121,10 +110,10 @@ CASES: dict[str, tuple[Trajectories, dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_both_faces_have_one_loss_curve(case: str) -> None:
+def test_both_apis_have_the_same_losses(case: str) -> None:
     """Same seed, data and network: windows, weights, dropout and schedule are the same."""
     data, settings, their_settings = CASES[case]
-    model, expected = other_face_losses(data, **settings)
+    model, expected = sb3_losses(data, **settings)
     config = as_their_config(data, **their_settings)
     algo = config.create()
     assert config.embed_dropout == config.resid_dropout == 0.1
@@ -136,9 +125,6 @@ def test_both_faces_have_one_loss_curve(case: str) -> None:
     torch.testing.assert_close(
         theirs, model.policy.model.head.projection.weight, rtol=0, atol=tolerance
     )
-
-
-# --- Schedules ---------------------------------------------------------------------------------
 
 
 def test_token_schedule_is_d3rlpys() -> None:
@@ -171,7 +157,7 @@ def test_the_first_update_is_warm() -> None:
     optimizer = algo.impl.modules.optim.optim
     seen: list[float] = []
     optimizer.register_step_pre_hook(lambda *_: seen.append(optimizer.param_groups[0]["lr"]))
-    algo.update(draw_batch(is_discrete=True))
+    algo.update(draw_batch((9,), True))
     assert seen == [pytest.approx(6e-4 * 5 * CONTEXT / 1000)]
 
 
@@ -179,7 +165,7 @@ def test_a_scheduler_of_the_optimiser_takes_over() -> None:
     factory = AdamWFactory(lr_scheduler_factory=WarmupSchedulerFactory(4))
     algo = make_algo("discrete mamba", (9,), optim_factory=factory)
     for expected in (0.5, 0.75, 1.0, 1.0):
-        metrics = algo.update(draw_batch(is_discrete=True))
+        metrics = algo.update(draw_batch((9,), True))
         assert set(metrics) == {"loss"}
         found = algo.impl.modules.optim.optim.param_groups[0]["lr"]
         assert found == pytest.approx(6e-4 * expected)
@@ -196,8 +182,9 @@ def test_lr_factory() -> None:
         scheduler.step()
     assert rates[:3] == pytest.approx([2.0, 4.0, 4.0])
     assert rates[-1] == pytest.approx(0.4)
-    with pytest.raises(ConfigError, match="lr_schedule='step'"):
+    with pytest.raises(ConfigError) as caught:
         DecisionMambaLRFactory(n_updates=10, lr_schedule="step")
+    assert caught.value.setting == "lr_schedule"
 
 
 # --- Optimisers --------------------------------------------------------------------------------
@@ -212,11 +199,11 @@ FACTORIES = [
 ]
 
 
-@pytest.mark.parametrize("factory", FACTORIES, ids=lambda factory: factory.get_type())
-@pytest.mark.parametrize("name", OURS)
-def test_every_optimiser_trains_and_is_saved(name: str, factory: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("index", range(len(FACTORIES)))
+def test_every_optimiser_trains_and_is_saved(index: int, tmp_path: Path) -> None:
+    name, factory = OURS[index % 2], FACTORIES[index]
     algo = make_algo(name, (9,), optim_factory=factory)
-    batch = draw_batch(name.startswith("discrete"))
+    batch = draw_batch((9,), name.startswith("discrete"))
     before = weights_of(algo)
     algo.update(batch)
     after = weights_of(algo)
@@ -247,13 +234,12 @@ def test_what_decays() -> None:
 
 
 def test_bad_optimiser_settings() -> None:
-    with pytest.raises(ConfigError, match="weight_decay=-1"):
+    with pytest.raises(ConfigError) as caught:
         DecisionMambaAdamWFactory(weight_decay=-1)
-    with pytest.raises(ConfigError, match="adam_betas"):
+    assert caught.value.setting == "weight_decay"
+    with pytest.raises(ConfigError) as caught:
         DecisionMambaAdamWFactory(betas=(0.9, 1.5))
-
-
-# --- Going on ----------------------------------------------------------------------------------
+    assert caught.value.setting == "adam_betas"
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -282,7 +268,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(name: str, tmp_path: Path) -> No
 
 
 def test_global_randomness_is_used_without_a_seed_and_left_alone_with_one() -> None:
-    batch = draw_batch(is_discrete=False)
+    batch = draw_batch()
 
     def losses(seed: int | None, d3rlpy_seed: int) -> list[float]:
         torch.manual_seed(0)
@@ -297,13 +283,14 @@ def test_global_randomness_is_used_without_a_seed_and_left_alone_with_one() -> N
     assert losses(7, 1) == losses(7, 2) != losses(8, 1)
 
 
-def test_divergence_is_told() -> None:
+def test_a_non_finite_loss_raises_and_keeps_the_weights() -> None:
     algo = make_algo("mamba", (9,))
-    batch = draw_batch(is_discrete=False)
+    batch = draw_batch()
     batch.returns_to_go[0, 0] = np.nan
     before = weights_of(algo)
-    with pytest.raises(DivergenceError, match=r"update 1 had loss nan.*MultiplyRewardScaler"):
+    with pytest.raises(DivergenceError) as caught:
         algo.update(batch)
+    assert math.isnan(caught.value.value)
     assert all(torch.equal(before[name], value) for name, value in weights_of(algo).items())
 
 
@@ -323,10 +310,7 @@ def test_compiled_updates(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     algo.create_impl((9,), 3)
     assert wrapped == [algo.impl.compute_grad]
     assert algo.impl.model.layers[0].mixer.backend == "traceable"
-    assert math.isfinite(algo.update(draw_batch(name.startswith("discrete")))["loss"])
-
-
-# --- Data-parallel -----------------------------------------------------------------------------
+    assert math.isfinite(algo.update(draw_batch((9,), name.startswith("discrete")))["loss"])
 
 
 @pytest.fixture
@@ -344,7 +328,7 @@ def process_group(tmp_path: Path) -> Iterator[None]:
 def test_data_parallel(name: str, tmp_path: Path) -> None:
     config = make_config(name, seed=2, encoder_factory=vector_encoder())
     alone, parallel = config.create(), config.create(enable_ddp=True)
-    batch = draw_batch(name.startswith("discrete"))
+    batch = draw_batch((9,), name.startswith("discrete"))
     for algo in (alone, parallel):
         algo.create_impl((9,), 3)
     for _ in range(2):
@@ -358,3 +342,9 @@ def test_data_parallel(name: str, tmp_path: Path) -> None:
     parallel.as_stateful_wrapper(1.0).predict(np.zeros(9, dtype=np.float32), 0.0)
     parallel.save(tmp_path / "model.d3")
     assert d3rlpy.load_learnable(str(tmp_path / "model.d3")).update(batch) == parallel.update(batch)
+
+
+def test_fit_refuses_other_datasets() -> None:
+    with pytest.raises(DatasetError) as caught:
+        make_algo("mamba").fit(random_trajectories(), n_steps=1)
+    assert caught.value.setting == "dataset"

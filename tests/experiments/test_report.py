@@ -15,7 +15,7 @@ import pytest
 from sb3_dmamba.errors import ExperimentError
 from sb3_dmamba.experiments import report as module
 from sb3_dmamba.experiments.plan import Plan
-from sb3_dmamba.experiments.record import Record
+from sb3_dmamba.experiments.record import ExperimentSummary, Record, summarize
 from sb3_dmamba.experiments.report import (
     MACHINE_HEADING,
     format_number,
@@ -24,18 +24,18 @@ from sb3_dmamba.experiments.report import (
     write_report,
 )
 from sb3_dmamba.experiments.runs import write_json
-from sb3_dmamba.experiments.summary import ExperimentSummary, summarize
 from sb3_dmamba.tasks import ReferenceScores
 from tests.experiments.toys import changed, fake_result, toy_plan
 
+PLOTS = dict(module._PLOTS)
 REPOSITORY = Path(__file__).parents[2]
 TARGETS = (5.0, 10.0, 14.0)
 LEVELS = {"mamba": (4.0, 9.0, 13.0), "attention": (4.0, 5.0, 5.0)}
 
 
 def finish(plan: Plan, levels: Mapping[str, tuple[float, ...]] = LEVELS, **options: Any) -> Plan:
-    """Give every cell a result: episodes around a level a target, half a unit apart by seed."""
-    for planned in plan.cells:
+    """Give every run a result: episodes around a level a target, half a unit apart by seed."""
+    for planned in plan.runs:
         centres = dict(zip(TARGETS, levels[planned.variant], strict=True))
         episodes = {
             (memory, target): centre + 0.1 * planned.seed + np.array([-0.1, 0.0, 0.1])
@@ -105,7 +105,7 @@ def test_a_winner_s_interval_is_above_all_others(plan: Plan) -> None:
 
 def test_bold_is_for_winners_alone(tmp_path: Path) -> None:
     plan = toy_plan(tmp_path, target_returns=TARGETS, seeds=(0, 1, 2))
-    for planned in finish(plan).cells:  # one memory is left
+    for planned in finish(plan).runs:  # one memory is left
         fields = json.loads(planned.folder.result.read_text())
         rows = [row for row in fields["evaluations"] if row["memory"] == "window"]
         write_json(planned.folder.result, {**fields, "evaluations": rows})
@@ -119,52 +119,31 @@ def test_bold_is_for_winners_alone(tmp_path: Path) -> None:
 def test_the_answer_says_what_the_intervals_say(plan: Plan, tmp_path: Path) -> None:
     text = report_of(plan, tmp_path / "out")
     answer = text.split("## Answer")[1].split("## Results")[0]
-    assert "asked 14.0 (the highest target that the data reaches)" in answer
-    assert "`mamba` in window memory reached an interquartile mean of 13.1" in answer
-    assert "over 3 seeds of 3 episodes" in answer
-    assert "not told apart from window memory, the intervals overlap" in answer
-    assert "below `mamba`, the intervals separate" in answer
-    assert "better one in 0 of 9 pairs" in answer
-    assert "Rank correlation" in answer
-    assert "do not show that the two are alike" in answer
-
-
-def test_one_seed_tells_nothing_apart(tmp_path: Path) -> None:
-    plan = finish(toy_plan(tmp_path, target_returns=TARGETS, seeds=(0,)))
-    text = report_of(plan, tmp_path / "out")
+    for said in (
+        "asked 14.0 (the highest target that the data reaches)",
+        "`mamba` in window memory reached an interquartile mean of 13.1",
+        "over 3 seeds of 3 episodes",
+        "not told apart from window memory, the intervals overlap",
+        "below `mamba`, the intervals separate",
+        "better one in 0 of 9 pairs",
+        "Rank correlation",
+    ):
+        assert said in answer
+    one_seed = finish(toy_plan(tmp_path, target_returns=TARGETS, seeds=(0,)))
+    text = report_of(one_seed, tmp_path / "one")
     assert "one seed cannot tell it from `mamba`" in text
     assert "interval over episodes alone" in text
 
 
-def test_a_part_of_the_grid_can_be_reported(plan: Plan, tmp_path: Path) -> None:
-    for planned in plan.cells[4:]:
+def test_a_part_of_the_runs_can_be_reported(plan: Plan, tmp_path: Path) -> None:
+    for planned in plan.runs[4:]:
         planned.folder.result.unlink()
     text = report_of(plan, tmp_path / "out")
     assert "4 of 6 trainings are done" in text
-    for planned in plan.cells[:4]:
+    for planned in plan.runs[:4]:
         planned.folder.result.unlink()
     with pytest.raises(ExperimentError, match="nothing to report"):
         summary_of(plan)
-
-
-@pytest.mark.usefixtures("pictures")
-def test_the_report_stands_by_itself(plan: Plan, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    text = report_of(plan, out)
-    for said in (
-        "# A toy",
-        "Does it work?",
-        "dmamba experiment toy",
-        "Seeds 0, 1, 2",
-        plan.tasks[0].fingerprint,
-        "mixer=attention",
-        "hidden_size=8",
-    ):
-        assert said in text
-    pictures = {line.split("(")[1][:-1] for line in text.splitlines() if line.startswith("![")}
-    assert pictures == {"achieved-data.png", "learning-data.png", "profile-data.png"}
-    for name in pictures:
-        assert (out / name).read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.usefixtures("pictures")
@@ -173,7 +152,7 @@ def test_the_same_results_give_the_same_bytes(plan: Plan, tmp_path: Path) -> Non
     machine = [{"updates": 20, "train_seconds": 3.0, "train_cpu_seconds": 2.0}]
     details = {"evaluation_seconds": 1.0, "machine": "M", "device": "cpu", "threads": 1}
     write_report(plan, first, "c")
-    for planned in plan.cells:
+    for planned in plan.runs:
         record = {**machine[0], **details, "versions": {"torch": "2"}}
         write_json(planned.folder.machine, [record])
     write_report(plan, second, "c")
@@ -191,31 +170,21 @@ def test_the_same_results_give_the_same_bytes(plan: Plan, tmp_path: Path) -> Non
             assert (first / name).read_bytes() == (second / name).read_bytes(), name
 
 
-def test_the_csv_has_a_row_for_each_evaluation_and_target(plan: Plan, tmp_path: Path) -> None:
-    report_of(plan, tmp_path / "out")
-    with (tmp_path / "out" / "results.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == 6 * 2 * 3
-    (row,) = (
-        row
-        for row in rows
-        if (row["variant"], row["seed"], row["memory"], row["target_return"])
-        == ("attention", "2", "stream", "10")
-    )
-    assert (float(row["mean"]), float(row["min"]), float(row["max"])) == (5.2, 5.1, 5.3)
-    assert (row["n_episodes"], row["update"], row["mean_length"]) == ("3", "20", "7")
-
-
-def test_the_csv_has_the_episodes_of_the_last_weights(tmp_path: Path) -> None:
+def test_the_csv_has_a_row_for_each_evaluation_and_episodes_of_the_last_weights(
+    tmp_path: Path,
+) -> None:
     plan = toy_plan(tmp_path, target_returns=TARGETS, seeds=(0, 1), evaluations=2)
     report_of(finish(plan, updates=(10, 20)), tmp_path / "out")
     with (tmp_path / "out" / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
+    assert len(rows) == 2 * 2 * 2 * 2 * 3  # variants, seeds, updates, memories, targets
     for row in rows:
-        assert row["n_parameters"] == "123"
         assert len(row["returns"].split()) == (3 if row["update"] == "20" else 0)
-    row = next(r for r in rows if (r["seed"], r["update"], r["target_return"]) == ("1", "20", "10"))
-    assert row["returns"] == "9 9.1 9.2"
+    wanted = {"variant": "attention", "seed": "1", "memory": "stream", "update": "20"}
+    (row,) = (r for r in rows if r.items() >= {**wanted, "target_return": "10"}.items())
+    assert (float(row["mean"]), float(row["min"]), float(row["max"])) == (5.1, 5.0, 5.2)
+    assert (row["n_episodes"], row["mean_length"], row["n_parameters"]) == ("3", "7", "123")
+    assert row["returns"] == "5 5.1 5.2"
 
 
 @pytest.mark.usefixtures("pictures")
@@ -245,13 +214,15 @@ def test_without_losses_the_picture_of_them_stays(plan: Plan, tmp_path: Path) ->
     assert (out / "learning-data.png").read_bytes() == b"kept"
 
 
-@pytest.mark.usefixtures("pictures")
-@pytest.mark.parametrize("name", ["context-length-breakout", "long-memory"])
-def test_a_published_report_is_what_its_files_give(name: str, tmp_path: Path) -> None:
-    published = REPOSITORY / "docs" / "results" / name
-    for file in ("results.csv", "settings.json", "machine.json"):
-        shutil.copy(published / file, tmp_path / file)
-    assert rebuild_report(tmp_path).read_text() == (published / "report.md").read_text()
+def test_a_published_report_is_what_its_files_give(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_PLOTS", dict.fromkeys(PLOTS, lambda task, path: None))
+    for name in ("context-length-breakout", "long-memory"):
+        folder = shutil.copytree(REPOSITORY / "docs" / "results" / name, tmp_path / name)
+        published = (folder / "report.md").read_text()
+        (folder / "report.md").unlink()
+        assert rebuild_report(folder).read_text() == published
 
 
 def test_a_damaged_report_is_refused(plan: Plan, tmp_path: Path) -> None:
@@ -260,18 +231,17 @@ def test_a_damaged_report_is_refused(plan: Plan, tmp_path: Path) -> None:
         rebuild_report(out)
     report_of(plan, out)
     table = (out / "results.csv").read_text()
-    (out / "results.csv").write_text(table.replace("returns", "rewards"))
-    with pytest.raises(ExperimentError, match="lacks the columns returns"):
-        rebuild_report(out)
-    (out / "results.csv").write_text(table.replace("14,3", "15,3"))
-    with pytest.raises(ExperimentError, match="do not fit together"):
-        rebuild_report(out)
-    (out / "settings.json").write_text("{")
-    with pytest.raises(ExperimentError, match="cannot be read"):
-        rebuild_report(out)
-    (out / "settings.json").write_text('{"format": 2}')
-    with pytest.raises(ExperimentError, match="format 2"):
-        rebuild_report(out)
+    damages = [
+        ("results.csv", table.replace("returns", "rewards"), "lacks the columns returns"),
+        ("results.csv", table.replace("14,3", "15,3"), "do not fit together"),
+        ("results.csv", "", "cannot be read"),
+        ("settings.json", "{", "cannot be read"),
+        ("settings.json", '{"format": 2}', "format 2"),
+    ]
+    for name, text, message in damages:
+        (out / name).write_text(text)
+        with pytest.raises(ExperimentError, match=message):
+            rebuild_report(out)
 
 
 def test_last_and_best_are_told_apart(tmp_path: Path) -> None:
@@ -292,12 +262,21 @@ def test_scores_are_normalised_where_there_is_a_reference(tmp_path: Path) -> Non
     planned = changed(planned, task=changed(planned.task, reference=reference))
     plan = changed(plan, tasks=(planned,))
     (task,) = summary_of(plan).tasks
-    assert task.normalize(13.0) == 50.0
+    normalised = task.scores(task.arms[0], "last", True)
+    np.testing.assert_allclose(normalised, 5 * (task.arms[0].last_scores[:, None] - 3.0))
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(2484.4, "2,484"), (-666.6, "-667"), (24.84, "24.8"), (0.612, "0.61"), (0.0, "0")],
-)
-def test_numbers_have_the_digits_they_bear(value: float, text: str) -> None:
-    assert format_number(value) == text
+def test_numbers_have_about_three_digits() -> None:
+    numbers = {2484.4: "2,484", -666.6: "-667", 24.84: "24.8", 0.612: "0.61", 0.0: "0"}
+    assert {value: format_number(value) for value in numbers} == numbers
+
+
+def test_titles_name_experiment_and_datasets() -> None:
+    def title(*tasks: tuple[str, str]) -> str:
+        named = [{"name": name, "env_id": env_id} for name, env_id in tasks]
+        return module.compose_title({"experiment": "long-memory", "tasks": named})
+
+    cartpole, breakout = ("cartpole", "CartPole-v1"), ("breakout-small", "sb3_dmamba/Atari-v0")
+    assert title(cartpole, breakout) == "Long memory: CartPole, Breakout-small"
+    assert title(("hopper-medium-v2", "Hopper-v4")) == "Long memory: Hopper-medium-v2"
+    assert title(*[cartpole] * 4) == "Long memory: 4 datasets"

@@ -1,8 +1,10 @@
-"""Our trajectories as a d3rlpy replay buffer."""
+"""WindowReplayBuffer: our trajectories as a d3rlpy replay buffer."""
 
 from __future__ import annotations
 
+import dataclasses
 import io
+from collections.abc import Callable
 from typing import Any
 
 import d3rlpy
@@ -168,27 +170,30 @@ def test_other_sources() -> None:
     )
 
 
-def test_what_a_view_refuses() -> None:
+def test_a_view_is_read_only() -> None:
     buffer = as_replay_buffer(random_trajectories())
-    for attempt in (
+    attempts: list[Callable[[], Any]] = [
         lambda: buffer.append(np.zeros(3), np.zeros(2), 0.0),
         lambda: buffer.append_episode(buffer.episodes[0]),
         lambda: buffer.clip_episode(True),
         lambda: WindowReplayBuffer.load(io.BytesIO(), InfiniteBuffer()),
         lambda: WindowReplayBuffer.from_episode_generator(None, InfiniteBuffer()),
-    ):
+    ]
+    for attempt in attempts:
         with pytest.raises(DatasetError, match=r"to_d3rlpy\(\)"):
             attempt()
-    data = stacked_trajectories()
-    shifted = Trajectories(
-        observations=np.zeros((9, 2), dtype=np.float32),
-        actions=data.actions + 5,
-        rewards=data.rewards,
-        terminated=data.terminated,
-        truncated=data.truncated,
-        episode_offsets=data.episode_offsets,
-        observation_space=spaces.Box(-1, 1, (2,), np.float32),
-        action_space=spaces.Discrete(3, start=5),
+
+
+def test_datasets_that_d3rlpy_cannot_hold() -> None:
+    data = random_trajectories(n_actions=3)
+    shifted = dataclasses.replace(
+        data, actions=data.actions + 5, action_space=spaces.Discrete(3, start=5)
     )
-    with pytest.raises(SpaceError, match="starts at 5"):
+    with pytest.raises(SpaceError) as caught:
         as_replay_buffer(shifted)
+    assert caught.value.setting == "action_space"
+    short = random_trajectories((1, 1))
+    short = dataclasses.replace(short, terminated=short.truncated, truncated=short.terminated)
+    with pytest.raises(DatasetError) as empty:
+        as_replay_buffer(short)
+    assert empty.value.setting == "terminated"

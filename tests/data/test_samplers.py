@@ -1,8 +1,8 @@
+"""Windows drawn at random, and windows that follow each other."""
+
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,23 @@ from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sb3_dmamba.data import Trajectories, WindowBatch, WindowSampler
+from sb3_dmamba.data import ConsecutiveSampler, Trajectories, WindowBatch, WindowSampler
 from sb3_dmamba.errors import ConfigError, DatasetError
 
 Make = Callable[..., Trajectories]
 FIELDS = ("observations", "actions", "returns_to_go", "timesteps", "padding_mask")
+
+
+LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=6)
+
+
+def numbered(make_trajectories: Make, lengths: list[int]) -> Trajectories:
+    """Episodes whose observation is the flat step, from 1: zero is padding."""
+    return make_trajectories(
+        lengths,
+        observations=np.arange(1, sum(lengths) + 1)[:, None],
+        observation_space=spaces.Box(-np.inf, np.inf, (1,)),
+    )
 
 
 def _assert_equal(left: WindowBatch, right: WindowBatch) -> None:
@@ -75,7 +87,7 @@ def test_discrete_actions_and_frames(make_trajectories: Make) -> None:
 
 
 @given(
-    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=6),
+    lengths=LENGTHS,
     context_length=st.integers(1, 12),
     seed=st.integers(0, 2**63),
     update=st.integers(0, 2**40),
@@ -83,13 +95,8 @@ def test_discrete_actions_and_frames(make_trajectories: Make) -> None:
 def test_every_window_is_a_slice_of_one_episode(
     make_trajectories: Make, lengths: list[int], context_length: int, seed: int, update: int
 ) -> None:
-    # The first observation is the flat step, which tells which window was drawn.
     n_steps = sum(lengths)
-    data = make_trajectories(
-        lengths,
-        observations=np.arange(1, n_steps + 1)[:, None],
-        observation_space=spaces.Box(-np.inf, np.inf, (1,)),
-    )
+    data = numbered(make_trajectories, lengths)
     sampler = WindowSampler(data, context_length, 5, seed)
     batch = sampler.sample(update)
     for row in range(5):
@@ -99,11 +106,7 @@ def test_every_window_is_a_slice_of_one_episode(
         _assert_is_slice(data, every, step, step)
 
 
-@given(
-    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=6),
-    context_length=st.integers(1, 12),
-    batch_size=st.integers(1, 7),
-)
+@given(lengths=LENGTHS, context_length=st.integers(1, 12), batch_size=st.integers(1, 7))
 def test_iterate_all_visits_each_step_once_in_order(
     make_trajectories: Make, lengths: list[int], context_length: int, batch_size: int
 ) -> None:
@@ -113,13 +116,6 @@ def test_iterate_all_visits_each_step_once_in_order(
     np.testing.assert_array_equal(seen.numpy(), data.observations)
     assert all(len(batch) == batch_size for batch in batches[:-1])
     assert all(batch.padding_mask.any(dim=1).all() for batch in batches)
-
-
-def test_longer_than_every_episode(make_trajectories: Make) -> None:
-    data = make_trajectories([2, 3])
-    batch = WindowSampler(data, 50, 8, seed=1).sample(0)
-    assert batch.padding_mask.shape == (8, 50)
-    assert batch.padding_mask.sum(dim=1).max() <= 3
 
 
 def test_pure_in_seed_and_update(make_trajectories: Make) -> None:
@@ -144,36 +140,26 @@ def test_global_randomness_is_left_alone(make_trajectories: Make) -> None:
 
 
 def test_every_step_is_equally_likely(make_trajectories: Make) -> None:
-    lengths = [1, 40, 3, 16]
     n_steps, draws, batch_size = 60, 400, 64
-    data = make_trajectories(
-        lengths,
-        observations=np.arange(n_steps)[:, None],
-        observation_space=spaces.Box(-np.inf, np.inf, (1,)),
-    )
+    data = numbered(make_trajectories, [1, 40, 3, 16])
     sampler = WindowSampler(data, 20, batch_size, seed=5)
     firsts = torch.cat([sampler.sample(update).observations[:, 0, 0] for update in range(draws)])
-    counts = np.bincount(firsts.long().numpy(), minlength=n_steps)
+    counts = np.bincount(firsts.long().numpy() - 1, minlength=n_steps)
     expected = draws * batch_size / n_steps
     chi_square = float(((counts - expected) ** 2 / expected).sum())
     # 59 degrees of freedom: mean 59, standard deviation 10.9; 99.99 % lie below 107.
     assert 25 < chi_square < 107
 
 
-def test_memory_mapped_observations(tmp_path: Path, make_trajectories: Make) -> None:
-    data = make_trajectories([9, 9])
-    np.save(tmp_path / "observations.npy", data.observations)
-    mapped = make_trajectories([9, 9], observations=np.load(tmp_path / "observations.npy", "r"))
-    left, right = (WindowSampler(d, 4, 6, seed=0).sample(0) for d in (data, mapped))
-    _assert_equal(left, right)
-    right.observations.zero_()  # a tensor of its own: the file is read-only
-
-
 def test_moving_a_batch(make_trajectories: Make) -> None:
-    batch = WindowSampler(make_trajectories([9]), 4, 6, seed=0).sample(0)
+    batch = WindowSampler(make_trajectories([30]), 5, 4, burn_in=3).sample(0)
     _assert_equal(batch.to("cpu"), batch)
-    assert batch.to("meta").actions.device.type == "meta"
-    assert batch.to("meta").padding_mask.device.type == "meta"
+    moved = batch.to("meta")
+    assert moved.before is not None
+    assert batch.before is not None
+    for part in (moved.actions, moved.padding_mask, moved.before.observations):
+        assert part.device.type == "meta"
+    assert moved.before.observations.shape == batch.before.observations.shape
 
 
 @pytest.mark.gpu
@@ -184,61 +170,35 @@ def test_pinning_a_batch(make_trajectories: Make) -> None:
     assert batch.to("cuda", non_blocking=True).actions.is_cuda
 
 
-def test_a_batch_is_quick(make_trajectories: Make) -> None:
-    data = make_trajectories([500] * 400, n_observations=11)
-    sampler = WindowSampler(data, 20, 64, seed=0)
-    sampler.sample(0)
-    times = []
-    for update in range(50):
-        start = time.perf_counter()
-        sampler.sample(update)
-        times.append(time.perf_counter() - start)
-    assert np.median(times) < 0.5e-3  # seconds; measured 0.07e-3
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {"context_length": 0},
-        {"context_length": 2.0},
-        {"batch_size": 0},
-        {"batch_size": True},
-        {"seed": -1},
-        {"seed": None},
-    ],
-)
-def test_bad_settings(make_trajectories: Make, arguments: dict[str, Any]) -> None:
-    name, value = next(iter(arguments.items()))
-    with pytest.raises(ConfigError, match=f"{name}={value}: give an integer"):
-        WindowSampler(
-            make_trajectories([5]), **{"context_length": 2, "batch_size": 2, "seed": 0, **arguments}
-        )
-
-
-def test_numpys_integers_are_pythons(make_trajectories: Make) -> None:
-    scalars: list[Any] = [np.int32(3), np.int64(8), np.uint8(4), np.int64(2), np.int64(6)]
-    *settings, update = scalars
-    sampler = WindowSampler(make_trajectories([5, 9]), *settings)
-    kept = (sampler.context_length, sampler.batch_size, sampler.seed, sampler.burn_in)
-    assert [(value, type(value)) for value in kept] == [(3, int), (8, int), (4, int), (2, int)]
-    plain = WindowSampler(make_trajectories([5, 9]), 3, 8, 4, burn_in=2)
-    assert torch.equal(sampler.sample(update).observations, plain.sample(6).observations)
-
-
-def test_bad_updates_and_steps(make_trajectories: Make) -> None:
-    sampler = WindowSampler(make_trajectories([5]), 2, 2, 0)
-    with pytest.raises(ConfigError, match="update=-1"):
-        sampler.sample(-1)
-    with pytest.raises(DatasetError, match=r"first_steps\[1\] is 5: steps go from 0 to 4"):
-        sampler.window_at(np.array([0, 5]))
-    with pytest.raises(DatasetError, match=r"first_steps\[0\] is -1"):
-        sampler.window_at(np.array([-1]))
-    with pytest.raises(DatasetError, match="at least one integer"):
-        sampler.window_at(np.array([0.5]))
+def test_bad_settings(make_trajectories: Make) -> None:
+    data = make_trajectories([5])
+    bad: dict[str, list[Any]] = {
+        "context_length": [0, 2.0],
+        "batch_size": [0, True],
+        "seed": [-1, None],
+        "burn_in": [-1],
+    }
+    for name, values in bad.items():
+        for value in values:
+            with pytest.raises(ConfigError) as caught:
+                WindowSampler(data, **{"context_length": 2, "batch_size": 2, name: value})
+            assert (caught.value.setting, caught.value.value) == (name, value)
+    with pytest.raises(ConfigError) as caught:
+        ConsecutiveSampler(data, 0, 2)
+    assert caught.value.setting == "context_length"
+    for sampler in (WindowSampler(data, 2, 2), ConsecutiveSampler(data, 2, 2)):
+        with pytest.raises(ConfigError) as caught:
+            sampler.sample(-1)
+        assert (caught.value.setting, caught.value.value) == ("update", -1)
+    wrong: list[tuple[list[Any], int | None]] = [([0, 5], 1), ([-1], 0), ([0.5], None), ([], None)]
+    for steps, index in wrong:
+        with pytest.raises(DatasetError) as refused:
+            WindowSampler(data, 2, 2).window_at(np.array(steps))
+        assert (refused.value.setting, refused.value.index) == ("first_steps", index)
 
 
 @given(
-    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=6),
+    lengths=LENGTHS,
     context_length=st.integers(1, 12),
     burn_in=st.integers(1, 12),
     update=st.integers(0, 2**40),
@@ -276,15 +236,6 @@ def test_the_steps_before_a_window(
             assert not part[:padded].any(), f"{name} is padded with something"
 
 
-def test_the_steps_before_move_with_the_batch(make_trajectories: Make) -> None:
-    sampler = WindowSampler(make_trajectories([30]), 5, 4, burn_in=3)
-    before, moved = sampler.sample(0).before, sampler.sample(0).to("meta").before
-    assert before is not None
-    assert moved is not None
-    assert moved.observations.device.type == "meta"
-    assert moved.observations.shape == before.observations.shape
-
-
 def test_stacked_frames_before_a_window(make_trajectories: Make) -> None:
     frames = np.random.default_rng(0).integers(1, 256, (9, 4, 5), dtype=np.uint8)
     data = make_trajectories(
@@ -299,3 +250,83 @@ def test_stacked_frames_before_a_window(make_trajectories: Make) -> None:
     expected = data.stack_frames(np.array([0, 1, 2, 6, 7]))
     np.testing.assert_array_equal(before.observations[before.padding_mask].numpy(), expected)
     assert not before.observations[~before.padding_mask].any()
+
+
+# --- Consecutive windows -----------------------------------------------------------------------
+
+
+@given(lengths=LENGTHS, context_length=st.integers(1, 12), seed=st.integers(0, 2**40))
+def test_a_row_goes_through_every_step_once_in_a_pass_in_the_episodes_order(
+    make_trajectories: Make, lengths: list[int], context_length: int, seed: int
+) -> None:
+    data = numbered(make_trajectories, lengths)
+    sampler = ConsecutiveSampler(data, context_length, 3, seed)
+    batches = [sampler.sample(update) for update in range(3 * sampler.n_windows)]
+    for row in range(3):
+        seen = [batch.observations[row, batch.padding_mask[row], 0].numpy() for batch in batches]
+        starts = [int(batch.timesteps[row, 0]) == 0 for batch in batches]
+        first = next(index for index, start in enumerate(starts) if start)
+        for index in range(first + 1, len(batches)):
+            if starts[index]:  # the one before was its episode's last
+                assert int(seen[index - 1][-1]) in data.episode_offsets
+            else:
+                assert seen[index][0] == seen[index - 1][-1] + 1
+        # A pass may begin in the middle of the window of updates, but any pass is complete.
+        place = int(sampler._phases[row])
+        whole = slice(sampler.n_windows - place, 2 * sampler.n_windows - place)
+        steps = np.sort(np.concatenate(seen[whole]))
+        np.testing.assert_array_equal(steps, np.arange(1, data.n_steps + 1))
+
+
+def test_first_steps_say_where_windows_begin(make_trajectories: Make) -> None:
+    data = numbered(make_trajectories, [7, 3, 12])
+    sampler = ConsecutiveSampler(data, 5, 4, seed=0)
+    for update in range(20):
+        batch = sampler.sample(update)
+        assert batch.first_steps is not None
+        assert torch.equal(batch.first_steps + 1, batch.observations[:, 0, 0].long())
+        moved = batch.to("cpu")
+        assert moved.first_steps is not None
+        assert torch.equal(moved.first_steps, batch.first_steps)
+    assert WindowSampler(data, 5, 4, seed=0).sample(0).first_steps is None
+
+
+def test_consecutive_windows_are_pure_in_seed_and_update(make_trajectories: Make) -> None:
+    data = numbered(make_trajectories, [50, 20, 30])
+    sampler = ConsecutiveSampler(data, 5, 8, seed=3)
+    far = 7 * sampler.n_windows + 2
+    expected = sampler.sample(far).observations
+    for update in (0, 3, far + 1, far - 1):
+        sampler.sample(update)
+    assert torch.equal(sampler.sample(far).observations, expected)
+    again = ConsecutiveSampler(data, 5, 8, seed=3)
+    assert torch.equal(again.sample(far).observations, expected)
+    other = ConsecutiveSampler(data, 5, 8, seed=4)
+    assert not torch.equal(other.sample(far).observations, expected)
+
+
+def test_a_batch_is_mixed_from_the_first_update_on(make_trajectories: Make) -> None:
+    """Episodes of one length must not march in step: any window is as likely as any other."""
+    data = numbered(make_trajectories, [100] * 10)
+    counts = np.zeros(50)
+    for seed in range(40):
+        batch = ConsecutiveSampler(data, 20, 64, seed).sample(0)
+        assert batch.first_steps is not None
+        np.add.at(counts, batch.first_steps.numpy() // 20, 1)
+    expected = 40 * 64 / 50
+    chi_square = ((counts - expected) ** 2 / expected).sum()
+    assert chi_square < 85.4  # 49 degrees of freedom, one in a thousand
+
+
+def test_every_pass_of_every_row_has_an_order_of_its_own(make_trajectories: Make) -> None:
+    sampler = ConsecutiveSampler(numbered(make_trajectories, [10] * 12), 10, 2, seed=0)
+    batches = [sampler.sample(update).first_steps for update in range(36)]
+    orders = set()
+    for row, phase in enumerate(sampler._phases):
+        steps = [int(first_steps[row]) for first_steps in batches if first_steps is not None]
+        for start in (12 - phase, 24 - phase):
+            order = steps[start : start + 12]
+            assert sorted(order) == list(range(0, 120, 10))
+            orders.add(tuple(order))
+    assert len(orders) == 4
+    assert tuple(range(0, 120, 10)) not in orders

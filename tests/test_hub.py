@@ -1,4 +1,4 @@
-"""The folder for the hub: what is in it, what it says, and that the hub's own tools read it."""
+"""The folder for the hub: its files and texts, and the hub's own tools reading it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ import huggingface_hub
 import numpy as np
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from sb3_dmamba.algorithm import DecisionMamba
+from sb3_dmamba.cli import app
 from sb3_dmamba.errors import ConfigError, MissingDependencyError, NotFittedError, UnknownTaskError
 from sb3_dmamba.evaluation import ReportDetails, TargetResult
 from sb3_dmamba.evaluation.report import EvaluationReport
-from sb3_dmamba.hub import Card, make_folder
+from sb3_dmamba.hub import Card, _name_environment, make_folder
 from sb3_dmamba.tasks import ReferenceScores, Task
 from tests.evaluation.toys import SeededEnv
 from tests.models import tiny_model
@@ -31,8 +33,10 @@ DATA = random_trajectories(observation_shape=(2,))
 FILES = {"README.md", "config.json", "evaluation.json", "evaluation.png", "results.json"}
 
 
-def _make_pickled(**_: Any) -> gym.Env[Any, Any]:
-    return PickledEnv()
+def _make_pickled(render_mode: str | None = None, **_: Any) -> gym.Env[Any, Any]:
+    env = PickledEnv()
+    env.render_mode = render_mode  # type: ignore[assignment]  # frames only where asked for
+    return env
 
 
 @pytest.fixture(scope="module")
@@ -62,12 +66,12 @@ def read(folder: Path, name: str) -> Any:
     return json.loads((folder / name).read_text(encoding="utf-8"))
 
 
+def read_card(folder: Path) -> str:
+    return (folder / "README.md").read_text(encoding="utf-8")
+
+
 def front_matter(folder: Path) -> Any:
-    text = (folder / "README.md").read_text(encoding="utf-8")
-    return yaml.safe_load(re.match(r"---\n(.*?)\n---\n", text, flags=re.DOTALL)[1])  # type: ignore[index]
-
-
-# --- What is in it -----------------------------------------------------------------------------
+    return yaml.safe_load(read_card(folder).split("---\n")[1])
 
 
 def test_files(folder: Path, model: DecisionMamba, report: EvaluationReport) -> None:
@@ -106,8 +110,8 @@ def test_results_are_the_reports(folder: Path, report: EvaluationReport) -> None
     }
 
 
-def test_the_card_says_target_memory_seeds_and_interval(folder: Path, report: Any) -> None:
-    text, reached = (folder / "README.md").read_text(encoding="utf-8"), report.results[1]
+def test_the_card_has_target_memory_seeds_and_interval(folder: Path, report: Any) -> None:
+    text, reached = read_card(folder), report.results[1]
     headline = re.search(r"^Asked for .*$", text, flags=re.MULTILINE)
     assert headline is not None
     low, high = reached.confidence_interval
@@ -127,7 +131,7 @@ def test_the_card_says_target_memory_seeds_and_interval(folder: Path, report: An
         assert (folder / link).is_file()
 
 
-def test_an_optimistic_headline_says_so(model: DecisionMamba) -> None:
+def test_headlines_that_are_optimistic_or_of_one_episode(model: DecisionMamba) -> None:
     results = tuple(
         TargetResult(target, np.array(returns), np.ones(len(returns), np.int64))
         for target, returns in ((0.0, [1.0, 2.0]), (1.0, [5.0]))
@@ -152,7 +156,9 @@ def test_an_optimistic_headline_says_so(model: DecisionMamba) -> None:
     assert "names no environment" in card.to_model_card().text
 
 
-def test_the_card_says_how_rewards_were_counted(model: Any, report: Any, tmp_path: Path) -> None:
+def test_the_card_describes_clipped_and_delayed_rewards(
+    model: Any, report: Any, tmp_path: Path
+) -> None:
     assert "| rewards |" not in read_card(make_folder(model, tmp_path / "plain", report=report))
     delayed = dataclasses.replace(report, delayed_rewards=True, clip_rewards=True)
     folder = make_folder(model, tmp_path / "delayed", report=delayed)
@@ -161,13 +167,9 @@ def test_the_card_says_how_rewards_were_counted(model: Any, report: Any, tmp_pat
     assert read(folder, "results.json")["delayed_rewards"] is True
 
 
-def read_card(folder: Path) -> str:
-    return (folder / "README.md").read_text(encoding="utf-8")
-
-
 def test_the_target_in_the_code_is_exact(model: DecisionMamba, tmp_path: Path) -> None:
     folder = make_folder(model, tmp_path / "x", n_episodes=1, target_return=1234567.8)
-    assert "model.evaluate(1234567.8," in (folder / "README.md").read_text()
+    assert "model.evaluate(1234567.8," in read_card(folder)
 
 
 @pytest.mark.parametrize("block", [0, 1])
@@ -181,7 +183,7 @@ def test_the_code_on_the_card_runs(
         return str(folder / filename)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    text = (folder / "README.md").read_text(encoding="utf-8")
+    text = read_card(folder)
     code = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     assert len(code) == 2
     exec(compile("\n".join(code[: block + 1]), "README.md", "exec"), {})
@@ -190,34 +192,19 @@ def test_the_code_on_the_card_runs(
     assert headline in capsys.readouterr().out.replace(",", "")
 
 
-# --- The hub's tools ---------------------------------------------------------------------------
-
-
 def test_front_matter(folder: Path) -> None:
-    data = front_matter(folder)
-    assert data["library_name"] == "stable-baselines3"
-    assert data["license"] == "mit"
-    assert data["tags"][:4] == [
-        "Pickled-v0",
-        "deep-reinforcement-learning",
-        "reinforcement-learning",
-        "stable-baselines3",
-    ]
+    data, results = front_matter(folder), read(folder, "results.json")
+    assert (data["library_name"], data["license"]) == ("stable-baselines3", "mit")
+    assert {"Pickled-v0", "deep-reinforcement-learning"} <= set(data["tags"])
     (entry,) = data["model-index"]
     assert entry["name"] == "DecisionMamba"
     (result,) = entry["results"]
     assert result["task"]["type"] == "reinforcement-learning"
     assert result["dataset"] == {"name": "Pickled-v0", "type": "Pickled-v0"}
     metric = result["metrics"][0]
-    saved = read(folder, "results.json")
-    assert metric["value"] == f"{saved['mean_reward']:.2f} +/- {saved['std_reward']:.2f}"
-    assert metric["args"] == {
-        "target_return": 20.0,
-        "memory": "stream",
-        "weights": "last",
-        "n_eval_episodes": 4,
-        "first_seed": 7,
-    }
+    assert metric["value"] == f"{results['mean_reward']:.2f} +/- {results['std_reward']:.2f}"
+    conditions = ("target_return", "memory", "weights", "n_eval_episodes", "first_seed")
+    assert metric["args"] == {name: results[name] for name in conditions}
 
 
 def test_huggingface_hub_reads_the_card(folder: Path) -> None:
@@ -238,58 +225,51 @@ def test_huggingface_sb3_reads_the_model_file(folder: Path, tmp_path: Path) -> N
     assert data["config"]["hidden_size"] == 16
 
 
-# --- Choices -----------------------------------------------------------------------------------
-
-
 def test_it_evaluates_where_there_is_no_report(model: Any, tmp_path: Path) -> None:
     folder = make_folder(model, tmp_path / "x", n_episodes=2, name="my.model-1", target_return=9.0)
     assert (folder / "my.model-1.zip").is_file()
     results = read(folder, "results.json")
     assert (results["target_return"], results["n_eval_episodes"]) == (9.0, 2)
     assert (results["n_targets"], results["memory"]) == (1, "window")
-    assert "<user>/my.model-1" in (folder / "README.md").read_text()
+    assert "<user>/my.model-1" in read_card(folder)
 
 
 def test_folders_that_are_there(model: Any, report: Any, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     make_folder(model, tmp_path / "empty", report=report)
     (tmp_path / "empty" / "notes.txt").write_text("mine")
-    with pytest.raises(ConfigError, match="overwrite=True"):
+    with pytest.raises(ConfigError) as caught:
         make_folder(model, tmp_path / "empty", report=report)
+    assert caught.value.setting == "folder"
     (tmp_path / "empty" / "README.md").write_text("old")
     make_folder(model, tmp_path / "empty", report=report, overwrite=True)
     assert (tmp_path / "empty" / "notes.txt").read_text() == "mine"
     assert "Asked for" in (tmp_path / "empty" / "README.md").read_text()
     (tmp_path / "file").write_text("x")
-    with pytest.raises(ConfigError, match="is there already"):
+    with pytest.raises(ConfigError):
         make_folder(model, tmp_path / "file", report=report)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file"]  # nothing is left
 
 
-def test_mistakes(model: Any, report: Any, tmp_path: Path) -> None:
+def test_mistakes(model: Any, report: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(NotFittedError):
         make_folder(tiny_model(), tmp_path / "x", report=report)
-    with pytest.raises(ConfigError, match=r"target_return=3\.0: the report has 10, 20"):
+    with pytest.raises(ConfigError) as caught:
         make_folder(model, tmp_path / "x", report=report, target_return=3.0)
-    with pytest.raises(ConfigError, match=r"name='a/b'"):
+    assert (caught.value.setting, caught.value.choices) == ("target_return", (10.0, 20.0))
+    with pytest.raises(ConfigError) as caught:
         make_folder(model, tmp_path / "x", report=report, name="a/b")
+    assert caught.value.setting == "name"
     with pytest.raises(UnknownTaskError):
         make_folder(tiny_model().fit(DATA, 1), tmp_path / "x", target_return=1.0)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_without_huggingface_hub_the_extra_is_named(
-    model: Any, report: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(MissingDependencyError, match=r'pip install "sb3-dmamba\[hub\]"'):
+    with pytest.raises(MissingDependencyError) as missing:
         make_folder(model, tmp_path / "x", report=report)
+    assert missing.value.extra == "hub"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_names_of_environments(model: Any, report: Any, tmp_path: Path) -> None:
-    from sb3_dmamba.hub import _name_environment
-
+def test_names_of_environments(model: Any, report: Any) -> None:
     other = dataclasses.replace(report, env_id="package:space/Name-v1")
     assert _name_environment(other, model) == "space-Name-v1"
     pong = DecisionMamba("pong", hidden_size=16, n_layers=1)
@@ -299,14 +279,11 @@ def test_names_of_environments(model: Any, report: Any, tmp_path: Path) -> None:
     assert _name_environment(nowhere, tiny_model()) == "environment"
 
 
-# --- The video ---------------------------------------------------------------------------------
-
-
 def test_video(model: Any, report: Any, tmp_path: Path) -> None:
     pytest.importorskip("moviepy", reason="Gymnasium records with moviepy")
     folder = make_folder(model, tmp_path / "x", report=report, video=True, video_steps=3)
     assert (folder / "replay.mp4").stat().st_size > 500
-    text = (folder / "README.md").read_text()
+    text = read_card(folder)
     returned = f"{report.results[1].returns[0]:,.2f} in 5 steps, of which the video shows 3"
     assert f"the episode with seed 7, asked for 20: it returned {returned}" in text
 
@@ -322,10 +299,52 @@ class Blind(SeededEnv):
     render_mode = None  # type: ignore[assignment]
 
 
-def test_an_environment_without_frames(model: Any, report: Any, tmp_path: Path) -> None:
+def test_environments_that_render_no_frames(model: Any, report: Any, tmp_path: Path) -> None:
     pytest.importorskip("moviepy", reason="Gymnasium records with moviepy")
-    with pytest.raises(ConfigError, match=r'render_mode="rgb_array"'):
-        make_folder(model, tmp_path / "x", report=report, video=True, env=Blind)
-    with pytest.raises(ConfigError, match="pygame is not installed"):
-        make_folder(model, tmp_path / "x", report=report, video=True, env=Unequipped)
+    for env, setting in ((Blind, "render_mode"), (Unequipped, "video")):
+        with pytest.raises(ConfigError) as caught:
+            make_folder(model, tmp_path / "x", report=report, video=True, env=env)
+        assert caught.value.setting == setting
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    data = random_trajectories(observation_shape=(4,), n_actions=2)
+    path = tmp_path_factory.mktemp("model") / "model.zip"
+    tiny_model("CartPole-v1").fit(data, 2).save(path)
+    return path
+
+
+def run_card(*arguments: object) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["card", *map(str, arguments)])
+    return result.exit_code, result.output
+
+
+def test_command(model_file: Path, tmp_path: Path) -> None:
+    code, text = run_card(
+        *(model_file, tmp_path / "hub", "--target", 20, "--target", 50, "--episodes", 2),
+        *("--memory", "stream", "--repo", "me/pole", "--license", "mit", "--json"),
+    )
+    assert code == 0, text
+    document = json.loads(text.splitlines()[-1])
+    assert "dmamba-CartPole-v1.zip" in document["files"]
+    results = json.loads((tmp_path / "hub" / "results.json").read_text())
+    assert (results["memory"], results["n_targets"]) == ("stream", 2)
+    readme = (tmp_path / "hub" / "README.md").read_text()
+    assert "me/pole" in readme
+    assert "\nlicense: mit\n" in readme
+    code, text = run_card(
+        *(model_file, tmp_path / "again", "--report", tmp_path / "hub" / "evaluation.json")
+    )
+    assert code == 0, text
+    assert "wrote" in text
+    assert json.loads((tmp_path / "again" / "results.json").read_text())["memory"] == "stream"
+    code, text = run_card(model_file, tmp_path / "again", "--target", 20, "--episodes", 1)
+    assert code == 1
+
+
+def test_a_target_beside_a_report_is_refused(model_file: Path, tmp_path: Path) -> None:
+    code, text = run_card(model_file, tmp_path / "x", "--report", "r.json", "--target", 20)
+    assert code == 2
+    assert "the report has its targets" in text

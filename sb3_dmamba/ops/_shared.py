@@ -1,0 +1,96 @@
+"""Shared by the operations: argument checks, the dtype to compute in, autograd functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def check_tensors(like: Tensor, *expected: tuple[str, Tensor | None, tuple[int, ...], str]) -> None:
+    """Check an operation's arguments against the sizes, and the device, that its input implies.
+
+    Args:
+        like: The input; every argument has to be on its device.
+        expected: For each argument its name, its value (None is passed over), the shape it has to
+            have, and that shape in letters.
+
+    Raises:
+        ValueError: A shape, dtype or device is wrong; names the argument, expected and got.
+    """
+    dtype, device = like.dtype, like.device
+    for name, tensor, shape, letters in expected:
+        if tensor is None:
+            continue
+        if tensor.shape != shape:
+            raise ValueError(
+                f"{name} has shape {tuple(tensor.shape)}, expected {letters} = {tuple(shape)}"
+            )
+        if (tensor.dtype is not dtype or tensor is like) and not tensor.is_floating_point():
+            raise ValueError(f"{name} has dtype {tensor.dtype}, expected a floating point one")
+        if tensor.device != device:
+            raise ValueError(f"{name} is on {tensor.device}, expected {device} as the input")
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype to compute in, and to keep states in: float64 for float64, else float32."""
+    return torch.float64 if x.dtype is torch.float64 else torch.float32
+
+
+def wants_gradient(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether autograd records what is done with the tensors."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+
+
+Forward = Callable[[bool, bool, bool, Sequence[Any]], tuple[Tensor, Tensor | None, Tensor | None]]
+Backward = Callable[
+    [bool, Sequence[Any], Tensor | None, Tensor, Tensor | None], Sequence[Tensor | None]
+]
+
+
+def make_differentiable(
+    run_forward: Forward, run_backward: Backward
+) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """Make an autograd function of an operation's forward and backward kernels.
+
+    Args:
+        run_forward: Function of (activation, return_final_state, save, inputs) that returns the
+            output, the final state or None, and what the backward pass needs besides the inputs.
+        run_backward: Function of (activation, inputs, what was saved, gradient of the output,
+            gradient of the final state or None) that returns one gradient for each input; those
+            that nobody needs are dropped.
+
+    Returns:
+        A function of (activation, return_final_state, *inputs) that returns output and final
+        state. Its gradients have no gradients.
+    """
+
+    class Operation(torch.autograd.Function):
+        @staticmethod
+        def forward(
+            ctx: Any, activation: bool, return_final_state: bool, *inputs: Tensor | None
+        ) -> tuple[Tensor, Tensor | None]:
+            y, final, saved = run_forward(activation, return_final_state, True, inputs)
+            ctx.save_for_backward(*inputs, saved)
+            ctx.activation = activation
+            ctx.set_materialize_grads(False)
+            return y, final
+
+        @staticmethod
+        @once_differentiable
+        def backward(ctx: Any, grad_y: Tensor | None, grad_final: Tensor | None) -> tuple[Any, ...]:
+            needed = ctx.needs_input_grad[2:]
+            if grad_y is None and grad_final is None:
+                return None, None, *(None for _ in needed)
+            *inputs, saved = ctx.saved_tensors
+            if grad_y is None:
+                grad_y = torch.zeros_like(inputs[0])
+            gradients = run_backward(ctx.activation, inputs, saved, grad_y, grad_final)
+            wanted = zip(gradients, needed, strict=True)
+            return None, None, *(gradient if need else None for gradient, need in wanted)
+
+    apply: Callable[..., tuple[Tensor, Tensor | None]] = Operation.apply
+    return apply

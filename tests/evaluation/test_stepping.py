@@ -1,0 +1,135 @@
+"""One check of what an environment's step returns, wherever the step is taken."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from sb3_dmamba.data.recording import collect
+from sb3_dmamba.envs.return_to_go import ReturnToGo
+from sb3_dmamba.envs.stepping import step_environment
+from sb3_dmamba.errors import ConditioningError, DatasetError, EvaluationError, StepError
+from sb3_dmamba.evaluation import evaluate_targets
+from sb3_dmamba.evaluation.workers import WorkerEnvs
+from tests.evaluation.toys import SeededEnv, ToyPolicy
+
+ACTION = np.array([0.25, 0.5], dtype=np.float32)
+
+
+class Returning(SeededEnv):
+    """Replaces what its second step returns."""
+
+    def __init__(self, **changes: Any) -> None:
+        super().__init__()
+        self.changes = changes
+
+    def step(self, action: Any) -> Any:
+        names = ("observation", "reward", "terminated", "truncated", "info")
+        result = super().step(action)
+        if self.t != 2:
+            return result
+        changed = {**dict(zip(names, result, strict=True)), **self.changes}
+        return self.changes.get("step", tuple(changed.values()))
+
+
+WRONG: list[tuple[str, Any]] = [
+    ("step", (np.zeros(2), 1.0, False, {})),  # the old gym's four
+    ("step", None),
+    ("reward", np.nan),
+    ("reward", -np.inf),
+    ("reward", None),
+    ("reward", "much"),
+    ("reward", np.ones(2)),
+    ("terminated", None),
+    ("terminated", "no"),
+    ("truncated", {}),
+    ("truncated", np.zeros(2, bool)),
+    ("info", None),
+    ("info", [("lives", 3)]),
+]
+
+
+def evaluate(make: Any) -> None:
+    evaluate_targets(ToyPolicy(SeededEnv()), make, [1.0, 2.0], 2, n_envs=3, seed=4)
+
+
+def play(make: Any) -> None:
+    env: Any = ReturnToGo(make(), 1.0)
+    env.reset(seed=4)
+    for _ in range(2):
+        env.step(ACTION)
+
+
+def record(make: Any) -> None:
+    collect(lambda _: ACTION, make, 9, seed=4, n_envs=2)
+
+
+@pytest.mark.parametrize("caller", [evaluate, play, record])
+def test_the_same_error_everywhere(caller: Any) -> None:
+    for name, value in WRONG:
+        with pytest.raises(StepError) as caught:
+            caller(lambda name=name, value=value: Returning(**{name: value}))
+        assert caught.value.setting == name
+        kinds = {DatasetError, EvaluationError, ConditioningError}
+        assert kinds < set(type(caught.value).__mro__)  # as each of the three documents
+
+
+def test_numpys_numbers_and_flags_are_passed_on() -> None:
+    for values in (
+        (np.float32(1.5), np.bool_(False), 0),
+        (np.array(2), np.array(True), 1),
+        (3, False, True),
+    ):
+        env = Returning(step=[np.zeros(2), *values, {}])
+        env.reset(seed=4)
+        step_environment(env, ACTION)
+        _, *found, _ = step_environment(env, ACTION)
+        assert all(one is other for one, other in zip(found, values, strict=True))
+
+
+def test_a_worker_says_which_episode() -> None:
+    """Environments 1 and 3 are with the second worker: the place is that among all asked."""
+    envs = WorkerEnvs(lambda: Returning(reward=np.inf), 4, 2)
+    try:
+        envs.reset([0, 1, 2, 3], [4, 5, 6, 7])
+        envs.step([1, 3], np.tile(ACTION, (2, 1)))
+        envs.step([0], ACTION[None])
+        with pytest.raises(StepError) as caught:
+            envs.step([2, 3], np.tile(ACTION, (2, 1)))
+        assert (caught.value.index, caught.value.value) == (1, np.inf)
+    finally:
+        envs.close()
+
+
+def test_workers_import_neither_torch_nor_stable_baselines3() -> None:
+    def make() -> Any:
+        import sys
+
+        heavy = {"torch", "stable_baselines3"} & set(sys.modules)
+        if heavy:
+            raise RuntimeError(f"the worker has imported {heavy}")
+        import gymnasium
+
+        return gymnasium.make("sb3_dmamba:sb3_dmamba/TMaze-v0", length=3)  # found there too
+
+    WorkerEnvs(make, 1, 1).close()
+
+
+def test_vectors_of_rewards() -> None:
+    class Paying(SeededEnv):
+        def step(self, action: Any) -> Any:
+            shown, _, *rest = super().step(action)
+            return (shown, np.nan if self.seed_now == 5 else 1.0, *rest)
+
+    env: Any = ReturnToGo(DummyVecEnv([Paying] * 2), 1.0)
+    env.seed(4)
+    env.reset()
+    with pytest.raises(StepError) as caught:
+        env.step(np.tile(ACTION, (2, 1)))
+    assert (caught.value.setting, caught.value.index) == ("reward", 1)
+    with pytest.raises(StepError) as caught:
+        collect(lambda _: ACTION, DummyVecEnv([Paying] * 2), 9, seed=4)
+    assert (caught.value.setting, caught.value.index) == ("reward", 1)

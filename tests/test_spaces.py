@@ -1,0 +1,313 @@
+"""Spaces: flattened, fitted to a model's, described in JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+from gymnasium.spaces.utils import flatten
+from gymnasium.vector.utils import batch_space, concatenate, create_empty_array
+from gymnasium.wrappers import RescaleAction
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from sb3_dmamba.errors import SpaceError
+from sb3_dmamba.spaces import (
+    check_action_space,
+    check_dataset_fits,
+    check_environment_fits,
+    flat_space,
+    flatten_observation,
+    space_from_json,
+    space_to_json,
+)
+from tests.models import tiny_model
+from tests.toys import random_trajectories
+
+
+def error_of(function: Callable[..., Any], *args: Any, **kwargs: Any) -> SpaceError:
+    with pytest.raises(SpaceError) as caught:
+        function(*args, **kwargs)
+    return caught.value
+
+
+# --- Flattening -----------------------------------------------------------------------------------
+
+FLATTENED: list[spaces.Space[Any]] = [
+    spaces.Discrete(3, start=-1),
+    spaces.MultiDiscrete(np.array([[2, 3], [4, 2]])),
+    spaces.MultiDiscrete([2, 4], start=[1, -2]),
+    spaces.MultiBinary(4),
+    spaces.Dict(b=spaces.Box(-1, 1, (2, 3)), a=spaces.Discrete(3)),
+    spaces.Dict(
+        goal=spaces.Box(-np.inf, np.inf, (2,), np.float64),
+        inner=spaces.Dict(pair=spaces.Tuple([spaces.Discrete(2), spaces.MultiBinary(2)])),
+        ram=spaces.Box(0, 255, (4,), np.uint8),
+    ),
+    spaces.Tuple([spaces.Discrete(4), spaces.Box(0, 1, (), np.float32)]),
+]
+IMAGE = spaces.Box(0, 255, (84, 84, 3), np.uint8)
+RAM = spaces.Box(0, 255, (4,), np.uint8)
+PAIR = spaces.Dict(a=spaces.Discrete(2), b=spaces.Box(0, 1, (2,)))
+
+
+@pytest.mark.parametrize("space", FLATTENED, ids=str)
+def test_agrees_with_gymnasium(space: spaces.Space[Any]) -> None:
+    space.seed(0)
+    flat = flat_space(space)
+    assert flat.dtype == np.float32
+    samples = [space.sample() for _ in range(5)]
+    for sample in samples:
+        vector = flatten_observation(space, sample)
+        assert flat.contains(vector)
+        np.testing.assert_allclose(vector, np.asarray(flatten(space, sample)), rtol=1e-6)
+    batched = concatenate(space, samples, create_empty_array(space, n=5))
+    np.testing.assert_array_equal(
+        flatten_observation(space, batched, batch=True),
+        [flatten_observation(space, sample) for sample in samples],
+    )
+
+
+def test_a_box_stays_as_it_is() -> None:
+    for space in (spaces.Box(-np.inf, np.inf, (3,), np.float64), IMAGE):
+        assert flat_space(space) is space
+        sample = space.sample()
+        assert flatten_observation(space, sample) is sample
+        batch = np.stack([sample, sample])
+        assert flatten_observation(space, batch, batch=True) is batch
+        assert flatten_observation(space, sample.astype(np.float64)).dtype == space.dtype
+
+
+class _Guide(gym.Env[Any, Any]):
+    """A Dict environment for the vector environments of both libraries."""
+
+    observation_space = spaces.Dict(where=spaces.Discrete(3, start=1), map=spaces.Box(0, 1, (2,)))
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        return {"where": np.int64(2), "map": np.array([0.25, 0.5], np.float32)}, {}
+
+
+def test_vector_environments_of_both_libraries() -> None:
+    space = _Guide.observation_space
+    row = {"where": [0.0, 1.0, 0.0], "map": [0.25, 0.5]}
+    expected = np.array([[value for name in space.spaces for value in row[name]]] * 2)
+    vector = gym.vector.SyncVectorEnv([_Guide, _Guide])
+    found = flatten_observation(space, vector.reset()[0], batch=True)
+    np.testing.assert_array_equal(found, expected)
+    vector.close()
+    observations = DummyVecEnv([_Guide, _Guide]).reset()
+    np.testing.assert_array_equal(flatten_observation(space, observations, batch=True), expected)
+    assert batch_space(space, 2).contains(observations)
+
+
+def test_spaces_without_a_flat_view() -> None:
+    refused: list[tuple[spaces.Space[Any], str]] = [
+        (spaces.Dict(camera=IMAGE, speed=spaces.Box(0, 1, (1,))), "['camera'] holds images"),
+        (spaces.Tuple([spaces.Discrete(2), spaces.Tuple([IMAGE])]), "[1][0] holds images"),
+        (spaces.Sequence(spaces.Discrete(2)), "is Sequence"),
+        (spaces.Dict(a=spaces.Dict(said=spaces.Text(5))), "['a']['said'] is Text"),
+        (spaces.Dict(), "is empty"),
+    ]
+    for space, message in refused:
+        for error in (error_of(flat_space, space), error_of(flatten_observation, space, None)):
+            assert message in str(error)
+            assert error.setting == "observation_space"
+
+
+def test_observations_that_do_not_fit() -> None:
+    box = spaces.Box(0, 1, (2,))
+    refused: list[tuple[spaces.Space[Any], Any, bool, str]] = [
+        (box, np.zeros(3), False, "shape (3,)"),
+        (box, np.zeros(2), True, "shape (2,)"),
+        (box, {"a": 1}, False, "is a dict and does not fit"),
+        (spaces.Discrete(2, start=1), np.array([1, 0]), True, "holds 0, which is not in"),
+        (spaces.Discrete(2), "left", False, "shape"),
+        (spaces.Discrete(2), 0.5, False, "holds 0.5, which is not in"),
+        (spaces.MultiDiscrete([2, 2]), np.array([0, 3]), False, "holds 3"),
+        (spaces.MultiDiscrete([2, 2]), np.array([0.0, np.nan]), False, "holds nan, which is"),
+        (RAM, np.full(4, 0.5), False, "0 to 255 (not scaled to [0, 1])"),
+        (RAM, np.array([0.0, 1.0, 2.0, np.nan]), False, "holds nan, which is not of dtype uint8"),
+        (RAM, [0, 255, 256, 0], False, "holds 256, which is not of dtype uint8"),
+        (RAM, np.array([[0, -1, 0, 0]]), True, "holds -1, which is not of dtype uint8"),
+        (RAM, {"a": 1}, False, "is a dict and does not fit"),
+        (spaces.Dict(a=RAM), {"a": np.full(4, 0.5)}, False, "['a'] holds 0.5, which is no"),
+        (PAIR, {"a": 1}, False, "is a dict and does not fit"),
+        (PAIR, {"a": 1, "c": np.zeros(2)}, False, "has no 'b': it has 'a', 'c'"),
+        (PAIR, {"a": np.array([0, 1]), "b": np.zeros((3, 2))}, True, "parts are [2, 3] long"),
+        (PAIR, {"a": 1, "b": np.zeros(3)}, False, "the observation['b'] has shape (3,)"),
+    ]
+    for space, observation, batch, message in refused:
+        error = error_of(flatten_observation, space, observation, batch=batch)
+        assert (message in str(error), error.setting) == (True, "observation"), str(error)
+
+
+def test_whole_numbers_of_any_type_fit_bytes() -> None:
+    for dtype in (np.float32, np.int64, np.bool_, np.uint8):
+        flat = flatten_observation(RAM, np.array([0, 1, 1, 0], dtype))
+        assert flat.dtype == np.uint8
+        assert flat.tolist() == [0, 1, 1, 0]
+
+
+# --- Which spaces fit -----------------------------------------------------------------------------
+
+
+def test_action_spaces() -> None:
+    learnt = spaces.Box(-2, 2, (3,)), spaces.Box(-1, 1, (1,), np.float64), spaces.Discrete(4)
+    for space in learnt:
+        assert check_action_space(space) is space
+    refused = spaces.MultiDiscrete([2]), spaces.MultiBinary(2), spaces.Tuple([]), IMAGE
+    for other in (*refused, spaces.Box(-1, 1, (2, 1))):
+        error = error_of(check_action_space, other)
+        assert (error.setting, error.value) == ("action_space", other)
+
+
+SEEN = spaces.Box(-1, 1, (3,), np.float32)
+
+
+def box(low: Any, high: Any, size: int = 2) -> spaces.Box:
+    return spaces.Box(np.full(size, low, np.float32), np.full(size, high, np.float32))
+
+
+def uneven(low: list[float], high: list[float]) -> spaces.Box:
+    return spaces.Box(np.array(low, np.float32), np.array(high, np.float32))
+
+
+def fit(environment: spaces.Space[Any], model: spaces.Space[Any]) -> None:
+    check_environment_fits(SEEN, environment, SEEN, model, "the arena")
+
+
+def test_actions_that_fit() -> None:
+    pairs: list[tuple[spaces.Space[Any], spaces.Space[Any]]] = [
+        (box(-1, 1), box(-1, 1)),
+        (box(-0.4, 0.4), box(-0.4000001, 0.4)),  # rounded on the way
+        (box(-np.inf, np.inf), box(-1, 1)),  # no scale that could have been lost
+        (spaces.Discrete(3, start=1), spaces.Discrete(3, start=1)),
+    ]
+    for environment, model in pairs:
+        fit(environment, model)  # without a warning
+        check_dataset_fits(SEEN, model, SEEN, model)
+    check_dataset_fits(SEEN, box(-1, 1), SEEN, box(-2, 2))
+
+
+def test_a_wider_environment() -> None:
+    pairs = [
+        (box(-2, 2), box(-1, 1), "RescaleAction(env, -1, 1)"),
+        (box(-1, 2), box(-1, 1), "from -1 to 2, and the model acts from -1 to 1 only"),
+        (
+            uneven([-1, -1], [1, 3]),
+            uneven([-1, 0], [1, 2]),
+            "RescaleAction(env, np.array([-1, 0]), np.array([1, 2]))",
+        ),
+    ]
+    for environment, model, line in pairs:
+        with pytest.warns(UserWarning, match="action_space=") as caught:
+            fit(environment, model)
+        assert line in str(caught[0].message)
+        assert caught[0].filename == __file__
+
+
+def test_actions_that_do_not_fit() -> None:
+    narrower = [(box(-1, 1), box(-2, 2)), (box(-2, 1), box(-1, 2)), (uneven([-1, 0], [1, 1]), None)]
+    for environment, model in narrower:
+        error = error_of(fit, environment, model or box(-1, 1))
+        assert (error.setting, error.value) == ("action_space", environment)
+        assert "RescaleAction(env, " in str(error)
+    others: list[tuple[spaces.Space[Any], spaces.Space[Any]]] = [
+        (spaces.Discrete(3), spaces.Discrete(4)),
+        (spaces.Discrete(3, start=1), spaces.Discrete(3)),
+        (box(-1, 1), box(-1, 1, 3)),
+        (spaces.Discrete(2), box(-1, 1)),
+    ]
+    for space, ours in others:
+        error = error_of(fit, space, ours)
+        assert (error.value, error.choices) == (space, (ours,))
+        assert "the arena has actions" in str(error)
+    for space, ours in [*others, (box(-2, 2), box(-1, 1))]:
+        error = error_of(check_dataset_fits, SEEN, space, SEEN, ours)
+        assert (error.value, error.choices) == (space, (ours,))
+
+
+def test_observations_of_another_shape() -> None:
+    first, last = (
+        spaces.Box(0, 255, (3, 40, 40), np.uint8),
+        spaces.Box(0, 255, (40, 40, 3), np.uint8),
+    )
+    moves = spaces.Discrete(2)
+    check_environment_fits(last, moves, first, moves, "the arena")  # acting moves the channels
+    for error in (
+        error_of(check_dataset_fits, last, moves, first, moves),
+        error_of(check_environment_fits, SEEN, moves, first, moves, "the arena"),
+    ):
+        assert (error.setting, error.choices) == ("observation_space", ((3, 40, 40),))
+
+
+class Lever(gym.Env[np.ndarray, np.ndarray]):
+    """Pays the second number of the action; one step."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (3,), np.float32)
+
+    def __init__(self, bound: float = 2.0) -> None:
+        self.action_space = box(-bound, bound)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        return np.zeros(3, np.float32), {}
+
+    def step(self, action: np.ndarray) -> Any:
+        return np.zeros(3, np.float32), float(action[1]), True, False, {}
+
+
+@pytest.mark.filterwarnings("ignore:.*precision lowered by casting")  # by Gymnasium's wrapper
+def test_a_model_is_told_about_its_environments_bounds() -> None:
+    model = tiny_model().fit(random_trajectories(), 1)  # actions from -1 to 1
+    with pytest.warns(UserWarning, match="takes actions from -2 to 2"):
+        model.set_env(Lever())
+    with pytest.warns(UserWarning, match="takes actions from -2 to 2"):
+        model.evaluate(1.0, 2, env=Lever, n_workers=0)
+    for call in (
+        lambda: model.set_env(Lever(0.5)),
+        lambda: model.set_env(lambda: Lever(0.5)),
+        lambda: model.evaluate(1.0, 2, env=lambda: Lever(0.5), n_workers=0),
+    ):
+        assert error_of(call).value == box(-0.5, 0.5)
+    rescaled = model.evaluate(
+        1.0, 2, env=lambda: RescaleAction(Lever(0.5), np.float32(-1), np.float32(1)), n_workers=0
+    )
+    assert abs(rescaled.results[0].mean) <= 0.5
+
+
+# --- JSON -----------------------------------------------------------------------------------------
+
+
+def test_spaces_round_trip() -> None:
+    kept: list[spaces.Space[Any]] = [
+        spaces.Discrete(3, start=-2),
+        spaces.Box(-np.inf, np.inf, (3,), np.float32),
+        spaces.Box(np.array([0.1, -np.inf]), np.array([1 / 3, 2.0]), dtype=np.float64),
+        spaces.Box(np.array([[0.1], [1e-30]], "f4"), np.array([[0.7], [1.0]], "f4")),
+        spaces.Box(0, 255, (4, 84, 84), np.uint8),
+        spaces.Box(-1.0, 1.0, (), np.float32),
+    ]
+    for space in kept:
+        description = json.loads(json.dumps(space_to_json(space), allow_nan=False))
+        assert space_from_json(description) == space
+    error_of(space_to_json, spaces.MultiDiscrete([2, 3]))
+
+
+def test_broken_descriptions() -> None:
+    whole = space_to_json(spaces.Box(-1.0, 1.0, (2,)))
+    broken: list[Any] = [
+        *({}, [], "Box", None, {"type": "Graph"}, {"type": "Discrete", "n": 2}),
+        *({"type": "Discrete", "n": n, "start": 0} for n in (0, "many")),
+        *({**whole, "shape": shape} for shape in ([-1], "x", [3.5], [10**15])),
+        *({**whole, "low": low} for low in (["0", "1", "2"], "nan", "__import__('os')")),
+        *({**whole, "dtype": dtype} for dtype in ("object", "none")),
+    ]
+    for description in broken:
+        error_of(space_from_json, description)
