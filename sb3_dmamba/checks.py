@@ -18,12 +18,6 @@ def check_integer(
 ) -> int:
     """Validate an integer and convert it to Python's int.
 
-    Args:
-        name: The setting's name in error messages.
-        value: An int or NumPy integer; bool, float, str and arrays are rejected.
-        minimum: Smallest accepted value.
-        error: Exception type to raise.
-
     Raises:
         DecisionMambaError: Of type ``error``, if the value is not an integer or too small.
     """
@@ -52,14 +46,6 @@ def check_number(
 ) -> float:
     """Validate a finite real number and convert it to Python's float.
 
-    Args:
-        name: The setting's name in error messages.
-        value: An int, float or NumPy number; bool, complex, str and arrays are rejected.
-        low: Smallest accepted value.
-        high: Largest accepted value.
-        words: The range in words, which ends the message "give a finite number ...".
-        error: Exception type to raise.
-
     Raises:
         DecisionMambaError: Of type ``error``, if the value is not a finite number in the range.
     """
@@ -76,11 +62,6 @@ def check_number(
 def check_flag(name: str, value: Any, *, error: type[DecisionMambaError] = ConfigError) -> bool:
     """Validate a flag and convert it to Python's bool.
 
-    Args:
-        name: The setting's name in error messages.
-        value: A bool or NumPy bool; 0 and 1 are rejected.
-        error: Exception type to raise.
-
     Raises:
         DecisionMambaError: Of type ``error``, if the value is not a bool.
     """
@@ -93,14 +74,7 @@ def check_flag(name: str, value: Any, *, error: type[DecisionMambaError] = Confi
 
 
 def near_names(name: str, known: Iterable[str], n: int = 1, cutoff: float = 0.6) -> list[str]:
-    """Return the known names most similar to a name, the most similar first.
-
-    Args:
-        name: The name given; case is ignored.
-        known: The names to choose from.
-        n: Largest number of names to return.
-        cutoff: Smallest similarity, from 0 to 1, as in :func:`difflib.get_close_matches`.
-    """
+    """Return the known names most similar to a name, the most similar first."""
     by_lower: dict[str, list[str]] = {}
     for each in dict.fromkeys(known):
         by_lower.setdefault(each.lower(), []).append(each)

@@ -201,11 +201,6 @@ _RANGES = {  # of floats: lowest, highest, and both in words
 def check_setting(field: str, value: Any, name: str | None = None) -> Any:
     """Validate the value of one field and convert it to Python's own type.
 
-    Args:
-        field: A field of :class:`DecisionMambaConfig`.
-        value: The value given for it.
-        name: The setting's name in error messages, if it is not the field's.
-
     Raises:
         ConfigError: The value has another type or is out of range; names it and the range.
     """

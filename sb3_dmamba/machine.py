@@ -64,13 +64,7 @@ def describe_device(device: str) -> str:
 
 
 def advise_threads(threads: int, cores: float, load: float | None) -> str:
-    """Recommend a number of threads, in words.
-
-    Args:
-        threads: Threads used by torch.
-        cores: Cores available.
-        load: Busy cores; None (unknown) counts as 0.
-    """
+    """Recommend a number of threads, in words."""
     free = max(1, int(cores - (load or 0.0) + 0.5))
     set_it = f"set OMP_NUM_THREADS={free}"
     if threads > cores:

@@ -257,11 +257,6 @@ def check_parameters(
 ) -> None:
     """Check state dictionaries before Stable-Baselines3's ``set_parameters`` loads them.
 
-    Args:
-        given: State dictionaries of the policy and its optimiser, by name.
-        policy: The policy that they are for.
-        exact_match: Whether both must be given, with every weight.
-
     Raises:
         ConfigError: A name is unknown or missing.
         ModelFileError: A weight has another shape than the policy's.
@@ -379,21 +374,13 @@ _DAMAGE = (
 
 @dataclass(frozen=True)
 class ModelFile:
-    """Container of a model file: a JSON header and groups of tensors.
-
-    Args:
-        header: JSON-compatible values.
-        tensors: Groups of named tensors; each becomes one safetensors member of the zip.
-    """
+    """Container of a model file: a JSON header and groups of tensors."""
 
     header: dict[str, Any]
     tensors: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
     def write(self, path: str | os.PathLike[str] | BinaryIO) -> None:
         """Write the file; on failure an old file at ``path`` is unchanged.
-
-        Args:
-            path: File to write, whose missing parent folders are created; or an open binary file.
 
         Raises:
             OSError: The file cannot be written.
@@ -418,9 +405,6 @@ class ModelFile:
     @classmethod
     def read(cls, path: str | os.PathLike[str] | BinaryIO) -> ModelFile:
         """Read a file; ``.zip`` is added if there is no file of the name given.
-
-        Args:
-            path: Path or open binary file.
 
         Raises:
             ModelFileError: The file is missing, no model file, damaged, or of a newer version.

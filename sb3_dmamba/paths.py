@@ -12,10 +12,6 @@ from sb3_dmamba.checks import near_names
 def write_atomically(target: Path, content: bytes) -> None:
     """Write a file under a temporary name and rename it; on failure the old file is unchanged.
 
-    Args:
-        target: File to write; missing parent folders are created.
-        content: The whole content.
-
     Raises:
         OSError: The file cannot be written.
     """

@@ -348,14 +348,7 @@ class TrainingProgress(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class DecisionMambaModules(Modules):
-    """What d3rlpy saves, loads, and sets to training or evaluation.
-
-    Args:
-        transformer: The network, under the name that d3rlpy's own algorithms use; wrapped in
-            ``DistributedDataParallel`` under ``enable_ddp``.
-        optim: The optimiser.
-        progress: Counts of updates and steps.
-    """
+    """What d3rlpy saves, loads, and sets to training or evaluation."""
 
     transformer: nn.Module
     optim: OptimizerWrapper
@@ -369,11 +362,6 @@ class DecisionMambaModules(Modules):
 @dataclasses.dataclass(frozen=True)
 class TokenSchedule:
     """A learning rate that follows the number of steps seen, by all processes together.
-
-    Args:
-        learning_rate: The highest rate.
-        warmup_tokens: Steps over which it rises linearly from zero.
-        final_tokens: Steps after which it has fallen along a cosine to a tenth, where it stays.
 
     Source: Chen et al. 2021 (arXiv:2106.01345), its Atari code, where the cosine rises again
         after ``final_tokens``.
@@ -394,19 +382,7 @@ class TokenSchedule:
 
 
 class DecisionMambaImpl(TransformerAlgoImplBase):
-    """Updates and predictions of both algorithms.
-
-    Args:
-        observation_shape: Of one observation, or of each array of a tuple.
-        action_size: Dimensions of an action, or the number of actions.
-        modules: Network, optimiser and progress.
-        is_discrete: Whether actions are numbers of actions.
-        precision: ``"fp32"`` or ``"bf16"``.
-        seed: Seed of dropout; None draws from the global generator.
-        schedule: Sets the learning rate before each update; None leaves it to the optimiser.
-        compiled: Whether updates are compiled and run as a CUDA graph.
-        device: Name of the device.
-    """
+    """Updates and predictions of both algorithms."""
 
     _modules: DecisionMambaModules
 
@@ -466,9 +442,6 @@ class DecisionMambaImpl(TransformerAlgoImplBase):
 
     def inner_update(self, batch: Any, grad_step: int) -> dict[str, float]:
         """Take one optimiser step.
-
-        Returns:
-            The loss, and for a schedule by tokens the learning rate.
 
         Raises:
             DivergenceError: The loss is not finite; the weights are as they were.

@@ -279,11 +279,7 @@ def _no_counterpart(owner: Any, setting: str, advice: str) -> ConfigError:
 
 
 def _convert_encoder(learnable: Learnable, weights: Weights) -> tuple[spaces.Box, str]:
-    """Rename the encoder's weights, and put the observation scaler's numbers among them.
-
-    Returns:
-        The observation space and the encoder's kind.
-    """
+    """Rename the encoder's weights, and put the observation scaler's numbers among them."""
     shape = learnable.impl.observation_shape
     if is_tuple_shape(shape):
         raise SpaceError(
@@ -391,12 +387,7 @@ def _read_optim_factory(factory: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True, eq=False)
 class Scaling:
-    """Shift and scale of a scaler, which computes ``(x - shift) / scale``.
-
-    Args:
-        shift: Float64, one number or an array of the shape of ``x``.
-        scale: Likewise; nowhere zero.
-    """
+    """Shift and scale of a scaler, which computes ``(x - shift) / scale``."""
 
     shift: ndarray
     scale: ndarray
@@ -469,14 +460,7 @@ def _read_scaler(learnable: Learnable, field: str) -> Scaling:
 
 
 def _rescale_action_weights(weights: Weights, scaling: Scaling, *, to_scaled: bool) -> None:
-    """Rescale the first layer's weights to take actions scaled, or unscaled, in place.
-
-    Args:
-        weights: With the projection of actions, weight (H, A) and bias (H,).
-        scaling: What scales actions.
-        to_scaled: True where it takes them in the environment's units and is to take them scaled;
-            False for the other direction.
-    """
+    """Rescale the first layer's weights to take actions scaled, or unscaled, in place."""
     if scaling.is_identity:
         return
     old_weight, old_bias = weights[f"{_ACTIONS}weight"], weights[f"{_ACTIONS}bias"]

@@ -49,10 +49,6 @@ def plain_text(text: str) -> str:
 def save_learnable(algo: TransformerAlgoBase, path: str | os.PathLike[str]) -> None:
     """Write d3rlpy's file of an algorithm, atomically.
 
-    Args:
-        algo: One of our algorithms, built.
-        path: Where to write.
-
     Raises:
         OSError: The file cannot be written; one that was there is as it was.
     """
@@ -91,11 +87,7 @@ def export_policy(algo: TransformerAlgoBase, path: str | os.PathLike[str]) -> No
 
 
 class PolicyGraph(nn.Module):
-    """The greedy policy as a function of the tensors of one window, without a batch axis.
-
-    Args:
-        algo: One of our algorithms, built; the graph has a copy of its weights.
-    """
+    """The greedy policy as a function of the tensors of one window, without a batch axis."""
 
     def __init__(self, algo: TransformerAlgoBase) -> None:
         super().__init__()
@@ -109,12 +101,7 @@ class PolicyGraph(nn.Module):
     def forward(self, *inputs: Tensor) -> Tensor:
         """Choose the action of the newest step.
 
-        Args:
-            inputs: Observations (K, *obs), of each array of a tuple; actions (K, A) or (K, 1);
-                returns-to-go (K, 1); timesteps (K,), from 1, 0 where there is padding.
-
-        Returns:
-            The action (A,), or its number.
+        Returns the action (A,), or its number.
         """
         *parts, actions, returns_to_go, timesteps = (each.unsqueeze(0) for each in inputs)
         window = TorchTransformerInput(

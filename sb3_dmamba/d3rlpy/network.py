@@ -101,10 +101,6 @@ class SequenceConfig(TransformerConfig):
 def make_core_config(config: SequenceConfig, hidden_size: int) -> CoreConfig:
     """Convert a d3rlpy config to the config of the network.
 
-    Args:
-        config: The d3rlpy config.
-        hidden_size: Output size of its encoder.
-
     Raises:
         ConfigError: A value is out of its range; named as d3rlpy does.
     """
@@ -142,12 +138,7 @@ def _rename_settings(error: ConfigError, config: SequenceConfig) -> ConfigError:
 
 
 class EpisodeEncoder(nn.Module):
-    """Apply a d3rlpy encoder to every step of a batch of windows.
-
-    Args:
-        encoder: What an encoder factory made.
-        observation_shape: Of one observation, or of each array of a tuple.
-    """
+    """Apply a d3rlpy encoder to every step of a batch of windows."""
 
     def __init__(self, encoder: nn.Module, observation_shape: Sequence[Any]) -> None:
         super().__init__()
@@ -183,11 +174,6 @@ def make_model(
 ) -> SequenceModel:
     """Build the network, with weights from torch's global generator.
 
-    Args:
-        config: The d3rlpy config.
-        observation_shape: Of one observation, or of each array of a tuple.
-        action_size: Dimensions of an action, or the number of actions.
-
     Raises:
         ConfigError: The encoder's output size does not fit ``num_heads``.
         SpaceError: The encoder cannot take the observations.
@@ -217,8 +203,7 @@ def make_model(
 def pack_observations(observations: Tensor | Sequence[Tensor]) -> Tensor:
     """Join the arrays of tuple observations, flat, into one; one array stays as it is.
 
-    Args:
-        observations: (B, K, *obs), or several such.
+    Shapes: ``observations`` (B, K, *obs).
     """
     if isinstance(observations, Tensor):
         return observations
@@ -266,9 +251,7 @@ def find_real_steps(masks: Tensor, timesteps: Tensor) -> Tensor:
     The function that d3rlpy exports calls the algorithm with masks of zeros; then padding is where
     the timestep is 0. If that leaves no step, the newest one is real.
 
-    Args:
-        masks: (B, K), 1 where the step is real; or all zero.
-        timesteps: (B, K), from 1 where the step is real.
+    Shapes: ``masks`` (B, K), ``timesteps`` (B, K).
     """
     given = masks.reshape(timesteps.shape) > 0
     # Not torch.where, which onnxruntime does not have for booleans.
@@ -280,13 +263,7 @@ def find_real_steps(masks: Tensor, timesteps: Tensor) -> Tensor:
 def predict_newest(model: SequenceModel, inputs: Any, *, is_discrete: bool) -> Tensor:
     """Predict at the newest step of one window.
 
-    Args:
-        model: The network.
-        inputs: d3rlpy's ``TorchTransformerInput``, as :func:`to_windows` takes it; B = 1.
-        is_discrete: Whether actions are numbers of actions.
-
-    Returns:
-        An action (A,), or logits (A,).
+    Returns an action (A,), or logits (A,).
     """
     masks = find_real_steps(inputs.masks, inputs.timesteps)
     window = to_windows(dataclasses.replace(inputs, masks=masks), is_discrete=is_discrete)

@@ -215,9 +215,6 @@ def percentile_interval(draws: NDArray[np.float64], level: float) -> tuple[Any, 
 def as_strata(returns: Any) -> list[NDArray[np.float64]]:
     """Return returns as a list of tasks (strata), each (seeds, episodes).
 
-    Args:
-        returns: An array (seeds, episodes) of one task, or a sequence of such arrays.
-
     Raises:
         ConfigError: There is nothing, or something of another shape.
     """
@@ -238,14 +235,7 @@ def resample(
 ) -> NDArray[np.float64]:
     """Bootstrap a statistic: resample seeds, then episodes within them, with replacement.
 
-    Args:
-        returns: (seeds, episodes) of a task, or a sequence of such.
-        statistic: Of the values along the last axis.
-        n_resamples: Number of draws.
-        seed: Seed of the draws.
-
-    Returns:
-        The statistic of each draw (n_resamples,).
+    Shapes: ``returns`` (seeds, episodes). Returns the statistic of each draw (n_resamples,).
 
     Source: Agarwal et al. 2021 (arXiv:2108.13264), appendix A (strata); Davison and Hinkley 1997,
     section 3.8 (two levels). ``scipy.stats.bootstrap`` has one level.

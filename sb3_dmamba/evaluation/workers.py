@@ -51,10 +51,6 @@ class LocalEnvs:
 
     ``description`` has the first one's "observation_space", "action_space" and "env_id".
 
-    Args:
-        make_env: Makes one ``gymnasium.Env``.
-        n_envs: How many to make.
-
     Raises:
         ConfigError: ``make_env`` makes no environments, or no new ones.
     """
@@ -152,11 +148,6 @@ def _hides_rewards(wrapper: Any) -> bool:
 
 class WorkerEnvs:
     """:class:`LocalEnvs` shared out over processes: number i is with worker i modulo n_workers.
-
-    Args:
-        make_env: Makes one ``gymnasium.Env``; pickled by cloudpickle.
-        n_envs: Environments in all.
-        n_workers: Processes; at most ``n_envs`` are started.
 
     Raises:
         EvaluationError: A worker died or ``make_env`` cannot be pickled. What ``make_env`` or an

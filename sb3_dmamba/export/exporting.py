@@ -99,15 +99,7 @@ def export_policy(
 
 
 def to_exported_program(graph: PolicyGraph, metadata: dict[str, Any]) -> bytes:
-    """Export the step with ``torch.export``.
-
-    Args:
-        graph: The step.
-        metadata: The file's description, as JSON values.
-
-    Returns:
-        What ``torch.export.load`` reads; it takes any number of environments.
-    """
+    """Export the step with ``torch.export``."""
     example = graph.make_example(EXAMPLE_ENVS)
     rows = {0: torch.export.Dim("n_envs")}
     shapes = (rows, rows, dict.fromkeys(example[2], rows))
@@ -170,14 +162,6 @@ def _describe_policy(
 
 def measure_error(policy: DecisionMambaPolicy, graph: PolicyGraph, step: Step) -> float:
     """Run an exported step beside the policy, on random inputs, for rows of different ages.
-
-    Args:
-        policy: The policy, with its own backend on its own device.
-        graph: What was exported.
-        step: The file, opened.
-
-    Returns:
-        The largest difference, relative to the largest number of its tensor (or to 1).
 
     Raises:
         ExportError: They differ by more than rounding; names the tensor.

@@ -60,11 +60,7 @@ def act_once(
     return_to_go: Tensor,
     state: ActingState,
 ) -> tuple[Tensors, ActingState]:
-    """Take one deterministic step.
-
-    Returns:
-        ``"action"``, for discrete ones also ``"logits"``; and the next state.
-    """
+    """Take one deterministic step."""
     prediction, remembered = memory.encode(observation, return_to_go, state)
     action: Tensor = model.head.act(prediction, deterministic=True)
     outputs = {"action": action}
@@ -81,11 +77,6 @@ class PolicyGraph(nn.Module):
     Normalisation, return scaling and the bounds of the actions are inside, and every row takes the
     same operations whatever its age, so that one graph serves any number of environments. A state
     of zeros is an episode that has not begun.
-
-    Args:
-        policy: The policy; the graph has a copy of its weights, in evaluation mode.
-        memory: ``"window"`` or ``"stream"``.
-        device: Where the graph is to run.
 
     Raises:
         ConfigError: The time encoding rules the memory out.
@@ -122,14 +113,9 @@ class PolicyGraph(nn.Module):
     ) -> tuple[Tensors, Tensors]:
         """Act once.
 
-        Args:
-            observation: Shape (B, *obs), uint8 or float32, in the environment's units.
-            return_to_go: Shape (B,), float32, in the environment's units.
-            state: Rows of zeros, or what the last call returned.
-
-        Returns:
-            ``"action"``, shape (B, *act), float32 or int64, and for discrete ones ``"logits"``,
-            shape (B, n); and the next state, under the names of ``state``.
+        Shapes: ``observation`` (B, *obs), ``return_to_go`` (B,). Returns ``"action"``, shape (B,
+        *act), float32 or int64, and for discrete ones ``"logits"``, shape (B, n); and the next
+        state, under the names of ``state``.
         """
         given = ActingState(self.memory_name, dict(state))
         outputs, after = act_once(self.model, self.memory, observation, return_to_go, given)

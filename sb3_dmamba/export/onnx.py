@@ -32,14 +32,6 @@ _DOMAIN, _OPERATOR = "sb3_dmamba", "Recurrence"
 def to_onnx(graph: PolicyGraph, metadata: dict[str, Any]) -> bytes:
     """Write the step as a graph of standard operators, for any number of environments.
 
-    Args:
-        graph: The step; on the CPU.
-        metadata: The file's description, as JSON values.
-
-    Returns:
-        The model: inputs ``observation``, ``return_to_go`` and ``state.*``, outputs ``action``
-        (``logits``) and ``next_state.*``.
-
     Raises:
         MissingDependencyError: onnx is not installed.
     """
@@ -80,16 +72,6 @@ def trace_to_onnx(
     rows: str | None = None,
 ) -> Any:
     """Trace a module whose networks are traceable into a model of standard operators.
-
-    Args:
-        module: Takes and returns tensors.
-        example: Its inputs, on the CPU.
-        input_names: Their names in the file.
-        output_names: The outputs' names in the file.
-        rows: Name of the first axis of every input and output, if its size is to be free.
-
-    Returns:
-        An ``onnx.ModelProto``, checked.
 
     Raises:
         MissingDependencyError: onnx is not installed.

@@ -45,12 +45,7 @@ def make_observation_encoder(
 def make_normalization(
     space: spaces.Box, statistics: ObservationStatistics | None
 ) -> tuple[Float[Tensor, "*obs"], Float[Tensor, "*obs"]]:
-    """Return the mean and standard deviation that observations are standardised with.
-
-    Args:
-        space: Space of one observation.
-        statistics: Those of the dataset; None divides bytes by 255 and leaves other values.
-    """
+    """Return the mean and standard deviation that observations are standardised with."""
     if statistics is None:
         scale = 255.0 if space.dtype == np.uint8 else 1.0
         return torch.zeros(space.shape), torch.full(space.shape, scale)
@@ -59,13 +54,7 @@ def make_normalization(
 
 
 class LinearEncoder(nn.Module):
-    """Flatten, standardise and project an observation.
-
-    Args:
-        space: Space of one observation.
-        hidden_size: Width of the result.
-        statistics: Mean and standard deviation; None divides bytes by 255.
-    """
+    """Flatten, standardise and project an observation."""
 
     mean: Tensor
     std: Tensor
@@ -88,11 +77,6 @@ class LinearEncoder(nn.Module):
 
 class NatureCNNEncoder(nn.Module):
     """The convolutional network of DQN's Nature paper, for images of bytes.
-
-    Args:
-        space: An image space, channels first or last.
-        hidden_size: Width of the result.
-        scale: Pixels are divided by this.
 
     Raises:
         SpaceError: The image is too small for the three convolutions.
@@ -255,11 +239,6 @@ def check_extractor(saved: str | None, given: str | None, path: Any) -> None:
     """Check that a file is read with the features extractor it was written with.
 
     Its class is never imported by name: reading a file executes nothing.
-
-    Args:
-        saved: Name of the class in the file, from :func:`name_extractor`.
-        given: Name of the class given by the caller.
-        path: The file.
 
     Raises:
         ConfigError: They differ.

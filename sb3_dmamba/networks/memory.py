@@ -153,14 +153,7 @@ def _action_rows(space: spaces.Space[Any], *lead: int) -> Tensor:
 
 
 class StreamMemory:
-    """Carry the recurrent state over the whole episode, at a constant cost per step.
-
-    Args:
-        model: The model that acts.
-        action_space: Its action space.
-        uniform: Whether rows of every age run through the same operations. An exported graph
-            needs that; it is a little slower.
-    """
+    """Carry the recurrent state over the whole episode, at a constant cost per step."""
 
     def __init__(
         self, model: SequenceModel, action_space: spaces.Space[Any], uniform: bool = False
@@ -265,12 +258,6 @@ class WindowMemory:
 
     An observation is embedded once, when it is new: time and position are added later, so the
     embedding does not change while the observation is in the window.
-
-    Args:
-        model: The model that acts.
-        action_space: Its action space.
-        context_length: Steps in the window, the current one included.
-        uniform: As for :class:`StreamMemory`.
     """
 
     def __init__(

@@ -24,14 +24,6 @@ from sb3_dmamba.networks.mixers import TOKENS_PER_STEP, AttentionMixer, Convolut
 class TokenEmbedding(nn.Module):
     """Interleave the embedded returns-to-go, observations and actions of a window.
 
-    Args:
-        observation_space: Space of one flat observation or image.
-        action_space: Space of one action.
-        config: Widths, encoders, time encoding and return scale.
-        statistics: Mean and standard deviation of the observations, or None.
-        observation_encoder: Replaces the encoder chosen by the space and the config; maps
-            (B, K, *obs) to (B, K, hidden_size).
-
     Source: Chen et al. 2021 (arXiv:2106.01345), algorithm 1, and its Atari code for the tanh and
     the global time encoding.
     """
@@ -74,17 +66,6 @@ class TokenEmbedding(nn.Module):
         """Embed K steps as L = 3K - 1 tokens: R_0, s_0, a_0, R_1, ..., s_{K-1}.
 
         The last action is left out: no prediction depends on it.
-
-        Args:
-            observations: In the environment's units.
-            actions: In the environment's units.
-            returns_to_go: In the environment's units.
-            timesteps: Step in the episode, from 0; clamped to the end of the table.
-            keep_last_action: Whether to keep the last action's token, for steps that follow;
-                not with the global time encoding, which has no position for it.
-
-        Returns:
-            The tokens, normalised for the first block.
         """
         embedded = self.embed_observations(observations)
         return self.join(embedded, actions, returns_to_go, timesteps, keep_last_action)
@@ -149,9 +130,6 @@ class Dropout(nn.Module):
     On a CPU ``torch.nn.Dropout`` draws one double per element in a single thread, which takes a
     tenth of an update; this class draws 16 random bits per element instead.
 
-    Args:
-        p: Probability of zeroing an activation, rounded to a multiple of 1 / 65536 on a CPU.
-
     Source: Srivastava et al. 2014.
     """
 
@@ -190,9 +168,6 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU}
 
 class Block(nn.Module):
     """Pre-norm residual block: mix the tokens, then (``channel_mixing``) the channels.
-
-    Args:
-        config: The mixer and its settings, width, dropout, ``channel_mixing`` and ``activation``.
 
     Source: Ota 2024 (arXiv:2403.19925), figure 1 and table 3.
     """
@@ -250,10 +225,6 @@ class Block(nn.Module):
 class ContinuousHead(nn.Module):
     """Predict an action with a tanh, scaled to the bounds of the space.
 
-    Args:
-        space: Bounded Box of actions.
-        hidden_size: Width of the tokens.
-
     Raises:
         SpaceError: A bound is not finite, or a range is empty.
     """
@@ -309,12 +280,7 @@ class ContinuousHead(nn.Module):
 
 
 class DiscreteHead(nn.Module):
-    """Predict the logits of a discrete action.
-
-    Args:
-        space: Discrete actions, from ``space.start``.
-        hidden_size: Width of the tokens.
-    """
+    """Predict the logits of a discrete action."""
 
     def __init__(self, space: spaces.Discrete, hidden_size: int) -> None:
         super().__init__()
@@ -371,15 +337,6 @@ def initialize(
     model: nn.Module, scheme: Literal["mamba", "paper"], leave: nn.Module | None = None
 ) -> None:
     """Initialise every weight of the model in place.
-
-    Args:
-        model: The whole model, freshly constructed.
-        scheme: ``"paper"`` draws every linear and embedding weight from N(0, 0.02) and zeroes
-            every linear bias, Mamba's step-size bias included, as the official code does: the
-            step size then starts near softplus(0) = 0.69 instead of 0.001 to 0.1. ``"mamba"``
-            keeps ``mamba_ssm``'s initialisation of the Mamba mixer, and uses GPT-2's for
-            attention and channel mixing and torch's for encoders and heads.
-        leave: A part of the model that keeps its weights, or None.
 
     Source: Gu and Dao 2023 (arXiv:2312.00752), section 3.6, and mamba_ssm's scaling of the
     residual projections; the official code of arXiv:2403.19925.

@@ -300,14 +300,8 @@ def read_observation(
     Stable-Baselines3's policies. Of stacked returns-to-go (a ``VecFrameStack`` around the wrapper)
     the newest counts.
 
-    Args:
-        observation: A mapping with ``"observation"``, of shape (*space.shape) or
-            (n, *space.shape), and ``"return_to_go"``, of shape (n,), (n, 1) or (n, stacked).
-        space: The policy's flat observations.
-
-    Returns:
-        Observations (n, *space.shape), returns-to-go (n,) float32, and whether the observation
-        had no axis of environments.
+    Returns observations (n, *space.shape), returns-to-go (n,) float32, and whether the observation
+    had no axis of environments.
 
     Raises:
         ConditioningError: There is no finite return-to-go for each observation.
@@ -341,8 +335,7 @@ def read_observation(
 def check_finite(observations: NDArray[Any]) -> None:
     """Reject observations that are not finite; integers are not looked at.
 
-    Args:
-        observations: Shape (n, *obs), any dtype.
+    Shapes: ``observations`` (n, *obs).
 
     Raises:
         SpaceError: A value is NaN or infinite; names the environment and the index.

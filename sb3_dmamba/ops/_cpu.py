@@ -164,15 +164,7 @@ KERNEL, ARGUMENTS, TICKETS_TAKEN, N_TICKETS, SCRATCHES = (8 * place for place in
 def call_kernel(
     kernel: Kernel, arguments: tuple[int, ...], scratch_bytes: int, n_units: int, work: int
 ) -> None:
-    """Run a kernel, on several threads where that pays.
-
-    Args:
-        kernel: What :func:`load_kernel` returned.
-        arguments: The argument block, in the order that the kernel's module defines.
-        scratch_bytes: Scratch memory of one thread.
-        n_units: Independent units of work, the most threads that are of use.
-        work: Work in all, comparable with ``PARALLEL_THRESHOLD``.
-    """
+    """Run a kernel, on several threads where that pays."""
     block = array("q", arguments)
     n_workers = 1
     if work >= PARALLEL_THRESHOLD and n_units > 1:

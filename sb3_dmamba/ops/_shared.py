@@ -13,11 +13,6 @@ from torch.autograd.function import once_differentiable
 def check_tensors(like: Tensor, *expected: tuple[str, Tensor | None, tuple[int, ...], str]) -> None:
     """Check an operation's arguments against the sizes, and the device, that its input implies.
 
-    Args:
-        like: The input; every argument has to be on its device.
-        expected: For each argument its name, its value (None is passed over), the shape it has to
-            have, and that shape in letters.
-
     Raises:
         ValueError: A shape, dtype or device is wrong; names the argument, expected and got.
     """
@@ -56,16 +51,8 @@ def make_differentiable(
 ) -> Callable[..., tuple[Tensor, Tensor | None]]:
     """Make an autograd function of an operation's forward and backward kernels.
 
-    Args:
-        run_forward: Function of (activation, return_final_state, save, inputs) that returns the
-            output, the final state or None, and what the backward pass needs besides the inputs.
-        run_backward: Function of (activation, inputs, what was saved, gradient of the output,
-            gradient of the final state or None) that returns one gradient for each input; those
-            that nobody needs are dropped.
-
-    Returns:
-        A function of (activation, return_final_state, *inputs) that returns output and final
-        state. Its gradients have no gradients.
+    Returns a function of (activation, return_final_state, *inputs) that returns output and final
+    state. Its gradients have no gradients.
     """
 
     class Operation(torch.autograd.Function):

@@ -166,11 +166,7 @@ def _emit_softplus(builder: Any, x: Any, e: Any, bits: int) -> Any:
 
 
 class VectorType(types.Type):
-    """Numba's type of a 512-bit vector of floats.
-
-    Args:
-        bits: Width of one float, 32 or 64.
-    """
+    """Numba's type of a 512-bit vector of floats."""
 
     def __init__(self, bits: int) -> None:
         self.bits = bits

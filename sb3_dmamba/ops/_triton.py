@@ -100,14 +100,7 @@ def without_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
 def define_operator(
     name: str, signature: str, implementation: Callable[..., Any], shapes: Callable[..., Any]
 ) -> Any:
-    """Register a custom operator, which ``torch.compile`` then takes as it is, and return it.
-
-    Args:
-        name: Its name in the namespace "sb3_dmamba".
-        signature: Arguments and results, in torch's schema language.
-        implementation: Runs it, on CUDA, and on the CPU under the interpreter.
-        shapes: Allocates results of the right shape, dtype and strides.
-    """
+    """Register a custom operator, which ``torch.compile`` then takes as it is, and return it."""
     full_name = f"sb3_dmamba::{name}"
     torch.library.define(full_name, signature, tags=(torch.Tag.needs_fixed_stride_order,))
     torch.library.impl(full_name, ("cuda", "cpu"))(implementation)

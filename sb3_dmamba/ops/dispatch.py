@@ -177,11 +177,6 @@ _implementations: dict[tuple[str, str, str], Callable[..., Any]] = {}
 def get_implementation(operation: str, name: str, device_type: str) -> Callable[..., Any]:
     """Return the function that implements an operation.
 
-    Args:
-        operation: Name of the operation's folder.
-        name: A backend's name, or ``"auto"``.
-        device_type: Type of the device that the tensors are on.
-
     Raises:
         BackendError: As :func:`resolve_backend`.
     """

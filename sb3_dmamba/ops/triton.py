@@ -26,9 +26,6 @@ def why_not(device: torch.device) -> str | None:
     """Say why the kernels do not run on a device and what to do; None where they do.
 
     Raises what breaks in a compiler or a driver.
-
-    Args:
-        device: A CUDA device; or the CPU, where kernels are interpreted.
     """
     if device.type == "cuda":
         capability = torch.cuda.get_device_capability(device)

@@ -50,12 +50,6 @@ def make_feed(
 ) -> Feed:
     """Choose the batch loader.
 
-    Args:
-        sampler: Draws the batches.
-        config: ``data_device``.
-        device: The model's device.
-        resident: The sampler's dataset, if it is on the device already.
-
     Raises:
         ConfigError: ``data_device="device"``, and the dataset does not fit or the sampler's class
             draws batches in another way.
@@ -93,13 +87,7 @@ def _why_not_resident(sampler: WindowSampler, device: torch.device, wanted: str)
 
 @dataclass(frozen=True)
 class Staged:
-    """Input of one update on the device, from which the batch is assembled there.
-
-    Args:
-        kind: Equal for inputs of equal shapes that are assembled in the same way.
-        tensors: By name, each with one row per window.
-        assemble: Makes the batch from such tensors, without synchronising with the host.
-    """
+    """Input of one update on the device, from which the batch is assembled there."""
 
     kind: Hashable
     tensors: dict[str, Tensor]
@@ -135,10 +123,6 @@ class PrefetchingFeed:
     """Prefetching loader: a thread draws batches, and copies them on a CUDA stream of its own.
 
     For datasets that do not fit on the device. On the CPU batches are only drawn ahead.
-
-    Args:
-        sampler: Draws the batches; used by the thread alone.
-        device: Device of the batches.
     """
 
     def __init__(self, sampler: WindowSampler, device: torch.device) -> None:
@@ -181,11 +165,6 @@ class ResidentFeed:
 
     The sampler draws the first steps of the windows on the host, for some updates at once; only
     these are copied.
-
-    Args:
-        sampler: Draws the first steps.
-        device: Device of the dataset.
-        windows: The dataset, if it is on the device already.
     """
 
     def __init__(
@@ -265,11 +244,6 @@ class ResidentWindows:
     The windows equal those of :class:`~sb3_dmamba.data.WindowSampler`, to the bit. Gathering does
     not synchronise with the host, and its shapes depend on its arguments' shapes alone, so it can
     be part of a CUDA graph.
-
-    Args:
-        trajectories: The episodes. Mapped arrays are read in pieces.
-        context_length: Steps in a window, K.
-        device: Device of the dataset.
     """
 
     def __init__(
@@ -292,12 +266,7 @@ class ResidentWindows:
     def gather(self, first_steps: Int[Tensor, " B"], n_before: int = 0) -> WindowBatch:
         """Return the windows that begin at given steps.
 
-        Args:
-            first_steps: (B,) int64 on the device, flat indices of steps.
-            n_before: Steps of ``WindowBatch.before``; 0 is none.
-
-        Returns:
-            The batch, on the device, without ``first_steps``.
+        Shapes: ``first_steps`` (B,).
         """
         windows = self._gather_span(first_steps, 0, self.context_length)
         if n_before == 0:

@@ -23,10 +23,6 @@ Layers = list[dict[str, Tensor]]
 def warm_up(model: SequenceModel, before: WindowBatch) -> Layers:
     """Return the recurrent states after the steps before each window, without gradients.
 
-    Args:
-        model: In training or evaluation mode; the mode is not changed.
-        before: ``WindowBatch.before``, on the model's device.
-
     Source: Kapturowski et al. 2019 (R2D2), section 3.
     """
     initial = model.initial_layers(len(before))
@@ -47,16 +43,7 @@ class CarriedState:
         self._held: tuple[Layers, Tensor] | None = None
 
     def layers_for(self, model: SequenceModel, batch: WindowBatch) -> Layers:
-        """Return the state that each window starts from.
-
-        Args:
-            model: The model that the state belongs to.
-            batch: Windows with ``first_steps``, on the model's device.
-
-        Returns:
-            The state after the row's last window, if this window follows it; otherwise the
-            initial state.
-        """
+        """Return the state that each window starts from."""
         initial = model.initial_layers(len(batch))
         if len(self._next_steps) != len(batch):
             return initial
@@ -73,15 +60,7 @@ class CarriedState:
         self._next_steps = _first_steps(batch) + batch.padding_mask.sum(dim=1, keepdim=True)
 
     def hold(self, model: SequenceModel, n_rows: int) -> tuple[Layers, Tensor]:
-        """Move the state into tensors at fixed addresses, as a CUDA graph needs them.
-
-        Args:
-            model: The model that the state belongs to.
-            n_rows: Rows of later batches; a state of another number of rows is dropped.
-
-        Returns:
-            Those tensors: one recurrent state per block, and the steps that follow.
-        """
+        """Move the state into tensors at fixed addresses, as a CUDA graph needs them."""
         if self._held is not None and len(self._held[1]) == n_rows:
             return self._held
         layers = model.initial_layers(n_rows)

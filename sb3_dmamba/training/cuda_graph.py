@@ -26,13 +26,7 @@ _NO_UPDATE = 2**62  # seeds the recording; no run reaches this number
 
 
 class Snapshot(NamedTuple):
-    """Copies of everything that an update changes.
-
-    Args:
-        weights: Of each parameter.
-        moments: The optimiser's, of each parameter; empty before the first update.
-        carried: The carried recurrent states, if they are held in place.
-    """
+    """Copies of everything that an update changes."""
 
     weights: list[Tensor]
     moments: list[Tensor]
@@ -41,15 +35,7 @@ class Snapshot(NamedTuple):
 
 @dataclass
 class _Graph:
-    """A recorded update.
-
-    Args:
-        inputs: Tensors that it reads the batch from.
-        replay: Runs it.
-        results: Where it writes loss and gradient norm.
-        gradients: Where it writes the gradients.
-        places: What else it reads and writes, see :meth:`UpdateGraphs._find_places`.
-    """
+    """A recorded update."""
 
     inputs: dict[str, Tensor]
     replay: Callable[[], None]
@@ -65,13 +51,6 @@ class UpdateGraphs:
     another batch, seed and learning rate than it was recorded with. If it does not, or if
     recording fails, later updates are plain ones, after a warning; with ``cuda_graph="on"`` that
     is an error.
-
-    Args:
-        policy: The policy to train, with its optimiser.
-        config: ``cuda_graph``, ``precision`` and ``carry_state``.
-        carried: The state carried from batch to batch.
-        take_step: Takes a plain optimiser step; returns loss and gradient norm, (2,).
-        seed: Makes the context with the random numbers of an update, given its number.
     """
 
     def __init__(
@@ -124,13 +103,6 @@ class UpdateGraphs:
 
     def run(self, staged: Staged, n_done: int) -> Tensor:
         """Take one optimiser step.
-
-        Args:
-            staged: The batch.
-            n_done: Number of the update, which determines the dropout.
-
-        Returns:
-            Loss and gradient norm, (2,), not overwritten by later updates.
 
         Raises:
             BackendError: The update cannot run as a graph, and ``cuda_graph="on"``.
@@ -321,17 +293,7 @@ def find_difference(
     found: tuple[Snapshot, Tensor],
     precision: str,
 ) -> str | None:
-    """Compare two runs of one update.
-
-    Args:
-        before: The state that both started from.
-        expected: State after one of them, and its loss and gradient norm, (2,).
-        found: The same of the other.
-        precision: The config's.
-
-    Returns:
-        The difference in words; None if there is none beyond rounding.
-    """
+    """Compare two runs of one update."""
     tolerance = TOLERANCES[precision]
     (there, results), (here, other_results) = expected, found
     if _distances([results], [other_results])[0] > tolerance * float(results.norm()):

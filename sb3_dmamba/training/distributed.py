@@ -37,13 +37,7 @@ _STOP, _GO_ON, _COLLECT = 0, 1, 2  # commands of rank 0
 
 
 class Processes:
-    """The processes that train one model; by default this one alone.
-
-    Args:
-        rank: This process's number, from 0.
-        size: Number of processes.
-        control: Group for everything but the gradients, from CPU to CPU.
-    """
+    """The processes that train one model; by default this one alone."""
 
     def __init__(self, rank: int = 0, size: int = 1, control: Any = None) -> None:
         self.rank = rank
@@ -94,9 +88,6 @@ class Processes:
     def check_alike(self, facts: Mapping[str, Any]) -> None:
         """Check that values are the same in every process.
 
-        Args:
-            facts: The values, by name.
-
         Raises:
             DistributedError: A value differs; names the first one.
         """
@@ -125,14 +116,7 @@ class Processes:
         return int(box)
 
     def join_rows(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Concatenate the rows of all processes in order; every process must call this.
-
-        Args:
-            tensors: Of the same names and shapes in every process.
-
-        Returns:
-            The same names, in every process; the tensors are on the CPU.
-        """
+        """Concatenate the rows of all processes in order; every process must call this."""
         if self.size == 1:
             return dict(tensors)
         joined = {}
@@ -157,12 +141,6 @@ def join_processes(device: torch.device) -> Iterator[Processes]:
     They are those of ``torch.distributed``'s default group if the caller has initialised it, or
     those started together by torchrun. If the block fails, the other processes get an error
     instead of waiting for this one.
-
-    Args:
-        device: Device of this process; GPUs are joined by NCCL, CPUs by Gloo.
-
-    Yields:
-        The processes; this one alone if there are no others.
 
     Raises:
         DistributedError: The processes cannot be reached, or one of them has gone.
@@ -239,10 +217,6 @@ def _first_line(error: BaseException) -> str:
 def local_device(device: torch.device | str) -> torch.device | str:
     """Return this process's own GPU, if several processes were started on this machine.
 
-    Args:
-        device: ``"auto"`` and ``"cuda"`` become ``"cuda:LOCAL_RANK"`` (``"auto"`` only if there is
-            a GPU); other devices, and every device in a single process, are returned unchanged.
-
     Raises:
         ConfigError: The device is unknown, or there are more processes than GPUs.
     """
@@ -288,13 +262,6 @@ def train_together(updater: Updater, processes: Processes) -> Iterator[Callable[
     """Share the updates of an updater among processes within the block.
 
     Within the block each process holds its rows of the carried state, otherwise all rows.
-
-    Args:
-        updater: This process's updater.
-        processes: The processes; with one nothing changes.
-
-    Yields:
-        A function that gives every process rank 0's decision to keep going.
 
     Raises:
         ConfigError: The batch cannot be split evenly among them.
@@ -343,11 +310,6 @@ class DataParallel:
     ``DistributedDataParallel`` averages gradients over processes, but the loss is the mean over
     the real steps of the whole batch, of which processes may have different numbers. Each loss is
     therefore weighted by its share of the steps, and the result equals that of one process.
-
-    Args:
-        updater: This process's updater; its weights and moments become those of rank 0.
-        compute: Mean loss of a batch in one process.
-        processes: More than one.
     """
 
     def __init__(
@@ -364,15 +326,7 @@ class DataParallel:
         return () if self.processes.is_leader else (self.processes.rank,)
 
     def compute_loss(self, batch: WindowBatch) -> Tensor:
-        """Return the loss of the whole batch.
-
-        Args:
-            batch: This process's rows, on its device.
-
-        Returns:
-            A scalar, the same in every process. In the backward pass the gradients are averaged
-            over the processes, which makes them those of the whole batch.
-        """
+        """Return the loss of the whole batch."""
         mean: Tensor = self._loss(batch)
         n_real = batch.padding_mask.sum()
         totals = torch.stack([mean.detach().float() * n_real, n_real.float()])
