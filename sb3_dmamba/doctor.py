@@ -25,9 +25,9 @@ from sb3_dmamba.config import Memory
 from sb3_dmamba.d4rl import cache_folder
 from sb3_dmamba.data import Trajectories, load_trajectories
 from sb3_dmamba.errors import DecisionMambaError
+from sb3_dmamba.io import minari_folder
 from sb3_dmamba.machine import Machine, describe_machine
 from sb3_dmamba.ops import available_backends, causal_conv1d, explain_backends, selective_scan
-from sb3_dmamba.paths import minari_folder
 from sb3_dmamba.tasks import get_task
 
 DISTRIBUTION = "sb3-dmamba"

@@ -28,9 +28,9 @@ import sb3_dmamba
 from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.data import DatasetInfo
 from sb3_dmamba.errors import ConfigError, ModelFileError, SpaceError
+from sb3_dmamba.io import write_atomically
 from sb3_dmamba.networks import DecisionMambaPolicy
 from sb3_dmamba.networks.encoders import check_extractor, check_policy_kwargs, name_extractor
-from sb3_dmamba.paths import write_atomically
 from sb3_dmamba.spaces import space_from_json, space_to_json
 from sb3_dmamba.tasks import Task
 from sb3_dmamba.training.updater import Updater

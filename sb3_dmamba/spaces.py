@@ -13,8 +13,8 @@ from jaxtyping import Float64
 from numpy import ndarray
 from stable_baselines3.common.preprocessing import is_image_space
 
-from sb3_dmamba.console import warn_caller
 from sb3_dmamba.errors import SpaceError
+from sb3_dmamba.io import warn_caller
 
 BOUND_TOLERANCE = 1e-5
 """Rounding in float32 that actions at a bound may have, as a fraction of the bound, or of 1."""

@@ -17,7 +17,7 @@ from sb3_dmamba.d4rl import D4RLName, list_names, parse_name
 from sb3_dmamba.envs import ATARI_ID, MINIMAL_ACTIONS, TMAZE_ID, TMAZE_LENGTHS, parse_tmaze_name
 from sb3_dmamba.envs.make import is_known_elsewhere, make_environment
 from sb3_dmamba.errors import ConfigError, UnknownTaskError
-from sb3_dmamba.paths import minari_folder
+from sb3_dmamba.io import minari_folder
 
 if TYPE_CHECKING:
     import gymnasium

@@ -16,7 +16,7 @@ PACKAGE = Path(sb3_dmamba.__file__).parent
 
 # The packages and modules of sb3_dmamba/, lowest first: each imports earlier ones only.
 ORDER = (
-    *("errors", "checks", "paths", "console", "machine", "moved", "config", "d4rl", "spaces"),
+    *("errors", "checks", "io", "machine", "moved", "config", "d4rl", "spaces"),
     *("envs", "tasks", "data", "ops", "networks", "training", "evaluation", "context"),
     *("model_file", "export", "algorithm", "hub", "doctor", "d3rlpy", "experiments", "cli"),
 )

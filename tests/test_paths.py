@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from sb3_dmamba.paths import describe_missing_path, minari_folder, write_atomically
+from sb3_dmamba.io import describe_missing_path, minari_folder, write_atomically
 
 OLD, NEW = b"old", b"new content"
 
@@ -51,7 +51,7 @@ def test_a_write_that_fails_leaves_the_old_file(
 SLOW_WRITE = """
 import os, sys, time
 from pathlib import Path
-from sb3_dmamba import paths
+from sb3_dmamba import io
 
 class Slow:
     def __init__(self, file): self.file = file
@@ -64,8 +64,8 @@ class Slow:
         time.sleep(60)
 
 fdopen = os.fdopen
-paths.os.fdopen = lambda descriptor, mode: Slow(fdopen(descriptor, mode))
-paths.write_atomically(Path(sys.argv[1]), b"new content")
+io.os.fdopen = lambda descriptor, mode: Slow(fdopen(descriptor, mode))
+io.write_atomically(Path(sys.argv[1]), b"new content")
 """
 
 

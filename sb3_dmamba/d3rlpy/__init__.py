@@ -17,6 +17,7 @@ from sb3_dmamba.d3rlpy.algo import (
     DecisionMambaConfig,
     DiscreteDecisionMamba,
     DiscreteDecisionMambaConfig,
+    StreamTransformerWrapper,
 )
 from sb3_dmamba.d3rlpy.convert import from_sb3, to_sb3
 from sb3_dmamba.d3rlpy.dataset import WindowReplayBuffer, as_replay_buffer
@@ -25,7 +26,6 @@ from sb3_dmamba.d3rlpy.factories import (
     DecisionMambaEncoderFactory,
     DecisionMambaLRFactory,
 )
-from sb3_dmamba.d3rlpy.stateful import StreamTransformerWrapper
 
 __all__ = [
     "DecisionMamba",

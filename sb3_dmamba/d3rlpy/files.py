@@ -24,8 +24,8 @@ from sb3_dmamba.d3rlpy.network import predict_newest
 from sb3_dmamba.errors import ConfigError
 from sb3_dmamba.export.graph import copy_traceable
 from sb3_dmamba.export.onnx import trace_to_onnx
+from sb3_dmamba.io import write_atomically
 from sb3_dmamba.ops.traceable import recurrence_as
-from sb3_dmamba.paths import write_atomically
 
 
 class _ImportingText(str):

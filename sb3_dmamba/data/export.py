@@ -18,9 +18,8 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
-from sb3_dmamba.console import warn_caller
 from sb3_dmamba.errors import DatasetError, MissingDependencyError, SpaceError
-from sb3_dmamba.paths import minari_folder
+from sb3_dmamba.io import minari_folder, warn_caller
 
 _MINARI_ID = re.compile(r"([-\w]+/)*[-\w]+-v\d+")
 _NOTE = "The observation after each episode's last step was not recorded: the last is repeated."

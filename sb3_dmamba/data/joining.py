@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from sb3_dmamba.console import Bar
 from sb3_dmamba.data.trajectories import Trajectories, TrajectoriesWriter, metadata_of, replace
 from sb3_dmamba.data.validation import CHUNK_BYTES, STEP_ARRAYS
 from sb3_dmamba.errors import DatasetError
+from sb3_dmamba.io import Bar
 
 IN_MEMORY_BYTES = 1 << 30
 """Observations above this size go to a temporary file as they are loaded."""

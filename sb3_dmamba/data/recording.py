@@ -23,13 +23,13 @@ from numpy import ndarray
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
 from sb3_dmamba.checks import check_integer, check_optional_integer
-from sb3_dmamba.console import count_progress
 from sb3_dmamba.data.trajectories import Trajectories, TrajectoriesWriter
 from sb3_dmamba.data.validation import check_frame_stack, frame_shape
 from sb3_dmamba.envs.batches import Batch, Stepped, find_normalizers, frozen_statistics
 from sb3_dmamba.envs.make import as_gymnasium, make_environment, make_gymnasium, qualify_id
 from sb3_dmamba.envs.stepping import check_rewards, close_envs, make_envs
 from sb3_dmamba.errors import ConfigError, DatasetError, StepError
+from sb3_dmamba.io import count_progress
 from sb3_dmamba.spaces import (
     check_action_space,
     flat_space,

@@ -26,7 +26,7 @@ from sb3_dmamba.checks import check_integer, check_optional_integer
 from sb3_dmamba.config import DecisionMambaConfig, Memory
 from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.errors import ConfigError, ExperimentError
-from sb3_dmamba.paths import write_atomically
+from sb3_dmamba.io import write_atomically
 from sb3_dmamba.tasks import Task
 
 _FORMAT = 1

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from sb3_dmamba.config import DecisionMambaConfig
-from sb3_dmamba.console import warn_caller
 from sb3_dmamba.data import WindowBatch
 from sb3_dmamba.errors import BackendError
+from sb3_dmamba.io import warn_caller
 from sb3_dmamba.networks import DecisionMambaPolicy
 from sb3_dmamba.training.batches import Staged
 from sb3_dmamba.training.carried_state import CarriedState

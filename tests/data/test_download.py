@@ -109,7 +109,7 @@ def test_a_full_disk(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyP
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("sb3_dmamba.console.Bar.advance", fail)
+    monkeypatch.setattr("sb3_dmamba.io.Bar.advance", fail)
     with pytest.raises(DatasetError, match="No space left"):
         download(server, tmp_path / "data.bin")
     assert len(server.requests) == 1
@@ -129,7 +129,7 @@ def test_an_interruption_leaves_nothing(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sb3_dmamba.console.Bar.advance", interrupt)
+    monkeypatch.setattr("sb3_dmamba.io.Bar.advance", interrupt)
     with pytest.raises(KeyboardInterrupt):
         download(server, tmp_path / "data.bin")
     assert left(tmp_path) == []

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from sb3_dmamba.checks import did_you_mean, near_names
-from sb3_dmamba.console import Bar, count_progress
 from sb3_dmamba.d4rl import D4RL_NAME, list_names
 from sb3_dmamba.data.joining import cut_into_pieces, write_pieces
 from sb3_dmamba.data.store import check_place
 from sb3_dmamba.data.trajectories import Trajectories, check_transform, transform
 from sb3_dmamba.envs import parse_tmaze_name
 from sb3_dmamba.errors import DatasetError
-from sb3_dmamba.paths import describe_missing_path
+from sb3_dmamba.io import Bar, count_progress, describe_missing_path
 
 GENERAL_OPTIONS = ("reward_mode", "top_fraction")
 """Options of every source, which ``load_trajectories`` takes itself."""

@@ -16,7 +16,6 @@ from gymnasium import spaces
 from numpy import ndarray
 
 from sb3_dmamba.checks import check_optional_integer
-from sb3_dmamba.console import Bar
 from sb3_dmamba.d4rl import D4RLName, cache_folder, find_robot, parse_name
 from sb3_dmamba.data.joining import IN_MEMORY_BYTES, join_pieces, spill_pieces
 from sb3_dmamba.data.sources.arrays import (
@@ -40,7 +39,7 @@ from sb3_dmamba.data.sources.pickles import load_plain_pickle, to_array
 from sb3_dmamba.data.trajectories import Trajectories, replace
 from sb3_dmamba.data.validation import CHUNK_BYTES, rows_per_chunk
 from sb3_dmamba.errors import DatasetError
-from sb3_dmamba.paths import describe_missing_path
+from sb3_dmamba.io import Bar, describe_missing_path
 from sb3_dmamba.spaces import check_action_space
 
 MediumExpert = Literal["d4rl", "paper"]

@@ -7,8 +7,8 @@ import urllib.parse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sb3_dmamba.console import Bar, byte_progress
 from sb3_dmamba.errors import DatasetError
+from sb3_dmamba.io import Bar, byte_progress
 
 if TYPE_CHECKING:
     from requests import Response

@@ -15,7 +15,6 @@ from gymnasium import spaces
 from numpy import ndarray
 
 from sb3_dmamba.checks import check_integer, check_optional_integer
-from sb3_dmamba.console import count_progress
 from sb3_dmamba.data.joining import gather_pieces, write_pieces
 from sb3_dmamba.data.sources.dopamine import (
     Checkpoint,
@@ -27,7 +26,7 @@ from sb3_dmamba.data.sources.dopamine import (
 from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.envs import ATARI_ID, N_ACTIONS, canonical_game
 from sb3_dmamba.errors import ConfigError, DatasetError
-from sb3_dmamba.paths import describe_missing_path
+from sb3_dmamba.io import count_progress, describe_missing_path
 
 _LOGS = "replay_logs"
 _EPISODES_PER_VISIT = 10  # the recipe's

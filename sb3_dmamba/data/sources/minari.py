@@ -25,7 +25,6 @@ from numpy import ndarray
 from PIL import Image
 
 from sb3_dmamba.checks import near_names
-from sb3_dmamba.console import Bar, warn_caller
 from sb3_dmamba.data.joining import IN_MEMORY_BYTES, spill_pieces
 from sb3_dmamba.data.sources.arrays import copy_rows, naming
 from sb3_dmamba.data.sources.download import OFFLINE_VARIABLE, is_offline
@@ -33,7 +32,7 @@ from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.data.validation import CHUNK_BYTES
 from sb3_dmamba.envs.make import qualify_id
 from sb3_dmamba.errors import DatasetError
-from sb3_dmamba.paths import describe_missing_path, minari_folder
+from sb3_dmamba.io import Bar, describe_missing_path, minari_folder, warn_caller
 from sb3_dmamba.spaces import check_action_space, flat_space, observation_dtype
 
 _METADATA = "metadata.json"
@@ -285,8 +284,7 @@ def _read_space(metadata: dict[str, Any], name: str) -> spaces.Space[Any]:
 
     if name not in metadata:
         raise DatasetError(
-            f"there is no {name}: write the dataset again with Minari 0.5 or later",
-            setting=name,
+            f"there is no {name}: write the dataset again with Minari 0.5 or later", setting=name
         )
     try:
         space: spaces.Space[Any] = deserialize_space(metadata[name])

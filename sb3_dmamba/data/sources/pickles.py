@@ -15,7 +15,7 @@ import numpy as np
 from numpy import ndarray
 
 from sb3_dmamba.errors import DatasetError
-from sb3_dmamba.paths import describe_missing_path
+from sb3_dmamba.io import describe_missing_path
 
 _NUMBER = re.compile(r"[biuf]\d*|\?|bool|u?int\d+|float\d+")
 _SB3_BUFFER = re.compile(r"(stable_baselines3|sb3_contrib)\..*ReplayBuffer$")

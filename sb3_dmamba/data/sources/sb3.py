@@ -12,11 +12,11 @@ from jaxtyping import Bool, Int64
 from numpy import ndarray
 
 from sb3_dmamba.checks import check_optional_integer
-from sb3_dmamba.console import warn_caller
 from sb3_dmamba.data.sources.arrays import copy_rows
 from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.data.validation import rows_per_chunk
 from sb3_dmamba.errors import DatasetError
+from sb3_dmamba.io import warn_caller
 from sb3_dmamba.spaces import BOUND_TOLERANCE, check_action_space
 
 

@@ -1,9 +1,11 @@
-"""Progress bars and warnings."""
+"""Atomic writes, missing paths, Minari's folder, progress bars and warnings."""
 
 from __future__ import annotations
 
 import contextlib
 import inspect
+import os
+import tempfile
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +23,60 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+
+from sb3_dmamba.checks import near_names
+
+
+def write_atomically(target: Path, content: bytes) -> None:
+    """Write a file under a temporary name and rename it; on failure the old file is unchanged.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(
+        prefix=f".{target.name}.", suffix=".partial", dir=target.parent
+    )
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes private files: give this one the permissions of an ordinary new file.
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(temporary).chmod(0o666 & ~umask)
+        Path(temporary).replace(target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def minari_folder() -> Path:
+    """Return Minari's dataset folder, which may not exist yet.
+
+    It is ``MINARI_DATASETS_PATH``, where Minari expands no ``~``, or ~/.minari/datasets.
+
+    Source: minari 0.5, ``storage/datasets_root_dir.py``.
+    """
+    return Path(os.environ.get("MINARI_DATASETS_PATH") or Path.home() / ".minari" / "datasets")
+
+
+def describe_missing_path(source: str | os.PathLike[str]) -> str:
+    """Return a message about a missing file or folder, with similar names beside it."""
+    path = Path(source).expanduser()
+    where = "" if path.is_absolute() else f" in {Path.cwd()}"
+    missing = path.absolute()  # up to the first part that does not exist
+    while not missing.parent.is_dir():
+        missing = missing.parent
+    try:
+        near = near_names(missing.name, [entry.name for entry in missing.parent.iterdir()], n=3)
+    except OSError:  # a folder that may not be listed
+        near = []
+    folder = path.parent if missing == path.absolute() else missing.parent
+    named = ", ".join(str(folder / name) for name in near)
+    hint = f" (near names there: {named})" if near else ""
+    return f"there is no file or folder {str(source)!r}{where}{hint}"
 
 
 @dataclass(frozen=True)
