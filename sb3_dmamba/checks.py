@@ -16,11 +16,7 @@ from sb3_dmamba.errors import ConfigError, DecisionMambaError
 def check_integer(
     name: str, value: Any, minimum: int, *, error: type[DecisionMambaError] = ConfigError
 ) -> int:
-    """Validate an integer and convert it to Python's int.
-
-    Raises:
-        DecisionMambaError: Of type ``error``, if the value is not an integer or too small.
-    """
+    """Validate an integer and convert it to Python's int."""
     if not isinstance(value, bool) and isinstance(value, Integral) and int(value) >= minimum:
         return int(value)
     raise error(
@@ -44,11 +40,7 @@ def check_number(
     *,
     error: type[DecisionMambaError] = ConfigError,
 ) -> float:
-    """Validate a finite real number and convert it to Python's float.
-
-    Raises:
-        DecisionMambaError: Of type ``error``, if the value is not a finite number in the range.
-    """
+    """Validate a finite real number and convert it to Python's float."""
     number = math.nan
     if not isinstance(value, bool) and isinstance(value, Real):
         with contextlib.suppress(OverflowError):
@@ -60,11 +52,7 @@ def check_number(
 
 
 def check_flag(name: str, value: Any, *, error: type[DecisionMambaError] = ConfigError) -> bool:
-    """Validate a flag and convert it to Python's bool.
-
-    Raises:
-        DecisionMambaError: Of type ``error``, if the value is not a bool.
-    """
+    """Validate a flag and convert it to Python's bool."""
     numpy = sys.modules.get("numpy")  # not imported: the command line starts without it
     if isinstance(value, bool) or (numpy is not None and isinstance(value, numpy.bool_)):
         return bool(value)

@@ -130,13 +130,12 @@ class DecisionMambaConfig:
 
     def __post_init__(self) -> None:
         if callable(self.learning_rate):  # a schedule of Stable-Baselines3's
-            raise ConfigError(
+            message = (
                 "learning_rate is a function: give the highest rate, and the schedule by "
                 "lr_schedule='linear' (or 'cosine', 'constant'), warmup_updates and "
-                "final_lr_fraction",
-                setting="learning_rate",
-                value=self.learning_rate,
+                "final_lr_fraction"
             )
+            raise ConfigError(message, setting="learning_rate", value=self.learning_rate)
         for name in _type_hints():  # numbers become Python's own, for JSON and hashes
             object.__setattr__(self, name, check_setting(name, getattr(self, name)))
         _check_combinations(self)
@@ -199,11 +198,7 @@ _RANGES = {  # of floats: lowest, highest, and both in words
 
 
 def check_setting(field: str, value: Any, name: str | None = None) -> Any:
-    """Validate the value of one field and convert it to Python's own type.
-
-    Raises:
-        ConfigError: The value has another type or is out of range; names it and the range.
-    """
+    """Validate the value of one field and convert it to Python's own type."""
     name, hint = name or field, _type_hints()[field]
     if field in _RANGES:
         return check_number(name, value, *_RANGES[field])
@@ -260,26 +255,17 @@ def _check_names(fields: Mapping[str, Any]) -> None:
 def _check_combinations(config: DecisionMambaConfig) -> None:
     """Reject combinations of valid values that cannot work together."""
     if config.mixer == "attention" and config.hidden_size % config.n_heads:
-        raise ConfigError(
-            f"hidden_size={config.hidden_size} is not a multiple of n_heads={config.n_heads}",
-            setting="n_heads",
-            value=config.n_heads,
-        )
+        message = f"hidden_size={config.hidden_size} is not a multiple of n_heads={config.n_heads}"
+        raise ConfigError(message, setting="n_heads", value=config.n_heads)
     if config.mixer == "convolution" and not config.channel_mixing:
-        raise ConfigError(
-            'mixer="convolution" mixes no channels by itself: use channel_mixing=True',
-            setting="channel_mixing",
-            value=False,
-            choices=[True],
-        )
+        message = 'mixer="convolution" mixes no channels by itself: use channel_mixing=True'
+        raise ConfigError(message, setting="channel_mixing", value=False, choices=[True])
     if config.carry_state and config.burn_in:
-        raise ConfigError(
+        message = (
             f"burn_in={config.burn_in} and carry_state=True exclude each other: use "
-            f"carry_state=False or burn_in=0",
-            setting="burn_in",
-            value=config.burn_in,
-            choices=[0],
+            f"carry_state=False or burn_in=0"
         )
+        raise ConfigError(message, setting="burn_in", value=config.burn_in, choices=[0])
     if config.time_encoding != "global":
         return
     # The global encoding has a position for each token of the window, and none before it.
@@ -290,10 +276,8 @@ def _check_combinations(config: DecisionMambaConfig) -> None:
                 f'{setting}="{each}"' if isinstance(each, str) else f"{setting}={each}"
                 for each in (value, accepted)
             )
-            raise ConfigError(
+            message = (
                 f'{given} has no place in the window for time_encoding="global": '
-                f'use {instead} or time_encoding="timestep"',
-                setting=setting,
-                value=value,
-                choices=[accepted],
+                f'use {instead} or time_encoding="timestep"'
             )
+            raise ConfigError(message, setting=setting, value=value, choices=[accepted])

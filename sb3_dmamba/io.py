@@ -28,11 +28,7 @@ from sb3_dmamba.checks import near_names
 
 
 def write_atomically(target: Path, content: bytes) -> None:
-    """Write a file under a temporary name and rename it; on failure the old file is unchanged.
-
-    Raises:
-        OSError: The file cannot be written.
-    """
+    """Write a file under a temporary name and rename it; on failure the old file is unchanged."""
     target.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(
         prefix=f".{target.name}.", suffix=".partial", dir=target.parent

@@ -120,12 +120,9 @@ class SavedModel:
         try:
             return cls._from_file(file)
         except ModelFileError as error:
+            message = f"{path} does not describe a whole model: {error}"
             raise ModelFileError(
-                f"{path} does not describe a whole model: {error}",
-                path=path,
-                setting=error.setting,
-                value=error.value,
-                choices=error.choices,
+                message, path=path, setting=error.setting, value=error.value, choices=error.choices
             ) from error
         except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise ModelFileError(
@@ -144,11 +141,8 @@ class SavedModel:
             )
         observation_space = space_from_json(header["observation_space"])
         if not isinstance(observation_space, spaces.Box):
-            raise ModelFileError(
-                f"observation_space is {observation_space}, and should be a Box",
-                setting="observation_space",
-                value=observation_space,
-            )
+            message = f"observation_space is {observation_space}, and should be a Box"
+            raise ModelFileError(message, setting="observation_space", value=observation_space)
         return cls(
             config=DecisionMambaConfig.from_dict(_field(header, "config", dict)),
             task=_read_task(_field(header, "task", dict, type(None))),
@@ -197,12 +191,11 @@ class SavedModel:
         except (ModelFileError, SpaceError, RuntimeError) as error:
             named = ", ".join(f"{name}={value!r}" for name, value in settings.items())
             name, value = next(iter(settings.items()))
-            raise ConfigError(
+            message = (
                 f"{named} makes another network than the one in the file ({error}): change only "
-                f"settings that leave the weights' shapes unchanged, or train again",
-                setting=name,
-                value=value,
-            ) from error
+                f"settings that leave the weights' shapes unchanged, or train again"
+            )
+            raise ConfigError(message, setting=name, value=value) from error
         return changed
 
     def restore(self, device: torch.device) -> Updater:
@@ -255,12 +248,7 @@ class SavedModel:
 def check_parameters(
     given: Mapping[str, Any], policy: DecisionMambaPolicy, exact_match: bool
 ) -> None:
-    """Check state dictionaries before Stable-Baselines3's ``set_parameters`` loads them.
-
-    Raises:
-        ConfigError: A name is unknown or missing.
-        ModelFileError: A weight has another shape than the policy's.
-    """
+    """Check state dictionaries before Stable-Baselines3's ``set_parameters`` loads them."""
     expected = {"policy", "policy.optimizer"}
     if not given.keys() <= expected or (exact_match and given.keys() != expected):
         raise ConfigError(
@@ -288,14 +276,12 @@ def _compare_weights(own: Mapping[str, Tensor], given: Mapping[str, Tensor], whe
     found = {name: _describe(tensor) for name, tensor in given.items()}
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
-            raise ModelFileError(
+            message = (
                 f"the weights {where} do not fit: {name} is {found.get(name, 'absent')}, and "
-                f"should be {expected.get(name, 'absent')}: take a model of the same settings "
-                f"and spaces",
-                setting=name,
-                value=found.get(name),
-                choices=[expected.get(name)],
+                f"should be {expected.get(name, 'absent')}: take a model of the same settings and "
+                f"spaces"
             )
+            raise ModelFileError(message, setting=name, value=found.get(name))
 
 
 def _describe(tensor: Tensor) -> str:
@@ -380,11 +366,7 @@ class ModelFile:
     tensors: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
     def write(self, path: str | os.PathLike[str] | BinaryIO) -> None:
-        """Write the file; on failure an old file at ``path`` is unchanged.
-
-        Raises:
-            OSError: The file cannot be written.
-        """
+        """Write the file; on failure an old file at ``path`` is unchanged."""
         if isinstance(path, (str, os.PathLike)):
             write_atomically(Path(path), self._to_bytes())
         else:
@@ -404,12 +386,7 @@ class ModelFile:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str] | BinaryIO) -> ModelFile:
-        """Read a file; ``.zip`` is added if there is no file of the name given.
-
-        Raises:
-            ModelFileError: The file is missing, no model file, damaged, or of a newer version.
-            OSError: The file cannot be opened.
-        """
+        """Read a file; ``.zip`` is added if there is no file of the name given."""
         if not isinstance(path, (str, os.PathLike)):
             return cls._from_stream(path, f"the model in {path!r}")
         source, zipped = Path(path), Path(f"{os.fspath(path)}.zip")
@@ -448,10 +425,8 @@ class ModelFile:
                     "sb3_dmamba.d3rlpy.to_sb3(d3rlpy.load_learnable(path)), and if policy.save "
                     "did, with DecisionMambaPolicy.load(path)"
                 )
-            raise ModelFileError(
-                f"{name} has no {_HEADER}, so it is not an sb3_dmamba model file: {origin}",
-                path=path,
-            )
+            message = f"{name} has no {_HEADER}, so it is not an sb3_dmamba model file: {origin}"
+            raise ModelFileError(message, path=path)
         if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
             raise ModelFileError(
                 f"{name} has compressed members, which no sb3_dmamba model file has (they could "
@@ -463,14 +438,11 @@ class ModelFile:
             raise ModelFileError(f"{_HEADER} of {name} is not a JSON object", path=path)
         version = header.get("format_version")
         if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
-            raise ModelFileError(
+            message = (
                 f"{name} has format version {version!r}, and this sb3_dmamba reads 1 to "
-                f"{FORMAT_VERSION}: upgrade with pip install -U sb3-dmamba",
-                path=path,
-                setting="format_version",
-                value=version,
-                choices=range(1, FORMAT_VERSION + 1),
+                f"{FORMAT_VERSION}: upgrade with pip install -U sb3-dmamba"
             )
+            raise ModelFileError(message, path=path, setting="format_version", value=version)
         tensors = {
             member.removesuffix(".safetensors"): load_tensors(archive.read(member))
             for member in members

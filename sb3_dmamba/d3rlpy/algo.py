@@ -236,13 +236,12 @@ class SequenceAlgoBase(TransformerAlgoBase):
             DivergenceError: The loss is not finite.
         """
         if not isinstance(dataset, ReplayBufferBase):
-            raise DatasetError(
-                f"d3rlpy's fit takes a replay buffer, and this is a {type(dataset).__name__}: "
-                f"give it sb3_dmamba.d3rlpy.as_replay_buffer(dataset), or "
-                f"load_trajectories(dataset).to_d3rlpy()",
-                setting="dataset",
-                value=dataset,
+            message = (
+                f"d3rlpy's fit takes a replay buffer, and this is a {type(dataset).__name__}: give "
+                f"it sb3_dmamba.d3rlpy.as_replay_buffer(dataset), or "
+                f"load_trajectories(dataset).to_d3rlpy()"
             )
+            raise DatasetError(message, setting="dataset", value=dataset)
         super().fit(dataset, *args, **kwargs)
 
     def as_stateful_wrapper(
@@ -270,11 +269,8 @@ class SequenceAlgoBase(TransformerAlgoBase):
         """
         assert self._impl is not None, IMPL_NOT_INITIALIZED_ERROR
         if not math.isfinite(target_return):
-            raise ConfigError(
-                f"target_return={target_return!r}: give a finite number",
-                setting="target_return",
-                value=target_return,
-            )
+            message = f"target_return={target_return!r}: give a finite number"
+            raise ConfigError(message, setting="target_return", value=target_return)
         if memory is None:
             memory = self._config.memory
         dataclasses.replace(self._config, memory=memory)  # raises where it cannot work
@@ -459,8 +455,7 @@ class DecisionMambaImpl(TransformerAlgoImplBase):
     def inner_update(self, batch: Any, grad_step: int) -> dict[str, float]:
         """Take one optimiser step.
 
-        Raises:
-            DivergenceError: The loss is not finite; the weights are as they were.
+        Raises DivergenceError: the loss is not finite; the weights are as they were.
         """
         metrics: dict[str, float] = {}
         progress = self.progress
@@ -592,7 +587,6 @@ class StreamTransformerWrapper:
                 f"predict(observation, reward), with what env.step returned first",
                 setting="observation",
                 value=np.shape(x) if found != "a tuple" else x,
-                choices=[tuple(expected)],
             )
 
     def _prepare(self, x: Any) -> Tensor:

@@ -95,24 +95,22 @@ def from_sb3(
         SpaceError: Discrete actions do not start at 0, as d3rlpy's do.
     """
     if not isinstance(model, (Sb3DecisionMamba, str, os.PathLike)):
-        raise ConfigError(
+        message = (
             f"from_sb3 takes a sb3_dmamba.DecisionMamba or the file of one, and this is a "
             f"{type(model).__module__}.{type(model).__name__}: for the other direction use "
-            f"to_sb3(learnable)",
-            setting="model",
-            value=model,
+            f"to_sb3(learnable)"
         )
+        raise ConfigError(message, setting="model", value=model)
     if not isinstance(model, Sb3DecisionMamba):
         model = Sb3DecisionMamba.load(model, device="cpu")
     policy = model._built_policy()
     action_size = _count_actions(policy.action_space)
     if policy.policy_kwargs:
-        raise ConfigError(
+        message = (
             f"the model has a features extractor, {name_extractor(policy.policy_kwargs)}, which "
-            f"d3rlpy cannot take over: train there with an encoder factory of your own",
-            setting="policy_kwargs",
-            value=policy.policy_kwargs,
+            f"d3rlpy cannot take over: train there with an encoder factory of your own"
         )
+        raise ConfigError(message, setting="policy_kwargs", value=policy.policy_kwargs)
     core, weights = policy.config, dict(policy.model.state_dict())
     is_image = isinstance(policy.model.embedding.observation_encoder, NatureCNNEncoder)
     observation_scaler = PixelObservationScaler()
@@ -159,12 +157,11 @@ def _count_actions(space: spaces.Space[Any]) -> int:
     """Return d3rlpy's size of an action space; a SpaceError where it does not start at 0."""
     if isinstance(space, spaces.Discrete):
         if space.start != 0:
-            raise SpaceError(
-                f"the action space {space} starts at {space.start}, and d3rlpy counts actions "
-                f"from 0",
-                setting="action_space",
-                value=space,
+            message = (
+                f"the action space {space} starts at {space.start}, and d3rlpy counts actions from "
+                f"0"
             )
+            raise SpaceError(message, setting="action_space", value=space)
         return int(space.n)
     assert isinstance(space, spaces.Box)
     return int(space.shape[0])
@@ -227,13 +224,12 @@ def to_sb3(
         NotFittedError: The learnable has not been built.
     """
     if not isinstance(learnable, Learnable):
-        raise ConfigError(
+        message = (
             f"to_sb3 takes a learnable of sb3_dmamba.d3rlpy, and this is a "
             f"{type(learnable).__module__}.{type(learnable).__name__}: open a file first, "
-            f"to_sb3(d3rlpy.load_learnable('model.d3'))",
-            setting="learnable",
-            value=learnable,
+            f"to_sb3(d3rlpy.load_learnable('model.d3'))"
         )
+        raise ConfigError(message, setting="learnable", value=learnable)
     if learnable.impl is None:
         raise NotFittedError("the learnable has no weights yet: call fit, or create_impl")
     theirs = learnable.config
@@ -282,12 +278,11 @@ def _convert_encoder(learnable: Learnable, weights: Weights) -> tuple[spaces.Box
     """Rename the encoder's weights, and put the observation scaler's numbers among them."""
     shape = learnable.impl.observation_shape
     if is_tuple_shape(shape):
-        raise SpaceError(
+        message = (
             f"observations are tuples of shapes {shape}, and sb3_dmamba.DecisionMamba takes one "
-            f"array: join them in the environment and the dataset",
-            setting="observation_space",
-            value=shape,
+            f"array: join them in the environment and the dataset"
         )
+        raise SpaceError(message, setting="observation_space", value=shape)
     shape = tuple(shape)
     names, kind = _identify_encoder(learnable.config, shape)
     prefix = f"{_ENCODER}encoder."
@@ -410,21 +405,13 @@ class Scaling:
 
 
 def _read_scaler(learnable: Learnable, field: str) -> Scaling:
-    """Return the scaling of ``observation_scaler``, ``action_scaler`` or ``reward_scaler``.
-
-    Raises:
-        ConfigError: It was not fitted, is of a kind that our networks cannot hold, or multiplies
-            by zero.
-    """
+    """Return the scaling of ``observation_scaler``, ``action_scaler`` or ``reward_scaler``."""
     scaler: Any = getattr(learnable, field)
     if scaler is None:
         return Scaling.of(0.0, 1.0)
     if not scaler.built:
-        raise ConfigError(
-            f"{field}={scaler!r} has not seen data yet: call fit, or give it its numbers",
-            setting=field,
-            value=scaler,
-        )
+        message = f"{field}={scaler!r} has not seen data yet: call fit, or give it its numbers"
+        raise ConfigError(message, setting=field, value=scaler)
     if isinstance(scaler, PixelObservationScaler):
         return Scaling.of(0.0, _BYTES)
     if isinstance(scaler, StandardObservationScaler):
@@ -451,11 +438,8 @@ def _read_scaler(learnable: Learnable, field: str) -> Scaling:
             "as_stateful_wrapper",
         )
     if factor == 0.0 or not np.isfinite(factor):
-        raise ConfigError(
-            f"{field}={scaler!r} multiplies by {factor}: no return is left",
-            setting=field,
-            value=scaler,
-        )
+        message = f"{field}={scaler!r} multiplies by {factor}: no return is left"
+        raise ConfigError(message, setting=field, value=scaler)
     return Scaling.of(shift, 1.0 / factor)
 
 

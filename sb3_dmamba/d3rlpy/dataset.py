@@ -255,13 +255,11 @@ def _describe(trajectories: Trajectories, episode: Any) -> DatasetInfo:
     space = trajectories.action_space
     is_discrete = isinstance(space, spaces.Discrete)
     if isinstance(space, spaces.Discrete) and space.start != 0:
-        raise SpaceError(
+        message = (
             f"the action space {space} starts at {space.start}, and d3rlpy counts actions from 0: "
-            f"wrap the environment so that its actions do, and subtract {space.start} from the "
-            f"data",
-            setting="action_space",
-            value=space,
+            f"wrap the environment so that its actions do, and subtract {space.start} from the data"
         )
+        raise SpaceError(message, setting="action_space", value=space)
     return DatasetInfo(
         observation_signature=episode.observation_signature,
         action_signature=episode.action_signature,

@@ -60,12 +60,8 @@ class DecisionMambaEncoderFactory(EncoderFactory):
     def __post_init__(self) -> None:
         self.feature_size = check_integer("feature_size", self.feature_size, 1)
         if self.kind not in _KINDS:
-            raise ConfigError(
-                f"kind={self.kind!r}: choose one of {', '.join(map(repr, _KINDS))}",
-                setting="kind",
-                value=self.kind,
-                choices=_KINDS,
-            )
+            message = f"kind={self.kind!r}: choose one of {', '.join(map(repr, _KINDS))}"
+            raise ConfigError(message, setting="kind", value=self.kind, choices=_KINDS)
 
     def makes_cnn(self, observation_shape: Sequence[int]) -> bool:
         """Whether the encoder of such observations is the network of Nature DQN."""
@@ -79,22 +75,20 @@ class DecisionMambaEncoderFactory(EncoderFactory):
                 ``"nature_cnn"``.
         """
         if is_tuple_shape(observation_shape):
-            raise SpaceError(
+            message = (
                 f"DecisionMambaEncoderFactory takes one array, and observations are tuples of "
-                f"shapes {observation_shape}: give an encoder factory of your own that joins them",
-                setting="observation_space",
-                value=observation_shape,
+                f"shapes {observation_shape}: give an encoder factory of your own that joins them"
             )
+            raise SpaceError(message, setting="observation_space", value=observation_shape)
         shape = tuple(observation_shape)
         space = spaces.Box(-np.inf, np.inf, shape, np.float32)
         if self.makes_cnn(shape):
             if len(shape) != 3:
-                raise SpaceError(
+                message = (
                     f"kind='nature_cnn' takes images (channels, height, width), and observations "
-                    f"are of shape {shape}: use kind='linear'",
-                    setting="observation_space",
-                    value=shape,
+                    f"are of shape {shape}: use kind='linear'"
                 )
+                raise SpaceError(message, setting="observation_space", value=shape)
             return DecisionMambaEncoder(NatureCNNEncoder(space, self.feature_size, scale=1.0))
         return DecisionMambaEncoder(LinearEncoder(space, self.feature_size, None))
 
@@ -102,12 +96,11 @@ class DecisionMambaEncoderFactory(EncoderFactory):
         self, observation_shape: Sequence[Any], action_size: int, discrete_action: bool = False
     ) -> Any:
         """Raise a ConfigError: these encoders take no action."""
-        raise ConfigError(
+        message = (
             "DecisionMambaEncoderFactory encodes observations alone: for algorithms that encode "
-            "actions with them use d3rlpy's VectorEncoderFactory or PixelEncoderFactory",
-            setting="encoder_factory",
-            value=self,
+            "actions with them use d3rlpy's VectorEncoderFactory or PixelEncoderFactory"
         )
+        raise ConfigError(message, setting="encoder_factory", value=self)
 
     @staticmethod
     def get_type() -> str:

@@ -49,8 +49,7 @@ def plain_text(text: str) -> str:
 def save_learnable(algo: TransformerAlgoBase, path: str | os.PathLike[str]) -> None:
     """Write d3rlpy's file of an algorithm, atomically.
 
-    Raises:
-        OSError: The file cannot be written; one that was there is as it was.
+    Raises OSError: the file cannot be written; one that was there is as it was.
     """
     weights = io.BytesIO()
     algo.impl.save_model(weights)
@@ -71,12 +70,8 @@ def export_policy(algo: TransformerAlgoBase, path: str | os.PathLike[str]) -> No
     """Write the greedy policy; see ``save_policy`` of the algorithms."""
     target = Path(path)
     if target.suffix not in (".pt", ".onnx"):
-        raise ConfigError(
-            f"{os.fspath(path)!r}: give a file name that ends in .pt or .onnx",
-            setting="fname",
-            value=os.fspath(path),
-            choices=[".pt", ".onnx"],
-        )
+        message = f"{os.fspath(path)!r}: give a file name that ends in .pt or .onnx"
+        raise ConfigError(message, setting="fname", value=os.fspath(path), choices=[".pt", ".onnx"])
     example = _make_example(algo)
     graph = PolicyGraph(algo)
     with torch.no_grad(), warnings.catch_warnings():

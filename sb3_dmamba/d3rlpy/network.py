@@ -84,12 +84,8 @@ class SequenceConfig(TransformerConfig):
         for name in ("activation_type", "embed_activation_type"):
             value = getattr(self, name, "none")
             if value not in _ACTIVATIONS:
-                raise ConfigError(
-                    f"{name}={value!r}: choose one of {', '.join(map(repr, _ACTIVATIONS))}",
-                    setting=name,
-                    value=value,
-                    choices=_ACTIVATIONS,
-                )
+                message = f"{name}={value!r}: choose one of {', '.join(map(repr, _ACTIVATIONS))}"
+                raise ConfigError(message, setting=name, value=value, choices=_ACTIVATIONS)
         self.seed = check_optional_integer("seed", self.seed, 0)
         # The width is the encoder's and not known yet: any multiple of num_heads will do.
         width = check_setting("n_heads", self.num_heads, "num_heads")
@@ -99,11 +95,7 @@ class SequenceConfig(TransformerConfig):
 
 
 def make_core_config(config: SequenceConfig, hidden_size: int) -> CoreConfig:
-    """Convert a d3rlpy config to the config of the network.
-
-    Raises:
-        ConfigError: A value is out of its range; named as d3rlpy does.
-    """
+    """Convert a d3rlpy config to the config of the network."""
     fields = {ours: getattr(config, theirs) for theirs, ours in CORE_NAMES.items()}
     fields["embedding"] = config.embedding
     if config.embedding is None:
@@ -172,12 +164,7 @@ def make_action_space(action_size: int, is_discrete: bool) -> spaces.Space[Any]:
 def make_model(
     config: SequenceConfig, observation_shape: Sequence[Any], action_size: int
 ) -> SequenceModel:
-    """Build the network, with weights from torch's global generator.
-
-    Raises:
-        ConfigError: The encoder's output size does not fit ``num_heads``.
-        SpaceError: The encoder cannot take the observations.
-    """
+    """Build the network, with weights from torch's global generator."""
     encoder = config.encoder_factory.create(observation_shape)
     with torch.random.fork_rng(devices=[]):  # it tries the encoder on noise
         hidden_size = compute_output_size([observation_shape], encoder)

@@ -143,14 +143,12 @@ class StatefulActor:
                 is_double = observation.dtype == np.float64
                 return observation.astype(np.float32) if is_double else observation
             found = f"array of shape {observation.shape}"
-        raise SpaceError(
+        message = (
             f"the observation is a {found}, and the policy takes one array of shape {shape}: what "
-            "is not a Box is flattened as in training, by "
-            "gymnasium.spaces.flatten(env.observation_space, observation)",
-            setting="observation",
-            value=found,
-            choices=[shape],
+            f"is not a Box is flattened as in training, by "
+            f"gymnasium.spaces.flatten(env.observation_space, observation)"
         )
+        raise SpaceError(message, setting="observation", value=found, choices=[shape])
 
     @property
     def target_return(self) -> float:

@@ -66,19 +66,14 @@ class TargetResult:
         object.__setattr__(self, "returns", np.array(self.returns, dtype=np.float64))
         object.__setattr__(self, "lengths", np.array(self.lengths, dtype=np.int64))
         if self.returns.ndim != 1 or not len(self.returns):
-            raise ConfigError(
-                f"returns has shape {self.returns.shape}: give one for each episode",
-                setting="returns",
-                value=self.returns.shape,
-            )
+            message = f"returns has shape {self.returns.shape}: give one for each episode"
+            raise ConfigError(message, setting="returns", value=self.returns.shape)
         if self.lengths.shape != self.returns.shape:
-            raise ConfigError(
-                f"{len(self.returns)} returns and lengths of shape {self.lengths.shape}: give "
-                "one of each for each episode",
-                setting="lengths",
-                value=self.lengths.shape,
-                choices=[self.returns.shape],
+            message = (
+                f"{len(self.returns)} returns and lengths of shape {self.lengths.shape}: give one "
+                f"of each for each episode"
             )
+            raise ConfigError(message, setting="lengths", value=self.lengths.shape)
 
     @property
     def n_episodes(self) -> int:
@@ -174,21 +169,18 @@ class ReportDetails:
 
     def __post_init__(self) -> None:
         if self.weights not in ("last", "best"):
+            message = f"weights={self.weights!r}: choose one of 'last', 'best'"
             raise ConfigError(
-                f"weights={self.weights!r}: choose one of 'last', 'best'",
-                setting="weights",
-                value=self.weights,
-                choices=("last", "best"),
+                message, setting="weights", value=self.weights, choices=("last", "best")
             )
         if self.dataset_returns is not None:
             values = np.array(self.dataset_returns, dtype=np.float64)
             if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
-                raise ConfigError(
+                message = (
                     f"dataset_returns has shape {values.shape}: give one finite return for each "
-                    "episode, or None",
-                    setting="dataset_returns",
-                    value=values.shape,
+                    f"episode, or None"
                 )
+                raise ConfigError(message, setting="dataset_returns", value=values.shape)
             object.__setattr__(self, "dataset_returns", values)
 
 
@@ -293,13 +285,11 @@ class EvaluationReport(ReportDetails):
             fields = json.loads(text)
             version = fields.pop("format")
             if version != _FORMAT:
-                raise ConfigError(
-                    f"the report has format {version!r} and this version reads {_FORMAT}: "
-                    "upgrade sb3-dmamba",
-                    setting="format",
-                    value=version,
-                    choices=[_FORMAT],
+                message = (
+                    f"the report has format {version!r} and this version reads {_FORMAT}: upgrade "
+                    f"sb3-dmamba"
                 )
+                raise ConfigError(message, setting="format", value=version)
             reference = fields.pop("reference")
             reference = None if reference is None else ReferenceScores(**reference)
             results = tuple(

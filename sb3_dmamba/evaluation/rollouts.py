@@ -108,11 +108,8 @@ def evaluate_targets(
     max_episode_steps = check_optional_integer("max_episode_steps", max_episode_steps, 1)
     targets = _check_targets(target_returns)
     if not callable(make_env):
-        raise ConfigError(
-            f"make_env={make_env!r}: give a function that makes an environment",
-            setting="make_env",
-            value=make_env,
-        )
+        message = f"make_env={make_env!r}: give a function that makes an environment"
+        raise ConfigError(message, setting="make_env", value=make_env)
     n_envs = min(n_envs or DEFAULT_MAX_ENVS, len(targets) * n_episodes)
     started = time.perf_counter()
     envs: Envs
@@ -155,11 +152,8 @@ def _check_targets(target_returns: Any) -> NDArray[np.float64]:
     except (TypeError, ValueError):
         targets = np.empty(0)
     if targets.ndim != 1 or not len(targets) or not np.isfinite(targets).all():
-        raise ConfigError(
-            f"target_returns={target_returns!r}: give one finite number, or a list of them",
-            setting="target_returns",
-            value=target_returns,
-        )
+        message = f"target_returns={target_returns!r}: give one finite number, or a list of them"
+        raise ConfigError(message, setting="target_returns", value=target_returns)
     return targets
 
 

@@ -103,11 +103,10 @@ def compute_normalized_score(value: Any, minimum: float, maximum: float) -> Any:
     Source: Fu et al. 2020 (arXiv:2004.07219), section 4.
     """
     if not maximum > minimum:
-        raise ConfigError(
-            f"reference scores minimum={minimum!r}, maximum={maximum!r}: maximum must be larger",
-            setting="maximum",
-            value=maximum,
+        message = (
+            f"reference scores minimum={minimum!r}, maximum={maximum!r}: maximum must be larger"
         )
+        raise ConfigError(message, setting="maximum", value=maximum)
     return 100.0 * (value - minimum) / (maximum - minimum)
 
 
@@ -142,11 +141,8 @@ def estimate(
     sections 3 and 5, on how narrow a bootstrap of few values is.
     """
     if not 0.0 < level < 1.0:
-        raise ConfigError(
-            f"level={level!r}: give a probability between 0 and 1, such as 0.95",
-            setting="level",
-            value=level,
-        )
+        message = f"level={level!r}: give a probability between 0 and 1, such as 0.95"
+        raise ConfigError(message, setting="level", value=level)
     strata = as_strata(returns)
     pooled = np.concatenate([each.reshape(-1) for each in strata])
     value = float(statistic(pooled[None])[0])
@@ -213,20 +209,13 @@ def percentile_interval(draws: NDArray[np.float64], level: float) -> tuple[Any, 
 
 
 def as_strata(returns: Any) -> list[NDArray[np.float64]]:
-    """Return returns as a list of tasks (strata), each (seeds, episodes).
-
-    Raises:
-        ConfigError: There is nothing, or something of another shape.
-    """
+    """Return returns as a list of tasks (strata), each (seeds, episodes)."""
     given = returns if isinstance(returns, Sequence) else [returns]
     strata = [np.asarray(each, dtype=np.float64) for each in given]
     if not strata or any(each.ndim != 2 or 0 in each.shape for each in strata):
         shapes = [each.shape for each in strata]
-        raise ConfigError(
-            f"returns have shapes {shapes}: give (seeds, episodes) of each task",
-            setting="returns",
-            value=shapes,
-        )
+        message = f"returns have shapes {shapes}: give (seeds, episodes) of each task"
+        raise ConfigError(message, setting="returns", value=shapes)
     return strata
 
 

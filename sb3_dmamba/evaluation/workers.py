@@ -50,9 +50,6 @@ class LocalEnvs:
     """All environments in this process, numbered from 0.
 
     ``description`` has the first one's "observation_space", "action_space" and "env_id".
-
-    Raises:
-        ConfigError: ``make_env`` makes no environments, or no new ones.
     """
 
     def __init__(self, make_env: Callable[[], Any], n_envs: int) -> None:
@@ -75,11 +72,7 @@ class LocalEnvs:
         ]
 
     def step(self, ids: Sequence[int], actions: NDArray[Any]) -> StepResult:
-        """Take one step in each environment of ``ids``; where it costs a life, the game goes on.
-
-        Raises:
-            StepError: What an environment returned is no step; ``index`` is its place in ``ids``.
-        """
+        """Take one step in each environment of ``ids``; where it costs a life, the game goes on."""
         observations = []
         rewards, scores = np.empty((2, len(ids)), dtype=np.float64)
         ended = np.empty(len(ids), dtype=np.bool_)
@@ -149,21 +142,19 @@ def _hides_rewards(wrapper: Any) -> bool:
 class WorkerEnvs:
     """:class:`LocalEnvs` shared out over processes: number i is with worker i modulo n_workers.
 
-    Raises:
-        EvaluationError: A worker died or ``make_env`` cannot be pickled. What ``make_env`` or an
-            environment raises in a worker is raised here, with the worker's traceback as its cause.
+    Raises EvaluationError: a worker died or ``make_env`` cannot be pickled. What ``make_env`` or an
+    environment raises in a worker is raised here, with the worker's traceback as its cause.
     """
 
     def __init__(self, make_env: Callable[[], Any], n_envs: int, n_workers: int) -> None:
         try:
             pickled = cloudpickle.dumps(make_env)
         except Exception as error:
-            raise EvaluationError(
-                f"make_env={make_env!r} cannot be sent to worker processes ({error}): "
-                "pass n_workers=0, or make it from things that can be pickled",
-                setting="make_env",
-                value=make_env,
-            ) from error
+            message = (
+                f"make_env={make_env!r} cannot be sent to worker processes ({error}): pass "
+                f"n_workers=0, or make it from things that can be pickled"
+            )
+            raise EvaluationError(message, setting="make_env", value=make_env) from error
         n_workers = min(n_workers, n_envs)
         self._workers: list[_Worker] = []
         try:

@@ -85,12 +85,8 @@ def export_policy(
     suffix = target.suffix.lower()
     if suffix not in FORMATS:
         gone = ", as TorchScript is no longer written" if suffix == ".pt" else ""
-        raise ConfigError(
-            f"path={os.fspath(path)!r}: end it in .onnx or .pt2 (torch.export){gone}",
-            setting="path",
-            value=os.fspath(path),
-            choices=FORMATS,
-        )
+        message = f"path={os.fspath(path)!r}: end it in .onnx or .pt2 (torch.export){gone}"
+        raise ConfigError(message, setting="path", value=os.fspath(path), choices=FORMATS)
     where = torch.device("cpu" if suffix == ".onnx" else device)
     graph = PolicyGraph(policy, policy.memory if memory is None else memory, where)
     metadata = _describe_policy(policy, graph, {} if about is None else about)
@@ -168,8 +164,7 @@ def _describe_policy(
 def measure_error(policy: DecisionMambaPolicy, graph: PolicyGraph, step: Step) -> float:
     """Run an exported step beside the policy, on random inputs, for rows of different ages.
 
-    Raises:
-        ExportError: They differ by more than rounding; names the tensor.
+    Raises ExportError: they differ by more than rounding; names the tensor.
     """
     policy.set_training_mode(False)
     device = policy.device
@@ -214,11 +209,10 @@ def _compare(name: str, found: Tensor, wanted: Tensor) -> float:
     scale = max(1.0, float(second.abs().max())) if second.numel() else 1.0
     error = float((first - second).abs().max()) / scale if alike and second.numel() else 0.0
     if not alike or not error <= _TOLERANCE:
-        raise ExportError(
-            f"the exported policy does not act as the model does: {name} is "
-            f"{found.dtype} of shape {tuple(found.shape)} and differs by {error:.2g}; nothing was "
-            f"written. Please report this with your versions of torch and onnx.",
-            setting=name,
-            value=error,
+        message = (
+            f"the exported policy does not act as the model does: {name} is {found.dtype} of shape "
+            f"{tuple(found.shape)} and differs by {error:.2g}; nothing was written. Please report "
+            f"this with your versions of torch and onnx."
         )
+        raise ExportError(message, setting=name, value=error)
     return error

@@ -77,9 +77,6 @@ class PolicyGraph(nn.Module):
     Normalisation, return scaling and the bounds of the actions are inside, and every row takes the
     same operations whatever its age, so that one graph serves any number of environments. A state
     of zeros is an episode that has not begun.
-
-    Raises:
-        ConfigError: The time encoding rules the memory out.
     """
 
     def __init__(

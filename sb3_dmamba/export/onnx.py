@@ -30,11 +30,7 @@ _DOMAIN, _OPERATOR = "sb3_dmamba", "Recurrence"
 
 
 def to_onnx(graph: PolicyGraph, metadata: dict[str, Any]) -> bytes:
-    """Write the step as a graph of standard operators, for any number of environments.
-
-    Raises:
-        MissingDependencyError: onnx is not installed.
-    """
+    """Write the step as a graph of standard operators, for any number of environments."""
     observation, return_to_go, state = graph.make_example(EXAMPLE_ENVS)
     model = trace_to_onnx(
         _Flat(graph, list(state)).eval(),
@@ -71,11 +67,7 @@ def trace_to_onnx(
     *,
     rows: str | None = None,
 ) -> Any:
-    """Trace a module whose networks are traceable into a model of standard operators.
-
-    Raises:
-        MissingDependencyError: onnx is not installed.
-    """
+    """Trace a module whose networks are traceable into a model of standard operators."""
     try:
         import onnx
         import onnx.inliner

@@ -23,19 +23,14 @@ _SMALLEST_NATURE_CNN_INPUT = 36  # pixels a side: smaller images vanish in the t
 def make_observation_encoder(
     space: spaces.Box, config: DecisionMambaConfig, statistics: ObservationStatistics | None
 ) -> LinearEncoder | NatureCNNEncoder:
-    """Build the encoder named by ``config.encoder``; ``"auto"`` chooses by the space.
-
-    Raises:
-        SpaceError: ``"nature_cnn"`` was requested and the space holds no images.
-    """
+    """Build the encoder named by ``config.encoder``; ``"auto"`` chooses by the space."""
     if config.encoder == "nature_cnn" and (len(space.shape) != 3 or space.dtype != np.uint8):
-        raise SpaceError(
+        message = (
             f"encoder='nature_cnn' needs images (channels, height, width) of bytes, and the "
             f"observations are {space}: use encoder='linear', or policy_kwargs with a features "
-            f"extractor of your own",
-            setting="encoder",
-            value="nature_cnn",
+            f"extractor of your own"
         )
+        raise SpaceError(message, setting="encoder", value="nature_cnn")
     is_image = config.encoder == "auto" and is_image_space(space, normalized_image=False)
     if is_image or config.encoder == "nature_cnn":
         return NatureCNNEncoder(space, config.hidden_size)
@@ -78,9 +73,6 @@ class LinearEncoder(nn.Module):
 class NatureCNNEncoder(nn.Module):
     """The convolutional network of DQN's Nature paper, for images of bytes.
 
-    Raises:
-        SpaceError: The image is too small for the three convolutions.
-
     Source: Mnih et al. 2015; the sizes are those of the Decision Transformer's Atari encoder.
     """
 
@@ -90,13 +82,11 @@ class NatureCNNEncoder(nn.Module):
         self.channels_last = min(range(3), key=lambda axis: space.shape[axis]) == 2
         shape = space.shape[-1:] + space.shape[:-1] if self.channels_last else space.shape
         if min(shape[1:]) < _SMALLEST_NATURE_CNN_INPUT:
-            raise SpaceError(
-                f"images of shape {space.shape} are too small for encoder='nature_cnn' "
-                f"(at least {_SMALLEST_NATURE_CNN_INPUT} pixels a side): resize them, or use "
-                f"encoder='linear'",
-                setting="encoder",
-                value="nature_cnn",
+            message = (
+                f"images of shape {space.shape} are too small for encoder='nature_cnn' (at least "
+                f"{_SMALLEST_NATURE_CNN_INPUT} pixels a side): resize them, or use encoder='linear'"
             )
+            raise SpaceError(message, setting="encoder", value="nature_cnn")
         self.convolutions = nn.Sequential(
             nn.Conv2d(shape[0], 32, 8, stride=4),
             nn.ReLU(),
@@ -151,11 +141,8 @@ class ExtractorEncoder(nn.Module):
     ) -> None:
         super().__init__()
         if config.encoder != "auto":
-            raise ConfigError(
-                f"encoder={config.encoder!r} and a {_CLASS} are given: leave one of them out",
-                setting="encoder",
-                value=config.encoder,
-            )
+            message = f"encoder={config.encoder!r} and a {_CLASS} are given: leave one of them out"
+            raise ConfigError(message, setting="encoder", value=config.encoder)
         is_image = is_image_space(space, normalized_image=False)
         self.channels_last = is_image and not is_image_space_channels_first(space)
         if self.channels_last:
@@ -167,12 +154,11 @@ class ExtractorEncoder(nn.Module):
         self.extractor = features_extractor_class(space, **(features_extractor_kwargs or {}))
         self.features_dim = getattr(self.extractor, "features_dim", None)
         if not isinstance(self.features_dim, int):
-            raise ConfigError(
+            message = (
                 f"{type(self.extractor).__name__} has no features_dim: derive it from "
-                f"stable_baselines3.common.torch_layers.BaseFeaturesExtractor, or set it",
-                setting=_CLASS,
-                value=type(self.extractor),
+                f"stable_baselines3.common.torch_layers.BaseFeaturesExtractor, or set it"
             )
+            raise ConfigError(message, setting=_CLASS, value=type(self.extractor))
         self.projection = nn.Linear(self.features_dim, config.hidden_size)
 
     def forward(self, observations: Num[Tensor, "B K *obs"]) -> Float[Tensor, "B K H"]:
@@ -186,13 +172,11 @@ class ExtractorEncoder(nn.Module):
             steps = steps.movedim(-1, 1)
         features = self.extractor((steps.float() - self.mean) / self.std)
         if features.shape != (len(steps), self.features_dim):
-            raise SpaceError(
+            message = (
                 f"{type(self.extractor).__name__} made features of shape {tuple(features.shape)} "
-                f"of {len(steps)} observations, and its features_dim is {self.features_dim}",
-                setting="features_dim",
-                value=tuple(features.shape),
-                choices=[(len(steps), self.features_dim)],
+                f"of {len(steps)} observations, and its features_dim is {self.features_dim}"
             )
+            raise SpaceError(message, setting="features_dim", value=tuple(features.shape))
         encoded: Tensor = self.projection(features)
         return encoded.view(*observations.shape[:2], -1)  # (B, K, H)
 
@@ -203,27 +187,18 @@ MakeExtractor = Callable[..., nn.Module]
 
 
 def check_policy_kwargs(policy_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Validate ``policy_kwargs`` and return a copy.
-
-    Raises:
-        ConfigError: It has other keys than those of a features extractor, or no class.
-    """
+    """Validate ``policy_kwargs`` and return a copy."""
     given = dict(policy_kwargs or {})
     others = sorted(given.keys() - {_CLASS, _KWARGS})
     if others:
-        raise ConfigError(
+        message = (
             f"policy_kwargs has {', '.join(others)}: it takes {_CLASS} and {_KWARGS}; the network "
-            f"and its optimiser have settings of their own, such as hidden_size=256",
-            setting="policy_kwargs",
-            value=others,
-            choices=(_CLASS, _KWARGS),
+            f"and its optimiser have settings of their own, such as hidden_size=256"
         )
+        raise ConfigError(message, setting="policy_kwargs", value=others, choices=(_CLASS, _KWARGS))
     if given and not callable(given.get(_CLASS)):
-        raise ConfigError(
-            f"{_CLASS}={given.get(_CLASS)!r}: give a class such as a BaseFeaturesExtractor",
-            setting=_CLASS,
-            value=given.get(_CLASS),
-        )
+        message = f"{_CLASS}={given.get(_CLASS)!r}: give a class such as a BaseFeaturesExtractor"
+        raise ConfigError(message, setting=_CLASS, value=given.get(_CLASS))
     return given
 
 
@@ -239,9 +214,6 @@ def check_extractor(saved: str | None, given: str | None, path: Any) -> None:
     """Check that a file is read with the features extractor it was written with.
 
     Its class is never imported by name: reading a file executes nothing.
-
-    Raises:
-        ConfigError: They differ.
     """
     if saved == given:
         return
@@ -256,11 +228,7 @@ def check_extractor(saved: str | None, given: str | None, path: Any) -> None:
 
 
 class ActionEncoder(nn.Module):
-    """Embed an action: a table for discrete actions, a projection for continuous ones.
-
-    Raises:
-        SpaceError: The space is neither Box nor Discrete.
-    """
+    """Embed an action: a table for discrete actions, a projection for continuous ones."""
 
     def __init__(self, space: spaces.Space[Any], hidden_size: int) -> None:
         super().__init__()
@@ -271,11 +239,8 @@ class ActionEncoder(nn.Module):
         elif isinstance(space, spaces.Box):
             self.projection = nn.Linear(math.prod(space.shape), hidden_size)
         else:
-            raise SpaceError(
-                f"action space {space} is not supported: use Box or Discrete",
-                setting="action_space",
-                value=space,
-            )
+            message = f"action space {space} is not supported: use Box or Discrete"
+            raise SpaceError(message, setting="action_space", value=space)
 
     def forward(self, actions: Num[Tensor, "B K *act"]) -> Float[Tensor, "B K H"]:
         """Encode actions in the environment's units."""

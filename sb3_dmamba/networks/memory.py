@@ -81,13 +81,11 @@ class ActingState:
         chosen = self.tensors["action"]
         taken = torch.as_tensor(np.array(actions, order="C"), dtype=chosen.dtype)
         if len(self) != (len(taken) if taken.dim() else 0) or taken.numel() != chosen.numel():
-            raise ConditioningError(
+            message = (
                 f"actions of shape {tuple(taken.shape)} were given for {len(self)} environments "
-                f"whose actions are {tuple(chosen.shape[1:])}: give one action for each",
-                setting="action",
-                value=tuple(taken.shape),
-                choices=[(len(self), *chosen.shape[1:])],
+                f"whose actions are {tuple(chosen.shape[1:])}: give one action for each"
             )
+            raise ConditioningError(message, setting="action", value=tuple(taken.shape))
         action = taken.reshape(chosen.shape).to(chosen.device)
         return self._replace({**self.tensors, "action": action})
 

@@ -223,11 +223,7 @@ class Block(nn.Module):
 
 
 class ContinuousHead(nn.Module):
-    """Predict an action with a tanh, scaled to the bounds of the space.
-
-    Raises:
-        SpaceError: A bound is not finite, or a range is empty.
-    """
+    """Predict an action with a tanh, scaled to the bounds of the space."""
 
     low: Tensor
     high: Tensor
@@ -237,12 +233,11 @@ class ContinuousHead(nn.Module):
     def __init__(self, space: spaces.Box, hidden_size: int) -> None:
         super().__init__()
         if not (space.is_bounded("both") and (space.high > space.low).all()):
-            raise SpaceError(
+            message = (
                 f"action space {space} has a bound that is not finite or is empty: rescale its "
-                f"actions into finite bounds (gymnasium.wrappers.RescaleAction)",
-                setting="action_space",
-                value=space,
+                f"actions into finite bounds (gymnasium.wrappers.RescaleAction)"
             )
+            raise SpaceError(message, setting="action_space", value=space)
         self.shape = space.shape
         self.projection = nn.Linear(hidden_size, math.prod(space.shape))
         low = torch.tensor(space.low, dtype=torch.float32).flatten()
@@ -314,20 +309,13 @@ ActionHead = ContinuousHead | DiscreteHead
 
 
 def make_head(space: spaces.Space[Any], hidden_size: int) -> ActionHead:
-    """Build the head for an action space.
-
-    Raises:
-        SpaceError: The space is neither a bounded Box nor Discrete.
-    """
+    """Build the head for an action space."""
     if isinstance(space, spaces.Box):
         return ContinuousHead(space, hidden_size)
     if isinstance(space, spaces.Discrete):
         return DiscreteHead(space, hidden_size)
-    raise SpaceError(
-        f"action space {space} is not supported: use Box or Discrete",
-        setting="action_space",
-        value=space,
-    )
+    message = f"action space {space} is not supported: use Box or Discrete"
+    raise SpaceError(message, setting="action_space", value=space)
 
 
 _STD = 0.02

@@ -91,12 +91,8 @@ class DecisionMambaPolicy(BasePolicy):
         """
         memory = self.memory if memory is None else memory
         if memory not in self._memories:
-            raise ConfigError(
-                f"memory={memory!r}: choose one of {', '.join(self._memories)}",
-                setting="memory",
-                value=memory,
-                choices=self._memories,
-            )
+            message = f"memory={memory!r}: choose one of {', '.join(self._memories)}"
+            raise ConfigError(message, setting="memory", value=memory, choices=self._memories)
         if memory != self.memory:
             self.config.replace(memory=memory)  # raises if the time encoding excludes it
         return self._memories[memory].initial_state(n_envs)
@@ -126,12 +122,8 @@ class DecisionMambaPolicy(BasePolicy):
         """
         expected = (len(state), *self.observation_space.shape)
         if observations.shape != expected:
-            raise SpaceError(
-                f"observations have shape {observations.shape}, and {expected} was expected",
-                setting="observations",
-                value=observations.shape,
-                choices=[expected],
-            )
+            message = f"observations have shape {observations.shape}, and {expected} was expected"
+            raise SpaceError(message, setting="observations", value=observations.shape)
         check_finite(observations)
         memory = self._memories[state.memory]
         device = state.tensors["timestep"].device
@@ -183,21 +175,18 @@ class DecisionMambaPolicy(BasePolicy):
     def _check_state(self, state: Any, n_envs: int) -> ActingState:
         """Check that a state is one of this policy for ``n_envs`` environments; move it here."""
         if not isinstance(state, ActingState) or state.memory not in self._memories:
-            raise ConditioningError(
+            message = (
                 f"state is {state!r}, and {n_envs} observations came: pass the state that the last "
-                f"predict returned, or None at the first step",
-                setting="state",
-                value=state,
+                f"predict returned, or None at the first step"
             )
+            raise ConditioningError(message, setting="state", value=state)
         if len(state) != n_envs:
-            raise ConditioningError(
+            message = (
                 f"state holds {len(state)} environments, but {n_envs} observations came: pass the "
                 f"state that the last predict returned for these environments (state.take(rows) "
-                f"drops some), or None at the first step",
-                setting="state",
-                value=len(state),
-                choices=[n_envs],
+                f"drops some), or None at the first step"
             )
+            raise ConditioningError(message, setting="state", value=len(state))
         if state.memory not in self._layouts:
             rows = self.initial_state(0, state.memory).tensors
             self._layouts[state.memory] = {name: tuple(t.shape[1:]) for name, t in rows.items()}
@@ -302,10 +291,6 @@ def read_observation(
 
     Returns observations (n, *space.shape), returns-to-go (n,) float32, and whether the observation
     had no axis of environments.
-
-    Raises:
-        ConditioningError: There is no finite return-to-go for each observation.
-        SpaceError: The observation is not of the space's shape.
     """
     if not isinstance(observation, Mapping) or not {"observation", "return_to_go"} <= set(
         observation
@@ -321,14 +306,11 @@ def read_observation(
         observations = observations[np.newaxis]
     if observations.shape[1:] != space.shape:
         expected = (*observations.shape[:1], *space.shape)
-        raise SpaceError(
-            f"observations have shape {observations.shape}, and {expected} "
-            f"was expected: act in the environment that the data is of, ReturnToGo(env, "
-            f"target_return)",
-            setting="observation",
-            value=observations.shape,
-            choices=[expected],
+        message = (
+            f"observations have shape {observations.shape}, and {expected} was expected: act in "
+            f"the environment that the data is of, ReturnToGo(env, target_return)"
         )
+        raise SpaceError(message, setting="observation", value=observations.shape)
     return observations, _read_returns(observation["return_to_go"], len(observations)), single
 
 
@@ -337,47 +319,37 @@ def check_finite(observations: NDArray[Any]) -> None:
 
     Shapes: ``observations`` (n, *obs).
 
-    Raises:
-        SpaceError: A value is NaN or infinite; names the environment and the index.
+    Raises SpaceError: a value is NaN or infinite; names the environment and the index.
     """
     if observations.dtype.kind != "f" or np.isfinite(observations).all():
         return
     row, *place = (int(index) for index in np.argwhere(~np.isfinite(observations))[0])
     value = observations[(row, *place)]
-    raise SpaceError(
-        f"the observation of environment {row} has {value} at {tuple(place)}, which would "
-        f"make every later action meaningless: fix the environment's output (np.nan_to_num "
-        f"replaces such values) or end the episode there",
-        setting="observation",
-        value=value,
+    message = (
+        f"the observation of environment {row} has {value} at {tuple(place)}, which would make "
+        f"every later action meaningless: fix the environment's output (np.nan_to_num replaces "
+        f"such values) or end the episode there"
     )
+    raise SpaceError(message, setting="observation", value=value)
 
 
 def read_starts(episode_start: Any, n_envs: int) -> NDArray[np.bool_]:
-    """Return the flags of ``n_envs`` environments that start an episode.
-
-    Raises:
-        ConditioningError: There is neither one flag nor one per environment, or it is a bare bool,
-            which usually is a misplaced ``deterministic``.
-    """
+    """Return the flags of ``n_envs`` environments that start an episode."""
     if isinstance(episode_start, bool):
-        raise ConditioningError(
-            f"episode_start={episode_start} is not an array: write "
-            f"predict(observation, state, deterministic={episode_start}) if that was meant, or "
-            f"episode_start=np.full({n_envs}, {episode_start})",
-            setting="episode_start",
-            value=episode_start,
+        message = (
+            f"episode_start={episode_start} is not an array: write predict(observation, state, "
+            f"deterministic={episode_start}) if that was meant, or episode_start=np.full({n_envs}, "
+            f"{episode_start})"
         )
+        raise ConditioningError(message, setting="episode_start", value=episode_start)
     starts = np.asarray(episode_start, dtype=bool)
     if starts.shape not in ((), (1,), (n_envs,)):
-        raise ConditioningError(
+        message = (
             f"episode_start has shape {starts.shape}, and {n_envs} observations came: give one "
             f"flag each, np.ones({n_envs}, dtype=bool) at the first step and what env.step "
-            f"returned as done afterwards",
-            setting="episode_start",
-            value=starts.shape,
-            choices=[(), (1,), (n_envs,)],
+            f"returned as done afterwards"
         )
+        raise ConditioningError(message, setting="episode_start", value=starts.shape)
     return np.broadcast_to(starts, (n_envs,))
 
 
@@ -387,20 +359,15 @@ def _read_returns(returns_to_go: Any, n_envs: int) -> NDArray[np.float32]:
         returns = returns[:, -1:]
     returns = returns.reshape(-1)
     if len(returns) != n_envs:
-        raise ConditioningError(
-            f"{n_envs} observations came with {len(returns)} returns-to-go: give one each",
-            setting="return_to_go",
-            value=len(returns),
-            choices=[n_envs],
-        )
+        message = f"{n_envs} observations came with {len(returns)} returns-to-go: give one each"
+        raise ConditioningError(message, setting="return_to_go", value=len(returns))
     # math.isfinite is several times faster than NumPy on a single number
     if not (math.isfinite(returns[0]) if n_envs == 1 else np.isfinite(returns).all()):
-        raise ConditioningError(
+        message = (
             f"return_to_go={returns.tolist()}: give finite numbers, ReturnToGo(env, target_return) "
-            f"counts them",
-            setting="return_to_go",
-            value=returns.tolist(),
+            f"counts them"
         )
+        raise ConditioningError(message, setting="return_to_go", value=returns.tolist())
     return returns
 
 

@@ -13,8 +13,7 @@ from torch.autograd.function import once_differentiable
 def check_tensors(like: Tensor, *expected: tuple[str, Tensor | None, tuple[int, ...], str]) -> None:
     """Check an operation's arguments against the sizes, and the device, that its input implies.
 
-    Raises:
-        ValueError: A shape, dtype or device is wrong; names the argument, expected and got.
+    Raises ValueError: a shape, dtype or device is wrong; names the argument, expected and got.
     """
     dtype, device = like.dtype, like.device
     for name, tensor, shape, letters in expected:

@@ -87,11 +87,8 @@ def _refuse(kernel: str, limits: dict[str, object]) -> None:
     """Raise a BackendError for the first thing that a kernel cannot do and is asked to."""
     for what, is_asked in limits.items():
         if is_asked:
-            raise BackendError(
-                f"backend='cuda': {kernel} cannot {what}: use backend='triton' or 'auto'",
-                setting="backend",
-                value="cuda",
-            )
+            message = f"backend='cuda': {kernel} cannot {what}: use backend='triton' or 'auto'"
+            raise BackendError(message, setting="backend", value="cuda")
 
 
 def causal_conv1d(

@@ -153,20 +153,15 @@ def _resolve(name: str, device_type: str) -> str:
         return chosen
     if name not in _BACKENDS:
         known = ", ".join(map(repr, ("auto", *_BACKENDS)))
-        raise BackendError(
-            f"backend={name!r}: no backend has this name, choose one of {known}",
-            setting="backend",
-            value=name,
-            choices=("auto", *_BACKENDS),
-        )
+        message = f"backend={name!r}: no backend has this name, choose one of {known}"
+        raise BackendError(message, setting="backend", value=name, choices=("auto", *_BACKENDS))
     reason = _BACKENDS[name](device_type)
     if reason is not None:
-        raise BackendError(
+        message = (
             f"backend={name!r} does not work here: {reason}; or use backend='auto', which "
-            "DecisionMamba.load accepts too",
-            setting="backend",
-            value=name,
+            f"DecisionMamba.load accepts too"
         )
+        raise BackendError(message, setting="backend", value=name)
     return name
 
 
@@ -175,11 +170,7 @@ _implementations: dict[tuple[str, str, str], Callable[..., Any]] = {}
 
 
 def get_implementation(operation: str, name: str, device_type: str) -> Callable[..., Any]:
-    """Return the function that implements an operation.
-
-    Raises:
-        BackendError: As :func:`resolve_backend`.
-    """
+    """Return the function that implements an operation."""
     implementation = _implementations.get((operation, name, device_type))
     if implementation is None:
         backend = _resolve(name, device_type)

@@ -48,23 +48,16 @@ def make_feed(
     device: torch.device,
     resident: ResidentWindows | None = None,
 ) -> Feed:
-    """Choose the batch loader.
-
-    Raises:
-        ConfigError: ``data_device="device"``, and the dataset does not fit or the sampler's class
-            draws batches in another way.
-    """
+    """Choose the batch loader."""
     wanted, is_cuda = config.data_device, device.type == "cuda"
     if wanted == "device" or (wanted == "auto" and is_cuda):
         reason = None if resident is not None else _why_not_resident(sampler, device, wanted)
         if reason is None:
             return ResidentFeed(sampler, device, resident)
         if wanted == "device":
+            message = f'data_device="device": {reason}; use data_device="auto"'
             raise ConfigError(
-                f'data_device="device": {reason}; use data_device="auto"',
-                setting="data_device",
-                value="device",
-                choices=("auto", "cpu"),
+                message, setting="data_device", value="device", choices=("auto", "cpu")
             )
     return PrefetchingFeed(sampler, device) if is_cuda else HostFeed(sampler, device)
 

@@ -114,8 +114,7 @@ class CarriedState:
     def restore(self, model: SequenceModel, tensors: Mapping[str, Tensor]) -> None:
         """Restore the result of :meth:`state`.
 
-        Raises:
-            ModelFileError: The tensors belong to another model; nothing has changed then.
+        Raises ModelFileError: the tensors belong to another model; nothing has changed then.
         """
         if not tensors:
             self._layers, self._next_steps, self._held = [], _NO_STEPS, None
@@ -138,13 +137,11 @@ class CarriedState:
         for key, row in expected.items():
             found, shape = tensors[key], (len(next_steps), *row.shape[1:])
             if found.shape != shape or found.is_floating_point() != row.is_floating_point():
-                raise ModelFileError(
+                message = (
                     f"{key} is {found.dtype} of shape {tuple(found.shape)}, and should have "
-                    f"{shape}: take a file of the same model",
-                    setting=key,
-                    value=tuple(found.shape),
-                    choices=[shape],
+                    f"{shape}: take a file of the same model"
                 )
+                raise ModelFileError(message, setting=key, value=tuple(found.shape))
             layer, name = key.removeprefix(f"{PREFIX}layer").split(".", 1)
             layers[int(layer)][name] = found
         self._layers, self._next_steps, self._held = layers, next_steps, None

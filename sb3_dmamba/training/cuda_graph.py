@@ -77,24 +77,18 @@ class UpdateGraphs:
     def create(
         cls, policy: DecisionMambaPolicy, config: DecisionMambaConfig, *rest: Any
     ) -> UpdateGraphs | None:
-        """Build as the constructor does; None if updates are to be plain.
-
-        Raises:
-            BackendError: ``cuda_graph="on"``, and the device has no graphs.
-        """
+        """Build as the constructor does; None if updates are to be plain."""
         device = policy.device.type
         if config.cuda_graph == "off":
             return None
         if device in RECORDERS:
             return cls(policy, config, *rest)
         if config.cuda_graph == "on":
-            raise BackendError(
+            message = (
                 f'cuda_graph="on": graphs are recorded on CUDA devices and the model is on '
-                f'{device!r}; use cuda_graph="auto"',
-                setting="cuda_graph",
-                value="on",
-                choices=("auto", "off"),
+                f'{device!r}; use cuda_graph="auto"'
             )
+            raise BackendError(message, setting="cuda_graph", value="on", choices=("auto", "off"))
         return None
 
     def clear(self) -> None:
@@ -102,11 +96,7 @@ class UpdateGraphs:
         self._graphs.clear()
 
     def run(self, staged: Staged, n_done: int) -> Tensor:
-        """Take one optimiser step.
-
-        Raises:
-            BackendError: The update cannot run as a graph, and ``cuda_graph="on"``.
-        """
+        """Take one optimiser step."""
         if self._failed:
             return self._run_plainly(staged, n_done)
         places, graph = self._find_places(staged), self._graphs.get(staged.kind)
@@ -183,12 +173,8 @@ class UpdateGraphs:
     def _give_up(self, reason: str) -> None:
         complaint = f"an update does not run as a graph here ({reason})"
         if self.config.cuda_graph == "on":
-            raise BackendError(
-                f'cuda_graph="on": {complaint}; use cuda_graph="auto" or "off"',
-                setting="cuda_graph",
-                value="on",
-                choices=("auto", "off"),
-            )
+            message = f'cuda_graph="on": {complaint}; use cuda_graph="auto" or "off"'
+            raise BackendError(message, setting="cuda_graph", value="on", choices=("auto", "off"))
         self._failed = True
         self.clear()
         warn_caller(f'{complaint}: updates are launched one by one; cuda_graph="off" asks for that')
@@ -236,11 +222,7 @@ A replay reads and writes the same addresses as the recorded run, and overwrites
 
 
 def record_cuda_graph(run: Run, device: torch.device) -> tuple[Callable[[], None], list[Tensor]]:
-    """Record a function as a CUDA graph; its random numbers come from the device's generator.
-
-    Raises:
-        RuntimeError: The function does what a graph cannot hold, such as waiting for the device.
-    """
+    """Record a function as a CUDA graph; its random numbers come from the device's generator."""
     with torch.cuda.device(device):
         current, stream = torch.cuda.current_stream(device), torch.cuda.Stream(device)
         stream.wait_stream(current)

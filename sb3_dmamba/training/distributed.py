@@ -50,21 +50,15 @@ class Processes:
         return self.rank == 0
 
     def rows(self, batch_size: int) -> slice:
-        """Return this process's rows of every batch.
-
-        Raises:
-            ConfigError: The batch cannot be split evenly.
-        """
+        """Return this process's rows of every batch."""
         share, rest = divmod(batch_size, self.size)
         if rest:
             nearest = [n * self.size for n in (share, share + 1) if n]
-            raise ConfigError(
-                f"batch_size={batch_size} cannot be split evenly among {self.size} processes: "
-                f"set batch_size={' or '.join(map(str, nearest))}, or start another number of them",
-                setting="batch_size",
-                value=batch_size,
-                choices=nearest,
+            message = (
+                f"batch_size={batch_size} cannot be split evenly among {self.size} processes: set "
+                f"batch_size={' or '.join(map(str, nearest))}, or start another number of them"
             )
+            raise ConfigError(message, setting="batch_size", value=batch_size)
         return slice(self.rank * share, (self.rank + 1) * share)
 
     @contextmanager
@@ -88,8 +82,7 @@ class Processes:
     def check_alike(self, facts: Mapping[str, Any]) -> None:
         """Check that values are the same in every process.
 
-        Raises:
-            DistributedError: A value differs; names the first one.
+        Raises DistributedError: a value differs; names the first one.
         """
         if self.size == 1:
             return
@@ -98,14 +91,12 @@ class Processes:
         for rank, theirs in enumerate(found):
             for name, value in found[0].items():
                 if theirs[name] != value:
-                    raise DistributedError(
+                    message = (
                         f"{name} is {value!r} in process 0 and {theirs[name]!r} in process {rank}: "
-                        f"every process must train the same model on the same data; start them "
-                        f"all with one command line",
-                        setting=name,
-                        value=theirs[name],
-                        choices=[value],
+                        f"every process must train the same model on the same data; start them all "
+                        f"with one command line"
                     )
+                    raise DistributedError(message, setting=name, value=theirs[name])
 
     def tell(self, command: int) -> int:
         """Send rank 0's command to the others, or receive it; return it."""
@@ -141,9 +132,6 @@ def join_processes(device: torch.device) -> Iterator[Processes]:
     They are those of ``torch.distributed``'s default group if the caller has initialised it, or
     those started together by torchrun. If the block fails, the other processes get an error
     instead of waiting for this one.
-
-    Raises:
-        DistributedError: The processes cannot be reached, or one of them has gone.
     """
     if not _start(device):
         yield Processes()
@@ -215,11 +203,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def local_device(device: torch.device | str) -> torch.device | str:
-    """Return this process's own GPU, if several processes were started on this machine.
-
-    Raises:
-        ConfigError: The device is unknown, or there are more processes than GPUs.
-    """
+    """Return this process's own GPU, if several processes were started on this machine."""
     _check_device(device)
     local_rank = os.environ.get("LOCAL_RANK")
     if not _is_launched() or local_rank is None:
@@ -228,12 +212,11 @@ def local_device(device: torch.device | str) -> torch.device | str:
     if str(device) not in ("auto", "cuda") or n_gpus == 0:
         return device
     if int(local_rank) >= n_gpus:
-        raise ConfigError(
+        message = (
             f"process {local_rank} of this machine has no GPU of its own, since there are "
-            f"{n_gpus}: start torchrun with --nproc-per-node={n_gpus}, or train on device='cpu'",
-            setting="device",
-            value=str(device),
+            f"{n_gpus}: start torchrun with --nproc-per-node={n_gpus}, or train on device='cpu'"
         )
+        raise ConfigError(message, setting="device", value=str(device))
     return f"cuda:{local_rank}"
 
 
@@ -243,11 +226,9 @@ def _check_device(device: torch.device | str) -> None:
     try:
         kind = torch.device(device).type
     except RuntimeError as error:
+        message = f"device={device!r}: torch knows no such device; give 'auto', 'cpu' or 'cuda'"
         raise ConfigError(
-            f"device={device!r}: torch knows no such device; give 'auto', 'cpu' or 'cuda'",
-            setting="device",
-            value=str(device),
-            choices=("auto", "cpu", "cuda"),
+            message, setting="device", value=str(device), choices=("auto", "cpu", "cuda")
         ) from error
     if kind == "cuda" and not torch.cuda.is_available():
         warnings.warn(
@@ -262,22 +243,16 @@ def train_together(updater: Updater, processes: Processes) -> Iterator[Callable[
     """Share the updates of an updater among processes within the block.
 
     Within the block each process holds its rows of the carried state, otherwise all rows.
-
-    Raises:
-        ConfigError: The batch cannot be split evenly among them.
-        BackendError: ``cuda_graph="on"``.
     """
     if processes.size == 1:
         yield lambda keep_going: keep_going
         return
     if updater.config.cuda_graph == "on":
-        raise BackendError(
+        message = (
             f'cuda_graph="on" is for updates of one process, and {processes.size} processes train '
-            f'here, whose gradients meet between kernels: set cuda_graph="auto"',
-            setting="cuda_graph",
-            value="on",
-            choices=("auto", "off"),
+            f'here, whose gradients meet between kernels: set cuda_graph="auto"'
         )
+        raise BackendError(message, setting="cuda_graph", value="on", choices=("auto", "off"))
     rows = processes.rows(updater.config.batch_size)
     updater.carried.select(rows, updater.config.batch_size)
     updater.parallel = parallel = DataParallel(updater, updater.compute_loss, processes)

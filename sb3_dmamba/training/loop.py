@@ -66,16 +66,6 @@ def run_updates(
 ) -> None:
     """Update until ``model.num_timesteps`` reaches ``model._total_timesteps``, or a callback stops.
 
-    Args:
-        model: Holds the counters and the logger.
-        updater: Takes the optimiser steps.
-        sampler: Draws the batches, or this process's rows of them.
-        processes: The processes that train; only rank 0 has callbacks, log and progress bar.
-        callback: ``on_step`` is called once per update.
-        log_interval: Updates between two lines of the log.
-        log_name: Name of the run in TensorBoard.
-        progress_bar: Whether to show one.
-
     Raises:
         DivergenceError: A loss or gradient since the last line of the log is not finite.
         ConditioningError: A callback evaluates in an environment without return-to-go.
@@ -253,14 +243,7 @@ def explain_missing_environment(model: BaseAlgorithm) -> Iterator[None]:
 
 
 class Evaluations(EvalCallback):
-    """Stable-Baselines3's ``EvalCallback``, with a one-line report.
-
-    Args:
-        env: Conditioned environment to evaluate in.
-        eval_freq: Updates between two evaluations.
-        n_eval_episodes: Episodes of each evaluation.
-        verbose: 0 prints nothing.
-    """
+    """Stable-Baselines3's ``EvalCallback``, with a one-line report."""
 
     def __init__(self, env: VecEnv, eval_freq: int, n_eval_episodes: int, verbose: int) -> None:
         super().__init__(env, eval_freq=eval_freq, n_eval_episodes=n_eval_episodes, verbose=0)

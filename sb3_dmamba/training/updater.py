@@ -53,13 +53,7 @@ class ParallelLoss(Protocol):
 
 
 class Updater:
-    """Optimiser steps; the n-th one is a function of the weights, the seed and n alone.
-
-    Args:
-        policy: The policy to train, on its device.
-        config: Optimiser, schedule, precision.
-        seed: Seed of dropout; that of the batches is the sampler's.
-    """
+    """Optimiser steps; the n-th one is a function of the weights, the seed and n alone."""
 
     def __init__(self, policy: DecisionMambaPolicy, config: DecisionMambaConfig, seed: int) -> None:
         self.policy = policy
@@ -98,17 +92,7 @@ class Updater:
     def update(
         self, sampler: WindowSampler, n_done: int, schedule_step: int, n_updates: int
     ) -> UpdateMetrics:
-        """Take one optimiser step on the next batch.
-
-        Args:
-            sampler: Draws the batch.
-            n_done: Updates of this model so far; determines the batch and the dropout.
-            schedule_step: Updates of this run so far; with ``n_updates`` sets the learning rate.
-            n_updates: Updates of the whole run.
-
-        Returns:
-            Loss, gradient norm before clipping, and learning rate.
-        """
+        """Take one optimiser step on the next batch."""
         learning_rate = compute_learning_rate(self.schedule, schedule_step, n_updates)
         graphs = self._graphs if self.parallel is None else None
         place = None if graphs is None else graphs.learning_rate
@@ -128,14 +112,7 @@ class Updater:
         return UpdateMetrics(loss, grad_norm, learning_rate)
 
     def take_step(self, batch: WindowBatch) -> Tensor:
-        """Take one optimiser step on a batch, without synchronising host and device.
-
-        Args:
-            batch: Windows on the policy's device.
-
-        Returns:
-            Loss, and gradient norm before clipping, (2,).
-        """
+        """Take one optimiser step on a batch, without synchronising host and device."""
         device = self.policy.device.type
         compute = self.compute_loss if self.parallel is None else self.parallel.compute_loss
         self.optimizer.zero_grad(set_to_none=True)
@@ -216,15 +193,7 @@ class Updater:
 
 
 def compute_loss(policy: DecisionMambaPolicy, batch: WindowBatch) -> Tensor:
-    """Return the mean loss over the real steps of a batch; padding has no influence.
-
-    Args:
-        policy: In training or evaluation mode; the mode is not changed.
-        batch: Windows on the policy's device; each starts from the state after ``batch.before``.
-
-    Returns:
-        A scalar: squared error (actions scaled to [-1, 1]) or cross-entropy, averaged over steps.
-    """
+    """Return the mean loss over the real steps of a batch; padding has no influence."""
     model, inputs = policy.model, batch.inputs()
     if batch.before is None:
         predictions = model(*inputs)
@@ -248,14 +217,7 @@ def compute_mean_loss(
 ) -> Tensor:
     """Return the mean loss of predictions over the real steps.
 
-    Args:
-        head: The head that predicted.
-        predictions: Its predictions, (B, K, A).
-        actions: The recorded actions, (B, K, A) or (B, K).
-        padding_mask: (B, K), True where the step is real.
-
-    Returns:
-        A scalar, as :func:`compute_loss`.
+    Shapes: ``padding_mask`` (B, K).
     """
     # Masked before and after the loss: NaN in the padding must reach neither the sum nor, through
     # the loss's derivative, the gradients.
@@ -271,12 +233,7 @@ def draw_seed() -> int:
 
 @contextmanager
 def local_seed(device: torch.device, *entropy: int) -> Iterator[None]:
-    """Seed torch within the block, and restore its global generators afterwards.
-
-    Args:
-        device: The device whose generator is seeded, besides the CPU's.
-        entropy: Non-negative integers; different ones give independent streams.
-    """
+    """Seed torch within the block, and restore its global generators afterwards."""
     devices = [device] if device.type == "cuda" else []
     seed = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1))
     with torch.random.fork_rng(devices, device_type="cuda"):
@@ -288,15 +245,7 @@ def local_seed(device: torch.device, *entropy: int) -> Iterator[None]:
 
 
 def plan_schedule(config: DecisionMambaConfig, n_updates: int) -> dict[str, int | None]:
-    """Return the warm-up and decay of a run, which it keeps when a later ``fit`` prolongs it.
-
-    Args:
-        config: ``warmup_updates`` and ``decay_updates``.
-        n_updates: Updates planned at the start of the run.
-
-    Returns:
-        The two fields, the first one as a number.
-    """
+    """Return the warm-up and decay of a run, which it keeps when a later ``fit`` prolongs it."""
     return {
         "warmup_updates": _count_warmup(config, n_updates),
         "decay_updates": config.decay_updates,
@@ -309,16 +258,6 @@ def _count_warmup(config: DecisionMambaConfig, n_updates: int) -> int:
 
 def compute_learning_rate(config: DecisionMambaConfig, update: int, n_updates: int) -> float:
     """Return the learning rate of one update.
-
-    Args:
-        config: ``learning_rate``, ``warmup_updates``, ``lr_schedule``, ``decay_updates`` and
-            ``final_lr_fraction``.
-        update: Number of the update, from 0.
-        n_updates: Updates of the whole run, those of earlier calls of ``fit`` included.
-
-    Returns:
-        A linear rise from ``learning_rate / warmup`` to ``learning_rate``, then the schedule;
-        after the decay the rate keeps its last value.
 
     Source: Chen et al. 2021 (arXiv:2106.01345), its Gym (warm-up) and Atari (cosine) code.
     """
@@ -339,14 +278,7 @@ def compute_learning_rate(config: DecisionMambaConfig, update: int, n_updates: i
 def set_learning_rate(
     optimizer: torch.optim.Optimizer, value: float, place: Tensor | None = None
 ) -> None:
-    """Set the learning rate of every parameter group.
-
-    Args:
-        optimizer: The optimiser.
-        value: The learning rate.
-        place: A scalar on the parameters' device that holds it, where a recorded graph reads it;
-            None sets a Python number.
-    """
+    """Set the learning rate of every parameter group."""
     if place is not None:
         place.fill_(value)
     for group in optimizer.param_groups:
@@ -372,9 +304,6 @@ def split_by_decay(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parame
 
     Biases, norms, embedding tables, and Mamba's ``A_log``, ``D`` and short convolution are not
     decayed.
-
-    Returns:
-        The parameters that decay, and those that do not.
 
     Source: mamba_ssm excludes ``A_log`` and ``D`` from decay; the rest is minGPT's rule.
     """
@@ -416,19 +345,15 @@ def optimizer_from_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[st
             )
         shape = torch.Size() if name == "step" else parameters[int(number)].shape
         if tensor.shape != shape or not tensor.is_floating_point():
-            raise ModelFileError(
+            message = (
                 f"the optimiser state {key!r} is {tensor.dtype} of shape {tuple(tensor.shape)}, "
-                f"and its parameter's {tuple(shape)}",
-                setting=key,
-                value=tuple(tensor.shape),
-                choices=[tuple(shape)],
+                f"and its parameter's {tuple(shape)}"
             )
+            raise ModelFileError(message, setting=key, value=tuple(tensor.shape))
         state.setdefault(int(number), {})[name] = tensor
     for index, entries in state.items():
         if missing := sorted(_MOMENTS - entries.keys()):
-            raise ModelFileError(
-                f"the optimiser state of parameter {index} lacks {', '.join(missing)}",
-                setting=f"{index}.{missing[0]}",
-            )
+            message = f"the optimiser state of parameter {index} lacks {', '.join(missing)}"
+            raise ModelFileError(message, setting=f"{index}.{missing[0]}")
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
