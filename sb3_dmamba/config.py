@@ -169,23 +169,11 @@ class DecisionMambaConfig:
         return cls(**fields)
 
 
-_MINIMA = {  # of integers
-    "context_length": 1,
-    "hidden_size": 1,
-    "n_layers": 1,
-    "d_state": 1,
-    "d_conv": 1,
-    "expand": 1,
-    "dt_rank": 1,
-    "n_heads": 1,
-    "filter_length": 1,
-    "max_timestep": 1,
-    "burn_in": 0,
-    "n_updates": 1,
-    "batch_size": 1,
-    "warmup_updates": 0,
-    "decay_updates": 1,
-}
+_ONES = (
+    *("context_length", "hidden_size", "n_layers", "d_state", "d_conv", "expand", "dt_rank"),
+    *("n_heads", "filter_length", "max_timestep", "n_updates", "batch_size", "decay_updates"),
+)
+_MINIMA = {**dict.fromkeys(_ONES, 1), "burn_in": 0, "warmup_updates": 0}  # of integers
 _ABOVE_ZERO = (math.ulp(0.0), math.inf, "above 0")
 _RANGES = {  # of floats: lowest, highest, and both in words
     "dropout": (0.0, 1.0 - 1e-9, "of at least 0 and below 1"),

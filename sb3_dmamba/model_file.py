@@ -37,6 +37,7 @@ from sb3_dmamba.training.updater import Updater
 
 COUNTERS = ("num_timesteps", "_total_timesteps", "_n_updates")
 _SCHEDULE = ("warmup_updates", "decay_updates")
+_REWARD_FLAGS = ("clip_rewards", "delayed_rewards")
 
 
 @dataclass(frozen=True)
@@ -87,11 +88,9 @@ class SavedModel:
             "config": self.config.to_dict(),
             "task": None if self.task is None else self.task.to_dict(),
             "dataset": {
-                "source": self.dataset.source,
-                "env_id": self.dataset.env_id,
+                **{name: getattr(self.dataset, name) for name in ("source", "env_id")},
                 "env_kwargs": dict(self.dataset.env_kwargs),
-                "clip_rewards": self.dataset.clip_rewards,
-                "delayed_rewards": self.dataset.delayed_rewards,
+                **{name: getattr(self.dataset, name) for name in _REWARD_FLAGS},
             },
             "observation_space": space_to_json(self.observation_space),
             "action_space": space_to_json(self.action_space),
@@ -207,13 +206,8 @@ class SavedModel:
         try:
             _compare_weights(self._blank_weights(), self.policy, "in the file")
             updater = Updater.create(
-                self.observation_space,
-                self.action_space,
-                self.config,
-                None,
-                self.seed,
-                device,
-                self.policy_kwargs,
+                *(self.observation_space, self.action_space, self.config, None, self.seed),
+                *(device, self.policy_kwargs),
             )
         except (SpaceError, ConfigError, RuntimeError) as error:
             raise ModelFileError(
@@ -346,15 +340,8 @@ _HEADER_FOR_OTHERS = "data"  # a copy where the hub's tools for Stable-Baselines
 # What reading a damaged zip, JSON or safetensors can raise. ValueError covers the decoders' errors,
 # RuntimeError NotImplementedError and RecursionError.
 _DAMAGE = (
-    zipfile.BadZipFile,
-    SafetensorError,
-    ValueError,
-    RuntimeError,
-    LookupError,
-    EOFError,
-    OSError,
-    OverflowError,
-    MemoryError,
+    *(zipfile.BadZipFile, SafetensorError, ValueError, RuntimeError, LookupError, EOFError),
+    *(OSError, OverflowError, MemoryError),
 )
 
 

@@ -76,28 +76,19 @@ class DecisionMambaConfig(SequenceConfig):
         optim_factory: Makes the optimiser.
         num_heads: Heads of ``mixer="attention"``; no effect with the others.
         num_layers: Number of blocks.
-        attn_dropout: Dropout of attention weights with ``mixer="attention"``; no effect with the
-            others.
+        attn_dropout: Dropout of attention weights with ``mixer="attention"``.
         resid_dropout: Dropout of the outputs of a block's mixer and MLP.
         embed_dropout: Dropout of embedded tokens.
         activation_type: Activation of the MLP; no effect with ``channel_mixing=False``.
         position_encoding_type: ``SIMPLE`` adds an embedding of each step's timestep; ``GLOBAL`` of
             the timestep of the window's first step, and of each token's place in the window.
-        mixer: Token mixer: ``"mamba"``, ``"attention"`` or ``"convolution"``.
-        d_state: States per channel of the Mamba mixer.
-        d_conv: Taps of its causal convolution.
-        expand: Its inner width as a multiple of the model's.
-        dt_rank: Rank of its step-size projection; None is a sixteenth of the width, rounded up.
-        filter_length: Tokens that a filter of the convolution mixer spans.
-        channel_mixing: Whether an MLP follows the mixer in each block.
-        init: ``"mamba"`` is ``mamba_ssm.Mamba``'s initialisation; ``"paper"`` is the official
-            code's N(0, 0.02). Encoders keep the weights that their factory gives them.
+        mixer: Token mixer. It, ``d_state``, ``d_conv``, ``expand``, ``dt_rank``, ``filter_length``,
+            ``channel_mixing``, ``init``, ``precision`` and ``backend`` are as in
+            :class:`sb3_dmamba.DecisionMambaConfig`; encoders keep their factory's weights.
         embedding: ``"norm"`` applies LayerNorm to the embedded tokens, ``"tanh"`` a tanh; None is
             as in d3rlpy, ``"norm"`` for continuous actions.
         time_encoding: ``"timestep"``, ``"global"``, or ``"none"`` for a mixer that is sensitive to
             the order; None follows ``position_encoding_type``.
-        precision: ``"fp32"``, or ``"bf16"`` for matrix products in bfloat16.
-        backend: Implementation of Mamba's operations; ``"auto"`` picks the fastest that works.
         memory: Memory of ``as_stateful_wrapper``: ``"window"`` as in d3rlpy, or ``"stream"`` at a
             constant cost a step.
         seed: Seed of the weights and of dropout, with the effect it has in
@@ -148,8 +139,7 @@ class DiscreteDecisionMambaConfig(SequenceConfig):
     ``DiscreteDecisionTransformerConfig``, and three more.
 
     Args:
-        embed_activation_type: Activation on each embedding; no effect where ``embedding`` is
-            given.
+        embed_activation_type: Activation on each embedding; no effect where ``embedding`` is given.
         warmup_tokens: Environment steps over which the learning rate rises from zero.
         final_tokens: Environment steps after which it has fallen, along a cosine, to a tenth.
             Neither has an effect where ``optim_factory`` has a scheduler of its own.
@@ -275,11 +265,9 @@ class SequenceAlgoBase(TransformerAlgoBase):
             memory = self._config.memory
         dataclasses.replace(self._config, memory=memory)  # raises where it cannot work
         if action_sampler is None:
-            action_sampler = (
-                SoftmaxTransformerActionSampler()
-                if self._config.is_discrete
-                else IdentityTransformerActionSampler()
-            )
+            action_sampler = IdentityTransformerActionSampler()
+            if self._config.is_discrete:
+                action_sampler = SoftmaxTransformerActionSampler()
         if memory == "window":
             return StatefulTransformerWrapper(self, target_return, action_sampler)
         return StreamTransformerWrapper(self, target_return, action_sampler)

@@ -95,12 +95,13 @@ def from_sb3(
         SpaceError: Discrete actions do not start at 0, as d3rlpy's do.
     """
     if not isinstance(model, (Sb3DecisionMamba, str, os.PathLike)):
-        message = (
+        raise ConfigError(
             f"from_sb3 takes a sb3_dmamba.DecisionMamba or the file of one, and this is a "
             f"{type(model).__module__}.{type(model).__name__}: for the other direction use "
-            f"to_sb3(learnable)"
+            f"to_sb3(learnable)",
+            setting="model",
+            value=model,
         )
-        raise ConfigError(message, setting="model", value=model)
     if not isinstance(model, Sb3DecisionMamba):
         model = Sb3DecisionMamba.load(model, device="cpu")
     policy = model._built_policy()
@@ -116,19 +117,20 @@ def from_sb3(
     observation_scaler = PixelObservationScaler()
     if not is_image:
         observation_scaler = _extract_normalization(weights, policy.observation_space.shape)
+    encoder = "nature_cnn" if is_image else "linear"
     schedule = {name: getattr(core, name) for name in _SCHEDULE_SETTINGS}
     is_global = core.time_encoding == "global"
+    position = PositionEncodingType.GLOBAL if is_global else PositionEncodingType.SIMPLE
+    reward_scaler = None
+    if core.return_scale != 1.0:
+        reward_scaler = MultiplyRewardScaler(1.0 / core.return_scale)
     is_discrete = isinstance(policy.action_space, spaces.Discrete)
     config = (DiscreteDecisionMambaConfig if is_discrete else DecisionMambaConfig)(
         **{theirs: getattr(core, ours) for theirs, ours in CORE_NAMES.items()},
         observation_scaler=observation_scaler,
         action_scaler=_extract_action_bounds(weights, policy),
-        reward_scaler=MultiplyRewardScaler(1.0 / core.return_scale)
-        if core.return_scale != 1.0
-        else None,
-        encoder_factory=DecisionMambaEncoderFactory(
-            core.hidden_size, "nature_cnn" if is_image else "linear"
-        ),
+        reward_scaler=reward_scaler,
+        encoder_factory=DecisionMambaEncoderFactory(core.hidden_size, encoder),
         optim_factory=DecisionMambaAdamWFactory(
             clip_grad_norm=core.max_grad_norm,
             betas=core.adam_betas,
@@ -139,9 +141,7 @@ def from_sb3(
         embed_dropout=core.dropout,
         activation_type=core.activation,
         embedding=core.embedding,
-        position_encoding_type=PositionEncodingType.GLOBAL
-        if is_global
-        else PositionEncodingType.SIMPLE,
+        position_encoding_type=position,
         time_encoding="none" if core.time_encoding == "none" else None,
         seed=model.seed,
     )
@@ -224,12 +224,13 @@ def to_sb3(
         NotFittedError: The learnable has not been built.
     """
     if not isinstance(learnable, Learnable):
-        message = (
+        raise ConfigError(
             f"to_sb3 takes a learnable of sb3_dmamba.d3rlpy, and this is a "
             f"{type(learnable).__module__}.{type(learnable).__name__}: open a file first, "
-            f"to_sb3(d3rlpy.load_learnable('model.d3'))"
+            f"to_sb3(d3rlpy.load_learnable('model.d3'))",
+            setting="learnable",
+            value=learnable,
         )
-        raise ConfigError(message, setting="learnable", value=learnable)
     if learnable.impl is None:
         raise NotFittedError("the learnable has no weights yet: call fit, or create_impl")
     theirs = learnable.config

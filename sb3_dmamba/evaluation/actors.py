@@ -73,8 +73,7 @@ class StatefulActor:
         target_return: The return to ask for, in the environment's units.
         memory: ``"window"`` or ``"stream"``; None is the policy's own.
         deterministic: Whether to take the most likely action rather than draw one.
-        clip_rewards: Whether the return-to-go loses rewards clipped to [-1, 1]; the target is
-            then in those units.
+        clip_rewards: Whether rewards count clipped to [-1, 1]; the target is in those units.
         delayed_rewards: Whether the return-to-go stays at the target until an episode's end.
 
     Raises:

@@ -116,16 +116,13 @@ class TargetResult:
     def summary(self) -> dict[str, float | int | None]:
         """Return the target's statistics by name, a row of the table; NaN where unknown."""
         low, high = self.confidence_interval
+        before = ("target_return", "mean", "std", "standard_error")
+        after = ("normalized_score", "mean_length", "n_episodes")
         return {
-            "target_return": self.target_return,
-            "mean": self.mean,
-            "std": self.std,
-            "standard_error": self.standard_error,
+            **{name: getattr(self, name) for name in before},
             "ci_low": low,
             "ci_high": high,
-            "normalized_score": self.normalized_score,
-            "mean_length": self.mean_length,
-            "n_episodes": self.n_episodes,
+            **{name: getattr(self, name) for name in after},
         }
 
     def to_dict(self) -> dict[str, Any]:
@@ -344,13 +341,9 @@ class EvaluationReport(ReportDetails):
         return table
 
     def __str__(self) -> str:
-        console = Console(
-            file=io.StringIO(),
-            width=_TEXT_WIDTH,
-            color_system=None,
-            force_terminal=False,
-            force_jupyter=False,  # in a notebook rich would display it, and return nothing
-        )
+        # In a notebook rich would display it, and return nothing.
+        plain: dict[str, Any] = {"color_system": None, "force_terminal": False}
+        console = Console(file=io.StringIO(), width=_TEXT_WIDTH, force_jupyter=False, **plain)
         console.print(self)
         text: str = console.file.getvalue()  # type: ignore[attr-defined]
         return "\n".join(line.rstrip() for line in text.rstrip().splitlines())
@@ -403,9 +396,6 @@ def _number(value: float) -> str:
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
 
 
-# --- Plot ----------------------------------------------------------------------------------------
-
-
 def _plot(report: EvaluationReport, path: str | Path | None, ax: Axes | None) -> Figure:
     """Plot mean returns with their 95 % intervals, and every episode, against the target."""
     figure: Figure
@@ -428,14 +418,9 @@ def _plot(report: EvaluationReport, path: str | Path | None, ax: Axes | None) ->
     ax.grid(axis="y", color="0.92", linewidth=0.8)
     ax.set_axisbelow(True)
     ax.set_title(_plot_title(report), loc="left", fontsize=9, color="0.35")
-    handles, _ = ax.get_legend_handles_labels()
-    ax.legend(
-        loc="upper center",
-        bbox_to_anchor=(0.5, -0.13),
-        ncols=min(3, len(handles)),
-        frameon=False,
-        fontsize=9,
-    )
+    n_columns = min(3, len(ax.get_legend_handles_labels()[0]))
+    place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.13)}
+    ax.legend(ncols=n_columns, frameon=False, fontsize=9, **place)
     if path is not None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         try:

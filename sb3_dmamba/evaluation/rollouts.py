@@ -108,8 +108,11 @@ def evaluate_targets(
     max_episode_steps = check_optional_integer("max_episode_steps", max_episode_steps, 1)
     targets = _check_targets(target_returns)
     if not callable(make_env):
-        message = f"make_env={make_env!r}: give a function that makes an environment"
-        raise ConfigError(message, setting="make_env", value=make_env)
+        raise ConfigError(
+            f"make_env={make_env!r}: give a function that makes an environment",
+            setting="make_env",
+            value=make_env,
+        )
     n_envs = min(n_envs or DEFAULT_MAX_ENVS, len(targets) * n_episodes)
     started = time.perf_counter()
     envs: Envs

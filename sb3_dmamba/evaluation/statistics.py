@@ -57,9 +57,6 @@ class Estimate:
         return {name: None if value != value else value for name, value in vars(self).items()}
 
 
-# --- Statistics ----------------------------------------------------------------------------------
-
-
 def compute_mean(values: NDArray[Any]) -> NDArray[np.float64]:
     """Return the mean along the last axis."""
     mean: NDArray[np.float64] = np.asarray(values, dtype=np.float64).mean(axis=-1)
@@ -108,9 +105,6 @@ def compute_normalized_score(value: Any, minimum: float, maximum: float) -> Any:
         )
         raise ConfigError(message, setting="maximum", value=maximum)
     return 100.0 * (value - minimum) / (maximum - minimum)
-
-
-# --- Intervals -----------------------------------------------------------------------------------
 
 
 def estimate(
@@ -203,9 +197,6 @@ def percentile_interval(draws: NDArray[np.float64], level: float) -> tuple[Any, 
     tail = (1.0 - level) / 2.0
     low, high = np.quantile(draws, [tail, 1.0 - tail], axis=0)
     return (float(low), float(high)) if draws.ndim == 1 else (low, high)
-
-
-# --- Resampling ----------------------------------------------------------------------------------
 
 
 def as_strata(returns: Any) -> list[NDArray[np.float64]]:

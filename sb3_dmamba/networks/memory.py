@@ -25,10 +25,9 @@ class ActingState:
     """State of a policy that acts in several environments, whose episodes may differ in age.
 
     Every tensor has one row per environment, and a new episode is a row of zeros. Rows can be
-    dropped, reordered, joined, pickled and moved to another device. Both memories
-    have ``"timestep"``, the number of steps taken in the episode, and ``"action"``, the last
-    action; if the environment took another action than the policy chose, set it with
-    :meth:`with_action`.
+    dropped, reordered, joined, pickled and moved to another device. Both memories have
+    ``"timestep"``, the number of steps taken in the episode, and ``"action"``, the last action; if
+    the environment took another action than the policy chose, set it with :meth:`with_action`.
 
     A state holds embedded observations (window) or recurrent states (stream), computed from the
     weights of that time. If the weights change, episodes that are under way keep the old ones.

@@ -242,12 +242,8 @@ class ContinuousHead(nn.Module):
         self.projection = nn.Linear(hidden_size, math.prod(space.shape))
         low = torch.tensor(space.low, dtype=torch.float32).flatten()
         high = torch.tensor(space.high, dtype=torch.float32).flatten()
-        bounds = {
-            "low": low,
-            "high": high,
-            "center": (low + high) / 2,
-            "half_range": (high - low) / 2,
-        }
+        center, half_range = (low + high) / 2, (high - low) / 2
+        bounds = {"low": low, "high": high, "center": center, "half_range": half_range}
         for name, bound in bounds.items():  # not saved: they come from the space
             self.register_buffer(name, bound, persistent=False)
 

@@ -372,14 +372,9 @@ def _read_returns(returns_to_go: Any, n_envs: int) -> NDArray[np.float32]:
 
 
 _FORMAT = "sb3_dmamba policy 1"
-_DAMAGE = (  # what torch, zipfile and json raise on damaged files
-    pickle.UnpicklingError,
-    RuntimeError,
-    EOFError,
-    OSError,
-    LookupError,
-    TypeError,
-    ValueError,
+# What torch, zipfile and json raise on damaged files.
+_DAMAGE = (
+    *(pickle.UnpicklingError, RuntimeError, EOFError, OSError, LookupError, TypeError, ValueError),
 )
 
 

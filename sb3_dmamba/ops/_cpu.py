@@ -183,9 +183,6 @@ def call_kernel(
         _run_in_pool(kernel, block.buffer_info()[0], scratches, (memory, block))
 
 
-# --- The thread pool -----------------------------------------------------------------------------
-
-
 def _make_pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="sb3_dmamba")
 
@@ -228,9 +225,6 @@ def _run_in_pool(kernel: Kernel, block: int, scratches: list[int], keep: object)
 
 def _help(kernel: Kernel, block: int, scratch: int, keep: object) -> None:
     kernel(block, scratch)
-
-
-# --- OpenMP's team -------------------------------------------------------------------------------
 
 
 @functools.cache

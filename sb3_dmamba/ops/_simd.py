@@ -33,7 +33,6 @@ LN_2 = math.log(2.0)
 I1, I32, I64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
 FLOATS = {32: ir.FloatType(), 64: ir.DoubleType()}
 
-# --- LLVM code, as functions of an IR builder -----------------------------------------------------
 
 _MANTISSA_BITS = {32: 23, 64: 52}
 # 2**r on [-0.5, 0.5]. float32: relative minimax fit of degree 5 with an exact constant term (error
@@ -162,9 +161,6 @@ def _emit_softplus(builder: Any, x: Any, e: Any, bits: int) -> Any:
     return _emit_fma(builder, builder.fadd(s, s), series, positive_part, bits)
 
 
-# --- Numba's vector type and its operators --------------------------------------------------------
-
-
 class VectorType(types.Type):
     """Numba's type of a 512-bit vector of floats."""
 
@@ -196,8 +192,6 @@ _register_operator(operator.add, "fadd")
 _register_operator(operator.sub, "fsub")
 _register_operator(operator.mul, "fmul")
 
-
-# --- Intrinsics -----------------------------------------------------------------------------------
 
 _intrinsic: Any = intrinsic  # Numba's type of it has the first argument, which Numba passes
 
@@ -389,9 +383,6 @@ def call_kernel_at(typing_context: Any, address: Any, block: Any, scratch: Any) 
         builder.call(_pointer(builder, args[0], kernel), args[1:])
 
     return types.void(types.int64, types.int64, types.int64), codegen
-
-
-# --- Arrays of channels ---------------------------------------------------------------------------
 
 
 @register_jitable

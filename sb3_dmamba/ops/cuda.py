@@ -92,13 +92,9 @@ def _refuse(kernel: str, limits: dict[str, object]) -> None:
 
 
 def causal_conv1d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    silu: bool,
-    initial_state: Tensor | None,
+    x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, initial_state: Tensor | None,
     return_final_state: bool,
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """Compute the convolution; shapes are those of :func:`sb3_dmamba.ops.causal_conv1d`.
 
     Raises:
@@ -131,19 +127,10 @@ def causal_conv1d(
 
 
 def selective_scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_weight: Tensor | None,
-    delta_softplus: bool,
-    initial_state: Tensor | None,
-    return_final_state: bool,
-) -> tuple[Tensor, Tensor | None]:
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
+    delta_bias: Tensor | None, delta_weight: Tensor | None, delta_softplus: bool,
+    initial_state: Tensor | None, return_final_state: bool,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """Compute the selective scan; shapes are those of :func:`sb3_dmamba.ops.selective_scan`.
 
     Raises:

@@ -14,13 +14,9 @@ from sb3_dmamba.ops.mamba_step import MambaWeights
 
 
 def causal_conv1d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    silu: bool,
-    initial_state: Tensor | None,
+    x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, initial_state: Tensor | None,
     return_final_state: bool,
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """Compute the convolution; shapes are those of :func:`sb3_dmamba.ops.causal_conv1d`."""
     dtype = compute_dtype(x)
     batch, length, channels = x.shape
@@ -44,19 +40,10 @@ def causal_conv1d(
 
 
 def selective_scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_weight: Tensor | None,
-    delta_softplus: bool,
-    initial_state: Tensor | None,
-    return_final_state: bool,
-) -> tuple[Tensor, Tensor | None]:
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
+    delta_bias: Tensor | None, delta_weight: Tensor | None, delta_softplus: bool,
+    initial_state: Tensor | None, return_final_state: bool,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """Compute the selective scan; shapes are those of :func:`sb3_dmamba.ops.selective_scan`.
 
     Source: Gu and Dao 2023 (arXiv:2312.00752), algorithm 2 and equation 2a.

@@ -48,9 +48,8 @@ class UpdateGraphs:
     """Runs updates as CUDA graphs.
 
     A graph is used only if its first replay equals the plain update from the same weights, with
-    another batch, seed and learning rate than it was recorded with. If it does not, or if
-    recording fails, later updates are plain ones, after a warning; with ``cuda_graph="on"`` that
-    is an error.
+    another batch, seed and learning rate than it was recorded with. If it does not, or if recording
+    fails, later updates are plain ones, after a warning; with ``cuda_graph="on"`` that is an error.
     """
 
     def __init__(

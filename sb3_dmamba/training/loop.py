@@ -190,8 +190,7 @@ def start_callbacks(model: BaseAlgorithm, callbacks: Sequence[BaseCallback]) -> 
     callback's.
 
     Raises:
-        ConditioningError: The environment of an ``EvalCallback`` has no return-to-go, or scales
-            it.
+        ConditioningError: The environment of an ``EvalCallback`` has no return-to-go, or scales it.
     """
     for callback in _evaluations(callbacks):
         space = callback.eval_env.observation_space

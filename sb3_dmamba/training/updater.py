@@ -246,10 +246,8 @@ def local_seed(device: torch.device, *entropy: int) -> Iterator[None]:
 
 def plan_schedule(config: DecisionMambaConfig, n_updates: int) -> dict[str, int | None]:
     """Return the warm-up and decay of a run, which it keeps when a later ``fit`` prolongs it."""
-    return {
-        "warmup_updates": _count_warmup(config, n_updates),
-        "decay_updates": config.decay_updates,
-    }
+    warmup = _count_warmup(config, n_updates)
+    return {"warmup_updates": warmup, "decay_updates": config.decay_updates}
 
 
 def _count_warmup(config: DecisionMambaConfig, n_updates: int) -> int:
@@ -288,15 +286,13 @@ def set_learning_rate(
 def make_optimizer(model: nn.Module, config: DecisionMambaConfig) -> torch.optim.AdamW:
     """Build AdamW over the model's parameters in two groups, with and without weight decay."""
     decayed, free = split_by_decay(model)
-    return torch.optim.AdamW(
-        [
-            {"params": decayed, "weight_decay": config.weight_decay},
-            {"params": free, "weight_decay": 0.0},
-        ],
-        lr=config.learning_rate,
-        betas=config.adam_betas,
-        fused=True,  # one pass over all parameters; several times faster on a CPU
-    )
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": free, "weight_decay": 0.0},
+    ]
+    rate, betas = config.learning_rate, config.adam_betas
+    # Fused is one pass over all parameters; several times faster on a CPU.
+    return torch.optim.AdamW(groups, lr=rate, betas=betas, fused=True)
 
 
 def split_by_decay(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

@@ -18,12 +18,12 @@ from gymnasium import spaces
 
 from examples import serve_onnx
 from examples.serve_onnx import ServedPolicy, play
+from sb3_dmamba import export
 from sb3_dmamba.algorithm import DecisionMamba
 from sb3_dmamba.config import Memory
 from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.envs.return_to_go import ReturnToGo
 from sb3_dmamba.errors import ConfigError, ExportError, MissingDependencyError, NotFittedError
-from sb3_dmamba.export import exporting
 from tests.models import tiny_model
 from tests.toys import ChoiceEnv, choice_trajectories, random_trajectories
 
@@ -249,13 +249,13 @@ def test_a_graph_that_acts_otherwise_is_not_written(
 ) -> None:
     model, path = fitted(**SMALLEST), tmp_path / f"policy{suffix}"
     path.write_bytes(b"an older one")
-    convert = exporting.FORMATS[suffix]
+    convert = export.FORMATS[suffix]
 
     def convert_another(graph: Any, metadata: dict[str, Any]) -> bytes:
         graph.model.head.projection.bias.data += 0.01
         return convert(graph, metadata)
 
-    monkeypatch.setitem(exporting.FORMATS, suffix, convert_another)
+    monkeypatch.setitem(export.FORMATS, suffix, convert_another)
     with pytest.raises(ExportError) as caught:
         model.export(path)
     assert caught.value.setting == "action"

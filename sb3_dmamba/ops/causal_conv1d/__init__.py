@@ -15,28 +15,18 @@ __all__ = ["causal_conv1d"]
 
 @overload
 def causal_conv1d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    *,
-    activation: Literal["silu"] | None = None,
-    initial_state: Tensor | None = None,
-    return_final_state: Literal[False] = False,
-    backend: str = "auto",
-) -> Tensor: ...
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *,
+    activation: Literal["silu"] | None = None, initial_state: Tensor | None = None,
+    return_final_state: Literal[False] = False, backend: str = "auto",
+) -> Tensor: ...  # fmt: skip
 
 
 @overload
 def causal_conv1d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    *,
-    activation: Literal["silu"] | None = None,
-    initial_state: Tensor | None = None,
-    return_final_state: Literal[True],
-    backend: str = "auto",
-) -> tuple[Tensor, Tensor]: ...
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *,
+    activation: Literal["silu"] | None = None, initial_state: Tensor | None = None,
+    return_final_state: Literal[True], backend: str = "auto",
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 
 
 def causal_conv1d(

@@ -27,13 +27,9 @@ from sb3_dmamba.ops._simd import (
 
 
 def causal_conv1d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    silu: bool,
-    initial_state: Tensor | None,
+    x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, initial_state: Tensor | None,
     return_final_state: bool,
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """Compute the convolution; shapes are those of :func:`sb3_dmamba.ops.causal_conv1d`."""
     dtype = compute_dtype(x)
     tensors = [x, weight, bias, initial_state]

@@ -256,16 +256,9 @@ def build_step(bits: int, digest: int) -> Callable[[int, int], None]:
                             x = load_lanes(at, count, bits)
                         store_lanes(after + k * inner_row + offset, count, x)
             multiply(
-                projected,
-                projected_row,
-                convolved,
-                channel_row,
-                x_proj,
-                n_panels,
-                n_rows,
-                inner,
+                projected, projected_row, convolved, channel_row, x_proj, n_panels, n_rows, inner,
                 bits,
-            )
+            )  # fmt: skip
             for row in range(n_rows):
                 at = row * channel_row
                 low_rank = projected + row * projected_row

@@ -15,40 +15,21 @@ __all__ = ["selective_scan"]
 
 @overload
 def selective_scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None = None,
-    z: Tensor | None = None,
-    delta_bias: Tensor | None = None,
-    *,
-    delta_weight: Tensor | None = None,
-    delta_softplus: bool = False,
-    initial_state: Tensor | None = None,
-    return_final_state: Literal[False] = False,
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None,
+    z: Tensor | None = None, delta_bias: Tensor | None = None, *,
+    delta_weight: Tensor | None = None, delta_softplus: bool = False,
+    initial_state: Tensor | None = None, return_final_state: Literal[False] = False,
     backend: str = "auto",
-) -> Tensor: ...
+) -> Tensor: ...  # fmt: skip
 
 
 @overload
 def selective_scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None = None,
-    z: Tensor | None = None,
-    delta_bias: Tensor | None = None,
-    *,
-    delta_weight: Tensor | None = None,
-    delta_softplus: bool = False,
-    initial_state: Tensor | None = None,
-    return_final_state: Literal[True],
-    backend: str = "auto",
-) -> tuple[Tensor, Tensor]: ...
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None,
+    z: Tensor | None = None, delta_bias: Tensor | None = None, *,
+    delta_weight: Tensor | None = None, delta_softplus: bool = False,
+    initial_state: Tensor | None = None, return_final_state: Literal[True], backend: str = "auto",
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 
 
 def selective_scan(

@@ -23,19 +23,10 @@ CHUNK = 32
 
 
 def selective_scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_weight: Tensor | None,
-    delta_softplus: bool,
-    initial_state: Tensor | None,
-    return_final_state: bool,
-) -> tuple[Tensor, Tensor | None]:
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
+    delta_bias: Tensor | None, delta_weight: Tensor | None, delta_softplus: bool,
+    initial_state: Tensor | None, return_final_state: bool,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """Compute the selective scan; shapes are those of :func:`sb3_dmamba.ops.selective_scan`."""
     dtype = compute_dtype(u)
     tensors = [u, delta, B, C, z, A, D, delta_bias, initial_state, delta_weight]

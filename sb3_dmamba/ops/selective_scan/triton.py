@@ -32,19 +32,10 @@ MIN_SEGMENT = 64
 
 
 def selective_scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_weight: Tensor | None,
-    delta_softplus: bool,
-    initial_state: Tensor | None,
-    return_final_state: bool,
-) -> tuple[Tensor, Tensor | None]:
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
+    delta_bias: Tensor | None, delta_weight: Tensor | None, delta_softplus: bool,
+    initial_state: Tensor | None, return_final_state: bool,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """Compute the selective scan; shapes are those of :func:`sb3_dmamba.ops.selective_scan`."""
     tensors = (u, delta, A, B, C, D, z, delta_bias, delta_weight, initial_state)
     if wants_gradient(tensors):
