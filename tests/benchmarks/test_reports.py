@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from benchmarks.pictures import draw_bars, draw_shares
-from benchmarks.reports import Column, Picture, Report, Table, print_report, write_report
+from benchmarks.reports import Column, Picture, Report, Table, write_report
 from sb3_dmamba.experiments.report import draw_lines
 
 COLUMNS = (
@@ -55,10 +52,3 @@ def test_a_page_for_people_and_a_document_for_programs(tmp_path: Path) -> None:
     assert document["tables"][0]["rows"][1]["seconds"] is None
     assert document["left_out"] == {"x": "absent"}
     assert document["failures"] == ["too slow"]
-
-
-def test_a_table_on_the_console() -> None:
-    text = StringIO()
-    print_report(_report(), Console(file=text, width=100))
-    for expected in ("One update", "0.50x", "A note.", "left out: x: absent", "FAILED: too slow"):
-        assert expected in text.getvalue()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 
@@ -91,22 +90,6 @@ def test_only_what_agrees_is_timed() -> None:
     assert outcome.left_out["wrong"].startswith("outputs are off by 0.1 (allowed: 0.001)")
     assert "nan" in outcome.left_out["not a number"]
     assert outcome.left_out["absent"] == "not installed"
-
-
-def test_ratios() -> None:
-    clock = Clock()
-    contenders = {
-        name: Contender(clock.run(name, seconds), _agree)
-        for name, seconds in (("a", 3.0), ("b", 6.0))
-    }
-    candidates = [
-        Candidate(name, functools.partial(contenders.__getitem__, name)) for name in contenders
-    ]
-    outcome = race(candidates, Timer("cpu", 1, 1.0, clock))
-    outcome.add_ratio("against b", "b")
-    outcome.add_ratio("against c", "c")
-    assert [row["against b"] for row in outcome.rows] == [0.5, 1.0]
-    assert [row["against c"] for row in outcome.rows] == [None, None]
 
 
 @pytest.mark.gpu

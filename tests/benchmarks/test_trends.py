@@ -43,20 +43,6 @@ def test_the_busy_share_counts_overlaps_once() -> None:
     assert profiling.busy_share([(0, 6), (1, 3), (4, 8), (9, 10)]) == pytest.approx(0.9)
 
 
-def test_operators_by_group() -> None:
-    groups = {
-        ("aten::mm", "aten::linear"): "GEMM",
-        ("aten::mul", "bench::dropout"): "dropout",
-        ("aten::mm", "Optimizer.step#AdamW.step"): "optimiser",
-        ("_SelectiveScanBackward",): "scan",
-        ("_CausalConv",): "convolution",
-        ("aten::native_layer_norm_backward",): "norm",
-        ("aten::index", "bench::sampler"): "sampler",
-        ("aten::add",): profiling.OTHER,
-    }
-    assert {names: profiling.classify(names) for names in groups} == groups
-
-
 def _event(name: str, own: float, parent: Any = None, kernels: tuple[Any, ...] = ()) -> Any:
     return SimpleNamespace(
         name=name,
@@ -75,12 +61,3 @@ def test_a_kernel_belongs_to_what_launched_it() -> None:
     on_cpu = profiling._add_up(events, on_gpu=False)
     assert on_cpu["optimiser"] == pytest.approx(1.0, abs=1e-4)
     assert on_cpu["GEMM"] == 3.0
-
-
-def test_marked_ranges_are_no_kernels() -> None:
-    def at(name: str, start: float, end: float) -> Any:
-        time_range = SimpleNamespace(start=start, end=end)
-        return SimpleNamespace(name=name, time_range=time_range, device_type=DeviceType.CUDA)
-
-    events = [at("bench::dropout", 0, 100), at("gemm", 0, 10), at("gemm", 90, 100)]
-    assert profiling.busy_share(profiling._kernel_intervals(events)) == pytest.approx(0.2)

@@ -10,7 +10,7 @@ from typing import Any
 import d3rlpy
 import numpy as np
 import pytest
-from d3rlpy.dataset import InfiniteBuffer, ReplayBuffer
+from d3rlpy.dataset import InfiniteBuffer
 from gymnasium import spaces
 
 from sb3_dmamba.d3rlpy import as_replay_buffer
@@ -128,20 +128,6 @@ def test_it_holds_what_d3rlpys_own_holds(case: str) -> None:
     np.testing.assert_array_equal(mine[0].observations, other_ones[0].observations)
     np.testing.assert_array_equal(mine[1].observations, other_ones[1].observations)
     assert len(ours.episodes[:1]) == 1
-
-
-def test_stacked_frames_are_drawn_stacked() -> None:
-    batch = as_replay_buffer(stacked_trajectories()).sample_trajectory_batch(3, 4)
-    assert batch.observations.shape == (3, 4, 3, 6, 6)
-
-
-def test_it_is_dumped_and_read() -> None:
-    data = random_trajectories()
-    file = io.BytesIO()
-    as_replay_buffer(data).dump(file)
-    file.seek(0)
-    read = ReplayBuffer.load(file, InfiniteBuffer())
-    np.testing.assert_array_equal(read.episodes[1].observations, data[1].observations)
 
 
 @pytest.mark.parametrize("name", ["transformer", "mamba"])

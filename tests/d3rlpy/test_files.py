@@ -29,7 +29,6 @@ from tests.d3rlpy.cases import (
     padded_input,
     seeded,
     vector_encoder,
-    weights_of,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -103,24 +102,6 @@ def test_the_file_is_d3rlpys(tmp_path: Path) -> None:
     assert content["version"] == expected["version"]
 
 
-def test_a_failed_save_leaves_the_file_that_was_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    algo = make_algo("mamba", (9,))
-    algo.save(tmp_path / "model.d3")
-    before = (tmp_path / "model.d3").read_bytes()
-
-    def fail(*_: Any) -> None:
-        raise OSError("no space left")
-
-    monkeypatch.setattr("pathlib.Path.replace", fail)
-    with pytest.raises(OSError, match="no space"):
-        algo.save(tmp_path / "model.d3")
-    monkeypatch.undo()
-    assert [file.name for file in tmp_path.iterdir()] == ["model.d3"]
-    assert (tmp_path / "model.d3").read_bytes() == before
-
-
 SETTINGS: dict[str, dict[str, Any]] = {
     "mamba": {},
     "attention": {"mixer": "attention"},
@@ -164,43 +145,6 @@ def test_exported_policies_are_predict(name: str, settings: str, tmp_path: Path)
             else:
                 assert action.shape == (ACTIONS,)
                 np.testing.assert_allclose(action, expected, rtol=0, atol=2e-5)
-
-
-def test_exporting_changes_nothing(tmp_path: Path) -> None:
-    algo = make_algo("mamba", (9,), **make_scalers("min_max", (9,), False))
-    before, given = weights_of(algo), draw_input((9,), False)
-    expected = algo.predict(given)
-    backends = [block.mixer.backend for block in algo.impl.model.layers]
-    algo.save_policy(tmp_path / "policy.onnx")
-    assert [block.mixer.backend for block in algo.impl.model.layers] == backends
-    assert all(torch.equal(before[name], value) for name, value in weights_of(algo).items())
-    assert all(parameter.requires_grad for parameter in algo.impl.model.parameters())
-    np.testing.assert_array_equal(algo.predict(given), expected)
-
-
-def test_a_whole_episode_through_an_exported_policy(tmp_path: Path) -> None:
-    """Acts as d3rlpy's own wrapper does."""
-    algo = make_algo("mamba", (9,), **make_scalers("min_max", (9,), False))
-    algo.save_policy(tmp_path / "policy.pt")
-    policy = load_torchscript(tmp_path / "policy.pt")
-    actor = algo.as_stateful_wrapper(20.0)
-    rng = np.random.default_rng(5)
-    sizes = (9, ACTIONS, 1)
-    steps = [torch.zeros(CONTEXT, size) for size in sizes] + [torch.zeros(CONTEXT).long()]
-    left, reward = 20.0, 0.0
-    for timestep in range(1, 3 * CONTEXT):
-        observation = rng.normal(size=9).astype(np.float32)
-        left -= reward
-        new = [torch.as_tensor(observation), torch.zeros(ACTIONS), torch.tensor([left])]
-        steps = [
-            torch.cat([old[1:], torch.as_tensor(value).view(1, *old.shape[1:]).to(old.dtype)])
-            for old, value in zip(steps, [*new, torch.tensor(timestep)], strict=True)
-        ]
-        action = policy(*steps)
-        steps[1][-1] = action
-        expected = actor.predict(observation, reward)
-        np.testing.assert_allclose(action, expected, rtol=0, atol=2e-5)
-        reward = float(rng.normal())
 
 
 def test_export_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

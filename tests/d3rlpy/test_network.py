@@ -30,7 +30,6 @@ from sb3_dmamba.errors import ConfigError, SpaceError
 from sb3_dmamba.networks import AttentionMixer, SequenceModel
 from tests.d3rlpy.cases import OURS, draw_input, make_algo, make_config, vector_encoder
 
-DOCS = Path(__file__).parents[2] / "docs" / "d3rlpy.md"
 PAIRS = [
     (DecisionTransformerConfig, DecisionMambaConfig),
     (DiscreteDecisionTransformerConfig, DiscreteDecisionMambaConfig),
@@ -46,15 +45,6 @@ def test_fields_have_the_defaults_of_d3rlpy_and_of_the_core_config() -> None:
         assert found.keys() - expected.keys() == OWN_FIELDS
     for name in OWN_FIELDS & CORE_NAMES.keys():
         assert getattr(DecisionMambaConfig(), name) == getattr(CoreConfig(), CORE_NAMES[name])
-
-
-@pytest.mark.parametrize("config", [ours for _, ours in PAIRS])
-def test_every_field_is_described(config: type) -> None:
-    described = f"{DecisionMambaConfig.__doc__}{config.__doc__}"
-    page = DOCS.read_text()
-    for field in dataclasses.fields(config):
-        assert f"        {field.name}: " in described or field.name == "gamma", field.name
-        assert f"`{field.name}`" in page, f"docs/d3rlpy.md does not have {field.name}"
 
 
 def built(name: str = "mamba", **fields: Any) -> SequenceModel:
@@ -117,15 +107,6 @@ def test_embeddings_and_times() -> None:
     assert timeless.embedding.position_table is None
     globally = built(position_encoding_type=d3rlpy.PositionEncodingType.GLOBAL)
     assert globally.embedding.position_table is not None
-
-
-def test_an_encoder_keeps_its_weights() -> None:
-    torch.manual_seed(0)
-    expected = vector_encoder().create((9,)).state_dict()
-    torch.manual_seed(0)
-    encoder: Any = built(init="paper").embedding.observation_encoder
-    found = encoder.encoder.state_dict()
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_a_seed_makes_the_weights() -> None:
@@ -208,11 +189,6 @@ def test_numpys_scalars_are_stored_as_pythons(name: str, tmp_path: Path) -> None
     assert config.serialize() == plain.serialize()
 
 
-def test_integers_beside_floats() -> None:
-    config = make_config("discrete mamba", attn_dropout=0, warmup_tokens=2.5, final_tokens=1e3)
-    assert (config.attn_dropout, config.warmup_tokens, config.final_tokens) == (0.0, 2.5, 1000)
-
-
 def test_the_encoder_factory() -> None:
     factory = DecisionMambaEncoderFactory(16)
     assert factory.create((5,))(torch.zeros(3, 5)).shape == (3, 16)
@@ -244,18 +220,6 @@ def d3rlpy_batch(masks: list[list[int]]) -> Any:
     )
 
 
-def test_padding_moves_to_the_right() -> None:
-    batch = d3rlpy_batch([[0, 0, 1, 1], [1, 1, 1, 1], [0, 0, 0, 1]])
-    windows = to_windows(batch, is_discrete=False)
-    assert windows.padding_mask.long().tolist() == [[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]]
-    assert windows.returns_to_go[0, :2].tolist() == [3.0, 4.0]
-    assert windows.returns_to_go[1].tolist() == [5.0, 6.0, 7.0, 8.0]
-    assert windows.returns_to_go[2, 0] == 12.0
-    assert windows.timesteps[0].tolist() == [0, 1, 0, 0]
-    assert windows.timesteps[1].tolist() == [0, 1, 2, 3]
-    assert windows.observations[0, :2].tolist() == [[3.0, -3.0], [4.0, -4.0]]
-
-
 @given(masks=st.lists(st.lists(st.integers(0, 1), min_size=5, max_size=5), min_size=1, max_size=4))
 def test_real_steps_keep_their_order_wherever_padding_is(masks: list[list[int]]) -> None:
     batch = d3rlpy_batch(masks)
@@ -268,14 +232,6 @@ def test_real_steps_keep_their_order_wherever_padding_is(masks: list[list[int]])
         assert sorted(windows.returns_to_go[row].tolist()) == sorted(
             batch.returns_to_go[row].flatten().tolist()
         )
-
-
-def test_without_padding_nothing_is_copied() -> None:
-    batch = d3rlpy_batch([[1, 1, 1]])
-    kept = to_windows(batch, is_discrete=False, skip_if_full=True)
-    assert kept.observations is batch.observations
-    moved = to_windows(batch, is_discrete=False)
-    assert torch.equal(moved.observations, batch.observations)
 
 
 def test_discrete_actions_and_tuples() -> None:
@@ -306,18 +262,6 @@ def test_padding_changes_no_prediction(name: str) -> None:
     for n_steps in (1, 3, 4):
         drawn = draw_input((9,), name.startswith("discrete"), n_steps)
         np.testing.assert_allclose(short.predict(drawn), long.predict(drawn), rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("name", OURS)
-def test_times_past_the_table_share_its_end(name: str) -> None:
-    algo = make_algo(name, (9,), max_timestep=6, time_encoding="timestep")
-    is_discrete = name.startswith("discrete")
-
-    def predict(first: int) -> Any:
-        return algo.predict(draw_input((9,), is_discrete, first=first))
-
-    np.testing.assert_array_equal(predict(6), predict(1000))
-    assert not np.allclose(predict(1), predict(6))
 
 
 def test_nothing_in_padding_reaches_the_loss() -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from d3rlpy.algos import GreedyTransformerActionSampler, StatefulTransformerWrapper
 from d3rlpy.metrics import evaluate_transformer_with_environment
 
@@ -94,14 +93,6 @@ def test_stream_is_a_window_of_the_whole_episode() -> None:
 
 
 @pytest.mark.parametrize("memory", ["window", "stream"])
-def test_reset_forgets(memory: str) -> None:
-    actor = make("mamba", (9,)).as_stateful_wrapper(12.0, memory=memory)
-    first = play(actor, (9,))
-    actor.reset()
-    np.testing.assert_array_equal(play(actor, (9,)), first)
-
-
-@pytest.mark.parametrize("memory", ["window", "stream"])
 def test_what_an_action_depends_on(memory: str) -> None:
     algo = make("mamba", (9,))
     observation = np.ones(9, dtype=np.float32)
@@ -178,11 +169,3 @@ def test_acting_between_updates() -> None:
     assert algo.impl.model.training is False
     score = evaluate_transformer_with_environment(algo.as_stateful_wrapper(8.0), env, n_trials=2)
     assert 0 <= score <= CHOICE_LENGTH
-
-
-def test_no_gradients_are_kept() -> None:
-    algo = make("mamba", (9,))
-    actor = algo.as_stateful_wrapper(5.0, memory="stream")
-    play(actor, (9,), 2)
-    assert not any(tensor.requires_grad for tensor in actor._state.tensors.values())
-    assert torch.is_grad_enabled()

@@ -71,19 +71,6 @@ def test_a_worker_that_dies_names_its_run_and_takes_no_other_with_it(
         raise_failures(failures)
 
 
-def test_each_process_has_its_threads_and_knows_its_parent(
-    folders: list[RunFolder], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    code = (
-        "import os, sys; print(os.environ['OMP_NUM_THREADS'], sys.argv[2:], os.getppid(), flush=1);"
-        + DONE
-    )
-    stand_in(monkeypatch, lambda _: code)
-    execute_runs(folders[:1], Engine(threads=2))
-    own = str(os.getpid())
-    assert folders[0].log.read_text().split() == ["2", "['--parent',", f"'{own}']", own]
-
-
 def test_an_interrupt_ends_every_process(
     folders: list[RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,15 +181,6 @@ def test_ray_runs_every_run_as_a_task(
         (str(each.path.resolve()), "cuda:0", 2) for each in folders
     ]
     assert (calls[0], calls[-1]) == ("init", "shutdown")
-
-
-def test_a_run_that_ray_lost_is_named(
-    folders: list[RunFolder], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stand_in(monkeypatch, lambda _: DONE)
-    fake_ray(monkeypatch, lost=folders[0].path.name)
-    failures = execute_runs(folders, Engine("ray"))
-    assert failures == {"data, mamba, seed 0": "Ray lost it: The worker died"}
 
 
 def test_without_ray_the_error_says_how_to_get_it(

@@ -75,17 +75,6 @@ def test_a_run_survives_json() -> None:
             Run.from_dict(fields)
 
 
-def test_numpys_integers_make_the_same_run() -> None:
-    four, nine, zero = (np.array([4, 9, 0])[place] for place in range(3))
-    plan = EvaluationPlan((5.0,), four, every=nine, seed=zero, max_episode_steps=nine)
-    plain = EvaluationPlan((5.0,), 4, every=9, seed=0, max_episode_steps=9)
-    assert plan == plain
-    config = DecisionMambaConfig().replace(hidden_size=np.int64(8))
-    run = changed(RUN, evaluation=plan, config=config)
-    assert run.key == changed(RUN, evaluation=plain).key
-    json.dumps(run.to_dict())
-
-
 def test_impossible_evaluations_are_refused() -> None:
     mistakes: list[tuple[str, Any]] = [
         ("target_returns", ()),

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from sb3_dmamba.errors import ConfigError
-from sb3_dmamba.evaluation import compute_confidence_interval, statistics
+from sb3_dmamba.evaluation import statistics
 from sb3_dmamba.evaluation.statistics import (
     Estimate,
     compute_interquartile_mean,
@@ -88,15 +88,6 @@ def test_with_one_seed_it_is_the_percentiles_over_its_episodes(statistic: Any) -
     ).confidence_interval
     np.testing.assert_allclose((found.low, found.high), expected, rtol=0.02)
     assert (found.n_seeds, found.n_episodes) == (1, 30)
-
-
-def test_an_evaluation_of_one_model_is_the_case_of_one_seed() -> None:
-    episodes = np.random.default_rng(1).normal(2000.0, 300.0, 50)
-    found = estimate(episodes[None], mean)
-    assert compute_confidence_interval(episodes) == (found.low, found.high)
-    counts = np.random.default_rng(0).multinomial(50, np.full(50, 0.02), size=10_000)
-    by_counts = np.quantile(counts @ episodes / 50, [0.025, 0.975])  # as reports always had it
-    np.testing.assert_allclose((found.low, found.high), by_counts, rtol=1e-12)
 
 
 def test_estimates_of_special_cases() -> None:

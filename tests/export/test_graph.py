@@ -43,18 +43,6 @@ def test_the_step_is_what_predict_does(memory: Memory) -> None:
         assert_acts_like(policy, memory, as_step(PolicyGraph(policy, memory)))
 
 
-@pytest.mark.parametrize("memory", MEMORIES)
-def test_the_greedy_action_is_the_likeliest_logit(memory: Memory) -> None:
-    policy = make_policy("discrete")
-    graph = PolicyGraph(policy, memory)
-    observation, return_to_go = draw_inputs(policy)[0]
-    outputs, _ = as_step(graph)(
-        observation, return_to_go, {n: t.numpy() for n, t in graph.initial_state(N_ENVS).items()}
-    )
-    assert outputs["logits"].shape == (N_ENVS, 4)
-    assert outputs["action"].tolist() == (outputs["logits"].argmax(-1) + 5).tolist()
-
-
 @pytest.mark.parametrize("kind", ["mamba", "discrete"])
 @pytest.mark.parametrize("memory", MEMORIES)
 def test_the_action_that_was_taken_may_be_another(memory: Memory, kind: str) -> None:

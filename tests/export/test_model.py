@@ -98,21 +98,6 @@ def test_whole_episodes_without_this_package(kind: str, memory: Memory, tmp_path
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_environments_of_different_ages_are_served_together(tmp_path: Path) -> None:
-    model = fitted(memory="stream")
-    path = str(model.export(tmp_path / "policy.onnx").path)
-    together, alone = ServedPolicy(path, n_envs=2), ServedPolicy(path)
-    rng = np.random.default_rng(0)
-    for step in range(8):
-        seen = rng.normal(size=(2, 3)).astype(np.float32)
-        if step == 5:
-            together.start(1)
-            alone.start()
-        actions = together.act(seen, [3.0, 4.0])
-        if step >= 5:
-            np.testing.assert_allclose(alone.act(seen[1:], [4.0]), actions[1:], atol=1e-6)
-
-
 def test_the_example_needs_neither_torch_nor_this_package(tmp_path: Path) -> None:
     data = random_trajectories(observation_shape=(4,), n_actions=2)
     tiny_model("CartPole-v1").fit(data, 2).export(tmp_path / "policy.onnx")

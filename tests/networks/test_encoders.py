@@ -96,14 +96,6 @@ def test_their_own_extractors_fit() -> None:
         assert ExtractorEncoder(space, CONFIG, None, extractor)(images).shape == (2, 3, 16)
 
 
-def test_statistics_are_the_dataset_s() -> None:
-    encoder = fitted().policy.model.embedding.observation_encoder
-    assert isinstance(encoder, ExtractorEncoder)
-    np.testing.assert_allclose(encoder.mean, DATA.observations.mean(axis=0), rtol=1e-3, atol=1e-5)
-    plain = fitted(normalize_observations=False).policy.model.embedding.observation_encoder
-    assert torch.equal(plain.mean, torch.zeros(2))  # type: ignore[arg-type]
-
-
 # --- Learning and acting -------------------------------------------------------------------------
 
 
@@ -160,15 +152,6 @@ def test_a_policy_alone_survives_a_file_and_a_copy(tmp_path: Path) -> None:
         DecisionMambaPolicy.load(tmp_path / "policy.pt")
 
 
-def test_it_exports_and_does_not_convert_to_d3rlpy(tmp_path: Path) -> None:
-    model = fitted()
-    exported = model.export(tmp_path / "policy.onnx", memory="stream")
-    assert exported.path.is_file()
-    conversion = pytest.importorskip("sb3_dmamba.d3rlpy")
-    with pytest.raises(ConfigError, match=r"test_encoders\.Layers"):
-        conversion.from_sb3(model)
-
-
 # --- Wrong ones ----------------------------------------------------------------------------------
 
 
@@ -184,11 +167,6 @@ def test_it_exports_and_does_not_convert_to_d3rlpy(tmp_path: Path) -> None:
 def test_what_is_no_extractor_is_refused(policy_kwargs: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         tiny_model(ChoiceEnv, policy_kwargs=policy_kwargs)
-
-
-def test_an_extractor_and_an_encoder_are_one_too_many() -> None:
-    with pytest.raises(ConfigError, match="encoder='linear'"):
-        fitted(encoder="linear")
 
 
 def test_encoders_of_another_size_are_refused() -> None:

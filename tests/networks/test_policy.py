@@ -154,35 +154,6 @@ def test_window_equals_reencoding_with_every_encoder(
         assert np.abs(changed - expected).max() > 1e-3
 
 
-@pytest.mark.parametrize("encoder", ENCODERS)
-def test_a_window_encodes_every_observation_once(encoder: str) -> None:
-    policy = make_policy(**ENCODERS[encoder])
-    observations, returns_to_go = recorded_for(policy, 2)
-    n_encoded = []
-
-    def count(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        n_encoded.append(inputs[0].shape[0] * inputs[0].shape[1])
-
-    policy.model.embedding.observation_encoder.register_forward_pre_hook(count)
-    run(policy, "window", observations, returns_to_go)
-    assert n_encoded == [2] * T
-
-
-@pytest.mark.parametrize("encoder", ENCODERS)
-def test_a_window_holds_embeddings_in_float32(encoder: str) -> None:
-    policy = make_policy(**ENCODERS[encoder], precision="bf16")
-    observations, returns_to_go = recorded_for(policy, 2)
-    state = policy.initial_state(2, "window")
-    before = {name: (rows.dtype, rows.shape) for name, rows in state.tensors.items()}
-    with torch.autocast("cpu", torch.bfloat16):
-        for step in range(K + 1):
-            _, state = policy.act(observations[step], returns_to_go[step], state)
-    after = {name: (rows.dtype, rows.shape) for name, rows in state.tensors.items()}
-    assert after == before
-    assert after["embedded_observations"] == (torch.float32, (2, K, CONFIG.hidden_size))
-    assert "observations" not in after
-
-
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_what_follows_the_newest_step_of_a_window_has_no_influence(mixer: str) -> None:
     policy = make_policy(mixer=mixer)
@@ -392,12 +363,6 @@ def test_the_action_taken_is_remembered(memory: Memory) -> None:
     assert np.abs(first - second).max() > 1e-4
 
 
-def test_discrete_actions_too() -> None:
-    policy = make_plain_policy(spaces.Discrete(4))
-    _, state = policy.act(SEEN[0], ASKED, policy.initial_state(2))
-    assert state.with_action([3, 1]).tensors["action"].tolist() == [3, 1]
-
-
 def test_actions_of_another_number_or_size_are_refused() -> None:
     policy = make_plain_policy()
     state = policy.initial_state(2)
@@ -405,11 +370,6 @@ def test_actions_of_another_number_or_size_are_refused() -> None:
         with pytest.raises(ConditioningError) as raised:
             state.with_action(wrong)
         assert (raised.value.setting, raised.value.value) == ("action", wrong.shape)
-
-
-def test_no_memory_is_none_and_not_nothing() -> None:
-    with pytest.raises(ConfigError, match="memory=''"):
-        make_plain_policy().initial_state(1, "")
 
 
 def test_images_of_floats_are_no_bytes() -> None:

@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from mambapy.pscan import pscan
 
 from tests.ops.cases import (
     BACKENDS,
@@ -111,19 +110,6 @@ def test_growing_states(backend: str) -> None:
         assert not final_state.isfinite().any()
     else:
         assert final_state.isinf().all()
-
-
-@pytest.mark.parametrize("backend", EVERY_ONE)
-def test_against_mambapy(backend: str) -> None:
-    tensors = scan_inputs(small(backend, 2, 1), small(backend, 21, 6), 12, 4)
-    u, delta, A, B, C, D = (tensors[name] for name in ("u", "delta", "A", "B", "C", "D"))
-    step = torch.nn.functional.softplus(delta)
-    inputs = (step * u).unsqueeze(-1) * B.unsqueeze(2)
-    states = pscan(torch.exp(step.unsqueeze(-1) * A), inputs)
-    expected = (states @ C.unsqueeze(-1)).squeeze(3) + D * u
-    taken = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D}
-    y, _ = scan(taken, backend)
-    assert relative_error(y, expected) < TOLERANCES[torch.float32]
 
 
 @pytest.mark.parametrize("backend", EVERY_ONE)

@@ -147,13 +147,6 @@ def test_interrupted_and_continued_is_uninterrupted(
     assert bool(changed) == ("carry_state" in settings)
 
 
-def test_training_goes_on_with_other_data_and_without_the_optimiser(tmp_path: Path) -> None:
-    model = tiny_model(carry_state=True).fit(DATA, 4).fit(random_trajectories((30, 30)), 4)
-    model.save(tmp_path / "model", exclude=["optimizer"])
-    loaded = DecisionMamba.load(tmp_path / "model").fit(DATA, 3)
-    assert loaded.num_timesteps == 11
-
-
 def test_a_file_whose_state_does_not_fit_is_refused(tmp_path: Path) -> None:
     model = tiny_model(carry_state=True).fit(DATA, 4)
     model.save(tmp_path / "model.zip")

@@ -130,21 +130,6 @@ def test_the_loop_looks_where_it_logs_alone(recorder: Recorder, cuda_graph: str)
     guard.guard.__exit__(None, None, None)
 
 
-def test_the_guard_sees_who_looks() -> None:
-    tensor = torch.ones(3)
-    for look in (
-        lambda: tensor.sum().item(),
-        lambda: bool(tensor[0]),
-        lambda: tensor[tensor > 0],
-        lambda: tensor.nonzero(),
-        lambda: tensor.tolist(),
-        lambda: float(tensor[0]),
-        lambda: tensor.cpu(),
-    ):
-        with nobody_looks(), pytest.raises(HostLookedError):
-            look()
-
-
 def test_an_interrupted_run_is_an_uninterrupted_one(recorder: Recorder, tmp_path: Path) -> None:
     chosen = {**SETTINGS, "cuda_graph": "on", "data_device": "device"}
     for settings in ({}, {"carry_state": True}):
