@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +52,6 @@ from tests.models import TINY, Recorder
 from tests.toys import random_trajectories
 
 N_UPDATES = TINY["n_updates"]
-
-
-@pytest.fixture(autouse=True)
-def _seed() -> Iterator[None]:
-    with seeded(0):
-        yield
 
 
 def sb3_losses(data: Trajectories, **settings: Any) -> tuple[DecisionMamba, list[float]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,6 @@ from tests.d3rlpy.cases import (
     make_algo,
     make_buffer,
     make_scalers,
-    seeded,
     weights_of,
 )
 
@@ -36,18 +34,11 @@ def is_discrete(name: str) -> bool:
 
 
 every_algorithm = pytest.mark.parametrize("name", CONFIGS)
-every_shape = pytest.mark.parametrize("shape", SHAPES, ids=SHAPE_NAMES)
 every_case = pytest.mark.parametrize(
     ("shape", "scaler"),
     [(SHAPES[0], None), *((shape, "min_max") for shape in SHAPES)],
     ids=["plain vector", *SHAPE_NAMES],
 )
-
-
-@pytest.fixture(autouse=True)
-def _seed() -> Iterator[None]:
-    with seeded(0):
-        yield
 
 
 def make(name: str, shape: Shape, scaler: str | None, *, build: bool = True, **fields: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +31,12 @@ from sb3_dmamba.config import Memory
 from sb3_dmamba.d3rlpy import DecisionMambaEncoderFactory, from_sb3, to_sb3
 from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.errors import ConfigError, ModelFileError, NotFittedError, SpaceError
-from tests.d3rlpy.cases import draw_batch, make_algo, make_scalers, seeded, vector_encoder
+from tests.d3rlpy.cases import draw_batch, make_algo, make_scalers, vector_encoder
 from tests.models import tiny_model
 from tests.toys import ChoiceEnv, choice_trajectories, random_trajectories
 
 N_STEPS = 12
 BOUNDS = spaces.Box(np.array([-2.0, 0.5], dtype=np.float32), np.array([1.0, 7.0], dtype=np.float32))
-
-
-@pytest.fixture(autouse=True)
-def _seed() -> Iterator[None]:
-    with seeded(0):
-        yield
 
 
 def with_actions(data: Trajectories, actions: np.ndarray, space: Any) -> Trajectories:

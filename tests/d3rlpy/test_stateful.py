@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -23,18 +22,11 @@ from tests.d3rlpy.cases import (
     make_algo,
     make_buffer,
     make_scalers,
-    seeded,
     vector_encoder,
 )
 from tests.toys import CHOICE_LENGTH, ChoiceEnv
 
 N_STEPS = 3 * CONTEXT
-
-
-@pytest.fixture(autouse=True)
-def _seed() -> Iterator[None]:
-    with seeded(0):
-        yield
 
 
 def play(actor: Any, shape: Shape, n_steps: int = N_STEPS) -> list[Any]:
