@@ -92,9 +92,3 @@ def test_a_missed_limit_is_an_exit_code(monkeypatch: pytest.MonkeyPatch) -> None
     code, stdout, _ = _invoke("data")
     assert code == 1
     assert "FAILED: too slow" in stdout
-
-
-def test_the_command_is_named_without_where_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = ["bench", "update", "--quick", "--output", "x", "--json", "--rounds", "3"]
-    monkeypatch.setattr(sys, "argv", ["dmamba", *arguments])
-    assert command._bench_reproduce(["update"]) == "dmamba bench --quick --rounds 3"

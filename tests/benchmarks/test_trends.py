@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
-
 import pytest
-from torch._C._autograd import DeviceType
 
 from benchmarks import profiling
 from benchmarks.trends import Exponent, describe_crossover, find_crossover, fit_exponent
@@ -41,23 +37,3 @@ def test_the_busy_share_counts_overlaps_once() -> None:
     assert profiling.busy_share([]) == 0.0
     assert profiling.busy_share([(5, 10), (0, 2)]) == pytest.approx(0.7)
     assert profiling.busy_share([(0, 6), (1, 3), (4, 8), (9, 10)]) == pytest.approx(0.9)
-
-
-def _event(name: str, own: float, parent: Any = None, kernels: tuple[Any, ...] = ()) -> Any:
-    return SimpleNamespace(
-        name=name,
-        self_cpu_time_total=own,
-        cpu_parent=parent,
-        kernels=kernels,
-        device_type=DeviceType.CPU,
-    )
-
-
-def test_a_kernel_belongs_to_what_launched_it() -> None:
-    optimiser = _event("Optimizer.step#AdamW.step", 5.0)
-    kernels = (SimpleNamespace(name="elementwise_kernel", duration=2e6),)
-    events = [optimiser, _event("aten::mul", 1e6, optimiser, kernels), _event("aten::mm", 3e6)]
-    assert profiling._add_up(events, on_gpu=True)["optimiser"] == 2.0
-    on_cpu = profiling._add_up(events, on_gpu=False)
-    assert on_cpu["optimiser"] == pytest.approx(1.0, abs=1e-4)
-    assert on_cpu["GEMM"] == 3.0

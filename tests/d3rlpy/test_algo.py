@@ -32,7 +32,6 @@ from sb3_dmamba.d3rlpy import (
     DecisionMambaLRFactory,
     as_replay_buffer,
 )
-from sb3_dmamba.d3rlpy.algo import TokenSchedule
 from sb3_dmamba.data import compute_observation_statistics
 from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.errors import ConfigError, DatasetError, DivergenceError
@@ -133,15 +132,6 @@ def test_token_schedule_is_d3rlpys() -> None:
     n_before = sum(1 for rate in theirs[:5] if rate is not None)
     np.testing.assert_allclose(ours[: n_before + 1], theirs[: n_before + 1], rtol=1e-6)
     assert ours[-1] == pytest.approx(1e-3)
-
-
-def test_token_schedule_values() -> None:
-    schedule = TokenSchedule(2.0, warmup_tokens=10, final_tokens=30)
-    assert schedule.compute(5) == pytest.approx(1.0)
-    assert schedule.compute(10) == pytest.approx(2.0)
-    assert schedule.compute(20) == pytest.approx(1.0)
-    assert schedule.compute(30) == schedule.compute(10_000) == pytest.approx(0.2)
-    assert TokenSchedule(2.0, 0, 0).compute(1) == pytest.approx(0.2)
 
 
 def test_the_first_update_is_warm() -> None:

@@ -89,20 +89,6 @@ def test_rewards_and_terminals_are_those_of_the_steps() -> None:
     assert not batch.rewards[~real].any()
 
 
-def test_batches_depend_on_seed_and_number_alone() -> None:
-    data = random_trajectories()
-    batches = [as_replay_buffer(data, seed=1).sample_trajectory_batch(4, 3) for _ in range(2)]
-    np.testing.assert_array_equal(batches[0].observations, batches[1].observations)
-    first = as_replay_buffer(data, seed=1)
-    first.sample_trajectory_batch(4, 3)
-    second = first.sample_trajectory_batch(4, 3)
-    resumed = as_replay_buffer(data, seed=1, first_batch=1).sample_trajectory_batch(4, 3)
-    np.testing.assert_array_equal(second.observations, resumed.observations)
-    assert not np.array_equal(second.observations, batches[0].observations)
-    other = as_replay_buffer(data, seed=2).sample_trajectory_batch(4, 3)
-    assert not np.array_equal(other.observations, batches[0].observations)
-
-
 @pytest.mark.parametrize("case", [*CASES, "stacked"])
 def test_it_holds_what_d3rlpys_own_holds(case: str) -> None:
     data = stacked_trajectories() if case == "stacked" else random_trajectories(**CASES[case])

@@ -84,24 +84,6 @@ def test_stream_is_a_window_of_the_whole_episode() -> None:
     assert not np.allclose(stream[CONTEXT + 1 :], window[CONTEXT + 1 :], atol=1e-4)
 
 
-@pytest.mark.parametrize("memory", ["window", "stream"])
-def test_what_an_action_depends_on(memory: str) -> None:
-    algo = make("mamba", (9,))
-    observation = np.ones(9, dtype=np.float32)
-
-    def second_action(target: float, first_reward: float, reward: float) -> Any:
-        actor = algo.as_stateful_wrapper(target, memory=memory)
-        actor.predict(observation, first_reward)
-        return actor.predict(observation, reward)
-
-    # The first reward counts too, as in d3rlpy.
-    same = second_action(10.0, 0.0, 3.0)
-    assert not np.allclose(second_action(10.0, 0.0, 1.0), same)
-    assert not np.allclose(second_action(20.0, 0.0, 3.0), same)
-    assert not np.allclose(second_action(10.0, 2.0, 3.0), same)
-    np.testing.assert_allclose(second_action(11.0, 1.0, 3.0), same, rtol=0, atol=1e-6)
-
-
 def test_an_action_sampler_decides_and_is_remembered() -> None:
     algo = make("mamba", (9,))
 

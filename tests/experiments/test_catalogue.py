@@ -95,20 +95,6 @@ def test_experiments_are_found_by_name() -> None:
         changed(the("mixers"), variants={})
 
 
-def test_the_paper_s_recipes_are_what_runs() -> None:
-    d4rl, atari = the("d4rl"), the("atari")
-    assert len(d4rl.tasks) == 9
-    assert (d4rl.seeds, d4rl.n_episodes, d4rl.evaluations) == ((12, 23, 34, 45, 51), 100, 10)
-    assert (atari.seeds, atari.n_episodes, atari.evaluations) == ((123, 231, 312), 10, 10)
-    assert not atari.deterministic
-    for experiment in (d4rl, atari):
-        assert experiment.settings == {}
-        for name in experiment.tasks:
-            assert get_task(name).description.endswith("the paper's recipe")
-            assert experiment.published is not None
-            assert experiment.published.scores[name].keys() == {"DT", "DMamba"}
-
-
 def test_medium_expert_is_joined_by_name_and_a_file_is_what_it_is() -> None:
     options = the("d4rl").data_options
     name = "hopper-medium-expert-v2"

@@ -127,7 +127,7 @@ def test_the_command_of_a_run_says_what_is_wrong(
 # --- Ray -----------------------------------------------------------------------------------------
 
 
-def fake_ray(monkeypatch: pytest.MonkeyPatch, lost: str = "") -> list[Any]:
+def fake_ray(monkeypatch: pytest.MonkeyPatch, lost: str) -> list[Any]:
     """Put a module in Ray's place that runs tasks at once; return what it was asked for."""
     calls: list[Any] = []
     ray = types.ModuleType("ray")
@@ -144,7 +144,7 @@ def fake_ray(monkeypatch: pytest.MonkeyPatch, lost: str = "") -> list[Any]:
             return (self.function, *arguments)
 
     def get(reference: tuple[Any, ...]) -> Any:
-        if lost and lost in reference[1]:
+        if lost in reference[1]:
             raise RayError("The worker died\nand more")
         return reference[0](*reference[1:])
 
@@ -172,10 +172,11 @@ def test_ray_runs_every_run_as_a_task(
     folders: list[RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stand_in(monkeypatch, lambda path: FAILS if path == folders[1].path.resolve() else DONE)
-    calls = fake_ray(monkeypatch)
+    calls = fake_ray(monkeypatch, lost=folders[3].path.name)
     failures = execute_runs(folders, Engine("ray", threads=2, device="cuda:0"))
-    assert [each.is_done for each in folders] == [True, False, True, True]
-    assert list(failures) == ["data, mamba, seed 1"]
+    assert [each.is_done for each in folders] == [True, False, True, False]
+    assert set(failures) == {"data, mamba, seed 1", "data, attention, seed 1"}
+    assert failures["data, attention, seed 1"] == "Ray lost it: The worker died"
     assert ("remote", {"num_cpus": 2, "num_gpus": 1, "max_retries": 3}) in calls
     assert [call[1] for call in calls if call[0] == "task"] == [
         (str(each.path.resolve()), "cuda:0", 2) for each in folders

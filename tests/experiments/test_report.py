@@ -119,7 +119,6 @@ def test_a_part_of_the_runs_can_be_reported(plan: Plan, tmp_path: Path) -> None:
         summary_of(plan)
 
 
-@pytest.mark.usefixtures("pictures")
 def test_the_same_results_give_the_same_bytes(plan: Plan, tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     machine = [{"updates": 20, "train_seconds": 3.0, "train_cpu_seconds": 2.0}]
@@ -175,16 +174,6 @@ def test_the_report_is_made_from_its_files_alone(
     assert capsys.readouterr().out.split() == [str(out / "report.md")]
     assert {name: (out / name).read_bytes() for name in made} == made
     assert (out / "settings.json").stat().st_size < 10_000
-
-
-@pytest.mark.usefixtures("pictures")
-def test_without_losses_the_picture_of_them_stays(plan: Plan, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    report_of(plan, out)
-    (out / "losses.csv").unlink()
-    (out / "learning-data.png").write_bytes(b"kept")
-    rebuild_report(out)
-    assert (out / "learning-data.png").read_bytes() == b"kept"
 
 
 def test_a_published_report_is_what_its_files_give(

@@ -60,14 +60,3 @@ def test_the_action_that_was_taken_may_be_another(memory: Memory, kind: str) -> 
     np.testing.assert_allclose(found["action"], expected, rtol=1e-4, atol=1e-5)
     if kind == "mamba":
         assert np.abs(found["action"] - unchanged["action"]).max() > 1e-3
-
-
-def test_the_policy_stays_as_it_is() -> None:
-    policy = make_policy("mamba")
-    policy.set_training_mode(True)
-    graph = PolicyGraph(policy, "window")
-    assert not graph.model.training
-    assert policy.training
-    assert all(weight.requires_grad for weight in policy.parameters())
-    backends = {each.backend for each in policy.modules() if hasattr(each, "backend")}
-    assert backends == {"auto"}

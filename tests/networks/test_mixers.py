@@ -85,19 +85,6 @@ def test_mambapys_weights_give_mambapys_outputs_and_gradients(length: int) -> No
         torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5 * max(scale, 1.0))
 
 
-@pytest.mark.parametrize("chunks", [[13], [1] * 13, [4, 1, 8]])
-def test_steps_equal_the_whole(chunks: list[int]) -> None:
-    torch.manual_seed(0)
-    mixer = MambaMixer(CONFIG)
-    tokens = torch.randn(2, 13, 24)
-    state = mixer.initial_state(2)
-    outputs = []
-    for chunk in tokens.split(chunks, dim=1):
-        output, state = mixer.step(chunk, state)
-        outputs.append(output)
-    torch.testing.assert_close(torch.cat(outputs, dim=1), mixer(tokens), rtol=1e-5, atol=1e-6)
-
-
 def _step(mixer: MambaMixer) -> torch.Tensor:
     output, _ = mixer.step(torch.ones(1, 2, 24), mixer.initial_state(1))
     return output
@@ -180,19 +167,6 @@ def test_each_kind_of_token_has_its_own_filter(filter_length: int, length: int) 
     torch.testing.assert_close(mixer(tokens), expected)
     for readout in (slice(1, None, 3), slice(None, None, 3), slice(1, None), slice(0, 0)):
         torch.testing.assert_close(mixer(tokens, readout), expected[:, readout])
-
-
-@pytest.mark.parametrize("filter_length", [1, 6])
-@pytest.mark.parametrize("cuts", [(1,), (2, 3, 1), (5, 4)])
-def test_token_by_token_is_the_whole(filter_length: int, cuts: tuple[int, ...]) -> None:
-    mixer, tokens = make_convolution(filter_length), torch.randn(2, 18, 5)
-    state, mixed, place, turn = mixer.initial_state(2), [], 0, 0
-    while place < 18:
-        piece = tokens[:, place : place + cuts[turn % len(cuts)]]
-        output, state = mixer.step(piece, state)
-        mixed.append(output)
-        place, turn = place + piece.shape[1], turn + 1
-    torch.testing.assert_close(torch.cat(mixed, dim=1), mixer(tokens))
 
 
 def test_filters_start_as_torchs_do() -> None:

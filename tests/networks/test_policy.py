@@ -333,40 +333,30 @@ def test_acting_follows_the_weights_as_they_change(memory: Memory) -> None:
 
 # --- States -----------------------------------------------------------------------------------
 
-PLAIN = DecisionMambaConfig(hidden_size=16, n_layers=1, context_length=4, d_state=4)
 
-
-def make_plain_policy(action_space: spaces.Space[Any] | None = None) -> DecisionMambaPolicy:
-    torch.manual_seed(0)
-    space = spaces.Box(-2.0, 2.0, (3, 2), np.float32) if action_space is None else action_space
-    policy = DecisionMambaPolicy(spaces.Box(-9.0, 9.0, (5,), np.float32), space, PLAIN)
-    policy.set_training_mode(False)
-    return policy
-
-
-SEEN = np.random.default_rng(0).normal(size=(3, 2, 5)).astype(np.float32)
-ASKED = np.array([5.0, 9.0], np.float32)
-
-
+@pytest.mark.parametrize("n_actions", [None, 4])
 @pytest.mark.parametrize("memory", ["window", "stream"])
-def test_the_action_taken_is_remembered(memory: Memory) -> None:
-    policy = make_plain_policy()
-    action, state = policy.act(SEEN[0], ASKED, policy.initial_state(2, memory))
+def test_the_action_taken_is_remembered(memory: Memory, n_actions: int | None) -> None:
+    policy = make_policy(n_actions)
+    observations, returns_to_go = recorded(2)
+    action, state = policy.act(observations[0], returns_to_go[0], policy.initial_state(2, memory))
     chosen = action.copy()
-    action *= 3.0  # the caller's array is none of the state's
-    other = -chosen
+    other = -chosen if n_actions is None else (chosen + 1) % n_actions
+    action *= 3  # the caller's array is none of the state's
     changed = state.with_action(other)
-    assert changed.tensors["action"].tolist() == other.reshape(2, 6).tolist()
-    assert state.tensors["action"].tolist() == chosen.reshape(2, 6).tolist()
-    first, _ = policy.act(SEEN[1], ASKED, state)
-    second, _ = policy.act(SEEN[1], ASKED, changed)
-    assert np.abs(first - second).max() > 1e-4
+    assert changed.tensors["action"].tolist() == other.tolist()
+    assert state.tensors["action"].tolist() == chosen.tolist()
+    predictions = []
+    hook = policy.model.head.register_forward_hook(lambda *args: predictions.append(args[-1]))
+    for each in (state, changed):
+        policy.act(observations[1], returns_to_go[1], each)
+    hook.remove()
+    assert (predictions[0] - predictions[1]).abs().max() > 1e-4
 
 
 def test_actions_of_another_number_or_size_are_refused() -> None:
-    policy = make_plain_policy()
-    state = policy.initial_state(2)
-    for wrong in (np.zeros((1, 3, 2)), np.zeros((2, 3)), np.zeros((3, 2, 2)), np.zeros(())):
+    state = make_policy().initial_state(2)
+    for wrong in (np.zeros((1, 2)), np.zeros((2, 3)), np.zeros((3, 2)), np.zeros(())):
         with pytest.raises(ConditioningError) as raised:
             state.with_action(wrong)
         assert (raised.value.setting, raised.value.value) == ("action", wrong.shape)
@@ -375,4 +365,4 @@ def test_actions_of_another_number_or_size_are_refused() -> None:
 def test_images_of_floats_are_no_bytes() -> None:
     space = spaces.Box(0.0, 1.0, (3, 84, 84), np.float32)
     with pytest.raises(SpaceError, match="of bytes"):
-        DecisionMambaPolicy(space, spaces.Discrete(2), PLAIN.replace(encoder="nature_cnn"))
+        DecisionMambaPolicy(space, spaces.Discrete(2), CONFIG.replace(encoder="nature_cnn"))

@@ -144,20 +144,6 @@ def test_sequences_are_cut_where_the_card_would_idle() -> None:
         assert n_segments == 1 or segment % triton_scan().TILE == 0
 
 
-@needs_triton
-def test_a_thread_holds_no_more_than_its_registers() -> None:
-    module = triton_scan()
-    for states in (1, 3, 16, 100, 256, 1000):
-        tensors = scan_inputs(1, 1, 300, states)
-        inputs = module._Inputs(*(tensors.get(name) for name in ARGUMENTS))
-        plan = module._Plan.of(inputs, softplus=True)
-        block_d, block_n = plan.constants["BLOCK_D"], plan.constants["BLOCK_N"]
-        assert block_n >= states
-        assert block_d * plan.n_blocks >= 300
-        assert block_d * block_n <= 32 * plan.warps * module.STATES_A_THREAD
-        assert plan.warps <= module.MAX_WARPS
-
-
 @pytest.mark.parametrize("backend", EITHER)
 def test_mixed_dtypes(backend: str) -> None:
     """As autocast has them: activations in bfloat16, parameters in float32."""

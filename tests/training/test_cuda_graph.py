@@ -85,16 +85,6 @@ def test_replays_are_the_plain_updates(
     assert recorder.n_recorded <= 2  # with burn-in, one for each number of steps before
 
 
-def test_replays_do_not_look_at_the_device(recorder: Recorder) -> None:
-    updater = make_updater(cuda_graph="on", data_device="device")
-    sampler = make_sampler(DATA, updater.config, 0)
-    updater.update(sampler, 0, 0, 9)  # recorded and compared, which has to look
-    with nobody_looks():
-        for number in range(1, 4):
-            updater.update(sampler, number, number, 9)
-    assert recorder.n_replays == 4
-
-
 @pytest.mark.parametrize(
     "settings", [{}, {"carry_state": True, "precision": "bf16"}, {"burn_in": 4}], ids=str
 )

@@ -36,22 +36,6 @@ def test_what_is_logged_and_when() -> None:
         assert row["time/updates_per_second"] > 0
 
 
-def test_a_run_that_is_stopped_logs_what_it_did() -> None:
-    model, recorder = tiny_model(), Recorder(stop_at=3)
-    memory = use_memory(model)
-    model.fit(DATA, 10, callback=recorder)
-    assert [step for step, _ in memory.rows] == [3]
-    assert (recorder.starts, recorder.ends) == (1, 1)
-
-
-def test_verbose_prints_and_silence_does_not(capsys: pytest.CaptureFixture[str]) -> None:
-    tiny_model().fit(DATA, 2)
-    captured = capsys.readouterr()
-    assert captured.out == captured.err == ""
-    tiny_model(verbose=1).fit(DATA, 2)
-    assert "loss" in capsys.readouterr().out
-
-
 def test_tensorboard_log(tmp_path: Path) -> None:
     model = tiny_model(tensorboard_log=str(tmp_path))
     model.fit(DATA, 2, tb_log_name="try").fit(DATA, 2, tb_log_name="try")
