@@ -170,8 +170,6 @@ def test_lr_factory() -> None:
     assert caught.value.setting == "lr_schedule"
 
 
-# --- Optimisers --------------------------------------------------------------------------------
-
 FACTORIES = [
     SGDFactory(momentum=0.9),
     AdamFactory(clip_grad_norm=1.0),

@@ -13,9 +13,7 @@ import pytest
 import torch
 
 from tests.d3rlpy.cases import (
-    ACTIONS,
     CONFIGS,
-    CONTEXT,
     SHAPE_NAMES,
     SHAPES,
     Shape,
@@ -64,22 +62,6 @@ def test_update(name: str, shape: Shape, scaler: str | None) -> None:
     assert not [key for key in still if key in trained]
     missing = [key for key, parameter in trained.items() if parameter.grad is None]
     assert not missing
-
-
-@every_algorithm
-@every_case
-def test_predict(name: str, shape: Shape, scaler: str | None) -> None:
-    algo = make(name, shape, scaler)
-    for n_steps in (1, CONTEXT - 1, CONTEXT, CONTEXT + 3):
-        given = draw_input(shape, is_discrete(name), n_steps)
-        first, second = algo.predict(given), algo.predict(given)
-        assert first.shape == (ACTIONS,)
-        assert first.dtype == np.float32
-        np.testing.assert_array_equal(first, second)  # no dropout
-    if not is_discrete(name):
-        low, high = (-2.0, 5.0) if scaler else (-1.0, 1.0)
-        assert first.min() >= low
-        assert first.max() <= high
 
 
 @every_algorithm

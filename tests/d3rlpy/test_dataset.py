@@ -132,16 +132,6 @@ def test_both_algorithms_train_on_it_with_scalers(name: str) -> None:
     )
 
 
-def test_other_sources() -> None:
-    data = random_trajectories()
-    again = as_replay_buffer(data.to_d3rlpy(), action_space=data.action_space, seed=1)
-    np.testing.assert_array_equal(again.trajectories.actions, data.actions)
-    np.testing.assert_array_equal(
-        again.sample_trajectory_batch(4, 3).observations,
-        as_replay_buffer(data, seed=1).sample_trajectory_batch(4, 3).observations,
-    )
-
-
 def test_a_view_is_read_only() -> None:
     buffer = as_replay_buffer(random_trajectories())
     attempts: list[Callable[[], Any]] = [

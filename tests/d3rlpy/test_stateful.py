@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 from d3rlpy.algos import GreedyTransformerActionSampler, StatefulTransformerWrapper
-from d3rlpy.metrics import evaluate_transformer_with_environment
 
 from sb3_dmamba.d3rlpy import StreamTransformerWrapper
 from sb3_dmamba.errors import ConfigError, SpaceError
@@ -17,14 +16,10 @@ from tests.d3rlpy.cases import (
     SHAPES,
     Shape,
     draw_observations,
-    fit,
     is_tuple,
     make_algo,
-    make_buffer,
     make_scalers,
-    vector_encoder,
 )
-from tests.toys import CHOICE_LENGTH, ChoiceEnv
 
 N_STEPS = 3 * CONTEXT
 
@@ -122,24 +117,3 @@ def test_a_wrong_observation_leaves_the_episode_as_it_was() -> None:
         with pytest.raises(SpaceError):
             actor.predict(*mistake)
     np.testing.assert_array_equal(play(actor, (9,)), expected)
-
-
-def test_acting_between_updates() -> None:
-    """Acting switches to evaluation and training back, as in d3rlpy's fit with an environment."""
-    algo = make_algo(
-        "discrete mamba",
-        encoder_factory=vector_encoder(),
-        time_encoding="timestep",
-        memory="stream",
-    )
-    env = ChoiceEnv()
-    env.reset(seed=0)
-    buffer = make_buffer((2,), is_discrete=True)
-    buffer.dataset_info.__dict__["action_size"] = 2
-    for episode in buffer.episodes:
-        episode.actions.clip(0, 1, out=episode.actions)
-    logged = fit(algo, buffer, 2, eval_env=env, eval_target_return=8.0)
-    assert all(0 <= score <= CHOICE_LENGTH for score in logged.values["environment"])
-    assert algo.impl.model.training is False
-    score = evaluate_transformer_with_environment(algo.as_stateful_wrapper(8.0), env, n_trials=2)
-    assert 0 <= score <= CHOICE_LENGTH

@@ -93,6 +93,3 @@ def test_the_command_of_a_report_is_what_decides_its_numbers() -> None:
     arguments = "experiment mixers --data hopper --jobs 2 --out x --cells=y --seeds 0 1 --ray"
     expected = "dmamba experiment mixers --data hopper --seeds 0 1"
     assert _reproduce(arguments.split()) == expected
-
-
-# --- A sweep that is killed -----------------------------------------------------------------------

@@ -46,9 +46,6 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_STEPS_OF_UPDATE", 16)
 
 
-# --- Counting ------------------------------------------------------------------------------------
-
-
 def count_matrix_products(settings: DecisionMambaConfig) -> float:
     """Let torch count the matrix products and convolutions of one block, by token."""
     n_tokens = 3 * settings.context_length
@@ -79,9 +76,6 @@ def test_attention_s_projections_are_torch_s_and_its_scores_grow() -> None:
         assert count_flops(one.replace(n_layers=3)) == 3 * count_flops(one)
 
 
-# --- The gate ------------------------------------------------------------------------------------
-
-
 def test_what_is_right_passes() -> None:
     for mixer in ("mamba", "attention", "convolution"):
         check_variant(config(mixer=mixer), "cpu")
@@ -108,9 +102,6 @@ def test_wrong_steps_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ExperimentError, match="off by") as caught:
         check_variant(config(), "cpu")
     assert caught.value.setting == "steps"
-
-
-# --- Measuring -----------------------------------------------------------------------------------
 
 
 def test_every_cost_is_measured() -> None:

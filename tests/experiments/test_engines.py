@@ -112,9 +112,6 @@ def test_progress_shows_runs_and_their_updates(
     assert "evaluating (window)" in text
 
 
-# --- One run's command ---------------------------------------------------------------------------
-
-
 def test_the_command_of_a_run_says_what_is_wrong(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -122,9 +119,6 @@ def test_the_command_of_a_run_says_what_is_wrong(
     assert module == "sb3_dmamba.experiments.grid"
     assert main(arguments) == 1
     assert f"ExperimentError: there is no run at {tmp_path / 'none'}" in capsys.readouterr().err
-
-
-# --- Ray -----------------------------------------------------------------------------------------
 
 
 def fake_ray(monkeypatch: pytest.MonkeyPatch, lost: str) -> list[Any]:
@@ -190,9 +184,6 @@ def test_without_ray_the_error_says_how_to_get_it(
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingDependencyError, match=r"sb3-dmamba\[ray\]"):
         execute_runs(folders, Engine("ray"))
-
-
-# --- SLURM ---------------------------------------------------------------------------------------
 
 
 def test_a_slurm_script_executes_one_run_a_task(

@@ -124,9 +124,6 @@ def test_data_that_names_no_environment_needs_a_name(tmp_path: Path) -> None:
     assert plan.tasks[0].target_returns
 
 
-# --- Data by name --------------------------------------------------------------------------------
-
-
 def test_data_is_a_task_a_task_with_a_source_or_a_source() -> None:
     for small in list_small_tasks():
         assert resolve_data(small.name) == (small, small.dataset)

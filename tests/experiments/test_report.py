@@ -65,43 +65,7 @@ def report_of(plan: Plan, out: Path) -> str:
     return report.read_text()
 
 
-def test_arms_are_variants_under_memories(plan: Plan) -> None:
-    (task,) = summary_of(plan).tasks
-    assert [arm.name for arm in task.arms] == [
-        "mamba, window",
-        "mamba, stream",
-        "attention, window",
-        "attention, stream",
-    ]
-    own = task.arms[0].targets[10.0]
-    assert own.returns.shape == (3, 3)
-    np.testing.assert_allclose(own.seed_means, [9.0, 9.1, 9.2])
-    assert own.estimate.value == pytest.approx(9.1)
-
-
-def test_a_winner_s_interval_is_above_all_others(plan: Plan) -> None:
-    (task,) = summary_of(plan).tasks
-    assert task.winner(14.0) is None  # mamba's two memories are alike
-    alone = changed(task, arms=(task.arms[0], task.arms[2]))
-    winner = alone.winner(14.0)
-    assert winner is not None
-    assert winner.name == "mamba, window"
-    assert alone.winner(5.0) is None
-
-
-def test_the_answer_says_what_the_intervals_say(plan: Plan, tmp_path: Path) -> None:
-    text = report_of(plan, tmp_path / "out")
-    answer = text.split("## Answer")[1].split("## Results")[0]
-    for said in (
-        "asked 14.0 (the highest target that the data reaches)",
-        "`mamba` in window memory reached an interquartile mean of 13.1",
-        "over 3 seeds of 3 episodes",
-        "not told apart from window memory, the intervals overlap",
-        "below `mamba`, the intervals separate",
-        "better one in 0 of 9 pairs",
-        "Rank correlation",
-    ):
-        assert said in answer
+def test_one_seed_tells_nothing_apart(tmp_path: Path) -> None:
     one_seed = finish(toy_plan(tmp_path, target_returns=TARGETS, seeds=(0,)))
     text = report_of(one_seed, tmp_path / "one")
     assert "one seed cannot tell it from `mamba`" in text

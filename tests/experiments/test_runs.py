@@ -96,9 +96,6 @@ def test_the_last_weights_are_always_evaluated() -> None:
         assert EvaluationPlan((1.0,), 1, every=every).evaluated_updates(10) == expected
 
 
-# --- Folders -------------------------------------------------------------------------------------
-
-
 def test_a_folder_trained_under_another_default_is_refused(tmp_path: Path) -> None:
     folder = RunFolder.prepare(tmp_path, RUN)
     fields = json.loads(folder.description.read_text())
@@ -164,9 +161,6 @@ def test_one_process_at_a_time_has_a_run_and_a_killed_one_blocks_nobody(
         with folder.locked(kill):
             assert waits
             assert waits[0] is None  # it held the lock until it was killed
-
-
-# --- Fingerprints --------------------------------------------------------------------------------
 
 
 def test_the_same_data_has_the_same_fingerprint_wherever_it_lies(

@@ -101,6 +101,9 @@ def assert_acts_like(policy: DecisionMambaPolicy, memory: Memory, step: Step) ->
         carried = {name: rows.copy() for name, rows in carried.items()}
         np.testing.assert_allclose(found["action"], expected, rtol=1e-4, atol=1e-5)
         assert found["action"].dtype == expected.dtype
+        if "logits" in found:
+            likeliest = found["logits"].argmax(-1) + policy.action_space.start  # type: ignore[attr-defined]
+            assert found["action"].tolist() == likeliest.tolist()
         assert carried.keys() == state.tensors.keys()
         for name, rows in carried.items():
             wanted = state.tensors[name].numpy()

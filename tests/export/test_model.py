@@ -91,29 +91,6 @@ print([name for name in ("torch", "sb3_dmamba", "stable_baselines3") if name in 
     assert imported == "[]"
 
 
-@pytest.mark.parametrize("memory", MEMORIES)
-def test_drawn_actions_are_remembered(memory: Memory, tmp_path: Path) -> None:
-    model = fitted(choice_trajectories(20), memory=memory)
-    served = ServedPolicy(str(model.export(tmp_path / "policy.onnx").path), n_envs=400, seed=0)
-    seen = np.zeros((400, 2), np.float32)
-    drawn = served.act(seen, np.full(400, 5.0), sample=True)
-    assert set(drawn.tolist()) == {0, 1}
-    share = torch.softmax(logits_of(model, seen[:1]), -1)[0, 1]
-    assert drawn.mean() == pytest.approx(float(share), abs=0.1)
-    assert served.state["state.action"].tolist() == drawn.tolist()
-
-
-def logits_of(model: DecisionMamba, seen: np.ndarray) -> torch.Tensor:
-    with torch.no_grad():
-        logits: torch.Tensor = model.policy.model(
-            torch.as_tensor(seen)[:, None],
-            torch.zeros(len(seen), 1, dtype=torch.int64),
-            torch.full((len(seen), 1), 5.0),
-            torch.zeros(len(seen), 1, dtype=torch.int64),
-        )
-    return logits[:, 0]
-
-
 def test_metadata(tmp_path: Path) -> None:
     model = tiny_model("CartPole-v1", memory="stream")
     data = random_trajectories(observation_shape=(4,), n_actions=2)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor, NatureCNN
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
 from sb3_dmamba.algorithm import DecisionMamba
@@ -65,9 +65,6 @@ def shown_to(encoder: ExtractorEncoder) -> Tensor:
     return encoder.extractor.last
 
 
-# --- What an extractor sees ----------------------------------------------------------------------
-
-
 def test_vectors_come_standardised() -> None:
     mean, std = np.array([1, 2, 3], np.float32), np.array([2, 4, 8], np.float32)
     space = spaces.Box(-9, 9, (3,), np.float32)
@@ -89,16 +86,6 @@ def test_images_come_with_channels_first_between_0_and_1(shape: tuple[int, ...])
     torch.testing.assert_close(shown_to(encoder), first / 255.0)
 
 
-def test_their_own_extractors_fit() -> None:
-    space = spaces.Box(0, 255, (40, 40, 1), np.uint8)
-    images = torch.randint(0, 256, (2, 3, 40, 40, 1), dtype=torch.uint8)
-    for extractor in (FlattenExtractor, NatureCNN):
-        assert ExtractorEncoder(space, CONFIG, None, extractor)(images).shape == (2, 3, 16)
-
-
-# --- Learning and acting -------------------------------------------------------------------------
-
-
 def test_it_learns_with_the_model_and_acts_in_both_memories() -> None:
     model = tiny_model(ChoiceEnv, policy_kwargs=KWARGS, learning_rate=1e-2, context_length=3)
     before = model.fit(DATA, 1).policy.state_dict()
@@ -110,9 +97,6 @@ def test_it_learns_with_the_model_and_acts_in_both_memories() -> None:
     for memory in memories:
         low, high = model.evaluate([2.0, 8.0], 20, memory=memory, n_workers=0).results
         assert high.mean - low.mean > 3
-
-
-# --- Files ---------------------------------------------------------------------------------------
 
 
 def test_training_goes_on_exactly_from_a_file(tmp_path: Path) -> None:
@@ -150,9 +134,6 @@ def test_a_policy_alone_survives_a_file_and_a_copy(tmp_path: Path) -> None:
         assert all(torch.equal(each, state[name]) for name, each in policy.state_dict().items())
     with pytest.raises(ConfigError, match=r"test_encoders\.Layers"):
         DecisionMambaPolicy.load(tmp_path / "policy.pt")
-
-
-# --- Wrong ones ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -134,8 +134,6 @@ def test_a_mixer_made_in_inference_mode_steps() -> None:
         torch.testing.assert_close(_step(mixer), mixer(torch.ones(1, 2, 24)))
 
 
-# --- Convolution -----------------------------------------------------------------------------
-
 KINDS = 3
 
 

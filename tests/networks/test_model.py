@@ -113,8 +113,6 @@ def test_time_beyond_the_table_shares_its_last_entry() -> None:
     )
 
 
-# --- Episodes in pieces -----------------------------------------------------------------------
-
 T = 24  # steps of every episode
 RESUMED: list[dict[str, Any]] = [
     *({"mixer": mixer} for mixer in MIXERS),

@@ -113,64 +113,23 @@ def predict_window(
         return np.asarray(policy.model.head.act(prediction, deterministic=True))
 
 
-@pytest.mark.parametrize("n_actions", [None, 4])
 @pytest.mark.parametrize(
-    "overrides",
-    [{}, {"mixer": "attention"}, {"mixer": "convolution"}, {"time_encoding": "global"}],
+    "settings",
+    [
+        *({"mixer": mixer} for mixer in MIXERS),
+        *({**encoder, "time_encoding": "global"} for encoder in ENCODERS.values()),
+        *({"n_actions": 4, "mixer": mixer} for mixer in MIXERS),
+    ],
     ids=str,
 )
-def test_window_equals_reencoding_the_last_steps(
-    overrides: dict[str, Any], n_actions: int | None
-) -> None:
-    policy = make_policy(n_actions, **overrides)
-    observations, returns_to_go = recorded(3)
+def test_window_equals_reencoding_the_last_steps(settings: dict[str, Any]) -> None:
+    policy = make_policy(**settings)
+    observations, returns_to_go = recorded_for(policy, 3)
     actions = run(policy, "window", observations, returns_to_go)
     for step in range(T):
         first = max(0, step - K + 1)
         expected = predict_window(policy, observations, returns_to_go, actions, first, step)
         np.testing.assert_allclose(actions[step], expected, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    "overrides", [{}, {"embedding": "tanh", "time_encoding": "global"}], ids=str
-)
-@pytest.mark.parametrize("encoder", ["nature_cnn", "extractor"])
-def test_window_equals_reencoding_with_every_encoder(
-    encoder: str, overrides: dict[str, Any]
-) -> None:
-    policy = make_policy(**ENCODERS[encoder], **overrides)
-    with torch.no_grad():  # or old observations would have little to say
-        for weight in policy.model.parameters():
-            weight.mul_(4.0 if weight.dim() == 2 else 1.0)
-    observations, returns_to_go = recorded_for(policy, 2)
-    actions = run(policy, "window", observations, returns_to_go)
-    for step in range(T):
-        first = max(0, step - K + 1)
-        expected = predict_window(policy, observations, returns_to_go, actions, first, step)
-        np.testing.assert_allclose(actions[step], expected, rtol=1e-4, atol=1e-4)
-        other = observations.copy()
-        other[first] = observations[first, ::-1]
-        changed = predict_window(policy, other, returns_to_go, actions, first, step)
-        assert np.abs(changed - expected).max() > 1e-3
-
-
-@pytest.mark.parametrize("mixer", MIXERS)
-def test_what_follows_the_newest_step_of_a_window_has_no_influence(mixer: str) -> None:
-    policy = make_policy(mixer=mixer)
-    observations, returns_to_go = recorded(3)
-    state = policy.initial_state(3, "window")
-    for step in range(3):  # ages of 3, 2 and 1
-        state = state.reset([False, step == 1, step == 2])
-        _, state = policy.act(observations[step], returns_to_go[step], state)
-    expected, _ = policy.act(observations[3], returns_to_go[3], state)
-    ages = state.tensors["timestep"].tolist()
-    assert ages == [3, 2, 1]
-    for name in ("embedded_observations", "actions", "returns_to_go"):
-        state.tensors[name] = state.tensors[name].clone()
-        for row, age in enumerate(ages):
-            state.tensors[name][row, age:] = 100.0
-    found, _ = policy.act(observations[3], returns_to_go[3], state)
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("mixer", ["mamba", "convolution"])
@@ -329,9 +288,6 @@ def test_acting_follows_the_weights_as_they_change(memory: Memory) -> None:
         for parameter in policy.parameters():
             parameter.zero_()
     np.testing.assert_array_equal(run(copied, memory, observations, returns_to_go, 4), expected)
-
-
-# --- States -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("n_actions", [None, 4])

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sb3_dmamba.errors import BackendError
-from sb3_dmamba.ops import available_backends, dispatch, resolve_backend
+from sb3_dmamba.ops import dispatch, resolve_backend
 from tests.ops.cases import (
     INTERPRETED,
     assert_same,
@@ -41,13 +41,6 @@ def _fresh_dispatch() -> Iterator[None]:
     dispatch._resolve.cache_clear()
     yield
     dispatch._resolve.cache_clear()
-
-
-@pytest.mark.parametrize("backend", ON_CPU)
-def test_interpreted_kernels_run_by_name_alone(backend: str) -> None:
-    assert resolve_backend(backend, "cpu") == backend
-    assert backend not in available_backends("cpu")
-    assert resolve_backend("auto", "cpu") == "cpu"
 
 
 @pytest.mark.usefixtures("_fresh_dispatch")

@@ -55,9 +55,6 @@ def gradients(updater: Updater, loss: Tensor) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in named if p.grad is not None}
 
 
-# --- Carried -----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_carried_windows_see_what_one_window_of_the_whole_episode_sees(mixer: str) -> None:
     updater = make_updater(mixer=mixer, carry_state=True)
@@ -173,9 +170,6 @@ def test_a_file_whose_state_does_not_fit_is_refused(tmp_path: Path) -> None:
             with pytest.raises(ModelFileError):
                 read(tmp_path / "bad.zip")
         assert differences(before, everything_in(model)) == []
-
-
-# --- Warmed up ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mixer", MIXERS)

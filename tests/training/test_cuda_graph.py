@@ -180,9 +180,6 @@ def test_only_some_shapes_are_kept(recorder: Recorder, monkeypatch: pytest.Monke
     assert recorder.n_recorded == 2
 
 
-# --- Where a graph is wrong --------------------------------------------------------------------
-
-
 class _Wrong(Recorder):
     """A recorder whose replays leave something out."""
 

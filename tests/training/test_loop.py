@@ -99,8 +99,6 @@ def test_counts_out_of_range() -> None:
         assert (raised.value.setting, raised.value.value) == (name, value)
 
 
-# --- Ctrl-C --------------------------------------------------------------------------------------
-
 N_UPDATES = 6
 
 

@@ -205,8 +205,6 @@ def test_local_seed_leaves_the_global_generators_alone() -> None:
     assert not torch.equal(first, third)
 
 
-# --- Learning rate -------------------------------------------------------------------------------
-
 DECAY: dict[str, Any] = {"warmup_updates": 20, "final_lr_fraction": 0.2}
 ENDS: dict[str, Any] = {"warmup_updates": 10, "decay_updates": 50, "final_lr_fraction": 0.0}
 
@@ -244,8 +242,6 @@ def test_the_length_of_the_run_sets_the_warm_up_and_not_a_given_decay() -> None:
     config = config.replace(**ENDS)
     assert compute_learning_rate(config, 30, 100) == compute_learning_rate(config, 30, 60) == 0.25
 
-
-# --- Optimiser ---------------------------------------------------------------------------------
 
 FLAT = spaces.Box(-1.0, 1.0, (3,))
 IMAGE = spaces.Box(0, 255, (4, 36, 36), np.uint8)
