@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from tests.d3rlpy.cases import (
     padded_input,
     vector_encoder,
 )
+from tests.scripts import run_python
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,17 +41,9 @@ import d3rlpy
 assert "sb3_dmamba" not in sys.modules
 print(type(d3rlpy.load_learnable("model.d3")).__name__)
 """
-    finished = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    assert finished.returncode == 0, finished.stderr
-    assert finished.stdout.strip() == "DiscreteDecisionMamba"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    said = run_python("-c", code, cwd=tmp_path, env=environment)
+    assert said.strip() == "DiscreteDecisionMamba"
 
 
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any, get_args
@@ -23,6 +22,7 @@ from sb3_dmamba.envs.return_to_go import ReturnToGo
 from sb3_dmamba.errors import ConfigError, ExportError, MissingDependencyError, NotFittedError
 from sb3_dmamba.export import exporting
 from tests.models import tiny_model
+from tests.scripts import run_python
 from tests.toys import ChoiceEnv, choice_trajectories, random_trajectories
 
 MEMORIES: tuple[Memory, ...] = get_args(Memory)
@@ -77,15 +77,8 @@ runpy.run_path(SCRIPT, run_name="__main__")
 print([name for name in ("torch", "sb3_dmamba", "stable_baselines3") if name in sys.modules])
 """
     code = code.replace("SCRIPT", repr(serve_onnx.__file__))
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    title, *episodes, imported = done.stdout.splitlines()
+    said = run_python("-W", "error", "-c", code, cwd=tmp_path)
+    title, *episodes, imported = said.splitlines()
     assert title == "CartPole-v1, window memory, asking for 20"
     assert [line.split(":")[0] for line in episodes] == ["episode 0", "episode 1"]
     assert imported == "[]"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import subprocess
 import sys
 import types
 from collections.abc import Iterator
@@ -28,6 +27,7 @@ from tests.ops.cases import (
     scan_inputs,
 )
 from tests.ops.conftest import HAS_TRITON, triton_scan
+from tests.scripts import run_python
 
 ARGUMENTS = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "delta_weight", "initial_state")
 EITHER = [mark(INTERPRETED), mark("triton@cuda")]
@@ -216,16 +216,10 @@ def test_long_rows_keep_their_offsets() -> None:
 def test_kernels_compile_for_a_gpu(tmp_path: Path, dtype: str, which: str) -> None:
     """Triton and ptxas make machine code of every kernel, on a machine without a GPU too."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.ops.compile_kernels", dtype, "80", which],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**environment, "TRITON_CACHE_DIR": os.fspath(tmp_path)},
-    )
-    assert done.returncode == 0, done.stderr
-    kernels = [line.split() for line in done.stdout.splitlines()]
+    environment["TRITON_CACHE_DIR"] = os.fspath(tmp_path)
+    command = ("-m", "tests.ops.compile_kernels", dtype, "80", which)
+    said = run_python(*command, cwd=Path(__file__).parents[2], env=environment)
+    kernels = [line.split() for line in said.splitlines()]
     assert {kernel[0] for kernel in kernels} == {
         *("scan_forward", "carry_states", "scan_backward_ends", "scan_backward"),
         *("conv_forward", "conv_backward"),

@@ -21,7 +21,7 @@ from sb3_dmamba.training.batches import (
     make_sampler,
 )
 from tests.data.test_resident import assert_equal
-from tests.models import TINY, differences, everything_in, tiny_model
+from tests.models import TINY, tiny_model
 from tests.toys import random_trajectories
 
 CPU = torch.device("cpu")
@@ -113,15 +113,6 @@ def test_room_on_a_gpu(monkeypatch: pytest.MonkeyPatch, free: float, fits: bool)
     sampler, device = WindowSampler(DATA, 5, 8, 0), torch.device("cuda", 0)
     assert (feeds._why_not_resident(sampler, device, "auto") is None) == fits
     assert (feeds._why_not_resident(sampler, device, "device") is None) == (free > 1.0)
-
-
-@pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_training_does_not_depend_on_where_the_data_is(settings: dict[str, Any]) -> None:
-    found = [
-        everything_in(tiny_model(data_device=where, **settings).fit(DATA, 6).fit(DATA, 3))
-        for where in ("cpu", "device")
-    ]
-    assert differences(*found) == []
 
 
 def test_a_dataset_stays_where_it_is_while_it_is_learnt_from() -> None:

@@ -29,6 +29,7 @@ from sb3_dmamba.data import ConsecutiveSampler, WindowSampler
 from sb3_dmamba.errors import ConfigError, DecisionMambaError, DistributedError
 from sb3_dmamba.training.distributed import Processes, join_processes, local_device
 from tests.models import Recorder, differences, everything_in, tiny_model, use_memory
+from tests.scripts import run_python
 from tests.toys import random_trajectories
 
 TIMEOUT = 240.0  # of a machine that is busy; it takes seconds
@@ -130,16 +131,6 @@ def stop(folder: Path) -> int:
     return model.num_timesteps
 
 
-def come_first(folder: Path) -> bool:
-    """Let rank 0 write what the other one finds."""
-    found = folder / "found"
-    with join_processes(CPU) as processes, processes.leader_first():
-        if processes.is_leader:
-            time.sleep(0.2)
-            found.touch()
-        return found.exists()
-
-
 class Failing(BaseCallback):
     """Fails at the second update."""
 
@@ -151,7 +142,7 @@ class Failing(BaseCallback):
 
 DIVERGING = {"learning_rate": 1e30, "max_grad_norm": 1e30, "warmup_updates": 0}
 SCENARIOS: dict[str, Any] = {
-    **{each.__name__: each for each in (log, draw_seeds, mix_up, drop_out, stop, come_first)},
+    **{each.__name__: each for each in (log, draw_seeds, mix_up, drop_out, stop)},
     "go_on": go_on,
     "split_badly": lambda _: make_model(batch_size=7).fit(DATA, 1),
     "record": lambda _: make_model(cuda_graph="on").fit(DATA, 1),
@@ -362,7 +353,7 @@ def test_rank_0_alone_logs_calls_back_and_stops_both(
 
 
 def test_processes_agree_on_rank_0_s_weights_and_moments(results: list[dict[str, Any]]) -> None:
-    for name in ("draw_seeds", "mix_up", "come_first"):
+    for name in ("draw_seeds", "mix_up"):
         assert results[0][name] == results[1][name]
     expected = add_up(make_model().fit(DATA, 3).fit(DATA, 3))
     assert results[0]["mix_up"] == pytest.approx(expected, rel=1e-5)
@@ -422,19 +413,10 @@ def start_training(store: Path, folder: Path, *options: str) -> list[subprocess.
 def test_torchrun_trains_and_writes_once(store: Path, tmp_path: Path) -> None:
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command = [*torchrun, "-m", "sb3_dmamba", *train_command(store, 4), "--json"]
-    finished = subprocess.run(
-        [sys.executable, *command],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr
-    document = json.loads(finished.stdout)  # one, of rank 0
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    said = run_python(*command, env=environment, cwd=tmp_path, timeout=TIMEOUT)
+    document = json.loads(said)  # one, of rank 0
     assert (document["updates"], document["processes"], document["seed"]) == (4, 2, 3)
-    assert finished.stderr.count("wrote ") == 1
     files = sorted(path.name for path in tmp_path.rglob("*") if path.is_file())
     assert files == ["model.zip", "model_2_steps.zip", "model_4_steps.zip", "progress.csv"]
     assert DecisionMamba.load(tmp_path / document["model"]).num_timesteps == 4
