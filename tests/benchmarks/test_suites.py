@@ -26,16 +26,3 @@ def test_operations_at_toy_size() -> None:
     measured = {(row["operation"], row["name"]) for row in table.rows}
     for operation in ("selective_scan", "causal_conv1d", "mamba_step"):
         assert {(operation, "cpu"), (operation, "reference")} <= measured
-
-
-def test_the_profile_sees_what_an_update_is_made_of() -> None:
-    (table,) = SUITES["profile"].run("profile", QUICK).tables
-    rows = {row["name"]: row for row in table.rows}
-    for group in ("sampler", "optimiser", "dropout", "norm", "GEMM"):
-        assert rows["Mamba"][f"seconds {group}"] > 0, group
-    for group in ("scan", "convolution"):
-        assert rows["Mamba"][f"seconds {group}"] > 0, group
-        assert rows["attention + MLP"][f"seconds {group}"] == 0, group
-    assert rows["attention + MLP"]["seconds attention"] > 0
-    total = sum(value for key, value in rows["Mamba"].items() if key.startswith("share "))
-    assert total == pytest.approx(1.0)

@@ -9,8 +9,8 @@ import pytest
 
 from benchmarks import profiling
 from benchmarks.contenders import Agreement, Candidate, Contender, UnavailableError, race
-from benchmarks.timing import Timer, Timing
-from benchmarks.trends import Exponent, describe_crossover, find_crossover, fit_exponent
+from benchmarks.timing import Timer
+from benchmarks.trends import Exponent, fit_exponent
 
 
 class Clock:
@@ -50,29 +50,6 @@ def test_contenders_take_turns_of_equal_length() -> None:
     assert timings["b"].median == 1.0
 
 
-def test_a_call_longer_than_a_turn_counts() -> None:
-    clock = Clock()
-    timings = Timer("cpu", 3, 0.5, clock).measure({"a": clock.run("a", 9.0, 7.0)})
-    assert timings["a"] == Timing(7.0, 7.0, 7.0, 3)
-
-
-def test_places_along_a_sequence() -> None:
-    clock, lengths = Clock(), []
-
-    def start() -> None:
-        lengths.append(0)
-
-    def go_on() -> None:
-        clock.now += lengths[-1]
-        lengths[-1] += 1
-
-    timer = Timer("cpu", 2, clock=clock)
-    found = timer.measure_along({"a": (start, go_on)}, 12, (3, 9), 1)
-    assert lengths == [1, 12, 12]
-    assert found["a"][3].median == 2.5  # of the calls 2 and 3
-    assert found["a"][9].median == 8.5
-
-
 def test_only_what_agrees_is_timed() -> None:
     timed: list[str] = []
 
@@ -105,18 +82,6 @@ def test_exponents() -> None:
     assert str(fit_exponent(SIZES[:2], [1.0, 100.0])) == "2.00"
     assert str(fit_exponent(SIZES[:1], [1.0])) == "-"
     assert str(Exponent(1.0, 0.9, 1.1)) == "1.00 [0.90, 1.10]"
-
-
-def test_crossovers() -> None:
-    assert find_crossover(SIZES, [2.0, 2.0, 2.0], [1.0, 1.0, 4.0]) == pytest.approx(10**2.5)
-    assert find_crossover(SIZES, [2.0, 2.0, 2.0], [3.0, 1.0, 4.0]) == pytest.approx(10**2.5)
-    assert find_crossover(SIZES, [1.0, 1.0, 1.0], [2.0, 2.0, 2.0]) == 10.0
-    assert find_crossover(SIZES, [1.0, 1.0, 1.0], [2.0, 2.0, 1.0]) is None
-    names = ("A", "B")
-    said = describe_crossover(names, SIZES, [2.0, 2.0, 2.0], [1.0, 1.0, 4.0])
-    assert said == "B costs more than A from K 316 on (2.00 times as much at K 1000)."
-    assert "no more than A up to K 1000" in describe_crossover(names, SIZES, [2.0] * 3, [1.0] * 3)
-    assert "from K 10 on at the least" in describe_crossover(names, SIZES, [1.0] * 3, [2.0] * 3)
 
 
 def test_the_busy_share_counts_overlaps_once() -> None:

@@ -71,24 +71,6 @@ def test_batches_are_our_windows_on_d3rlpys_side(case: str) -> None:
     assert buffer.n_batches == 4
 
 
-def test_rewards_and_terminals_are_those_of_the_steps() -> None:
-    data = random_trajectories()
-    batch = as_replay_buffer(data).sample_trajectory_batch(32, LENGTH)
-    real = batch.masks.astype(bool)
-    # Returns-to-go differ by the reward, until the episode's end.
-    following = np.where(batch.terminals[:, :-1, 0] == 1.0, 0.0, batch.returns_to_go[:, 1:, 0])
-    both = real[:, :-1] & real[:, 1:]
-    differences = batch.returns_to_go[:, :-1, 0] - following
-    np.testing.assert_allclose(differences[both], batch.rewards[:, :-1, 0][both], atol=1e-5)
-    ends = batch.terminals[:, -1, 0] == 1.0
-    assert ends.any()
-    np.testing.assert_allclose(
-        batch.rewards[ends, -1, 0], batch.returns_to_go[ends, -1, 0], atol=1e-6
-    )
-    assert not batch.terminals[:, :-1].any()
-    assert not batch.rewards[~real].any()
-
-
 @pytest.mark.parametrize("case", [*CASES, "stacked"])
 def test_it_holds_what_d3rlpys_own_holds(case: str) -> None:
     data = stacked_trajectories() if case == "stacked" else random_trajectories(**CASES[case])

@@ -79,22 +79,6 @@ def test_stream_is_a_window_of_the_whole_episode() -> None:
     assert not np.allclose(stream[CONTEXT + 1 :], window[CONTEXT + 1 :], atol=1e-4)
 
 
-def test_an_action_sampler_decides_and_is_remembered() -> None:
-    algo = make("mamba", (9,))
-
-    def halve(output: np.ndarray) -> np.ndarray:
-        return output / 2
-
-    free, halved = (
-        play(algo.as_stateful_wrapper(5.0, sampler, memory="stream"), (9,))
-        for sampler in (None, halve)
-    )
-    np.testing.assert_allclose(halved[0], free[0] / 2)
-    assert not np.allclose(halved[1], free[1] / 2, atol=1e-5)
-    window = play(algo.as_stateful_wrapper(5.0, halve), (9,), CONTEXT)
-    np.testing.assert_allclose(halved[:CONTEXT], window, rtol=0, atol=2e-6)
-
-
 def test_memories() -> None:
     algo = make("mamba", (9,), memory="stream")
     assert isinstance(algo.as_stateful_wrapper(1.0), StreamTransformerWrapper)

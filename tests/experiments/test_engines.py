@@ -124,7 +124,6 @@ def test_the_command_of_a_run_says_what_is_wrong(
 def fake_ray(monkeypatch: pytest.MonkeyPatch, lost: str) -> list[Any]:
     """Put a module in Ray's place that runs tasks at once; return what it was asked for."""
     calls: list[Any] = []
-    ray = types.ModuleType("ray")
 
     class RayError(Exception):
         pass
@@ -146,18 +145,16 @@ def fake_ray(monkeypatch: pytest.MonkeyPatch, lost: str) -> list[Any]:
         calls.append(("remote", options))
         return Task
 
-    members = {
-        "is_initialized": lambda: False,
-        "init": lambda **_: calls.append("init"),
-        "shutdown": lambda: calls.append("shutdown"),
-        "remote": remote,
-        "wait": lambda pending, num_returns: (pending[:num_returns], pending[num_returns:]),
-        "get": get,
-        "cancel": lambda *_, **__: None,
-        "exceptions": types.SimpleNamespace(RayError=RayError),
-    }
-    for name, member in members.items():
-        setattr(ray, name, member)
+    ray: Any = types.SimpleNamespace(
+        is_initialized=lambda: False,
+        init=lambda **_: calls.append("init"),
+        shutdown=lambda: calls.append("shutdown"),
+        remote=remote,
+        wait=lambda pending, num_returns: (pending[:num_returns], pending[num_returns:]),
+        get=get,
+        cancel=lambda *_, **__: None,
+        exceptions=types.SimpleNamespace(RayError=RayError),
+    )
     monkeypatch.setitem(sys.modules, "ray", ray)
     return calls
 

@@ -17,8 +17,7 @@ from sb3_dmamba.experiments.plan import Plan
 from sb3_dmamba.experiments.record import ExperimentSummary, Record, summarize
 from sb3_dmamba.experiments.report import MACHINE_HEADING, main, rebuild_report, write_report
 from sb3_dmamba.experiments.runs import write_json
-from sb3_dmamba.tasks import ReferenceScores
-from tests.experiments.toys import changed, fake_result, toy_plan
+from tests.experiments.toys import fake_result, toy_plan
 
 PLOTS = dict(module._PLOTS)
 REPOSITORY = Path(__file__).parents[2]
@@ -168,14 +167,3 @@ def test_a_damaged_report_is_refused(plan: Plan, tmp_path: Path) -> None:
         (out / name).write_text(text)
         with pytest.raises(ExperimentError, match=message):
             rebuild_report(out)
-
-
-def test_scores_are_normalised_where_there_is_a_reference(tmp_path: Path) -> None:
-    plan = finish(toy_plan(tmp_path, target_returns=TARGETS, seeds=(0, 1), evaluations=2))
-    (planned,) = plan.tasks
-    reference = ReferenceScores(3.0, 23.0, "toy")
-    planned = changed(planned, task=changed(planned.task, reference=reference))
-    plan = changed(plan, tasks=(planned,))
-    (task,) = summary_of(plan).tasks
-    normalised = task.scores(task.arms[0], "last", True)
-    np.testing.assert_allclose(normalised, 5 * (task.arms[0].last_scores[:, None] - 3.0))

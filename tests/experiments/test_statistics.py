@@ -49,11 +49,6 @@ def test_resampling_draws_seeds_and_then_their_own_episodes() -> None:
     }
 
 
-def test_tasks_are_resampled_apart() -> None:
-    draws = resample([np.zeros((3, 4)), np.full((2, 4), 5.0)], mean, n_resamples=50)
-    np.testing.assert_allclose(draws, 5.0 * 8 / 20)
-
-
 def test_with_one_episode_a_seed_it_is_student_s_interval() -> None:
     scores = np.array([[3.0], [4.0], [8.0], [9.0], [1.0]])
     found = estimate(scores, mean, n_resamples=200_000)

@@ -111,6 +111,21 @@ def assert_acts_like(policy: DecisionMambaPolicy, memory: Memory, step: Step) ->
             np.testing.assert_allclose(rows, wanted, rtol=1e-3, atol=1e-4, err_msg=name)
 
 
+def as_step(graph: Callable[..., Any]) -> Step:
+    """Let a module of tensors take and return arrays."""
+
+    def step(
+        observation: np.ndarray, return_to_go: np.ndarray, state: Arrays
+    ) -> tuple[Arrays, Arrays]:
+        rows = {name: torch.as_tensor(each) for name, each in state.items()}
+        with torch.no_grad():
+            found = graph(torch.as_tensor(observation), torch.as_tensor(return_to_go), rows)
+        outputs, after = ({name: each.numpy() for name, each in part.items()} for part in found)
+        return outputs, after
+
+    return step
+
+
 def open_onnx(path: Any) -> tuple[Any, Step]:
     """Open a file as its users do; return the session, and its step."""
     import onnxruntime

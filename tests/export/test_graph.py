@@ -12,28 +12,14 @@ from sb3_dmamba.config import Memory
 from sb3_dmamba.export.graph import PolicyGraph
 from tests.export.cases import (
     N_ENVS,
-    Arrays,
-    Step,
     all_kinds,
+    as_step,
     assert_acts_like,
     draw_inputs,
     make_policy,
 )
 
 MEMORIES: tuple[Memory, ...] = get_args(Memory)
-
-
-def as_step(graph: PolicyGraph) -> Step:
-    def step(
-        observation: np.ndarray, return_to_go: np.ndarray, state: Arrays
-    ) -> tuple[Arrays, Arrays]:
-        rows = {name: torch.as_tensor(each) for name, each in state.items()}
-        with torch.no_grad():
-            found = graph(torch.as_tensor(observation), torch.as_tensor(return_to_go), rows)
-        outputs, after = ({name: each.numpy() for name, each in part.items()} for part in found)
-        return outputs, after
-
-    return step
 
 
 @pytest.mark.parametrize("memory", MEMORIES)

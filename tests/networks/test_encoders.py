@@ -136,18 +136,17 @@ def test_a_policy_alone_survives_a_file_and_a_copy(tmp_path: Path) -> None:
         DecisionMambaPolicy.load(tmp_path / "policy.pt")
 
 
-@pytest.mark.parametrize(
-    ("policy_kwargs", "message"),
-    [
-        ({"net_arch": [64]}, "net_arch"),
-        ({"features_extractor_kwargs": {}}, "features_extractor_class=None"),
-        ({"features_extractor_class": "cnn"}, "features_extractor_class='cnn'"),
-    ],
-    ids=str,
-)
-def test_what_is_no_extractor_is_refused(policy_kwargs: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        tiny_model(ChoiceEnv, policy_kwargs=policy_kwargs)
+def test_what_is_no_extractor_is_refused() -> None:
+    mistakes: dict[str, dict[str, Any]] = {
+        "net_arch": {"net_arch": [64]},
+        "features_extractor_class=None": {"features_extractor_kwargs": {}},
+        "features_extractor_class='cnn'": {"features_extractor_class": "cnn"},
+    }
+    for message, policy_kwargs in mistakes.items():
+        with pytest.raises(ConfigError, match=message):
+            tiny_model(ChoiceEnv, policy_kwargs=policy_kwargs)
+    with pytest.raises(ConfigError, match="encoder='linear'"):
+        fitted(encoder="linear")
 
 
 def test_encoders_of_another_size_are_refused() -> None:

@@ -10,7 +10,6 @@ import torch
 from tests.ops.cases import (
     BACKENDS,
     FUSED,
-    TOLERANCES,
     assert_same,
     evaluate,
     mark,
@@ -63,16 +62,6 @@ def test_steps_of_low_rank(backend: str) -> None:
     }
     y, _ = scan(tensors, backend, delta_softplus=False)
     assert y.tolist() == [[[10.0, 3.0]]]
-
-
-@pytest.mark.parametrize("backend", EVERY_ONE)
-def test_rank_zero_leaves_the_bias(backend: str) -> None:
-    tensors = scan_inputs(2, 5, 19, 3, rank=0)
-    whole = {**tensors, "delta": torch.zeros(2, 5, 19)}
-    del whole["delta_weight"]
-    expected, _ = scan(whole, "reference")
-    results = evaluate(scan, tensors, backend, torch.float32)
-    assert relative_error(results["y"], expected) < TOLERANCES[torch.float32]
 
 
 @pytest.mark.parametrize("backend", EVERY_FUSED_ONE)

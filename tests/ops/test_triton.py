@@ -118,25 +118,6 @@ def test_the_tiles_of_a_gpu(backend: str) -> None:
     assert_same(evaluate(scan, tensors, backend, torch.float32), expected, torch.float32)
 
 
-@needs_triton
-@pytest.mark.usefixtures("unrolled_as_on_a_gpu")
-def test_sequences_are_cut_where_the_card_would_idle() -> None:
-    for length, warps, expected in (
-        (60, 512, 1),  # the usual batch fills the card
-        (3000, 512, 1),
-        (3000, 8, 42),  # one long sequence: segments of at least 64 tokens
-        (3000, 64, 8),  # 4 warps for each of 132 multiprocessors
-        (191, 8, 1),  # three of 64 tokens at least
-        (192, 8, 3),
-        (0, 8, 1),
-        (3000, 0, 42),
-    ):
-        segment, n_segments = triton_scan()._cut(length, warps, 132)
-        assert n_segments == expected
-        assert (n_segments - 1) * segment < max(length, 1) <= n_segments * segment
-        assert n_segments == 1 or segment % triton_scan().TILE == 0
-
-
 @pytest.mark.parametrize("backend", EITHER)
 def test_mixed_dtypes(backend: str) -> None:
     """As autocast has them: activations in bfloat16, parameters in float32."""

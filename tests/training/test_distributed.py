@@ -170,9 +170,6 @@ def main() -> None:
     (folder / f"results-{RANK}.json").write_text(json.dumps(results))
 
 
-# --- Within one process --------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("sampler", [WindowSampler, ConsecutiveSampler])
 def test_rows_of_all_processes_make_the_batch(sampler: type[WindowSampler]) -> None:
     whole = sampler(DATA, 5, 8, 7)
@@ -380,9 +377,6 @@ def test_mistakes_are_told_by_every_process(results: list[dict[str, Any]]) -> No
     assert results[0]["fail"] == "ZeroDivisionError: in a callback"
     lost = r"DistributedError: process 1 of 2 has lost contact(.|\n)*--resume"
     assert re.match(lost, results[1]["fail"])
-
-
-# --- The command line ----------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
