@@ -19,9 +19,7 @@ from tests.d3rlpy.cases import (
     Shape,
     draw_batch,
     draw_input,
-    fit,
     make_algo,
-    make_buffer,
     make_scalers,
     weights_of,
 )
@@ -82,10 +80,3 @@ def test_saving(name: str, shape: Shape, scaler: str | None, tmp_path: Path) -> 
     assert type(loaded) is type(algo)
     assert json.loads(loaded.config.serialize()) == json.loads(algo.config.serialize())
     np.testing.assert_array_equal(loaded.predict(given), expected)
-
-
-@every_algorithm
-def test_an_action_space_of_the_other_kind_is_refused(name: str) -> None:
-    algo = make(name, (9,), None, build=False)
-    with pytest.raises(AssertionError):
-        fit(algo, make_buffer((9,), is_discrete=not is_discrete(name)), 1)

@@ -194,6 +194,12 @@ SCALERS.append(make_scalers("min_max", (9,), False))
 
 
 def test_scalers_become_part_of_the_network() -> None:
+    cnn = PixelEncoderFactory(feature_size=8, exclude_last_activation=True)
+    pixels = {"encoder_factory": cnn, "observation_scaler": PixelObservationScaler()}
+    learnable = make_algo("discrete mamba", (2, 36, 36), **pixels)
+    model = to_sb3(learnable)
+    assert model.config.encoder == "nature_cnn"
+    both_play(model, learnable, random_trajectories((13,), (2, 36, 36), n_actions=3))
     for fields in SCALERS:
         learnable = make_algo("mamba", (9,), **{"encoder_factory": vector_encoder(), **fields})
         model = to_sb3(learnable)
@@ -203,19 +209,6 @@ def test_scalers_become_part_of_the_network() -> None:
         both_play(model, learnable, data)
         assert model.policy.observation_space.dtype == data.observation_space.dtype
     assert model.action_space == spaces.Box(-2.0, 5.0, (3,), np.float32)  # of the last
-
-
-def test_d3rlpys_image_encoder() -> None:
-    learnable = make_algo(
-        "discrete mamba",
-        (2, 36, 36),
-        encoder_factory=PixelEncoderFactory(feature_size=8, exclude_last_activation=True),
-        observation_scaler=PixelObservationScaler(),
-    )
-    data = random_trajectories((13,), (2, 36, 36), n_actions=3)
-    model = to_sb3(learnable)
-    assert model.config.encoder == "nature_cnn"
-    both_play(model, learnable, data)
 
 
 def test_settings_of_the_optimiser() -> None:

@@ -199,16 +199,6 @@ def test_real_steps_keep_their_order_wherever_padding_is(masks: list[list[int]])
         )
 
 
-def test_discrete_actions_and_tuples() -> None:
-    batch = d3rlpy_batch([[0, 1, 1]])
-    batch.observations = [batch.observations, torch.ones(1, 3, 2, 2)]
-    windows = to_windows(batch, is_discrete=True)
-    assert windows.actions.dtype == torch.int64
-    assert windows.actions.tolist() == [[2, 3, 1]]
-    assert windows.observations.shape == (1, 3, 6)
-    assert windows.observations[0, 0].tolist() == [2.0, -2.0, 1.0, 1.0, 1.0, 1.0]
-
-
 def test_real_steps() -> None:
     masks = [[0.0, 1, 1], [0.0, 0, 0], [1.0, 1, 1], [0.0, 0, 0]]  # zeros: of exported policies
     timesteps = torch.tensor([[0, 1, 2], [0, 1, 2], [0, 1, 2], [0, 0, 0]])

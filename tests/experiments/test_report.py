@@ -39,15 +39,9 @@ def finish(plan: Plan, levels: Mapping[str, tuple[float, ...]] = LEVELS, **optio
 
 
 @pytest.fixture(autouse=True)
-def no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the pictures, which take a second each, where a test does not look at them."""
-    if "pictures" not in request.fixturenames:
-        monkeypatch.setattr(module, "_PLOTS", {})
-
-
-@pytest.fixture
-def pictures() -> None:
-    """Ask for the pictures."""
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the pictures, which take a second each."""
+    monkeypatch.setattr(module, "_PLOTS", {})
 
 
 @pytest.fixture
@@ -122,10 +116,10 @@ def test_the_csv_has_a_row_for_each_evaluation_and_episodes_of_the_last_weights(
     assert row["returns"] == "5 5.1 5.2"
 
 
-@pytest.mark.usefixtures("pictures")
 def test_the_report_is_made_from_its_files_alone(
-    plan: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(module, "_PLOTS", PLOTS)
     out = tmp_path / "out"
     report_of(plan, out)
     sources = {"results.csv", "losses.csv", "settings.json", "machine.json"}

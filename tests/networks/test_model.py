@@ -141,10 +141,6 @@ def cut(batch: WindowBatch, first: int, last: int) -> tuple[Tensor, Tensor, Tens
     return observations, actions, returns_to_go, timesteps
 
 
-def take_row(batch: WindowBatch, row: int) -> WindowBatch:
-    return batch._map(lambda part: part[row : row + 1])
-
-
 def run_in_pieces(
     model: SequenceModel, batch: WindowBatch, cuts: tuple[int, ...], detach: bool = False
 ) -> Tensor:
@@ -199,7 +195,7 @@ def test_steps_to_the_left_of_an_episode_leave_its_states_alone(variant: dict[st
     together, layers = model.resume(observations, actions, returns_to_go, timesteps, begun, real)
     assert together.isfinite().all()
     for row, age in enumerate(ages):
-        alone = take_row(batch, row)
+        alone = batch._map(lambda part, row=row: part[row : row + 1])
         begun = model.initial_layers(1)
         if age:
             expected, begun = model.resume(*cut(alone, 0, age), begun)

@@ -6,17 +6,11 @@ import logging
 import sys
 
 import pytest
-import torch
 
 from sb3_dmamba.errors import BackendError
-from sb3_dmamba.ops import available_backends, dispatch, resolve_backend, selective_scan
+from sb3_dmamba.ops import dispatch, resolve_backend, selective_scan
 from tests.ops.cases import scan_inputs
 from tests.scripts import run_python
-
-
-def test_available() -> None:
-    assert available_backends() == ["cpu", "reference", "traceable"]
-    assert available_backends(torch.device("meta")) == ["reference", "traceable"]
 
 
 def test_auto_is_the_fastest_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -44,19 +44,6 @@ def test_batches_are_the_samplers(kind: Any, settings: dict[str, Any]) -> None:
             assert_equal(feed.stage(update).batch(), sampler.sample(update))
 
 
-@pytest.mark.parametrize("kind", [HostFeed, PrefetchingFeed, ResidentFeed])
-def test_shapes_tell_kinds_apart(kind: Any) -> None:
-    feed = kind(make_sampler(random_trajectories((6, 2)), make_config(burn_in=5), 0), CPU)
-    shapes: dict[Any, set[Any]] = {}
-    for update in range(40):
-        staged = feed.stage(update)
-        before = staged.batch().before
-        n_before = 0 if before is None else before.padding_mask.shape[1]
-        shapes.setdefault(staged.kind, set()).add(n_before)
-    assert len(shapes) > 1
-    assert all(len(found) == 1 for found in shapes.values())
-
-
 def test_batches_are_fetched_ahead_by_another_thread() -> None:
     drawn: list[tuple[int, str]] = []
     third = threading.Event()

@@ -140,7 +140,7 @@ class Failing(BaseCallback):
         return True
 
 
-DIVERGING = {"learning_rate": 1e30, "max_grad_norm": 1e30, "warmup_updates": 0}
+DIVERGING: dict[str, Any] = {"learning_rate": 1e30, "max_grad_norm": 1e30, "warmup_updates": 0}
 SCENARIOS: dict[str, Any] = {
     **{each.__name__: each for each in (log, draw_seeds, mix_up, drop_out, stop)},
     "go_on": go_on,
