@@ -67,18 +67,6 @@ def test_stream_is_the_window_as_long_as_that_sees_everything(
         np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6)
 
 
-def test_stream_is_a_window_of_the_whole_episode() -> None:
-    short = make("mamba", (9,), "min_max")
-    long = make("mamba", (9,), "min_max", context_size=N_STEPS)
-    long.impl.model.load_state_dict(short.impl.model.state_dict())
-    stream = play(short.as_stateful_wrapper(12.0, memory="stream"), (9,))
-    np.testing.assert_allclose(
-        stream, play(long.as_stateful_wrapper(12.0), (9,)), rtol=0, atol=2e-6
-    )
-    window = play(short.as_stateful_wrapper(12.0), (9,))
-    assert not np.allclose(stream[CONTEXT + 1 :], window[CONTEXT + 1 :], atol=1e-4)
-
-
 def test_memories() -> None:
     algo = make("mamba", (9,), memory="stream")
     assert isinstance(algo.as_stateful_wrapper(1.0), StreamTransformerWrapper)

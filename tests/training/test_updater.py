@@ -139,13 +139,6 @@ def test_gradients_are_clipped_and_their_norm_reported() -> None:
     assert steps[1] == pytest.approx(1e-3, rel=1e-3)
 
 
-def test_the_learning_rate_is_the_schedules() -> None:
-    updater = make_updater(learning_rate=0.5, warmup_updates=4, lr_schedule="constant")
-    sampler = WindowSampler(random_trajectories(), 5, 8, 0)
-    assert updater.update(sampler, 7, 1, 10).learning_rate == 0.25
-    assert {group["lr"] for group in updater.optimizer.param_groups} == {0.25}
-
-
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_bf16_stays_near_fp32(mixer: str) -> None:
     curves = {}
