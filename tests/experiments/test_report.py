@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -58,11 +59,17 @@ def report_of(plan: Plan, out: Path) -> str:
     return report.read_text()
 
 
-def test_one_seed_tells_nothing_apart(tmp_path: Path) -> None:
+def test_one_seed_tells_nothing_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one_seed = finish(toy_plan(tmp_path, target_returns=TARGETS, seeds=(0,)))
     text = report_of(one_seed, tmp_path / "one")
     assert "one seed cannot tell it from `mamba`" in text
     assert "interval over episodes alone" in text
+    for planned in one_seed.runs:  # an episode a target: no interval at all; and no losses
+        fake_result(planned.folder, {("window", target): [4.0] for target in TARGETS})
+        result = json.loads(planned.folder.result.read_text())
+        write_json(planned.folder.result, {**result, "losses": []})
+    monkeypatch.setattr(module, "_PLOTS", PLOTS)
+    assert "an interquartile mean of 4.0" in report_of(one_seed, tmp_path / "one")
 
 
 def test_a_part_of_the_runs_can_be_reported(plan: Plan, tmp_path: Path) -> None:
