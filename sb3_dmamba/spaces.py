@@ -313,14 +313,12 @@ def check_environment_fits(
     theirs, ours = _describe(action_space), _describe(model_action_space)
     scaling = f"gymnasium.wrappers.RescaleAction(env, {_describe(model_action_space, ', ')})"
     if not _lies_inside(model_action_space, action_space):
-        raise SpaceError(
+        problem = (
             f"{what} takes actions from {theirs}, and the model acts from {ours}: act in {scaling} "
-            f"if the data holds the environment's actions on another scale; else load the data "
-            f"with action_space=, the environment's, and fit again",
-            setting="action_space",
-            value=action_space,
-            choices=[model_action_space],
+            "if the data holds the environment's actions on another scale; else load the data "
+            "with action_space= and fit again"
         )
+        raise SpaceError(problem, setting="action_space", value=action_space)
     if action_space.is_bounded("both") and not _lies_inside(action_space, model_action_space):
         warn_caller(
             f"{what} takes actions from {theirs}, and the model acts from {ours} only: if that "
@@ -346,24 +344,20 @@ def check_dataset_fits(
     if not isinstance(action_space, spaces.Box) or not isinstance(model_action_space, spaces.Box):
         return
     if not _lies_inside(action_space, model_action_space):
-        raise SpaceError(
-            f"the dataset has actions from {_describe(action_space)}, and the model was made for "
-            f"{_describe(model_action_space)}: scale them, or fit a new model",
-            setting="action_space",
-            value=action_space,
-            choices=[model_action_space],
+        problem = (
+            f"the dataset has actions from {_describe(action_space)}, and the model takes "
+            f"{_describe(model_action_space)}: scale them, or fit a new model"
         )
+        raise SpaceError(problem, setting="action_space", value=action_space)
 
 
 def _check_same_shape(space: spaces.Space[Any], ours: spaces.Space[Any], what: str) -> None:
     if space.shape != ours.shape:
-        raise SpaceError(
-            f"{what} has observations of shape {space.shape}, and the model was made for "
-            f"{ours.shape}: use the environment and dataset of one task",
-            setting="observation_space",
-            value=space.shape,
-            choices=[ours.shape],
+        problem = (
+            f"{what} has observations of shape {space.shape}, and the model {ours.shape}: use "
+            "those of one task"
         )
+        raise SpaceError(problem, setting="observation_space", value=space.shape)
 
 
 def _check_same_actions(space: spaces.Space[Any], ours: spaces.Space[Any], what: str) -> None:
@@ -371,13 +365,11 @@ def _check_same_actions(space: spaces.Space[Any], ours: spaces.Space[Any], what:
     if isinstance(space, spaces.Discrete) and isinstance(ours, spaces.Discrete):
         alike = (space.n, space.start) == (ours.n, ours.start)
     if not alike:
-        raise SpaceError(
-            f"{what} has actions {space}, and the model was made for {ours}: use the environment "
-            f"and dataset of one task",
-            setting="action_space",
-            value=space,
-            choices=[ours],
+        problem = (
+            f"{what} has actions {space}, and the model {ours}: use environment and dataset of one "
+            "task"
         )
+        raise SpaceError(problem, setting="action_space", value=space)
 
 
 def _lies_inside(inner: spaces.Box, outer: spaces.Box) -> bool:

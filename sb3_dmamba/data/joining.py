@@ -41,13 +41,10 @@ def join_trajectories(parts: Iterable[Trajectories], source: str | None = None) 
     for number, other in enumerate(datasets):
         for name, theirs in metadata_of(other).items():
             if name != "source" and theirs != expected[name]:
-                raise DatasetError(
-                    f"dataset {number} has {name}={theirs}, and the first has {expected[name]}: "
-                    f"join datasets of one environment",
-                    setting=name,
-                    value=theirs,
-                    choices=[expected[name]],
+                problem = (
+                    f"dataset {number} has {name}={theirs}, and the first has {expected[name]}"
                 )
+                raise DatasetError(problem, setting=name, value=theirs)
     named = " and ".join(dict.fromkeys(part.source for part in datasets if part.source))
     return gather_pieces(datasets, lambda _: named if source is None else source)
 
@@ -122,12 +119,11 @@ def spill_pieces(pieces: Iterable[Trajectories], source: Describe | None = None)
         ) as folder:
             return write_pieces(pieces, Path(folder) / "store", source=source)
     except OSError as error:
-        raise DatasetError(
-            f"the dataset does not fit into memory, and not into {place} either ({error}): set "
-            f"TMPDIR to a folder on a larger disk, or convert it to a store there with "
-            f"'dmamba data convert'",
-            path=place,
-        ) from error
+        problem = (
+            f"the dataset fits neither into memory nor into {place} ({error}): set TMPDIR to a "
+            "folder on a larger disk, or convert it there with 'dmamba data convert'"
+        )
+        raise DatasetError(problem, path=place) from error
 
 
 def _folder_on_disk() -> Path:

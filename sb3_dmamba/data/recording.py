@@ -107,12 +107,10 @@ def collect(
     n_envs = check_integer("n_envs", n_envs, 1)
     seed = check_optional_integer("seed", seed, 0)
     if env_kwargs and env_id is None and not isinstance(env, str):
-        raise ConfigError(
-            f"env_kwargs={dict(env_kwargs)!r} are for making an environment: give its id, as env "
-            f"or, to be noted, as env_id",
-            setting="env_kwargs",
-            value=dict(env_kwargs),
+        problem = (
+            f"env_kwargs={dict(env_kwargs)!r} need an id: give it as env, or as env_id to note"
         )
+        raise ConfigError(problem, setting="env_kwargs", value=dict(env_kwargs))
     with contextlib.ExitStack() as stack:
         condition = getattr(policy, "condition_env", None)
         opened = stack.enter_context(_open_envs(env, n_envs, env_kwargs, condition))
@@ -204,12 +202,10 @@ def _open_envs(
     env = as_gymnasium(env)
     if isinstance(env, (gym.Env, VectorEnv, VecEnv)):
         if n_envs != 1:
-            raise ConfigError(
-                f"n_envs={n_envs} and an environment that is made already: give its id, or a "
-                f"function that makes one",
-                setting="n_envs",
-                value=n_envs,
+            problem = (
+                f"n_envs={n_envs} with an environment: give its id, or a function that makes one"
             )
+            raise ConfigError(problem, setting="n_envs", value=n_envs)
         with frozen_statistics(env):
             yield _adapt(_with_return_to_go(env, condition), describe_environment(env))
         return
@@ -219,12 +215,8 @@ def _open_envs(
     elif callable(env):
         made = make_envs("env", partial(make_gymnasium, env), n_envs)
     else:
-        raise ConfigError(
-            f"env={env!r}: give a Gymnasium id, an environment (one, or a Gymnasium or "
-            f"Stable-Baselines3 vector), or a function that makes one",
-            setting="env",
-            value=env,
-        )
+        problem = f"env={env!r}: give a Gymnasium id, an environment or a function that makes one"
+        raise ConfigError(problem, setting="env", value=env)
     try:
         named = (env, kwargs) if isinstance(env, str) else describe_environment(made[0])
         yield _adapt([_with_return_to_go(each, condition) for each in made], named)
@@ -248,14 +240,11 @@ def _adapt(env: Any, named: tuple[str | None, dict[str, Any]]) -> _Opened:
         normalizer = normalizers[-1]  # the innermost is shown the original
         original = normalizer.venv.observation_space
         if original.shape != space.shape or type(original) is not type(space):
-            raise DatasetError(
+            problem = (
                 f"VecNormalize sees observations of {original}, and the policy {space}: put "
-                f"VecNormalize outside the wrappers that change observations, so that what it "
-                f"normalises can be recorded",
-                setting="observation_space",
-                value=space,
-                choices=[original],
+                "VecNormalize outside the wrappers that change observations"
             )
+            raise DatasetError(problem, setting="observation_space", value=space)
         space, read = original, lambda _: normalizer.get_original_obs()
     return _Opened(envs, space, read, *named)
 
@@ -460,12 +449,10 @@ def _as_actor(policy: Any, envs: Batch, deterministic: bool, seed: int | None) -
     if "reward" in parameters and callable(getattr(policy, "reset", None)):
         return _ask_stateful(policy, envs)
     if callable(getattr(policy, "as_stateful_wrapper", None)):
-        raise ConfigError(
-            f"{type(policy).__name__} acts by its past rewards: pass "
-            f"policy.as_stateful_wrapper(target_return)",
-            setting="policy",
-            value=policy,
+        problem = (
+            f"{type(policy).__name__} needs rewards: pass policy.as_stateful_wrapper(target_return)"
         )
+        raise ConfigError(problem, setting="policy", value=policy)
     if parameters:
         choose = getattr(policy, "sample_action", policy.predict)
         choose = policy.predict if deterministic else choose
@@ -509,12 +496,10 @@ def _ask_sb3(policy: Any, deterministic: bool) -> Act:
 
 def _ask_stateful(policy: Any, envs: Batch) -> Act:
     if envs.n != 1:
-        raise ConfigError(
-            f"{type(policy).__name__} remembers one episode, and there are {envs.n} environments: "
-            f"give one",
-            setting="n_envs",
-            value=envs.n,
+        problem = (
+            f"{type(policy).__name__} remembers one episode: got {envs.n} environments, give one"
         )
+        raise ConfigError(problem, setting="n_envs", value=envs.n)
     view = _as_d3rlpy_sees(envs.observation_space, policy)
     action: Any = None
 
@@ -561,13 +546,11 @@ def _check_actions(
     kinds, n = ("iuf" if isinstance(space, spaces.Box) else "iu"), len(is_taken)
     shape = (n, *(space.shape or ()))
     if array.size != n * int(np.prod(shape[1:])) or array.dtype.kind not in kinds:
-        raise DatasetError(
-            f"at step {step} the policy returned actions of shape {array.shape} and dtype "
-            f"{array.dtype} for {n} environment(s) with the action space {space}",
-            setting="action",
-            value=actions,
-            index=step,
+        problem = (
+            f"step {step}: expected {n} action(s) of {space}, got shape {array.shape}, "
+            f"{array.dtype}"
         )
+        raise DatasetError(problem, setting="action", value=actions, index=step)
     array = array.reshape(shape)
     taken: ndarray
     if isinstance(space, spaces.Discrete):
@@ -583,11 +566,9 @@ def _check_actions(
         inside &= np.isfinite(taken) & np.isfinite(recorded)
     inside[~is_taken] = True
     if not inside.all():
-        raise DatasetError(
-            f"at step {step} the policy chose {array[~inside][0]}, outside {space}: clip or scale "
-            f"its actions in a function, collect(lambda observation: ..., ...)",
-            setting="action",
-            value=array[~inside][0],
-            index=step,
+        problem = (
+            f"step {step}: action {array[~inside][0]} is outside {space}: clip or scale it in a "
+            "function"
         )
+        raise DatasetError(problem, setting="action", value=array[~inside][0], index=step)
     return taken

@@ -43,12 +43,8 @@ def compute_returns_to_go(
     """
     rewards = as_array(rewards)
     if rewards.ndim != 1 or len(rewards) == 0:
-        raise DatasetError(
-            f"rewards have shape {rewards.shape}: give a one-dimensional array of at least one "
-            f"step",
-            setting="rewards",
-            value=rewards.shape,
-        )
+        problem = f"rewards have shape {rewards.shape}: expected one dimension, at least one step"
+        raise DatasetError(problem, setting="rewards", value=rewards.shape)
     check_finite("rewards", rewards)
     if episode_offsets is None:
         episode_offsets = np.array([0, len(rewards)])

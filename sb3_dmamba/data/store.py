@@ -87,13 +87,11 @@ def _read_header(path: Path) -> dict[str, Any]:
         raise _damaged(path, f"is not the header of a store: it has no format {_FORMAT!r}")
     version = header.get("format_version")
     if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
-        raise _damaged(
-            path,
-            f"has format version {version!r}, and this sb3_dmamba reads 1 to {FORMAT_VERSION}: "
-            f"upgrade with pip install -U sb3-dmamba",
-            "format_version",
-            version,
+        problem = (
+            f"has format version {version!r}, expected 1 to {FORMAT_VERSION}: pip install -U "
+            "sb3-dmamba"
         )
+        raise _damaged(path, problem, "format_version", version)
     for name, kinds in _HEADER_TYPES.items():
         value = header.get(name)
         is_right = name in header and isinstance(value, kinds)
@@ -147,11 +145,10 @@ def map_npy(
         expected = start + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         size = os.fstat(file.fileno()).st_size
         if size != expected:
-            raise _damaged(
-                path,
-                f"is {size} bytes long and should be {expected}: it was cut off or changed; copy "
-                f"it again",
+            problem = (
+                f"is {size} bytes long and should be {expected}: it was changed; copy it again"
             )
+            raise _damaged(path, problem)
         return map_file(file, dtype, shape, start, path)
 
 

@@ -484,12 +484,8 @@ def load_store(folder: str | os.PathLike[str], *, verify: bool = False) -> Traje
 def check_transform(reward_mode: str, top_fraction: float | None) -> None:
     """Raise ConfigError unless :func:`transform` takes these options."""
     if reward_mode not in REWARD_MODES:
-        raise ConfigError(
-            f"reward_mode={reward_mode!r}: choose 'dense' or 'delayed'",
-            setting="reward_mode",
-            value=reward_mode,
-            choices=REWARD_MODES,
-        )
+        problem = f"reward_mode={reward_mode!r}: choose 'dense' or 'delayed'"
+        raise ConfigError(problem, setting="reward_mode", value=reward_mode, choices=REWARD_MODES)
     if top_fraction is not None:
         _check_fraction("top_fraction", top_fraction)
 
@@ -514,12 +510,10 @@ def _find_episodes(
     if not isinstance(index, slice):
         index = np.asarray(index)
         if index.ndim != 1 or (len(index) and index.dtype.kind not in "biu"):
-            raise DatasetError(
-                f"episodes cannot be selected with {index!r}: give an integer, a slice, or a "
-                f"one-dimensional array of integers or booleans",
-                setting="index",
-                value=index,
+            problem = (
+                f"index={index!r}: give an integer, a slice, or a vector of integers or booleans"
             )
+            raise DatasetError(problem, setting="index", value=index)
         index = index if len(index) else index.astype(np.int64)
     episodes: Int64[ndarray, "n"] = np.arange(n_episodes)[index]
     if not len(episodes):
@@ -689,13 +683,10 @@ class TrajectoriesWriter:
         for name in ("observation_space", "action_space", "frame_stack"):
             theirs, ours = getattr(episodes, name), self._fields[name]
             if theirs != ours:
-                raise DatasetError(
-                    f"the episodes' {name} is {theirs}, and the store's {ours}: write them to a "
-                    f"store of their own",
-                    setting=name,
-                    value=theirs,
-                    choices=[ours],
+                problem = (
+                    f"the episodes' {name} is {theirs}, and the store's {ours}: write another store"
                 )
+                raise DatasetError(problem, setting=name, value=theirs)
         try:
             for name, stream in self._streams.items():
                 array = getattr(episodes, name)

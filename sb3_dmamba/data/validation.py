@@ -75,14 +75,12 @@ def _check_shapes(
     }
     for name, shape in expected.items():
         if arrays[name].shape != shape:
-            raise DatasetError(
-                f"{name} have shape {arrays[name].shape} where {shape} is needed: there are "
-                f"{n_steps} rewards and {n_episodes} episodes, observations in "
-                f"{observation_space}{frames} and actions in {action_space}",
-                setting=name,
-                value=arrays[name].shape,
-                choices=[shape],
+            problem = (
+                f"{name} have shape {arrays[name].shape}, expected {shape}: {n_steps} rewards, "
+                f"{n_episodes} episodes, observations in {observation_space}{frames}, actions in "
+                f"{action_space}"
             )
+            raise DatasetError(problem, setting=name, value=arrays[name].shape)
 
 
 def _convert(
@@ -197,13 +195,8 @@ def _check_values(
             episode = int(find_episodes(np.array(step), offsets))
             where = f" (episode {episode}, step {step - int(offsets[episode])})"
         index = ", ".join(map(str, (step, *place[1:])))
-        raise DatasetError(
-            f"{name}[{index}] is {value!s}{where}{fix}",
-            episode=episode,
-            index=step,
-            setting=name,
-            value=value,
-        )
+        problem = f"{name}[{index}] is {value!s}{where}{fix}"
+        raise DatasetError(problem, episode=episode, index=step, setting=name, value=value)
 
 
 # --- Shapes, offsets and metadata -----------------------------------------------------------------
@@ -217,12 +210,11 @@ def check_flat(space: spaces.Space[Any]) -> spaces.Box:
     """
     if isinstance(space, spaces.Box):
         return space
-    raise SpaceError(
-        f"observation_space is {space}: give the flat view, flat_space(space), and observations "
-        f"from flatten_observation(space, ...)",
-        setting="observation_space",
-        value=space,
+    problem = (
+        f"observation_space is {space}: give flat_space(space), and observations from "
+        "flatten_observation"
     )
+    raise SpaceError(problem, setting="observation_space", value=space)
 
 
 def check_frame_stack(frame_stack: Any, space: spaces.Box) -> int:
@@ -234,12 +226,8 @@ def check_frame_stack(frame_stack: Any, space: spaces.Box) -> int:
     """
     count = check_integer("frame_stack", frame_stack, 1, error=DatasetError)
     if count > 1 and (space.dtype != np.uint8 or len(space.shape) < 2 or space.shape[0] != count):
-        raise SpaceError(
-            f"frame_stack={count} and the observation space is {space}: give the Box of what the "
-            f"policy sees, of shape ({count}, *frame) and dtype uint8",
-            setting="frame_stack",
-            value=count,
-        )
+        problem = f"frame_stack={count} needs a uint8 Box of shape ({count}, *frame), got {space}"
+        raise SpaceError(problem, setting="frame_stack", value=count)
     return count
 
 
@@ -284,17 +272,12 @@ def check_steps(
     """
     array = np.atleast_1d(np.asarray(steps))
     if array.ndim != 1 or len(array) == 0 or array.dtype.kind not in "iu":
-        raise DatasetError(
-            f"{name}={steps!r}: give at least one integer", setting=name, value=steps
-        )
+        problem = f"{name}={steps!r}: give at least one integer"
+        raise DatasetError(problem, setting=name, value=steps)
     bad = np.flatnonzero((array < 0) | (array >= n_steps))
     if len(bad):
-        raise DatasetError(
-            f"{name}[{bad[0]}] is {array[bad[0]]}: steps go from 0 to {n_steps - 1}",
-            index=int(bad[0]),
-            setting=name,
-            value=array[bad[0]],
-        )
+        problem = f"{name}[{bad[0]}] is {array[bad[0]]}: steps go from 0 to {n_steps - 1}"
+        raise DatasetError(problem, index=int(bad[0]), setting=name, value=array[bad[0]])
     return array.astype(np.int64, copy=False)
 
 
@@ -308,11 +291,10 @@ def check_episodes(
     lists = {"observations": observations, "actions": actions, "rewards": rewards}
     for name, values in lists.items():
         if len(values) != n_episodes:
-            raise DatasetError(
-                f"{len(values)} episodes of {name} and {n_episodes} of terminated: "
-                f"give one entry per episode in each",
-                setting=name,
+            problem = (
+                f"{len(values)} episodes of {name} and {n_episodes} of terminated: expected as many"
             )
+            raise DatasetError(problem, setting=name)
     if not len(rewards):
         raise DatasetError("the dataset is empty: it needs at least one episode of one step")
     for episode, arrays in enumerate(zip(*lists.values(), strict=True)):
@@ -336,10 +318,6 @@ def check_json(env_kwargs: Mapping[str, Any]) -> dict[str, Any]:
     try:
         json.dumps(dict(env_kwargs))
     except (TypeError, ValueError) as error:
-        raise DatasetError(
-            f"env_kwargs={env_kwargs!r} cannot be written as JSON ({error}): "
-            f"keep to numbers, strings, booleans, lists and dicts",
-            setting="env_kwargs",
-            value=env_kwargs,
-        ) from error
+        problem = f"env_kwargs={env_kwargs!r} cannot be written as JSON ({error})"
+        raise DatasetError(problem, setting="env_kwargs", value=env_kwargs) from error
     return dict(env_kwargs)

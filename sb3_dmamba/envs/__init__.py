@@ -84,12 +84,8 @@ def canonical_game(name: str) -> str:
     plain = "".join(character for character in name.lower() if character.isalnum())
     if plain not in _BY_PLAIN_NAME:
         hint = did_you_mean(near_names(plain, N_ACTIONS)) or "pass game='Breakout'"
-        raise DatasetError(
-            f"{name!r} is not a game of the DQN replay: {hint}",
-            setting="game",
-            value=name,
-            choices=N_ACTIONS,
-        )
+        problem = f"{name!r} is not a game of the DQN replay: {hint}"
+        raise DatasetError(problem, setting="game", value=name, choices=N_ACTIONS)
     return _BY_PLAIN_NAME[plain]
 
 

@@ -196,10 +196,6 @@ def _make_emulator(game: str, **options: Any) -> Any:
     if key not in names:
         near = [names[match] for match in near_names(key, names, n=3)]
         hint = did_you_mean(near) or "give a name such as 'Breakout'"
-        raise ConfigError(
-            f"game={game!r}: the emulator has no such game: {hint}",
-            setting="game",
-            value=game,
-            choices=names.values(),
-        )
+        problem = f"game={game!r}: the emulator has no such game: {hint}"
+        raise ConfigError(problem, setting="game", value=game, choices=names.values())
     return AtariEnv(names[key], **options)

@@ -59,11 +59,8 @@ def subtract_rewards(
     with np.errstate(over="ignore"):  # infinite, which is refused
         remaining: NDArray[np.float64] = returns_to_go - taken
     if not np.isfinite(remaining).all():
-        raise ConditioningError(
-            f"reward={rewards!r} makes a return-to-go that is not finite: give finite rewards",
-            setting="reward",
-            value=rewards,
-        )
+        problem = f"reward={rewards!r} makes a return-to-go that is not finite: give finite rewards"
+        raise ConditioningError(problem, setting="reward", value=rewards)
     return remaining
 
 
@@ -101,12 +98,10 @@ class ReturnTracker:
         except (TypeError, ValueError):
             values = np.array(np.nan)
         if values.shape not in ((), (self.n,)) or not np.isfinite(values).all():
-            raise ConditioningError(
-                f"target_return={targets!r}: give a finite number, or one per environment "
-                f"(there are {self.n})",
-                setting="target_return",
-                value=targets,
+            problem = (
+                f"target_return={targets!r}: give a finite number, or one for each of {self.n}"
             )
+            raise ConditioningError(problem, setting="target_return", value=targets)
         self.targets: NDArray[np.float64] = np.array(np.broadcast_to(values, (self.n,)))
 
     def start(self, rows: NDArray[np.bool_]) -> None:
@@ -139,12 +134,8 @@ def conditioned_space(observation_space: gym.Space[Any]) -> spaces.Dict:
         SpaceError: The observations have no flat view, or one with a return-to-go already.
     """
     if is_conditioned(observation_space):
-        raise SpaceError(
-            "the environment shows a return-to-go already: ask for another return with its "
-            "set_target_return, or model.target_return for model.get_env()",
-            setting="observation_space",
-            value=observation_space,
-        )
+        problem = "the environment shows a return-to-go already: use its set_target_return"
+        raise SpaceError(problem, setting="observation_space", value=observation_space)
     return spaces.Dict(
         {
             "observation": flat_space(observation_space),
@@ -232,12 +223,11 @@ class ReturnToGo:
         for wrapped, kind in kinds.items():
             if isinstance(env, wrapped):
                 return super().__new__(kind)
-        raise SpaceError(
-            f"cannot add a return-to-go to {env!r} ({type(env).__name__}): give a gymnasium.Env, "
-            "a gymnasium.vector.VectorEnv or a stable_baselines3 VecEnv",
-            setting="env",
-            value=env,
+        problem = (
+            f"cannot add a return-to-go to {env!r}: give a gymnasium Env or VectorEnv, or an SB3 "
+            "VecEnv"
         )
+        raise SpaceError(problem, setting="env", value=env)
 
     @property
     def target_return(self) -> Any:

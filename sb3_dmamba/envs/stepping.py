@@ -32,12 +32,10 @@ def make_envs(name: str, make_env: Callable[[], Any], n_envs: int) -> list[gym.E
         for _ in range(n_envs):
             env = make_env()
             if not isinstance(env, gym.Env) or any(env is each for each in envs):
-                raise ConfigError(
-                    f"{name}() returned {env!r}: it must make a gymnasium.Env, a new one at each "
-                    "call, as lambda: gymnasium.make(...) does",
-                    setting=name,
-                    value=env,
+                problem = (
+                    f"{name}() returned {env!r}: it must make a new gymnasium.Env at each call"
                 )
+                raise ConfigError(problem, setting=name, value=env)
             envs.append(env)
     except BaseException:
         close_envs(envs)
@@ -68,27 +66,20 @@ def step_environment(env: gym.Env[Any, Any], action: Any) -> tuple[Any, Any, Any
     result: Any = env.step(action)
     if not isinstance(result, (tuple, list)) or len(result) != 5:
         got = f"{len(result)} values" if isinstance(result, (tuple, list)) else repr(result)
-        raise StepError(
-            f"the environment's step returned {got}: expected (observation, reward, terminated, "
-            "truncated, info)",
-            setting="step",
-            value=result,
+        problem = (
+            f"step returned {got}: expected (observation, reward, terminated, truncated, info)"
         )
+        raise StepError(problem, setting="step", value=result)
     observation, reward, terminated, truncated, info = result
     if not (isinstance(reward, float) and math.isfinite(reward)):  # else nothing to look at
         check_rewards(reward)
     for name, flag in (("terminated", terminated), ("truncated", truncated)):
         if not _is_flag(flag):
-            raise StepError(
-                f"the environment returned {name}={flag!r}: expected True or False",
-                setting=name,
-                value=flag,
-                choices=(True, False),
-            )
+            problem = f"the environment returned {name}={flag!r}: expected True or False"
+            raise StepError(problem, setting=name, value=flag, choices=(True, False))
     if not isinstance(info, dict):
-        raise StepError(
-            f"the environment returned info={info!r}: expected a dict", setting="info", value=info
-        )
+        problem = f"the environment returned info={info!r}: expected a dict"
+        raise StepError(problem, setting="info", value=info)
     return observation, reward, terminated, truncated, info
 
 
@@ -108,11 +99,8 @@ def check_rewards(
     try:
         values: NDArray[np.float64] = np.asarray(rewards, dtype=np.float64).reshape(n)
     except (TypeError, ValueError):
-        raise StepError(
-            f"the environment returned reward={rewards!r}: expected {n} finite number(s)",
-            setting="reward",
-            value=rewards,
-        ) from None
+        problem = f"the environment returned reward={rewards!r}: expected {n} finite number(s)"
+        raise StepError(problem, setting="reward", value=rewards) from None
     wrong = ~np.isfinite(values)
     if counted is not None:
         wrong &= counted

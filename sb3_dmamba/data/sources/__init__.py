@@ -100,12 +100,8 @@ def convert_trajectories(
     """
     for name in ("source", "store"):
         if name in options:
-            raise DatasetError(
-                f"{name}={options[name]!r} is not an option of a conversion: the first argument is "
-                f"the source and the second the store's folder",
-                setting=name,
-                value=options[name],
-            )
+            problem = f"{name}= is no option of a conversion: pass source and folder by position"
+            raise DatasetError(problem, setting=name, value=options[name])
     place = Path(folder).expanduser().absolute()
     check_place(place, overwrite)  # before what may take long
     row = None if isinstance(source, Trajectories) else find_source(source)
@@ -191,12 +187,8 @@ def _check_options(options: Mapping[str, Any], known: Sequence[str], kind: str) 
     for name, value in options.items():
         if name not in known:
             hint = did_you_mean(near_names(name, known)) or f"it takes {', '.join(known)}"
-            raise DatasetError(
-                f"no option of {kind} is called {name!r}: {hint}",
-                setting=name,
-                value=value,
-                choices=known,
-            )
+            problem = f"no option of {kind} is called {name!r}: {hint}"
+            raise DatasetError(problem, setting=name, value=value, choices=known)
 
 
 def _unknown_source(source: Any) -> DatasetError:
@@ -207,12 +199,11 @@ def _unknown_source(source: Any) -> DatasetError:
     }
     if not isinstance(source, (str, PathLike)):
         kind = f"{type(source).__module__}.{type(source).__qualname__}"
-        return DatasetError(
+        problem = (
             f"a {kind} is not a known dataset. Accepted: {accepted['object']}; Trajectories; a "
-            f"path or a name",
-            setting="source",
-            value=type(source),
+            "path or a name"
         )
+        return DatasetError(problem, setting="source", value=type(source))
     path, near = Path(source).expanduser(), list[str]()
     if path.exists():
         kind = "folder" if path.is_dir() else "file"

@@ -74,20 +74,14 @@ def load_arrays(
     for key in source:
         close = [] if key in KEYS else near_names(str(key), KEYS, cutoff=0.85)
         if close:
-            raise DatasetError(
-                f"{key!r} looks like {close[0]!r}: rename it, or leave it out",
-                setting=str(key),
-                choices=close,
-            )
+            problem = f"{key!r} looks like {close[0]!r}: rename it, or leave it out"
+            raise DatasetError(problem, setting=str(key), choices=close)
     arrays = {key: as_array(source[key]) for key in KEYS[1:] if key in source}
     check_lengths({key: array.shape for key, array in arrays.items()})
     actions, rewards = arrays["actions"], arrays["rewards"]
     if actions.dtype.kind not in "iuf":
-        raise DatasetError(
-            f"actions have dtype {actions.dtype}: give one number or vector a step",
-            setting="actions",
-            value=actions.dtype,
-        )
+        problem = f"actions have dtype {actions.dtype}: give one number or vector a step"
+        raise DatasetError(problem, setting="actions", value=actions.dtype)
     terminated, truncated = read_flags(arrays, len(rewards))
     offsets, ends = cut_episodes(terminated, truncated)
     if action_space is None:
@@ -164,13 +158,10 @@ def copy_rows(
             for name, array in arrays.items():
                 shape, expected = values[name].shape, (len(rewards), *array.shape[1:])
                 if shape != expected:
-                    raise DatasetError(
-                        f"{label(episode)}: {name} have shape {shape}, and {expected} is needed",
-                        episode=episode,
-                        setting=name,
-                        value=shape,
-                        choices=[expected],
+                    problem = (
+                        f"{label(episode)}: {name} have shape {shape}, and {expected} is needed"
                     )
+                    raise DatasetError(problem, episode=episode, setting=name, value=shape)
                 array[steps] = values[name]
         if isinstance(action_space, spaces.Discrete):
             _check_integers(actions, arrays["actions"][steps], action_space, episode, label)
@@ -226,20 +217,15 @@ def check_keys(keys: Iterable[Any], terminated: Sequence[str] = TERMINATED) -> N
     listed = ", ".join(map(repr, found[:_N_LISTED])) or "nothing"
     for key in REQUIRED:
         if key not in found:
-            raise DatasetError(
-                f"there is no {key!r} (there is {listed}){_rename_hint(found, key)}",
-                setting=key,
-                choices=found,
-            )
+            problem = f"there is no {key!r} (there is {listed}){_rename_hint(found, key)}"
+            raise DatasetError(problem, setting=key, choices=found)
     if not any(key in found for key in (*terminated, *TRUNCATED)):
         hint = _rename_hint(found, "terminals")
-        raise DatasetError(
-            f"there is neither 'terminals' nor 'timeouts' (nor Gymnasium's 'terminations', "
-            f"'truncations') but {listed}, so where episodes end is unknown{hint}"
-            f"{' if no time limit ended an episode' if hint else ''}",
-            setting="terminals",
-            choices=found,
+        problem = (
+            "there are no 'terminals' or 'timeouts' ('terminations', 'truncations') but "
+            f"{listed}{hint}"
         )
+        raise DatasetError(problem, setting="terminals", choices=found)
 
 
 def _rename_hint(found: Sequence[Any], key: str) -> str:
@@ -257,20 +243,15 @@ def check_lengths(shapes: Mapping[str, tuple[int, ...]]) -> None:
     if 0 in rewards:
         raise DatasetError("there are no rewards: give at least one step", setting="rewards")
     if not rewards or math.prod(rewards[1:]) != 1:
-        raise DatasetError(
-            f"rewards have shape {rewards}: give one number a step",
-            setting="rewards",
-            value=rewards,
-        )
+        problem = f"rewards have shape {rewards}: give one number a step"
+        raise DatasetError(problem, setting="rewards", value=rewards)
     for key, shape in shapes.items():
         if shape[:1] != rewards[:1]:
             found = ", ".join(f"{name} {other}" for name, other in shapes.items())
-            raise DatasetError(
-                f"the arrays differ in their number of steps ({found}): give one of each for every "
-                f"step",
-                setting=key,
-                value=shape,
+            problem = (
+                f"the arrays differ in their number of steps ({found}): give one of each a step"
             )
+            raise DatasetError(problem, setting=key, value=shape)
 
 
 def read_flags(
@@ -308,27 +289,16 @@ def read_flag(arrays: Mapping[str, ndarray], names: Sequence[str]) -> Bool[ndarr
         return None
     name, flags = given[0], arrays[given[0]]
     if len(given) > 1:
-        raise DatasetError(
-            f"{' and '.join(map(repr, given))} are the same flag: give one of them",
-            setting=name,
-            choices=given,
-        )
+        problem = f"{' and '.join(map(repr, given))} are the same flag: give one of them"
+        raise DatasetError(problem, setting=name, choices=given)
     if flags.ndim != 1 or flags.dtype.kind not in "biuf":
-        raise DatasetError(
-            f"{name} have shape {flags.shape} and dtype {flags.dtype}: give one boolean a step",
-            setting=name,
-            value=flags.shape,
-        )
+        problem = f"{name} have shape {flags.shape}, dtype {flags.dtype}: give one boolean a step"
+        raise DatasetError(problem, setting=name, value=flags.shape)
     is_flag = np.asarray((flags == 0) | (flags == 1))
     if not is_flag.all():
         step = int(is_flag.argmin())
-        raise DatasetError(
-            f"{name}[{step}] is {flags[step]}: only 0 and 1 are flags",
-            index=step,
-            setting=name,
-            value=flags[step],
-            choices=(0, 1),
-        )
+        problem = f"{name}[{step}] is {flags[step]}: only 0 and 1 are flags"
+        raise DatasetError(problem, index=step, setting=name, value=flags[step], choices=(0, 1))
     return np.asarray(flags).astype(bool)
 
 
@@ -349,15 +319,11 @@ def _flatten(observations: Any, space: spaces.Space[Any] | None) -> tuple[ndarra
         try:
             return flatten_observation(space, observations, batch=True), flat
         except SpaceError as error:
-            raise DatasetError(
-                f"observations: {error}", setting="observations", value=error.value
-            ) from error
+            problem = f"observations: {error}"
+            raise DatasetError(problem, setting="observations", value=error.value) from error
     if isinstance(observations, (Mapping, tuple)):
-        raise DatasetError(
-            f"observations are a {type(observations).__name__}: pass observation_space, the Dict "
-            f"or Tuple that they come from",
-            setting="observation_space",
-        )
+        problem = f"observations are a {type(observations).__name__}: pass their observation_space"
+        raise DatasetError(problem, setting="observation_space")
     array = as_array(observations)
     return array, infer_observation_space(array) if space is None else space
 

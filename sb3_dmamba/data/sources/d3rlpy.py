@@ -131,12 +131,10 @@ def _infer_action_space(info: Any, episodes: Sequence[Any]) -> spaces.Space[Any]
         return spaces.Discrete(int(info.action_size))
     largest = max(np.abs(episode.actions).max() for episode in episodes)
     if not largest <= 1.0:  # NaN included
-        raise DatasetError(
-            f"the action space cannot be inferred from continuous actions up to {largest:g}: pass "
-            f"action_space, the environment's Box",
-            setting="action_space",
-            value=largest,
+        problem = (
+            f"continuous actions up to {largest:g} do not tell the action space: pass action_space"
         )
+        raise DatasetError(problem, setting="action_space", value=largest)
     return spaces.Box(-1.0, 1.0, (int(info.action_size),), np.float32)
 
 
@@ -151,13 +149,8 @@ def _split_stack(
         if len(shape) == _FRAME_DIMENSIONS and shape[0] == 1:
             stack = spaces.Box(0, 255, (frame_stack, *shape[1:]), np.uint8)
             return stack, spaces.Box(0, 255, shape[1:], np.uint8)
-    raise SpaceError(
-        f"the buffer stacks {frame_stack} frames, and an observation is {space}: only frames of "
-        f"one channel, (1, height, width) uint8, are stacked; pass frame_stack=1 to learn from "
-        f"single frames",
-        setting="frame_stack",
-        value=frame_stack,
-    )
+    problem = f"only (1, height, width) uint8 frames are stacked, got {space}: pass frame_stack=1"
+    raise SpaceError(problem, setting="frame_stack", value=frame_stack)
 
 
 def _find_frame_stack(source: Any) -> int:

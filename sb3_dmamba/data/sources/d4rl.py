@@ -91,12 +91,10 @@ def open_d4rl_name(
     names = [name]
     if medium_expert == "paper":
         if name.quality != "medium-expert":
-            raise DatasetError(
-                f"medium_expert='paper' is for {name.robot}-medium-expert-v{name.version}, and "
-                f"{name} is asked for: leave it out",
-                setting="medium_expert",
-                value=medium_expert,
+            problem = (
+                f"medium_expert='paper' is for medium-expert datasets, got {name}: leave it out"
             )
+            raise DatasetError(problem, setting="medium_expert", value=medium_expert)
         names = [D4RLName(name.robot, quality, name.version) for quality in ("expert", "medium")]
     files = {}
     for part in names:
@@ -146,13 +144,12 @@ class D4RLDataset:
         robot, path = name.settings, self.files[name].path
         shapes = (data.observations.shape[1:], data.actions.shape[1:])
         if shapes != ((robot.n_observations,), (robot.n_actions,)):
-            raise DatasetError(
-                f"{path} is not {name}: its observations and actions have shapes {shapes[0]} and "
-                f"{shapes[1]}, where {name.robot} has {robot.n_observations} and "
-                f"{robot.n_actions} numbers; delete it to download it again",
-                path=path,
-                value=shapes,
+            problem = (
+                f"{path} is not {name}: observations and actions have shapes {shapes[0]} and "
+                f"{shapes[1]}, expected {robot.n_observations} and {robot.n_actions} numbers; "
+                "delete it to download it again"
             )
+            raise DatasetError(problem, path=path, value=shapes)
         source = "d4rl:" + "+".join(map(str, self.files))
         return replace(data, env_id=robot.env_id, env_kwargs=robot.env_kwargs, source=source)
 
@@ -298,9 +295,8 @@ class D4RLFile:
                     name=f"d4rl:{self.path}",
                 )
         except MemoryError as error:
-            raise DatasetError(
-                f"{self.path}: its episodes do not fit into memory together", path=self.path
-            ) from error
+            problem = f"{self.path}: its episodes do not fit into memory together"
+            raise DatasetError(problem, path=self.path) from error
         shapes = data.observations.shape[1:], data.actions.shape[1:]
         return replace(data, **self.environment(*shapes))
 
@@ -391,11 +387,10 @@ class _FlatFile:
             try:
                 source.read_direct(values, np.s_[first:last], np.s_[first - start : last - start])
             except (OSError, RuntimeError, ValueError) as error:
-                raise DatasetError(
-                    f"{key}: steps {first} to {last - 1} are damaged ({error}): get the file again",
-                    index=first,
-                    setting=key,
-                ) from error
+                problem = (
+                    f"{key}: steps {first} to {last - 1} are damaged ({error}): get the file again"
+                )
+                raise DatasetError(problem, index=first, setting=key) from error
         return values.reshape(stop - start, *_step_shape(key, source))
 
     def _find(self, key: str) -> h5py.Dataset:
@@ -414,22 +409,19 @@ class _FlatFile:
             raise self._error(key, f"it holds {node.dtype}, shape {node.shape}: give numbers")
         stored = node.id.get_storage_size()
         if node.nbytes > _MAX_COMPRESSION * stored + 2**20:
-            raise self._error(
-                key, f"{node.nbytes:,} bytes are announced, and {stored:,} are stored: get it again"
-            )
+            problem = f"{node.nbytes:,} bytes are announced, {stored:,} stored: get it again"
+            raise self._error(key, problem)
         return node
 
     def _check_kind(self) -> None:
         """Recognise files of other kinds that have the same ending."""
         if "episode_0" in self._file:
             folder = str(self._options.path.resolve().parent)
-            raise DatasetError(
-                f"this is a file of Minari's: pass the folder it lies in, {folder!r}"
-            )
+            problem = f"this is a file of Minari's: pass the folder it lies in, {folder!r}"
+            raise DatasetError(problem)
         if "observations_0" in self._file:
             raise DatasetError(
-                "this is a file of d3rlpy's: load it with d3rlpy.dataset.ReplayBuffer.load and "
-                "pass what that returns"
+                "this is a file of d3rlpy's: pass what d3rlpy.dataset.ReplayBuffer.load returns"
             )
 
     def _error(self, key: str, problem: str) -> DatasetError:
@@ -512,12 +504,11 @@ def _read_end(arrays: Mapping[str, ndarray], names: tuple[str, ...]) -> bool | N
         return None
     early = np.flatnonzero(flags[:-1])
     if len(early):
-        raise DatasetError(
-            f"{name}: step {early[0]} is flagged and is not the last, {len(flags) - 1}: an episode "
-            f"must end there",
-            index=int(early[0]),
-            setting=name,
+        problem = (
+            f"{name}: step {early[0]} is flagged, only the last, {len(flags) - 1}, may be: end the "
+            "episode"
         )
+        raise DatasetError(problem, index=int(early[0]), setting=name)
     return bool(flags[-1])
 
 

@@ -53,12 +53,11 @@ class MemberReader:
         try:
             self._file = gzip.open(path, "rb")  # noqa: SIM115  # closed by __exit__
         except FileNotFoundError:
-            raise error_in(
-                path,
+            problem = (
                 f"there is no such file, and a checkpoint needs its {', '.join(MEMBERS)}: get the "
-                f"file, or leave that one out with checkpoints=[...]",
-                setting="checkpoints",
-            ) from None
+                "file, or leave that one out with checkpoints=[...]"
+            )
+            raise error_in(path, problem, setting="checkpoints") from None
         try:
             self.shape, self.dtype = self._read_header()
             self._check(kinds)
@@ -142,19 +141,15 @@ class MemberReader:
             raise self._error(f"expected {expected}, got {self.dtype}")
         size = int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize
         if size > _BEST_RATIO * self.path.stat().st_size + _PIECE_BYTES:
-            raise self._error(
-                f"its header promises shape {self.shape}, {size:,} bytes, and no gzip of "
-                f"{self.path.stat().st_size:,} bytes holds as many"
-            )
+            problem = f"its header promises {size:,} bytes, which no gzip of this size holds"
+            raise self._error(problem)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
         try:
             yield
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise self._error(
-                f"the gzip is cut or damaged after row {self.n_read:,} ({error})"
-            ) from error
+            raise self._error(f"the gzip is damaged after row {self.n_read:,} ({error})") from error
 
     def _error(self, what: str) -> DatasetError:
         return error_in(self.path, f"{what}; get that file again")
@@ -206,11 +201,10 @@ class Checkpoint:
                     raise error_in(reader.path, problem, setting=member, value=shape)
         if len({shape[0] for shape in shapes.values()}) > 1:
             lengths = ", ".join(f"{member} {shape[0]:,}" for member, shape in shapes.items())
-            raise error_in(
-                folder,
-                f"the members of checkpoint {number} differ in length ({lengths} rows): get those "
-                f"files again",
+            problem = (
+                f"members of checkpoint {number} differ in rows ({lengths}): get those files again"
             )
+            raise error_in(folder, problem)
         n_rows, *frame_shape = shapes["observation"]
         return cls(folder, number, n_rows, tuple(frame_shape), _read_add_count(folder, number))
 

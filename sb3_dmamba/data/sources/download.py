@@ -71,17 +71,13 @@ def download_file(
         try:
             client.fetch(path.name, downloader=_Downloader(signature, bar, timeout))
         except (_PermanentError, requests.RequestException, ValueError) as error:
-            raise DatasetError(
-                f"{url} could not be downloaded ({error}): get that file in another way and put "
-                f"it at {path}, or try again later",
-                path=path,
-                setting="url",
-                value=url,
-            ) from error
+            problem = (
+                f"{url} could not be downloaded ({error}): put that file at {path} in another way"
+            )
+            raise DatasetError(problem, path=path, setting="url", value=url) from error
         except OSError as error:
-            raise DatasetError(
-                f"{path} cannot be written ({error.strerror or error})", path=path
-            ) from error
+            problem = f"{path} cannot be written ({error.strerror or error})"
+            raise DatasetError(problem, path=path) from error
     return path
 
 

@@ -99,12 +99,8 @@ def load_dqn_replay(
     seed = check_integer("seed", seed, 0)
     frame_stack = check_integer("frame_stack", frame_stack, 1)
     if n_steps is None and per_visit is not None:
-        raise ConfigError(
-            "trajectories_per_buffer is part of the paper's recipe: give n_steps too "
-            "(the paper's is 500000)",
-            setting="trajectories_per_buffer",
-            value=per_visit,
-        )
+        problem = "trajectories_per_buffer needs n_steps too (the paper's is 500000)"
+        raise ConfigError(problem, setting="trajectories_per_buffer", value=per_visit)
     logs = _find_logs(Path(source).expanduser(), run)
     name = canonical_game(game if game is not None else _find_game(logs))
     opened = [Checkpoint.open(logs, number) for number in _choose(logs, checkpoints, n_buffers)]
@@ -273,12 +269,11 @@ class _Unfinished:
         count = rows.stop - rows.start
         self._n_steps += count
         if self._n_steps > _LONGEST_EPISODE:
-            raise error_in(
-                checkpoint.path("terminal"),
-                f"no episode ends in {self._n_steps:,} rows, and no game of Atari is longer than "
-                f"{_LONGEST_EPISODE:,} steps; get that file again",
-                index=rows.start,
+            problem = (
+                f"no episode ends in {self._n_steps:,} rows, longer than any Atari game: get that "
+                "file again"
             )
+            raise error_in(checkpoint.path("terminal"), problem, index=rows.start)
         if not self._is_kept:
             frames.skip(count)
             return
@@ -365,12 +360,11 @@ def follow_recipe(
 
 
 def _too_few_steps(n_checkpoints: int, found: str, n_steps: int) -> DatasetError:
-    return DatasetError(
-        f"the {n_checkpoints} checkpoints have {found} and n_steps={n_steps:,} were asked for: ask "
-        f"for fewer, or for all with n_steps=None",
-        setting="n_steps",
-        value=n_steps,
+    problem = (
+        f"n_steps={n_steps:,}, and the {n_checkpoints} checkpoints have {found}: ask for fewer, or "
+        "None"
     )
+    return DatasetError(problem, setting="n_steps", value=n_steps)
 
 
 def _find_logs(folder: Path, run: int | None) -> Path:
@@ -382,13 +376,10 @@ def _find_logs(folder: Path, run: int | None) -> Path:
         place = logs.resolve()
         name = place.parent.name if place.name == _LOGS else place.name
         if run is not None and not (name.isdecimal() and int(name) == run):
-            raise error_in(
-                logs,
-                f"run={run} chooses among the runs of a game's folder, and this is one run's: "
-                f"leave run out, or pass the game's folder",
-                setting="run",
-                value=run,
+            problem = (
+                f"run={run}, and this is one run's folder: leave run out, or pass the game's folder"
             )
+            raise error_in(logs, problem, setting="run", value=run)
         return logs
     runs = sorted(
         int(path.parent.name) for path in folder.glob(f"*/{_LOGS}") if path.parent.name.isdigit()
@@ -430,13 +421,10 @@ def _find_frame_shape(checkpoints: Sequence[Checkpoint]) -> tuple[int, ...]:
     first = checkpoints[0]
     for other in checkpoints:
         if other.frame_shape != first.frame_shape:
-            raise error_in(
-                other.path("observation"),
-                f"frames have shape {other.frame_shape}, and {first.frame_shape} in checkpoint "
-                f"{first.number}",
-                value=other.frame_shape,
-                choices=[first.frame_shape],
+            problem = (
+                f"frames have shape {other.frame_shape}, and {first.frame_shape} in {first.number}"
             )
+            raise error_in(other.path("observation"), problem, value=other.frame_shape)
     return first.frame_shape
 
 

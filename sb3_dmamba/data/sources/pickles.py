@@ -44,10 +44,8 @@ def load_plain_pickle(path: Path) -> Any:
     except FileNotFoundError:
         raise DatasetError(describe_missing_path(path), path=path) from None
     except Exception as error:
-        raise DatasetError(
-            f"{path} is damaged or no pickle ({type(error).__name__}: {error}): get it again",
-            path=path,
-        ) from error
+        problem = f"{path} is damaged or no pickle ({type(error).__name__}: {error}): get it again"
+        raise DatasetError(problem, path=path) from error
 
 
 def to_array(value: Any) -> ndarray:
@@ -201,7 +199,5 @@ class _Unpickler(pickle.Unpickler):
         raise DatasetError(message, path=self._path, value=asked, choices=_ALLOWED)
 
     def persistent_load(self, pid: Any) -> Any:
-        raise DatasetError(
-            f"{self._path} refers to objects outside of it ({pid!r:.80}): {_ALLOWED_TYPES}",
-            path=self._path,
-        )
+        problem = f"{self._path} refers to objects outside of it ({pid!r:.80}): {_ALLOWED_TYPES}"
+        raise DatasetError(problem, path=self._path)

@@ -71,12 +71,10 @@ def load_replay_buffer(
     segments = _cut_rows(done & ~truncated, truncated, broken)
     if limit is not None:
         if source.handle_timeout_termination:
-            raise DatasetError(
-                f"max_episode_steps={limit}: the buffer notes which episodes were truncated; "
-                f"leave it out",
-                setting="max_episode_steps",
-                value=limit,
+            problem = (
+                f"max_episode_steps={limit}: the buffer notes truncated episodes; leave it out"
             )
+            raise DatasetError(problem, setting="max_episode_steps", value=limit)
         segments = [
             replace(segment, terminated=False, truncated=True)
             if segment.terminated and len(segment) == limit
@@ -141,13 +139,12 @@ def load_rollout_buffer(
     """
     limit = check_optional_integer("max_episode_steps", max_episode_steps, 1, error=DatasetError)
     if no_time_limit == (limit is not None):
-        raise DatasetError(
-            "SB3 adds an estimated value to the last reward of an episode that a time limit ended: "
-            "pass no_time_limit=True if there is none, or max_episode_steps=... to leave those "
-            "steps out (one of the two); or record the policy with sb3_dmamba.collect",
-            setting="max_episode_steps",
-            value=limit,
+        problem = (
+            "SB3 changes the last reward where a time limit ended an episode: pass "
+            "no_time_limit=True, or max_episode_steps=... to leave those steps out, or record "
+            "with sb3_dmamba.collect"
         )
+        raise DatasetError(problem, setting="max_episode_steps", value=limit)
     n_rows = source.size()
     if not n_rows:
         raise DatasetError("the rollout buffer is empty: it needs at least one step")
@@ -312,24 +309,21 @@ def _check_order(
     n_breaks, n_pairs = int(broken.sum()), int((~done[:-1]).sum())
     if 2 * n_breaks > n_pairs:
         row, env = (int(i) for i in np.argwhere(broken)[0])
-        raise DatasetError(
-            f"after {n_breaks} of {n_pairs} rows (the first is row {rows[row]} of environment "
-            f"{env}) the observation noted as next is not the next row's: the buffer holds single "
-            f"transitions, from which no episode can be put together",
-            index=int(rows[row]),
+        problem = (
+            f"{n_breaks} of {n_pairs} rows (first: row {rows[row]} of environment {env}) are not "
+            "followed by their next observation: single transitions make up no episode"
         )
+        raise DatasetError(problem, index=int(rows[row]))
 
 
 def _leave_out_oldest(segments: list[_Segment]) -> list[_Segment]:
     """Leave out the oldest segment of each environment, whose beginning may be overwritten."""
     kept = [segment for segment in segments if segment.start > 0]
     if not kept:
-        raise DatasetError(
-            "the ring has wrapped and holds no whole episode: make it larger, or keep the ends of "
-            "episodes with keep_partial=True",
-            setting="keep_partial",
-            value=False,
+        problem = (
+            "the ring has wrapped and holds no whole episode: enlarge it, or pass keep_partial=True"
         )
+        raise DatasetError(problem, setting="keep_partial", value=False)
     n_steps = sum(map(len, segments))
     warn_caller(
         f"the ring is full, so the oldest episode of each environment may have lost its beginning: "
@@ -342,12 +336,8 @@ def _leave_out_oldest(segments: list[_Segment]) -> list[_Segment]:
 def _leave_out_timeout(segment: _Segment, limit: int) -> _Segment:
     """Leave out the last step of an episode that the time limit ended."""
     if len(segment) > limit:
-        raise DatasetError(
-            f"an episode of environment {segment.env} has {len(segment)} steps and "
-            f"max_episode_steps={limit}: give the environment's own limit",
-            setting="max_episode_steps",
-            value=limit,
-        )
+        problem = f"an episode has {len(segment)} steps: give the environment's max_episode_steps"
+        raise DatasetError(problem, setting="max_episode_steps", value=limit)
     if len(segment) < limit:
         return segment
     return replace(segment, end=segment.end - 1, terminated=False)
