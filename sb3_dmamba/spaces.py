@@ -221,12 +221,7 @@ def observation_dtype(space: spaces.Box) -> type[np.uint8] | type[np.float32]:
 
 
 def has_channels_last(shape: tuple[int, ...], space: spaces.Space[Any]) -> bool:
-    """Whether images of ``shape`` are those of ``space`` but for their channels, which come last.
-
-    Args:
-        shape: Of one observation.
-        space: What a model takes; images, or anything else.
-    """
+    """Whether images of ``shape`` are those of ``space`` but for their channels being last."""
     is_image = len(shape) == 3 and shape != space.shape and is_image_space(space)
     return is_image and (shape[2], *shape[:2]) == space.shape
 
@@ -235,13 +230,6 @@ def channels_first(observations: ndarray, space: spaces.Space[Any]) -> ndarray:
     """Move the channels to the front where the space has them there and the images have not.
 
     Stable-Baselines3's policies do the same, so that a ``VecTransposeImage`` may be left out.
-
-    Args:
-        observations: One observation, or (n, *one).
-        space: What a model takes.
-
-    Returns:
-        A view; ``observations`` itself where it holds no such images.
     """
     if observations.ndim in (3, 4) and has_channels_last(observations.shape[-3:], space):
         return np.moveaxis(observations, -1, -3)
@@ -293,17 +281,6 @@ def check_environment_fits(
     Images may have their channels last where the model has them first: acting moves them. A
     model's Box that is narrower than the environment's is often one that was guessed from data, or
     holds actions that were scaled: that is a warning.
-
-    Args:
-        observation_space: The flat view of the environment's.
-        action_space: The environment's.
-        model_observation_space: The model's, flat.
-        model_action_space: The model's.
-        what: What the environment is called in messages.
-
-    Raises:
-        SpaceError: Observations differ in shape or actions in kind or shape, or the model's
-            actions may lie outside the environment's; says what to write.
     """
     if not has_channels_last(observation_space.shape, model_observation_space):
         _check_same_shape(observation_space, model_observation_space, what)
@@ -333,12 +310,7 @@ def check_dataset_fits(
     model_observation_space: spaces.Space[Any],
     model_action_space: spaces.Space[Any],
 ) -> None:
-    """Check that a model can learn from a dataset; arguments as :func:`check_environment_fits`.
-
-    Raises:
-        SpaceError: Observations differ in shape or actions in kind or shape, or some lie outside
-            the model's bounds.
-    """
+    """Check that a model can learn from a dataset; arguments as :func:`check_environment_fits`."""
     _check_same_shape(observation_space, model_observation_space, "the dataset")
     _check_same_actions(action_space, model_action_space, "the dataset")
     if not isinstance(action_space, spaces.Box) or not isinstance(model_action_space, spaces.Box):
@@ -401,11 +373,7 @@ def _describe(space: spaces.Box, between: str = " to ") -> str:
 
 
 def space_to_json(space: spaces.Space[Any]) -> dict[str, Any]:
-    """Describe a Box or Discrete space in what JSON can hold.
-
-    Raises:
-        SpaceError: The space is of another kind.
-    """
+    """Describe a Box or Discrete space in what JSON can hold."""
     if isinstance(space, spaces.Discrete):
         return {"type": "Discrete", "n": int(space.n), "start": int(space.start)}
     if not isinstance(space, spaces.Box):
@@ -420,11 +388,7 @@ def space_to_json(space: spaces.Space[Any]) -> dict[str, Any]:
 
 
 def space_from_json(description: Mapping[str, Any]) -> spaces.Box | spaces.Discrete:
-    """Build the space that :func:`space_to_json` described.
-
-    Raises:
-        SpaceError: The description is of no such space.
-    """
+    """Build the space that :func:`space_to_json` described."""
     try:
         if description["type"] == "Discrete":
             return spaces.Discrete(description["n"], start=description["start"])

@@ -53,9 +53,6 @@ def gather_pieces(pieces: Iterable[Trajectories], source: Describe | None = None
     """Join pieces of one dataset in memory while they are small, else in a temporary file.
 
     ``source`` says where the data came from; None is what the first piece says.
-
-    Raises:
-        DatasetError: There is no piece, or no room for the temporary file.
     """
     stream = iter(pieces)
     held: list[Trajectories] = []
@@ -69,11 +66,7 @@ def gather_pieces(pieces: Iterable[Trajectories], source: Describe | None = None
 
 
 def join_pieces(pieces: list[Trajectories], source: Describe | None = None) -> Trajectories:
-    """Join pieces in memory, letting go of each one once it is copied: the list is empty then.
-
-    Raises:
-        DatasetError: There is no piece.
-    """
+    """Join pieces in memory, letting go of each one once it is copied: the list is empty then."""
     if not pieces:
         raise _no_episode()
     first = pieces[0]
@@ -107,11 +100,7 @@ def _drain(held: list[Trajectories]) -> Iterator[Trajectories]:
 
 
 def spill_pieces(pieces: Iterable[Trajectories], source: Describe | None = None) -> Trajectories:
-    """Join pieces in a temporary file, which goes away with the process.
-
-    Raises:
-        DatasetError: There is no piece, or no room for them.
-    """
+    """Join pieces in a temporary file, which goes away with the process."""
     place = _folder_on_disk()
     try:
         with tempfile.TemporaryDirectory(
@@ -143,12 +132,7 @@ def write_pieces(
     source: Describe | None = None,
     bar: Bar | None = None,
 ) -> Trajectories:
-    """Write pieces of one dataset to a store, and open it; ``source`` as :func:`gather_pieces`.
-
-    Raises:
-        DatasetError: There is no piece, or the store cannot be put there.
-        OSError: The disk is full.
-    """
+    """Write pieces of one dataset to a store, and open it; ``source`` as :func:`gather_pieces`."""
     stream = iter(pieces)
     first = next(stream, None)
     if first is None:

@@ -112,11 +112,7 @@ def to_pickled(value: Any) -> Any:
 
 
 def from_pickled(value: Any) -> Any:
-    """Return the value that :func:`to_pickled` took; arrays of a store are mapped again.
-
-    Raises:
-        DatasetError: The store is gone, or was written anew; names the file.
-    """
+    """Return the value that :func:`to_pickled` took; arrays of a store are mapped again."""
     return value.open() if isinstance(value, MappedReference) else value
 
 
@@ -132,11 +128,7 @@ class MappedReference:
     modified: int  # when the file was written, in nanoseconds
 
     def open(self) -> np.memmap[Any, Any]:
-        """Map the array.
-
-        Raises:
-            DatasetError: The file is gone, or is another.
-        """
+        """Map the array."""
         problem = "was written anew since the dataset was pickled: open it with Trajectories.open"
         try:
             handle = self.path.open("rb")

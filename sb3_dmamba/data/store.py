@@ -52,11 +52,7 @@ _DAMAGE = (ValueError, TypeError, LookupError, EOFError, OSError, SyntaxError, T
 
 
 def read_store(folder: Path) -> dict[str, Any]:
-    """Return the fields of a store's :class:`Trajectories`; steps are mapped, not read.
-
-    Raises:
-        DatasetError: A file is missing or damaged, names it, or of a newer version.
-    """
+    """Return the fields of a store's :class:`Trajectories`; steps are mapped, not read."""
     path = folder / HEADER_NAME
     header = _read_header(path)
     fields = _read_fields(path, header)
@@ -119,11 +115,7 @@ def _read_fields(path: Path, header: Mapping[str, Any]) -> dict[str, Any]:
 def map_npy(
     path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]
 ) -> np.memmap[Any, np.dtype[Any]]:
-    """Map an ``.npy`` file of this dtype and shape read-only; none of its rows is read.
-
-    Raises:
-        DatasetError: It is missing, no ``.npy`` file, cut off or holds something else; names it.
-    """
+    """Map an ``.npy`` file of this dtype and shape read-only; none of its rows is read."""
     if not path.is_file():
         raise _damaged(path, "is missing from the store: copy the whole folder again")
     with path.open("rb") as file:
@@ -231,11 +223,7 @@ def _npy_header(dtype: np.dtype[Any], shape: tuple[int, ...], size: int) -> byte
 
 
 def check_place(folder: Path, overwrite: bool) -> None:
-    """Check that a store may be written to a folder.
-
-    Raises:
-        DatasetError: It holds something else, or a store that may not be replaced.
-    """
+    """Check that a store may be written to a folder."""
     if not folder.exists():
         return
     contents = {path.name for path in folder.iterdir()} if folder.is_dir() else set()

@@ -33,12 +33,7 @@ def validate_arrays(
     action_space: spaces.Space[Any],
     frame_stack: int = 1,
 ) -> dict[str, ndarray]:
-    """Check the :data:`ARRAYS` of a dataset, and return them with the dtypes they are stored in.
-
-    Raises:
-        DatasetError: The first thing that is wrong with the arrays.
-        SpaceError: The spaces are not such as can be learnt.
-    """
+    """Check the :data:`ARRAYS` of a dataset, and return them with the dtypes they are stored in."""
     space = check_flat(observation_space)
     frame_stack = check_frame_stack(frame_stack, space)
     action_space = check_action_space(action_space)
@@ -203,11 +198,7 @@ def _check_values(
 
 
 def check_flat(space: spaces.Space[Any]) -> spaces.Box:
-    """Return an observation space if it is a Box, such as ``flat_space`` makes.
-
-    Raises:
-        SpaceError: It is not.
-    """
+    """Return an observation space if it is a Box, such as ``flat_space`` makes."""
     if isinstance(space, spaces.Box):
         return space
     problem = (
@@ -218,12 +209,7 @@ def check_flat(space: spaces.Space[Any]) -> spaces.Box:
 
 
 def check_frame_stack(frame_stack: Any, space: spaces.Box) -> int:
-    """Return the number of frames in an observation, as an int.
-
-    Raises:
-        DatasetError: It is not a positive integer.
-        SpaceError: The space does not hold that many frames.
-    """
+    """Return the number of frames in an observation, as an int."""
     count = check_integer("frame_stack", frame_stack, 1, error=DatasetError)
     if count > 1 and (space.dtype != np.uint8 or len(space.shape) < 2 or space.shape[0] != count):
         problem = f"frame_stack={count} needs a uint8 Box of shape ({count}, *frame), got {space}"
@@ -265,11 +251,7 @@ def check_offsets(offsets: ndarray, n_steps: int) -> None:
 def check_steps(
     steps: Int64[ndarray, "M"], n_steps: int, name: str = "steps"
 ) -> Int64[ndarray, "M"]:
-    """Return flat indices of steps as int64.
-
-    Raises:
-        DatasetError: There is none, or one is not a step of the data; names the first.
-    """
+    """Return flat indices of steps as int64."""
     array = np.atleast_1d(np.asarray(steps))
     if array.ndim != 1 or len(array) == 0 or array.dtype.kind not in "iu":
         problem = f"{name}={steps!r}: give at least one integer"

@@ -38,19 +38,7 @@ def subtract_rewards(
 ) -> NDArray[np.float64]:
     """Take the rewards of one step off the returns-to-go: ``R_{t+1} = R_t - r_t``.
 
-    Nothing else in this package does; wrappers, roll-outs and actors all call it.
-
-    Args:
-        returns_to_go: Before the step, (n,) or one number, in float64.
-        rewards: Of the step, as many, in the environment's units.
-        clip_rewards: Whether rewards are clipped to [-1, 1] first.
-        delayed_rewards: Whether they take nothing off, since the episode pays at its end.
-
-    Returns:
-        The returns-to-go after the step, float64.
-
-    Raises:
-        ConditioningError: One of them is not finite any longer.
+    Nothing else in this package does. ConditioningError where one is not finite any longer.
     """
     taken = np.asarray(rewards, dtype=np.float64)
     if delayed_rewards or clip_rewards:  # an infinite reward is noticed all the same
@@ -65,17 +53,7 @@ def subtract_rewards(
 
 
 class ReturnTracker:
-    """The returns still to go of ``n`` environments, in float64, and where their episodes start.
-
-    Args:
-        n: Number of environments.
-        targets: One target return, or one per environment.
-        clip_rewards: Whether rewards are clipped to [-1, 1] before they are taken off.
-        delayed_rewards: Whether none is taken off.
-
-    Raises:
-        ConditioningError: As :class:`ReturnToGo`.
-    """
+    """The returns still to go of ``n`` environments, in float64, and where their episodes start."""
 
     def __init__(
         self,
@@ -128,11 +106,7 @@ class ReturnTracker:
 
 
 def conditioned_space(observation_space: gym.Space[Any]) -> spaces.Dict:
-    """Return the space of observations with their return-to-go.
-
-    Raises:
-        SpaceError: The observations have no flat view, or one with a return-to-go already.
-    """
+    """Return the space of observations with their return-to-go."""
     if is_conditioned(observation_space):
         problem = "the environment shows a return-to-go already: use its set_target_return"
         raise SpaceError(problem, setting="observation_space", value=observation_space)
@@ -303,11 +277,7 @@ class ReturnToGoEnv(ReturnToGo, gym.Wrapper[Observation, Any, Any, Any], RecordC
         return self._tracker.condition_one(self.env.observation_space, observation), info
 
     def step(self, action: Any) -> tuple[Observation, SupportsFloat, bool, bool, dict[str, Any]]:
-        """Step, and take the reward off the return-to-go; go on where a life is lost.
-
-        Raises:
-            StepError: What the environment returned is no step, or the reward is not finite.
-        """
+        """Step, and take the reward off the return-to-go; go on where a life is lost."""
         observation, reward, terminated, truncated, info = step_environment(self.env, action)
         self._tracker.receive(reward)
         self._tracker.start(np.zeros(1, dtype=np.bool_))
@@ -377,11 +347,7 @@ class ReturnToGoVectorEnv(ReturnToGo, VectorWrapper):
         return self._tracker.condition(self.env.single_observation_space, observations), infos
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """Step, and take the rewards off the returns-to-go.
-
-        Raises:
-            StepError: A reward is not finite.
-        """
+        """Step, and take the rewards off the returns-to-go."""
         observations, rewards, terminated, truncated, infos = self.env.step(actions)
         self._tracker.receive(rewards)
         self._tracker.start(self._to_reset)  # whose step was a reset and paid nothing
@@ -459,9 +425,6 @@ class ReturnToGoVecEnv(ReturnToGo, VecEnvWrapper):
         """Finish the step, and take the rewards off the returns-to-go.
 
         A lost life is not done: the environment has gone on with the game already.
-
-        Raises:
-            StepError: A reward is not finite.
         """
         observations, rewards, dones, infos = self.venv.step_wait()
         source = self._reward_source

@@ -17,16 +17,7 @@ from sb3_dmamba.errors import ConfigError, StepError
 
 
 def make_envs(name: str, make_env: Callable[[], Any], n_envs: int) -> list[gym.Env[Any, Any]]:
-    """Make environments with a user's function; close them again where one cannot be made.
-
-    Args:
-        name: What the user knows the function as.
-        make_env: Makes one environment.
-        n_envs: How many to make.
-
-    Raises:
-        ConfigError: The function returned no environment, or one twice.
-    """
+    """Make environments with a user's function; close them again where one cannot be made."""
     envs: list[gym.Env[Any, Any]] = []
     try:
         for _ in range(n_envs):
@@ -50,19 +41,7 @@ def close_envs(envs: Sequence[gym.Env[Any, Any]]) -> None:
 
 
 def step_environment(env: gym.Env[Any, Any], action: Any) -> tuple[Any, Any, Any, Any, Any]:
-    """Step an environment and check what it returned.
-
-    Args:
-        env: The environment.
-        action: An action of its action space.
-
-    Returns:
-        Observation, reward, terminated, truncated and info, as the environment returned them.
-
-    Raises:
-        StepError: They are not five, the reward is not one finite number, a flag is neither true
-            nor false, or info is not a dict.
-    """
+    """Step an environment; StepError unless it returned Gymnasium's five values, well-formed."""
     result: Any = env.step(action)
     if not isinstance(result, (tuple, list)) or len(result) != 5:
         got = f"{len(result)} values" if isinstance(result, (tuple, list)) else repr(result)
@@ -86,16 +65,7 @@ def step_environment(env: gym.Env[Any, Any], action: Any) -> tuple[Any, Any, Any
 def check_rewards(
     rewards: Any, n: int = 1, counted: NDArray[np.bool_] | None = None
 ) -> NDArray[np.float64]:
-    """Return the rewards of one step as (n,) float64.
-
-    Args:
-        rewards: One for each environment.
-        n: Number of environments.
-        counted: Which of them count, (n,); None is all.
-
-    Raises:
-        StepError: They are not ``n`` numbers, or one that counts is not finite.
-    """
+    """Return a step's rewards as (n,) float64; StepError unless those ``counted`` are finite."""
     try:
         values: NDArray[np.float64] = np.asarray(rewards, dtype=np.float64).reshape(n)
     except (TypeError, ValueError):
@@ -163,9 +133,8 @@ class Lives:
 def has_lost_life(info: Mapping[str, Any]) -> bool | None:
     """Whether the end of an episode cost a life and not the game; None where nothing says.
 
-    Args:
-        info: What the last step returned, below ``EpisodicLifeEnv`` or from our Atari games.
-            Other wrappers' resets may have stepped since, so that its ``was_real_done`` is stale.
+    ``info`` is the last step's: other wrappers may have stepped since the reset, so that
+    ``was_real_done`` is stale.
     """
     if "is_lost_life" in info:
         return bool(info["is_lost_life"])

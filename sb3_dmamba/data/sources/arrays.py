@@ -116,20 +116,8 @@ def copy_rows(
 ) -> Trajectories:
     """Copy steps into arrays that are allocated once.
 
-    Args:
-        rows: Observations, actions and rewards of consecutive steps, all of one episode.
-        lengths: Steps of each episode, (E,).
-        terminated: Whether the environment ended each episode, (E,).
-        truncated: Whether a limit ended each episode, (E,).
-        space: The space of the observations in ``rows``.
-        action_space: The environment's.
-        observation_space: As :class:`Trajectories` has it; None is the flat view of ``space``.
-        label: Name of an episode in error messages, by its index.
-        described: Further arguments of :class:`Trajectories`.
-
-    Raises:
-        DatasetError: Rows do not fit the spaces or each other; names the episode.
-        SpaceError: ``space`` has no flat view.
+    Each item of ``rows`` has observations (in ``space``), actions and rewards of consecutive steps
+    of one episode; ``label`` names an episode in error messages, by its index.
     """
     flat = flat_space(space)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
@@ -208,11 +196,7 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def check_keys(keys: Iterable[Any], terminated: Sequence[str] = TERMINATED) -> None:
-    """Check that observations, actions, rewards and at least one kind of flag are there.
-
-    Raises:
-        DatasetError: One is missing; says what to rename.
-    """
+    """Check that observations, actions, rewards and at least one kind of flag are there."""
     found = list(keys)
     listed = ", ".join(map(repr, found[:_N_LISTED])) or "nothing"
     for key in REQUIRED:
@@ -234,11 +218,7 @@ def _rename_hint(found: Sequence[Any], key: str) -> str:
 
 
 def check_lengths(shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Check that there is one reward and one of everything else for each step.
-
-    Raises:
-        DatasetError: There is not; names all arrays.
-    """
+    """Check that there is one reward and one of everything else for each step."""
     rewards = shapes["rewards"]
     if 0 in rewards:
         raise DatasetError("there are no rewards: give at least one step", setting="rewards")
@@ -259,14 +239,7 @@ def read_flags(
 ) -> tuple[Bool[ndarray, "N"], Bool[ndarray, "N"]]:
     """Return which steps terminated, and which truncated an episode.
 
-    Args:
-        arrays: Flags, (N,), under one of their names; other keys are left alone.
-        n_steps: N.
-        time_limit: Where no array says what was truncated: the number of steps after which an
-            episode that did not terminate ended; None is no limit.
-
-    Raises:
-        DatasetError: A flag is given under two names, or is neither 0 nor 1.
+    Where no array says what was truncated, episodes that reach ``time_limit`` steps were.
     """
     terminated = read_flag(arrays, TERMINATED)
     truncated = read_flag(arrays, TRUNCATED)
@@ -338,14 +311,7 @@ def infer_observation_space(
 
 
 def infer_action_space(pieces: Iterable[ndarray]) -> spaces.Space[Any]:
-    """Infer the action space from all actions.
-
-    Args:
-        pieces: The actions, in their order, some of them at a time.
-
-    Raises:
-        DatasetError: It cannot be inferred. Names the first action that prevents it, if any.
-    """
+    """Infer the action space from all actions, given in pieces; raise where they do not tell it."""
     n_steps, lows, highs = 0, [], []
     for piece in pieces:
         kind, is_vector = piece.dtype.kind, piece.ndim > 1

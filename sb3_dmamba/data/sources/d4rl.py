@@ -107,31 +107,19 @@ def open_d4rl_name(
 
 @dataclass(frozen=True)
 class D4RLDataset:
-    """A dataset of D4RL's, or the whole episodes of several, joined.
-
-    Args:
-        files: The file of each name.
-    """
+    """A dataset of D4RL's, or the whole episodes of several, joined."""
 
     files: Mapping[D4RLName, D4RLFile]
 
     def load(self) -> Trajectories:
-        """Read all of it, into memory or a temporary file.
-
-        Raises:
-            DatasetError: A file is malformed, or not what its name says.
-        """
+        """Read all of it, into memory or a temporary file."""
         parts = [self._describe(name, file.load()) for name, file in self.files.items()]
         if len(parts) == 1:
             return parts[0]
         return join_pieces([part.drop_cut_episodes() for part in parts])
 
     def pieces(self, bar: Bar | None = None) -> Iterator[Trajectories]:
-        """Read it in pieces of whole episodes that fit into little memory; raises as :meth:`load`.
-
-        Args:
-            bar: Is told how many steps each file has.
-        """
+        """Read it in pieces of whole episodes that fit into little memory."""
         for name, file in self.files.items():
             for piece in file.pieces(bar):
                 if len(self.files) == 1:
@@ -161,11 +149,7 @@ def find_d4rl_file(
     download: bool = True,
     progress_bar: bool = True,
 ) -> Path:
-    """Return the file of a name, downloaded if need be; arguments as :func:`open_d4rl_name`.
-
-    Raises:
-        DatasetError: There is no such name, or no such file and it cannot be downloaded.
-    """
+    """Return the file of a name, downloaded if need be; arguments as :func:`open_d4rl_name`."""
     wanted = parse_name(name)
     place = cache_folder() if folder is None else Path(folder).expanduser()
     for file_name in wanted.file_names():
@@ -228,12 +212,7 @@ class D4RLFile:
     max_episode_steps: int | None = None
 
     def load(self) -> Trajectories:
-        """Read all of it, into memory or a temporary file.
-
-        Raises:
-            DatasetError: The file is damaged, malformed or hostile; names the array.
-            SpaceError: A space cannot be learnt.
-        """
+        """Read all of it, into memory or a temporary file."""
         if self._is_pickle:
             return self._read_pickle()
         with self._open() as file:
@@ -242,11 +221,7 @@ class D4RLFile:
             return file.read(0, len(file.ends))
 
     def pieces(self, bar: Bar | None = None) -> Iterator[Trajectories]:
-        """Read it in pieces of whole episodes that fit into little memory; raises as :meth:`load`.
-
-        Args:
-            bar: Is told how many steps there are.
-        """
+        """Read it in pieces of whole episodes that fit into little memory."""
         if self._is_pickle:  # which can only be read whole
             yield self._read_pickle()
             return
@@ -302,11 +277,7 @@ class D4RLFile:
 
 
 class _FlatFile:
-    """An open HDF5 file of flat arrays: the flags are read, the other arrays on demand.
-
-    Raises:
-        DatasetError: An array is missing, of a wrong dtype or length, or outside of the file.
-    """
+    """An open HDF5 file of flat arrays: the flags are read, the other arrays on demand."""
 
     def __init__(self, file: h5py.File, options: D4RLFile) -> None:
         self._file, self._options = file, options
@@ -352,11 +323,7 @@ class _FlatFile:
             first = last
 
     def read(self, first: int, last: int) -> Trajectories:
-        """Read episodes ``first`` to ``last``, exclusive.
-
-        Raises:
-            DatasetError: The file is damaged there, or a value is not usable.
-        """
+        """Read episodes ``first`` to ``last``, exclusive."""
         start, stop = int(self.offsets[first]), int(self.offsets[last])
         arrays = {key: self._read(key, start, stop) for key in REQUIRED}
         arrays["terminals"] = self._terminated[start:stop]

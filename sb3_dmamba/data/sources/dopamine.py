@@ -39,12 +39,7 @@ def find_checkpoints(folder: Path) -> list[int]:
 
 
 class MemberReader:
-    """Reads the rows of one file from the first on; a context manager.
-
-    Args:
-        path: The file, a gzip of a ``.npy`` array.
-        kinds: Kinds of numbers it may hold, as ``dtype.kind``; ``"u1"`` is bytes.
-    """
+    """Reads the rows of a gzipped ``.npy`` file of some kinds of numbers (``\"u1\"`` is bytes)."""
 
     def __init__(self, path: Path, kinds: str) -> None:
         self.path = path
@@ -170,22 +165,13 @@ class Steps:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One numbered set of files.
-
-    Args:
-        folder: The files' folder.
-        number: As in their names.
-        n_rows: Rows of each member: the replay buffer's capacity.
-        frame_shape: Shape of one frame.
-        add_count: Rows the buffer had been given when it was written; None where that file is
-            missing. Rows from ``add_count % n_rows`` on are older than those before.
-    """
+    """One numbered set of files; ``n_rows`` is the replay buffer's capacity."""
 
     folder: Path
     number: int
     n_rows: int
     frame_shape: tuple[int, ...]
-    add_count: int | None
+    add_count: int | None  # rows written in all: those from add_count % n_rows on are the oldest
 
     @classmethod
     def open(cls, folder: Path, number: int) -> Checkpoint:

@@ -35,24 +35,10 @@ def download_file(
     timeout: float = 30.0,
     attempts: int = 5,
 ) -> Path:
-    """Download a file to a path, unless it is there.
+    """Download a file that begins with ``signature`` to a path, unless it is there.
 
-    Args:
-        url: An http or https address.
-        path: Where the file goes; folders are made. A temporary file beside it is renamed to it
-            when it is complete, and removed if it never is.
-        signature: What the file must begin with (a login page of the network does not).
-        progress_bar: Show a bar, on stderr.
-        timeout: Seconds without a byte after which a connection counts as broken.
-        attempts: Number of tries.
-
-    Returns:
-        ``path``.
-
-    Raises:
-        DatasetError: The server cannot be reached or has no such file, the file is of another
-            kind or of another size than announced, or it cannot be written. Says where to put the
-            file instead.
+    A temporary file beside it is renamed when it is complete. ``timeout`` is in seconds without a
+    byte. Raises DatasetError, which says where to put the file instead.
     """
     if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
         raise DatasetError(f"{url!r} is not an http or https address", setting="url", value=url)

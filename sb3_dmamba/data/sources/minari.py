@@ -102,12 +102,7 @@ class Dataset:
 
     @classmethod
     def open(cls, folder: Path) -> Dataset:
-        """Read the metadata in a ``data`` folder.
-
-        Raises:
-            DatasetError: It is malformed.
-            SpaceError: A space cannot be learnt.
-        """
+        """Read the metadata in a ``data`` folder."""
         with naming(folder / _METADATA):
             metadata = _read_metadata(folder)
             observation_space = _read_space(metadata, "observation_space")
@@ -136,22 +131,14 @@ class Dataset:
         )
 
     def load(self, episodes: Sequence[int] | None = None) -> Trajectories:
-        """Read episodes, by default all: into memory, or a temporary file if they are large.
-
-        Raises:
-            DatasetError: The file is malformed; names the array.
-        """
+        """Read episodes, by default all: into memory, or a temporary file if they are large."""
         episodes = range(self.n_episodes) if episodes is None else episodes
         if len(episodes) * self.bytes_per_episode > IN_MEMORY_BYTES:
             return spill_pieces(self._cut(episodes))
         return self._read(episodes)
 
     def pieces(self, bar: Bar | None = None) -> Iterator[Trajectories]:
-        """Read all episodes in pieces that fit into little memory; raises as :meth:`load`.
-
-        Args:
-            bar: Is told how many steps there are.
-        """
+        """Read all episodes in pieces that fit into little memory; raises as :meth:`load`."""
         if bar is not None:
             bar.start(0, self.n_steps)
         return self._cut(range(self.n_episodes))
@@ -335,11 +322,7 @@ def _read_environment(metadata: dict[str, Any], folder: Path) -> tuple[str | Non
 
 
 def find_minari_folder(dataset_id: str, *, download: bool = True) -> Path:
-    """Return a dataset's folder, which has ``data`` inside; arguments as :func:`open_minari_id`.
-
-    Raises:
-        DatasetError: It is not there and cannot be downloaded.
-    """
+    """Return a dataset's folder, which has ``data`` inside; arguments as :func:`open_minari_id`."""
     root = minari_folder()
     for place in (root, _BUNDLED):
         if (place / dataset_id / "data").is_dir():
@@ -377,10 +360,6 @@ def _download(dataset_id: str, root: Path) -> Path:
     """Download a dataset, and its namespace, from the server that ``MINARI_REMOTE`` names.
 
     Minari shows its own progress, on stderr. A download that fails is removed.
-
-    Raises:
-        DatasetError: It is not there or cannot be reached, downloads are switched off, or the
-            package that reaches that server is not installed.
     """
     if is_offline():
         raise DatasetError(f"{dataset_id!r} is not downloaded: {OFFLINE_VARIABLE} is set")

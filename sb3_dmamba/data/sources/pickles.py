@@ -23,17 +23,7 @@ _ALLOWED_TYPES = "only pickles of numpy arrays, numbers, texts, lists, tuples an
 
 
 def load_plain_pickle(path: Path) -> Any:
-    """Unpickle plain containers, numbers and numeric NumPy arrays without running code.
-
-    Args:
-        path: The file; any protocol.
-
-    Returns:
-        The contents; :func:`to_array` makes arrays of those in it.
-
-    Raises:
-        DatasetError: The file is missing, cut or no pickle, or asks for anything else (names it).
-    """
+    """Unpickle plain containers, numbers and numeric NumPy arrays without running code."""
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             _check_opcodes(data)
@@ -49,11 +39,7 @@ def load_plain_pickle(path: Path) -> Any:
 
 
 def to_array(value: Any) -> ndarray:
-    """Return a pickled array, or a list of numbers or of arrays of one shape, as NumPy's.
-
-    Raises:
-        DatasetError: It holds something else than numbers, or does not fit together.
-    """
+    """Return a pickled array, or a list of numbers or of arrays of one shape, as NumPy's."""
     if isinstance(value, _Array):
         return value.value
     if isinstance(value, (list, tuple)):
