@@ -24,9 +24,6 @@ _ONE_HOT = (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 _MOST_ELEMENTS = 1 << 24  # of an observation; a file that says more was made to fill memory
 
 
-# --- Flattening -----------------------------------------------------------------------------------
-
-
 def flat_space(space: spaces.Space[Any]) -> spaces.Box:
     """Return the Box that observations of a space become.
 
@@ -96,10 +93,7 @@ def _check_flattenable(space: spaces.Space[Any], name: str) -> None:
             where = f"{name}[{key!r}]"
             if isinstance(child, spaces.Box) and is_image_space(child):
                 space = child
-                problem = (
-                    f"{where} holds images ({child}), which cannot be flattened with the rest: "
-                    f"keep the images alone, or turn them into features, in a wrapper"
-                )
+                problem = f"{where} holds images: keep images alone, or make them features"
                 break
             _check_flattenable(child, where)
     elif not isinstance(space, (spaces.Box, *_ONE_HOT)):
@@ -206,9 +200,6 @@ def _unfit(message: str, value: Any = None, choices: Iterable[Any] = ()) -> Spac
     return SpaceError(message, setting="observation", value=value, choices=choices)
 
 
-# --- Observations ---------------------------------------------------------------------------------
-
-
 def is_conditioned(space: spaces.Space[Any]) -> bool:
     """Whether observations of this space carry a return-to-go."""
     return isinstance(space, spaces.Dict) and set(space.spaces) == {"observation", "return_to_go"}
@@ -236,9 +227,6 @@ def channels_first(observations: ndarray, space: spaces.Space[Any]) -> ndarray:
     return observations
 
 
-# --- Which spaces fit -----------------------------------------------------------------------------
-
-
 def check_action_space(space: spaces.Space[Any]) -> spaces.Box | spaces.Discrete:
     """Return the space if its actions can be learnt.
 
@@ -260,10 +248,7 @@ def check_action_space(space: spaces.Space[Any]) -> spaces.Box | spaces.Discrete
     elif space.dtype is None or space.dtype.kind != "f":
         problem = f"holds {space.dtype}: only Boxes of floats can be learnt"
     elif len(space.shape) != 1 or space.shape[0] == 0:
-        problem = (
-            f"has shape {space.shape}: wrap the environment so that its actions are vectors "
-            f"(gymnasium.wrappers.RescaleAction, TransformAction)"
-        )
+        problem = f"has shape {space.shape}: wrap the environment so that actions are vectors"
     else:
         return space
     raise SpaceError(f"the action space {space} {problem}", setting="action_space", value=space)
@@ -325,10 +310,7 @@ def check_dataset_fits(
 
 def _check_same_shape(space: spaces.Space[Any], ours: spaces.Space[Any], what: str) -> None:
     if space.shape != ours.shape:
-        problem = (
-            f"{what} has observations of shape {space.shape}, and the model {ours.shape}: use "
-            "those of one task"
-        )
+        problem = f"{what} has observations of shape {space.shape}, and the model {ours.shape}"
         raise SpaceError(problem, setting="observation_space", value=space.shape)
 
 
@@ -337,10 +319,7 @@ def _check_same_actions(space: spaces.Space[Any], ours: spaces.Space[Any], what:
     if isinstance(space, spaces.Discrete) and isinstance(ours, spaces.Discrete):
         alike = (space.n, space.start) == (ours.n, ours.start)
     if not alike:
-        problem = (
-            f"{what} has actions {space}, and the model {ours}: use environment and dataset of one "
-            "task"
-        )
+        problem = f"{what} has actions {space}, and the model was made for {ours}"
         raise SpaceError(problem, setting="action_space", value=space)
 
 
@@ -367,9 +346,6 @@ def _describe(space: spaces.Box, between: str = " to ") -> str:
         for bound in (space.low, space.high)
     )
     return between.join(texts)
-
-
-# --- JSON -----------------------------------------------------------------------------------------
 
 
 def space_to_json(space: spaces.Space[Any]) -> dict[str, Any]:

@@ -46,10 +46,7 @@ def to_d3rlpy(trajectories: Any) -> Any:
     space, stack = trajectories.action_space, trajectories.frame_stack
     is_discrete = isinstance(space, spaces.Discrete)
     if is_discrete and space.start != 0:
-        problem = (
-            f"{space} starts at {space.start}, d3rlpy counts from 0: subtract {space.start} from "
-            "actions"
-        )
+        problem = f"d3rlpy's actions start at 0, and {space} at {space.start}: subtract that"
         raise SpaceError(problem, setting="action_space", value=space)
     episodes = [
         Episode(
@@ -102,17 +99,13 @@ def to_minari(
     import minari
 
     if not isinstance(dataset_id, str) or not _MINARI_ID.fullmatch(dataset_id):
-        problem = (
-            f"dataset_id={dataset_id!r}: expected a name with a version, such as 'mine/walk-v0'"
-        )
+        problem = f"dataset_id={dataset_id!r}: give a name with a version, as 'mine/walk-v0'"
         raise DatasetError(problem, setting="dataset_id", value=dataset_id)
     spec = _find_spec(trajectories.env_id, trajectories.env_kwargs)
     root = minari_folder()
     folder = root / dataset_id
     if folder.exists():
-        problem = (
-            f"{dataset_id!r} exists in {root}: choose another name, or minari.delete_dataset it"
-        )
+        problem = f"{dataset_id!r} exists in {root}: choose another name, or delete it first"
         raise DatasetError(problem, path=folder, setting="dataset_id", value=dataset_id)
     try:
         with warnings.catch_warnings():

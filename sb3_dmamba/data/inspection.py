@@ -36,9 +36,6 @@ _N_BINS = 12
 _BAR_WIDTH = 40
 
 
-# --- What a model keeps ---------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, eq=False)
 class ObservationStatistics:
     """What observations are standardised with.
@@ -136,9 +133,6 @@ class DatasetInfo:
             False if largest > 1.0 else True if is_game else None,
             paid_last and not paid_early and int(trajectories.lengths.max()) > 1,
         )
-
-
-# --- The report -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -41,9 +41,7 @@ def join_trajectories(parts: Iterable[Trajectories], source: str | None = None) 
     for number, other in enumerate(datasets):
         for name, theirs in metadata_of(other).items():
             if name != "source" and theirs != expected[name]:
-                problem = (
-                    f"dataset {number} has {name}={theirs}, and the first has {expected[name]}"
-                )
+                problem = f"dataset {number} has {name}={theirs}, the first {expected[name]}"
                 raise DatasetError(problem, setting=name, value=theirs)
     named = " and ".join(dict.fromkeys(part.source for part in datasets if part.source))
     return gather_pieces(datasets, lambda _: named if source is None else source)

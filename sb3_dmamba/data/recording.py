@@ -107,9 +107,7 @@ def collect(
     n_envs = check_integer("n_envs", n_envs, 1)
     seed = check_optional_integer("seed", seed, 0)
     if env_kwargs and env_id is None and not isinstance(env, str):
-        problem = (
-            f"env_kwargs={dict(env_kwargs)!r} need an id: give it as env, or as env_id to note"
-        )
+        problem = f"env_kwargs={dict(env_kwargs)!r} need an id: give it as env or env_id"
         raise ConfigError(problem, setting="env_kwargs", value=dict(env_kwargs))
     with contextlib.ExitStack() as stack:
         condition = getattr(policy, "condition_env", None)
@@ -176,9 +174,6 @@ def derive_action_seed(seed: int) -> int:
     return int(np.random.SeedSequence([seed, _ACTIONS]).generate_state(1, np.uint64)[0])
 
 
-# --- Environments --------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class _Opened:
     envs: Batch
@@ -202,9 +197,7 @@ def _open_envs(
     env = as_gymnasium(env)
     if isinstance(env, (gym.Env, VectorEnv, VecEnv)):
         if n_envs != 1:
-            problem = (
-                f"n_envs={n_envs} with an environment: give its id, or a function that makes one"
-            )
+            problem = f"n_envs={n_envs} with an environment: give its id or a function instead"
             raise ConfigError(problem, setting="n_envs", value=n_envs)
         with frozen_statistics(env):
             yield _adapt(_with_return_to_go(env, condition), describe_environment(env))
@@ -240,10 +233,7 @@ def _adapt(env: Any, named: tuple[str | None, dict[str, Any]]) -> _Opened:
         normalizer = normalizers[-1]  # the innermost is shown the original
         original = normalizer.venv.observation_space
         if original.shape != space.shape or type(original) is not type(space):
-            problem = (
-                f"VecNormalize sees observations of {original}, and the policy {space}: put "
-                "VecNormalize outside the wrappers that change observations"
-            )
+            problem = f"put VecNormalize outside what changes {original} to {space}"
             raise DatasetError(problem, setting="observation_space", value=space)
         space, read = original, lambda _: normalizer.get_original_obs()
     return _Opened(envs, space, read, *named)
@@ -281,9 +271,6 @@ def describe_environment(env: Any) -> tuple[str | None, dict[str, Any]]:
     except (TypeError, ValueError):
         return None, {}
     return qualify_id(spec.id, spec.entry_point), kwargs
-
-
-# --- Recording -----------------------------------------------------------------------------------
 
 
 class Recorder:
@@ -431,9 +418,6 @@ class _MemorySink:
         )
 
 
-# --- Policies ------------------------------------------------------------------------------------
-
-
 Act = Callable[[Any, Float64[ndarray, "n"], Bool[ndarray, "n"], Bool[ndarray, "n"]], Any]
 """From observations, the last rewards, where episodes start, and where the next step only resets:
 one action for each environment."""
@@ -449,9 +433,7 @@ def _as_actor(policy: Any, envs: Batch, deterministic: bool, seed: int | None) -
     if "reward" in parameters and callable(getattr(policy, "reset", None)):
         return _ask_stateful(policy, envs)
     if callable(getattr(policy, "as_stateful_wrapper", None)):
-        problem = (
-            f"{type(policy).__name__} needs rewards: pass policy.as_stateful_wrapper(target_return)"
-        )
+        problem = f"{type(policy).__name__}: pass policy.as_stateful_wrapper(target_return)"
         raise ConfigError(problem, setting="policy", value=policy)
     if parameters:
         choose = getattr(policy, "sample_action", policy.predict)
@@ -496,9 +478,7 @@ def _ask_sb3(policy: Any, deterministic: bool) -> Act:
 
 def _ask_stateful(policy: Any, envs: Batch) -> Act:
     if envs.n != 1:
-        problem = (
-            f"{type(policy).__name__} remembers one episode: got {envs.n} environments, give one"
-        )
+        problem = f"{type(policy).__name__} acts in one environment only, got {envs.n}"
         raise ConfigError(problem, setting="n_envs", value=envs.n)
     view = _as_d3rlpy_sees(envs.observation_space, policy)
     action: Any = None
@@ -546,10 +526,7 @@ def _check_actions(
     kinds, n = ("iuf" if isinstance(space, spaces.Box) else "iu"), len(is_taken)
     shape = (n, *(space.shape or ()))
     if array.size != n * int(np.prod(shape[1:])) or array.dtype.kind not in kinds:
-        problem = (
-            f"step {step}: expected {n} action(s) of {space}, got shape {array.shape}, "
-            f"{array.dtype}"
-        )
+        problem = f"step {step}: expected {n} action(s) of {space}, got {array.dtype}{array.shape}"
         raise DatasetError(problem, setting="action", value=actions, index=step)
     array = array.reshape(shape)
     taken: ndarray
@@ -566,9 +543,6 @@ def _check_actions(
         inside &= np.isfinite(taken) & np.isfinite(recorded)
     inside[~is_taken] = True
     if not inside.all():
-        problem = (
-            f"step {step}: action {array[~inside][0]} is outside {space}: clip or scale it in a "
-            "function"
-        )
+        problem = f"step {step}: action {array[~inside][0]} is outside {space}: clip or scale it"
         raise DatasetError(problem, setting="action", value=array[~inside][0], index=step)
     return taken

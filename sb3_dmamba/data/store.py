@@ -48,9 +48,6 @@ _BUFFER_BYTES = 1 << 20
 _DAMAGE = (ValueError, TypeError, LookupError, EOFError, OSError, SyntaxError, TokenError)
 
 
-# --- Reading --------------------------------------------------------------------------------------
-
-
 def read_store(folder: Path) -> dict[str, Any]:
     """Return the fields of a store's :class:`Trajectories`; steps are mapped, not read."""
     path = folder / HEADER_NAME
@@ -137,9 +134,7 @@ def map_npy(
         expected = start + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         size = os.fstat(file.fileno()).st_size
         if size != expected:
-            problem = (
-                f"is {size} bytes long and should be {expected}: it was changed; copy it again"
-            )
+            problem = f"is {size} bytes long and should be {expected}: copy it again"
             raise _damaged(path, problem)
         return map_file(file, dtype, shape, start, path)
 
@@ -148,9 +143,6 @@ def _damaged(
     path: Path, problem: str, setting: str | None = None, value: Any = None
 ) -> DatasetError:
     return DatasetError(f"{path} {problem}", path=path, setting=setting, value=value)
-
-
-# --- Writing --------------------------------------------------------------------------------------
 
 
 def row_types(fields: Mapping[str, Any]) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:

@@ -186,8 +186,6 @@ class Trajectories:
             frame_stack=frame_stack,
         )
 
-    # --- Episodes and steps -----------------------------------------------------------------------
-
     def __len__(self) -> int:
         return len(self.episode_offsets) - 1
 
@@ -318,8 +316,6 @@ class Trajectories:
             source=self.source,
         )
 
-    # --- Changed data -----------------------------------------------------------------------------
-
     def drop_cut_episodes(self) -> Trajectories:
         """Return the episodes that were terminated or truncated.
 
@@ -368,8 +364,6 @@ class Trajectories:
     def _described(self, change: str) -> Trajectories:
         """Note in ``source`` how the data was changed."""
         return replace(self, source=f"{self.source} ({change})" if self.source else change)
-
-    # --- Files and other libraries ----------------------------------------------------------------
 
     def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write a store: a folder of ``.npy`` files and a JSON, which :meth:`open` maps.
@@ -510,9 +504,7 @@ def _find_episodes(
     if not isinstance(index, slice):
         index = np.asarray(index)
         if index.ndim != 1 or (len(index) and index.dtype.kind not in "biu"):
-            problem = (
-                f"index={index!r}: give an integer, a slice, or a vector of integers or booleans"
-            )
+            problem = f"index={index!r}: give an integer, a slice, integers or booleans"
             raise DatasetError(problem, setting="index", value=index)
         index = index if len(index) else index.astype(np.int64)
     episodes: Int64[ndarray, "n"] = np.arange(n_episodes)[index]
@@ -683,9 +675,7 @@ class TrajectoriesWriter:
         for name in ("observation_space", "action_space", "frame_stack"):
             theirs, ours = getattr(episodes, name), self._fields[name]
             if theirs != ours:
-                problem = (
-                    f"the episodes' {name} is {theirs}, and the store's {ours}: write another store"
-                )
+                problem = f"the episodes' {name} is {theirs}, and the store's {ours}"
                 raise DatasetError(problem, setting=name, value=theirs)
         try:
             for name, stream in self._streams.items():

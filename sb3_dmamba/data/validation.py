@@ -111,9 +111,6 @@ def _wrong_dtype(name: str, dtype: np.dtype[Any], expected: str) -> DatasetError
     return DatasetError(f"{name} are {dtype}{expected}", setting=name, value=dtype)
 
 
-# --- Values ---------------------------------------------------------------------------------------
-
-
 def rows_per_chunk(array: ndarray) -> int:
     """Return how many rows of ``array`` make up :data:`CHUNK_BYTES` as float64."""
     return max(1, CHUNK_BYTES // max(1, 8 * int(np.prod(array.shape[1:], dtype=np.int64))))
@@ -194,17 +191,11 @@ def _check_values(
         raise DatasetError(problem, episode=episode, index=step, setting=name, value=value)
 
 
-# --- Shapes, offsets and metadata -----------------------------------------------------------------
-
-
 def check_flat(space: spaces.Space[Any]) -> spaces.Box:
     """Return an observation space if it is a Box, such as ``flat_space`` makes."""
     if isinstance(space, spaces.Box):
         return space
-    problem = (
-        f"observation_space is {space}: give flat_space(space), and observations from "
-        "flatten_observation"
-    )
+    problem = f"observation_space is {space}: give flat_space(space) and flat observations"
     raise SpaceError(problem, setting="observation_space", value=space)
 
 
@@ -235,15 +226,9 @@ def check_offsets(offsets: ndarray, n_steps: int) -> None:
         problem = f"episode_offsets[0] is {offsets[0]}: the first episode starts at 0"
     elif len(empty := np.flatnonzero(offsets[1:] <= offsets[:-1])):
         episode = int(empty[0])
-        problem = (
-            f"episode {episode} goes from step {offsets[episode]} to {offsets[episode + 1]}: "
-            f"every episode needs at least one step; leave out empty ones"
-        )
+        problem = f"episode {episode} is empty: every episode needs at least one step"
     elif offsets[-1] != n_steps:
-        problem = (
-            f"episode_offsets end at {offsets[-1]} and there are {n_steps} steps: "
-            f"the last offset is the number of steps"
-        )
+        problem = f"episode_offsets end at {offsets[-1]}, and there are {n_steps} steps"
     if problem:
         raise DatasetError(problem, episode=episode, setting="episode_offsets")
 
@@ -273,9 +258,7 @@ def check_episodes(
     lists = {"observations": observations, "actions": actions, "rewards": rewards}
     for name, values in lists.items():
         if len(values) != n_episodes:
-            problem = (
-                f"{len(values)} episodes of {name} and {n_episodes} of terminated: expected as many"
-            )
+            problem = f"{len(values)} episodes of {name} and {n_episodes} of terminated"
             raise DatasetError(problem, setting=name)
     if not len(rewards):
         raise DatasetError("the dataset is empty: it needs at least one episode of one step")

@@ -76,9 +76,7 @@ class ReturnTracker:
         except (TypeError, ValueError):
             values = np.array(np.nan)
         if values.shape not in ((), (self.n,)) or not np.isfinite(values).all():
-            problem = (
-                f"target_return={targets!r}: give a finite number, or one for each of {self.n}"
-            )
+            problem = f"target_return={targets!r}: give a finite number, or {self.n} of them"
             raise ConditioningError(problem, setting="target_return", value=targets)
         self.targets: NDArray[np.float64] = np.array(np.broadcast_to(values, (self.n,)))
 
@@ -197,10 +195,7 @@ class ReturnToGo:
         for wrapped, kind in kinds.items():
             if isinstance(env, wrapped):
                 return super().__new__(kind)
-        problem = (
-            f"cannot add a return-to-go to {env!r}: give a gymnasium Env or VectorEnv, or an SB3 "
-            "VecEnv"
-        )
+        problem = f"env={env!r}: give a gymnasium.Env or VectorEnv, or a Stable-Baselines3 VecEnv"
         raise SpaceError(problem, setting="env", value=env)
 
     @property

@@ -23,9 +23,7 @@ def make_envs(name: str, make_env: Callable[[], Any], n_envs: int) -> list[gym.E
         for _ in range(n_envs):
             env = make_env()
             if not isinstance(env, gym.Env) or any(env is each for each in envs):
-                problem = (
-                    f"{name}() returned {env!r}: it must make a new gymnasium.Env at each call"
-                )
+                problem = f"{name}() returned {env!r}: expected a new gymnasium.Env"
                 raise ConfigError(problem, setting=name, value=env)
             envs.append(env)
     except BaseException:
@@ -45,9 +43,7 @@ def step_environment(env: gym.Env[Any, Any], action: Any) -> tuple[Any, Any, Any
     result: Any = env.step(action)
     if not isinstance(result, (tuple, list)) or len(result) != 5:
         got = f"{len(result)} values" if isinstance(result, (tuple, list)) else repr(result)
-        problem = (
-            f"step returned {got}: expected (observation, reward, terminated, truncated, info)"
-        )
+        problem = f"step returned {got}: expected 5 (observation, reward, two flags, info)"
         raise StepError(problem, setting="step", value=result)
     observation, reward, terminated, truncated, info = result
     if not (isinstance(reward, float) and math.isfinite(reward)):  # else nothing to look at

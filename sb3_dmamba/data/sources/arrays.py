@@ -146,9 +146,7 @@ def copy_rows(
             for name, array in arrays.items():
                 shape, expected = values[name].shape, (len(rewards), *array.shape[1:])
                 if shape != expected:
-                    problem = (
-                        f"{label(episode)}: {name} have shape {shape}, and {expected} is needed"
-                    )
+                    problem = f"{label(episode)}: {name} have shape {shape}, expected {expected}"
                     raise DatasetError(problem, episode=episode, setting=name, value=shape)
                 array[steps] = values[name]
         if isinstance(action_space, spaces.Discrete):
@@ -205,10 +203,7 @@ def check_keys(keys: Iterable[Any], terminated: Sequence[str] = TERMINATED) -> N
             raise DatasetError(problem, setting=key, choices=found)
     if not any(key in found for key in (*terminated, *TRUNCATED)):
         hint = _rename_hint(found, "terminals")
-        problem = (
-            "there are no 'terminals' or 'timeouts' ('terminations', 'truncations') but "
-            f"{listed}{hint}"
-        )
+        problem = f"there are neither 'terminals' nor 'timeouts' but {listed}{hint}"
         raise DatasetError(problem, setting="terminals", choices=found)
 
 
@@ -228,9 +223,7 @@ def check_lengths(shapes: Mapping[str, tuple[int, ...]]) -> None:
     for key, shape in shapes.items():
         if shape[:1] != rewards[:1]:
             found = ", ".join(f"{name} {other}" for name, other in shapes.items())
-            problem = (
-                f"the arrays differ in their number of steps ({found}): give one of each a step"
-            )
+            problem = f"the arrays differ in their number of steps: {found}"
             raise DatasetError(problem, setting=key, value=shape)
 
 

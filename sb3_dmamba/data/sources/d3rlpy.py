@@ -131,9 +131,7 @@ def _infer_action_space(info: Any, episodes: Sequence[Any]) -> spaces.Space[Any]
         return spaces.Discrete(int(info.action_size))
     largest = max(np.abs(episode.actions).max() for episode in episodes)
     if not largest <= 1.0:  # NaN included
-        problem = (
-            f"continuous actions up to {largest:g} do not tell the action space: pass action_space"
-        )
+        problem = f"continuous actions up to {largest:g} tell no action space: pass action_space"
         raise DatasetError(problem, setting="action_space", value=largest)
     return spaces.Box(-1.0, 1.0, (int(info.action_size),), np.float32)
 

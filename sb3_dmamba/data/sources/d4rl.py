@@ -91,9 +91,7 @@ def open_d4rl_name(
     names = [name]
     if medium_expert == "paper":
         if name.quality != "medium-expert":
-            problem = (
-                f"medium_expert='paper' is for medium-expert datasets, got {name}: leave it out"
-            )
+            problem = f"medium_expert='paper' is for medium-expert, and not for {name}"
             raise DatasetError(problem, setting="medium_expert", value=medium_expert)
         names = [D4RLName(name.robot, quality, name.version) for quality in ("expert", "medium")]
     files = {}
@@ -354,9 +352,7 @@ class _FlatFile:
             try:
                 source.read_direct(values, np.s_[first:last], np.s_[first - start : last - start])
             except (OSError, RuntimeError, ValueError) as error:
-                problem = (
-                    f"{key}: steps {first} to {last - 1} are damaged ({error}): get the file again"
-                )
+                problem = f"{key}: steps {first} to {last - 1} are damaged ({error})"
                 raise DatasetError(problem, index=first, setting=key) from error
         return values.reshape(stop - start, *_step_shape(key, source))
 
@@ -471,10 +467,7 @@ def _read_end(arrays: Mapping[str, ndarray], names: tuple[str, ...]) -> bool | N
         return None
     early = np.flatnonzero(flags[:-1])
     if len(early):
-        problem = (
-            f"{name}: step {early[0]} is flagged, only the last, {len(flags) - 1}, may be: end the "
-            "episode"
-        )
+        problem = f"{name}: step {early[0]} is flagged, and only the last, {len(flags) - 1}, may be"
         raise DatasetError(problem, index=int(early[0]), setting=name)
     return bool(flags[-1])
 

@@ -187,9 +187,7 @@ class Checkpoint:
                     raise error_in(reader.path, problem, setting=member, value=shape)
         if len({shape[0] for shape in shapes.values()}) > 1:
             lengths = ", ".join(f"{member} {shape[0]:,}" for member, shape in shapes.items())
-            problem = (
-                f"members of checkpoint {number} differ in rows ({lengths}): get those files again"
-            )
+            problem = f"members of checkpoint {number} differ in rows ({lengths}): get them again"
             raise error_in(folder, problem)
         n_rows, *frame_shape = shapes["observation"]
         return cls(folder, number, n_rows, tuple(frame_shape), _read_add_count(folder, number))

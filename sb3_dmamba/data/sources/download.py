@@ -57,9 +57,7 @@ def download_file(
         try:
             client.fetch(path.name, downloader=_Downloader(signature, bar, timeout))
         except (_PermanentError, requests.RequestException, ValueError) as error:
-            problem = (
-                f"{url} could not be downloaded ({error}): put that file at {path} in another way"
-            )
+            problem = f"{url} could not be downloaded ({error}): put that file at {path}"
             raise DatasetError(problem, path=path, setting="url", value=url) from error
         except OSError as error:
             problem = f"{path} cannot be written ({error.strerror or error})"

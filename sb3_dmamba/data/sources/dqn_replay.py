@@ -269,10 +269,7 @@ class _Unfinished:
         count = rows.stop - rows.start
         self._n_steps += count
         if self._n_steps > _LONGEST_EPISODE:
-            problem = (
-                f"no episode ends in {self._n_steps:,} rows, longer than any Atari game: get that "
-                "file again"
-            )
+            problem = f"no episode ends in {self._n_steps:,} rows: get that file again"
             raise error_in(checkpoint.path("terminal"), problem, index=rows.start)
         if not self._is_kept:
             frames.skip(count)
@@ -360,10 +357,7 @@ def follow_recipe(
 
 
 def _too_few_steps(n_checkpoints: int, found: str, n_steps: int) -> DatasetError:
-    problem = (
-        f"n_steps={n_steps:,}, and the {n_checkpoints} checkpoints have {found}: ask for fewer, or "
-        "None"
-    )
+    problem = f"n_steps={n_steps:,}, and {n_checkpoints} checkpoints have {found}: ask for fewer"
     return DatasetError(problem, setting="n_steps", value=n_steps)
 
 
@@ -376,9 +370,7 @@ def _find_logs(folder: Path, run: int | None) -> Path:
         place = logs.resolve()
         name = place.parent.name if place.name == _LOGS else place.name
         if run is not None and not (name.isdecimal() and int(name) == run):
-            problem = (
-                f"run={run}, and this is one run's folder: leave run out, or pass the game's folder"
-            )
+            problem = f"run={run}, and this is the folder of one run: leave run out"
             raise error_in(logs, problem, setting="run", value=run)
         return logs
     runs = sorted(
@@ -409,10 +401,7 @@ def _choose(logs: Path, checkpoints: Sequence[int] | None, n_buffers: int | None
         problem = f"checkpoints={checkpoints!r} are not among {found}"
         raise error_in(logs, problem, setting="checkpoints", value=checkpoints, choices=found)
     if n_buffers is not None and n_buffers > len(chosen):
-        problem = (
-            f"n_buffers={n_buffers}, and there are {len(chosen)} checkpoints: ask for fewer, or "
-            f"for all with n_buffers=None"
-        )
+        problem = f"n_buffers={n_buffers}, and there are {len(chosen)} checkpoints: ask for fewer"
         raise error_in(logs, problem, setting="n_buffers", value=n_buffers)
     return chosen if n_buffers is None else chosen[-n_buffers:]
 
@@ -421,9 +410,7 @@ def _find_frame_shape(checkpoints: Sequence[Checkpoint]) -> tuple[int, ...]:
     first = checkpoints[0]
     for other in checkpoints:
         if other.frame_shape != first.frame_shape:
-            problem = (
-                f"frames have shape {other.frame_shape}, and {first.frame_shape} in {first.number}"
-            )
+            problem = f"frames have shape {other.frame_shape}, others {first.frame_shape}"
             raise error_in(other.path("observation"), problem, value=other.frame_shape)
     return first.frame_shape
 

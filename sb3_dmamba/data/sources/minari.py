@@ -110,9 +110,7 @@ class Dataset:
             action_space = check_action_space(_read_space(metadata, "action_space"))
             data_format = metadata.get("data_format", "hdf5")
             if data_format != "hdf5":
-                problem = (
-                    f"the dataset is stored as {data_format!r}, only 'hdf5' is read: write it again"
-                )
+                problem = f"the dataset is stored as {data_format!r}: only 'hdf5' is read"
                 raise DatasetError(problem, setting="data_format", value=data_format)
             n_episodes = _read_count(metadata, "total_episodes")
             n_steps = _read_count(metadata, "total_steps") or n_episodes
@@ -240,10 +238,7 @@ def _read_end(group: h5py.Group, key: str, length: int) -> bool:
         raise DatasetError(problem, setting=key, value=values.shape)
     early = np.flatnonzero(values[:-1])
     if len(early):
-        problem = (
-            f"{group.name}: {key}[{early[0]}] is set before the last step, {length - 1}: split the "
-            "episode"
-        )
+        problem = f"{group.name}: {key}[{early[0]}] is set before the last step, {length - 1}"
         raise DatasetError(problem, index=int(early[0]), setting=key)
     return bool(values[-1])
 

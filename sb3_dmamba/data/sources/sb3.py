@@ -71,9 +71,7 @@ def load_replay_buffer(
     segments = _cut_rows(done & ~truncated, truncated, broken)
     if limit is not None:
         if source.handle_timeout_termination:
-            problem = (
-                f"max_episode_steps={limit}: the buffer notes truncated episodes; leave it out"
-            )
+            problem = f"max_episode_steps={limit}: the buffer notes timeouts; leave it out"
             raise DatasetError(problem, setting="max_episode_steps", value=limit)
         segments = [
             replace(segment, terminated=False, truncated=True)
@@ -320,9 +318,7 @@ def _leave_out_oldest(segments: list[_Segment]) -> list[_Segment]:
     """Leave out the oldest segment of each environment, whose beginning may be overwritten."""
     kept = [segment for segment in segments if segment.start > 0]
     if not kept:
-        problem = (
-            "the ring has wrapped and holds no whole episode: enlarge it, or pass keep_partial=True"
-        )
+        problem = "the ring has wrapped and holds no whole episode: pass keep_partial=True"
         raise DatasetError(problem, setting="keep_partial", value=False)
     n_steps = sum(map(len, segments))
     warn_caller(
