@@ -50,18 +50,11 @@ class ObservationStatistics:
 
 
 def compute_observation_statistics(trajectories: Trajectories) -> ObservationStatistics | None:
-    """Compute the mean and standard deviation of each dimension over all steps.
+    """Compute the mean and standard deviation of each dimension over all steps; None for images.
 
-    Where single frames are stored and stacked when drawn, every frame of a stack gets those of
-    the frames: the zeros before an episode's start are left out.
-
-    Accumulated in float64, a chunk at a time: memory-mapped observations are never held at once.
-
-    Args:
-        trajectories: The data.
-
-    Returns:
-        The statistics, or None for images, which are divided by 255 instead.
+    Accumulated in float64, a chunk at a time. Where single frames are stored and stacked when
+    drawn, every frame of a stack gets those of the frames: the zeros before an episode are left
+    out.
 
     Source: Chan, Golub and LeVeque 1983, "Algorithms for Computing the Sample Variance", eq. 2.1.
     """

@@ -59,46 +59,39 @@ def collect(
     """Let a policy act, and record exactly ``n_steps`` steps.
 
     Whether an episode was terminated or truncated is taken from the environment; those still
-    running at the end are kept as cut (``drop_cut_episodes()`` leaves them out). The resets that
-    vector environments make on their own are no steps. Under ``VecNormalize`` the policy sees
-    normalised observations (by statistics that stay as they are) and the environment's own are
-    recorded, rewards included; of :class:`~sb3_dmamba.ReturnToGo` likewise, without the
-    return-to-go.
+    running at the end are kept as cut (``drop_cut_episodes()`` leaves them out). Resets that vector
+    environments make on their own are no steps. Under ``VecNormalize`` the policy sees normalised
+    observations (by frozen statistics) and the environment's own are recorded, rewards included; of
+    :class:`~sb3_dmamba.ReturnToGo` likewise, without the return-to-go.
 
     Args:
-        policy: A Stable-Baselines3 model or policy (recurrent ones included), a ``DecisionMamba``
-            (which is asked for its ``target_return`` where the environment shows no return-to-go),
-            a d3rlpy algorithm, a stateful wrapper (``model.as_stateful_wrapper(target_return)``,
-            in one environment), a function from one observation to an action, or ``"random"``.
-        env: A Gymnasium id, a function that makes an environment, or a ``gymnasium.Env``, a
-            ``gymnasium.vector.VectorEnv`` or an SB3 ``VecEnv``, which is reset first and not
-            closed.
+        policy: A Stable-Baselines3 model or policy, a ``DecisionMamba`` (with its ``target_return``
+            where the environment shows no return-to-go), a d3rlpy algorithm, a stateful wrapper (in
+            one environment), a function from one observation to an action, or ``"random"``.
+        env: A Gymnasium id, a function that makes an environment, or a ``gymnasium.Env``,
+            ``VectorEnv`` or SB3 ``VecEnv``, which is reset first and not closed.
         n_steps: Steps to record, over all environments.
         deterministic: Whether to take the most likely action rather than draw one.
         seed: Of the environments (``seed``, ``seed + 1``, ...) and of the policy's random numbers
-            (torch's and NumPy's global generators are put back afterwards). The same seed gives
-            the same data. None leaves it unseeded.
+            (global generators are put back afterwards); None leaves them unseeded.
         n_envs: How many environments to make of an id or a function.
-        env_id: What ``gymnasium.make`` takes to make the environment again, noted in the data.
-            None: found out where ``env`` is an id or made by ``gymnasium.make``, without wrappers
-            that could change what is observed, done or paid.
-        env_kwargs: The other arguments of ``gymnasium.make``: of ``env`` where it is an id, else
-            of ``env_id``.
+        env_id: What ``gymnasium.make`` takes, noted in the data. None: found out where no wrapper
+            could change what is observed, done or paid.
+        env_kwargs: The other arguments of ``gymnasium.make``.
         frame_stack: Where observations are stacks of this many frames, oldest first and zeros
             before the start, (frame_stack, height, width) uint8: each frame is stored once.
-        folder: Where to write the steps, episode by episode, as a store that is mapped into
-            memory; None keeps them in memory.
+        folder: Where to write a store, episode by episode; None keeps the steps in memory.
         overwrite: Whether a store in ``folder`` may be replaced.
         progress_bar: Whether to show the progress on stderr.
-        name: Where the data came from, for people. None: the policy's and environment's names.
+        name: Where the data came from. None: the policy's and environment's names.
 
     Returns:
         The episodes in the order in which they ended, those that were cut last.
 
     Raises:
         ConfigError: ``policy`` or ``env`` is none of those, or a number is out of its range.
-        DatasetError: An observation or (its subclass StepError) a reward is not finite, an action
-            lies outside the space, or observations are not stacks of frames.
+        DatasetError: An observation or (StepError) a reward is not finite, an action lies outside
+            the space, or observations are not stacks of frames.
         SpaceError: The environment's spaces cannot be learnt.
         UnknownTaskError: No environment has the id ``env``.
         MissingDependencyError: Its package is not installed.

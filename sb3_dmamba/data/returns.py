@@ -23,13 +23,9 @@ def compute_returns_to_go(
 ) -> Float32[ndarray, "N"]:
     """Sum the rewards still to come in the episode, the current step's included.
 
-    Every episode is summed on its own, so that neither the length of the dataset nor the rewards
-    of another episode cost any precision.
-
     Args:
-        rewards: Rewards, in the environment's units: of one whole episode, or of many one after
-            the other.
-        episode_offsets: Where each episode starts, and at the end the number of steps; None is one
+        rewards: Rewards of one whole episode, or of many one after the other.
+        episode_offsets: First step of each episode, and at the end their number; None is one
             episode.
 
     Returns:
@@ -69,10 +65,7 @@ def compute_returns(
 
     Args:
         rewards: Rewards of all episodes one after the other, in the environment's units.
-        episode_offsets: Where each episode starts, and at the end the number of steps.
-
-    Returns:
-        One return per episode.
+        episode_offsets: First step of each episode, and at the end the number of steps.
 
     Raises:
         DatasetError: The offsets do not cover ``rewards``.

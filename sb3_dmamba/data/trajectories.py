@@ -277,13 +277,11 @@ class Trajectories:
             steps: Flat indices, 0 to N - 1, in any order.
 
         Returns:
-            The last ``frame_stack`` frames up to each step, oldest first, (M, frame_stack, *frame);
-            zeros before the episode's start. With a ``frame_stack`` of 1, the observations.
+            The last ``frame_stack`` frames up to each step, oldest first, (M, frame_stack, *frame),
+            zeros before the episode's start; with a ``frame_stack`` of 1, the observations.
 
         Raises:
             DatasetError: An index is not a step of the data; names the first.
-
-        Source: Dopamine's replay buffer and Stable-Baselines3's ``VecFrameStack`` pad alike.
         """
         steps = check_steps(steps, self.n_steps)
         frames = self.observations
@@ -386,9 +384,8 @@ class Trajectories:
     def open(folder: str | os.PathLike[str], *, verify: bool = False) -> Trajectories:
         """Open a store, memory-mapped: data larger than memory can be learnt from.
 
-        Sizes, types and offsets are checked and no step is read; values were checked when they
-        were written. Windows are then read as they are drawn. Selecting episodes that do not
-        follow each other copies large data to temporary files.
+        Sizes, types and offsets are checked; no step is read. Selecting episodes that do not follow
+        each other copies large data to temporary files.
 
         Args:
             folder: What :meth:`save` or a ``TrajectoriesWriter`` wrote.
@@ -409,13 +406,12 @@ class Trajectories:
     def to_d3rlpy(self) -> Any:
         """Return a ``d3rlpy.dataset.ReplayBuffer`` whose episodes are views of these.
 
-        d3rlpy knows terminated from not terminated only: episodes that were cut come back from it
-        as truncated. Frames that are stacked when drawn get a channel, and the buffer d3rlpy's
-        own frame stacking.
+        d3rlpy only knows terminated: cut episodes come back as truncated. Frames that are stacked
+        when drawn get a channel, and the buffer d3rlpy's own frame stacking.
 
         Raises:
-            DatasetError: Every episode has one step and was not terminated; d3rlpy holds none
-                such, and leaves them out (with a warning) where there are others.
+            DatasetError: No episode is left: d3rlpy holds none of one step that was not terminated,
+                which are left out with a warning.
             SpaceError: The Discrete action space does not start at 0.
             MissingDependencyError: d3rlpy is not installed.
         """
@@ -424,14 +420,13 @@ class Trajectories:
     def to_minari(self, dataset_id: str, **metadata: Any) -> Any:
         """Write a dataset into Minari's folder, an episode at a time; return its MinariDataset.
 
-        Minari also wants the observation after each episode's last step, which is not recorded:
-        the last one is repeated, and the dataset's description says so. Frames are stored as the
-        policy sees them, without loss.
+        Minari also wants the observation after each episode's last step, which is not recorded: the
+        last one is repeated, and the description says so. Frames are stored as the policy sees
+        them.
 
         Args:
             dataset_id: ``"name-v0"``, with a namespace or without: ``"mine/hopper/medium-v0"``.
-            metadata: ``algorithm_name``, ``author``, ``author_email``, ``code_permalink``,
-                ``description``, ``requirements``, as Minari describes them.
+            metadata: ``algorithm_name``, ``author``, ``description`` and so on, as Minari has them.
 
         Raises:
             DatasetError: It exists already, or the id is none.
@@ -547,8 +542,7 @@ class TrajectoriesWriter:
 
     Args:
         folder: Where the store will be; folders on the way are made.
-        observation_space: Flat view of the environment's observation space; with ``frame_stack``,
-            of whole stacks.
+        observation_space: As :class:`Trajectories` has it, and so the other fields.
         action_space: The environment's action space.
         env_id: What ``gymnasium.make`` takes, where it is known.
         env_kwargs: Its other arguments, which JSON can hold.
@@ -557,8 +551,7 @@ class TrajectoriesWriter:
         overwrite: Whether a store that is there already is replaced. Nothing else ever is.
 
     Raises:
-        DatasetError: ``folder`` exists and may not be replaced, ``env_kwargs`` are no JSON, or
-            ``frame_stack`` is not a positive integer.
+        DatasetError: ``folder`` may not be replaced, or ``env_kwargs`` or ``frame_stack`` is wrong.
         SpaceError: The spaces cannot be learnt, or do not hold such stacks.
         OSError: The folder cannot be made.
     """
@@ -649,8 +642,8 @@ class TrajectoriesWriter:
             truncated: Whether a limit ended it.
 
         Raises:
-            DatasetError: The episode is not such as :class:`Trajectories` takes, names it; or the
-                writer is not open.
+            DatasetError: The episode is not such as :class:`Trajectories` takes, or the writer is
+                not open.
             OSError: The disk is full.
         """
         self._check_open()
@@ -667,8 +660,8 @@ class TrajectoriesWriter:
         """Write all episodes of a dataset, which were checked when it was made.
 
         Raises:
-            DatasetError: They are in other spaces than the store's, or stacked otherwise; or the
-                writer is not open.
+            DatasetError: Their spaces or frame stack differ from the store's, or the writer is not
+                open.
             OSError: The disk is full.
         """
         self._check_open()
@@ -691,10 +684,7 @@ class TrajectoriesWriter:
         self._offsets += (self.n_steps + episodes.episode_offsets[1:]).tolist()
 
     def finish(self, *, source: str | None = None) -> Trajectories:
-        """Put the store at its place and open it.
-
-        Args:
-            source: Where the data came from, where that is known only now; None is what was given.
+        """Put the store at its place and open it; ``source`` replaces the one given before.
 
         Raises:
             DatasetError: No episode was written, the writer is not open, or the place is taken.

@@ -121,32 +121,31 @@ class ReturnToGo:
 
     The observation becomes ``{"observation": flat observation, "return_to_go": (1,) float32}``,
     which is what ``DecisionMamba.predict`` takes. The return-to-go starts each episode at
-    ``target_return`` and loses every reward: ``R_{t+1} = R_t - r_t``, in the environment's units
-    (or clipped to [-1, 1], as Atari data is), summed in float64. The rewards themselves are passed
-    on as they are. Where an episode ends with a life and not with the game (Stable-Baselines3's
-    ``EpisodicLifeEnv``, ``AtariWrapper``'s default, or ``terminal_on_life_loss=True`` of
-    ``sb3_dmamba/Atari-v0``), the return-to-go goes on: it is the game's return that was asked for,
-    and so is the episode. The environment goes on by itself after a lost life, which is no end of
-    the episode, a monitor's entries of its lives are joined, and ``reset`` begins a game. (Only
-    Gymnasium's vector environments report the lost life as an end; it is not an ``episode_start``.)
-    Calling ``ReturnToGo`` picks the class by the environment:
-    :class:`ReturnToGoEnv`, :class:`ReturnToGoVectorEnv` or :class:`ReturnToGoVecEnv`; all three
-    are instances of ``ReturnToGo``.
+    ``target_return`` and loses every reward, ``R_{t+1} = R_t - r_t``, in the environment's units
+    (or clipped), summed in float64. Rewards are passed on as they are.
+
+    Where an episode ends with a life and not with the game (``EpisodicLifeEnv``, ``AtariWrapper``,
+    or ``terminal_on_life_loss=True`` of ``sb3_dmamba/Atari-v0``), the return-to-go goes on, and so
+    does the episode: the environment continues by itself, a monitor's entries of its lives are
+    joined, and ``reset`` begins a game. (Only Gymnasium's vector environments report the lost life
+    as an end; it is not an ``episode_start``.)
+
+    Calling ``ReturnToGo`` picks the subclass by the environment: :class:`ReturnToGoEnv`,
+    :class:`ReturnToGoVectorEnv` or :class:`ReturnToGoVecEnv`.
 
     Args:
         env: A ``gymnasium.Env``, a ``gymnasium.vector.VectorEnv`` or a Stable-Baselines3
-            ``VecEnv``. Dict, Tuple and Discrete observations are flattened.
-        target_return: The return to ask for, in the environment's units; for the two vector
-            kinds also one per environment.
-        clip_rewards: Whether the return-to-go loses rewards clipped to [-1, 1], for a model of
-            data whose rewards were clipped; targets are then in those units.
+            ``VecEnv``.
+        target_return: The return to ask for, in the environment's units; of the vector kinds also
+            one per environment.
+        clip_rewards: Whether rewards are clipped to [-1, 1] first, as in the data of Atari games.
         delayed_rewards: Whether the return-to-go stays at the target until an episode's end, for
-            a model of data whose rewards came there (``reward_mode="delayed"``).
+            data of ``reward_mode="delayed"``.
 
     Raises:
         SpaceError: ``env`` is none of the three kinds, or its observations have no flat view.
-        ConditioningError: A target is not a finite number, or their count is not the number of
-            environments. A step raises its subclass StepError for a non-finite reward.
+        ConditioningError: A target is not finite, or there is not one per environment. A step
+            raises its subclass StepError for a non-finite reward.
 
     Source: Chen et al. 2021 (arXiv:2106.01345), section 3.
     """
@@ -301,15 +300,12 @@ class ReturnToGoEnv(ReturnToGo, gym.Wrapper[Observation, Any, Any, Any], RecordC
 
 
 class ReturnToGoVectorEnv(ReturnToGo, VectorWrapper):
-    """:class:`ReturnToGo` for a ``gymnasium.vector.VectorEnv``.
+    """:class:`ReturnToGo` for a ``gymnasium.vector.VectorEnv``, in any autoreset mode.
 
-    Follows the environment's autoreset mode. Next-step (Gymnasium 1.0, and the default later):
-    the step after an episode's end only resets, its reward is not counted, and its observation
-    has the whole target to go. Same-step: the step that ends an episode shows the new one's first
-    observation, and ``info["final_obs"]`` gets the wrapped form of the old one's last. Disabled:
-    ``reset(options={"reset_mask": ...})`` starts the masked episodes. Lost lives are told from
-    ends of games in a ``SyncVectorEnv``, and in any where ``info["is_lost_life"]`` says so, as
-    ``sb3_dmamba/Atari-v0`` does.
+    Next-step: the step after an episode's end only resets, and its observation has the whole target
+    to go. Same-step: ``info["final_obs"]`` gets the wrapped form of the old episode's last.
+    Disabled: ``reset(options={"reset_mask": ...})`` starts the masked episodes. Lost lives are told
+    from ends of games in a ``SyncVectorEnv``, and in any where ``info["is_lost_life"]`` says so.
     """
 
     def __init__(

@@ -34,24 +34,17 @@ def load_trajectories(
     """Load a dataset.
 
     Args:
-        source: A Minari id, a ``MinariDataset`` or a Minari folder; a D4RL name, HDF5 file or
-            Decision Transformer pickle; a folder of the Atari DQN replay; a buffer of d3rlpy or
-            Stable-Baselines3; a dict of flat arrays with D4RL's keys or Gymnasium's; a folder
-            that ``Trajectories.save`` wrote; or ``Trajectories``, which come back as they are.
-        reward_mode: ``"dense"``, the rewards as they are, or ``"delayed"``, as
-            :meth:`Trajectories.with_delayed_rewards` has them.
-        top_fraction: Keep only the episodes with the largest returns, this fraction of their
-            number, as :meth:`Trajectories.take_top` does; None keeps all.
-        options: What the kind of source takes besides, such as ``medium_expert`` of a D4RL name
-            or ``env_id`` of a dict: the page on datasets lists them, and so does the error that
-            an unknown one gets.
-
-    Returns:
-        The episodes.
+        source: A Minari id, ``MinariDataset`` or folder; a D4RL name, HDF5 file or Decision
+            Transformer pickle; a folder of the Atari DQN replay; a buffer of d3rlpy or
+            Stable-Baselines3; a dict of flat arrays with D4RL's keys or Gymnasium's; a folder that
+            ``Trajectories.save`` wrote; or ``Trajectories``, which come back as they are.
+        reward_mode: ``"dense"``, or ``"delayed"``: :meth:`Trajectories.with_delayed_rewards`.
+        top_fraction: Keep only this fraction of the episodes, those with the largest returns, as
+            :meth:`Trajectories.take_top` does; None keeps all.
+        options: What the kind of source takes besides; the page on datasets lists them.
 
     Raises:
-        DatasetError: The source is of no known kind, missing or malformed, or does not take an
-            option.
+        DatasetError: The source is unknown, missing or malformed, or does not take an option.
         SpaceError: Its spaces cannot be learnt.
         ConfigError: ``reward_mode`` is unknown, or ``top_fraction`` not in (0, 1].
     """
@@ -79,22 +72,17 @@ def convert_trajectories(
     progress_bar: bool = False,
     **options: Any,
 ) -> Trajectories:
-    """Write a dataset, which may be larger than memory, to a store.
+    """Write a dataset, which may be larger than memory, to a store, and open that.
 
     Args:
         source: Whatever ``load_trajectories`` takes; positional only.
-        folder: Where the store will be; positional only (a D4RL name's own ``folder`` is one of
-            ``options``).
+        folder: Where the store will be; positional only.
         overwrite: Whether a store that is there already is replaced; nothing else ever is.
         progress_bar: Whether to show the steps written, on stderr.
         options: As ``load_trajectories`` takes them, for every source and for this kind.
 
-    Returns:
-        The store, opened: its arrays are memory-mapped.
-
     Raises:
-        DatasetError: The source is none or malformed, does not take an option, or there is
-            something at ``folder``.
+        DatasetError: As ``load_trajectories``, or there is something at ``folder``.
         SpaceError: Its spaces cannot be learnt.
         OSError: The disk is full.
     """
@@ -146,8 +134,8 @@ class Source:
         accepts: What it takes, for error messages.
         kind: Whether that is a path, the name of a dataset, or an object in memory.
         matches: Whether something is of this kind; must be quick and import nothing.
-        loader: ``"module:function"``, of ``function(source, **options)``, which returns the
-            episodes, or an :class:`Opened` dataset where they can be read in pieces.
+        loader: ``"module:function"``, of ``function(source, **options)``, which returns episodes,
+            or an :class:`Opened` dataset.
     """
 
     accepts: str

@@ -49,25 +49,23 @@ def load_arrays(
 ) -> Trajectories:
     """Cut flat arrays of steps into episodes.
 
-    An episode ends where either flag is set; what follows the last flag is an episode that
-    collection cut.
+    An episode ends where either flag is set; what follows the last flag was cut by collection.
 
     Args:
         source: ``observations`` (N, ...) (a dict or tuple of arrays where ``observation_space`` is
-            a Dict or Tuple), ``actions`` (N, ...), ``rewards`` (N,), and per step, (N,), at least
-            one of ``terminals`` (or ``terminations``, ``terminated``) and ``timeouts`` (or
-            ``truncations``, ``truncated``). Other keys, such as D4RL's ``infos/qpos``, are
-            left alone.
+            a Dict or Tuple), ``actions`` (N, ...), ``rewards`` (N,), and at least one of
+            ``terminals`` (``terminations``, ``terminated``) and ``timeouts`` (``truncations``,
+            ``truncated``), (N,). Other keys are left alone.
         observation_space: The environment's. None: an unbounded Box, or frames of bytes.
-        action_space: The environment's. None: Discrete, up to the largest integer that occurs, or
-            a Box from -1 to 1 if no float lies outside.
+        action_space: The environment's. None: Discrete, up to the largest integer that occurs, or a
+            Box from -1 to 1 if no float lies outside.
         env_id: What ``gymnasium.make`` takes.
         env_kwargs: Its other arguments.
         name: Name of the dataset in summaries and reports.
 
     Raises:
-        DatasetError: A key is missing, given twice or nearly right, the arrays do not fit
-            together, or the action space cannot be inferred.
+        DatasetError: A key is missing, given twice or nearly right, the arrays do not fit together,
+            or the action space cannot be inferred.
         SpaceError: A space cannot be learnt.
     """
     check_keys(source)

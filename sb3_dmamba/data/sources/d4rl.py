@@ -63,19 +63,16 @@ def open_d4rl_name(
 
     Args:
         source: The name.
-        medium_expert: What a name with medium-expert means: D4RL's own file (``"d4rl"``), or what
-            the paper and the Decision Transformer trained on, the expert's whole episodes followed
-            by the medium ones' (``"paper"``; the episode that collection cut at the end of each
-            is left out, as in their pickles).
-        folder: Where files are looked for, and downloaded to: as D4RL names them, as
-            ``<name>.hdf5``, or as the Decision Transformer's ``<name>.pkl``. None: D4RL's own
-            folder, ``D4RL_DATASET_DIR`` or ~/.d4rl/datasets.
+        medium_expert: What medium-expert means: D4RL's own file (``"d4rl"``), or the expert's whole
+            episodes followed by the medium ones', as the Decision Transformer has them
+            (``"paper"``).
+        folder: Where files are looked for and downloaded to: D4RL's, ``<name>.hdf5``, or the
+            Decision Transformer's ``<name>.pkl``. None: ``D4RL_DATASET_DIR`` or ~/.d4rl/datasets.
         download: Whether a file that is not there is downloaded from D4RL's address.
         progress_bar: Show a bar, on stderr, while it is.
 
     Raises:
-        DatasetError: There is no such dataset, or it cannot be downloaded (says where to put the
-            file).
+        DatasetError: There is no such dataset, or it cannot be downloaded (says where to put it).
 
     Source: Fu et al. 2020 (arXiv:2004.07219); the concatenation, Ota 2024 (arXiv:2403.19925) in
     its official code.
@@ -177,18 +174,15 @@ def open_d4rl_file(
     """Take an HDF5 file of flat arrays with D4RL's keys, or a Decision Transformer pickle.
 
     Args:
-        source: The file. HDF5: ``observations`` (N, ...), ``actions`` (N, ...), ``rewards`` (N,),
-            ``terminals`` (N,) and ``timeouts`` (N,); what else is there is left alone. A pickle: a
-            list of one dict an episode, with the same keys, or one dict of flat arrays; no code
-            in it is run.
+        source: The file. HDF5: ``observations`` and ``actions`` (N, ...), ``rewards``,
+            ``terminals`` and ``timeouts`` (N,). A pickle: a list of one dict an episode with the
+            same keys, or one dict of flat arrays; no code in it is run.
         observation_space: The environment's. None: an unbounded Box, or frames of bytes.
         action_space: The environment's. None: as a dict of flat arrays has it.
-        env_id: What ``gymnasium.make`` takes. None: the environment nearest to D4RL's, if the
-            file's name and shapes are those of D4RL's Gym-MuJoCo sets.
+        env_id: What ``gymnasium.make`` takes. None: found by the file's name and shapes.
         env_kwargs: Its other arguments.
         max_episode_steps: Where an HDF5 file has no ``timeouts`` (D4RL's oldest), the steps after
-            which an episode that did not terminate ended. None: such files hold one episode
-            between two terminals.
+            which an episode that did not terminate ended; None is no limit.
 
     Raises:
         DatasetError: ``max_episode_steps`` is not a positive integer.

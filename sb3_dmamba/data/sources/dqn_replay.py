@@ -55,39 +55,34 @@ def load_dqn_replay(
 ) -> Trajectories:
     """Read episodes from the replay buffers of a DQN agent.
 
-    Files are unpacked a piece at a time. Single frames are kept, once, and stacked when a window
-    is drawn. The all-zero rows before an episode are left out, episodes that go from one
-    checkpoint into the next are joined, and one whose end is not there counts as cut by
-    collection. Rewards are clipped to ±1, as the agent's were.
+    Frames are kept once and stacked when drawn. All-zero rows before an episode are left out,
+    episodes that go from one checkpoint into the next are joined, and one whose end is not there
+    counts as cut. Rewards are clipped to ±1, as the agent's were.
 
-    Without ``n_steps`` every episode comes, in the order of recording. With it, the paper's
-    recipe: checkpoints are visited at random, each visit takes the next whole episodes of its
-    checkpoint, until there are ``n_steps``. The paper's numbers are ``n_buffers=50,
-    trajectories_per_buffer=10, n_steps=500_000``, and its seeds 123, 231 and 312.
+    Without ``n_steps`` every episode comes, in the order of recording. With it, the paper's recipe:
+    random visits to checkpoints, each of which takes its next whole episodes. The paper has
+    ``n_buffers=50, trajectories_per_buffer=10, n_steps=500_000`` and the seeds 123, 231 and 312.
 
     Args:
         source: Folder of a game, of one of its runs, or of the run's ``replay_logs``.
         game: Its name, where the folder's does not tell.
-        run: Which run of a game's folder; None is the only one, or 1, the paper's. A run's own
-            folder takes no other.
+        run: Which run of a game's folder; None is the only one, or 1, the paper's.
         checkpoints: Numbers of the checkpoints to read; None is all that are there.
         n_buffers: How many of these, the last; None is all.
         trajectories_per_buffer: Episodes in a visit of the recipe; None is 10.
         n_steps: Steps after which the recipe stops, at the end of a visit.
         seed: Of the recipe's visits.
         frame_stack: Frames in an observation.
-        keep_headless: Whether to keep an episode whose beginning lies in a checkpoint that is not
-            there. Its time steps then start at 0 wherever it was cut.
-        store: Folder to convert to, which ``load_trajectories`` opens from then on. None: in
-            memory up to a gigabyte of frames, in a temporary file beyond.
+        keep_headless: Whether to keep an episode whose beginning is in no checkpoint; its time
+            steps start at 0 all the same.
+        store: Folder to convert to. None: in memory, or a temporary file above a gigabyte.
         overwrite: Whether to replace a store that is there already.
         progress_bar: Whether to show the rows read.
 
     Raises:
-        DatasetError: A file is missing, cut, of a wrong dtype or shape, or members differ in
-            length (names file and member); the game is unknown; or there are too few steps.
-        ConfigError: A number is out of its range, or belongs to the recipe and ``n_steps`` is
-            not given.
+        DatasetError: A file is missing or malformed (names it), the game is unknown, or there are
+            too few steps.
+        ConfigError: A number is out of its range, or needs ``n_steps``.
 
     Source: Agarwal et al. 2020 (arXiv:1907.04543) recorded the data; Chen et al. 2021
     (arXiv:2106.01345), section 4.1, have the recipe.

@@ -32,32 +32,28 @@ def load_replay_buffer(
 ) -> Trajectories:
     """Copy the episodes out of a ``ReplayBuffer`` or ``DictReplayBuffer`` (HER's too).
 
-    Observations and rewards are the environment's own: SB3 keeps them as they were before
-    ``VecNormalize``. Episodes come in the order in which they began, over all environments. One
-    that is still running, or that was left by a reset (the observation noted as next is not the
-    one that follows), is cut.
+    Observations and rewards are as before ``VecNormalize``. Episodes come in the order in which
+    they began; one that is still running, or was left by a reset, is cut.
 
     Args:
         source: The buffer: ``model.replay_buffer``, or what ``load_from_pkl`` returns.
-        scaled_actions: SB3's algorithms keep the actions of a Box scaled to [-1, 1]; True: scale
-            them back, False: they were added in the environment's own numbers. None: find out,
-            and where both could be, scale back and warn.
+        scaled_actions: Whether the actions of a Box are scaled to [-1, 1], as SB3's algorithms keep
+            them, and must be scaled back. None: find out; scale and warn where both could be.
         keep_partial: Whether to keep the oldest episode of each environment where the ring has
-            wrapped and may have overwritten its first steps. Its returns-to-go are right, its
-            timesteps begin at 0 where they should not.
-        max_episode_steps: Only for a buffer that does not keep timeouts
-            (``handle_timeout_termination=False``), in which every end looks terminated: an episode
-            of this many steps was truncated.
+            wrapped and may have overwritten its first steps. Its timesteps begin at 0 where they
+            should not.
+        max_episode_steps: For a buffer without timeouts (``handle_timeout_termination=False``): an
+            episode of this many steps was truncated.
         env_id: What ``gymnasium.make`` takes.
         env_kwargs: Its other arguments.
         name: Name of the dataset in summaries and reports.
 
     Raises:
-        DatasetError: The buffer is empty, holds no complete episode, its rows do not follow each
-            other, or an action lies outside the space.
+        DatasetError: The buffer holds no whole episode, its rows do not follow each other, or an
+            action lies outside the space.
         SpaceError: A space cannot be learnt.
 
-    Source: stable_baselines3 2.9.2, ``common/buffers.py`` and
+    Source: stable_baselines3 2.9.2, ``common/buffers.py``,
     ``OffPolicyAlgorithm._store_transition``.
     """
     limit = check_optional_integer("max_episode_steps", max_episode_steps, 1, error=DatasetError)
@@ -110,27 +106,24 @@ def load_rollout_buffer(
 ) -> Trajectories:
     """Copy the episodes out of a ``RolloutBuffer`` or ``DictRolloutBuffer``.
 
-    SB3 adds a value that it estimated to the reward of the step at which a time limit ended an
-    episode, and does not note where. So say which there can be: ``no_time_limit=True``, or
-    ``max_episode_steps``: an episode that long loses its last step, whose reward is not the
-    environment's, and counts as cut. Whether the last step of the buffer ended an episode is not
-    noted either: that episode counts as cut. Episodes that began before the buffer are left out.
-    Under ``VecNormalize`` observations and rewards are the normalised ones. ``collect`` has none
-    of these limits.
+    SB3 adds an estimated value to the last reward where a time limit ended an episode, and does not
+    note where: say ``no_time_limit=True``, or give ``max_episode_steps``, and an episode that long
+    loses its last step and counts as cut. So does the last episode in the buffer, whose end is not
+    noted. Episodes that began before the buffer are left out. Under ``VecNormalize`` the data is
+    normalised. ``collect`` has none of these limits.
 
     Args:
         source: The buffer: ``model.rollout_buffer``, before or after the update on it.
         no_time_limit: Say that no time limit has ended an episode.
         max_episode_steps: The time limit.
-        scaled_actions: Whether the policy squashes its output (gSDE): actions are then scaled
-            back from [-1, 1]. Else they are clipped to the space, as SB3 does before it steps.
+        scaled_actions: Whether the policy squashes its output (gSDE): actions are scaled back from
+            [-1, 1]. Else they are clipped to the space, as SB3 does before it steps.
         env_id: What ``gymnasium.make`` takes.
         env_kwargs: Its other arguments.
         name: Name of the dataset in summaries and reports.
 
     Raises:
-        DatasetError: Nothing is said about time limits, the buffer is empty, or no episode began
-            in it.
+        DatasetError: Nothing is said about time limits, or no episode began in the buffer.
         SpaceError: A space cannot be learnt.
 
     Source: stable_baselines3 2.9.2, ``OnPolicyAlgorithm.collect_rollouts``.
