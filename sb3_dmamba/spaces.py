@@ -73,11 +73,8 @@ def flatten_observation(space: spaces.Space[Any], observation: Any, batch: bool 
     _collect_parts(space, observation, batch, "the observation", parts)
     rows = {len(part) for part in parts}
     if len(rows) > 1:
-        raise _unfit(
-            f"the observation's parts are {sorted(rows)} long: every part needs one row per "
-            f"environment",
-            sorted(rows),
-        )
+        problem = f"the observation's parts have {sorted(rows)} rows: give one per environment"
+        raise _unfit(problem, sorted(rows))
     flat = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
     return flat if batch else flat[0]
 
@@ -169,11 +166,7 @@ def _as_integers(space: spaces.Box, values: ndarray, name: str) -> ndarray:
     if len(changed):
         hint = ", 0 to 255 (not scaled to [0, 1])" if space.dtype == np.uint8 else ""
         value = values[tuple(changed[0])]
-        raise _unfit(
-            f"{name} holds {value}, which is not of dtype {space.dtype}: give values as the space "
-            f"has them{hint}, or describe them with a Box of floats",
-            value,
-        )
+        raise _unfit(f"{name} holds {value}, which is not of dtype {space.dtype}{hint}", value)
     return integers
 
 
@@ -218,10 +211,7 @@ def has_channels_last(shape: tuple[int, ...], space: spaces.Space[Any]) -> bool:
 
 
 def channels_first(observations: ndarray, space: spaces.Space[Any]) -> ndarray:
-    """Move the channels to the front where the space has them there and the images have not.
-
-    Stable-Baselines3's policies do the same, so that a ``VecTransposeImage`` may be left out.
-    """
+    """Move the channels to the front where the space has them there, as SB3's policies do."""
     if observations.ndim in (3, 4) and has_channels_last(observations.shape[-3:], space):
         return np.moveaxis(observations, -1, -3)
     return observations
@@ -261,12 +251,7 @@ def check_environment_fits(
     model_action_space: spaces.Space[Any],
     what: str,
 ) -> None:
-    """Check that a model can act in an environment.
-
-    Images may have their channels last where the model has them first: acting moves them. A
-    model's Box that is narrower than the environment's is often one that was guessed from data, or
-    holds actions that were scaled: that is a warning.
-    """
+    """Check that a model can act in an environment: SpaceError, or a warning for a narrower Box."""
     if not has_channels_last(observation_space.shape, model_observation_space):
         _check_same_shape(observation_space, model_observation_space, what)
     _check_same_actions(action_space, model_action_space, what)

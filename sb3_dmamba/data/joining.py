@@ -12,7 +12,7 @@ import numpy as np
 
 from sb3_dmamba.console import Bar
 from sb3_dmamba.data.trajectories import Trajectories, TrajectoriesWriter, metadata_of, replace
-from sb3_dmamba.data.validation import CHUNK_BYTES, STEP_ARRAYS
+from sb3_dmamba.data.validation import CHUNK_BYTES, STEP_ARRAYS, group_episodes
 from sb3_dmamba.errors import DatasetError
 
 IN_MEMORY_BYTES = 1 << 30
@@ -48,10 +48,7 @@ def join_trajectories(parts: Iterable[Trajectories], source: str | None = None) 
 
 
 def gather_pieces(pieces: Iterable[Trajectories], source: Describe | None = None) -> Trajectories:
-    """Join pieces of one dataset in memory while they are small, else in a temporary file.
-
-    ``source`` says where the data came from; None is what the first piece says.
-    """
+    """Join pieces of one dataset in memory while they are small, else in a temporary file."""
     stream = iter(pieces)
     held: list[Trajectories] = []
     size = 0
@@ -150,10 +147,5 @@ def _no_episode() -> DatasetError:
 def cut_into_pieces(data: Trajectories) -> Iterator[Trajectories]:
     """Yield a dataset in pieces of whole episodes, views of its arrays."""
     size = max(1, data.observations[:1].nbytes + data.actions[:1].nbytes)
-    offsets = data.episode_offsets
-    first = 0
-    while first < len(data):
-        last = int(np.searchsorted(offsets, offsets[first] + CHUNK_BYTES // size, side="right")) - 1
-        last = max(last, first + 1)
+    for first, last in group_episodes(data.episode_offsets, CHUNK_BYTES // size):
         yield data[first:last]
-        first = last

@@ -159,11 +159,7 @@ _ACTIONS = 0xAC7105  # tells the seed of actions from those of environments
 
 
 def derive_action_seed(seed: int) -> int:
-    """Return a seed for a space to draw actions from.
-
-    Spaces and environments make the same generator of the same seed: with ``seed`` itself, the
-    actions would follow the environment's own random numbers.
-    """
+    """Return a seed for actions, which must not follow the environment's own random numbers."""
     return int(np.random.SeedSequence([seed, _ACTIONS]).generate_state(1, np.uint64)[0])
 
 
@@ -183,10 +179,7 @@ def _open_envs(
     env_kwargs: Mapping[str, Any] | None,
     condition: Callable[[Any], Any] | None,
 ) -> Iterator[_Opened]:
-    """Make what is not made yet (and close that at the end), and adapt the rest.
-
-    ``condition``, of a policy that needs the return-to-go, adds it where it is not shown.
-    """
+    """Make what is not made yet (and close it at the end); ``condition`` adds a return-to-go."""
     env = as_gymnasium(env)
     if isinstance(env, (gym.Env, VectorEnv, VecEnv)):
         if n_envs != 1:
@@ -239,10 +232,7 @@ _OF_VECTORS = ("num_envs", "vectorization_mode", "vector_kwargs", "wrappers", "r
 
 
 def describe_environment(env: Any) -> tuple[str | None, dict[str, Any]]:
-    """Return what ``gymnasium.make`` takes to make it again, or None where that is unknown.
-
-    It is unknown where a wrapper may change what is observed, done or paid.
-    """
+    """Return what ``gymnasium.make`` takes; None where a wrapper may change what happens."""
     while isinstance(env, VecEnvWrapper):
         if type(env).__name__ not in _HARMLESS_VECTOR:
             return None, {}
@@ -316,13 +306,9 @@ class Recorder:
             shown = np.array(flat, dtype=self._dtype)
         if shown.dtype.kind == "f" and not np.isfinite(shown).all():
             wrong = shown[~np.isfinite(shown)][0]
-            raise DatasetError(
-                f"at step {self._n_steps} the environment showed {wrong}: every observation must "
-                f"be finite",
-                setting="observation",
-                value=float(wrong),
-                index=self._n_steps,
-            )
+            step, value = self._n_steps, float(wrong)
+            problem = f"at step {step} the environment showed {value}: observations must be finite"
+            raise DatasetError(problem, setting="observation", value=value, index=step)
         return shown
 
     def _add(self, shown: ndarray, actions: ndarray, stepped: Stepped, is_live: ndarray) -> int:
@@ -350,15 +336,12 @@ class Recorder:
         last = self._last_stacks[env]
         before = np.zeros_like(stack[1:]) if last is None else last[1:]
         if not np.array_equal(stack[:-1], before):
-            raise DatasetError(
-                f"at step {self._n_steps} the observation is not a stack of the last "
-                f"{self._frame_stack} frames, oldest first, with zeros before the episode's start "
-                f"(gymnasium's FrameStackObservation needs padding_type='zero'): pass "
-                f"frame_stack=1",
-                setting="frame_stack",
-                value=self._frame_stack,
-                index=self._n_steps,
+            step, count = self._n_steps, self._frame_stack
+            problem = (
+                f"at step {step} the observation is not a stack of the last {count} frames, zeros "
+                f"before the start (padding_type='zero' in gymnasium): pass frame_stack=1"
             )
+            raise DatasetError(problem, setting="frame_stack", value=count, index=step)
         self._last_stacks[env] = stack
         newest: ndarray = stack[-1]
         return newest.copy()
@@ -435,12 +418,8 @@ def _as_actor(policy: Any, envs: Batch, deterministic: bool, seed: int | None) -
         return lambda observations, *_: choose(view(observations))
     if callable(policy):
         return _ask_function(policy, envs)
-    raise ConfigError(
-        f"policy={policy!r}: give a Stable-Baselines3 or d3rlpy model, a function from one "
-        f'observation to an action, or "random"',
-        setting="policy",
-        value=policy,
-    )
+    problem = f"policy={policy!r}: give an SB3 or d3rlpy model, a function or 'random'"
+    raise ConfigError(problem, setting="policy", value=policy)
 
 
 def _parameters(function: Any) -> list[str]:
@@ -510,11 +489,7 @@ def _as_d3rlpy_sees(space: spaces.Space[Any], policy: Any) -> Callable[[Any], An
 def _check_actions(
     actions: Any, space: spaces.Space[Any], is_taken: Bool[ndarray, "n"], step: int
 ) -> ndarray:
-    """Return one action for each environment, (n, ...), as the environments take them.
-
-    Those that are not taken may be anything. The others must fit the space, and be finite in its
-    dtype and in the float32 of the recording.
-    """
+    """Return actions, (n, ...); those taken must fit the space and be finite, also in float32."""
     array = np.asarray(actions)
     kinds, n = ("iuf" if isinstance(space, spaces.Box) else "iu"), len(is_taken)
     shape = (n, *(space.shape or ()))

@@ -14,7 +14,7 @@ from numpy import ndarray
 from rich.table import Table
 
 from sb3_dmamba.data.mapping import as_array, join_rows
-from sb3_dmamba.data.validation import check_finite, check_offsets, rows_per_chunk
+from sb3_dmamba.data.validation import check_finite, check_offsets, group_episodes, rows_per_chunk
 from sb3_dmamba.errors import DatasetError
 
 
@@ -88,15 +88,9 @@ def iterate_groups(
 ) -> Iterator[tuple[Num[ndarray, "n"], Int64[ndarray, "m+1"]]]:
     """Yield the rewards of as many whole episodes as bounded memory holds, and their offsets."""
     episode_offsets = np.asarray(episode_offsets)
-    most = rows_per_chunk(rewards)
-    first = 0
-    while first < len(episode_offsets) - 1:
-        start = episode_offsets[first]
-        end = int(np.searchsorted(episode_offsets, start + most, side="right")) - 1
-        end = max(end, first + 1)  # an episode is never cut
-        offsets = episode_offsets[first : end + 1]
-        yield rewards[start : offsets[-1]], offsets - start
-        first = end
+    for first, last in group_episodes(episode_offsets, rows_per_chunk(rewards)):
+        offsets = episode_offsets[first : last + 1]
+        yield rewards[offsets[0] : offsets[-1]], offsets - offsets[0]
 
 
 @dataclass(frozen=True)

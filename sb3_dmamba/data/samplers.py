@@ -133,10 +133,7 @@ class WindowSampler:
         return self._gather(check_steps(first_steps, self.trajectories.n_steps, "first_steps"))
 
     def iterate_all(self) -> Iterator[WindowBatch]:
-        """Yield every step exactly once, in order, in windows that do not overlap.
-
-        The last window of an episode is padded, and the last batch may be smaller.
-        """
+        """Yield every step exactly once, in windows without overlap, each episode's last padded."""
         lengths, offsets = self.trajectories.lengths, self.trajectories.episode_offsets
         windows = -(-lengths // self.context_length)  # per episode, rounded up
         before = np.concatenate([[0], np.cumsum(windows)])

@@ -125,11 +125,10 @@ def map_npy(
             raise _damaged(path, problem) from error
         if (found_shape, found_dtype) != (shape, dtype) or fortran_order:
             order = ", column by column" if fortran_order else ""
-            raise _damaged(
-                path,
-                f"holds {found_dtype} of shape {found_shape}{order}, and the store's header says "
-                f"{dtype} of shape {shape}: they do not belong together",
+            problem = (
+                f"holds {found_dtype}{found_shape}{order}, expected {dtype}{shape}: copy it again"
             )
+            raise _damaged(path, problem)
         start = file.tell()
         expected = start + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         size = os.fstat(file.fileno()).st_size
@@ -202,10 +201,7 @@ class NpyStream:
 
 
 def _npy_header(dtype: np.dtype[Any], shape: tuple[int, ...], size: int) -> bytes:
-    """Return a header of version 1.0, of a multiple of 64 bytes and at least ``size``.
-
-    Source: numpy.lib.format, "Format Version 1.0".
-    """
+    """Return a header of version 1.0 (numpy.lib.format) of ``size`` bytes or more, in 64s."""
     described = {"descr": dtype.str, "fortran_order": False, "shape": shape}
     text = repr(described).encode("latin1")
     start = len(npy.magic(1, 0)) + 2

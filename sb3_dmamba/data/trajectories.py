@@ -22,7 +22,7 @@ from typing_extensions import Self
 
 from sb3_dmamba.checks import check_number
 from sb3_dmamba.data.export import to_d3rlpy, to_minari
-from sb3_dmamba.data.mapping import from_pickled, is_mapped, join_rows, to_pickled
+from sb3_dmamba.data.mapping import from_pickled, is_mapped, iterate_rows, join_rows, to_pickled
 from sb3_dmamba.data.returns import (
     Spread,
     TrajectoriesSummary,
@@ -57,7 +57,6 @@ from sb3_dmamba.errors import ConfigError, DatasetError
 from sb3_dmamba.spaces import check_action_space
 
 REWARD_MODES = ("dense", "delayed")
-_COPY_BYTES = 1 << 24
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,10 +225,7 @@ class Trajectories:
         )
 
     def _select(self, episodes: Int64[ndarray, "n"]) -> Trajectories:
-        """Return episodes by number: views of those in a row, else copies.
-
-        The copies of large mapped arrays are mapped temporary files.
-        """
+        """Return episodes by number: views of those in a row, else copies (mapped where large)."""
         starts, lengths = self.episode_offsets[episodes], self.lengths[episodes]
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         arrays = {name: getattr(self, name) for name in STEP_ARRAYS}
@@ -672,10 +668,8 @@ class TrajectoriesWriter:
                 raise DatasetError(problem, setting=name, value=theirs)
         try:
             for name, stream in self._streams.items():
-                array = getattr(episodes, name)
-                step = max(1, _COPY_BYTES // max(1, array[:1].nbytes))
-                for start in range(0, len(array), step):
-                    stream.write(array[start : start + step])
+                for rows in iterate_rows(getattr(episodes, name)):
+                    stream.write(rows)
         except BaseException:
             self._abandon()  # the arrays differ in length now: nothing can be finished
             raise

@@ -127,6 +127,15 @@ def find_episodes(steps: Int64[ndarray, "*n"], offsets: Int64[ndarray, "E+1"]) -
     return np.searchsorted(offsets, steps, side="right") - 1
 
 
+def group_episodes(offsets: Int64[ndarray, "E+1"], most: int) -> Iterator[tuple[int, int]]:
+    """Yield first and last, exclusive, of as many whole episodes as ``most`` steps hold, or one."""
+    first = 0
+    while first < len(offsets) - 1:
+        last = int(np.searchsorted(offsets, offsets[first] + most, side="right")) - 1
+        yield first, (last := max(last, first + 1))
+        first = last
+
+
 @contextlib.contextmanager
 def tolerate_non_finite() -> Iterator[None]:
     """Let NaN and infinities pass :func:`check_finite`, so that all of them can be described."""
@@ -156,10 +165,7 @@ def _check_actions(
         fix = f": {space} allows {low} to {high}"
     else:
         low, high = loosen_bounds(space)
-        fix = (
-            f", outside the action space {space}: clip the recorded actions to the space, or "
-            f"describe them with a wider Box"
-        )
+        fix = f", outside the action space {space}: clip the actions, or give a wider Box"
 
     def is_inside(rows: ndarray) -> ndarray:
         inside: ndarray = (rows >= low) & (rows <= high)
@@ -218,10 +224,7 @@ def check_offsets(offsets: ndarray, n_steps: int) -> None:
     offsets = np.asarray(offsets)
     problem, episode = "", None
     if offsets.ndim != 1 or len(offsets) < 2 or offsets.dtype.kind not in "iu":
-        problem = (
-            f"episode_offsets have shape {offsets.shape} and dtype {offsets.dtype}: give the "
-            f"first step of each of at least one episode and then the number of steps, as integers"
-        )
+        problem = f"episode_offsets are {offsets.dtype}{offsets.shape}: expected (E + 1,) integers"
     elif offsets[0] != 0:
         problem = f"episode_offsets[0] is {offsets[0]}: the first episode starts at 0"
     elif len(empty := np.flatnonzero(offsets[1:] <= offsets[:-1])):
@@ -265,12 +268,8 @@ def check_episodes(
     for episode, arrays in enumerate(zip(*lists.values(), strict=True)):
         lengths = [len(array) for array in arrays]
         if len(set(lengths)) > 1:
-            raise DatasetError(
-                f"episode {episode} has {lengths[0]} observations, {lengths[1]} actions and "
-                f"{lengths[2]} rewards: give one of each per step (without the observation "
-                f"after the last step)",
-                episode=episode,
-            )
+            problem = f"episode {episode} has {lengths} observations, actions and rewards"
+            raise DatasetError(problem, episode=episode)
 
 
 def within(error: DatasetError, where: str, **attributes: Any) -> DatasetError:

@@ -148,11 +148,7 @@ class AtariGame(gym.Env[Observation, int]):
 
 
 class _Lives(gym.Wrapper[Observation, int, Observation, int]):
-    """End an episode with a life; a reset that is not seeded then goes on with the game.
-
-    Nothing is stepped in between, so no reward is lost (Stable-Baselines3's ``EpisodicLifeEnv``
-    steps once and drops what it earns).
-    """
+    """End an episode with a life; a reset without a seed goes on with the game."""
 
     def __init__(self, env: AtariPreprocessing) -> None:
         super().__init__(env)

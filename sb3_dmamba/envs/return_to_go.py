@@ -227,14 +227,7 @@ class ReturnToGo:
         return self._tracker.delayed_rewards
 
     def set_target_return(self, target_return: TargetReturn) -> None:
-        """Ask for another return, from each environment's next episode on.
-
-        Args:
-            target_return: As in the constructor.
-
-        Raises:
-            ConditioningError: As in the constructor.
-        """
+        """Ask for another return from the next episodes on, and raise, as the constructor does."""
         self._tracker.set_targets(target_return)
 
 
@@ -465,12 +458,7 @@ class ReturnToGoVecEnv(ReturnToGo, VecEnvWrapper):
 
 
 class LifeStatistics:
-    """Join a monitor's entries of single lives into one entry of the game.
-
-    A monitor outside of what ends episodes with lives (``Monitor``, ``VecMonitor``,
-    ``RecordEpisodeStatistics``) reports every life in ``info["episode"]`` as an episode of its
-    own. One inside reports whole games, of which nothing needs to be joined.
-    """
+    """Join a monitor's entries of single lives into one entry of the game."""
 
     def __init__(self) -> None:
         self._noted: dict[int, dict[str, Any]] = {}  # of each environment

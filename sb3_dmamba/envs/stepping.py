@@ -72,12 +72,10 @@ def check_rewards(
         wrong &= counted
     if wrong.any():
         index = int(np.flatnonzero(wrong)[0])
-        raise StepError(
-            f"the environment returned reward={float(values[index])!r}: expected a finite number",
-            setting="reward",
-            value=float(values[index]),
-            index=index if n > 1 else None,
-        )
+        value = float(values[index])
+        problem = f"the environment returned reward={value!r}: expected a finite number"
+        place = index if n > 1 else None
+        raise StepError(problem, setting="reward", value=value, index=place)
     return values
 
 
@@ -97,18 +95,12 @@ def wrappers_of(env: Any) -> list[Any]:
 
 
 def keeps_lives(env: Any) -> bool:
-    """Whether this wrapper or game ends episodes with lives, and says when a game is over.
-
-    Stable-Baselines3's ``EpisodicLifeEnv`` and our Atari games do, by ``was_real_done``.
-    """
+    """Whether this wrapper or game ends episodes with lives, and has ``was_real_done``."""
     return "was_real_done" in getattr(env, "__dict__", ())
 
 
 class Lives:
-    """The lives of an environment's games, wherever below its wrappers they are counted.
-
-    True where an episode may end with a life.
-    """
+    """The lives of a game, wherever below its wrappers they are counted; False where nowhere."""
 
     def __init__(self, env: Any) -> None:
         self._keeper = next(filter(keeps_lives, wrappers_of(env)), None)

@@ -119,11 +119,7 @@ class Opened(Protocol):
         """Read all of it: into memory, or a temporary file if it is large."""
 
     def pieces(self, bar: Bar | None = None) -> Iterator[Trajectories]:
-        """Read it in pieces of whole episodes that fit into little memory.
-
-        Args:
-            bar: Is told how many steps there are, where that is known before.
-        """
+        """Read it in pieces of whole episodes; ``bar`` is told their steps if those are known."""
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,6 @@ from sb3_dmamba.data.validation import check_finite
 from sb3_dmamba.errors import DatasetError, SpaceError
 from sb3_dmamba.spaces import check_action_space, flat_space, flatten_observation, observation_dtype
 
-__all__ = ["load_arrays"]
-
 REQUIRED = ("observations", "actions", "rewards")
 TERMINATED = ("terminals", "terminations", "terminated")
 TRUNCATED = ("timeouts", "truncations", "truncated")
@@ -112,11 +110,7 @@ def copy_rows(
     label: Callable[[int], str] = "episode {}".format,
     **described: Any,
 ) -> Trajectories:
-    """Copy steps into arrays that are allocated once.
-
-    Each item of ``rows`` has observations (in ``space``), actions and rewards of consecutive steps
-    of one episode; ``label`` names an episode in error messages, by its index.
-    """
+    """Copy pieces of episodes: observations of ``space``, actions and rewards."""
     flat = flat_space(space)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     n_steps = int(offsets[-1])
@@ -135,20 +129,19 @@ def copy_rows(
             try:
                 values["observations"] = flatten_observation(space, observed, batch=True)
             except SpaceError as error:
-                raise DatasetError(
-                    f"{label(episode)}: {error}",
-                    episode=episode,
-                    setting="observations",
-                    value=error.value,
-                ) from error
+                where = {"episode": episode, "setting": "observations", "value": error.value}
+                raise DatasetError(f"{label(episode)}: {error}", **where) from error
             for name, array in arrays.items():
                 shape, expected = values[name].shape, (len(rewards), *array.shape[1:])
                 if shape != expected:
                     problem = f"{label(episode)}: {name} have shape {shape}, expected {expected}"
                     raise DatasetError(problem, episode=episode, setting=name, value=shape)
                 array[steps] = values[name]
-        if isinstance(action_space, spaces.Discrete):
-            _check_integers(actions, arrays["actions"][steps], action_space, episode, label)
+        is_discrete = isinstance(action_space, spaces.Discrete)
+        if is_discrete and (wrong := arrays["actions"][steps] != actions).any():
+            value = actions[wrong.argmax()]
+            problem = f"{label(episode)}: action {value} is not in {action_space}"
+            raise DatasetError(problem, episode=episode, setting="action_space", value=value)
         start = steps.stop
     return Trajectories(
         **arrays,
@@ -159,24 +152,6 @@ def copy_rows(
         action_space=action_space,
         **described,
     )
-
-
-def _check_integers(
-    actions: ndarray,
-    integers: Int64[ndarray, "T"],
-    space: spaces.Discrete,
-    episode: int,
-    label: Callable[[int], str],
-) -> None:
-    wrong = np.flatnonzero(integers != actions)
-    if len(wrong):
-        raise DatasetError(
-            f"{label(episode)}: an action is {actions[wrong[0]]}, and the action space is {space}: "
-            f"pass action_space, the environment's Box",
-            episode=episode,
-            setting="action_space",
-            value=actions[wrong[0]],
-        )
 
 
 @contextlib.contextmanager
@@ -228,10 +203,7 @@ def check_lengths(shapes: Mapping[str, tuple[int, ...]]) -> None:
 def read_flags(
     arrays: Mapping[str, ndarray], n_steps: int, time_limit: int | None = None
 ) -> tuple[Bool[ndarray, "N"], Bool[ndarray, "N"]]:
-    """Return which steps terminated, and which truncated an episode.
-
-    Where no array says what was truncated, episodes that reach ``time_limit`` steps were.
-    """
+    """Return which steps terminated and which truncated: by ``time_limit`` where no flag says."""
     terminated = read_flag(arrays, TERMINATED)
     truncated = read_flag(arrays, TRUNCATED)
     if terminated is None:
@@ -309,13 +281,9 @@ def infer_action_space(pieces: Iterable[ndarray]) -> spaces.Space[Any]:
         if kind in "iu" and not is_vector:
             bad = np.flatnonzero((piece < 0) | (piece > _LARGEST_ACTION))
             if len(bad):
-                raise DatasetError(
-                    f"actions[{n_steps + int(bad[0])}] is {piece[bad[0]]}: pass action_space, the "
-                    f"environment's Discrete",
-                    index=n_steps + int(bad[0]),
-                    setting="action_space",
-                    value=piece[bad[0]],
-                )
+                index, value = n_steps + int(bad[0]), piece[bad[0]]
+                problem = f"actions[{index}] is {value}: pass action_space, the environment's"
+                raise DatasetError(problem, index=index, setting="action_space", value=value)
         elif kind == "f" and is_vector:
             check_finite("actions", piece, first=n_steps)
         n_steps += len(piece)
@@ -326,8 +294,5 @@ def infer_action_space(pieces: Iterable[ndarray]) -> spaces.Space[Any]:
         return spaces.Discrete(int(high) + 1)
     if kind == "f" and is_vector and max(-low, high) <= 1.0:
         return spaces.Box(-1.0, 1.0, piece.shape[1:], np.float32)
-    raise DatasetError(
-        f"the action space cannot be inferred from actions of shape {(n_steps, *piece.shape[1:])} "
-        f"and dtype {piece.dtype}, {low} to {high}: pass action_space, the environment's",
-        setting="action_space",
-    )
+    problem = f"actions of {piece.dtype}, {low} to {high}, do not tell the space: pass action_space"
+    raise DatasetError(problem, setting="action_space")

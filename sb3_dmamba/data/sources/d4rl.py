@@ -38,7 +38,7 @@ from sb3_dmamba.data.sources.arrays import (
 from sb3_dmamba.data.sources.download import OFFLINE_VARIABLE, download_file, is_offline
 from sb3_dmamba.data.sources.pickles import load_plain_pickle, to_array
 from sb3_dmamba.data.trajectories import Trajectories, replace
-from sb3_dmamba.data.validation import CHUNK_BYTES, rows_per_chunk
+from sb3_dmamba.data.validation import CHUNK_BYTES, group_episodes, rows_per_chunk
 from sb3_dmamba.errors import DatasetError
 from sb3_dmamba.paths import describe_missing_path
 from sb3_dmamba.spaces import check_action_space
@@ -79,12 +79,8 @@ def open_d4rl_name(
     """
     name = parse_name(source)
     if medium_expert not in get_args(MediumExpert):
-        raise DatasetError(
-            f"medium_expert={medium_expert!r}: give 'd4rl' or 'paper'",
-            setting="medium_expert",
-            value=medium_expert,
-            choices=get_args(MediumExpert),
-        )
+        choices, problem = get_args(MediumExpert), f"medium_expert={medium_expert!r}: unknown"
+        raise DatasetError(problem, setting="medium_expert", value=medium_expert, choices=choices)
     names = [name]
     if medium_expert == "paper":
         if name.quality != "medium-expert":
@@ -236,10 +232,8 @@ class D4RLFile:
         except FileNotFoundError:
             raise DatasetError(describe_missing_path(self.path), path=self.path) from None
         except OSError as error:
-            raise DatasetError(
-                f"{self.path} is damaged or no HDF5 file ({error}): delete it and get it again",
-                path=self.path,
-            ) from error
+            problem = f"{self.path} is damaged or no HDF5 file ({error}): get it again"
+            raise DatasetError(problem, path=self.path) from error
         with file, naming(self.path):
             yield _FlatFile(file, self)
 
@@ -307,12 +301,7 @@ class _FlatFile:
     def pieces(self) -> Iterator[Trajectories]:
         """Read whole episodes at a time, of about ``CHUNK_BYTES``."""
         steps = max(1, CHUNK_BYTES * self.n_steps // self.n_bytes)
-        first = 0
-        while first < len(self.ends):
-            stop = self.offsets[first] + steps
-            last = max(int(np.searchsorted(self.offsets, stop, side="right")) - 1, first + 1)
-            yield self.read(first, last)
-            first = last
+        return (self.read(*group) for group in group_episodes(self.offsets, steps))
 
     def read(self, first: int, last: int) -> Trajectories:
         """Read episodes ``first`` to ``last``, exclusive."""

@@ -142,11 +142,10 @@ class RowRange:
 
 
 def order_by_time(checkpoints: Sequence[Checkpoint]) -> list[RowRange]:
-    """Order the rows of checkpoints as they were recorded, each row once.
+    """Order the rows of ascending checkpoints as they were recorded, each row once.
 
-    A checkpoint whose counter is not a multiple of its rows was written when its last rows were
-    still those of the pass before: these come first. Rows that the checkpoint before had already
-    are left out. ``checkpoints`` are ascending; a counter that goes back is an error.
+    A checkpoint whose counter is not a multiple of its rows ends with rows of the pass before,
+    which come first.
     """
     ranges: list[RowRange] = []
     previous: Checkpoint | None = None
@@ -166,14 +165,9 @@ def _new_rows(checkpoint: Checkpoint, previous: Checkpoint | None) -> list[RowRa
     seen = None if previous is None else previous.add_count
     if previous is not None and seen is not None:
         if end < seen:
-            raise error_in(
-                checkpoint.folder,
-                f"the counter (add_count) of checkpoint {checkpoint.number} is {end:,}, less than "
-                f"the {seen:,} of checkpoint {previous.number}: they are of two recordings; read "
-                f"each alone, with checkpoints=",
-                setting="checkpoints",
-                value=(previous.number, checkpoint.number),
-            )
+            pair = previous.number, checkpoint.number
+            problem = f"add_count goes back in {pair}, {seen:,} to {end:,}: read them one by one"
+            raise error_in(checkpoint.folder, problem, setting="checkpoints", value=pair)
         if begin <= seen:
             begin, continues = seen, True
     if begin == end:
@@ -210,12 +204,10 @@ def iterate_episodes(
     keep_headless: bool = False,
     report: Callable[[int], object] = lambda _: None,
 ) -> Iterator[Trajectories]:
-    """Read the episodes of row ranges, one after the other.
+    """Read the episodes of row ranges, without the all-zero rows before each, joined across ranges.
 
-    The all-zero rows before an episode are left out. An episode that goes on in the next range
-    is joined; one whose end is not there comes with ``terminated`` False, and one whose beginning
-    is not there only if ``keep_headless``. ``fields`` are those that all :class:`Trajectories`
-    share; ``report`` is called with the number of rows read.
+    One whose end is not there comes with ``terminated`` False, and one whose beginning is not there
+    only if ``keep_headless``. ``report`` is called with the number of rows read.
     """
     episode: _Unfinished | None = None
     padding = 0  # all-zero rows since the last end
@@ -320,16 +312,10 @@ def follow_recipe(
     seed: int,
     report: Callable[[int], object],
 ) -> Iterator[Trajectories]:
-    """Visit checkpoints at random until there are enough steps.
+    """Visit checkpoints at random, a few whole episodes a visit, until there are enough steps.
 
-    A visit takes the next episodes of its checkpoint, from where the visit before left off, and
-    whole ones only. Steps are counted after each visit, so there are a few more in the end.
-    ``episodes`` are those of each checkpoint, by its number; ``report`` is called with the steps
-    of each episode.
-
-    Source: Chen et al. 2021 (arXiv:2106.01345), section 4.1, and the order that their code's
-    ``np.random.choice`` draws checkpoints in after ``np.random.seed(seed)``; theirs takes one
-    episode more in each visit, and keeps the all-zero rows.
+    Source: Chen et al. 2021 (arXiv:2106.01345), section 4.1, and the order in which their code
+    draws checkpoints; theirs takes one episode more in each visit, and keeps the all-zero rows.
     """
     generator = np.random.RandomState(seed)  # which draws as theirs does
     numbers = np.array(sorted(episodes))

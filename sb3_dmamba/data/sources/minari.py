@@ -205,11 +205,8 @@ def _decode(node: Any, space: spaces.Space[Any], length: int) -> Any:
         nodes = (_find(node, f"_index_{index}") for index in range(len(space)))
         return tuple(_decode(*each, length) for each in zip(nodes, space, strict=True))
     if not isinstance(node, h5py.Dataset) or len(node) not in (length, length + 1):
-        raise DatasetError(
-            f"{node.name} does not hold one observation for each of the {length} steps (and one "
-            f"after the last): leave out that episode",
-            setting="observations",
-        )
+        problem = f"{node.name} needs one observation for each of {length} steps and one after"
+        raise DatasetError(problem, setting="observations")
     if isinstance(space, spaces.Box) and node.ndim != 1 + len(space.shape):
         return _decode_jpeg(node[:length], space, node.name)
     return node[()][:length]
@@ -272,11 +269,7 @@ def _read_space(metadata: dict[str, Any], name: str) -> spaces.Space[Any]:
 
 
 def _restore_order(space: spaces.Space[Any], recorded: Any) -> spaces.Space[Any]:
-    """Undo the sorting of a Dict's keys, which the environment's own space need not have.
-
-    Flattened observations would otherwise differ from the environment's in the order of their
-    parts, which no check of shapes can see.
-    """
+    """Undo the sorting of a Dict's keys: flattened parts must be in the environment's order."""
     if isinstance(space, spaces.Dict):
         parts = recorded["subspaces"]
         return spaces.Dict([(key, _restore_order(space[key], parts[key])) for key in parts])
@@ -352,10 +345,7 @@ def find_minari_folder(dataset_id: str, *, download: bool = True) -> Path:
 
 
 def _download(dataset_id: str, root: Path) -> Path:
-    """Download a dataset, and its namespace, from the server that ``MINARI_REMOTE`` names.
-
-    Minari shows its own progress, on stderr. A download that fails is removed.
-    """
+    """Download a dataset as Minari does, with its progress on stderr; a failed one is removed."""
     if is_offline():
         raise DatasetError(f"{dataset_id!r} is not downloaded: {OFFLINE_VARIABLE} is set")
     _check_reachable(dataset_id)
@@ -382,10 +372,7 @@ def _download(dataset_id: str, root: Path) -> Path:
 
 
 def _check_reachable(dataset_id: str) -> None:
-    """Raise DatasetError where Minari's usual server has no address, which it would try for long.
-
-    A proxy finds the address itself, and another server may need none.
-    """
+    """Raise DatasetError where Minari's usual server has no address: it would retry for long."""
     if "MINARI_REMOTE" in os.environ or "HF_ENDPOINT" in os.environ or getproxies():
         return
     try:

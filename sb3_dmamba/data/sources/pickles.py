@@ -54,11 +54,7 @@ def to_array(value: Any) -> ndarray:
 
 
 def _check_opcodes(data: mmap.mmap) -> None:
-    """Raise ValueError at what the C unpickler would act on before it calls ``find_class``.
-
-    It allocates what memo indices announce (``genops`` itself refuses sizes beyond the file's
-    end), and looks extensions up in a registry.
-    """
+    """Raise ValueError at memo indices and extensions, which the C unpickler trusts."""
     for count, (opcode, argument, _) in enumerate(pickletools.genops(cast("IO[bytes]", data))):
         if "PUT" in opcode.name and not 0 <= int(argument or 0) <= count:
             raise ValueError(f"memo index {argument} after {count} opcodes")

@@ -78,15 +78,10 @@ def load_replay_buffer(
     if source.full and not keep_partial:
         segments = _leave_out_oldest(segments)
     is_scaled = _are_scaled(source, rows, scaled_actions)
-
-    def read(array: ndarray, env: int, start: int, end: int) -> ndarray:
-        values: ndarray = array[rows[start:end], env]
-        return values
-
     return _copy_segments(
         source,
         segments,
-        read,
+        lambda array, env, start, end: array[rows[start:end], env],
         lambda actions: _unscale(actions, source.action_space) if is_scaled else actions,
         env_id=env_id,
         env_kwargs=env_kwargs or {},
@@ -157,14 +152,14 @@ def load_rollout_buffer(
         values: ndarray = array[start:end, env]
         return values
 
-    def convert(actions: ndarray) -> ndarray:
-        if scaled_actions:
-            return _unscale(actions, space)
-        clipped: ndarray = np.clip(actions, space.low, space.high)
-        return clipped
-
     return _copy_segments(
-        source, segments, read, convert, env_id=env_id, env_kwargs=env_kwargs or {}, source=name
+        source,
+        segments,
+        read,
+        lambda actions: (_unscale if scaled_actions else _clip)(actions, space),
+        env_id=env_id,
+        env_kwargs=env_kwargs or {},
+        source=name,
     )
 
 
@@ -265,6 +260,11 @@ def _unscale(actions: ndarray, space: spaces.Box) -> ndarray:
     return unscaled
 
 
+def _clip(actions: ndarray, space: spaces.Box) -> ndarray:
+    clipped: ndarray = np.clip(actions, space.low, space.high)
+    return clipped
+
+
 def _order_rows(source: Any) -> Int64[ndarray, "M"]:
     """Return the rows that hold a step, oldest first."""
     if not source.full:
@@ -315,9 +315,8 @@ def _leave_out_oldest(segments: list[_Segment]) -> list[_Segment]:
         raise DatasetError(problem, setting="keep_partial", value=False)
     n_steps = sum(map(len, segments))
     warn_caller(
-        f"the ring is full, so the oldest episode of each environment may have lost its beginning: "
-        f"{n_steps - sum(map(len, kept))} of {n_steps} steps are left out; keep_partial=True keeps "
-        f"them"
+        f"the ring is full: {n_steps - sum(map(len, kept))} of {n_steps} steps, whose episodes may "
+        f"have lost their beginning, are left out; keep_partial=True keeps them"
     )
     return kept
 
