@@ -265,7 +265,8 @@ def check_environment_fits(
             "if the data holds the environment's actions on another scale; else load the data "
             "with action_space= and fit again"
         )
-        raise SpaceError(problem, setting="action_space", value=action_space)
+        choices = [model_action_space]
+        raise SpaceError(problem, setting="action_space", value=action_space, choices=choices)
     if action_space.is_bounded("both") and not _lies_inside(action_space, model_action_space):
         warn_caller(
             f"{what} takes actions from {theirs}, and the model acts from {ours} only: if that "
@@ -290,13 +291,15 @@ def check_dataset_fits(
             f"the dataset has actions from {_describe(action_space)}, and the model takes "
             f"{_describe(model_action_space)}: scale them, or fit a new model"
         )
-        raise SpaceError(problem, setting="action_space", value=action_space)
+        choices = [model_action_space]
+        raise SpaceError(problem, setting="action_space", value=action_space, choices=choices)
 
 
 def _check_same_shape(space: spaces.Space[Any], ours: spaces.Space[Any], what: str) -> None:
     if space.shape != ours.shape:
         problem = f"{what} has observations of shape {space.shape}, and the model {ours.shape}"
-        raise SpaceError(problem, setting="observation_space", value=space.shape)
+        choices = [ours.shape]
+        raise SpaceError(problem, setting="observation_space", value=space.shape, choices=choices)
 
 
 def _check_same_actions(space: spaces.Space[Any], ours: spaces.Space[Any], what: str) -> None:
@@ -305,7 +308,7 @@ def _check_same_actions(space: spaces.Space[Any], ours: spaces.Space[Any], what:
         alike = (space.n, space.start) == (ours.n, ours.start)
     if not alike:
         problem = f"{what} has actions {space}, and the model was made for {ours}"
-        raise SpaceError(problem, setting="action_space", value=space)
+        raise SpaceError(problem, setting="action_space", value=space, choices=[ours])
 
 
 def _lies_inside(inner: spaces.Box, outer: spaces.Box) -> bool:

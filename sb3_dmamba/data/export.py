@@ -46,7 +46,7 @@ def to_d3rlpy(trajectories: Any) -> Any:
     space, stack = trajectories.action_space, trajectories.frame_stack
     is_discrete = isinstance(space, spaces.Discrete)
     if is_discrete and space.start != 0:
-        problem = f"d3rlpy's actions start at 0, and {space} at {space.start}: subtract that"
+        problem = f"d3rlpy counts actions from 0, and {space} does not: subtract {space.start}"
         raise SpaceError(problem, setting="action_space", value=space)
     episodes = [
         Episode(
@@ -80,7 +80,7 @@ def _find_whole(trajectories: Any) -> list[int]:
     """Return the episodes that d3rlpy holds: it drops the last step of a truncated one."""
     kept = trajectories.terminated | (trajectories.lengths > 1)
     if not kept.any():
-        problem = "d3rlpy cannot hold any episode: each has one step and was not terminated"
+        problem = "every episode has one step and was not terminated: d3rlpy holds none such"
         raise DatasetError(problem)
     left_out = np.flatnonzero(~kept)
     if len(left_out):
@@ -157,7 +157,7 @@ def _find_spec(env_id: str | None, env_kwargs: Mapping[str, Any]) -> EnvSpec | N
             import_module(package)  # which registers the id
         spec = copy.deepcopy(gymnasium.spec(name))
     except (gymnasium.error.Error, ImportError) as error:
-        problem = f"the dataset will not name its environment: {env_id} is not known here ({error})"
+        problem = f"the dataset will not name its environment, {env_id}: not known here ({error})"
         warn_caller(problem)
         return None
     kwargs = dict(env_kwargs)

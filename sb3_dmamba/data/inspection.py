@@ -348,10 +348,8 @@ def _find_duplicates(data: Trajectories) -> Iterator[DatasetIssue]:
             seen.add(digest)
     if repeated:
         repeated.sort()
-        message = (
-            f"{_count(repeated, 'episode')} of {len(data):,} repeat an earlier one: leave it out"
-        )
-        yield _issue("duplicate_episodes", repeated, message)
+        what = f"{_count(repeated, 'episode')} of {len(data):,} repeat an earlier one step for step"
+        yield _issue("duplicate_episodes", repeated, what, "they count twice in training")
 
 
 def _digest(data: Trajectories, episode: int, *names: str) -> bytes:

@@ -511,6 +511,6 @@ def _check_actions(
         inside &= np.isfinite(taken) & np.isfinite(recorded)
     inside[~is_taken] = True
     if not inside.all():
-        problem = f"step {step}: action {array[~inside][0]} is outside {space}: clip or scale it"
+        problem = f"step {step}: action {array[~inside][0]}, outside {space}: clip or scale it"
         raise DatasetError(problem, setting="action", value=array[~inside][0], index=step)
     return taken

@@ -665,7 +665,7 @@ class TrajectoriesWriter:
             theirs, ours = getattr(episodes, name), self._fields[name]
             if theirs != ours:
                 problem = f"the episodes' {name} is {theirs}, and the store's {ours}"
-                raise DatasetError(problem, setting=name, value=theirs)
+                raise DatasetError(problem, setting=name, value=theirs, choices=[ours])
         try:
             for name, stream in self._streams.items():
                 for rows in iterate_rows(getattr(episodes, name)):

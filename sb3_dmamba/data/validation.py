@@ -71,9 +71,8 @@ def _check_shapes(
     for name, shape in expected.items():
         if arrays[name].shape != shape:
             problem = (
-                f"{name} have shape {arrays[name].shape}, expected {shape}: {n_steps} rewards, "
-                f"{n_episodes} episodes, observations in {observation_space}{frames}, actions in "
-                f"{action_space}"
+                f"{name} have shape {arrays[name].shape} where {shape} is needed: {n_steps} rewards, "
+                f"{n_episodes} episodes, {observation_space}{frames} and {action_space}"
             )
             raise DatasetError(problem, setting=name, value=arrays[name].shape)
 

@@ -47,8 +47,9 @@ class TMaze(gym.Env[ndarray, np.int64]):
     metadata = {"render_modes": ["ansi"], "render_fps": 10}  # noqa: RUF012  (Gymnasium's)
 
     def __init__(self, length: int = 50, render_mode: str | None = None) -> None:
-        if render_mode not in (None, *self.metadata["render_modes"]):
-            problem, modes = f"render_mode={render_mode!r}: give None or 'ansi'", (None, "ansi")
+        modes = (None, *self.metadata["render_modes"])
+        if render_mode not in modes:
+            problem = f"render_mode={render_mode!r}: give None or 'ansi'"
             raise ConfigError(problem, setting="render_mode", value=render_mode, choices=modes)
         self.length = check_integer("length", length, 1)
         self.max_steps = 2 * self.length + _SPARE_STEPS

@@ -176,6 +176,7 @@ def check_keys(keys: Iterable[Any], terminated: Sequence[str] = TERMINATED) -> N
             raise DatasetError(problem, setting=key, choices=found)
     if not any(key in found for key in (*terminated, *TRUNCATED)):
         hint = _rename_hint(found, "terminals")
+        hint += " if no time limit ended an episode" if hint else ""
         problem = f"there are neither 'terminals' nor 'timeouts' but {listed}{hint}"
         raise DatasetError(problem, setting="terminals", choices=found)
 

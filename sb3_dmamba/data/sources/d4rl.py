@@ -367,7 +367,7 @@ class _FlatFile:
             raise DatasetError(problem)
         if "observations_0" in self._file:
             raise DatasetError(
-                "this is a file of d3rlpy's: pass what d3rlpy.dataset.ReplayBuffer.load returns"
+                "this is a file of d3rlpy's: load it with d3rlpy, and pass what that returns"
             )
 
     def _error(self, key: str, problem: str) -> DatasetError:

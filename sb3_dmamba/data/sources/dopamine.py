@@ -136,7 +136,7 @@ class MemberReader:
             raise self._error(f"expected {expected}, got {self.dtype}")
         size = int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize
         if size > _BEST_RATIO * self.path.stat().st_size + _PIECE_BYTES:
-            problem = f"its header promises {size:,} bytes, which no gzip of this size holds"
+            problem = f"its header promises {size:,} bytes, and no gzip of its size holds as many"
             raise self._error(problem)
 
     @contextmanager
@@ -144,7 +144,9 @@ class MemberReader:
         try:
             yield
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise self._error(f"the gzip is damaged after row {self.n_read:,} ({error})") from error
+            raise self._error(
+                f"the gzip is cut or damaged after row {self.n_read:,} ({error})"
+            ) from error
 
     def _error(self, what: str) -> DatasetError:
         return error_in(self.path, f"{what}; get that file again")

@@ -392,7 +392,8 @@ def _find_frame_shape(checkpoints: Sequence[Checkpoint]) -> tuple[int, ...]:
     for other in checkpoints:
         if other.frame_shape != first.frame_shape:
             problem = f"frames have shape {other.frame_shape}, others {first.frame_shape}"
-            raise error_in(other.path("observation"), problem, value=other.frame_shape)
+            value, choices = other.frame_shape, [first.frame_shape]
+            raise error_in(other.path("observation"), problem, value=value, choices=choices)
     return first.frame_shape
 
 

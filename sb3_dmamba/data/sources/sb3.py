@@ -301,8 +301,8 @@ def _check_order(
     if 2 * n_breaks > n_pairs:
         row, env = (int(i) for i in np.argwhere(broken)[0])
         problem = (
-            f"{n_breaks} of {n_pairs} rows (first: row {rows[row]} of environment {env}) are not "
-            "followed by their next observation: single transitions make up no episode"
+            f"after {n_breaks} of {n_pairs} rows (first: row {rows[row]} of environment {env}) the "
+            f"observation noted as next is not the next row's: single transitions are no episodes"
         )
         raise DatasetError(problem, index=int(rows[row]))
 
