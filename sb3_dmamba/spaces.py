@@ -113,11 +113,9 @@ def _collect_parts(
 ) -> None:
     """Append each leaf's (rows, size) float32 array, in the order of gymnasium's flattening."""
     if isinstance(space, _COMPOSITE):
-        is_container = isinstance(
-            value, Mapping if isinstance(space, spaces.Dict) else (tuple, list)
-        )
+        kinds = Mapping if isinstance(space, spaces.Dict) else (tuple, list)
         children = _children(space)
-        if not is_container or len(value) != len(children):
+        if not isinstance(value, kinds) or len(value) != len(children):
             problem = f"{name} is a {type(value).__name__} and does not fit {space}"
             raise _unfit(problem, type(value), [space])
         for key, child in children:
@@ -297,7 +295,8 @@ def check_dataset_fits(
 
 def _check_same_shape(space: spaces.Space[Any], ours: spaces.Space[Any], what: str) -> None:
     if space.shape != ours.shape:
-        problem = f"{what} has observations of shape {space.shape}, and the model {ours.shape}"
+        shapes = f"{space.shape}, and the model was made for {ours.shape}"
+        problem = f"{what} has observations of shape {shapes}: use those of one task"
         choices = [ours.shape]
         raise SpaceError(problem, setting="observation_space", value=space.shape, choices=choices)
 

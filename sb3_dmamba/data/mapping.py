@@ -133,10 +133,7 @@ class MappedReference:
         try:
             handle = self.path.open("rb")
         except OSError as error:
-            problem = (
-                f"cannot be opened ({error.strerror}): the dataset is a store, of which a pickle "
-                f"holds the place; keep it there, or pickle a copy in memory"
-            )
+            problem = f"cannot be opened ({error.strerror}): a pickled store must stay there"
             raise DatasetError(f"{self.path} {problem}", path=self.path) from error
         with handle:
             if not self.describes(os.fstat(handle.fileno())):

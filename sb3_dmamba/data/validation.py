@@ -71,8 +71,8 @@ def _check_shapes(
     for name, shape in expected.items():
         if arrays[name].shape != shape:
             problem = (
-                f"{name} have shape {arrays[name].shape} where {shape} is needed: {n_steps} rewards, "
-                f"{n_episodes} episodes, {observation_space}{frames} and {action_space}"
+                f"{name} have shape {arrays[name].shape} where {shape} is needed: {n_steps} "
+                f"rewards, {n_episodes} episodes, {observation_space}{frames}, {action_space}"
             )
             raise DatasetError(problem, setting=name, value=arrays[name].shape)
 
@@ -267,7 +267,9 @@ def check_episodes(
     for episode, arrays in enumerate(zip(*lists.values(), strict=True)):
         lengths = [len(array) for array in arrays]
         if len(set(lengths)) > 1:
-            problem = f"episode {episode} has {lengths} observations, actions and rewards"
+            problem = (
+                f"episode {episode} has {lengths} observations, actions and rewards: give as many"
+            )
             raise DatasetError(problem, episode=episode)
 
 

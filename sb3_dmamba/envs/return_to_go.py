@@ -186,11 +186,7 @@ class ReturnToGo:
         """Make an instance of the class that fits ``env``; ``__init__`` follows as usual."""
         if cls is not ReturnToGo:
             return super().__new__(cls)
-        kinds: dict[type[Any], type[ReturnToGo]] = {
-            gym.Env: ReturnToGoEnv,
-            VectorEnv: ReturnToGoVectorEnv,
-            VecEnv: ReturnToGoVecEnv,
-        }
+        kinds = {gym.Env: ReturnToGoEnv, VectorEnv: ReturnToGoVectorEnv, VecEnv: ReturnToGoVecEnv}
         for wrapped, kind in kinds.items():
             if isinstance(env, wrapped):
                 return super().__new__(kind)

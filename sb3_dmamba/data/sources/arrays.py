@@ -177,7 +177,7 @@ def check_keys(keys: Iterable[Any], terminated: Sequence[str] = TERMINATED) -> N
     if not any(key in found for key in (*terminated, *TRUNCATED)):
         hint = _rename_hint(found, "terminals")
         hint += " if no time limit ended an episode" if hint else ""
-        problem = f"there are neither 'terminals' nor 'timeouts' but {listed}{hint}"
+        problem = f"there is neither 'terminals' nor 'timeouts' but {listed}{hint}"
         raise DatasetError(problem, setting="terminals", choices=found)
 
 
@@ -295,5 +295,8 @@ def infer_action_space(pieces: Iterable[ndarray]) -> spaces.Space[Any]:
         return spaces.Discrete(int(high) + 1)
     if kind == "f" and is_vector and max(-low, high) <= 1.0:
         return spaces.Box(-1.0, 1.0, piece.shape[1:], np.float32)
-    problem = f"actions of {piece.dtype}, {low} to {high}, do not tell the space: pass action_space"
+    problem = (
+        f"the action space cannot be inferred from actions of shape {(n_steps, *piece.shape[1:])} "
+        f"and dtype {piece.dtype}, {low} to {high}: pass action_space, the environment's"
+    )
     raise DatasetError(problem, setting="action_space")

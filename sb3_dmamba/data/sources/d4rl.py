@@ -79,7 +79,8 @@ def open_d4rl_name(
     """
     name = parse_name(source)
     if medium_expert not in get_args(MediumExpert):
-        choices, problem = get_args(MediumExpert), f"medium_expert={medium_expert!r}: unknown"
+        choices = get_args(MediumExpert)
+        problem = f"medium_expert={medium_expert!r}: give 'd4rl' or 'paper'"
         raise DatasetError(problem, setting="medium_expert", value=medium_expert, choices=choices)
     names = [name]
     if medium_expert == "paper":

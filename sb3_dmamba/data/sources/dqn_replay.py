@@ -103,10 +103,9 @@ def load_dqn_replay(
     n_rows = sum(checkpoint.n_rows for checkpoint in opened)
     if n_steps is not None and n_steps > n_rows:
         raise _too_few_steps(len(opened), f"{n_rows:,} rows", n_steps)
+    shape = frame_shape if frame_stack == 1 else (frame_stack, *frame_shape)
     fields: dict[str, Any] = {
-        "observation_space": spaces.Box(
-            0, 255, frame_shape if frame_stack == 1 else (frame_stack, *frame_shape), np.uint8
-        ),
+        "observation_space": spaces.Box(0, 255, shape, np.uint8),
         "action_space": spaces.Discrete(N_ACTIONS[name]),
         "env_id": ATARI_ID,
         "env_kwargs": _find_env_kwargs(name, logs, frame_shape, frame_stack),
@@ -440,10 +439,7 @@ def _describe(
     run = logs.resolve().parent.name
     where = f"{game}/{run}" if run.isdigit() else game
     numbers = [checkpoint.number for checkpoint in checkpoints]
-    which = (
-        f"checkpoint {numbers[0]}"
-        if len(numbers) == 1
-        else f"{len(numbers)} checkpoints, {numbers[0]} to {numbers[-1]}"
-    )
+    which = f"{len(numbers)} checkpoints, {numbers[0]} to {numbers[-1]}"
+    which = which if len(numbers) > 1 else f"checkpoint {numbers[0]}"
     recipe = "" if seed is None else f", {n_steps} steps, seed {seed}"
     return f"dqn-replay:{where} ({which}{recipe})"
