@@ -268,7 +268,7 @@ def check_episodes(
         lengths = [len(array) for array in arrays]
         if len(set(lengths)) > 1:
             problem = (
-                f"episode {episode} has {lengths} observations, actions and rewards: give as many"
+                f"episode {episode} has {lengths} observations, actions, rewards: give as many"
             )
             raise DatasetError(problem, episode=episode)
 

@@ -238,7 +238,7 @@ SOURCES = (
     Source(
         "a folder that Trajectories.save wrote (with trajectories.json inside)",
         "path",
-        # a store without its header is damaged, which is its loader's to say
+        # without its header a store is damaged, and its loader raises an error
         _contains("trajectories.json", "episode_offsets.npy"),
         "sb3_dmamba.data.trajectories:load_store",
     ),

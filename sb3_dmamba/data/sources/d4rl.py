@@ -364,8 +364,7 @@ class _FlatFile:
         """Recognise files of other kinds that have the same ending."""
         if "episode_0" in self._file:
             folder = str(self._options.path.resolve().parent)
-            problem = f"this is a file of Minari's: pass the folder it lies in, {folder!r}"
-            raise DatasetError(problem)
+            raise DatasetError(f"this is a file of Minari's: pass its folder, {folder!r}")
         if "observations_0" in self._file:
             raise DatasetError(
                 "this is a file of d3rlpy's: load it with d3rlpy, and pass what that returns"

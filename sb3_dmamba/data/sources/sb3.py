@@ -109,7 +109,7 @@ def load_rollout_buffer(
 
     Args:
         source: The buffer: ``model.rollout_buffer``, before or after the update on it.
-        no_time_limit: Say that no time limit has ended an episode.
+        no_time_limit: True: no time limit has ended an episode.
         max_episode_steps: The time limit.
         scaled_actions: Whether the policy squashes its output (gSDE): actions are scaled back from
             [-1, 1]. Else they are clipped to the space, as SB3 does before it steps.
@@ -255,7 +255,7 @@ def _read_observations(
 
 
 def _unscale(actions: ndarray, space: spaces.Box) -> ndarray:
-    """Map actions from [-1, 1] to the space, by the formula of SB3's ``unscale_action``."""
+    """Map actions from [-1, 1] to the space, as SB3's ``unscale_action`` does."""
     unscaled: ndarray = space.low + 0.5 * (actions + 1.0) * (space.high - space.low)
     return unscaled
 
@@ -351,6 +351,6 @@ def _are_scaled(source: Any, rows: Int64[ndarray, "M"], given: bool | None) -> b
     if fits_scaled and fits_raw:
         warn_caller(
             f"the actions lie in [-1, 1] and the space is {space}: they are taken for scaled, as "
-            f"SB3's algorithms keep them; pass scaled_actions=True or False to say so"
+            f"SB3's algorithms keep them; pass scaled_actions=True or False to decide"
         )
     return bool(fits_scaled)
