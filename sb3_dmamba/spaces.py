@@ -73,7 +73,7 @@ def flatten_observation(space: spaces.Space[Any], observation: Any, batch: bool 
     _collect_parts(space, observation, batch, "the observation", parts)
     rows = {len(part) for part in parts}
     if len(rows) > 1:
-        problem = f"the observation's parts have {sorted(rows)} rows: give one per environment"
+        problem = f"the observation's parts are {sorted(rows)} long: give a row per environment"
         raise _unfit(problem, sorted(rows))
     flat = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
     return flat if batch else flat[0]

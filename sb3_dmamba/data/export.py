@@ -105,7 +105,7 @@ def to_minari(
     root = minari_folder()
     folder = root / dataset_id
     if folder.exists():
-        problem = f"{dataset_id!r} exists in {root}: choose another name, or delete it first"
+        problem = f"{dataset_id!r} exists in {root}: rename, or minari.delete_dataset it"
         raise DatasetError(problem, path=folder, setting="dataset_id", value=dataset_id)
     try:
         with warnings.catch_warnings():

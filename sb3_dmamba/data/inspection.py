@@ -258,11 +258,10 @@ def _find_non_finite(data: Trajectories) -> Iterator[DatasetIssue]:
         steps = _non_finite_steps(getattr(data, name))
         if len(steps):
             episodes = _episodes_of(data, steps)
-            what = f"{name} hold NaN or infinities at {_count(steps, 'step')}"
-            fix = (
-                f"training refuses such data; leave out {_count(episodes, 'episode')} or repair it"
-            )
-            yield _issue("non_finite", steps, what, fix)
+            where = f"{_count(steps, 'step')} of {_count(episodes, 'episode')}"
+            what = f"{name} hold NaN or infinities at {where}"
+            fix = "such data is refused in training; leave those episodes out or repair them"
+            yield _issue("non_finite", steps, what, fix, named=episodes)
 
 
 def _non_finite_steps(array: ndarray) -> Int64[ndarray, "n"]:
@@ -362,10 +361,12 @@ def _digest(data: Trajectories, episode: int, *names: str) -> bytes:
     return digest.digest()
 
 
-def _issue(kind: str, indices: Any, what: str, fix: str) -> DatasetIssue:
+def _issue(kind: str, indices: Any, what: str, fix: str, named: Any = None) -> DatasetIssue:
+    """Return an issue whose message lists the first of ``named``, by default of the indices."""
+    named = indices if named is None else named
+    listed = ", ".join(map(str, named[:_N_NAMED])) + ", ..." * (len(named) > _N_NAMED)
     where = tuple(map(int, indices[:_N_NAMED]))
-    named = ", ".join(map(str, where)) + ", ..." * (len(indices) > _N_NAMED)
-    return DatasetIssue(kind, f"{what} ({named}): {fix}", len(indices), where)
+    return DatasetIssue(kind, f"{what} ({listed}): {fix}", len(indices), where)
 
 
 def _count(indices: Any, name: str) -> str:

@@ -125,9 +125,8 @@ def map_npy(
             raise _damaged(path, problem) from error
         if (found_shape, found_dtype) != (shape, dtype) or fortran_order:
             order = ", column by column" if fortran_order else ""
-            problem = (
-                f"holds {found_dtype}{found_shape}{order}, expected {dtype}{shape}: copy it again"
-            )
+            found = f"{found_dtype} of shape {found_shape}{order}"
+            problem = f"holds {found}, and the store's header says {dtype} of shape {shape}"
             raise _damaged(path, problem)
         start = file.tell()
         expected = start + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize

@@ -228,7 +228,7 @@ def check_offsets(offsets: ndarray, n_steps: int) -> None:
         problem = f"episode_offsets[0] is {offsets[0]}: the first episode starts at 0"
     elif len(empty := np.flatnonzero(offsets[1:] <= offsets[:-1])):
         episode = int(empty[0])
-        problem = f"episode {episode} is empty: every episode needs at least one step"
+        problem = f"episode {episode} goes from step {offsets[episode]} to {offsets[episode + 1]}"
     elif offsets[-1] != n_steps:
         problem = f"episode_offsets end at {offsets[-1]}, and there are {n_steps} steps"
     if problem:
@@ -267,9 +267,8 @@ def check_episodes(
     for episode, arrays in enumerate(zip(*lists.values(), strict=True)):
         lengths = [len(array) for array in arrays]
         if len(set(lengths)) > 1:
-            problem = (
-                f"episode {episode} has {lengths} observations, actions, rewards: give as many"
-            )
+            counts = "{} observations, {} actions and {} rewards".format(*lengths)
+            problem = f"episode {episode} has {counts}: give one of each per step"
             raise DatasetError(problem, episode=episode)
 
 

@@ -314,9 +314,10 @@ def _leave_out_oldest(segments: list[_Segment]) -> list[_Segment]:
         problem = "the ring has wrapped and holds no whole episode: pass keep_partial=True"
         raise DatasetError(problem, setting="keep_partial", value=False)
     n_steps = sum(map(len, segments))
+    n_left = n_steps - sum(map(len, kept))
     warn_caller(
-        f"the ring is full: {n_steps - sum(map(len, kept))} of {n_steps} steps, whose episodes may "
-        f"have lost their beginning, are left out; keep_partial=True keeps them"
+        f"the ring is full and may have overwritten beginnings of episodes: {n_left} of {n_steps} "
+        f"steps are left out; keep_partial=True keeps them"
     )
     return kept
 
