@@ -494,7 +494,8 @@ def _check_actions(
     kinds, n = ("iuf" if isinstance(space, spaces.Box) else "iu"), len(is_taken)
     shape = (n, *(space.shape or ()))
     if array.size != n * int(np.prod(shape[1:])) or array.dtype.kind not in kinds:
-        problem = f"step {step}: expected {n} action(s) of {space}, got {array.dtype}{array.shape}"
+        given = f"shape {array.shape} and dtype {array.dtype} for {n} environment(s)"
+        problem = f"at step {step} the policy's actions have {given} with {space}"
         raise DatasetError(problem, setting="action", value=actions, index=step)
     array = array.reshape(shape)
     taken: ndarray
@@ -511,6 +512,6 @@ def _check_actions(
         inside &= np.isfinite(taken) & np.isfinite(recorded)
     inside[~is_taken] = True
     if not inside.all():
-        problem = f"step {step}: action {array[~inside][0]}, outside {space}: clip or scale it"
+        problem = f"step {step}: the policy chose {array[~inside][0]}, outside {space}: clip it"
         raise DatasetError(problem, setting="action", value=array[~inside][0], index=step)
     return taken
