@@ -35,10 +35,6 @@ class RunContext:
     """Environment, dataset metadata and target return of a model.
 
     The environment is the user's, else the task's, else the dataset's; it is made on first use.
-
-    Args:
-        env: Environment that the user passed.
-        task: The model's task.
     """
 
     def __init__(self, env: Environment | None, task: Task | None) -> None:
@@ -52,21 +48,13 @@ class RunContext:
     # --- Dataset -------------------------------------------------------------------------------
 
     def set_dataset(self, dataset: DatasetInfo) -> None:
-        """Note the dataset that the model was fitted to.
-
-        Raises:
-            DatasetError: As :meth:`check_dataset`.
-        """
+        """Note the dataset that the model was fitted to."""
         self.check_dataset(dataset)
         self.dataset = dataset
         self._venv = None  # may have been the last dataset's
 
     def check_dataset(self, dataset: DatasetInfo) -> None:
-        """Check that dataset and task are of the same Atari game, or both of none.
-
-        Raises:
-            DatasetError: They are not.
-        """
+        """Check that dataset and task are of the same Atari game, or both of none."""
         if self.task is None or None in (self.task.env_id, dataset.env_id):
             return
         ours, theirs = _atari_game(self.task), _atari_game(dataset)
@@ -117,11 +105,7 @@ class RunContext:
         return Task(name=env_id, env_id=env_id, env_kwargs=env_kwargs).make_env
 
     def require_env(self) -> Environment:
-        """Return the environment, not made yet.
-
-        Raises:
-            UnknownTaskError: None is known.
-        """
+        """Return the environment, not made yet."""
         env = self.find_env()
         if env is None:
             raise UnknownTaskError(
@@ -135,11 +119,6 @@ class RunContext:
         """Return the environment, vectorised and conditioned; None where none is known.
 
         It is made at the first call; later calls return the same.
-
-        Raises:
-            UnknownTaskError: The environment is not known here.
-            MissingDependencyError: Its package is not installed.
-            ConfigError: No target return is known.
         """
         env = self.find_env()
         if self._venv is None and env is not None:
@@ -192,9 +171,6 @@ class RunContext:
 
         By default the highest of the task's targets that the dataset has reached (else the
         lowest), or without a task the dataset's best return.
-
-        Raises:
-            ConfigError: There is no default, or a value is not finite.
         """
         if self.chosen_target_return is not None:
             return self.chosen_target_return
@@ -213,11 +189,7 @@ class RunContext:
             set_target_return(self._venv, self.target_return)
 
     def target_returns(self) -> tuple[float, ...]:
-        """Return the targets to evaluate: the task's, or quantiles of the dataset's returns.
-
-        Raises:
-            ConfigError: There is neither.
-        """
+        """Return the targets to evaluate: the task's, or quantiles of the dataset's returns."""
         if self.task is not None and self.task.target_returns:
             return self.task.target_returns
         if not len(self.dataset.returns):
@@ -279,15 +251,7 @@ def _atari_game(described: Task | DatasetInfo) -> str | None:
 
 
 def make_factory(env: Environment) -> MakeEnv:
-    """Return a function that makes environments like the one given, unconditioned.
-
-    Args:
-        env: A task name or Gymnasium id; a function, which may also make environments of the old
-            gym or of dm_control; or an environment made by ``gymnasium.make``.
-
-    Raises:
-        UnknownTaskError: The environment cannot be made a second time, or its name is unknown.
-    """
+    """Return a function that makes environments like the one given, unconditioned."""
     if isinstance(env, str):
         return get_task(env).make_env
     if isinstance(env, VecEnv):
@@ -340,22 +304,7 @@ def wrap(
     clip_rewards: bool = False,
     delayed_rewards: bool = False,
 ) -> VecEnv:
-    """Vectorise, monitor and condition an environment.
-
-    Args:
-        env: A task name or Gymnasium id, a function, an environment, or a ``VecEnv``; one that is
-            conditioned already keeps its target. An environment of the old gym or of dm_control
-            is converted.
-        target_return: Return to ask for at the start of each episode.
-        clip_rewards: Whether the return-to-go counts rewards clipped to [-1, 1].
-        delayed_rewards: Whether the return-to-go stays at the target until an episode's end.
-
-    Raises:
-        UnknownTaskError: The name is unknown.
-        SpaceError: The observations cannot be flattened.
-        ConditioningError: A ``VecNormalize`` scales the return-to-go.
-        MissingDependencyError: Shimmy is needed for a conversion and is not installed.
-    """
+    """Vectorise, monitor and condition an environment."""
     env = as_gymnasium(env)
     conditions = target_return, clip_rewards, delayed_rewards
     if isinstance(env, VecEnv):
@@ -389,18 +338,7 @@ def check_spaces(
     environment: Any,
     what: str,
 ) -> None:
-    """Check that an environment's spaces are those the model was made for.
-
-    Args:
-        observation_space: The model's, flat.
-        action_space: The model's.
-        environment: Anything with both spaces, conditioned or not.
-        what: What ``environment`` is called in the message.
-
-    Raises:
-        SpaceError: Shapes or action types differ, or the model may choose actions outside the
-            environment's bounds.
-    """
+    """Check that an environment's spaces are those the model was made for."""
     theirs = environment.observation_space
     theirs = theirs["observation"] if is_conditioned(theirs) else flat_space(theirs)
     check_environment_fits(theirs, environment.action_space, observation_space, action_space, what)
@@ -411,10 +349,6 @@ def check_dataset(
     action_space: spaces.Space[Any],
     trajectories: Trajectories,
 ) -> None:
-    """Check that a model can learn from a dataset; arguments as :func:`check_spaces`.
-
-    Raises:
-        SpaceError: Shapes or action types differ, or actions lie outside the model's bounds.
-    """
+    """Check that a model can learn from a dataset; arguments as :func:`check_spaces`."""
     theirs = trajectories.observation_space, trajectories.action_space
     check_dataset_fits(*theirs, observation_space, action_space)

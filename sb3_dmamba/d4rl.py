@@ -25,22 +25,13 @@ _FILE_STEM = re.compile(
 
 @dataclass(frozen=True)
 class Robot:
-    """One of D4RL's four simulated robots.
+    """One of D4RL's four simulated robots."""
 
-    Args:
-        env_id: The environment nearest to D4RL's, which needs the retired mujoco-py. Version 4 of
-            Gymnasium's keeps the rewards of version 2; version 5 changes them.
-        n_observations: Numbers in an observation.
-        n_actions: Numbers in an action, each from -1 to 1.
-        env_kwargs: Other arguments of the environment.
-        max_episode_steps: Steps after which D4RL's episodes time out.
-    """
-
-    env_id: str
+    env_id: str  # nearest to D4RL's: version 4 keeps version 2's rewards, version 5 changes them
     n_observations: int
-    n_actions: int
+    n_actions: int  # each from -1 to 1
     env_kwargs: dict[str, Any] = field(default_factory=dict)
-    max_episode_steps: int = 1000
+    max_episode_steps: int = 1000  # of D4RL's episodes
 
 
 ROBOTS = {
@@ -100,11 +91,7 @@ def list_names() -> list[str]:
 
 
 def parse_name(name: str) -> D4RLName:
-    """Split a name into its parts.
-
-    Raises:
-        DatasetError: D4RL has no such dataset; suggests near names.
-    """
+    """Split a name into its parts."""
     match = D4RL_NAME.fullmatch(name)
     names = list_names()
     if match is None or name not in names:
@@ -119,13 +106,7 @@ def parse_name(name: str) -> D4RLName:
 
 
 def find_robot(path: Path, observation: tuple[int, ...], action: tuple[int, ...]) -> Robot | None:
-    """Return the robot of a data file, by its name and shapes; None unless they agree.
-
-    Args:
-        path: The file, named as D4RL or the Decision Transformer's authors name theirs.
-        observation: Shape of an observation.
-        action: Shape of an action.
-    """
+    """Return the robot of a data file, by its name and shapes; None unless they agree."""
     match = _FILE_STEM.fullmatch(path.stem.lower().replace("_", "-"))
     if match is None:
         return None

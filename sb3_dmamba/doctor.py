@@ -36,25 +36,15 @@ BUNDLED_TASK = "hopper-bundled"
 
 @dataclass(frozen=True)
 class Examination:
-    """Result of every check; ``dmamba doctor`` prints each field as a table.
-
-    Args:
-        version: Of this package.
-        machine: Processor, cores, threads and GPUs.
-        packages: Required packages, and those of extras.
-        backends: Of the operations, on the CPU and on CUDA.
-        places: Folders of datasets.
-        speed: Of training and acting; None if it was not measured.
-        problems: What is broken and how to mend it; a missing extra is not a problem.
-    """
+    """Result of every check; ``dmamba doctor`` prints each field as a table."""
 
     version: str
     machine: Machine
-    packages: list[Package]
+    packages: list[Package]  # required ones, and those of extras
     backends: list[Backend]
     places: list[Place]
-    speed: Speed | None
-    problems: list[str]
+    speed: Speed | None  # None if it was not measured
+    problems: list[str]  # a missing extra is none
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON-compatible values."""
@@ -68,12 +58,7 @@ class Examination:
 
 
 def examine(seconds: float = 10.0, device: str = "auto") -> Examination:
-    """Run every check.
-
-    Args:
-        seconds: Length of the speed check, about; 0 leaves it out.
-        device: Device of the speed check.
-    """
+    """Run every check."""
     packages = find_packages()
     backends = check_backends("cpu") + check_backends("cuda")
     unreadable = why_no_bundled_dataset()
@@ -105,20 +90,12 @@ def find_problems(packages: list[Package], backends: list[Backend]) -> list[str]
 
 @dataclass(frozen=True)
 class Package:
-    """A package that this one needs, always or for an extra.
-
-    Args:
-        name: As it is installed.
-        needed: The versions that will do, such as ``">=1.0"``; empty for any.
-        version: The installed one, or None.
-        extra: The extra that asks for it; None where it is always needed.
-        is_met: Whether the installed version will do.
-    """
+    """A package that this one needs, always or for an extra."""
 
     name: str
-    needed: str
-    version: str | None
-    extra: str | None
+    needed: str  # such as ">=1.0"; empty for any
+    version: str | None  # the installed one
+    extra: str | None  # that asks for it; None where it is always needed
     is_met: bool
 
     @property
@@ -144,12 +121,7 @@ _FOR_CONTRIBUTORS = ("dev", "docs")
 
 
 def find_packages() -> list[Package]:
-    """Return the packages that are needed or that extras ask for, except contributors' extras.
-
-    Returns:
-        Needed packages first, then by extra; empty where this distribution is not installed (its
-        source is merely on the path).
-    """
+    """Return the packages that are needed or that extras ask for, except contributors' extras."""
     try:
         about = metadata.metadata(DISTRIBUTION)
     except metadata.PackageNotFoundError:
@@ -195,34 +167,18 @@ _BATCH, _STEPS, _CHANNELS, _STATES, _TAPS = 2, 33, 16, 8, 4
 
 @dataclass(frozen=True)
 class Backend:
-    """A backend on a kind of device.
-
-    Args:
-        name: Its name.
-        device: ``"cpu"`` or ``"cuda"``.
-        is_auto: Whether ``backend="auto"`` picks it there.
-        reason: Why it does not work there, and what to do; None where it works.
-        max_error: Largest difference from the reference; None where it did not run.
-        is_broken: Whether it is available and fails or computes something else.
-    """
+    """A backend on a kind of device."""
 
     name: str
     device: str
-    is_auto: bool
-    reason: str | None
-    max_error: float | None
-    is_broken: bool = False
+    is_auto: bool  # backend="auto" picks it there
+    reason: str | None  # why it does not work there, and what to do
+    max_error: float | None  # from the reference; None where it did not run
+    is_broken: bool = False  # available, and it fails or computes something else
 
 
 def check_backends(device: str) -> list[Backend]:
-    """Run every available backend, forward and backward, on small input.
-
-    Args:
-        device: ``"cpu"`` or ``"cuda"``; there need not be one.
-
-    Returns:
-        All backends, the fastest first.
-    """
+    """Run every available backend, forward and backward, on small input."""
     reasons = explain_backends(device)
     auto = available_backends(device)[0] if None in reasons.values() else None
     found = []
@@ -290,20 +246,11 @@ def _driver_problems() -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Place:
-    """A folder of datasets.
-
-    Args:
-        what: Whose datasets it holds.
-        path: The folder, which need not exist yet.
-        setting: The environment variable that sets another folder.
-        n_datasets: Number of datasets in it.
-        is_writable: Whether a dataset could be stored there.
-        free_gib: Free space on its disk, in GiB.
-    """
+    """A folder of datasets."""
 
     what: str
     path: str
-    setting: str
+    setting: str  # environment variable that names another folder
     n_datasets: int
     is_writable: bool
     free_gib: float
@@ -348,37 +295,20 @@ _ENDLESS = 10**9
 
 @dataclass(frozen=True)
 class Speed:
-    """Speed of training and acting on this machine.
-
-    Args:
-        task: Task whose network and data were used.
-        device: Where it ran.
-        threads: Threads of the CPU.
-        first_update_seconds: Duration of the first update, compiling included.
-        updates: Updates per second with these threads.
-        updates_on_one_thread: Updates per second on one thread; None where ``threads`` is 1, or
-            on a GPU.
-        window_steps: Steps per second of acting in window memory, one environment, full window.
-        stream_steps: Likewise in stream memory.
-    """
+    """Speed of training and acting on this machine."""
 
     task: str
     device: str
     threads: int
     first_update_seconds: float
-    updates: float
-    updates_on_one_thread: float | None
-    window_steps: float
+    updates: float  # a second
+    updates_on_one_thread: float | None  # a second; None with one thread, or on a GPU
+    window_steps: float  # of acting a second, one environment, full window
     stream_steps: float
 
 
 def measure_speed(seconds: float, device: str = "auto") -> Speed:
-    """Train and act on the bundled dataset's recipe for a few seconds.
-
-    Args:
-        seconds: In all, about, not counting start-up.
-        device: As ``DecisionMamba`` takes it.
-    """
+    """Train and act on the bundled dataset's recipe for a few seconds."""
     trajectories = load_trajectories(get_task(BUNDLED_TASK).dataset)
     model = DecisionMamba(BUNDLED_TASK, seed=0, device=device)
     threads = torch.get_num_threads()

@@ -195,11 +195,7 @@ def make_folder(
 
 
 def require_huggingface_hub() -> Any:
-    """Import huggingface_hub.
-
-    Raises:
-        MissingDependencyError: It is not installed.
-    """
+    """Import huggingface_hub."""
     try:
         import huggingface_hub
     except ModuleNotFoundError as error:
@@ -264,31 +260,18 @@ def _write_json(path: Path, content: Any) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """Content of a model card and of ``results.json``.
-
-    Args:
-        name: Name of the model file, without its suffix.
-        repo_id: ``"user/repository"`` on the hub, or a placeholder for it.
-        env_name: The environment's name on the hub.
-        env_id: The environment that the model file names, if any.
-        report: Evaluation of the model.
-        result: The report's result that the headline states.
-        config: The model's settings.
-        dataset: The dataset it was fitted to.
-        license: SPDX identifier, or None if unknown.
-        replay: A sentence about the video; empty without a video.
-    """
+    """Content of a model card and of ``results.json``."""
 
     name: str
     repo_id: str
-    env_name: str
-    env_id: str | None
+    env_name: str  # on the hub
+    env_id: str | None  # that the model file names
     report: EvaluationReport
-    result: TargetResult
+    result: TargetResult  # of the headline
     config: DecisionMambaConfig
     dataset: DatasetInfo
-    license: str | None = None
-    replay: str = ""
+    license: str | None = None  # SPDX identifier
+    replay: str = ""  # a sentence about the video
 
     @property
     def algorithm(self) -> str:
@@ -317,11 +300,7 @@ class Card:
         }
 
     def to_model_card(self) -> Any:
-        """Return the ``huggingface_hub.ModelCard``: front matter and text of ``README.md``.
-
-        Raises:
-            MissingDependencyError: huggingface_hub is not installed.
-        """
+        """Return the ``huggingface_hub.ModelCard``: front matter and text of ``README.md``."""
         front_matter = self._metadata().to_yaml()
         return require_huggingface_hub().ModelCard(f"---\n{front_matter}\n---\n\n{self._text()}")
 
@@ -428,12 +407,7 @@ def _write_replay(
     environment: Environment,
     n_steps: int,
 ) -> str:
-    """Play the report's first episode, record at most ``n_steps`` steps, and describe it.
-
-    Raises:
-        MissingDependencyError: moviepy is not installed.
-        ConfigError: The environment renders no frames, or cannot render here.
-    """
+    """Play the report's first episode, record at most ``n_steps`` steps, and describe it."""
     actor = model.as_stateful_wrapper(
         result.target_return,
         memory=report.memory,  # type: ignore[arg-type]

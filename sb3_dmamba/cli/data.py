@@ -163,11 +163,7 @@ def download(
 
 
 def _fetch(name: str, folder: Path | None) -> tuple[Path, bool]:
-    """Return the path of a dataset, and whether it was downloaded now.
-
-    Raises:
-        DatasetError: It is not a name that can be downloaded, or the download failed.
-    """
+    """Return the path of a dataset, and whether it was downloaded now."""
     from sb3_dmamba.d4rl import D4RL_NAME
     from sb3_dmamba.data.sources.d4rl import find_d4rl_file
     from sb3_dmamba.data.sources.minari import find_minari_folder

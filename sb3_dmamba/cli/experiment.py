@@ -327,11 +327,7 @@ def bench(
 
 
 def _find_suites() -> ModuleType:
-    """Import the checkout's ``benchmarks``, and no other package of that name.
-
-    Raises:
-        CheckoutError: This is an installed package, which has none.
-    """
+    """Import the checkout's ``benchmarks``, and no other package of that name."""
     root = Path(__file__).resolve().parents[2]
     if not (root / "benchmarks" / "suites" / "__init__.py").is_file():
         raise CheckoutError(

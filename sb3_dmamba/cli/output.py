@@ -34,15 +34,9 @@ EXIT_INTERRUPTED = 130
 
 @dataclass
 class Output:
-    """Console and standard output of a command.
+    """Console and standard output of a command."""
 
-    Args:
-        console: For people: stdout, or stderr where stdout is kept for JSON.
-        stdout: The real standard output.
-        as_json: Whether JSON was asked for.
-    """
-
-    console: Console
+    console: Console  # for people: stdout, or stderr where stdout is kept for JSON
     stdout: IO[str]
     as_json: bool
 
@@ -64,16 +58,7 @@ class Output:
 
 @contextlib.contextmanager
 def command_output(as_json: bool, debug: bool) -> Iterator[Output]:
-    """Run a command's body: keep stdout clean for JSON and turn errors into exit codes.
-
-    Args:
-        as_json: Keep stdout for :meth:`Output.emit`; whatever else is printed goes to stderr.
-        debug: Let an error through with its traceback.
-
-    Raises:
-        typer.Exit: With 1 after an error of this package or of the file system, which is printed
-            on stderr in one line; with 130 after Ctrl-C.
-    """
+    """Run a command's body: keep stdout clean for JSON and turn errors into exit codes."""
     from rich.console import Console
 
     stdout = sys.stdout
@@ -119,11 +104,7 @@ def import_algorithm() -> type[DecisionMamba]:
 
 
 def check_device(name: str) -> str:
-    """Return the name of a device that works here; Stable-Baselines3 would fall back silently.
-
-    Raises:
-        ConfigError: There is no such device, here or at all.
-    """
+    """Return the name of a device that works here; Stable-Baselines3 would fall back silently."""
     import torch
 
     if name == "auto":
@@ -141,16 +122,7 @@ def check_device(name: str) -> str:
 
 
 def make_csv_logger(folder: Path, first_update: int = 0, tensorboard: Path | None = None) -> Logger:
-    """Return a logger that writes ``progress.csv``; a resumed run writes a file of its own.
-
-    Args:
-        folder: Folder of the log; made if it is not there.
-        first_update: Updates the model has had already; names the file of a resumed run.
-        tensorboard: Folder for TensorBoard; None for none.
-
-    Raises:
-        MissingDependencyError: TensorBoard is asked for and not installed.
-    """
+    """Return a logger that writes ``progress.csv``; a resumed run writes a file of its own."""
     from stable_baselines3.common.logger import Logger, make_output_format
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -260,11 +232,7 @@ def load_model(path: Path, device: str, backend: str | None) -> DecisionMamba:
 
 
 def parse_options(texts: list[str] | None) -> dict[str, Any]:
-    """Read ``--option NAME=VALUE``: values are JSON, and text where they are no JSON.
-
-    Raises:
-        typer.BadParameter: A text has no ``=`` or no name, or a name is given twice.
-    """
+    """Read ``--option NAME=VALUE``: values are JSON, and text where they are no JSON."""
     options: dict[str, Any] = {}
     for text in texts or ():
         name, separator, value = text.partition("=")
@@ -281,11 +249,7 @@ def parse_options(texts: list[str] | None) -> dict[str, Any]:
 
 
 def read_settings(texts: list[str] | None) -> dict[str, Any]:
-    """Read :data:`SettingOption` where ``--updates`` is an option of its own.
-
-    Raises:
-        ConfigError: As :func:`parse_settings`, and for ``n_updates``.
-    """
+    """Read :data:`SettingOption` where ``--updates`` is an option of its own."""
     settings = parse_settings(texts or [])
     if "n_updates" in settings:
         raise ConfigError(
@@ -297,18 +261,7 @@ def read_settings(texts: list[str] | None) -> dict[str, Any]:
 
 
 def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
-    """Read ``--set FIELD=VALUE`` into overrides for ``DecisionMambaConfig``.
-
-    Args:
-        texts: One a field; ``none`` is None, two numbers are given as ``0.9,0.95``.
-
-    Returns:
-        Field names to values of the fields' types; ranges are the config's to check.
-
-    Raises:
-        ConfigError: A text is not ``field=value``, names no field (suggests the nearest) or one
-            that another text names too, or its value does not read as the field's type.
-    """
+    """Read ``--set FIELD=VALUE`` into overrides for ``DecisionMambaConfig``."""
     hints = get_type_hints(DecisionMambaConfig)
     values: dict[str, Any] = {}
     given: dict[str, str] = {}

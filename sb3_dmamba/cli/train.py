@@ -212,11 +212,7 @@ def _make_model(plan: _Plan) -> DecisionMamba:
 
 
 def _load_dataset(plan: _Plan, model: DecisionMamba) -> Trajectories:
-    """Load the run's dataset, and note where a resumed run goes on with another.
-
-    Raises:
-        DatasetError: There is none, or a resumed run had another and none is named now.
-    """
+    """Load the run's dataset, and note where a resumed run goes on with another."""
     from sb3_dmamba.data import load_trajectories
 
     source = plan.dataset
@@ -362,12 +358,7 @@ def _print_resume_command(path: Path) -> None:
 
 
 def describe_changes(config: DecisionMambaConfig, task: Task | None) -> str | None:
-    """List the settings that differ from a task's recipe, or without a task from the defaults.
-
-    Returns:
-        Each with its value and the recipe's in parentheses, or None where there is none. What
-        follows from another number of updates (a shorter warm-up) is left out.
-    """
+    """List the settings that differ from a task's recipe, or without a task from the defaults."""
     recipe = DecisionMambaConfig() if task is None else task.config()
     scaled = recipe if task is None else task.config(n_updates=config.n_updates)
     named = []

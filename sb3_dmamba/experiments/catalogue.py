@@ -41,16 +41,10 @@ class Variant:
 
 @dataclass(frozen=True)
 class Published:
-    """Scores that others have reported.
+    """Scores that others have reported."""
 
-    Args:
-        scores: By task, then by method, as they were printed.
-        is_normalized: Whether scores are between 0 and 100 of the task's reference.
-        notes: Their source, and why they may not be comparable.
-    """
-
-    scores: Mapping[str, Mapping[str, str]]
-    is_normalized: bool
+    scores: Mapping[str, Mapping[str, str]]  # by task and method, as they were printed
+    is_normalized: bool  # 0 and 100 are the task's reference
     notes: str
 
 
@@ -202,11 +196,7 @@ def get_experiment(name: str) -> Experiment | Measurement:
 def choose_variants(
     experiment: str, variants: Mapping[str, Each], names: Iterable[str]
 ) -> dict[str, Each]:
-    """Return the variants of these names in the experiment's order; all where none is named.
-
-    Raises:
-        ConfigError: A name is unknown.
-    """
+    """Return the variants of these names in the experiment's order; all where none is named."""
     chosen = list(names)
     for name in chosen:
         if name not in variants:

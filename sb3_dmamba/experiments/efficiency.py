@@ -95,13 +95,7 @@ def make_policy(config: DecisionMambaConfig, device: str, seed: int = 0) -> Deci
 def make_trajectories(
     n_episodes: int, length: int, space: spaces.Box = OBSERVATION_SPACE
 ) -> Trajectories:
-    """Return noise in Hopper's shape, with actions that follow from the observations.
-
-    Args:
-        n_episodes: Episodes.
-        length: Steps of each.
-        space: Of observations; for images the actions are noise.
-    """
+    """Return noise in Hopper's shape, with actions that follow from the observations."""
     generator = np.random.default_rng(0)
     n_steps = n_episodes * length
     shape, n_actions = (n_steps, *space.shape), ACTION_SPACE.shape[0]
@@ -127,15 +121,7 @@ def make_trajectories(
 
 
 def check_variant(config: DecisionMambaConfig, device: str) -> None:
-    """Compare a variant with the reference implementation, and its steps with its windows.
-
-    Args:
-        config: The variant.
-        device: Where it will be timed.
-
-    Raises:
-        ExperimentError: Outputs, gradients or steps differ; says by how much.
-    """
+    """Compare a variant with the reference implementation, and its steps with its windows."""
     n_steps = min(config.context_length, _MAX_STEPS)
     config = config.replace(precision="fp32", context_length=n_steps)
     policy = make_policy(config, device)
@@ -207,31 +193,18 @@ _MIN_SECONDS = 0.02  # of one repeat
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost of a variant at one context length.
-
-    Args:
-        variant: Its name.
-        context_length: Steps of context, K.
-        batch_size: Windows of an update; batches of every K hold as many steps.
-        update_us: Microseconds of an update (batch, forward, backward, optimiser), per token.
-        kept_bytes: Bytes that the forward pass keeps for the backward pass, per token.
-        window_ms: Milliseconds of a step of acting in window memory, one environment.
-        stream_ms: Likewise in stream memory; NaN where the variant has none.
-        window_state_bytes: Size of an episode's state in window memory.
-        stream_state_bytes: Likewise in stream memory; NaN where the variant has none.
-        flops: Operations of the blocks' forward pass, per token.
-    """
+    """Cost of a variant at one context length."""
 
     variant: str
     context_length: int
-    batch_size: int
-    update_us: float
-    kept_bytes: float
-    window_ms: float
-    stream_ms: float
+    batch_size: int  # windows of an update; batches of every K hold as many steps
+    update_us: float  # batch, forward, backward and optimiser, per token
+    kept_bytes: float  # by the forward pass for the backward pass, per token
+    window_ms: float  # of a step of acting, one environment, full window
+    stream_ms: float  # NaN where the variant has no stream memory; so its bytes
     window_state_bytes: float
     stream_state_bytes: float
-    flops: float
+    flops: float  # of the blocks' forward pass, per token
 
 
 def describe_clock(device: str) -> str:
@@ -363,20 +336,7 @@ _PICTURES = {
 def measure_efficiency(
     measurement: Measurement, request: MeasurementRequest, lengths: Sequence[int] = LENGTHS
 ) -> list[Path]:
-    """Measure every variant with every context length, and write a report.
-
-    Args:
-        measurement: The variants.
-        request: The user's options.
-        lengths: Context lengths.
-
-    Returns:
-        The files written, the report first.
-
-    Raises:
-        ConfigError: A variant or a setting is unknown.
-        ExperimentError: A variant computes something else than the reference implementation.
-    """
+    """Measure every variant with every context length, and write a report."""
     variants = choose_variants(measurement.name, measurement.variants, request.variants)
     device = request.device
     if device == "auto":
@@ -414,11 +374,7 @@ def measure_efficiency(
 
 
 def rebuild_efficiency(folder: Path) -> Path:
-    """Make the report and its pictures again from ``results.csv`` and ``settings.json``.
-
-    Raises:
-        ExperimentError: A file is missing or damaged.
-    """
+    """Make the report and its pictures again from ``results.csv`` and ``settings.json``."""
     settings = read_settings(folder)
     costs = _read_costs(folder / "results.csv")
     for name, (fields, label) in _PICTURES.items():

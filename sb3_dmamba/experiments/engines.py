@@ -123,15 +123,7 @@ def run_experiment(
 def execute_runs(
     folders: Sequence[RunFolder], engine: Engine, console: Console | None = None
 ) -> dict[str, str]:
-    """Execute every run that is not done; one that fails leaves the others alone.
-
-    Returns:
-        Reasons of failure by the label of the run; empty where all are done.
-
-    Raises:
-        MissingDependencyError: Ray is asked for and not installed.
-        KeyboardInterrupt: Ctrl-C; every run keeps its last checkpoint.
-    """
+    """Execute every run that is not done; one that fails leaves the others alone."""
     waiting = [folder for folder in folders if not folder.is_done]
     failures: dict[str, str] = {}
 
@@ -309,18 +301,7 @@ exec {run}
 def write_slurm_script(
     path: Path, folders: Sequence[RunFolder], name: str, command: str, engine: Engine
 ) -> int:
-    """Write a job array of the runs that are not done; return how many these are.
-
-    Args:
-        path: The script to write.
-        folders: The runs; the nodes must see their folders.
-        name: The experiment's name.
-        command: What gathers the results afterwards.
-        engine: Threads and device of each run.
-
-    Raises:
-        ExperimentError: Every run is done.
-    """
+    """Write a job array of the runs that are not done; return how many these are."""
     waiting = [folder.path.resolve() for folder in folders if not folder.is_done]
     if not waiting:
         raise ExperimentError("every run is done: run the command without --slurm for the report")

@@ -61,17 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def execute_run(path: str | Path, device: str = "auto", parent: int | None = None) -> None:
-    """Train and evaluate whatever of a run is not done yet.
-
-    Args:
-        path: The run's folder, with its description in it.
-        device: Where to compute.
-        parent: Id of the process that waits for this one, which ends when that process is gone.
-
-    Raises:
-        ExperimentError: The data is not what the run was planned with.
-        DecisionMambaError: Whatever training and evaluation raise.
-    """
+    """Train and evaluate whatever of a run is not done yet."""
     folder = RunFolder(Path(path))
     with folder.locked(lambda: _exit_without(parent)):
         if not folder.is_done:
@@ -210,12 +200,7 @@ def _load(run: Run) -> Trajectories:
 
 
 class Session:
-    """The time that one process spends on a run, kept in ``machine.json``.
-
-    Args:
-        folder: The run's; earlier sessions are in it.
-        device: Where it computes.
-    """
+    """The time that one process spends on a run, kept in ``machine.json``."""
 
     def __init__(self, folder: RunFolder, device: str) -> None:
         self._path = folder.machine

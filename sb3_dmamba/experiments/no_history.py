@@ -44,10 +44,6 @@ class _NoState:
 class Perceptron(nn.Module):
     """Two hidden layers and a tanh.
 
-    Args:
-        trajectories: Gives the spaces, and the statistics that observations are standardised with.
-        conditioned: Whether it sees the return-to-go besides the observation.
-
     Source: Emmons et al. 2021 (arXiv:2112.10751), RvS-R, for the conditioned one.
     """
 
@@ -101,14 +97,7 @@ class Perceptron(nn.Module):
 
 
 def train(trajectories: Trajectories, conditioned: bool, n_updates: int, seed: int) -> Perceptron:
-    """Fit a perceptron by mean squared error, with a learning rate that falls to zero.
-
-    Args:
-        trajectories: Continuous actions between -1 and 1.
-        conditioned: Whether it sees the return-to-go.
-        n_updates: Updates of 256 steps.
-        seed: Seed of weights and batches.
-    """
+    """Fit a perceptron by mean squared error, with a learning rate that falls to zero."""
     random = np.random.default_rng(seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -79,21 +79,12 @@ class Request:
 
 @dataclass(frozen=True, eq=False)
 class PlannedTask:
-    """One task of a plan, and its data.
-
-    Args:
-        task: Environment, recipe, reference.
-        source: What was loaded.
-        fingerprint: Of the data with the first seed's options and without a variant's.
-        returns: The returns of its episodes (E,).
-        n_steps: Its steps.
-        target_returns: The returns asked for.
-    """
+    """One task of a plan, and its data."""
 
     task: Task
     source: str
-    fingerprint: str
-    returns: NDArray[np.float64]
+    fingerprint: str  # with the first seed's options and without a variant's
+    returns: NDArray[np.float64]  # (E,)
     n_steps: int
     target_returns: tuple[float, ...]
 
@@ -130,14 +121,7 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Plan:
-    """An experiment's runs.
-
-    Args:
-        experiment: The experiment.
-        tasks: Its tasks.
-        variants: The variants that run; the others are compared with the first.
-        runs: One for each task, variant and seed.
-    """
+    """An experiment's runs."""
 
     experiment: Experiment
     tasks: tuple[PlannedTask, ...]
@@ -146,18 +130,7 @@ class Plan:
 
 
 def make_plan(experiment: Experiment, request: Request) -> Plan:
-    """Load the data, plan every run, and write its description into its folder.
-
-    Args:
-        experiment: The experiment.
-        request: The user's options.
-
-    Raises:
-        ConfigError: A setting, a variant or a count is unknown or out of range.
-        DatasetError: Data is missing or malformed.
-        UnknownTaskError: Data names no environment.
-        ExperimentError: A run's folder was trained under other defaults.
-    """
+    """Load the data, plan every run, and write its description into its folder."""
     variants = choose_variants(experiment.name, experiment.variants, request.variants)
     seeds = request.seeds or experiment.seeds
     if len(set(seeds)) != len(seeds):
@@ -250,17 +223,7 @@ def _plan_evaluation(
 
 
 def resolve_data(text: str) -> tuple[Task | None, str]:
-    """Parse one ``--data``.
-
-    Args:
-        text: A task's name, ``NAME=SOURCE``, or a source.
-
-    Returns:
-        The task (None where it follows from the data) and what to load.
-
-    Raises:
-        UnknownTaskError: A task that has no data of its own is named without any.
-    """
+    """Parse one ``--data``."""
     by_name = {task.name: task for task in list_small_tasks()}
     by_source = {task.dataset: task for task in list_small_tasks()}
     name, equals, source = text.partition("=")
@@ -292,13 +255,7 @@ def _find_task(name: str) -> Task | None:
 
 
 def generic_task(source: str, trajectories: Trajectories) -> Task:
-    """Return a task for data without one: a small recipe, scaled by the data.
-
-    Args:
-        source: What was loaded.
-        trajectories: The data; gives the environment, the scale of returns and the longest
-            episode.
-    """
+    """Return a task for data without one: a small recipe, scaled by the data."""
     largest = float(np.abs(trajectories.returns).max()) or 1.0
     return Task(
         name=Path(source).stem if Path(source).exists() else source,
@@ -316,13 +273,7 @@ def generic_task(source: str, trajectories: Trajectories) -> Task:
 
 
 class LoadedData:
-    """A source under different options, each loaded and hashed once.
-
-    Args:
-        source: What ``load_trajectories`` takes.
-        stores: Folder for the stores of sources that can be converted (the DQN replay); None
-            converts nothing. Other sources are loaded from where they lie.
-    """
+    """A source under different options, each loaded and hashed once."""
 
     def __init__(self, source: str, stores: Path | None) -> None:
         self.source = source

@@ -51,27 +51,16 @@ LOSS_COLUMNS = ("task", "variant", "seed", "update", "loss")
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """Everything that a report is made from, as its files have it.
-
-    Args:
-        settings: What was run: question, command, variants, tasks and their data.
-        evaluations: :data:`EVALUATION_COLUMNS`, all text.
-        losses: :data:`LOSS_COLUMNS`, all text; empty for reports older than ``losses.csv``.
-        machine: The costs by task and variant, and what computed.
-    """
+    """Everything that a report is made from, as its files have it."""
 
     settings: Mapping[str, Any]
-    evaluations: pd.DataFrame
-    losses: pd.DataFrame
+    evaluations: pd.DataFrame  # EVALUATION_COLUMNS, all text
+    losses: pd.DataFrame  # LOSS_COLUMNS, all text; empty for reports older than losses.csv
     machine: Mapping[str, Any]
 
     @classmethod
     def from_plan(cls, plan: Plan, command: str) -> Record:
-        """Gather the results of the runs that are done.
-
-        Raises:
-            ExperimentError: None is done.
-        """
+        """Gather the results of the runs that are done."""
         done = [(each, each.folder.read_result()) for each in plan.runs if each.folder.is_done]
         if not done:
             raise ExperimentError("no training is done: there is nothing to report")
@@ -100,11 +89,7 @@ class Record:
 
     @classmethod
     def read(cls, folder: Path) -> Record:
-        """Read the files of a report.
-
-        Raises:
-            ExperimentError: A file is missing or damaged.
-        """
+        """Read the files of a report."""
         losses = folder / "losses.csv"
         return cls(
             settings=read_settings(folder),
@@ -120,11 +105,7 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
 
 
 def read_table(path: Path, columns: Iterable[str]) -> pd.DataFrame:
-    """Read a CSV file, all columns as text.
-
-    Raises:
-        ExperimentError: The file is missing, is not CSV, or lacks a column.
-    """
+    """Read a CSV file, all columns as text."""
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except FileNotFoundError as error:
@@ -140,11 +121,7 @@ def read_table(path: Path, columns: Iterable[str]) -> pd.DataFrame:
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """Read ``settings.json`` of a report.
-
-    Raises:
-        ExperimentError: It is missing, damaged, or of another format.
-    """
+    """Read ``settings.json`` of a report."""
     settings = _read_json(folder / "settings.json")
     found = settings.get("format")
     if found != FORMAT:
@@ -302,7 +279,7 @@ _MIN_TARGETS = 3  # of a rank correlation
 class TargetSummary:
     """Returns of the last weights of an arm for one target (seeds, episodes)."""
 
-    returns: NDArray[np.float64]
+    returns: NDArray[np.float64]  # (seeds, episodes)
 
     @cached_property
     def estimate(self) -> Estimate:
@@ -318,27 +295,15 @@ class TargetSummary:
 
 @dataclass(frozen=True, eq=False)
 class ArmSummary:
-    """A variant acting with one memory.
-
-    Args:
-        variant: The variant.
-        memory: The memory.
-        seeds: The training seeds that are done.
-        targets: By target, for the last weights.
-        history: By update and target, each seed's mean return (seeds,), the last weights' too.
-        losses: Each seed's loss curve (points, 2): update and loss; without ``losses.csv``, no
-            points.
-        rank_correlation: Spearman's of asked and achieved, over the targets within the data's
-            range; None where these are fewer than three.
-    """
+    """A variant acting with one memory."""
 
     variant: str
     memory: str
     seeds: tuple[int, ...]
     targets: Mapping[float, TargetSummary]
-    history: Mapping[int, Mapping[float, NDArray[np.float64]]]
-    losses: tuple[NDArray[np.float64], ...]
-    rank_correlation: Estimate | None
+    history: Mapping[int, Mapping[float, NDArray[np.float64]]]  # update, target: means (seeds,)
+    losses: tuple[NDArray[np.float64], ...]  # by seed: update and loss (points, 2)
+    rank_correlation: Estimate | None  # None with fewer than three targets in range
 
     @property
     def name(self) -> str:
@@ -366,14 +331,9 @@ class ArmSummary:
 
 @dataclass(frozen=True, eq=False)
 class TaskSummary:
-    """The arms of one task.
+    """The arms of one task."""
 
-    Args:
-        task: The task and its data: an entry of ``tasks`` in ``settings.json``.
-        arms: Variants under memories; the others are compared with the first.
-    """
-
-    task: Mapping[str, Any]
+    task: Mapping[str, Any]  # an entry of "tasks" in settings.json
     arms: tuple[ArmSummary, ...]
 
     @property
@@ -418,12 +378,7 @@ class TaskSummary:
 
 @dataclass(frozen=True, eq=False)
 class ExperimentSummary:
-    """All of an experiment.
-
-    Args:
-        record: What the report is made from.
-        tasks: The tasks with at least one training that is done.
-    """
+    """All of an experiment."""
 
     record: Record
     tasks: tuple[TaskSummary, ...]
@@ -440,11 +395,7 @@ class ExperimentSummary:
 
 
 def summarize(record: Record) -> ExperimentSummary:
-    """Compute the summary of a record.
-
-    Raises:
-        ExperimentError: The record has no evaluations, or its files do not fit together.
-    """
+    """Compute the summary of a record."""
     try:
         types = {"seed": int, "update": int, "target_return": float, "mean": float}
         by_arm = record.evaluations.astype(types).groupby(["task", "variant"], sort=False)

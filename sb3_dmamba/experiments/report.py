@@ -51,16 +51,7 @@ _INTERVALS_OF_ONE_SEED = "percentiles of a bootstrap over the episodes of the on
 
 
 def write_report(plan: Plan, out: Path, command: str) -> list[Path]:
-    """Write the record and the report of the runs that are done; return the files, report first.
-
-    Args:
-        plan: The experiment's runs.
-        out: Folder to write into.
-        command: What reproduces it.
-
-    Raises:
-        ExperimentError: No run is done.
-    """
+    """Write the record and the report of the runs that are done; return the files, report first."""
     record = Record.from_plan(plan, command)
     out.mkdir(parents=True, exist_ok=True)
     files = record.write(out)
@@ -458,15 +449,7 @@ def draw_lines(
     lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
     n_styles: int = 1,
 ) -> None:
-    """Draw lines through points, both axes logarithmic.
-
-    Args:
-        path: Where to write.
-        title: Above the figure.
-        labels: Of the two axes, with their units.
-        lines: Places and values by name.
-        n_styles: Lines that follow each other in one colour, the second of them dashed.
-    """
+    """Draw lines through points, both axes logarithmic."""
     from matplotlib.ticker import LogLocator
 
     figure, axes = new_figure()

@@ -35,28 +35,13 @@ _KEY_LENGTH = 16
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """How a training is evaluated, and when.
-
-    Args:
-        target_returns: Returns to ask for, in the environment's units.
-        n_episodes: Episodes of each target.
-        memories: The memories to act with, one evaluation each.
-        every: Updates between two evaluations; the last weights are always evaluated, with 0 these
-            alone.
-        seed: Environment seed of each target's first episode, the same for every run.
-        deterministic: Whether a discrete action is the likeliest one, or drawn.
-        max_episode_steps: Episodes are cut after this many steps; None leaves it to the
-            environment.
-
-    Raises:
-        ConfigError: There is no target or memory, or a count is out of its range.
-    """
+    """How a training is evaluated, and when."""
 
     target_returns: tuple[float, ...]
     n_episodes: int
     memories: tuple[Memory, ...] = ("window",)
-    every: int = 0
-    seed: int = 10_000
+    every: int = 0  # updates between two evaluations; the last weights are always evaluated
+    seed: int = 10_000  # of each target's first episode, the same for every run
     deterministic: bool = True
     max_episode_steps: int | None = None
 
@@ -87,15 +72,9 @@ class EvaluationPlan:
 
 @dataclass(frozen=True)
 class DataSource:
-    """A dataset: where it lies, and a hash of its values.
+    """A dataset: where it lies, and a hash of its values."""
 
-    Args:
-        source: What ``load_trajectories`` takes: a path or an id.
-        options: Its options.
-        fingerprint: Of the values (:func:`compute_fingerprint`).
-    """
-
-    source: str
+    source: str  # a path or an id, as load_trajectories takes
     options: Mapping[str, Any]
     fingerprint: str
 
@@ -105,23 +84,14 @@ class DataSource:
 
 @dataclass(frozen=True)
 class Run:
-    """One training with its evaluations.
-
-    Args:
-        data: What it learns from.
-        task: Environment, and whether rewards are clipped.
-        config: Settings of the model and its training.
-        seed: Seed of weights, batches and dropout.
-        evaluation: How the weights are evaluated.
-        label: Its name in messages.
-    """
+    """One training with its evaluations."""
 
     data: DataSource
     task: Task
     config: DecisionMambaConfig
     seed: int
     evaluation: EvaluationPlan
-    label: str = field(default="", compare=False)
+    label: str = field(default="", compare=False)  # in messages
 
     def identity(self) -> dict[str, Any]:
         """Return all that decides the result, JSON-compatible.
@@ -164,11 +134,7 @@ class Run:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Run:
-        """Build a run from what :meth:`to_dict` returned.
-
-        Raises:
-            ConfigError: It was written by another version, or changed.
-        """
+        """Build a run from what :meth:`to_dict` returned."""
         found = fields.get("format")
         if found != _FORMAT:
             raise ConfigError(
@@ -206,11 +172,7 @@ def write_json(path: Path, document: Any, indent: int | None = None) -> None:
 
 
 class RunFolder:
-    """The folder of one run.
-
-    Args:
-        path: The folder; its name is the run's key.
-    """
+    """The folder of one run."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -225,11 +187,7 @@ class RunFolder:
 
     @classmethod
     def prepare(cls, parent: Path, run: Run) -> RunFolder:
-        """Return the folder of a run, with its description in it.
-
-        Raises:
-            ExperimentError: It holds a training under defaults that have changed since.
-        """
+        """Return the folder of a run, with its description in it."""
         folder = cls(parent / run.key)
         if folder.description.exists():
             config = run.config.to_dict()
@@ -254,11 +212,7 @@ class RunFolder:
         return self.result.exists()
 
     def read_run(self) -> Run:
-        """Read the run's description.
-
-        Raises:
-            ExperimentError: There is none, or it cannot be read.
-        """
+        """Read the run's description."""
         try:
             return Run.from_dict(json.loads(self.description.read_text(encoding="utf-8")))
         except FileNotFoundError as error:
@@ -267,11 +221,7 @@ class RunFolder:
             raise ExperimentError(f"{self.description} cannot be read: {error}") from error
 
     def read_result(self) -> RunResult:
-        """Read the result of a run that is done.
-
-        Raises:
-            ExperimentError: It is not done, or the file was changed.
-        """
+        """Read the result of a run that is done."""
         try:
             fields = json.loads(self.result.read_text(encoding="utf-8"))
             return RunResult(
@@ -299,10 +249,6 @@ class RunFolder:
         """Hold the run's lock, which one process has at a time.
 
         The operating system releases the lock when a process ends, however it ends.
-
-        Args:
-            while_waiting: Called about once a second while another process has the lock; what it
-                raises ends the wait.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path / "lock")
@@ -324,21 +270,13 @@ class RunFolder:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """The episodes of one target, at one point of a training.
-
-    Args:
-        update: Updates of the evaluated weights.
-        memory: The memory of acting.
-        target_return: The return asked for.
-        returns: The returns achieved, (n_episodes,) float64.
-        lengths: Steps of the episodes, (n_episodes,) int64.
-    """
+    """The episodes of one target, at one point of a training."""
 
     update: int
     memory: str
     target_return: float
-    returns: NDArray[np.float64]
-    lengths: NDArray[np.int64]
+    returns: NDArray[np.float64]  # (n_episodes,)
+    lengths: NDArray[np.int64]  # (n_episodes,)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-compatible values."""
@@ -354,16 +292,10 @@ class Evaluation:
 
 @dataclass(frozen=True, eq=False)
 class RunResult:
-    """Everything that tables are made of; it does not depend on the machine's speed or the time.
+    """Everything that tables are made of; it does not depend on the machine's speed or the time."""
 
-    Args:
-        losses: Update, and the mean training loss since the entry before.
-        evaluations: In the order of update, memory and target.
-        n_parameters: Of the model.
-    """
-
-    losses: tuple[tuple[int, float], ...]
-    evaluations: tuple[Evaluation, ...]
+    losses: tuple[tuple[int, float], ...]  # update, and the mean since the entry before
+    evaluations: tuple[Evaluation, ...]  # by update, memory and target
     n_parameters: int
 
     @cached_property
@@ -379,11 +311,6 @@ class LossCurve:
     """Mean training losses over intervals of equally many updates.
 
     The sum of an interval stays on the device until the interval ends or a checkpoint needs it.
-
-    Args:
-        folder: The run's.
-        update: The checkpoint from which training goes on.
-        n_updates: Updates of the whole training.
     """
 
     def __init__(self, folder: RunFolder, update: int, n_updates: int) -> None:

@@ -98,18 +98,11 @@ def _score_interval(share: float, n_own: int, n_other: int, level: float) -> tup
 
 @dataclass(frozen=True, eq=False)
 class PerformanceProfile:
-    """Share of episodes above each threshold.
+    """Share of episodes above each threshold."""
 
-    Args:
-        thresholds: Returns, rising (n,).
-        shares: The share of episodes above each (n,).
-        low: Lower end of its band, percentiles of resamples (n,).
-        high: Upper end (n,).
-    """
-
-    thresholds: NDArray[np.float64]
-    shares: NDArray[np.float64]
-    low: NDArray[np.float64]
+    thresholds: NDArray[np.float64]  # rising (n,)
+    shares: NDArray[np.float64]  # (n,)
+    low: NDArray[np.float64]  # of the band (n,)
     high: NDArray[np.float64]
 
 
@@ -117,12 +110,6 @@ def compute_performance_profile(
     returns: Any, thresholds: NDArray[Any], *, level: float = 0.95, n_resamples: int = 500
 ) -> PerformanceProfile:
     """Compute the share of episodes above each threshold.
-
-    Args:
-        returns: (seeds, episodes) of a task, or a sequence of such.
-        thresholds: Returns (n,).
-        level: Coverage of the band at each point.
-        n_resamples: Resamples of the bootstrap.
 
     Source: Agarwal et al. 2021 (arXiv:2108.13264), section 4.2, score distributions.
     """
