@@ -62,13 +62,12 @@ class RunContext:
             return
         name = f"the game {dataset.env_kwargs.get('game')!r}" if theirs else dataset.env_id
         is_task = theirs in {game.lower() for game in MINIMAL_ACTIONS}
-        raise DatasetError(
+        message = (
             f"the dataset is of {name}, and the task {self.task.name!r} is not: use "
-            f"DecisionMamba({theirs if is_task else dataset.env_id!r}), or another dataset",
-            setting="env_id",
-            value=theirs or dataset.env_id,
-            choices=[ours or self.task.env_id],
+            f"DecisionMamba({theirs if is_task else dataset.env_id!r}), or another dataset"
         )
+        known = {"value": theirs or dataset.env_id, "choices": [ours or self.task.env_id]}
+        raise DatasetError(message, setting="env_id", **known)
 
     @property
     def clip_rewards(self) -> bool:
@@ -106,14 +105,10 @@ class RunContext:
 
     def require_env(self) -> Environment:
         """Return the environment, not made yet."""
-        env = self.find_env()
-        if env is None:
-            raise UnknownTaskError(
-                "neither the task nor the dataset names an environment: pass one with env=, or "
-                "model.set_env",
-                setting="env",
-            )
-        return env
+        if (env := self.find_env()) is not None:
+            return env
+        missing = "neither the task nor the dataset names an environment"
+        raise UnknownTaskError(f"{missing}: pass one with env=, or model.set_env", setting="env")
 
     def make_venv(self) -> VecEnv | None:
         """Return the environment, vectorised and conditioned; None where none is known.
@@ -122,9 +117,8 @@ class RunContext:
         """
         env = self.find_env()
         if self._venv is None and env is not None:
-            has_target = isinstance(env, (gym.Env, VecEnv)) and is_conditioned(
-                env.observation_space
-            )
+            is_made = isinstance(env, (gym.Env, VecEnv))
+            has_target = is_made and is_conditioned(env.observation_space)
             self._venv = self.wrap(env, np.nan if has_target else None)
             if self._seed is not None:
                 self._venv.seed(self._seed)
@@ -234,11 +228,8 @@ class RunContext:
 
 
 def _no_target_return() -> ConfigError:
-    return ConfigError(
-        "no target return is known, neither from the task nor from a dataset: pass one, or "
-        "set model.target_return",
-        setting="target_return",
-    )
+    message = "no target return is known, neither from the task nor from a dataset: pass one, or "
+    return ConfigError(f"{message}set model.target_return", setting="target_return")
 
 
 def _atari_game(described: Task | DatasetInfo) -> str | None:
@@ -255,30 +246,29 @@ def make_factory(env: Environment) -> MakeEnv:
     if isinstance(env, str):
         return get_task(env).make_env
     if isinstance(env, VecEnv):
-        raise UnknownTaskError(
+        message = (
             "a VecEnv cannot be made again: give a Gymnasium id, an environment or a function that "
-            "makes one; or evaluate in this one with stable_baselines3's evaluate_policy(model, "
-            "ReturnToGo(venv, target_return))",
-            setting="env",
+            "makes one; or use stable_baselines3's evaluate_policy(model, ReturnToGo(venv, target))"
         )
+        raise UnknownTaskError(message, setting="env")
     if isinstance(env, gym.Env):
         while isinstance(env, (ReturnToGo, Monitor)):  # ours, not the user's
             env = env.env
         return _remake(env)
     if as_gymnasium(env) is not env:
-        raise UnknownTaskError(
-            f"{env!r} cannot be made again, and evaluation needs one for each episode: "
-            f"give a function that makes it, env=lambda: ...",
-            setting="env",
-        )
+        raise _not_again(env, "...")
     if callable(env):
         return partial(make_gymnasium, env)
-    raise UnknownTaskError(
-        f"env={env!r} is not an environment: give a Gymnasium id, an environment, or a "
-        f"function that makes one",
-        setting="env",
-        value=env,
+    fix = "give a Gymnasium id, an environment, or a function that makes one"
+    raise UnknownTaskError(f"env={env!r} is not an environment: {fix}", setting="env", value=env)
+
+
+def _not_again(env: Any, made: str) -> UnknownTaskError:
+    message = (
+        f"{env} cannot be made again, and evaluation needs one for each episode: give a function "
+        f"that makes it, env=lambda: {made}"
     )
+    return UnknownTaskError(message, setting="env")
 
 
 def _remake(env: gym.Env[Any, Any]) -> MakeEnv:
@@ -290,12 +280,7 @@ def _remake(env: gym.Env[Any, Any]) -> MakeEnv:
             return partial(gym.make, spec)
     except (TypeError, ValueError):  # a wrapper whose arguments cannot be recorded
         pass
-    raise UnknownTaskError(
-        f"{env} cannot be made again from what Gymnasium recorded of it, and evaluation needs one "
-        f"for each episode: give a function that makes it, env=lambda: "
-        f"{type(env.unwrapped).__name__}(...)",
-        setting="env",
-    )
+    raise _not_again(env, f"{type(env.unwrapped).__name__}(...)")
 
 
 def wrap(

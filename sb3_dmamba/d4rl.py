@@ -17,10 +17,8 @@ ADDRESS = "http://rail.eecs.berkeley.edu/datasets/offline_rl"
 D4RL_NAME = re.compile(r"(halfcheetah|hopper|walker2d|ant)-([a-z]+(?:-[a-z]+)*)-v([012])")
 
 _QUALITIES = ("random", "medium", "expert", "medium-replay", "medium-expert")
-_FILE_STEM = re.compile(
-    rf"(halfcheetah|hopper|walker|walker2d|ant)-(?:{'|'.join(_QUALITIES)}|full-replay|mixed)"
-    r"(?:-v[012])?"
-)
+_ANY_QUALITY = "|".join((*_QUALITIES, "full-replay", "mixed"))
+_FILE_STEM = re.compile(rf"(halfcheetah|hopper|walker|walker2d|ant)-(?:{_ANY_QUALITY})(?:-v[012])?")
 
 
 @dataclass(frozen=True)
@@ -96,12 +94,8 @@ def parse_name(name: str) -> D4RLName:
     names = list_names()
     if match is None or name not in names:
         close = near_names(name, names, n=3) or ["hopper-medium-v2"]
-        raise DatasetError(
-            f"D4RL has no Gym-MuJoCo dataset called {name!r}: {did_you_mean(close)}",
-            setting="dataset",
-            value=name,
-            choices=close,
-        )
+        message = f"D4RL has no Gym-MuJoCo dataset called {name!r}: {did_you_mean(close)}"
+        raise DatasetError(message, setting="dataset", value=name, choices=close)
     return D4RLName(match[1], match[2], int(match[3]))
 
 

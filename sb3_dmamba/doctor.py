@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import shutil
 import subprocess
@@ -48,38 +49,27 @@ class Examination:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON-compatible values."""
-        return {
-            **dataclasses.asdict(self),
-            "packages": [
-                {**dataclasses.asdict(each), "lack": each.lack, "remedy": each.remedy}
-                for each in self.packages
-            ],
-        }
+        found = dataclasses.asdict(self)
+        for each, package in zip(found["packages"], self.packages, strict=True):
+            each |= {"lack": package.lack, "remedy": package.remedy}
+        return found
 
 
 def examine(seconds: float = 10.0, device: str = "auto") -> Examination:
     """Run every check."""
     packages = find_packages()
     backends = check_backends("cpu") + check_backends("cuda")
-    unreadable = why_no_bundled_dataset()
     problems = find_problems(packages, backends)
     speed = None
-    if unreadable is not None:
+    if (unreadable := why_no_bundled_dataset()) is not None:
         problems.append(unreadable)
     elif seconds > 0:
         try:
             speed = measure_speed(seconds, device)
         except Exception as error:  # any failure at all is a finding
             problems.append(f"training and acting fail ({type(error).__name__}: {error})")
-    return Examination(
-        version=sb3_dmamba.__version__,
-        machine=describe_machine(),
-        packages=packages,
-        backends=backends,
-        places=find_places(),
-        speed=speed,
-        problems=problems,
-    )
+    about = sb3_dmamba.__version__, describe_machine()
+    return Examination(*about, packages, backends, find_places(), speed, problems)
 
 
 def find_problems(packages: list[Package], backends: list[Backend]) -> list[str]:
@@ -128,13 +118,8 @@ def find_packages() -> list[Package]:
         return []
     requirements = [Requirement(line) for line in metadata.requires(DISTRIBUTION) or []]
     extras: list[str | None] = [None, *about.get_all("Provides-Extra", [])]
-    return [
-        _look_up(requirement, extra)
-        for extra in extras
-        if extra not in _FOR_CONTRIBUTORS
-        for requirement in requirements
-        if _is_of_extra(requirement.marker, extra)
-    ]
+    pairs = itertools.product((e for e in extras if e not in _FOR_CONTRIBUTORS), requirements)
+    return [_look_up(each, extra) for extra, each in pairs if _is_of_extra(each.marker, extra)]
 
 
 def _is_of_extra(marker: Marker | None, extra: str | None) -> bool:
@@ -231,9 +216,8 @@ def _backend_problems(backends: list[Backend]) -> Iterator[str]:
 
 
 def _driver_problems() -> Iterator[str]:
-    if torch.version.cuda is None or torch.cuda.is_available():
-        return
-    if shutil.which("nvidia-smi") is None:
+    is_blind = torch.version.cuda is not None and not torch.cuda.is_available()
+    if not is_blind or shutil.which("nvidia-smi") is None:
         return
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, check=False, timeout=30)
     if listed.returncode == 0 and listed.stdout.strip():
@@ -258,26 +242,18 @@ class Place:
 
 def find_places() -> list[Place]:
     """Return the folders that datasets are downloaded to."""
-    return [
-        _describe_folder(
-            "Minari", minari_folder(), "MINARI_DATASETS_PATH", "**/data/main_data.hdf5"
-        ),
-        _describe_folder("D4RL", cache_folder(), "D4RL_DATASET_DIR", "*.hdf5"),
-    ]
+    minari = minari_folder(), "MINARI_DATASETS_PATH", "**/data/main_data.hdf5"
+    d4rl = cache_folder(), "D4RL_DATASET_DIR", "*.hdf5"
+    return [_describe_folder("Minari", *minari), _describe_folder("D4RL", *d4rl)]
 
 
 def _describe_folder(what: str, path: Path, setting: str, pattern: str) -> Place:
     existing = path
     while not existing.exists():
         existing = existing.parent
-    return Place(
-        what=what,
-        path=str(path),
-        setting=setting,
-        n_datasets=sum(1 for _ in path.glob(pattern)),
-        is_writable=os.access(existing, os.W_OK),
-        free_gib=round(shutil.disk_usage(existing).free / 1024**3, 1),
-    )
+    free_gib = round(shutil.disk_usage(existing).free / 1024**3, 1)
+    n_datasets, is_writable = len(list(path.glob(pattern))), os.access(existing, os.W_OK)
+    return Place(what, str(path), setting, n_datasets, is_writable, free_gib)
 
 
 def why_no_bundled_dataset() -> str | None:
@@ -322,16 +298,9 @@ def measure_speed(seconds: float, device: str = "auto") -> Speed:
             _, alone = _time_updates(model, trajectories, share)
         finally:
             torch.set_num_threads(threads)
-    return Speed(
-        task=BUNDLED_TASK,
-        device=str(model.device),
-        threads=threads,
-        first_update_seconds=first,
-        updates=updates,
-        updates_on_one_thread=alone,
-        window_steps=_time_acting(model, "window", share),
-        stream_steps=_time_acting(model, "stream", share),
-    )
+    window, stream = _time_acting(model, "window", share), _time_acting(model, "stream", share)
+    where = BUNDLED_TASK, str(model.device), threads
+    return Speed(*where, first, updates, alone, window, stream)
 
 
 class _Timer(BaseCallback):
@@ -381,10 +350,8 @@ def _time_acting(model: DecisionMamba, memory: Memory, seconds: float) -> float:
     state = model.policy.initial_state(1, memory)
     for _ in range(model.config.context_length + 1):
         _, state = model.predict(seen, state)
-    n_steps, begun = 0, time.perf_counter()
-    while True:
+    n_steps, elapsed, begun = 0, 0.0, time.perf_counter()
+    while not n_steps or elapsed < seconds:
         _, state = model.predict(seen, state)  # returns actions on the CPU, so it has finished
-        n_steps += 1
-        elapsed = time.perf_counter() - begun
-        if elapsed >= seconds:
-            return n_steps / elapsed
+        n_steps, elapsed = n_steps + 1, time.perf_counter() - begun
+    return n_steps / elapsed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import re
 import shutil
@@ -114,16 +115,13 @@ def make_folder(
     The layout is that of ``huggingface_sb3``: ``<name>.zip``, ``config.json``, ``results.json``,
     ``README.md`` with a ``model-index``, ``replay.mp4``; plus ``evaluation.json`` with every
     episode, ``evaluation.png``, and ``vec_normalize.pkl`` where the model's environment has one.
-    Publish it with ``hf upload <user>/<repository> <folder>``.
-
-    Needs huggingface_hub: ``pip install "sb3-dmamba[hub]"``.
+    Publish it with ``hf upload <user>/<repository> <folder>``. Needs ``sb3-dmamba[hub]``.
 
     Args:
         model: A fitted model.
         folder: Where to write; created where it is missing.
         report: What ``model.evaluate`` returned; None evaluates now.
-        target_return: The target in the card's headline; None is the model's ``target_return``, or
-            the report's best target if the report lacks that one.
+        target_return: Of the headline; None is the model's, or else the report's best.
         n_episodes: Episodes to evaluate if no report is given.
         name: Name of the model file; None is ``dmamba-<environment>``.
         repo_id: ``"user/repository"``, for the code on the card.
@@ -146,11 +144,8 @@ def make_folder(
     require_huggingface_hub()  # before an evaluation that may take long
     target = Path(folder)
     if not overwrite and target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ConfigError(
-            f"{target} is there already: give another folder, or pass overwrite=True (--overwrite)",
-            setting="folder",
-            value=str(target),
-        )
+        fix = "give another folder, or pass overwrite=True (--overwrite)"
+        raise ConfigError(f"{target} is there already: {fix}", setting="folder", value=str(target))
     if report is None:
         asked = model.target_return if target_return is None else target_return
         report = model.evaluate(asked, n_episodes, env=env)
@@ -158,11 +153,8 @@ def make_folder(
     env_name = _name_environment(report, model)
     file = f"dmamba-{env_name}" if name is None else name
     if not re.fullmatch(r"[\w.\-]+", file):
-        raise ConfigError(
-            f"name={name!r}: give letters, digits, '-', '_' and '.' alone",
-            setting="name",
-            value=name,
-        )
+        message = f"name={name!r}: give letters, digits, '-', '_' and '.' alone"
+        raise ConfigError(message, setting="name", value=name)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
         made = Path(temporary)
@@ -215,13 +207,10 @@ def _choose_result(
         except ConfigError:  # the model has no target of its own
             return report.best
     if target_return not in by_target:
-        raise ConfigError(
-            f"target_return={target_return!r}: the report has "
-            f"{', '.join(f'{target:g}' for target in by_target)}",
-            setting="target_return",
-            value=target_return,
-            choices=by_target,
-        )
+        has = ", ".join(f"{target:g}" for target in by_target)
+        message = f"target_return={target_return!r}: the report has {has}"
+        name = "target_return"
+        raise ConfigError(message, setting=name, value=target_return, choices=by_target)
     return by_target[target_return]
 
 
@@ -307,6 +296,8 @@ class Card:
     def _metadata(self) -> Any:
         """Return the ``ModelCardData`` by which the hub lists the model and its score."""
         hub, results = require_huggingface_hub(), self.results()
+        field, env_name = "reinforcement-learning", self.env_name
+        evaluated = functools.partial(hub.EvalResult, field, env_name, env_name, task_name=field)
         conditions = ("target_return", "memory", "weights", "n_eval_episodes", "first_seed")
         reward = f"{results['mean_reward']:.2f} +/- {results['std_reward']:.2f}"
         metrics: dict[str, tuple[Any, Any]] = {
@@ -317,21 +308,11 @@ class Card:
         return hub.ModelCardData(
             library_name="stable-baselines3",
             license=self.license,
-            pipeline_tag="reinforcement-learning",
-            tags=[self.env_name, *_TAGS],
+            pipeline_tag=field,
+            tags=[env_name, *_TAGS],
             model_name=self.algorithm,
             eval_results=[
-                hub.EvalResult(
-                    task_type="reinforcement-learning",
-                    task_name="reinforcement-learning",
-                    dataset_type=self.env_name,
-                    dataset_name=self.env_name,
-                    metric_type=name,
-                    metric_name=name,
-                    metric_value=value,
-                    metric_args=arguments,
-                    verified=False,
-                )
+                evaluated(name, value, metric_name=name, metric_args=arguments, verified=False)
                 for name, (value, arguments) in metrics.items()
             ],
         )
@@ -419,23 +400,16 @@ def _write_replay(
     with tempfile.TemporaryDirectory() as videos, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # moviepy's own, and that the folder is there
         try:
-            recorder = RecordVideo(
-                env,
-                videos,
-                episode_trigger=lambda episode: episode == 0,
-                video_length=n_steps,
-                name_prefix="replay",
-                disable_logger=True,
-            )
+            settings = {"video_length": n_steps, "name_prefix": "replay", "disable_logger": True}
+            recorder = RecordVideo(env, videos, lambda episode: episode == 0, **settings)
         except DependencyNotInstalled as error:
             env.close()  # type: ignore[no-untyped-call]
             raise MissingDependencyError("moviepy", "record a video", "video") from error
         try:
             score, length = _play(actor, recorder, seed)
         except DependencyNotInstalled as error:
-            raise ConfigError(
-                f"the environment cannot render frames here: {error}", setting="video"
-            ) from error
+            message = f"the environment cannot render frames here: {error}"
+            raise ConfigError(message, setting="video") from error
         finally:
             recorder.close()  # type: ignore[no-untyped-call]
         shutil.move(str(next(Path(videos).glob("*.mp4"))), folder / "replay.mp4")
@@ -456,13 +430,11 @@ def _make_rendered(environment: Environment) -> gym.Env[Any, Any]:
     if env.render_mode != "rgb_array":
         mode = env.render_mode
         env.close()  # type: ignore[no-untyped-call]
-        raise ConfigError(
+        message = (
             f"the environment has render_mode={mode!r}, and a video needs frames: give one that "
-            f'has them, env=lambda: gymnasium.make(..., render_mode="rgb_array")',
-            setting="render_mode",
-            value=mode,
-            choices=["rgb_array"],
+            f'has them, env=lambda: gymnasium.make(..., render_mode="rgb_array")'
         )
+        raise ConfigError(message, setting="render_mode", value=mode)
     return env
 
 

@@ -16,11 +16,11 @@ from sb3_dmamba.cli.output import (
     JsonOption,
     OptionOption,
     OverwriteOption,
-    cli_option,
     command_output,
     import_quietly,
     make_table,
     parse_options,
+    value,
 )
 from sb3_dmamba.errors import DatasetError
 
@@ -131,10 +131,10 @@ def download(
     ],
     folder: Annotated[
         Path | None,
-        cli_option(
+        value(
             "Where D4RL's files go; Minari's go to MINARI_DATASETS_PATH.",
-            metavar="FOLDER",
-            default="D4RL_DATASET_DIR or ~/.d4rl/datasets",
+            "FOLDER",
+            "D4RL_DATASET_DIR or ~/.d4rl/datasets",
         ),
     ] = None,
     as_json: JsonOption = False,

@@ -11,11 +11,12 @@ from sb3_dmamba.cli.output import (
     DebugOption,
     JsonOption,
     Output,
-    cli_option,
     command_output,
-    count_option,
+    flag,
     import_algorithm,
     make_csv_logger,
+    number,
+    value,
 )
 
 if TYPE_CHECKING:
@@ -31,23 +32,22 @@ _QUICK_WARNING = (
 
 def demo(
     quick: Annotated[
-        bool, cli_option("A minute, to see that it works; scores mean nothing.", "--quick")
+        bool, flag("A minute, to see that it works; scores mean nothing.", "--quick")
     ] = False,
     updates: Annotated[
-        int | None,
-        count_option("Optimiser steps.", f"the task's, or {_QUICK_UPDATES} with --quick"),
+        int | None, number("Optimiser steps.", f"the task's, or {_QUICK_UPDATES} with --quick")
     ] = None,
     episodes: Annotated[
         int | None,
-        count_option("Episodes of each target.", f"{_EPISODES}, or {_QUICK_EPISODES} with --quick"),
+        number("Episodes of each target.", f"{_EPISODES}, or {_QUICK_EPISODES} with --quick"),
     ] = None,
-    seed: Annotated[int, count_option("Of weights, batches, dropout and episodes.", least=0)] = 0,
+    seed: Annotated[int, number("Of weights, batches, dropout and episodes.", least=0)] = 0,
     output: Annotated[
         Path | None,
-        cli_option(
+        value(
             "Folder for model, plot, report and log; files there are replaced.",
-            metavar="FOLDER",
-            default="runs/demo, or runs/demo-quick",
+            "FOLDER",
+            "runs/demo, or runs/demo-quick",
             panel="Output",
         ),
     ] = None,

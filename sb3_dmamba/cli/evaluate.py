@@ -20,11 +20,12 @@ from sb3_dmamba.cli.output import (
     ModelArgument,
     OverwriteOption,
     check_device,
-    cli_option,
     command_output,
-    count_option,
+    flag,
     import_quietly,
     load_model,
+    number,
+    value,
 )
 
 if TYPE_CHECKING:
@@ -46,32 +47,32 @@ def evaluate(
     model: ModelArgument,
     target: Annotated[
         list[float] | None,
-        cli_option(
+        value(
             "Return to ask for; repeat it for several.",
-            metavar="RETURN",
-            default="the task's, or spread over the dataset's returns",
+            "RETURN",
+            "the task's, or spread over the dataset's returns",
         ),
     ] = None,
     episodes: EpisodesOption = 10,
     memory: MemoryOption = None,
     env: EnvOption = None,
     stochastic: Annotated[
-        bool, cli_option("Draw discrete actions, as is usual for Atari games.", "--stochastic")
+        bool, flag("Draw discrete actions, as is usual for Atari games.", "--stochastic")
     ] = False,
     max_steps: MaxStepsOption = None,
     seed: Annotated[
-        int | None, count_option("Seed of the first episode.", "the model's", least=0)
+        int | None, number("Seed of the first episode.", "the model's", least=0)
     ] = None,
     device: DeviceOption = "auto",
     backend: BackendOption = None,
     output: Annotated[
-        Path | None, cli_option("Write the report there, as JSON.", metavar="FILE", panel="Output")
+        Path | None, value("Write the report there, as JSON.", "FILE", panel="Output")
     ] = None,
     plot: Annotated[
         Path | None,
-        cli_option(
+        value(
             "Write achieved against asked there (.png, .pdf or .svg).",
-            metavar="FILE",
+            "FILE",
             panel="Output",
             callback=_check_format,
         ),
@@ -109,13 +110,9 @@ def export(
         ),
     ] = None,
     memory: MemoryOption = None,
-    device: Annotated[
-        str, cli_option("Where a .pt2 file is to run: cpu, cuda.", metavar="NAME")
-    ] = "cpu",
+    device: Annotated[str, value("Where a .pt2 file is to run: cpu, cuda.", "NAME")] = "cpu",
     backend: BackendOption = None,
-    verify: Annotated[
-        bool, cli_option("Run the result beside the model before it is written.")
-    ] = True,
+    verify: Annotated[bool, flag("Run the result beside the model before it is written.")] = True,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -156,25 +153,18 @@ def card(
     model: ModelArgument,
     folder: Annotated[Path, typer.Argument(help="Folder to write; made if it is not there.")],
     report: Annotated[
-        Path | None,
-        cli_option("What dmamba evaluate --output wrote.", metavar="FILE", default="evaluate now"),
+        Path | None, value("What dmamba evaluate --output wrote.", "FILE", "evaluate now")
     ] = None,
     target: Annotated[
         list[float] | None,
-        cli_option(
-            "Return to ask for; repeat it for several.", metavar="RETURN", default="the model's own"
-        ),
+        value("Return to ask for; repeat it for several.", "RETURN", "the model's own"),
     ] = None,
     episodes: EpisodesOption = 10,
     memory: MemoryOption = None,
     env: EnvOption = None,
-    repo: Annotated[
-        str | None, cli_option("Repository, for the card's code.", metavar="USER/NAME")
-    ] = None,
-    license: Annotated[
-        str | None, cli_option("License of the model, such as mit.", metavar="SPDX")
-    ] = None,
-    video: Annotated[bool, cli_option("Record an episode (moviepy).", "--video")] = False,
+    repo: Annotated[str | None, value("Repository, for the card's code.", "USER/NAME")] = None,
+    license: Annotated[str | None, value("License of the model, such as mit.", "SPDX")] = None,
+    video: Annotated[bool, flag("Record an episode (moviepy).", "--video")] = False,
     overwrite: OverwriteOption = False,
     device: DeviceOption = "auto",
     backend: BackendOption = None,

@@ -23,13 +23,14 @@ from sb3_dmamba.cli.output import (
     Output,
     SettingOption,
     check_device,
-    cli_option,
     command_output,
-    count_option,
+    flag,
     import_quietly,
     make_table,
+    number,
     parse_options,
     read_settings,
+    value,
 )
 from sb3_dmamba.errors import CheckoutError, ConfigError
 
@@ -50,64 +51,48 @@ def experiment(
     ] = None,
     data: Annotated[
         list[str] | None,
-        cli_option(
+        value(
             "Tasks, by name; NAME=SOURCE for data that lies elsewhere; or any dataset.",
-            metavar="TASK...",
-            default="the experiment's",
+            "TASK...",
+            "the experiment's",
         ),
     ] = None,
-    seeds: Annotated[
-        list[int] | None, cli_option("Training seeds.", metavar="N...", default="the experiment's")
-    ] = None,
-    out: Annotated[
-        Path | None, cli_option("Folder of the report.", metavar="FOLDER", default="runs/NAME")
-    ] = None,
+    seeds: Annotated[list[int] | None, value("Training seeds.", "N...", "the experiment's")] = None,
+    out: Annotated[Path | None, value("Folder of the report.", "FOLDER", "runs/NAME")] = None,
     cells: Annotated[
         Path | None,
-        cli_option(
-            "Folder of the trainings, which experiments may share.",
-            metavar="FOLDER",
-            default="OUT/cells",
-        ),
+        value("Folder of the trainings, which experiments may share.", "FOLDER", "OUT/cells"),
     ] = None,
-    updates: Annotated[int | None, count_option("Updates of each training.", "the task's")] = None,
+    updates: Annotated[int | None, number("Updates of each training.", "the task's")] = None,
     setting: SettingOption = None,
     option: OptionOption = None,
-    variants: Annotated[
-        list[str] | None, cli_option("Run these alone.", metavar="NAME...", default="all")
-    ] = None,
+    variants: Annotated[list[str] | None, value("Run these alone.", "NAME...", "all")] = None,
     targets: Annotated[
-        list[float] | None,
-        cli_option("Returns to ask for.", metavar="RETURN...", default="the task's"),
+        list[float] | None, value("Returns to ask for.", "RETURN...", "the task's")
     ] = None,
-    episodes: Annotated[
-        int | None, count_option("Episodes of each target.", "the experiment's")
-    ] = None,
+    episodes: Annotated[int | None, number("Episodes of each target.", "the experiment's")] = None,
     memory: Annotated[
-        list[MemoryChoice] | None,
-        cli_option("window, stream, or both.", metavar="NAME...", default="the experiment's"),
+        list[MemoryChoice] | None, value("window, stream, or both.", "NAME...", "the experiment's")
     ] = None,
     evaluations: Annotated[
-        int | None, count_option("Evaluations of each training, evenly spread.", "the experiment's")
+        int | None, number("Evaluations of each training, evenly spread.", "the experiment's")
     ] = None,
     stochastic: Annotated[
         bool | None,
-        cli_option(
+        flag(
             "Draw discrete actions, or take the likeliest.",
             "--stochastic/--deterministic",
             default="--stochastic for Atari games",
         ),
     ] = None,
     max_steps: MaxStepsOption = None,
-    jobs: Annotated[int, count_option("Trainings at once.", panel="Engine")] = 1,
-    threads: Annotated[int, count_option("Threads of each.", panel="Engine")] = 1,
+    jobs: Annotated[int, number("Trainings at once.", panel="Engine")] = 1,
+    threads: Annotated[int, number("Threads of each.", panel="Engine")] = 1,
     device: DeviceOption = "auto",
-    ray: Annotated[bool, cli_option("Run as tasks of Ray.", "--ray", panel="Engine")] = False,
+    ray: Annotated[bool, flag("Run as tasks of Ray.", "--ray", panel="Engine")] = False,
     slurm: Annotated[
         Path | None,
-        cli_option(
-            "Write a SLURM job array there, and run nothing.", metavar="FILE", panel="Engine"
-        ),
+        value("Write a SLURM job array there, and run nothing.", "FILE", panel="Engine"),
     ] = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
@@ -285,18 +270,16 @@ def bench(
             show_default="all that need nothing",
         ),
     ] = None,
-    output: Annotated[
-        Path | None, cli_option("Write pages, JSON and pictures there.", metavar="FOLDER")
-    ] = None,
+    output: Annotated[Path | None, value("Write pages, JSON and pictures there.", "FOLDER")] = None,
     quick: Annotated[
-        bool, cli_option("See that it works: toy sizes, figures that mean nothing.", "--quick")
+        bool, flag("See that it works: toy sizes, figures that mean nothing.", "--quick")
     ] = False,
     device: DeviceOption = "auto",
-    threads: Annotated[int | None, count_option("Threads on the CPU.", "torch's")] = None,
-    rounds: Annotated[int | None, count_option("Turns of each contender.", "the suite's")] = None,
-    updates: Annotated[int, count_option("Updates whose time is projected.")] = 100_000,
+    threads: Annotated[int | None, number("Threads on the CPU.", "torch's")] = None,
+    rounds: Annotated[int | None, number("Turns of each contender.", "the suite's")] = None,
+    updates: Annotated[int, number("Updates whose time is projected.")] = 100_000,
     replay: Annotated[
-        Path | None, cli_option("A recorded DQN replay of Breakout, for frames.", metavar="FOLDER")
+        Path | None, value("A recorded DQN replay of Breakout, for frames.", "FOLDER")
     ] = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,

@@ -14,9 +14,9 @@ from sb3_dmamba.cli.output import (
     JsonOption,
     check_device,
     command_output,
-    count_option,
     import_quietly,
     make_table,
+    number,
 )
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 def doctor(
     seconds: Annotated[
-        float, count_option("Seconds of the speed check; 0 leaves it out.", least=0)
+        float, number("Seconds of the speed check; 0 leaves it out.", least=0)
     ] = 10.0,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,

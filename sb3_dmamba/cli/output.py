@@ -147,18 +147,30 @@ class MemoryChoice(str, Enum):
     stream = "stream"
 
 
-def cli_option(
+def flag(
     help: str, *names: str, default: bool | str = True, panel: str | None = None, **settings: Any
 ) -> Any:
-    """Return ``typer.Option``; ``default`` is what the help shows as such."""
+    """Return an option; ``default`` is what the help shows as such."""
     return typer.Option(*names, help=help, show_default=default, rich_help_panel=panel, **settings)
 
 
-def count_option(
+def value(
+    help: str,
+    metavar: str,
+    default: bool | str = True,
+    *,
+    names: Sequence[str] = (),
+    **settings: Any,
+) -> Any:
+    """Return the option of a value, which the help calls ``metavar``."""
+    return flag(help, *names, default=default, metavar=metavar, **settings)
+
+
+def number(
     help: str, default: bool | str = True, *, least: int = 1, panel: str | None = None
 ) -> Any:
     """Return the option of a number N that is at least ``least``."""
-    return cli_option(help, default=default, panel=panel, metavar="N", min=least)
+    return value(help, "N", default, panel=panel, min=least)
 
 
 SOURCES_HELP = (
@@ -169,58 +181,51 @@ HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 
 JsonOption = Annotated[
     bool,
-    cli_option(
-        "Print one JSON document on stdout, everything else on stderr.", "--json", panel="Output"
-    ),
+    flag("Print one JSON document on stdout, everything else on stderr.", "--json", panel="Output"),
 ]
 DebugOption = Annotated[
-    bool,
-    cli_option("Show the traceback of an error.", "--debug", panel="Output", envvar="DMAMBA_DEBUG"),
+    bool, flag("Show the traceback of an error.", "--debug", panel="Output", envvar="DMAMBA_DEBUG")
 ]
 OverwriteOption = Annotated[
-    bool, cli_option("Replace what an earlier run wrote there.", "--overwrite", panel="Output")
+    bool, flag("Replace what an earlier run wrote there.", "--overwrite", panel="Output")
 ]
 ModelArgument = Annotated[Path, typer.Argument(help="A model file that train or demo wrote.")]
-EpisodesOption = Annotated[int, count_option("Episodes of each target.")]
+EpisodesOption = Annotated[int, number("Episodes of each target.")]
 MemoryOption = Annotated[
     MemoryChoice | None,
-    cli_option(
-        "Re-encode the last steps (window) or carry the state (stream).", default="the model's"
-    ),
+    flag("Re-encode the last steps (window) or carry the state (stream).", default="the model's"),
 ]
-EnvOption = Annotated[
-    str | None, cli_option("Gymnasium id or task to act in.", metavar="ID", default="the model's")
-]
+EnvOption = Annotated[str | None, value("Gymnasium id or task to act in.", "ID", "the model's")]
 MaxStepsOption = Annotated[
-    int | None, count_option("Cut episodes after so many steps.", "the environment's")
+    int | None, number("Cut episodes after so many steps.", "the environment's")
 ]
-DeviceOption = Annotated[str, cli_option("Where to compute: auto, cpu, cuda.", metavar="NAME")]
+DeviceOption = Annotated[str, value("Where to compute: auto, cpu, cuda.", "NAME")]
 BackendOption = Annotated[
     str | None,
-    cli_option(
+    value(
         "Implementation of the operations, where the model's does not work here: auto, cpu, "
         "triton, ...",
-        metavar="NAME",
-        default="the model's",
+        "NAME",
+        "the model's",
     ),
 ]
 SettingOption = Annotated[
     list[str] | None,
-    cli_option(
+    value(
         "A field of DecisionMambaConfig, such as hidden_size=256; repeat it for several.",
-        "--set",
-        metavar="FIELD=VALUE",
-        default="the task's recipe",
+        "FIELD=VALUE",
+        "the task's recipe",
+        names=("--set",),
     ),
 ]
 OptionOption = Annotated[
     list[str] | None,
-    cli_option(
+    value(
         "An option of load_trajectories, such as top_fraction=0.1 or medium_expert=paper; "
         "repeat it for several.",
-        "--option",
-        metavar="NAME=VALUE",
-        default=False,
+        "NAME=VALUE",
+        False,
+        names=("--option",),
     ),
 ]
 

@@ -23,13 +23,13 @@ from sb3_dmamba.cli.output import (
     OverwriteOption,
     SettingOption,
     check_device,
-    cli_option,
     command_output,
-    count_option,
     import_algorithm,
     make_csv_logger,
+    number,
     parse_options,
     read_settings,
+    value,
 )
 from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.errors import ConfigError, DatasetError
@@ -52,36 +52,33 @@ def train(
         ),
     ] = None,
     dataset: Annotated[
-        str | None,
-        cli_option(f"What to learn from. {SOURCES_HELP}", metavar="SOURCE", default="the task's"),
+        str | None, value(f"What to learn from. {SOURCES_HELP}", "SOURCE", "the task's")
     ] = None,
     option: OptionOption = None,
     updates: Annotated[
         int | None,
-        count_option(
-            "Optimiser steps; with --resume, how many more.", "the task's, or what was left"
-        ),
+        number("Optimiser steps; with --resume, how many more.", "the task's, or what was left"),
     ] = None,
     setting: SettingOption = None,
     seed: Annotated[
-        int | None, count_option("Of weights, batches and dropout.", "drawn, and printed", least=0)
+        int | None, number("Of weights, batches and dropout.", "drawn, and printed", least=0)
     ] = None,
     device: DeviceOption = "auto",
     resume: Annotated[
         Path | None,
-        cli_option(
+        value(
             "Continue from this checkpoint or model, exactly as if it had not stopped.",
-            metavar="MODEL",
-            default=False,
+            "MODEL",
+            False,
             panel=_PANEL,
         ),
     ] = None,
     checkpoint_every: Annotated[
-        int, count_option("Updates between two checkpoints; 0 is none.", panel=_PANEL, least=0)
+        int, number("Updates between two checkpoints; 0 is none.", panel=_PANEL, least=0)
     ] = 0,
     eval_every: Annotated[
         int,
-        count_option(
+        number(
             "Updates between two evaluations at the task's target; 0 is none.",
             panel=_PANEL,
             least=0,
@@ -89,16 +86,16 @@ def train(
     ] = 0,
     output: Annotated[
         Path | None,
-        cli_option(
+        value(
             "Folder for model.zip, progress.csv and checkpoints.",
-            metavar="FOLDER",
-            default="runs/TASK",
+            "FOLDER",
+            "runs/TASK",
             panel="Output",
         ),
     ] = None,
     overwrite: OverwriteOption = False,
     tensorboard: Annotated[
-        Path | None, cli_option("Log to TensorBoard there.", metavar="FOLDER", panel="Output")
+        Path | None, value("Log to TensorBoard there.", "FOLDER", panel="Output")
     ] = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,

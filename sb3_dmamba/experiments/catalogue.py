@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, TypeVar
 
 from sb3_dmamba.checks import did_you_mean, near_names
@@ -48,10 +48,6 @@ class Published:
     notes: str
 
 
-def _no_options(task: str, source: str, seed: int) -> dict[str, Any]:
-    return {}
-
-
 @dataclass(frozen=True)
 class Experiment:
     """A question, and the trainings that answer it.
@@ -69,8 +65,7 @@ class Experiment:
         settings: Fields of ``DecisionMambaConfig`` that all variants share, on top of the recipe.
         deterministic: Whether discrete actions are the likeliest ones, or drawn.
         published: Scores that others have reported, shown beside ours.
-        data_options: Options that a task's data is loaded with, from the task's name, the source
-            and the training seed.
+        data_options: Gives a task's data options, of the task's name, source and training seed.
         keep_data: Whether loaded data is kept as stores beside the runs, since loading is slow.
 
     Raises:
@@ -89,7 +84,7 @@ class Experiment:
     settings: Mapping[str, Any] = field(default_factory=dict)
     deterministic: bool = True
     published: Published | None = None
-    data_options: Callable[[str, str, int], dict[str, Any]] = _no_options
+    data_options: Callable[[str, str, int], dict[str, Any]] = lambda *_: {}
     keep_data: bool = False
 
     def __post_init__(self) -> None:
@@ -133,8 +128,7 @@ class Measurement:
         question: What it asks.
         variants: Settings of what is measured, by name.
         function: ``"module:function"`` of a measurement and a request; returns the files written.
-        rebuilder: ``"module:function"`` of a report's folder, which makes the report again from
-            the files in it; returns the report.
+        rebuilder: ``"module:function"`` of a folder; makes its report again, and returns it.
     """
 
     name: str
@@ -151,7 +145,7 @@ class Measurement:
             ConfigError: A variant or setting is unknown.
             ExperimentError: A variant computes something else than the reference implementation.
         """
-        files: list[Path] = _import(self.function)(self, request)
+        files: list[Path] = resolve_name(self.function)(self, request)
         return files
 
     def rebuild(self, folder: Path) -> Path:
@@ -160,13 +154,8 @@ class Measurement:
         Raises:
             ExperimentError: A file is missing or damaged.
         """
-        report: Path = _import(self.rebuilder)(folder)
+        report: Path = resolve_name(self.rebuilder)(folder)
         return report
-
-
-def _import(name: str) -> Any:
-    module, function = name.split(":")
-    return getattr(import_module(module), function)
 
 
 def list_experiments() -> list[Experiment]:
@@ -197,13 +186,13 @@ def choose_variants(
     experiment: str, variants: Mapping[str, Each], names: Iterable[str]
 ) -> dict[str, Each]:
     """Return the variants of these names in the experiment's order; all where none is named."""
-    chosen = list(names)
+    chosen = list(names) or list(variants)
     for name in chosen:
         if name not in variants:
             known = ", ".join(map(repr, variants))
             message = f"{experiment} has no variant {name!r}: it has {known}"
             raise ConfigError(message, setting="variants", value=name, choices=variants)
-    return {name: each for name, each in variants.items() if not chosen or name in chosen}
+    return {name: each for name, each in variants.items() if name in chosen}
 
 
 # --- Small tasks ---------------------------------------------------------------------------------
@@ -259,7 +248,7 @@ def list_small_tasks() -> list[Task]:
             name="hopper",
             env_id="Hopper-v5",
             dataset="hopper/medium-v0",
-            # five within the data's range, evenly spread, and one beyond any episode's reach
+            # five within the data's range, evenly spread, and one out of reach
             target_returns=(1000.0, 1600.0, 2300.0, 3000.0, 3600.0, 7200.0),
             reference=get_reference_scores("Hopper-v5"),
             overrides=_HOPPER,
@@ -270,8 +259,7 @@ def list_small_tasks() -> list[Task]:
             env_id="Pendulum-v1",
             dataset="pendulum/mixed-v0",
             target_returns=(-1400.0, -1000.0, -600.0, -300.0, -100.0),
-            # With a longer context the model repeats its previous actions: at K 20 and 2,500
-            # updates it no longer follows the target.
+            # with a longer context the model repeats its previous actions
             overrides=SMALL_RECIPE
             | {"context_length": 5, "return_scale": 1000.0, "max_timestep": 200},
             description="Pendulum-v1, several agents with random actions in between",
@@ -318,13 +306,9 @@ def _long_windows(recipe: DecisionMambaConfig) -> dict[str, Any]:
     return {"context_length": 3 * recipe.context_length, "batch_size": batch_size}
 
 
-def _burn_in(recipe: DecisionMambaConfig) -> dict[str, Any]:
-    return {"burn_in": 2 * recipe.context_length}
-
-
 # --- Tables of the paper -------------------------------------------------------------------------
 
-# Ota 2024 (arXiv:2403.19925): Decision Transformer and Decision Mamba.
+# Ota 2024 (arXiv:2403.19925): Decision Transformer and Decision Mamba
 _TABLE_1 = {  # normalised scores
     "halfcheetah-medium-v2": ("42.6", "42.8"),
     "hopper-medium-v2": ("67.6", "83.5 ± 12.5"),
@@ -350,14 +334,12 @@ def _by_method(table: Mapping[str, tuple[str, str]]) -> dict[str, dict[str, str]
 
 def _d4rl_options(task: str, source: str, seed: int) -> dict[str, Any]:
     """Join the expert's and the medium data as the official runs do; files are taken as given."""
-    is_name = source == task
-    return {"medium_expert": "paper"} if is_name and "medium-expert" in task else {}
+    return {"medium_expert": "paper"} if source == task and "medium-expert" in task else {}
 
 
 def _replay_options(task: str, source: str, seed: int) -> dict[str, Any]:
     """Draw the paper's sample of the DQN replay; other sources are loaded whole."""
-    is_replay = any(Path(source).glob("**/replay_logs")) or Path(source).name == "replay_logs"
-    if not is_replay:
+    if Path(source).name != "replay_logs" and not any(Path(source).glob("**/replay_logs")):
         return {}
     return {"n_buffers": 50, "trajectories_per_buffer": 10, "n_steps": 500_000, "seed": seed}
 
@@ -470,7 +452,7 @@ _EXPERIMENTS = (
                 description="windows of 3 K steps, and a third of them in a batch",
             ),
             "burn-in": Variant(
-                relative=_burn_in,
+                relative=lambda recipe: {"burn_in": 2 * recipe.context_length},
                 description="the 2 K steps before each window of K bring the state to its start",
             ),
             "carried state": Variant(

@@ -113,9 +113,8 @@ def run_experiment(
         n_waiting = write_slurm_script(slurm, folders, experiment.name, command, engine)
         return Finished((slurm,), len(folders), n_waiting)
     failures = execute_runs(folders, engine, console)
-    files: list[Path] = []
-    if any(folder.is_done for folder in folders):
-        files = write_report(plan, out, command)
+    any_done = any(folder.is_done for folder in folders)
+    files = write_report(plan, out, command) if any_done else []
     raise_failures(failures)
     return Finished(tuple(files), len(folders))
 
@@ -142,21 +141,16 @@ def raise_failures(failures: dict[str, str]) -> None:
     """Raise an ExperimentError that names the runs that failed, where some did."""
     if failures:
         listed = "\n".join(f"  {label}: {reason}" for label, reason in failures.items())
-        raise ExperimentError(
+        message = (
             f"{len(failures)} run{'s' if len(failures) > 1 else ''} failed; the others are kept, "
-            f"and the same command tries these again:\n{listed}",
-            value=tuple(failures),
+            f"and the same command tries these again:\n{listed}"
         )
+        raise ExperimentError(message, value=tuple(failures))
 
 
 # --- The process of a run ------------------------------------------------------------------------
 
-_THREAD_VARIABLES = (
-    "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "NUMBA_NUM_THREADS",
-)
+_THREAD_VARIABLES = tuple(f"{each}_NUM_THREADS" for each in ("OMP", "MKL", "OPENBLAS", "NUMBA"))
 _LOG_LINES = 3  # of a failed run's log, quoted in the message
 
 
@@ -235,7 +229,7 @@ def execute_locally(folders: Sequence[RunFolder], engine: Engine, on_end: OnEnd)
         processes.stop()
         raise
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        pool.shutdown(cancel_futures=True)
 
 
 def _execute_with_ray(folders: Sequence[RunFolder], engine: Engine, on_end: OnEnd) -> None:
@@ -247,9 +241,8 @@ def _execute_with_ray(folders: Sequence[RunFolder], engine: Engine, on_end: OnEn
     is_ours = not ray.is_initialized()
     if is_ours:
         ray.init(log_to_driver=False)
-    n_gpus = 1 if engine.device.startswith("cuda") else 0
-    needs = {"num_cpus": engine.threads, "num_gpus": n_gpus, "max_retries": _RAY_RETRIES}
-    task = ray.remote(**needs)(_execute_at)
+    needs = {"num_cpus": engine.threads, "num_gpus": int(engine.device.startswith("cuda"))}
+    task = ray.remote(**needs, max_retries=_RAY_RETRIES)(_execute_at)
     pending = {
         task.remote(str(folder.path.resolve()), engine.device, engine.threads): folder
         for folder in folders

@@ -7,6 +7,7 @@ loss curve until then, and each evaluation.
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import platform
 import sys
@@ -132,12 +133,10 @@ class _Execution:
 
     def _finish(self) -> None:
         self.model.save(self.folder.model, exclude="optimizer")
-        rows = [
-            row
-            for update in self.evaluated_updates
-            for memory in self.run.evaluation.memories
-            for row in self._read_evaluation(update, memory)
-        ]
+        memories = self.run.evaluation.memories
+        rows: list[dict[str, Any]] = []
+        for update, memory in itertools.product(self.evaluated_updates, memories):
+            rows += self._read_evaluation(update, memory)
         curve = LossCurve(self.folder, self.n_updates, self.n_updates)
         n_parameters = sum(each.numel() for each in self.model.policy.parameters())
         result = {"n_parameters": n_parameters, "losses": curve.entries, "evaluations": rows}
@@ -148,11 +147,11 @@ class _Execution:
         path = self._evaluation_path(update, memory)
         rows: list[dict[str, Any]] | None = self.folder.read_json(path, None)
         if rows is None:
-            raise ExperimentError(
+            message = (
                 f"{path} is missing or damaged, and the weights of update {update} are gone: "
-                f"remove the folder {self.folder.path} and run the experiment again",
-                value=str(path),
+                f"remove the folder {self.folder.path} and run the experiment again"
             )
+            raise ExperimentError(message, value=str(path))
         return rows
 
     def _evaluation_path(self, update: int, memory: str) -> Path:
@@ -190,12 +189,11 @@ def _load(run: Run) -> Trajectories:
     trajectories = load_trajectories(run.data.source, **run.data.options)
     fingerprint = compute_fingerprint(trajectories)
     if fingerprint != run.data.fingerprint:
-        raise ExperimentError(
+        message = (
             f"the data at {run.data.source} has changed since {run.label} was planned "
-            f"(fingerprint {run.data.fingerprint}, now {fingerprint}): run the experiment again",
-            setting="data",
-            value=run.data.source,
+            f"(fingerprint {run.data.fingerprint}, now {fingerprint}): run the experiment again"
         )
+        raise ExperimentError(message, setting="data", value=run.data.source)
     return trajectories
 
 

@@ -145,9 +145,8 @@ def make_plan(experiment: Experiment, request: Request) -> Plan:
         task = task or generic_task(source, loaded.get(options))
         planned = _plan_task(task, loaded, options, request.target_returns)
         if any(planned.name == each.name for each in tasks):
-            raise ConfigError(
-                f"--data names {planned.name!r} twice", setting="data", value=request.data
-            )
+            message = f"--data names {planned.name!r} twice"
+            raise ConfigError(message, setting="data", value=request.data)
         tasks.append(planned)
         for name, variant in variants.items():
             config = _make_config(planned.task, experiment, variant, request)
@@ -168,25 +167,20 @@ def _plan_task(
     data = loaded.get(options)
     if task.env_id is None:
         if data.env_id is None:
-            raise UnknownTaskError(
+            message = (
                 f"{loaded.source} does not say in which environment to act: give it as "
-                f"NAME={loaded.source} with the name of a task or of a Gymnasium environment",
-                setting="data",
-                value=loaded.source,
+                f"NAME={loaded.source} with the name of a task or of a Gymnasium environment"
             )
+            raise UnknownTaskError(message, setting="data", value=loaded.source)
         task = dataclasses.replace(task, env_id=data.env_id, env_kwargs=data.env_kwargs)
     targets = targets or task.target_returns
     if not targets:
         quantiles = np.quantile(data.returns, _QUANTILES)
         targets = tuple(dict.fromkeys(float(f"{each:.4g}") for each in quantiles))
-    return PlannedTask(
-        task=task,
-        source=loaded.source,
-        fingerprint=loaded.describe(options).fingerprint,
-        returns=np.asarray(data.returns, dtype=np.float64),
-        n_steps=data.n_steps,
-        target_returns=tuple(map(float, targets)),
-    )
+    fingerprint = loaded.describe(options).fingerprint
+    returns = np.asarray(data.returns, dtype=np.float64)
+    targets = tuple(map(float, targets))
+    return PlannedTask(task, loaded.source, fingerprint, returns, data.n_steps, targets)
 
 
 def _make_config(
@@ -224,24 +218,19 @@ def _plan_evaluation(
 
 def resolve_data(text: str) -> tuple[Task | None, str]:
     """Parse one ``--data``."""
-    by_name = {task.name: task for task in list_small_tasks()}
-    by_source = {task.dataset: task for task in list_small_tasks()}
+    small = {task.name: task for task in list_small_tasks()}
     name, equals, source = text.partition("=")
-    if equals and (task := by_name.get(name) or _find_task(name)) is not None:
+    if equals and (task := small.get(name) or _find_task(name)) is not None:
         return task, source
-    if text in by_name:
-        return by_name[text], str(by_name[text].dataset)
-    if text in by_source:
-        return by_source[text], text
+    for task in small.values():
+        if text in (task.name, task.dataset):
+            return task, str(task.dataset)
     task = _find_task(text)
     if task is None:
         return None, text
     if task.dataset is None:
-        raise UnknownTaskError(
-            f"{text} has no data of its own: say where it lies with --data {text}=PATH",
-            setting="data",
-            value=text,
-        )
+        message = f"{text} has no data of its own: say where it lies with --data {text}=PATH"
+        raise UnknownTaskError(message, setting="data", value=text)
     return (task if task.target_returns else None), task.dataset
 
 

@@ -112,25 +112,17 @@ def read_table(path: Path, columns: Iterable[str]) -> pd.DataFrame:
         raise _missing(path) from error
     except ValueError as error:
         raise ExperimentError(f"{path} cannot be read: {error}", value=str(path)) from error
-    missing = [name for name in columns if name not in table]
-    if missing:
-        raise ExperimentError(
-            f"{path} lacks the columns {', '.join(missing)}", value=str(path), choices=missing
-        )
+    if missing := [name for name in columns if name not in table]:
+        raise ExperimentError(f"{path} lacks the columns {', '.join(missing)}", value=str(path))
     return table
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
     """Read ``settings.json`` of a report."""
     settings = _read_json(folder / "settings.json")
-    found = settings.get("format")
-    if found != FORMAT:
-        raise ExperimentError(
-            f"the report in {folder} has format {found!r} and this version reads {FORMAT}",
-            setting="format",
-            value=found,
-            choices=[FORMAT],
-        )
+    if (found := settings.get("format")) != FORMAT:
+        message = f"the report in {folder} has format {found!r} and this version reads {FORMAT}"
+        raise ExperimentError(message, setting="format", value=found)
     return settings
 
 
@@ -145,9 +137,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _missing(path: Path) -> ExperimentError:
-    return ExperimentError(
-        f"there is no report in {path.parent}: {path.name} is missing", value=str(path)
-    )
+    message = f"there is no report in {path.parent}: {path.name} is missing"
+    return ExperimentError(message, value=str(path))
 
 
 # --- From a plan ---------------------------------------------------------------------------------
@@ -155,23 +146,14 @@ def _missing(path: Path) -> ExperimentError:
 
 def _evaluation_row(planned: PlannedRun, result: RunResult, evaluation: Evaluation) -> list[str]:
     returns = evaluation.returns
-    figures = [
-        returns.mean(),
-        compute_interquartile_mean(returns),
-        returns.std(ddof=1) if len(returns) > 1 else np.nan,
-        returns.min(),
-        returns.max(),
-        evaluation.lengths.mean(),
-    ]
+    deviation = returns.std(ddof=1) if len(returns) > 1 else np.nan
+    centre = returns.mean(), compute_interquartile_mean(returns), deviation
+    figures = *centre, returns.min(), returns.max(), evaluation.lengths.mean()
     is_last = evaluation.update == result.last_update
+    target = repr(evaluation.target_return).removesuffix(".0")
     return [
-        planned.task,
-        planned.variant,
-        evaluation.memory,
-        str(planned.seed),
-        str(evaluation.update),
-        repr(evaluation.target_return).removesuffix(".0"),
-        str(len(returns)),
+        *(planned.task, planned.variant, evaluation.memory),
+        *(str(planned.seed), str(evaluation.update), target, str(len(returns))),
         *(f"{float(value):.8g}" for value in figures),
         str(result.n_parameters),
         " ".join(f"{value:.8g}" for value in returns.tolist()) if is_last else "",
@@ -224,11 +206,7 @@ def _describe_task(plan: Plan, planned: PlannedTask) -> dict[str, Any]:
         "headline": planned.headline,
         "reference": None if reference is None else asdict(reference),
         "deterministic": all(run.evaluation.deterministic for run in runs),
-        "settings": {
-            name: value
-            for name, value in configs[0].items()
-            if all(config.get(name) == value for config in configs)
-        },
+        "settings": {k: v for k, v in configs[0].items() if all(c.get(k) == v for c in configs)},
     }
 
 
@@ -248,11 +226,9 @@ def _describe_machine(plan: Plan) -> dict[str, Any]:
     machines = []
     for session in itertools.chain.from_iterable(sessions):
         versions = ", ".join(f"{name} {each}" for name, each in session["versions"].items())
-        threads = session["threads"]
-        machines.append(
-            f"{session['machine']}, device {session['device']}, {threads} "
-            f"thread{'' if threads == 1 else 's'} a training; {versions}"
-        )
+        threads = f"{session['threads']} thread{'' if session['threads'] == 1 else 's'}"
+        where = f"{session['machine']}, device {session['device']}"
+        machines.append(f"{where}, {threads} a training; {versions}")
     return {"costs": costs, "machines": list(dict.fromkeys(machines))}
 
 
@@ -261,11 +237,12 @@ _SPENT = ("updates", "train_seconds", "train_cpu_seconds", "evaluation_seconds")
 
 def _compute_costs(spent: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Return the medians over the trainings of a variant."""
+    table = pd.DataFrame(spent)
     values = {
-        "update_ms": [1e3 * each["train_seconds"] / each["updates"] for each in spent],
-        "update_cpu_ms": [1e3 * each["train_cpu_seconds"] / each["updates"] for each in spent],
-        "training_minutes": [each["train_seconds"] / 60 for each in spent],
-        "evaluation_minutes": [each["evaluation_seconds"] / 60 for each in spent],
+        "update_ms": 1e3 * table["train_seconds"] / table["updates"],
+        "update_cpu_ms": 1e3 * table["train_cpu_seconds"] / table["updates"],
+        "training_minutes": table["train_seconds"] / 60,
+        "evaluation_minutes": table["evaluation_seconds"] / 60,
     }
     return {name: float(np.median(each)) for name, each in values.items()}
 
@@ -289,8 +266,7 @@ class TargetSummary:
     @property
     def seed_means(self) -> NDArray[np.float64]:
         """Each training's mean return (seeds,)."""
-        means: NDArray[np.float64] = self.returns.mean(axis=1)
-        return means
+        return np.asarray(self.returns.mean(axis=1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -312,21 +288,19 @@ class ArmSummary:
 
     def improvement(self, other: ArmSummary, target: float) -> Estimate:
         """Return how often a training of this arm is above one of another, at a target."""
-        own, theirs = self.targets[target].returns, other.targets[target].returns
-        return compute_probability_of_improvement(own, theirs)
+        pair = self.targets[target].returns, other.targets[target].returns
+        return compute_probability_of_improvement(*pair)
 
     @property
     def last_scores(self) -> NDArray[np.float64]:
         """Each seed's mean return at its best target, last weights (seeds,)."""
-        scores: NDArray[np.float64] = np.max([t.seed_means for t in self.targets.values()], axis=0)
-        return scores
+        return np.asarray(np.max([t.seed_means for t in self.targets.values()], axis=0))
 
     @property
     def best_scores(self) -> NDArray[np.float64]:
         """Each seed's best mean return over targets and evaluations, as the paper's (seeds,)."""
         rows = [means for by_target in self.history.values() for means in by_target.values()]
-        scores: NDArray[np.float64] = np.max(rows, axis=0)
-        return scores
+        return np.asarray(np.max(rows, axis=0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -400,7 +374,11 @@ def summarize(record: Record) -> ExperimentSummary:
         types = {"seed": int, "update": int, "target_return": float, "mean": float}
         by_arm = record.evaluations.astype(types).groupby(["task", "variant"], sort=False)
         arms_rows = dict(iter(by_arm))
-        losses = _losses_by_training(record.losses)
+        losses: dict[Any, NDArray[np.float64]] = {}
+        if not record.losses.empty:
+            names = ["task", "variant", "seed"]
+            curves = record.losses.astype({"seed": int}).groupby(names, sort=False)
+            losses = {key: each[["update", "loss"]].to_numpy(np.float64) for key, each in curves}
         tasks = []
         for task in record.settings["tasks"]:
             arms = [
@@ -418,18 +396,12 @@ def summarize(record: Record) -> ExperimentSummary:
     return ExperimentSummary(record, tuple(tasks))
 
 
-def _losses_by_training(losses: pd.DataFrame) -> dict[Any, NDArray[np.float64]]:
-    if losses.empty:
-        return {}
-    by_training = losses.astype({"seed": int}).groupby(["task", "variant", "seed"], sort=False)
-    return {key: curve[["update", "loss"]].to_numpy(np.float64) for key, curve in by_training}
-
-
 def _summarize_arm(
     task: Mapping[str, Any], rows: pd.DataFrame, losses: Mapping[Any, NDArray[np.float64]]
 ) -> ArmSummary:
     variant, memory = rows[["variant", "memory"]].iloc[0]
     seeds = tuple(map(int, rows["seed"].unique()))
+    curves = tuple(losses.get((task["name"], variant, seed), np.empty((0, 2))) for seed in seeds)
     last = rows["update"].max()
     targets = {
         target: TargetSummary(np.stack([np.array(text.split(), float) for text in each["returns"]]))
@@ -443,12 +415,4 @@ def _summarize_arm(
     correlation = None
     if len(within) >= _MIN_TARGETS:
         correlation = compute_rank_correlation(within, [targets[each].returns for each in within])
-    return ArmSummary(
-        variant=variant,
-        memory=memory,
-        seeds=seeds,
-        targets=targets,
-        history=history,
-        losses=tuple(losses.get((task["name"], variant, seed), np.empty((0, 2))) for seed in seeds),
-        rank_correlation=correlation,
-    )
+    return ArmSummary(variant, memory, seeds, targets, history, curves, correlation)

@@ -51,9 +51,8 @@ class EvaluationPlan:
         for name in ("target_returns", "memories"):
             values = getattr(self, name)
             if not values or len(set(values)) != len(values):
-                raise ConfigError(
-                    f"{name}={values!r}: give at least one, each once", setting=name, value=values
-                )
+                message = f"{name}={values!r}: give at least one, each once"
+                raise ConfigError(message, setting=name, value=values)
         for name, minimum in (("n_episodes", 1), ("every", 0), ("seed", 0)):
             object.__setattr__(self, name, check_integer(name, getattr(self, name), minimum))
         limit = check_optional_integer("max_episode_steps", self.max_episode_steps, 1)
@@ -99,17 +98,13 @@ class Run:
         Settings at their defaults are left out, so that a setting added by a later version does
         not change old keys; :class:`RunFolder` compares the whole config besides.
         """
-        defaults = DecisionMambaConfig().to_dict()
-        config = self.config.to_dict()
+        defaults, task = DecisionMambaConfig().to_dict(), self.task
+        environment = {"id": task.env_id, "kwargs": dict(task.env_kwargs)}
         return {
             "format": _FORMAT,
             "data": self.data.fingerprint,
-            "environment": {
-                "id": self.task.env_id,
-                "kwargs": dict(self.task.env_kwargs),
-                "clip_rewards": self.task.clip_rewards,
-            },
-            "config": {name: value for name, value in config.items() if value != defaults[name]},
+            "environment": {**environment, "clip_rewards": task.clip_rewards},
+            "config": {k: v for k, v in self.config.to_dict().items() if v != defaults[k]},
             "seed": self.seed,
             "evaluation": self.evaluation.identity(),
         }
@@ -135,14 +130,9 @@ class Run:
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Run:
         """Build a run from what :meth:`to_dict` returned."""
-        found = fields.get("format")
-        if found != _FORMAT:
-            raise ConfigError(
-                f"the run has format {found!r} and this version reads {_FORMAT}",
-                setting="format",
-                value=found,
-                choices=[_FORMAT],
-            )
+        if (found := fields.get("format")) != _FORMAT:
+            message = f"the run has format {found!r} and this version reads {_FORMAT}"
+            raise ConfigError(message, setting="format", value=found)
         try:
             return cls(
                 data=DataSource(**fields["data"]),
@@ -190,19 +180,13 @@ class RunFolder:
         """Return the folder of a run, with its description in it."""
         folder = cls(parent / run.key)
         if folder.description.exists():
-            config = run.config.to_dict()
-            changed = {
-                name: (old, config[name])
-                for name, old in folder.read_run().config.to_dict().items()
-                if old != config[name]
-            }
-            if changed:
-                raise ExperimentError(
+            now, before = run.config.to_dict(), folder.read_run().config.to_dict()
+            if changed := {k: (old, now[k]) for k, old in before.items() if old != now[k]}:
+                message = (
                     f"{folder.path} was trained when these settings had other defaults (before, "
-                    f"now): {changed}; set them with --set, or name another folder with --cells",
-                    setting="cells",
-                    value=str(parent),
+                    f"now): {changed}; set them with --set, or name another folder with --cells"
                 )
+                raise ExperimentError(message, setting="cells", value=str(parent))
         write_json(folder.description, run.to_dict(), indent=1)  # the data may have moved
         return folder
 
@@ -374,10 +358,7 @@ def compute_fingerprint(trajectories: Trajectories) -> str:
 
 
 def _space_bytes(space: spaces.Space[Any]) -> bytes:
-    if isinstance(space, spaces.Box):  # whose repr leaves out bounds
-        return (
-            f"Box {space.shape} {space.dtype}".encode()
-            + space.low.tobytes()
-            + (space.high.tobytes())
-        )
-    return repr(space).encode()
+    if not isinstance(space, spaces.Box):  # whose repr leaves out bounds
+        return repr(space).encode()
+    head = f"Box {space.shape} {space.dtype}".encode()
+    return head + space.low.tobytes() + space.high.tobytes()
