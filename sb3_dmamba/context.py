@@ -14,13 +14,13 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 
 from sb3_dmamba.checks import check_number
-from sb3_dmamba.data import DatasetInfo, Trajectories
+from sb3_dmamba.data import DatasetInfo
 from sb3_dmamba.envs import MINIMAL_ACTIONS, is_atari
 from sb3_dmamba.envs.batches import check_returns_unscaled
 from sb3_dmamba.envs.make import as_gymnasium, make_gymnasium
 from sb3_dmamba.envs.return_to_go import ReturnToGo
 from sb3_dmamba.errors import ConfigError, DatasetError, UnknownTaskError
-from sb3_dmamba.spaces import check_dataset_fits, check_environment_fits, flat_space, is_conditioned
+from sb3_dmamba.spaces import check_environment_fits, flat_space, is_conditioned
 from sb3_dmamba.tasks import ReferenceScores, Task, get_reference_scores, get_task
 
 MakeEnv = Callable[[], "gym.Env[Any, Any]"]
@@ -327,13 +327,3 @@ def check_spaces(
     theirs = environment.observation_space
     theirs = theirs["observation"] if is_conditioned(theirs) else flat_space(theirs)
     check_environment_fits(theirs, environment.action_space, observation_space, action_space, what)
-
-
-def check_dataset(
-    observation_space: spaces.Space[Any],
-    action_space: spaces.Space[Any],
-    trajectories: Trajectories,
-) -> None:
-    """Check that a model can learn from a dataset; arguments as :func:`check_spaces`."""
-    theirs = trajectories.observation_space, trajectories.action_space
-    check_dataset_fits(*theirs, observation_space, action_space)

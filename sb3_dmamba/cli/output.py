@@ -115,9 +115,8 @@ def check_device(name: str) -> str:
         reason = str(error).splitlines()[0].split(". ")[0]
         if reason.startswith("Expected one of"):  # every kind that torch has a name for
             reason = "torch knows no such kind: cpu, cuda and mps are some"
-        raise ConfigError(
-            f"device {name!r} does not work here ({reason}): try auto", setting="device", value=name
-        ) from error
+        message = f"device {name!r} does not work here ({reason}): try auto"
+        raise ConfigError(message, setting="device", value=name) from error
     return name
 
 
@@ -257,11 +256,9 @@ def read_settings(texts: list[str] | None) -> dict[str, Any]:
     """Read :data:`SettingOption` where ``--updates`` is an option of its own."""
     settings = parse_settings(texts or [])
     if "n_updates" in settings:
-        raise ConfigError(
-            f"--set n_updates={settings['n_updates']}: say it with --updates",
-            setting="n_updates",
-            value=settings["n_updates"],
-        )
+        n_updates = settings["n_updates"]
+        message = f"--set n_updates={n_updates}: say it with --updates"
+        raise ConfigError(message, setting="n_updates", value=n_updates)
     return settings
 
 
@@ -273,26 +270,19 @@ def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
     for setting in texts:
         name, equals, text = (part.strip() for part in setting.partition("="))
         if not equals:
-            raise ConfigError(
-                f"--set {setting!r}: write field=value, such as hidden_size=256",
-                setting="--set",
-                value=setting,
-            )
+            message = f"--set {setting!r}: write field=value, such as hidden_size=256"
+            raise ConfigError(message, setting="--set", value=setting)
         if name not in hints:
             DecisionMambaConfig().replace(**{name: text})  # raises, with the nearest name
         if name in given:
-            raise ConfigError(
-                f"--set {name} is given twice ({given[name]} and {text}): keep one of them",
-                setting=name,
-                value=text,
-            )
+            message = f"--set {name} is given twice ({given[name]} and {text}): keep one of them"
+            raise ConfigError(message, setting=name, value=text)
         given[name] = text
         try:
             values[name] = _parse(text, hints[name])
         except ValueError:
-            raise ConfigError(
-                f"--set {setting!r}: give {_describe(hints[name])}", setting=name, value=text
-            ) from None
+            message = f"--set {setting!r}: give {_describe(hints[name])}"
+            raise ConfigError(message, setting=name, value=text) from None
     return values
 
 
