@@ -350,12 +350,10 @@ _EXPERIMENTS = (
     Experiment(
         name="mixers",
         title="Mamba, attention, convolution",
-        question=(
-            "Does Mamba do at least as well as attention (Decision Transformer) and local "
-            "convolution (Decision ConvFormer) at equal updates, and what does each cost? The "
-            "paper compares scores alone, the best of a run; here are the last weights, with the "
-            "time they took."
-        ),
+        question="Does Mamba do at least as well as attention (Decision Transformer) and local "
+        "convolution (Decision ConvFormer) at equal updates, and what does each cost? The paper "
+        "compares scores alone, the best of a run; here are the last weights, with the time they "
+        "took.",
         variants={
             "mamba": Variant(_MAMBA_MLP),
             "attention": Variant(_ATTENTION),
@@ -369,12 +367,10 @@ _EXPERIMENTS = (
     Experiment(
         name="channel-mixing",
         title="With and without channel mixing",
-        question=(
-            "Does Mamba need the MLP that follows it in each block? The paper's Table 3 removes it "
-            "and finds comparable scores, the best of each run. A wider Mamba without an MLP tells "
-            "capacity from mixing; the time encoding, which Mamba can do without as well, is taken "
-            "away from both."
-        ),
+        question="Does Mamba need the MLP that follows it in each block? The paper's Table 3 "
+        "removes it and finds comparable scores, the best of each run. A wider Mamba without an "
+        "MLP tells capacity from mixing; the time encoding, which Mamba can do without as well, "
+        "is taken away from both.",
         variants={
             "mamba+mlp": Variant(_MAMBA_MLP),
             "mamba": Variant(_MAMBA),
@@ -390,12 +386,10 @@ _EXPERIMENTS = (
     Experiment(
         name="time-encoding",
         title="With and without a time encoding",
-        question=(
-            "The paper's models see which step of the episode it is, by a learned embedding that "
-            "attention was given to tell the order and that Mamba can do without. It tells more "
-            "than the order: where episodes fail at a certain step, a model may learn to fail "
-            "there too. Does it help, and is what it does a matter of the mixer?"
-        ),
+        question="The paper's models see which step of the episode it is, by a learned embedding "
+        "that attention was given to tell the order and that Mamba can do without. It tells more "
+        "than the order: where episodes fail at a certain step, a model may learn to fail there "
+        "too. Does it help, and is what it does a matter of the mixer?",
         variants={
             "mamba, timestep": Variant(_MAMBA),
             "mamba, none": Variant(_MAMBA_ALONE),
@@ -411,10 +405,9 @@ _EXPERIMENTS = (
     Experiment(
         name="context-length",
         title="Steps of context",
-        question=(
-            "How much does the context length K matter? The paper's ablation finds other effects "
-            "on Breakout than on Qbert, and leaves the question open. K 1 sees the present alone."
-        ),
+        question="How much does the context length K matter? The paper's ablation finds other "
+        "effects on Breakout than on Qbert, and leaves the question open. K 1 sees the present "
+        "alone.",
         variants={
             f"K {length}": Variant({"context_length": length})
             for length in (20, 1, 5, 10, 30, 50, 100)
@@ -426,11 +419,9 @@ _EXPERIMENTS = (
     Experiment(
         name="init",
         title="Mamba's initialisation and the official code's",
-        question=(
-            "The official code draws every linear layer from N(0, 0.02) with zero bias, Mamba's "
-            "included, so its step size starts near softplus(0) = 0.69 instead of 0.001 to 0.1. "
-            "Does it matter?"
-        ),
+        question="The official code draws every linear layer from N(0, 0.02) with zero bias, "
+        "Mamba's included, so its step size starts near softplus(0) = 0.69 instead of 0.001 to "
+        "0.1. Does it matter?",
         variants={"mamba": Variant({"init": "mamba"}), "paper": Variant({"init": "paper"})},
         tasks=_SMALL_TASKS,
         memories=("window", "stream"),
@@ -439,12 +430,10 @@ _EXPERIMENTS = (
     Experiment(
         name="memory",
         title="Window and stream",
-        question=(
-            "The paper encodes the last K steps anew at each step. Carrying the recurrent state "
-            "instead costs the same at every step and is another policy, one that training on "
-            "windows of K steps has not seen. How much does it lose, and what training makes up "
-            "for it?"
-        ),
+        question="The paper encodes the last K steps anew at each step. Carrying the recurrent "
+        "state instead costs the same at every step and is another policy, one that training on "
+        "windows of K steps has not seen. How much does it lose, and what training makes up for "
+        "it?",
         variants={
             "windows": Variant(description="windows of K steps, as the paper trains"),
             "long windows": Variant(
@@ -467,12 +456,10 @@ _EXPERIMENTS = (
     Experiment(
         name="long-memory",
         title="Memory beyond the window",
-        question=(
-            "In a T-maze the side to turn to is shown at the first step and needed 50 steps later. "
-            "A window of 20 steps cannot hold both, so what reaches more than half of the rewards "
-            "remembers by other means: a longer window, or a state that training has taught to "
-            "last. Does Mamba's state learn that, at the same cost for every step?"
-        ),
+        question="In a T-maze the side to turn to is shown at the first step and needed 50 steps "
+        "later. A window of 20 steps cannot hold both, so what reaches more than half of the "
+        "rewards remembers by other means: a longer window, or a state that training has taught "
+        "to last. Does Mamba's state learn that, at the same cost for every step?",
         # The task's recipe carries the state over whole episodes, so each variant sets it.
         variants={
             "windows of 20": Variant({**_MAMBA_ALONE, "carry_state": False, "context_length": 20}),
@@ -496,13 +483,10 @@ _EXPERIMENTS = (
     Experiment(
         name="sparse",
         title="Delayed rewards",
-        question=(
-            "What is lost where an episode's return is known at its end alone, so that the "
-            "return-to-go says nothing about how things stand? The Decision Transformer's authors "
-            "report little loss on such data; the paper does not try. A model of such data acts "
-            "with a return-to-go that stays what was asked for; what is scored is the same in all "
-            "variants."
-        ),
+        question="What is lost where an episode's return is known at its end alone, so that the "
+        "return-to-go says nothing about how things stand? The Decision Transformer's authors "
+        "report little loss on such data; the paper does not try. A model of such data acts with "
+        "a return-to-go that stays what was asked for; what is scored is the same in all variants.",
         variants={
             "mamba, dense": Variant(_MAMBA_MLP),
             "mamba, delayed": Variant(_MAMBA_MLP, _DELAYED),
@@ -515,10 +499,8 @@ _EXPERIMENTS = (
     Experiment(
         name="size",
         title="Width and depth",
-        question=(
-            "Which size does the data call for? The paper uses width 128 or 256 and 3 layers on "
-            "locomotion, 6 on Atari, and tries no other."
-        ),
+        question="Which size does the data call for? The paper uses width 128 or 256 and 3 layers "
+        "on locomotion, 6 on Atari, and tries no other.",
         variants={
             f"width {width}, {n} layer{'' if n == 1 else 's'}": Variant(
                 {"hidden_size": width, "n_layers": n}
@@ -531,12 +513,10 @@ _EXPERIMENTS = (
     Experiment(
         name="d4rl",
         title="Locomotion (D4RL)",
-        question=(
-            "Does the paper's Table 1 reproduce? Its recipe, seeds and targets on the nine "
-            "datasets; 100 episodes of each of five targets, ten times in a training. The paper "
-            "reports the best evaluation of a training, so the last weights and the best ones are "
-            "told apart here."
-        ),
+        question="Does the paper's Table 1 reproduce? Its recipe, seeds and targets on the nine "
+        "datasets; 100 episodes of each of five targets, ten times in a training. The paper "
+        "reports the best evaluation of a training, so the last weights and the best ones are "
+        "told apart here.",
         variants={"mamba": Variant({"mixer": "mamba"})},
         tasks=tuple(_TABLE_1),
         n_episodes=100,
@@ -545,24 +525,20 @@ _EXPERIMENTS = (
         published=Published(
             scores=_by_method(_TABLE_1),
             is_normalized=True,
-            notes=(
-                "DT and DMamba are the paper's Table 1, the maximum over the evaluations of a "
-                "training (its author, in the issue tracker of the official code); ours are on "
-                "version 4 of the environments, the nearest that needs no mujoco-py. The best "
-                "published by a relative of this method is 83.2 on average (arXiv:2406.05427)."
-            ),
+            notes="DT and DMamba are the paper's Table 1, the maximum over the evaluations of a "
+            "training (its author, in the issue tracker of the official code); ours are on "
+            "version 4 of the environments, the nearest that needs no mujoco-py. The best "
+            "published by a relative of this method is 83.2 on average (arXiv:2406.05427).",
         ),
         data_options=_d4rl_options,
     ),
     Experiment(
         name="atari",
         title="Atari (DQN replay)",
-        question=(
-            "Does the paper's Table 2 reproduce? Its recipe and seeds on four games: ten passes "
-            "over 500,000 steps of the DQN replay, 10 episodes with drawn actions after each. "
-            "Scores are raw and of whole games; the return asked for counts clipped rewards, as "
-            "the data does."
-        ),
+        question="Does the paper's Table 2 reproduce? Its recipe and seeds on four games: ten "
+        "passes over 500,000 steps of the DQN replay, 10 episodes with drawn actions after each. "
+        "Scores are raw and of whole games; the return asked for counts clipped rewards, as the "
+        "data does.",
         variants={"mamba": Variant({"mixer": "mamba"})},
         tasks=tuple(_TABLE_2),
         n_episodes=10,
@@ -572,10 +548,8 @@ _EXPERIMENTS = (
         published=Published(
             scores=_by_method(_TABLE_2),
             is_normalized=False,
-            notes=(
-                "DT and DMamba are the paper's Table 2, the maximum over the evaluations of a "
-                "training (its author, in the issue tracker of the official code)."
-            ),
+            notes="DT and DMamba are the paper's Table 2, the maximum over the evaluations of a "
+            "training (its author, in the issue tracker of the official code).",
         ),
         data_options=_replay_options,
         keep_data=True,
@@ -585,10 +559,8 @@ _EXPERIMENTS = (
 _EFFICIENCY = Measurement(
     name="efficiency",
     title="Time, memory and operations",
-    question=(
-        "The paper does not explore efficiency, which is what Mamba is known for. What does an "
-        "update cost, and a step of acting, in time, memory and operations, as the context grows?"
-    ),
+    question="The paper does not explore efficiency, which is what Mamba is known for. What does "
+    "an update cost, and a step of acting, in time, memory and operations, as the context grows?",
     variants={
         "mamba": _MAMBA_ALONE,
         "mamba+mlp": _network("mamba", time="none"),
