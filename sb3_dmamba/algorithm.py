@@ -204,9 +204,9 @@ class DecisionMamba(BaseAlgorithm):
         progress_bar: bool = False,
     ) -> Self:
         """Stable-Baselines3's name for :meth:`fit` on the last dataset; a timestep is an update."""
-        options = {"progress_bar": progress_bar, "reset_num_timesteps": reset_num_timesteps}
         log: dict[str, Any] = {"log_interval": log_interval, "tb_log_name": tb_log_name}
-        return self.fit(None, total_timesteps, callback=callback, **options, **log)
+        log |= {"progress_bar": progress_bar, "reset_num_timesteps": reset_num_timesteps}
+        return self.fit(None, total_timesteps, callback=callback, **log)
 
     def _load_dataset(self, dataset: Any) -> Trajectories:
         if dataset is not None:

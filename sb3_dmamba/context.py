@@ -66,15 +66,17 @@ class RunContext:
             f"the dataset is of {name}, and the task {self.task.name!r} is not: use "
             f"DecisionMamba({theirs if is_task else dataset.env_id!r}), or another dataset"
         )
-        known = {"value": theirs or dataset.env_id, "choices": [ours or self.task.env_id]}
+        known: dict[str, Any] = {
+            "value": theirs or dataset.env_id,
+            "choices": [ours or self.task.env_id],
+        }
         raise DatasetError(message, setting="env_id", **known)
 
     @property
     def clip_rewards(self) -> bool:
         """Whether the return-to-go counts clipped rewards: as in the dataset, else as the task."""
-        if self.dataset.clip_rewards is not None:
-            return self.dataset.clip_rewards
-        return self.task is not None and self.task.clip_rewards
+        of_task = self.task is not None and self.task.clip_rewards
+        return of_task if self.dataset.clip_rewards is None else self.dataset.clip_rewards
 
     @property
     def delayed_rewards(self) -> bool:
@@ -117,8 +119,8 @@ class RunContext:
         """
         env = self.find_env()
         if self._venv is None and env is not None:
-            is_made = isinstance(env, (gym.Env, VecEnv))
-            has_target = is_made and is_conditioned(env.observation_space)
+            space = env.observation_space if isinstance(env, (gym.Env, VecEnv)) else None
+            has_target = space is not None and is_conditioned(space)
             self._venv = self.wrap(env, np.nan if has_target else None)
             if self._seed is not None:
                 self._venv.seed(self._seed)
@@ -126,13 +128,15 @@ class RunContext:
 
     def wrap(self, env: Environment, target_return: float | None = None) -> VecEnv:
         """Vectorise and condition an environment, as :func:`wrap`; None is the model's target."""
-        target = self.target_return if target_return is None else target_return
-        return wrap(env, target, self.clip_rewards, self.delayed_rewards)
+        return wrap(env, *self._conditions(target_return))
 
     def condition(self, env: Any, target_return: float | None = None) -> Any:
         """Wrap an environment in ``ReturnToGo``; None is the model's target."""
+        return ReturnToGo(env, *self._conditions(target_return))
+
+    def _conditions(self, target_return: float | None) -> tuple[float, bool, bool]:
         target = self.target_return if target_return is None else target_return
-        return ReturnToGo(env, target, self.clip_rewards, self.delayed_rewards)
+        return target, self.clip_rewards, self.delayed_rewards
 
     def seed(self, seed: int) -> None:
         """Seed the environment, now or when it is made."""
@@ -143,9 +147,8 @@ class RunContext:
     @property
     def env_may_differ(self) -> bool:
         """Whether the environment may have other spaces than the dataset: it is not its own."""
-        if self.env is not None:
-            return True
-        return self.task is not None and self.task.env_id not in (None, self.dataset.env_id)
+        task_id = None if self.task is None else self.task.env_id
+        return self.env is not None or task_id not in (None, self.dataset.env_id)
 
     @property
     def env_name(self) -> str:

@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -74,8 +73,16 @@ def examine(seconds: float = 10.0, device: str = "auto") -> Examination:
 
 def find_problems(packages: list[Package], backends: list[Backend]) -> list[str]:
     """Return what is broken among packages, backends and the NVIDIA driver, and how to mend it."""
-    checks = (_package_problems(packages), _backend_problems(backends), _driver_problems())
-    return [problem for check in checks for problem in check]
+    problems = []
+    if not packages:
+        problems.append(f'{DISTRIBUTION} is not installed: pip install -e ".[dev]" in its folder')
+    unmet = [each for each in packages if each.extra is None and not each.is_met]
+    problems += [f"{each.name} {each.lack}: {each.remedy}" for each in unmet]
+    broken = [each for each in backends if each.is_broken]
+    problems += [f"backend {b.name!r} on {b.device!r}: {b.reason}" for b in broken]
+    if not any(each.is_auto for each in backends if each.device == "cpu"):
+        problems.append("no backend works on the CPU")
+    return problems + _driver_problems()
 
 
 @dataclass(frozen=True)
@@ -138,14 +145,6 @@ def _look_up(requirement: Requirement, extra: str | None) -> Package:
     return Package(requirement.name, str(requirement.specifier), version, extra, is_met)
 
 
-def _package_problems(packages: list[Package]) -> Iterator[str]:
-    if not packages:
-        yield f'{DISTRIBUTION} is not installed: pip install -e ".[dev]" in its folder'
-    for package in packages:
-        if package.extra is None and not package.is_met:
-            yield f"{package.name} {package.lack}: {package.remedy}"
-
-
 _TOLERANCE = 1e-4  # of sums of a few dozen numbers of size one, in float32
 _BATCH, _STEPS, _CHANNELS, _STATES, _TAPS = 2, 33, 16, 8, 4
 
@@ -171,7 +170,9 @@ def check_backends(device: str) -> list[Backend]:
         error, is_broken = None, False
         if reason is None:
             try:
-                error = _compare_with_reference(name, device)
+                pairs = zip(_run(name, device), _run("reference", device), strict=True)
+                differences = [(a - b).abs().max().item() for a, b in pairs]
+                error = float(np.max(differences))  # NaN where there is one
                 is_broken = not error <= _TOLERANCE
                 if is_broken:
                     reason = f"its results are off by {error:.1e}: use another backend, and report"
@@ -181,12 +182,6 @@ def check_backends(device: str) -> list[Backend]:
                 is_broken = True
         found.append(Backend(name, device, name == auto, reason, error, is_broken))
     return found
-
-
-def _compare_with_reference(name: str, device: str) -> float:
-    pairs = zip(_run(name, device), _run("reference", device), strict=True)
-    differences = [(a - b).abs().max().item() for a, b in pairs]
-    return float(np.max(differences))  # NaN where there is one
 
 
 def _run(name: str, device: str) -> list[torch.Tensor]:
@@ -207,25 +202,17 @@ def _run(name: str, device: str) -> list[torch.Tensor]:
     return [convolved.detach(), scanned.detach(), *gradients]
 
 
-def _backend_problems(backends: list[Backend]) -> Iterator[str]:
-    for each in backends:
-        if each.is_broken:
-            yield f"backend {each.name!r} on {each.device!r}: {each.reason}"
-    if not any(each.is_auto for each in backends if each.device == "cpu"):
-        yield "no backend works on the CPU"
-
-
-def _driver_problems() -> Iterator[str]:
+def _driver_problems() -> list[str]:
     is_blind = torch.version.cuda is not None and not torch.cuda.is_available()
     if not is_blind or shutil.which("nvidia-smi") is None:
-        return
+        return []
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, check=False, timeout=30)
-    if listed.returncode == 0 and listed.stdout.strip():
-        yield (
-            f"there is an NVIDIA driver, and torch, built for CUDA {torch.version.cuda}, finds no "
-            f"GPU: nvidia-smi shows the driver's version, and pip install torch with a fitting "
-            f"--index-url brings a fitting build"
-        )
+    message = (
+        f"there is an NVIDIA driver, and torch, built for CUDA {torch.version.cuda}, finds no GPU: "
+        f"nvidia-smi shows the driver's version, and pip install torch with a fitting --index-url "
+        f"brings a fitting build"
+    )
+    return [message] if listed.returncode == 0 and listed.stdout.strip() else []
 
 
 @dataclass(frozen=True)

@@ -163,18 +163,14 @@ def make_folder(
         if video:
             environment = model._context.require_env() if env is None else env
             replay = _write_replay(model, made, report, result, environment, video_steps)
-        card = Card(
-            name=file,
-            repo_id=repo_id or f"<user>/{file}",
-            env_name=env_name,
-            env_id=_env_id(model),
-            report=report,
-            result=result,
-            config=model.config,
-            dataset=model.dataset,
-            license=license,
-            replay=replay,
-        )
+        names = {"name": file, "repo_id": repo_id or f"<user>/{file}", "env_name": env_name}
+        made_by: dict[str, Any] = {
+            "env_id": _env_id(model),
+            "config": model.config,
+            "dataset": model.dataset,
+        }
+        evaluated: dict[str, Any] = {"report": report, "result": result, "replay": replay}
+        card = Card(**names, **made_by, **evaluated, license=license)
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
         _write_json(made / "results.json", {**card.results(), "eval_datetime": now})
         report.to_json(made / "evaluation.json")
@@ -389,18 +385,18 @@ def _write_replay(
     n_steps: int,
 ) -> str:
     """Play the report's first episode, record at most ``n_steps`` steps, and describe it."""
-    actor = model.as_stateful_wrapper(
-        result.target_return,
-        memory=report.memory,  # type: ignore[arg-type]
-        deterministic=report.deterministic,
-        clip_rewards=report.clip_rewards,
-        delayed_rewards=report.delayed_rewards,
-    )
+    options = ("memory", "deterministic", "clip_rewards", "delayed_rewards")
+    how: dict[str, Any] = {name: getattr(report, name) for name in options}
+    actor = model.as_stateful_wrapper(result.target_return, **how)
     env, seed = _make_rendered(environment), report.eval_seed
     with tempfile.TemporaryDirectory() as videos, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # moviepy's own, and that the folder is there
         try:
-            settings = {"video_length": n_steps, "name_prefix": "replay", "disable_logger": True}
+            settings: dict[str, Any] = {
+                "video_length": n_steps,
+                "name_prefix": "replay",
+                "disable_logger": True,
+            }
             recorder = RecordVideo(env, videos, lambda episode: episode == 0, **settings)
         except DependencyNotInstalled as error:
             env.close()  # type: ignore[no-untyped-call]

@@ -372,8 +372,7 @@ def _describe_recipe(name: D4RLName) -> tuple[str, str]:
 # --- Atari ---------------------------------------------------------------------------------------
 
 _ATARI_TRANSITIONS = 500_000  # of the DQN replay, for each game
-_ATARI_EPOCHS = 10
-_ATARI_BATCH_SIZE = 256
+_ATARI_EPOCHS, _ATARI_BATCH_SIZE = 10, 256
 _ATARI_WARMUP_TOKENS = 512 * 20
 _ATARI_TOKENS_OF_STEP = 3  # in the official code's final_tokens = 2 * N * K * 3
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -150,21 +152,19 @@ def _fetch(name: str, folder: Path | None) -> tuple[Path, bool]:
     from sb3_dmamba.data.sources.d4rl import find_d4rl_file
     from sb3_dmamba.data.sources.minari import find_minari_folder
 
+    find: Callable[..., Path] = find_minari_folder
     if D4RL_NAME.fullmatch(name):
-        try:
-            return find_d4rl_file(name, folder=folder, download=False), False
-        except DatasetError:
-            return find_d4rl_file(name, folder=folder), True
-    if folder is not None:
+        find = partial(find_d4rl_file, folder=folder)
+    elif folder is not None:
         message = (
             f"{name!r} is not a D4RL name, and --folder is for D4RL's files: Minari's go to the "
             f"folder that MINARI_DATASETS_PATH names"
         )
         raise DatasetError(message, setting="folder", value=str(folder))
     try:
-        return find_minari_folder(name, download=False), False
+        return find(name, download=False), False
     except DatasetError:
-        return find_minari_folder(name), True
+        return find(name), True
 
 
 def _size(path: Path) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -64,15 +64,15 @@ def evaluate(
 ) -> None:
     """Act for whole episodes of each target return and report what was reached."""
     with cli.command_output(as_json, debug) as out:
-        report = cli.load_model(model, cli.check_device(device), backend).evaluate(
-            target or None,
-            episodes,
-            env=env,
-            memory=None if memory is None else memory.value,
-            deterministic=not stochastic,
-            max_episode_steps=max_steps,
-            seed=seed,
-        )
+        loaded = cli.load_model(model, cli.check_device(device), backend)
+        name = None if memory is None else memory.value
+        act: dict[str, Any] = {
+            "env": env,
+            "memory": name,
+            "deterministic": not stochastic,
+            "seed": seed,
+        }
+        report = loaded.evaluate(target or None, episodes, **act, max_episode_steps=max_steps)
         out.console.print(report)
         for path, write in ((output, report.to_json), (plot, report.plot)):
             if path is not None:

@@ -255,15 +255,10 @@ def bench(
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         cli.import_quietly("sb3_dmamba.algorithm")  # the retired gym's notice is printed once
-        request = import_module("benchmarks.request").Request(
-            device=device,
-            threads=threads or torch.get_num_threads(),
-            rounds=rounds,
-            quick=quick,
-            updates=updates,
-            replay=replay,
-            command=_bench_reproduce(names or []),
-        )
+        where = {"device": device, "threads": threads or torch.get_num_threads()}
+        how = {"rounds": rounds, "quick": quick, "updates": updates, "replay": replay}
+        make_request = import_module("benchmarks.request").Request
+        request = make_request(**where, **how, command=_bench_reproduce(names or []))
         run = import_module("benchmarks.running").run
         documents = run(names or (), request, output, printed.console)
         printed.emit(documents)

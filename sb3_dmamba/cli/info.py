@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -149,17 +149,12 @@ def tasks(as_json: cli.JsonOption = False, debug: cli.DebugOption = False) -> No
         if as_json:
             output.emit([task.to_dict() for task in named])
             return
-        table = cli.make_table(
-            title="Named tasks",
-            caption="dmamba tasks --json has every setting, and where it is from",
-            caption_justify="left",
-            collapse_padding=True,
-        )
+        caption = "dmamba tasks --json has every setting, and where it is from"
+        layout = {"caption_justify": "left", "collapse_padding": True}
+        table = cli.make_table(title="Named tasks", caption=caption, **layout)
         for name in ("task", "environment", "targets", "width", "updates"):
-            is_number = name not in ("task", "environment")
-            table.add_column(
-                name, justify="right" if is_number else "left", no_wrap=name != "targets"
-            )
+            justify: Any = "left" if name in ("task", "environment") else "right"
+            table.add_column(name, justify=justify, no_wrap=name != "targets")
         for task in named:
             config, targets = task.config(), [f"{target:g}" for target in task.target_returns]
             asked = targets[0] if len(targets) == 1 else f"{targets[0]}..{targets[-1]}"

@@ -203,15 +203,11 @@ def _load_dataset(plan: _Plan, model: DecisionMamba) -> Trajectories:
 def _fit(plan: _Plan, model: DecisionMamba, trajectories: Trajectories) -> None:
     from stable_baselines3.common import callbacks
 
-    folder = str(plan.output / "checkpoints")
-    every = plan.checkpoint_every
-    model.fit(
-        trajectories,
-        plan.updates if plan.resume is not None else None,
-        callback=callbacks.CheckpointCallback(every, folder, "model") if every else None,
-        eval_freq=plan.eval_every,
-        progress_bar=True,
-    )
+    folder, every = str(plan.output / "checkpoints"), plan.checkpoint_every
+    saving = callbacks.CheckpointCallback(every, folder, "model") if every else None
+    n_steps = plan.updates if plan.resume is not None else None
+    how: dict[str, Any] = {"eval_freq": plan.eval_every, "progress_bar": True}
+    model.fit(trajectories, n_steps, callback=saving, **how)
 
 
 def _train(
@@ -244,19 +240,10 @@ def _train(
     out.line(f"{done:,} updates in {seconds:.0f} s")
     out.files([plan.model_path])
     out.line(f"next: dmamba evaluate {plan.model_path}")
-    out.emit(
-        {
-            "model": str(plan.model_path),
-            "updates": done,
-            "total_updates": model.num_timesteps,
-            "seconds": seconds,
-            "seed": model.seed,
-            "device": str(model.device),
-            "processes": n_processes,
-            "dataset": trajectories.summary().to_dict(),
-            "config": model.config.to_dict(),
-        }
-    )
+    counts = {"updates": done, "total_updates": model.num_timesteps, "seconds": seconds}
+    where = {"seed": model.seed, "device": str(model.device), "processes": n_processes}
+    about = {"dataset": trajectories.summary().to_dict(), "config": model.config.to_dict()}
+    out.emit({"model": str(plan.model_path), **counts, **where, **about})
 
 
 # --- Interrupted runs: messages on stderr --------------------------------------------------------

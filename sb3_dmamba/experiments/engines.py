@@ -19,16 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from rich import progress as rich
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from sb3_dmamba.checks import check_integer
 from sb3_dmamba.errors import ExperimentError, MissingDependencyError
@@ -331,18 +323,12 @@ def _show_progress(folders: Sequence[RunFolder], console: Console | None) -> Ite
         return
     labels = {folder: folder.read_run().label for folder in folders}
     begun, ended = time.time(), threading.Event()
-    progress = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[phase]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-    )
+    phase, left = rich.TextColumn("{task.fields[phase]}"), rich.TextColumn("left")
+    runs = rich.TextColumn("{task.description}"), rich.BarColumn(bar_width=24)
+    times = phase, rich.TimeElapsedColumn(), left, rich.TimeRemainingColumn()
+    progress = rich.Progress(*runs, rich.MofNCompleteColumn(), *times, console=console)
     every_run = progress.add_task("[bold]runs", total=len(folders), phase="")
-    rows: dict[RunFolder, TaskID] = {}
+    rows: dict[RunFolder, rich.TaskID] = {}
 
     def look() -> None:
         for folder in folders:

@@ -114,16 +114,11 @@ class _Execution:
             if self.folder.read_json(path, None) is not None:
                 continue
             self._report_progress(f"evaluating ({memory})")
+            options = ("seed", "deterministic", "max_episode_steps")
+            how: dict[str, Any] = {name: getattr(plan, name) for name in options}
+            targets, n_episodes = plan.target_returns, plan.n_episodes
             with self.session.evaluating():
-                report = self.model.evaluate(
-                    plan.target_returns,
-                    plan.n_episodes,
-                    memory=memory,
-                    seed=plan.seed,
-                    deterministic=plan.deterministic,
-                    max_episode_steps=plan.max_episode_steps,
-                    n_workers=0,
-                )
+                report = self.model.evaluate(targets, n_episodes, memory=memory, n_workers=0, **how)
             rows = [
                 Evaluation(update, memory, each.target_return, each.returns, each.lengths).to_dict()
                 for each in report.results

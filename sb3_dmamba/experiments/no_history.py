@@ -7,8 +7,10 @@ target; and from the observation alone, in the best episodes only (behaviour clo
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -61,14 +63,9 @@ class Perceptron(nn.Module):
         self.register_buffer("mean", torch.as_tensor(statistics.mean))
         self.register_buffer("std", torch.as_tensor(statistics.std))
         n_inputs = trajectories.observations.shape[1] + int(conditioned)
-        self.layers = nn.Sequential(
-            nn.Linear(n_inputs, HIDDEN_SIZE),
-            nn.ReLU(),
-            nn.Linear(HIDDEN_SIZE, HIDDEN_SIZE),
-            nn.ReLU(),
-            nn.Linear(HIDDEN_SIZE, trajectories.actions.shape[1]),
-            nn.Tanh(),
-        )
+        sizes = n_inputs, HIDDEN_SIZE, HIDDEN_SIZE, trajectories.actions.shape[1]
+        first, second, last = (nn.Linear(n, m) for n, m in itertools.pairwise(sizes))
+        self.layers = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), last, nn.Tanh())
 
     def forward(self, observations: Tensor, returns_to_go: Tensor) -> Tensor:
         """Predict actions (B, A) from observations (B, *obs) and returns-to-go (B,)."""
@@ -131,15 +128,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     trajectories = load_trajectories(options.dataset)
     assert trajectories.env_id is not None
 
+    make_env = partial(gym.make, trajectories.env_id, **trajectories.env_kwargs)
+
     def evaluate(policy: Perceptron, targets: Sequence[float]) -> EvaluationReport:
-        return evaluate_targets(
-            policy,
-            lambda: gym.make(trajectories.env_id or "", **trajectories.env_kwargs),
-            targets,
-            options.episodes,
-            seed=options.eval_seed,
-            n_workers=0,
-        )
+        how: dict[str, Any] = {"seed": options.eval_seed, "n_workers": 0}
+        return evaluate_targets(policy, make_env, targets, options.episodes, **how)
 
     rows: dict[str, list[float]] = {}
     for seed in options.seeds:

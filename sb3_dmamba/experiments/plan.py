@@ -289,8 +289,8 @@ class LoadedData:
 
     def _locate(self, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         """Return the source and its options, or the store that it was converted to."""
-        kind = None if self._stores is None else find_source(self.source)
-        if self._stores is None or kind is None or "store" not in kind.option_names():
+        kind = find_source(self.source) if self._stores else None
+        if not self._stores or kind is None or "store" not in kind.option_names():
             return self.source, dict(options)
         name = f"{Path(self.source).resolve()} {_options_key(options)}"
         store = self._stores / hashlib.sha256(name.encode()).hexdigest()[:16]

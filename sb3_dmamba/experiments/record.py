@@ -21,19 +21,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sb3_dmamba.errors import ExperimentError
-from sb3_dmamba.evaluation.statistics import (
-    Estimate,
-    compute_interquartile_mean,
-    compute_normalized_score,
-    estimate,
-)
+from sb3_dmamba.evaluation.statistics import Estimate, compute_normalized_score, estimate
+from sb3_dmamba.experiments import statistics
 from sb3_dmamba.experiments.plan import Plan, PlannedRun, PlannedTask
 from sb3_dmamba.experiments.runs import Evaluation, RunResult, write_json, write_text
-from sb3_dmamba.experiments.statistics import (
-    compute_probability_of_improvement,
-    compute_rank_correlation,
-    find_winner,
-)
 
 FORMAT = 1
 """Of ``settings.json``."""
@@ -147,7 +138,7 @@ def _missing(path: Path) -> ExperimentError:
 def _evaluation_row(planned: PlannedRun, result: RunResult, evaluation: Evaluation) -> list[str]:
     returns = evaluation.returns
     deviation = returns.std(ddof=1) if len(returns) > 1 else np.nan
-    centre = returns.mean(), compute_interquartile_mean(returns), deviation
+    centre = returns.mean(), statistics.compute_interquartile_mean(returns), deviation
     figures = *centre, returns.min(), returns.max(), evaluation.lengths.mean()
     is_last = evaluation.update == result.last_update
     target = repr(evaluation.target_return).removesuffix(".0")
@@ -289,7 +280,7 @@ class ArmSummary:
     def improvement(self, other: ArmSummary, target: float) -> Estimate:
         """Return how often a training of this arm is above one of another, at a target."""
         pair = self.targets[target].returns, other.targets[target].returns
-        return compute_probability_of_improvement(*pair)
+        return statistics.compute_probability_of_improvement(*pair)
 
     @property
     def last_scores(self) -> NDArray[np.float64]:
@@ -327,8 +318,9 @@ class TaskSummary:
 
     def winner(self, target: float) -> ArmSummary | None:
         """Return the arm whose interval is above all others at a target; None if none is."""
-        name = find_winner({arm.name: arm.targets[target].estimate for arm in self.arms})
-        return next((arm for arm in self.arms if arm.name == name), None)
+        arms = {arm.name: arm for arm in self.arms}
+        estimates = {name: arm.targets[target].estimate for name, arm in arms.items()}
+        return arms.get(statistics.find_winner(estimates) or "")
 
     def reference_arm(self, arm: ArmSummary) -> ArmSummary | None:
         """Return the arm to compare with: the first variant under the same memory.
@@ -414,5 +406,6 @@ def _summarize_arm(
     within = task["targets_in_range"]
     correlation = None
     if len(within) >= _MIN_TARGETS:
-        correlation = compute_rank_correlation(within, [targets[each].returns for each in within])
+        achieved = [targets[each].returns for each in within]
+        correlation = statistics.compute_rank_correlation(within, achieved)
     return ArmSummary(variant, memory, seeds, targets, history, curves, correlation)

@@ -152,13 +152,12 @@ def _compose_published(summary: ExperimentSummary) -> list[str]:
     published = summary.record.settings["published"]
     if published is None:
         return []
-    unit = "normalised scores" if published["is_normalized"] else "raw scores"
-    return [
-        "### Beside what others report",
-        f"Each training at its best target, {unit}: interquartile means over seeds with 95 % "
-        f"intervals, of the last weights and of the best evaluation. {published['notes']}",
-        _format_published(summary, published),
-    ]
+    text = (
+        f"Each training at its best target, {'normalised' if published['is_normalized'] else 'raw'}"
+        " scores: interquartile means over seeds with 95 % intervals, of the last weights and of "
+        f"the best evaluation. {published['notes']}"
+    )
+    return ["### Beside what others report", text, _format_published(summary, published)]
 
 
 def _compose_task(summary: ExperimentSummary, task: TaskSummary) -> list[str]:
@@ -211,12 +210,11 @@ def _describe_answer(summary: ExperimentSummary) -> list[str]:
     """Return a paragraph a task: the comparisons, and whether the intervals are separate."""
     done, planned = summary.n_done, summary.record.settings["n_trainings"]
     incomplete = f"{done} of {planned} trainings are done; these are their figures."
-    return [
-        "" if done == planned else incomplete,
-        *map(_describe_task, summary.tasks),
+    caution = (
         "An interval holds for this recipe, data and number of updates; overlapping intervals "
-        "leave open which is better, and do not show that the two are alike.",
-    ]
+        "leave open which is better, and do not show that the two are alike."
+    )
+    return ["" if done == planned else incomplete, *map(_describe_task, summary.tasks), caution]
 
 
 def _describe_task(task: TaskSummary) -> str:
@@ -294,9 +292,8 @@ def format_number(value: float) -> str:
 def _format_estimate(value: Estimate | None) -> str:
     if value is None:
         return "-"
-    if value.low != value.low:
-        return format_number(value.value)
-    return f"{format_number(value.value)} [{format_number(value.low)}, {format_number(value.high)}]"
+    interval = f" [{format_number(value.low)}, {format_number(value.high)}]"
+    return format_number(value.value) + (interval if value.low == value.low else "")
 
 
 def _count(n: int, what: str) -> str:

@@ -216,10 +216,8 @@ class RunFolder:
         except FileNotFoundError as error:
             raise ExperimentError(f"the run {self.path} is not done") from error
         except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-            raise ExperimentError(
-                f"{self.result} cannot be read ({error!r}): delete it, and the same command "
-                "gathers the evaluations again"
-            ) from error
+            fix = "delete it, and the same command gathers the evaluations again"
+            raise ExperimentError(f"{self.result} cannot be read ({error!r}): {fix}") from error
 
     def read_json(self, path: Path, default: Any) -> Any:
         """Read a JSON file of the folder; return the default where it is absent or damaged."""

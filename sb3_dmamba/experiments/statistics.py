@@ -147,12 +147,9 @@ def compute_rank_correlation(
     asked = np.asarray(target_returns, dtype=np.float64)
     achieved = np.stack(as_strata(list(returns)))  # (targets, seeds, episodes)
     if len(asked) != len(achieved) or len(np.unique(asked)) < 2:
-        raise ConfigError(
-            f"{len(asked)} targets and returns of {len(achieved)}: give two or more targets that "
-            "differ, and returns of each",
-            setting="target_returns",
-            value=target_returns,
-        )
+        counts = f"{len(asked)} targets and returns of {len(achieved)}"
+        message = f"{counts}: give two or more targets that differ, and returns of each"
+        raise ConfigError(message, setting="target_returns", value=target_returns)
     n_targets, n_seeds, n_episodes = achieved.shape
     centres = compute_interquartile_mean(achieved.reshape(n_targets, -1))
     value = float(_spearman(asked, centres[None])[0])
