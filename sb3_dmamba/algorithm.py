@@ -219,10 +219,7 @@ class DecisionMamba(BaseAlgorithm):
         raise DatasetError(f"there is no dataset to fit: {fix}", setting="dataset")
 
     def _set_up(self, trajectories: Trajectories) -> Updater:
-        """Build the networks at the first call; check that dataset and environment fit them.
-
-        An environment that is not the dataset's is made here, since its spaces may differ.
-        """
+        """Build the networks at the first call; check that dataset and environment fit them."""
         is_new = trajectories is not self._trajectories
         dataset = DatasetInfo.of(trajectories) if is_new else self.dataset
         self._context.check_dataset(dataset)

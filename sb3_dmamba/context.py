@@ -66,11 +66,8 @@ class RunContext:
             f"the dataset is of {name}, and the task {self.task.name!r} is not: use "
             f"DecisionMamba({theirs if is_task else dataset.env_id!r}), or another dataset"
         )
-        known: dict[str, Any] = {
-            "value": theirs or dataset.env_id,
-            "choices": [ours or self.task.env_id],
-        }
-        raise DatasetError(message, setting="env_id", **known)
+        wrong, right = theirs or dataset.env_id, [ours or self.task.env_id]
+        raise DatasetError(message, setting="env_id", value=wrong, choices=right)
 
     @property
     def clip_rewards(self) -> bool:
@@ -113,10 +110,7 @@ class RunContext:
         raise UnknownTaskError(f"{missing}: pass one with env=, or model.set_env", setting="env")
 
     def make_venv(self) -> VecEnv | None:
-        """Return the environment, vectorised and conditioned; None where none is known.
-
-        It is made at the first call; later calls return the same.
-        """
+        """Return the environment, vectorised and conditioned, always the same; None if unknown."""
         env = self.find_env()
         if self._venv is None and env is not None:
             space = env.observation_space if isinstance(env, (gym.Env, VecEnv)) else None

@@ -30,8 +30,7 @@ from sb3_dmamba.ops import available_backends, causal_conv1d, explain_backends, 
 from sb3_dmamba.paths import minari_folder
 from sb3_dmamba.tasks import get_task
 
-DISTRIBUTION = "sb3-dmamba"
-BUNDLED_TASK = "hopper-bundled"
+DISTRIBUTION, BUNDLED_TASK = "sb3-dmamba", "hopper-bundled"
 
 
 @dataclass(frozen=True)

@@ -163,14 +163,8 @@ def make_folder(
         if video:
             environment = model._context.require_env() if env is None else env
             replay = _write_replay(model, made, report, result, environment, video_steps)
-        names = {"name": file, "repo_id": repo_id or f"<user>/{file}", "env_name": env_name}
-        made_by: dict[str, Any] = {
-            "env_id": _env_id(model),
-            "config": model.config,
-            "dataset": model.dataset,
-        }
-        evaluated: dict[str, Any] = {"report": report, "result": result, "replay": replay}
-        card = Card(**names, **made_by, **evaluated, license=license)
+        names = file, repo_id or f"<user>/{file}", env_name, _env_id(model)
+        card = Card(*names, report, result, model.config, model.dataset, license, replay)
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
         _write_json(made / "results.json", {**card.results(), "eval_datetime": now})
         report.to_json(made / "evaluation.json")
@@ -243,7 +237,7 @@ def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Card:
     """Content of a model card and of ``results.json``."""
 
@@ -392,12 +386,9 @@ def _write_replay(
     with tempfile.TemporaryDirectory() as videos, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # moviepy's own, and that the folder is there
         try:
-            settings: dict[str, Any] = {
-                "video_length": n_steps,
-                "name_prefix": "replay",
-                "disable_logger": True,
-            }
-            recorder = RecordVideo(env, videos, lambda episode: episode == 0, **settings)
+            recorder = RecordVideo(
+                env, videos, lambda n: n == 0, None, n_steps, "replay", disable_logger=True
+            )
         except DependencyNotInstalled as error:
             env.close()  # type: ignore[no-untyped-call]
             raise MissingDependencyError("moviepy", "record a video", "video") from error

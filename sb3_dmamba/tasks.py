@@ -441,10 +441,9 @@ def _atari_task(game: str) -> Task:
 
 
 def _atari_schedule(context_length: int) -> dict[str, int]:
-    """Convert the official schedule from its tokens to updates.
+    """Convert the official schedule from its tokens, one an action (batch * K), to updates.
 
-    Its trainer counts one token per action it learns from, so ``batch * K`` an update: warm-up
-    takes 512 * 20 of them, and the cosine reaches its end at 2 * N * K * 3, six epochs in.
+    Warm-up takes 512 * 20 of them, and the cosine ends at 2 * N * K * 3, six epochs in.
     """
     tokens_per_update = _ATARI_BATCH_SIZE * context_length
     final_tokens = 2 * _ATARI_TRANSITIONS * context_length * _ATARI_TOKENS_OF_STEP

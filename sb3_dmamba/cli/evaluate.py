@@ -65,14 +65,10 @@ def evaluate(
     """Act for whole episodes of each target return and report what was reached."""
     with cli.command_output(as_json, debug) as out:
         loaded = cli.load_model(model, cli.check_device(device), backend)
-        name = None if memory is None else memory.value
-        act: dict[str, Any] = {
-            "env": env,
-            "memory": name,
-            "deterministic": not stochastic,
-            "seed": seed,
-        }
-        report = loaded.evaluate(target or None, episodes, **act, max_episode_steps=max_steps)
+        name: Any = None if memory is None else memory.value
+        act: dict[str, Any] = {"env": env, "memory": name, "deterministic": not stochastic}
+        act |= {"max_episode_steps": max_steps, "seed": seed}
+        report = loaded.evaluate(target or None, episodes, **act)
         out.console.print(report)
         for path, write in ((output, report.to_json), (plot, report.plot)):
             if path is not None:
@@ -103,7 +99,7 @@ def export(
     """Write a model's policy as a graph, with the state going in and coming out."""
     with cli.command_output(as_json, debug) as out:
         where, path = cli.check_device(device), output or model.with_suffix(".onnx")
-        name = None if memory is None else memory.value
+        name: Any = None if memory is None else memory.value
         loaded = cli.load_model(model, "cpu", backend)
         exported = loaded.export(path, memory=name, device=where, verify=verify)
         _print_interface(out.console, exported)
@@ -164,7 +160,7 @@ def card(
         if report is not None:
             evaluated = EvaluationReport.from_json(report)
         else:
-            name = None if memory is None else memory.value
+            name: Any = None if memory is None else memory.value
             targets = target or [loaded.target_return]
             evaluated = loaded.evaluate(targets, episodes, env=env, memory=name)
         about = {"report": evaluated, "repo_id": repo, "license": license}

@@ -37,10 +37,9 @@ _MLP_RATIO = 4
 
 
 def count_flops(config: DecisionMambaConfig) -> float:
-    """Count the blocks' operations for a token, averaged over a window of the config's length.
+    """Count the blocks' operations for a token, averaged over a window: additions, multiplications.
 
-    A multiplication and an addition count one each; norms, activations, embedding and head are
-    left out, and so is the saving of the last block where only state tokens are read.
+    Norms, activations, embedding and head are left out.
     """
     width = config.hidden_size
     if config.mixer == "mamba":

@@ -96,7 +96,7 @@ class _Execution:
         done = self.model.num_timesteps
         self.curve.add(done, loss)
         _exit_without(self.parent)
-        self.session.count_update()
+        self.session.record["updates"] += 1
         if done in self.evaluated_updates or self.session.is_checkpoint_due():
             with self.session.pause():
                 self.curve.write(done)
@@ -198,7 +198,7 @@ class Session:
     def __init__(self, folder: RunFolder, device: str) -> None:
         self._path = folder.machine
         self._earlier = folder.read_json(folder.machine, [])
-        self._record: dict[str, Any] = {
+        self.record: dict[str, Any] = {
             "device": device,
             "threads": torch.get_num_threads(),
             "machine": describe_device(device),
@@ -231,11 +231,7 @@ class Session:
         """Count the time inside as evaluation."""
         started = time.perf_counter()
         yield
-        self._record["evaluation_seconds"] += time.perf_counter() - started
-
-    def count_update(self) -> None:
-        """Count one update."""
-        self._record["updates"] += 1
+        self.record["evaluation_seconds"] += time.perf_counter() - started
 
     def is_checkpoint_due(self) -> bool:
         """Whether the last checkpoint is a minute old."""
@@ -251,14 +247,14 @@ class Session:
 
     def write(self, update: int) -> None:
         """Write the time spent until a checkpoint; work lost in a crash is not counted."""
-        write_json(self._path, [*self._earlier, {**self._record, "until": update}])
+        write_json(self._path, [*self._earlier, {**self.record, "until": update}])
 
     def _start(self) -> None:
         self._started = time.perf_counter(), time.process_time()
 
     def _stop(self) -> None:
-        self._record["train_seconds"] += time.perf_counter() - self._started[0]
-        self._record["train_cpu_seconds"] += time.process_time() - self._started[1]
+        self.record["train_seconds"] += time.perf_counter() - self._started[0]
+        self.record["train_cpu_seconds"] += time.process_time() - self._started[1]
 
 
 def describe_versions() -> dict[str, str]:

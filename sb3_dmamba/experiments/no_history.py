@@ -24,8 +24,7 @@ from sb3_dmamba.data.sources import load_trajectories
 from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.evaluation import EvaluationReport, evaluate_targets
 
-HIDDEN_SIZE = 256
-BATCH_SIZE = 256
+HIDDEN_SIZE = BATCH_SIZE = 256
 LEARNING_RATE = 1e-3
 RETURN_SCALE = 1000.0
 

@@ -101,10 +101,7 @@ class PlannedTask:
 
     @property
     def headline(self) -> float:
-        """The target that variants are compared at, fixed before anything is trained.
-
-        The highest that the data has reached, as for :attr:`DecisionMamba.target_return`.
-        """
+        """The target that variants are compared at: the highest that the data has reached."""
         return max(self.targets_in_range, default=min(self.target_returns))
 
 

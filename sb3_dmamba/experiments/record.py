@@ -323,10 +323,7 @@ class TaskSummary:
         return arms.get(statistics.find_winner(estimates) or "")
 
     def reference_arm(self, arm: ArmSummary) -> ArmSummary | None:
-        """Return the arm to compare with: the first variant under the same memory.
-
-        The first variant's other memories are compared with its first one.
-        """
+        """Return the first variant's arm of the same memory; of its own other memories, the first."""
         first = self.arms[0]
         if arm is first:
             return None

@@ -504,13 +504,10 @@ def _plot_achieved(task: TaskSummary, path: Path) -> None:
 
 
 def _plot_learning(task: TaskSummary, path: Path) -> None:
-    """Draw returns at the headline target where there are several evaluations, else the loss.
-
-    Without losses (a report older than ``losses.csv``) an existing picture stays.
-    """
+    """Draw returns at the headline target, or the loss where there is a single evaluation."""
     has_returns = max(len(arm.history) for arm in task.arms) > 1
     if not has_returns and not all(len(curve) for arm in task.arms for curve in arm.losses):
-        return
+        return  # a report older than losses.csv: an existing picture stays
     figure, axes = new_figure()
     if has_returns:
         for arm, colour, style in _styled_arms(task):

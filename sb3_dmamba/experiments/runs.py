@@ -95,8 +95,7 @@ class Run:
     def identity(self) -> dict[str, Any]:
         """Return all that decides the result, JSON-compatible.
 
-        Settings at their defaults are left out, so that a setting added by a later version does
-        not change old keys; :class:`RunFolder` compares the whole config besides.
+        Settings at their defaults are left out: later versions' new settings change no old keys.
         """
         defaults, task = DecisionMambaConfig().to_dict(), self.task
         environment = {"id": task.env_id, "kwargs": dict(task.env_kwargs)}
@@ -290,10 +289,7 @@ _LOSS_POINTS = 100
 
 
 class LossCurve:
-    """Mean training losses over intervals of equally many updates.
-
-    The sum of an interval stays on the device until the interval ends or a checkpoint needs it.
-    """
+    """Mean training losses over equal intervals; an open interval's sum stays on the device."""
 
     def __init__(self, folder: RunFolder, update: int, n_updates: int) -> None:
         self._path = folder.losses
@@ -315,11 +311,8 @@ class LossCurve:
             self._sum, self._count = 0.0, 0
 
     def write(self, update: int) -> None:
-        """Write the curve for a checkpoint that is about to be written.
-
-        The open interval is kept for this checkpoint and for the one before: a crash may leave
-        either.
-        """
+        """Write the curve for a checkpoint that is about to be written."""
+        # for this checkpoint and the one before: a crash may leave either
         self._open = [*self._open[-1:], [update, float(self._sum), self._count]]
         write_json(self._path, {"entries": self.entries, "open": self._open})
 
@@ -332,10 +325,7 @@ _FINGERPRINT_LENGTH = 24
 
 
 def compute_fingerprint(trajectories: Trajectories) -> str:
-    """Return a hash of a dataset's values, spaces and environment.
-
-    Arrays are read in chunks, so that memory-mapped data is never held at once.
-    """
+    """Return a hash of a dataset's values, read in chunks, and its spaces and environment."""
     digest = hashlib.sha256()
     for name in _ARRAYS:
         array = getattr(trajectories, name)

@@ -170,10 +170,7 @@ def compute_rank_correlation(
 
 
 def _spearman(asked: NDArray[np.float64], achieved: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Correlate the ranks of (targets,) with those of (n, targets); NaN where all are equal.
-
-    ``scipy.stats.spearmanr`` takes one pair of samples at a time; there are thousands.
-    """
+    """Correlate the ranks of (targets,) with those of (n, targets); NaN where all are equal."""
     from scipy import stats
     from scipy.spatial.distance import cdist
 
