@@ -151,9 +151,6 @@ class DecisionMamba(BaseAlgorithm):
             progress_bar: Whether to show one.
             reset_num_timesteps: Whether the learning-rate schedule starts again from zero.
 
-        Returns:
-            The model itself.
-
         Raises:
             ConfigError: ``n_steps``, ``eval_freq`` or ``log_interval`` is out of range.
             DatasetError: There is no dataset, or it cannot be used.
@@ -297,9 +294,7 @@ class DecisionMamba(BaseAlgorithm):
     def condition_env(self, env: Any, target_return: float | None = None) -> Any:
         """Wrap an environment in :class:`~sb3_dmamba.ReturnToGo`, counted as in the dataset.
 
-        Args:
-            env: A Gymnasium environment, vector environment or ``VecEnv`` of the model's spaces.
-            target_return: Return to ask for; None is :attr:`target_return`.
+        It may be a vector environment or ``VecEnv``; None is :attr:`target_return`.
         """
         return self._context.condition(env, target_return)
 
@@ -367,9 +362,6 @@ class DecisionMamba(BaseAlgorithm):
             n_envs: Environments that live at once; None is one an episode, at most 128.
             n_workers: Subprocesses that step them, which changes no result; None or 0 is none. One
                 a core is faster where a step is slow and episodes are long.
-
-        Returns:
-            The report: print it, ``.plot(path)`` it, or ``.to_pandas()`` it.
 
         Raises:
             NotFittedError: The model has no weights yet.
@@ -511,18 +503,14 @@ class DecisionMamba(BaseAlgorithm):
     ) -> ExportedPolicy:
         """Write the policy as a graph that acts without this package, and in ONNX without torch.
 
-        The graph is one step: inputs are ``observation``, ``return_to_go`` and a state; outputs
-        are ``action`` (for discrete ones ``logits`` too) and the next state. A state of zeros
-        starts an episode. Normalisation, return scaling and the actions' bounds are inside.
+        The graph is one step: from ``observation``, ``return_to_go`` and a state (zeros start an
+        episode) to ``action`` (for discrete ones ``logits`` too) and the next state.
 
         Args:
             path: File to write, atomically: ``.onnx`` or ``.pt2`` (``torch.export``).
             memory: ``"window"`` or ``"stream"``; None is the config's.
             device: Where a ``.pt2`` is to run; ONNX decides that when it is opened.
             verify: Whether to run the result beside the model first (ONNX: with onnxruntime).
-
-        Returns:
-            The file, its metadata, and the largest difference from the model.
 
         Raises:
             NotFittedError: The model has no weights yet.
@@ -578,8 +566,7 @@ class DecisionMamba(BaseAlgorithm):
     def set_random_seed(self, seed: int | None = None) -> None:
         """Change the seed of later batches and dropout, and of the environment.
 
-        Args:
-            seed: A non-negative integer; None changes nothing. Global generators stay as they are.
+        None changes nothing; global generators stay as they are.
 
         Raises:
             ConfigError: It is not a non-negative integer.
@@ -597,13 +584,13 @@ class DecisionMamba(BaseAlgorithm):
         """Take over weights and optimiser state, from :meth:`get_parameters` or a model file.
 
         Args:
-            load_path_or_dict: State dictionaries by name (``"policy"``, ``"policy.optimizer"``),
-                or what :meth:`load` takes.
+            load_path_or_dict: State dictionaries of ``"policy"`` and ``"policy.optimizer"``, or
+                what :meth:`load` takes.
             exact_match: Whether everything must be given; a file always gives everything.
             device: Stable-Baselines3's; the model stays where it is.
 
         Raises:
-            NotFittedError: The model has no weights that could be replaced.
+            NotFittedError: The model has no weights yet.
             ModelFileError: The file is damaged, or another model's; this one is as it was.
             ConfigError: A dictionary has unknown names, or lacks some.
         """

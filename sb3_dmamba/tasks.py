@@ -182,12 +182,8 @@ def get_task(name: str) -> Task:
     storage). A name is never translated: D4RL's ``"hopper-medium-v2"`` and Minari's
     ``"hopper/medium-v0"`` are different data.
 
-    Args:
-        name: The name, spelled exactly.
-
-    Returns:
-        The task. A Gymnasium id has no dataset and no targets; a Minari id has neither
-        environment nor targets until its dataset, which may name them, is loaded.
+    A Gymnasium id has no dataset and no targets; a Minari id has neither environment nor targets
+    until its dataset, which may name them, is loaded.
 
     Raises:
         UnknownTaskError: The name is none of these; suggests close ones.

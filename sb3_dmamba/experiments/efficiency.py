@@ -194,9 +194,8 @@ class Cost:
 
 def describe_clock(device: str) -> str:
     """Describe the clock that times are measured with."""
-    if _is_processor_time(device):
-        return "processor time of one thread, which other work on the machine does not stretch"
-    return "wall time"
+    own = "processor time of one thread, which other work on the machine does not stretch"
+    return own if _is_processor_time(device) else "wall time"
 
 
 def measure_cost(variant: str, config: DecisionMambaConfig, device: str) -> Cost:
@@ -414,10 +413,8 @@ def _describe(costs: Sequence[Cost]) -> str:
             f"* `{variant}`, from K {short} to K {long} ({long / short:g} times as long), by token "
             f"or step: {listed}."
         )
-    return "\n".join(lines) + (
-        "\n\nThese are of this implementation on this machine; another device or kernel has "
-        "other ratios."
-    )
+    end = "These are of this implementation on this machine; another device or kernel has other "
+    return "\n".join(lines) + f"\n\n{end}ratios."
 
 
 def _plot(costs: Sequence[Cost], fields: Sequence[str], label: str, path: Path) -> None:

@@ -22,20 +22,9 @@ from sb3_dmamba.data.sources import find_source, load_trajectories
 from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.envs import is_atari
 from sb3_dmamba.errors import ConfigError, UnknownTaskError
-from sb3_dmamba.experiments.catalogue import (
-    SMALL_RECIPE,
-    Experiment,
-    Variant,
-    choose_variants,
-    list_small_tasks,
-)
-from sb3_dmamba.experiments.runs import (
-    DataSource,
-    EvaluationPlan,
-    Run,
-    RunFolder,
-    compute_fingerprint,
-)
+from sb3_dmamba.experiments import catalogue, runs
+from sb3_dmamba.experiments.catalogue import Experiment, Variant
+from sb3_dmamba.experiments.runs import DataSource, EvaluationPlan, Run, RunFolder
 from sb3_dmamba.tasks import Task, get_reference_scores, get_task
 
 _QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
@@ -128,12 +117,12 @@ class Plan:
 
 def make_plan(experiment: Experiment, request: Request) -> Plan:
     """Load the data, plan every run, and write its description into its folder."""
-    variants = choose_variants(experiment.name, experiment.variants, request.variants)
+    variants = catalogue.choose_variants(experiment.name, experiment.variants, request.variants)
     seeds = request.seeds or experiment.seeds
     if len(set(seeds)) != len(seeds):
         raise ConfigError(f"seeds {seeds}: give each once", setting="seeds", value=seeds)
     tasks: list[PlannedTask] = []
-    runs: list[PlannedRun] = []
+    planned_runs: list[PlannedRun] = []
     for text in request.data or experiment.tasks:
         task, source = resolve_data(text)
         loaded = LoadedData(source, request.cells / "data" if experiment.keep_data else None)
@@ -154,8 +143,8 @@ def make_plan(experiment: Experiment, request: Request) -> Plan:
                 label = f"{planned.name}, {name}, seed {seed}"
                 run = Run(data, planned.task, config, seed, evaluation, label)
                 folder = RunFolder.prepare(request.cells, run)
-                runs.append(PlannedRun(planned.name, name, seed, run, folder))
-    return Plan(experiment, tuple(tasks), variants, tuple(runs))
+                planned_runs.append(PlannedRun(planned.name, name, seed, run, folder))
+    return Plan(experiment, tuple(tasks), variants, tuple(planned_runs))
 
 
 def _plan_task(
@@ -215,7 +204,7 @@ def _plan_evaluation(
 
 def resolve_data(text: str) -> tuple[Task | None, str]:
     """Parse one ``--data``."""
-    small = {task.name: task for task in list_small_tasks()}
+    small = {task.name: task for task in catalogue.list_small_tasks()}
     name, equals, source = text.partition("=")
     if equals and (task := small.get(name) or _find_task(name)) is not None:
         return task, source
@@ -250,7 +239,7 @@ def generic_task(source: str, trajectories: Trajectories) -> Task:
         dataset=source,
         reference=get_reference_scores(trajectories.env_id or ""),
         overrides={
-            **SMALL_RECIPE,
+            **catalogue.SMALL_RECIPE,
             "return_scale": 10.0 ** math.floor(math.log10(largest)),
             "max_timestep": int(trajectories.lengths.max()),
         },
@@ -280,7 +269,7 @@ class LoadedData:
         """Return where a run finds the data, and its fingerprint."""
         key = _options_key(options)
         if key not in self._described:
-            fingerprint = compute_fingerprint(self.get(options))
+            fingerprint = runs.compute_fingerprint(self.get(options))
             self._described[key] = DataSource(*self._locate(options), fingerprint)
         return self._described[key]
 

@@ -323,7 +323,7 @@ class TaskSummary:
         return arms.get(statistics.find_winner(estimates) or "")
 
     def reference_arm(self, arm: ArmSummary) -> ArmSummary | None:
-        """Return the first variant's arm of the same memory; of its own other memories, the first."""
+        """Return the first variant's arm of the same memory, or the very first arm."""
         first = self.arms[0]
         if arm is first:
             return None

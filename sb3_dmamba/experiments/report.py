@@ -16,16 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sb3_dmamba.evaluation.statistics import Estimate, compute_interquartile_mean, estimate
+from sb3_dmamba.experiments import record as records
 from sb3_dmamba.experiments.catalogue import list_measurements
 from sb3_dmamba.experiments.plan import Plan
-from sb3_dmamba.experiments.record import (
-    ArmSummary,
-    ExperimentSummary,
-    Record,
-    TaskSummary,
-    read_settings,
-    summarize,
-)
+from sb3_dmamba.experiments.record import ArmSummary, ExperimentSummary, Record, TaskSummary
 from sb3_dmamba.experiments.runs import write_text
 from sb3_dmamba.experiments.statistics import compute_performance_profile
 
@@ -71,7 +65,7 @@ def rebuild_report(folder: Path) -> Path:
     Raises:
         ExperimentError: A file is missing or damaged.
     """
-    name = read_settings(folder)["experiment"]
+    name = records.read_settings(folder)["experiment"]
     for measurement in list_measurements():
         if measurement.name == name:
             return measurement.rebuild(folder)
@@ -87,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _write_markdown(record: Record, out: Path) -> Path:
-    summary = summarize(record)
+    summary = records.summarize(record)
     for task in summary.tasks:
         for name, plot in _PLOTS.items():
             plot(task, out / _picture(task, name))

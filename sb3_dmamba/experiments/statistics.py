@@ -61,8 +61,7 @@ def compute_probability_of_improvement(
         level: Coverage of the interval.
 
     Returns:
-        The share of pairs of seeds, and a score interval of it, which stays inside [0, 1] and
-        stays wide where few seeds are all on one side.
+        The share of pairs of seeds, and a score interval of it, inside [0, 1].
 
     Raises:
         ConfigError: An array is empty or not of this shape.
