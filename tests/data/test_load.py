@@ -2,23 +2,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from sb3_dmamba.data import Trajectories, load_trajectories
 from sb3_dmamba.data.sources import SOURCES
-from tests.data.refusals import refusal
-
-Make = Callable[..., Trajectories]
-
-
-def test_trajectories_come_back(make_trajectories: Make) -> None:
-    data = make_trajectories([2])
-    assert load_trajectories(data) is data
+from tests.data.builders import make_trajectories, refusal
 
 
 def test_objects_of_another_kind() -> None:
@@ -69,7 +60,7 @@ def test_files_and_folders_of_another_kind(tmp_path: Path) -> None:
             assert (row.accepts in str(error)) == (row.kind == "path")
 
 
-def test_options_that_do_not_exist(make_trajectories: Make) -> None:
+def test_options_that_do_not_exist() -> None:
     cases: list[tuple[Any, str, str]] = [
         ({}, "env", "did you mean 'env_id'?"),
         ({}, "zzz", "env_id, env_kwargs, name, reward_mode, top_fraction"),
