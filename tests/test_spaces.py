@@ -76,6 +76,9 @@ def test_a_box_stays_as_it_is() -> None:
         batch = np.stack([sample, sample])
         assert flatten_observation(space, batch, batch=True) is batch
         assert flatten_observation(space, sample.astype(np.float64)).dtype == space.dtype
+    for dtype in (np.float32, np.int64, np.bool_, np.uint8):  # whole numbers fit bytes
+        flat = flatten_observation(RAM, np.array([0, 1, 1, 0], dtype))
+        assert (flat.dtype, flat.tolist()) == (np.dtype(np.uint8), [0, 1, 1, 0])
 
 
 def test_spaces_without_a_flat_view() -> None:
@@ -117,13 +120,6 @@ def test_observations_that_do_not_fit() -> None:
     for space, observation, batch, message in refused:
         error = error_of(flatten_observation, space, observation, batch=batch)
         assert (message in str(error), error.setting) == (True, "observation"), str(error)
-
-
-def test_whole_numbers_of_any_type_fit_bytes() -> None:
-    for dtype in (np.float32, np.int64, np.bool_, np.uint8):
-        flat = flatten_observation(RAM, np.array([0, 1, 1, 0], dtype))
-        assert flat.dtype == np.uint8
-        assert flat.tolist() == [0, 1, 1, 0]
 
 
 def test_action_spaces() -> None:
@@ -168,11 +164,7 @@ def test_a_wider_environment() -> None:
     pairs = [
         (box(-2, 2), box(-1, 1), "RescaleAction(env, -1, 1)"),
         (box(-1, 2), box(-1, 1), "from -1 to 2, and the model acts from -1 to 1 only"),
-        (
-            uneven([-1, -1], [1, 3]),
-            uneven([-1, 0], [1, 2]),
-            "RescaleAction(env, np.array([-1, 0]), np.array([1, 2]))",
-        ),
+        (uneven([-1, -1], [1, 3]), uneven([-1, 0], [1, 2]), "(env, np.array([-1, 0]), np.array([1"),
     ]
     for environment, model, line in pairs:
         with pytest.warns(UserWarning, match="action_space=") as caught:

@@ -22,13 +22,7 @@ from sb3_dmamba.data import load_trajectories
 from sb3_dmamba.data.recording import collect
 from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.envs.return_to_go import ReturnToGo
-from sb3_dmamba.errors import (
-    ConditioningError,
-    ConfigError,
-    DatasetError,
-    SpaceError,
-    UnknownTaskError,
-)
+from sb3_dmamba.errors import ConditioningError, ConfigError, DatasetError, SpaceError
 from tests.data.builders import assert_same
 from tests.evaluation.toys import SeededEnv, episode_length
 from tests.models import tiny_model
@@ -99,15 +93,12 @@ def check_episodes(data: Trajectories, n_steps: int) -> list[tuple[int, int]]:
     return found
 
 
-def test_one_environment() -> None:
+def test_one_environment_and_several() -> None:
     # Seeds 4, 5, 6 last 2, 3, 4 steps; of the fourth episode one step is left.
     data = collect(constant, SeededEnv(), 10, seed=4)
     assert check_episodes(data, 10) == [(4, 2), (5, 3), (6, 4), (7, 1)]
     assert (data.env_id, data.env_kwargs) == (None, {})
     assert data.source == "constant in an environment"
-
-
-def test_several_environments_of_a_function() -> None:
     for n_steps in (1, 2, 17):
         found = check_episodes(collect(constant, SeededEnv, n_steps, seed=10, n_envs=3), n_steps)
         assert {seed for seed, _ in found} >= set(range(10, 10 + min(3, n_steps)))
@@ -164,15 +155,13 @@ def test_a_folder_gives_the_same(tmp_path: Path) -> None:
 
 
 def test_other_frames_are_not_taken_for_stacks() -> None:
-    class Constant(gym.Env[Any, Any]):
-        observation_space = spaces.Box(0, 255, (3, 4, 5), np.uint8)
-        action_space = spaces.Discrete(2)
+    class Constant(SeededEnv):
+        def __init__(self) -> None:
+            super().__init__()
+            self.observation_space = spaces.Box(0, 255, (3, 4, 5), np.uint8)
 
-        def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
-            return np.ones((3, 4, 5), np.uint8), {}
-
-        def step(self, action: Any) -> Any:
-            return np.ones((3, 4, 5), np.uint8), 0.0, False, False, {}
+        def _show(self) -> Any:
+            return np.ones((3, 4, 5), np.uint8)
 
     for stack, kind in ((3, DatasetError), (2, SpaceError)):
         with pytest.raises(kind) as caught:
@@ -252,23 +241,14 @@ def test_exploration_draws_from_the_seed() -> None:
     assert model.action_space.np_random.bit_generator.state == before
 
 
-class NoisyEnv(gym.Env[Any, Any]):
+class NoisyEnv(SeededEnv):
     """Shows uniform noise from the generator that its seed made."""
-
-    observation_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
-
-    def __init__(self) -> None:
-        self.action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
-        super().reset(seed=seed)
-        return self._show(), {}
 
     def step(self, action: Any) -> Any:
         return self._show(), 0.0, False, False, {}
 
     def _show(self) -> np.ndarray:
-        return self.np_random.uniform(-1.0, 1.0, 1).astype(np.float32)
+        return self.np_random.uniform(-1.0, 1.0, 2)
 
 
 def test_actions_do_not_follow_the_environments_noise() -> None:
@@ -347,14 +327,6 @@ def test_our_own_model_is_asked_for_its_target(small_model: DecisionMamba) -> No
         collect(small_model.policy, ChoiceEnv(), 5)
 
 
-def test_environments_that_nobody_knows() -> None:
-    for env in ("CartPole-v99", "Nonsense-v0", "no_such_package:A-v0", "no_such_package.part:A-v0"):
-        with pytest.raises(UnknownTaskError) as caught:
-            collect("random", env, 5)
-        assert (caught.value.setting, caught.value.value) == ("env_id", env)
-        assert ("is not installed" in str(caught.value)) == env.startswith("no_such_package")
-
-
 def test_normalised_environments_are_recorded_in_their_own_numbers() -> None:
     inside = VecNormalize(DummyVecEnv([SeededEnv, SeededEnv]))
     env = VecNormalize(VecMonitor(inside), norm_obs=False)  # normalises twice
@@ -407,26 +379,22 @@ def test_d3rlpys_algorithms() -> None:
     assert collect(transformer.as_stateful_wrapper(9.0), SeededEnv(), 12, seed=4).n_steps == 12
 
 
-@pytest.mark.parametrize(
-    ("changes", "setting"),
-    [
-        ({"n_steps": 0}, "n_steps"),
+def test_bad_arguments() -> None:
+    mine = SeededEnv()
+    wrong: list[tuple[dict[str, Any], str]] = [
+        *(({name: value}, name) for name, value in {"n_steps": 0, "seed": -1}.items()),
         ({"n_envs": None}, "n_envs"),
-        ({"seed": -1}, "seed"),
-        ({"policy": 3}, "policy"),
-        ({"policy": "greedy"}, "policy"),
-        ({"env": 3}, "env"),
-        ({"env": lambda: 3}, "env"),
-        ({"env": SeededEnv(), "n_envs": 2}, "n_envs"),
-        ({"env": SeededEnv(), "env_kwargs": {"a": 1}}, "env_kwargs"),
-        ({"env": lambda env=SeededEnv(): env, "n_envs": 2}, "env"),  # noqa: B008
-    ],
-)
-def test_bad_arguments(changes: dict[str, Any], setting: str) -> None:
-    arguments = {"policy": constant, "env": SeededEnv, "n_steps": 5, **changes}
-    with pytest.raises(ConfigError) as caught:
-        collect(**arguments)
-    assert caught.value.setting == setting
+        *(({"policy": policy}, "policy") for policy in (3, "greedy")),
+        *(({"env": env}, "env") for env in (3, lambda: 3)),
+        ({"env": mine, "n_envs": 2}, "n_envs"),
+        ({"env": mine, "env_kwargs": {"a": 1}}, "env_kwargs"),
+        ({"env": lambda: mine, "n_envs": 2}, "env"),
+    ]
+    for changes, setting in wrong:
+        arguments = {"policy": constant, "env": SeededEnv, "n_steps": 5, **changes}
+        with pytest.raises(ConfigError) as caught:
+            collect(**arguments)
+        assert caught.value.setting == setting
 
 
 def refuse(actions: Any, env: Any, step: int, what: str) -> None:

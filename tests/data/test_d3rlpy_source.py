@@ -37,12 +37,10 @@ def make(observations: Any = None, actions: Any = None, **changes: Any) -> Any:
 
 
 def test_discrete_actions() -> None:
-    actions = np.array([0, 2, 1, 0, 0, 1, 2, 0])
-    data = load_trajectories(make(actions=actions))
-    assert data.action_space == spaces.Discrete(3)
-    assert data.actions.tolist() == actions.tolist()
-    assert load_trajectories(make(actions=actions, action_size=5)).action_space.n == 5  # type: ignore[union-attr]
-    space = spaces.Discrete(4)
+    actions, space = np.array([0, 2, 1, 0, 0, 1, 2, 0]), spaces.Discrete(4)
+    assert load_trajectories(make(actions=actions)).action_space == spaces.Discrete(3)
+    sized = load_trajectories(make(actions=actions, action_size=5))
+    assert sized.action_space == spaces.Discrete(5)
     assert load_trajectories(make(actions=actions), action_space=space).action_space == space
 
 

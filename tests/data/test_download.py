@@ -93,10 +93,8 @@ def test_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.sleep", fail)
     with Server() as closed:
         url = closed.url
-    path = tmp_path / "data.bin"
-    with pytest.raises(DatasetError, match="refused") as caught:
-        download_file(url, path, progress_bar=False)
-    assert caught.value.value == url
+    with pytest.raises(DatasetError, match="refused"):
+        download_file(url, tmp_path / "data.bin", progress_bar=False)
     assert left(tmp_path) == []
 
 

@@ -38,25 +38,18 @@ def test_a_streamed_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_trajectories_and_arrays(tmp_path: Path) -> None:
     data = make_trajectories([3, 1, 4], source="mine", env_id="Pendulum-v1", env_kwargs={"g": 9.8})
     assert_same(convert_trajectories(data, tmp_path / "a"), data)
-    arrays = {
-        "observations": np.arange(6.0)[:, None],
-        "actions": np.arange(6) % 2,
-        "rewards": np.arange(6.0),
-        "terminals": np.arange(6) % 3 == 2,
-    }
+    arrays = flat_arrays()
     assert_same(convert_trajectories(arrays, tmp_path / "b"), load_trajectories(arrays))
     assert_same(convert_trajectories(tmp_path / "a", tmp_path / "c"), data)
 
 
 def test_what_is_there_stays(tmp_path: Path) -> None:
-    data, other = make_trajectories([3]), make_trajectories([4])
+    data = make_trajectories([3])
     convert_trajectories(data, tmp_path / "store")
-    with pytest.raises(DatasetError, match="holds a store already"):
-        convert_trajectories(other, tmp_path / "store")
-    with pytest.raises(DatasetError, match="holds a store already"):
-        convert_trajectories("nothing that exists", tmp_path / "store")  # the place comes first
+    for source in (make_trajectories([4]), "nothing that exists"):  # the place comes first
+        with pytest.raises(DatasetError, match="holds a store already"):
+            convert_trajectories(source, tmp_path / "store")
     assert_same(load_trajectories(tmp_path / "store"), data)
-    assert_same(convert_trajectories(other, tmp_path / "store", overwrite=True), other)
 
 
 def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

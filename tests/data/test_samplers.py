@@ -55,21 +55,6 @@ def _assert_is_slice(data: Trajectories, batch: WindowBatch, row: int, first_ste
         assert not window[real:].any(), f"{name} is padded with something"
 
 
-def test_discrete_actions_and_frames() -> None:
-    frames = np.random.default_rng(0).integers(1, 256, (12, 8, 9, 2), dtype=np.uint8)
-    data = make_trajectories(
-        [8, 4],
-        observations=frames,
-        observation_space=spaces.Box(0, 255, frames.shape[1:], np.uint8),
-        actions=np.arange(12) % 3 + 5,
-        action_space=spaces.Discrete(3, start=5),
-    )
-    batch = WindowSampler(data, 5, 12, seed=0).window_at(np.arange(12))
-    assert (batch.observations.dtype, batch.actions.dtype) == (torch.uint8, torch.int64)
-    for step in range(12):
-        _assert_is_slice(data, batch, step, step)
-
-
 @given(
     lengths=LENGTHS,
     context_length=st.integers(1, 12),
