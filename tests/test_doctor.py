@@ -58,10 +58,7 @@ def test_packages_of_the_distribution() -> None:
     assert [(each.name, each.extra, each.lack, each.remedy) for each in find_packages()] == [
         ("numpy", None, None, None),
         ("absent-package", None, "is not installed", 'pip install "absent-package>=2"'),
-        (
-            *("torch", None, f"is {torch_version}, and >=999 is needed"),
-            'pip install "torch>=999"',
-        ),
+        (*("torch", None, f"is {torch_version}, and >=999 is needed"), 'pip install "torch>=999"'),
         ("rich", "video", None, None),
         ("absent-extra", "video", "is not installed", 'pip install "sb3-dmamba[video]"'),
     ]
@@ -183,13 +180,15 @@ def test_the_bundled_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "it was cut off" in problem
 
 
-def test_the_speed_check_measures() -> None:
+def test_the_speed_check(monkeypatch: pytest.MonkeyPatch) -> None:
     threads = torch.get_num_threads()
     speed = measure_speed(0.2, "cpu")
     assert torch.get_num_threads() == threads
     assert speed.device == "cpu"
     assert min(speed.updates, speed.window_steps, speed.stream_steps) > 0
     assert (speed.updates_on_one_thread is None) == (threads == 1)
+    monkeypatch.setattr(doctor, "check_backends", lambda device: WORKING)
+    monkeypatch.setattr(doctor, "measure_speed", lambda *_: speed)
     result = CliRunner().invoke(app, ["doctor", "--seconds", "0.1"], env={"COLUMNS": "150"})
     assert result.exit_code == 0, result.output
     for text in ("Machine", "Packages", "Backends", "Datasets", "updates", "Nothing is broken."):

@@ -126,9 +126,9 @@ def as_gymnasium(environment: Any) -> Any:
     return environment
 
 
-def make_gymnasium(make_env: Callable[[], Any]) -> Any:
+def make_gymnasium(make_env: Callable[..., Any], **kwargs: Any) -> Any:
     """Make an environment with a user's function, and convert it where that is needed."""
-    return as_gymnasium(make_env())
+    return as_gymnasium(make_env(**kwargs))
 
 
 def is_known_elsewhere(name: str) -> bool:

@@ -129,7 +129,7 @@ def test_a_failure_closes_the_progress_bar(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_counts_out_of_range() -> None:
-    model = tiny_model()
+    model: Any = tiny_model()
     for name, value in (("n_steps", 0), ("n_steps", True), ("log_interval", 0), ("eval_freq", -1)):
         with pytest.raises(ConfigError) as raised:
             model.fit(DATA, **{name: value})
