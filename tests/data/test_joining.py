@@ -101,21 +101,26 @@ def test_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pieces = list(cut_into_pieces(data))
     assert [piece.lengths.tolist() for piece in pieces] == [[3, 1], [4], [2]]
     assert_same(write_pieces(pieces, tmp_path / "store"), data)
-    named = write_pieces(pieces, tmp_path / "named", source=lambda n: f"mine, {n}")
-    assert named.source == "mine, 10"
+    named = write_pieces(pieces, tmp_path / "named", source=lambda n: f"mine, {n}").source
+    assert named == "mine, 10"
     assert_same(gather_pieces(iter(pieces)), data)
     monkeypatch.setattr("sb3_dmamba.data.joining.IN_MEMORY_BYTES", 5 * 12)
     large = gather_pieces(iter(pieces), lambda n: f"mine, {n}")
-    assert isinstance(large.observations, np.memmap)
-    assert large.source == "mine, 10"
+    assert (type(large.observations), large.source) == (np.memmap, "mine, 10")
     assert_same(spill_pieces(pieces), data)
+
+    def full() -> Any:
+        yield pieces[0]
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(DatasetError, match="No space left"):
+        spill_pieces(full())
     assert_same(join_pieces(pieces), data)
     assert not pieces
-    for gather in (join_pieces, gather_pieces, spill_pieces):
+    write_empty: Any = lambda pieces: write_pieces(pieces, tmp_path / "empty")  # noqa: E731
+    for gather in (join_pieces, gather_pieces, spill_pieces, write_empty):
         with pytest.raises(DatasetError, match="there is no episode"):
             gather([])
-    with pytest.raises(DatasetError, match="there is no episode"):
-        write_pieces([], tmp_path / "empty")
 
 
 def test_an_option_called_folder(tmp_path: Path) -> None:
@@ -132,11 +137,8 @@ def test_episodes_follow_each_other() -> None:
     assert joined.source == first.source
     assert join_trajectories([first, second], "two parts").source == "two parts"
     for episode, expected in zip(joined, [*first, *second], strict=True):
-        np.testing.assert_array_equal(episode.observations, expected.observations)
-        np.testing.assert_array_equal(episode.actions, expected.actions)
-        np.testing.assert_array_equal(episode.rewards, expected.rewards)
-        assert (episode.terminated, episode.truncated) == (expected.terminated, expected.truncated)
-    assert len(first) == 2  # what was joined is left as it was
+        for name in ("observations", "actions", "rewards", "terminated", "truncated"):
+            np.testing.assert_array_equal(getattr(episode, name), getattr(expected, name), name)
 
 
 def test_other_spaces_are_refused() -> None:
