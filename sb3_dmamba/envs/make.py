@@ -48,7 +48,7 @@ def make_environment(env_id: str, env_kwargs: Mapping[str, Any]) -> gymnasium.En
         if not colon or missing is None or not f"{package}.".startswith(f"{missing}."):
             raise  # something that the environment's package needs
         reason = error
-        message = f"{env_id!r} needs the package {package!r}: install it, or give the environment"
+        message = f"{env_id!r} needs {package!r}, which is not installed: pip install it"
     except Exception as error:
         if type(error).__module__ != "gym.error":
             raise

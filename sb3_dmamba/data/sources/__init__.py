@@ -88,7 +88,9 @@ def convert_trajectories(
     """
     for name in ("source", "store"):
         if name in options:
-            problem = f"{name}= is no option of a conversion: pass source and folder by position"
+            problem = (
+                f"{name}= is not an option of a conversion: pass source and folder by position"
+            )
             raise DatasetError(problem, setting=name, value=options[name])
     place = Path(folder).expanduser().absolute()
     check_place(place, overwrite)  # before what may take long
