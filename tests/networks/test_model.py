@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from operator import itemgetter
 from typing import Any
 
 import pytest
@@ -195,7 +196,7 @@ def test_steps_to_the_left_of_an_episode_leave_its_states_alone(variant: dict[st
     together, layers = model.resume(observations, actions, returns_to_go, timesteps, begun, real)
     assert together.isfinite().all()
     for row, age in enumerate(ages):
-        alone = batch._map(lambda part, row=row: part[row : row + 1])
+        alone = batch._map(itemgetter(slice(row, row + 1)))
         begun = model.initial_layers(1)
         if age:
             expected, begun = model.resume(*cut(alone, 0, age), begun)
