@@ -64,18 +64,10 @@ def run_updates(
     log_name: str,
     progress_bar: bool,
 ) -> None:
-    """Update until ``model.num_timesteps`` reaches ``model._total_timesteps``, or a callback stops.
+    """Update until ``model._total_timesteps`` is reached, or a callback stops.
 
-    Raises:
-        DivergenceError: A loss or gradient since the last line of the log is not finite.
-        ConditioningError: A callback evaluates in an environment without return-to-go.
-        UnknownTaskError: A callback needs an environment, and none is known.
-        MissingDependencyError: TensorBoard is not installed, and ``tensorboard_log`` is set.
-        ConfigError: The batch cannot be split among the processes.
-        DistributedError: The processes differ in what they train, or one of them has gone.
-        KeyboardInterrupt: Ctrl-C; the current update is finished first, and with several
-            processes all stop after the same update.
-        UpdateInterrupted: A second Ctrl-C, which does not wait for the update.
+    At Ctrl-C the current update is finished first, with several processes the same one in all; a
+    second Ctrl-C does not wait and raises UpdateInterrupted.
     """
     if processes.size > 1:
         processes.check_alike(_describe(model, updater, sampler))
@@ -336,10 +328,6 @@ class Interrupts:
 
         Nothing is delayed outside the main thread, or if SIGINT is ignored or has another handler,
         such as that of an outer block. An exception of the block replaces the interrupt.
-
-        Raises:
-            KeyboardInterrupt: At the end of the block, if an interrupt arrived.
-            UpdateInterrupted: Immediately, at the second interrupt.
         """
         is_main = threading.current_thread() is threading.main_thread()
         if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:

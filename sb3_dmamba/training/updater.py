@@ -78,11 +78,7 @@ class Updater:
         device: torch.device,
         policy_kwargs: Mapping[str, Any] | None = None,
     ) -> Updater:
-        """Build a policy with initial weights from a seed, and its updater.
-
-        Raises:
-            SpaceError: A space that no encoder or head fits.
-        """
+        """Build a policy with initial weights from a seed, and its updater."""
         with local_seed(device, seed, WEIGHT_STREAM):
             policy = DecisionMambaPolicy(
                 observation_space, action_space, config, statistics, **(policy_kwargs or {})
@@ -176,8 +172,7 @@ class Updater:
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Restore the result of :meth:`state`; an empty one resets the carried state alone.
 
-        Raises:
-            ModelFileError: The tensors belong to another model; nothing has changed then.
+        Raises ModelFileError: the tensors belong to another model; nothing has changed then.
         """
         carries = self.config.carry_state
         carried = {name: t for name, t in state.items() if carries and name.startswith(PREFIX)}
@@ -328,8 +323,7 @@ def optimizer_to_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 def optimizer_from_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Restore the result of :func:`optimizer_to_tensors`.
 
-    Raises:
-        ModelFileError: The tensors belong to another model; nothing has changed then.
+    Raises ModelFileError: the tensors belong to another model; nothing has changed then.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
