@@ -58,10 +58,7 @@ def test_packages_of_the_distribution() -> None:
     assert [(each.name, each.extra, each.lack, each.remedy) for each in find_packages()] == [
         ("numpy", None, None, None),
         ("absent-package", None, "is not installed", 'pip install "absent-package>=2"'),
-        (
-            *("torch", None, f"is {torch_version}, and >=999 is needed"),
-            'pip install "torch>=999"',
-        ),
+        (*("torch", None, f"is {torch_version}, and >=999 is needed"), 'pip install "torch>=999"'),
         ("rich", "video", None, None),
         ("absent-extra", "video", "is not installed", 'pip install "sb3-dmamba[video]"'),
     ]

@@ -70,12 +70,7 @@ def catch(call: Callable[[], Any]) -> DecisionMambaError:
         (DatasetError, lambda: canonical_game("Brakeout"), "game", "Brakeout"),
         (UnknownTaskError, lambda: get_task("Hoper-v5"), "task", "Hoper-v5"),
         (SpaceError, lambda: check_action_space(spaces.MultiBinary(2)), "action_space", ...),
-        (
-            SpaceError,
-            lambda: check_dataset_fits(BOX, PAIR, BOX, BOX),
-            "action_space",
-            ...,
-        ),
+        (SpaceError, lambda: check_dataset_fits(BOX, PAIR, BOX, BOX), "action_space", ...),
         (BackendError, lambda: resolve_backend("tpu", "cpu"), "backend", "tpu"),
         (ConditioningError, lambda: read_observation({}, BOX), "observation", None),
         (ConditioningError, lambda: read_starts(True, 2), "episode_start", True),

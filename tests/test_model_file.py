@@ -208,10 +208,7 @@ def rewrite(
 ) -> io.BytesIO:
     """Change a model file as somebody who knows the format would."""
     buffer = io.BytesIO()
-    with (
-        zipfile.ZipFile(io.BytesIO(saved)) as source,
-        zipfile.ZipFile(buffer, "w") as target,
-    ):
+    with zipfile.ZipFile(io.BytesIO(saved)) as source, zipfile.ZipFile(buffer, "w") as target:
         for name in source.namelist():
             content = source.read(name)
             if name == "model.json":

@@ -114,11 +114,7 @@ for module, names in json.load(sys.stdin):
             missing[f"{module}.{name}"] = f"{type(error).__name__}: {error}"
 print(json.dumps(missing))
 """
-_LISTS = {
-    "recorded": RECORDED,
-    "pickled": PICKLED,
-    "documented": DOCUMENTED,
-}
+_LISTS = {"recorded": RECORDED, "pickled": PICKLED, "documented": DOCUMENTED}
 
 
 @pytest.fixture(scope="module")

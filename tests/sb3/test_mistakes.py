@@ -12,12 +12,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_dmamba.envs.return_to_go import ReturnToGo
-from sb3_dmamba.errors import (
-    ConditioningError,
-    ConfigError,
-    DecisionMambaError,
-    SpaceError,
-)
+from sb3_dmamba.errors import ConditioningError, ConfigError, DecisionMambaError, SpaceError
 from tests.models import tiny_model
 from tests.sb3.setting import TARGET, fitted, make_conditioned, make_env
 from tests.toys import random_trajectories
