@@ -21,8 +21,8 @@ install: $(INSTALLED) ## Make the virtual environment with the tried versions
 demo: install ## Train on the bundled Hopper dataset, evaluate, plot (runs/demo)
 	$(VENV)/bin/dmamba demo
 
-test: install ## Run the tests
-	$(RUN) pytest
+test: install ## Run the tests, one process for each core
+	OMP_NUM_THREADS=1 $(RUN) pytest -n auto --dist loadfile --durations=25
 
 check: install ## Lint, formatting and types; changes nothing
 	$(RUN) ruff check .

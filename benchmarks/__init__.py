@@ -1,4 +1,4 @@
-"""The benchmark suite: ours beside its peers, and only what computes the right thing.
+"""Benchmarks of this package beside its peers, of verified implementations only.
 
 ``dmamba bench`` runs it from a checkout, as ``python -m benchmarks`` does. A suite makes
 contenders, lets those that agree with their reference take turns under one timer, and returns

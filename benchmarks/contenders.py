@@ -1,4 +1,4 @@
-"""Contenders, and the gate before the stopwatch: what computes something else is not timed."""
+"""Contenders: implementations that are timed if they agree with their reference."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class UnavailableError(Exception):
 
 @dataclass(frozen=True)
 class Agreement:
-    """What was compared with what, and how far apart they were.
+    """Result of comparing an implementation with its reference.
 
     Args:
         what: For the report, such as "outputs and gradients".
         error: The largest difference, relative to the size of what is compared.
-        tolerance: What is allowed.
+        tolerance: The largest error allowed.
         wording: How the error is written in a table, for ``str.format``.
     """
 
@@ -52,7 +52,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A name, and what makes the contender or raises :class:`UnavailableError`."""
+    """A name, and a function that makes the contender or raises :class:`UnavailableError`."""
 
     name: str
     make: Callable[[], Contender]
@@ -60,7 +60,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Who was timed, and who was left out.
+    """Contenders that were timed, and those left out.
 
     Args:
         rows: A row each: ``name``, ``seconds``, ``low``, ``high``, ``samples``, ``gate``,

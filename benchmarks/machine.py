@@ -1,4 +1,4 @@
-"""What computes, when, and with which versions."""
+"""Machine, date and versions of a measurement."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _PACKAGES = (
 
 
 def describe(request: Request) -> dict[str, Any]:
-    """Say what a run is measured on.
+    """Describe the machine that a benchmark runs on.
 
     The load is that of the minute before: other work on the machine shows there, and makes two
     threads that wait for each other by spinning many times slower than one.

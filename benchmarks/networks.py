@@ -1,4 +1,4 @@
-"""Our networks, the same around peers' blocks, and whether they compute the same."""
+"""Networks to time: ours, the same with peers' blocks, and their check against the reference."""
 
 from __future__ import annotations
 
@@ -12,14 +12,10 @@ from torch import Tensor, nn
 
 from benchmarks.contenders import Agreement, Contender, UnavailableError
 from benchmarks.request import Request
-from sb3_dmamba.config import DecisionMambaConfig
-from sb3_dmamba.data import Trajectories, WindowSampler
+from sb3_dmamba import DecisionMambaConfig, Trajectories
+from sb3_dmamba.data import WindowSampler
 from sb3_dmamba.errors import BackendError
-from sb3_dmamba.experiments.efficiency import (
-    make_inputs,
-    make_policy,
-    step_through,
-)
+from sb3_dmamba.experiments.efficiency import make_inputs, make_policy, step_through
 from sb3_dmamba.networks import DecisionMambaPolicy
 from sb3_dmamba.ops import resolve_backend
 from sb3_dmamba.training.updater import Updater

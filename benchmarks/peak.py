@@ -1,4 +1,4 @@
-"""The most memory of some updates, in a process of its own: python -m benchmarks.peak JSON."""
+"""Peak memory of updates, in a process of its own: ``python -m benchmarks.peak JSON``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _UPDATES = 3
 
 
 def resident_memory() -> int:
-    """Return the most bytes that were resident in this process so far."""
+    """Return the peak of resident memory of this process in bytes."""
     status = Path("/proc/self/status")
     if status.exists():  # unlike ru_maxrss, without what the parent had when it started this
         for line in status.read_text(encoding="ascii").splitlines():
@@ -31,16 +31,16 @@ def resident_memory() -> int:
 
 
 def forget_peak() -> None:
-    """Let the most that was resident count from now on, where the kernel can: on Linux."""
+    """Reset the peak of resident memory, where the kernel can: on Linux."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def measure_peak_memory(network: Network, settings: Mapping[str, Any], request: Request) -> float:
-    """Return the bytes that updates take at most, above what was there before the first.
+    """Return the peak memory of updates in bytes, above what was used before the first.
 
-    On a GPU it is what torch had handed out. On a CPU it is resident memory, read in a process of
-    its own, where no earlier network has left room behind.
+    On a GPU it is the memory that torch allocated. On a CPU it is resident memory, read in a
+    process of its own, without memory that earlier networks have freed.
 
     Args:
         network: The network.

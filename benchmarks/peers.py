@@ -1,4 +1,4 @@
-"""d3rlpy's Decision Transformer: the peer that a user would take instead."""
+"""The peer: d3rlpy's Decision Transformer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 
 from benchmarks.contenders import Agreement, Contender, UnavailableError
 from benchmarks.request import Request
-from sb3_dmamba.data import Trajectories
+from sb3_dmamba import Trajectories
 
 _CHECKED_UPDATES = 30
 

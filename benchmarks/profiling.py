@@ -1,4 +1,4 @@
-"""Where an update's time goes, read off torch's profiler."""
+"""Breakdown of an update's time by torch's profiler."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a suite returns: tables and pictures, as text for people and JSON for programs."""
+"""Reports of suites: tables and pictures, as Markdown and JSON."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Column:
     suffix: str = ""
 
     def format(self, row: Mapping[str, Any]) -> str:
-        """Return a row's cell."""
+        """Format this column's value of a row."""
         value = row.get(self.key)
         if value is None or (isinstance(value, float) and math.isnan(value)):
             return _ABSENT
@@ -82,7 +82,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Report:
-    """What a suite found.
+    """Results of a suite.
 
     Args:
         suite: Its name.

@@ -1,4 +1,4 @@
-"""What the user asks for."""
+"""Options of a benchmark run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from benchmarks.timing import Timer
 
 @dataclass(frozen=True)
 class Shape:
-    """The size of a network and its batch: Hopper's, or one that takes no time.
+    """The size of a network and its batch; the defaults are Hopper's.
 
     Args:
         width: Width of a token.

@@ -1,4 +1,4 @@
-"""Running suites one after the other."""
+"""Run suites one after the other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One timer for all: contenders take turns, so that a busy machine is busy for all of them alike.
+"""Timer: contenders take turns, so that other load on the machine affects them alike.
 
 A turn is some calls of one contender, because in training one model's updates follow each other:
 an update after another model's finds neither its weights in the cache nor its memory with the

@@ -1,4 +1,4 @@
-"""How a cost grows: exponents, and where one cost passes another."""
+"""Growth of costs: exponents, and crossovers of two costs."""
 
 from __future__ import annotations
 

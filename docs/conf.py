@@ -21,12 +21,7 @@ project = "sb3_dmamba"
 author = "sb3_dmamba contributors"
 version = release = sb3_dmamba.__version__
 
-extensions = [
-    "myst_nb",
-    "sphinx.ext.autodoc",
-    "sphinx.ext.napoleon",
-    "sphinx_copybutton",
-]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 myst_enable_extensions = ["colon_fence", "deflist", "attrs_inline"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # notebooks are committed with their outputs, and run by the tests

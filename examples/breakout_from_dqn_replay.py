@@ -16,10 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sb3_dmamba.algorithm import DecisionMamba
+from sb3_dmamba import DecisionMamba, Trajectories, load_trajectories
 from sb3_dmamba.data import WindowSampler
-from sb3_dmamba.data.sources import load_trajectories
-from sb3_dmamba.data.trajectories import Trajectories
 
 SMALL: dict[str, Any] = {"hidden_size": 64, "n_layers": 2, "context_length": 8, "batch_size": 32}
 SMALL |= {"channel_mixing": False, "warmup_updates": 100, "learning_rate": 1e-3}

@@ -26,8 +26,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from sb3_dmamba.algorithm import DecisionMamba
-from sb3_dmamba.data.trajectories import Trajectories
+from sb3_dmamba import DecisionMamba, Trajectories
 
 N_AGENTS = 2
 N_STEPS = 25

@@ -14,7 +14,7 @@ import os
 
 from stable_baselines3.common.callbacks import CheckpointCallback
 
-from sb3_dmamba.algorithm import DecisionMamba
+from sb3_dmamba import DecisionMamba
 
 
 def main() -> None:
@@ -27,11 +27,7 @@ def main() -> None:
 
     is_first = os.environ.get("RANK", "0") == "0"
     model = DecisionMamba(
-        arguments.task,
-        seed=0,
-        verbose=int(is_first),
-        batch_size=arguments.batch_size,
-        dropout=0.0,
+        arguments.task, seed=0, verbose=int(is_first), batch_size=arguments.batch_size, dropout=0.0
     )
     # Callbacks, log and progress bar are the first process's; the others' are not used.
     checkpoints = CheckpointCallback(1000, arguments.output, name_prefix="model")

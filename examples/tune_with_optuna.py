@@ -19,9 +19,7 @@ import numpy as np
 import optuna
 from stable_baselines3.common.callbacks import BaseCallback
 
-from sb3_dmamba.algorithm import DecisionMamba
-from sb3_dmamba.data.sources import load_trajectories
-from sb3_dmamba.data.trajectories import Trajectories
+from sb3_dmamba import DecisionMamba, Trajectories, load_trajectories
 from sb3_dmamba.tasks import Task
 
 SAMPLERS = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}

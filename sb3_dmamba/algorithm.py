@@ -627,10 +627,7 @@ class DecisionMamba(BaseAlgorithm):
             self._context.seed(self.seed)
 
     def set_parameters(
-        self,
-        load_path_or_dict: Any,
-        exact_match: bool = True,
-        device: torch.device | str = "auto",
+        self, load_path_or_dict: Any, exact_match: bool = True, device: torch.device | str = "auto"
     ) -> None:
         """Take over weights and optimiser state, from :meth:`get_parameters` or a model file.
 

@@ -20,12 +20,7 @@ from sb3_dmamba.envs.batches import check_returns_unscaled
 from sb3_dmamba.envs.make import as_gymnasium, make_gymnasium
 from sb3_dmamba.envs.return_to_go import ReturnToGo
 from sb3_dmamba.errors import ConfigError, DatasetError, UnknownTaskError
-from sb3_dmamba.spaces import (
-    check_dataset_fits,
-    check_environment_fits,
-    flat_space,
-    is_conditioned,
-)
+from sb3_dmamba.spaces import check_dataset_fits, check_environment_fits, flat_space, is_conditioned
 from sb3_dmamba.tasks import ReferenceScores, Task, get_reference_scores, get_task
 
 MakeEnv = Callable[[], "gym.Env[Any, Any]"]

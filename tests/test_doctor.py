@@ -180,13 +180,15 @@ def test_the_bundled_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "it was cut off" in problem
 
 
-def test_the_speed_check_measures() -> None:
+def test_the_speed_check(monkeypatch: pytest.MonkeyPatch) -> None:
     threads = torch.get_num_threads()
     speed = measure_speed(0.2, "cpu")
     assert torch.get_num_threads() == threads
     assert speed.device == "cpu"
     assert min(speed.updates, speed.window_steps, speed.stream_steps) > 0
     assert (speed.updates_on_one_thread is None) == (threads == 1)
+    monkeypatch.setattr(doctor, "check_backends", lambda device: WORKING)
+    monkeypatch.setattr(doctor, "measure_speed", lambda *_: speed)
     result = CliRunner().invoke(app, ["doctor", "--seconds", "0.1"], env={"COLUMNS": "150"})
     assert result.exit_code == 0, result.output
     for text in ("Machine", "Packages", "Backends", "Datasets", "updates", "Nothing is broken."):

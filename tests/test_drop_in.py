@@ -1,4 +1,4 @@
-"""docs/drop_in.md: one line of each script differs, and both versions run."""
+"""docs/drop_in.md: one line of each script differs, and both versions run; docs/d3rlpy.md runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ from sb3_dmamba.algorithm import DecisionMamba
 from sb3_dmamba.data.recording import collect
 from sb3_dmamba.data.sources import load_trajectories
 
-PAGE = (Path(__file__).parents[1] / "docs" / "drop_in.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE = (DOCS / "drop_in.md").read_text(encoding="utf-8")
+D3RLPY_PAGE = (DOCS / "d3rlpy.md").read_text(encoding="utf-8")
+D3RLPY_BLOCKS = dict(re.findall(r"```python (\w+)\n(.*?)```", D3RLPY_PAGE, flags=re.DOTALL))
 SCRIPTS = dict(re.findall(r"```diff (\w+)\n(.*?)```", PAGE, flags=re.DOTALL))
 SMALLER = {  # so that a test can wait for it
     "n_steps=100000": "n_steps=2",
@@ -149,3 +152,10 @@ def test_minari(
     variables = run(form(SCRIPTS["minari"]))
     assert variables["model"].num_timesteps == n_updates
     assert np.shape(variables["returns"]) == (5,)
+
+
+@pytest.mark.parametrize("name", sorted(D3RLPY_BLOCKS))
+def test_blocks_of_the_d3rlpy_page(name: str) -> None:
+    pytest.importorskip("d3rlpy", reason="the d3rlpy extra is not installed")
+    assert "```python\n" not in D3RLPY_PAGE  # every block has a name
+    run(D3RLPY_BLOCKS[name])

@@ -19,7 +19,8 @@ from benchmarks.peers import make_buffer
 from benchmarks.pictures import draw_bars
 from benchmarks.reports import Column, Picture, Report, Table
 from benchmarks.request import Request
-from sb3_dmamba.data import Trajectories, WindowBatch, WindowSampler, load_trajectories
+from sb3_dmamba import Trajectories, load_trajectories
+from sb3_dmamba.data import WindowBatch, WindowSampler
 from sb3_dmamba.experiments.efficiency import OBSERVATION_SPACE, make_trajectories
 from sb3_dmamba.training.batches import ResidentFeed
 

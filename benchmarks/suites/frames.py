@@ -22,7 +22,8 @@ from benchmarks.peak import resident_memory
 from benchmarks.peers import make_buffer, require_d3rlpy
 from benchmarks.reports import Column, Report, Table
 from benchmarks.request import Request
-from sb3_dmamba.data import Trajectories, WindowSampler, load_trajectories
+from sb3_dmamba import Trajectories, load_trajectories
+from sb3_dmamba.data import WindowSampler
 from sb3_dmamba.data.sources.dopamine import MEMBERS, find_checkpoints
 from sb3_dmamba.errors import ConfigError
 

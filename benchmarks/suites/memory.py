@@ -1,4 +1,4 @@
-"""Memory of learning from data larger than memory.
+"""Memory of training on data larger than memory.
 
 Writes a store of random continuous episodes (observations of 17 numbers, actions of 6) and fits the
 default network to the folder, each in a process of its own that reads its memory from ``/proc``.
@@ -104,8 +104,8 @@ def write(folder: Path, n_episodes: int) -> None:
 
 def train(folder: Path, n_updates: int, n_batches: int) -> None:
     """Fit the default network to the store, and draw more batches than that."""
-    from sb3_dmamba.algorithm import DecisionMamba
-    from sb3_dmamba.data import WindowSampler, load_trajectories
+    from sb3_dmamba import DecisionMamba, load_trajectories
+    from sb3_dmamba.data import WindowSampler
 
     meter = Meter()
     meter.note("fit: packages imported")
@@ -124,8 +124,7 @@ def train(folder: Path, n_updates: int, n_batches: int) -> None:
 
 def train_in_memory(n_updates: int) -> None:
     """Fit the default network to 20 episodes in memory."""
-    from sb3_dmamba.algorithm import DecisionMamba
-    from sb3_dmamba.data import Trajectories
+    from sb3_dmamba import DecisionMamba, Trajectories
 
     meter = Meter()
     generator = np.random.default_rng(0)

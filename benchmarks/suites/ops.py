@@ -60,10 +60,7 @@ def measure(request: Request) -> Report:
 
 def make_columns(request: Request) -> list[Column]:
     """Return the columns, with bandwidth on a GPU."""
-    bandwidth = [
-        Column("of copy", "of a copy", ".0%"),
-        Column("bandwidth", "GB/s", ",.0f", 1e-9),
-    ]
+    bandwidth = [Column("of copy", "of a copy", ".0%"), Column("bandwidth", "GB/s", ",.0f", 1e-9)]
     return [
         Column("operation", "operation"),
         Column("batch", "B", ","),

@@ -1,4 +1,4 @@
-"""What ``benchmarks.ops`` times: inputs, contenders, the bytes that have to move, agreement."""
+"""Cases of the suite ``ops``: inputs, contenders, bytes moved, agreement."""
 
 from __future__ import annotations
 

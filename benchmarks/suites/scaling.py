@@ -67,11 +67,7 @@ def measure(request: Request) -> Report:
 
 
 _Swept = tuple[list[Table], list[Picture], dict[str, str]]
-_LABELS = {
-    "context_length": "K",
-    "hidden_size": "width",
-    "batch_size": "windows a batch",
-}
+_LABELS = {"context_length": "K", "hidden_size": "width", "batch_size": "windows a batch"}
 
 
 def _sweep(
@@ -112,7 +108,7 @@ def _sweep(
         _make_exponents(name, field, outcome.rows),
     ]
     pictures = [
-        _picture(f"scaling_{name}_time", heading, field, "us a token", outcome.rows, "token", 1e6),
+        _picture(f"scaling_{name}_time", heading, field, "us a token", outcome.rows, "token", 1e6)
     ]
     if field == "context_length":
         file, label = f"scaling_{name}_memory", "kept for the backward pass [MB]"

@@ -1,4 +1,4 @@
-"""Other cuts of Triton's scan than those it has."""
+"""Block sizes of Triton's scan."""
 
 from __future__ import annotations
 

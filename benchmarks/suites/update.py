@@ -16,7 +16,7 @@ from benchmarks.pictures import draw_bars
 from benchmarks.reports import Column, Picture, Report, Table
 from benchmarks.request import Request
 from benchmarks.timing import Timer
-from sb3_dmamba.config import DecisionMambaConfig
+from sb3_dmamba import DecisionMambaConfig
 from sb3_dmamba.experiments.efficiency import make_trajectories
 from sb3_dmamba.ops import available_backends
 

@@ -103,10 +103,7 @@ _COMMANDS: dict[Callable[..., None], tuple[str, ...]] = {
         "dmamba experiment mixers --data hopper pendulum --seeds 0 1 2 --jobs 2",
         "dmamba experiment d4rl --data hopper-medium-v2=hopper_medium-v2.hdf5 --slurm d4rl.sh",
     ),
-    bench: (
-        "dmamba bench --quick",
-        "dmamba bench update scaling --threads 2 --output runs/bench",
-    ),
+    bench: ("dmamba bench --quick", "dmamba bench update scaling --threads 2 --output runs/bench"),
     doctor: (
         "dmamba doctor",
         "dmamba doctor --seconds 0 --json   [dim]for a report of a bug[/dim]",

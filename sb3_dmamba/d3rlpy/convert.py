@@ -17,12 +17,7 @@ import torch
 from d3rlpy.constants import PositionEncodingType
 from d3rlpy.dataset import is_tuple_shape
 from d3rlpy.models import PixelEncoderFactory, VectorEncoderFactory
-from d3rlpy.optimizers import (
-    AdamFactory,
-    AdamWFactory,
-    GPTAdamWFactory,
-    WarmupSchedulerFactory,
-)
+from d3rlpy.optimizers import AdamFactory, AdamWFactory, GPTAdamWFactory, WarmupSchedulerFactory
 from d3rlpy.preprocessing import (
     ConstantShiftRewardScaler,
     MinMaxActionScaler,

@@ -1,4 +1,4 @@
-"""Acting with the recurrent state, behind the two methods of d3rlpy's stateful wrapper."""
+"""A stateful wrapper for d3rlpy that acts with the recurrent state (stream memory)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class StreamTransformerWrapper:
     Args:
         algo: One of our algorithms, built.
         target_return: Return to ask for at the start of each episode.
-        action_sampler: Makes an action of a prediction.
+        action_sampler: Turns a prediction into an action.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class StreamTransformerWrapper:
         return self._algo
 
     def reset(self) -> None:
-        """Begin an episode: forget the last one, and ask for the whole target again."""
+        """Begin an episode: clear the memory, and reset the return-to-go to the target."""
         self._state = self._memory.initial_state(1)
         self._return_rest = self._target_return
 
@@ -70,7 +70,7 @@ class StreamTransformerWrapper:
             reward: The reward of the last action; 0 at an episode's first step.
 
         Returns:
-            What the action sampler makes of the prediction: (A,) float32, or an int.
+            The action sampler's action: (A,) float32, or an int.
 
         Raises:
             SpaceError: The observation has another shape; the episode can go on.

@@ -100,11 +100,7 @@ def _find_whole(trajectories: Any) -> list[int]:
 
 
 def to_minari(
-    trajectories: Any,
-    dataset_id: str,
-    *,
-    description: str | None = None,
-    **metadata: Any,
+    trajectories: Any, dataset_id: str, *, description: str | None = None, **metadata: Any
 ) -> Any:
     """See :meth:`sb3_dmamba.data.Trajectories.to_minari`."""
     import minari

@@ -26,10 +26,7 @@ __all__ = [
 
 _ATARI = "sb3_dmamba/Atari-v0"
 _TMAZE = "sb3_dmamba/TMaze-v0"
-_ENTRY_POINTS = {
-    _ATARI: "sb3_dmamba.envs.atari:AtariGame",
-    _TMAZE: "sb3_dmamba.envs.tmaze:TMaze",
-}
+_ENTRY_POINTS = {_ATARI: "sb3_dmamba.envs.atari:AtariGame", _TMAZE: "sb3_dmamba.envs.tmaze:TMaze"}
 _TMAZE_NAME = re.compile(r"tmaze-([1-9]\d{0,4})")
 
 ATARI_ID = f"sb3_dmamba:{_ATARI}"  # for gymnasium.make, with AtariGame's arguments

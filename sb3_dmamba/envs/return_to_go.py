@@ -374,10 +374,7 @@ class ReturnToGoVectorEnv(ReturnToGo, VectorWrapper):
         self._lives = {row: lives for row, each in enumerate(envs) if (lives := Lives(each))}
 
     def reset(
-        self,
-        *,
-        seed: int | list[int] | None = None,
-        options: dict[str, Any] | None = None,
+        self, *, seed: int | list[int] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
         """Start an episode in every environment, or in those of ``options["reset_mask"]``."""
         mask = (options or {}).get("reset_mask")  # read first: gymnasium takes it out

@@ -297,11 +297,7 @@ def list_small_tasks() -> list[Task]:
         Task(
             name="breakout-small",
             env_id=ATARI_ID,
-            env_kwargs={
-                "game": "Breakout",
-                "sticky_actions": 0.0,
-                "terminal_on_life_loss": False,
-            },
+            env_kwargs={"game": "Breakout", "sticky_actions": 0.0, "terminal_on_life_loss": False},
             dataset="dqn-replay/Breakout",
             target_returns=(10.0, 30.0, 60.0, 90.0),
             overrides=_BREAKOUT,

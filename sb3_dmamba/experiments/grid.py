@@ -294,5 +294,13 @@ def describe_versions() -> dict[str, str]:
     return versions
 
 
+def __getattr__(name: str) -> Any:
+    if name == "Engine":  # documented here in 0.1.0; a run needs none
+        from sb3_dmamba.experiments.engines import Engine
+
+        return Engine
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 if __name__ == "__main__":
     sys.exit(main())

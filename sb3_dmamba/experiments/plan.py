@@ -227,10 +227,7 @@ def _make_config(
 
 
 def _plan_evaluation(
-    planned: PlannedTask,
-    experiment: Experiment,
-    request: Request,
-    config: DecisionMambaConfig,
+    planned: PlannedTask, experiment: Experiment, request: Request, config: DecisionMambaConfig
 ) -> EvaluationPlan:
     evaluations = request.evaluations or experiment.evaluations
     memories = request.memories or experiment.memories

@@ -475,9 +475,7 @@ def _losses_by_training(losses: pd.DataFrame) -> dict[Any, NDArray[np.float64]]:
 
 
 def _summarize_arm(
-    task: Mapping[str, Any],
-    rows: pd.DataFrame,
-    losses: Mapping[Any, NDArray[np.float64]],
+    task: Mapping[str, Any], rows: pd.DataFrame, losses: Mapping[Any, NDArray[np.float64]]
 ) -> ArmSummary:
     variant, memory = rows[["variant", "memory"]].iloc[0]
     seeds = tuple(map(int, rows["seed"].unique()))

@@ -218,11 +218,7 @@ def _compose_data(summary: ExperimentSummary) -> list[str]:
         "`DecisionMambaConfig`)"
         for task in tasks
     ]
-    return [
-        format_table(header, rows),
-        "Settings that all variants share:",
-        "\n".join(shared),
-    ]
+    return [format_table(header, rows), "Settings that all variants share:", "\n".join(shared)]
 
 
 # --- Answer --------------------------------------------------------------------------------------

@@ -140,10 +140,7 @@ def compute_performance_profile(
 
 
 def compute_rank_correlation(
-    target_returns: Sequence[float],
-    returns: Sequence[NDArray[Any]],
-    *,
-    level: float = 0.95,
+    target_returns: Sequence[float], returns: Sequence[NDArray[Any]], *, level: float = 0.95
 ) -> Estimate:
     """Estimate Spearman's correlation of the returns asked for and achieved.
 

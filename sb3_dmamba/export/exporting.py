@@ -19,14 +19,7 @@ from torch import Tensor
 import sb3_dmamba
 from sb3_dmamba.config import Memory
 from sb3_dmamba.errors import ConfigError, ExportError
-from sb3_dmamba.export.graph import (
-    EXAMPLE_ENVS,
-    PolicyGraph,
-    Step,
-    Tensors,
-    act_once,
-    make_memory,
-)
+from sb3_dmamba.export.graph import EXAMPLE_ENVS, PolicyGraph, Step, Tensors, act_once, make_memory
 from sb3_dmamba.export.onnx import open_onnx, to_onnx
 from sb3_dmamba.networks import DecisionMambaPolicy
 from sb3_dmamba.paths import write_atomically

@@ -87,11 +87,7 @@ class MambaMixer(nn.Module):
         weights = self._make_weights()
         inputs, gate = self._project(tokens, weights, readout)
         convolved = causal_conv1d(
-            inputs,
-            weights.conv1d,
-            weights.conv1d_bias,
-            activation="silu",
-            backend=self.backend,
+            inputs, weights.conv1d, weights.conv1d_bias, activation="silu", backend=self.backend
         )
         mixed = selective_scan(
             *self._scan_inputs(convolved, weights),
@@ -433,11 +429,7 @@ class ConvolutionMixer(nn.Module):
     ) -> Float[Tensor, "B L H"]:
         """Filter every token by the filters of one kind."""
         return causal_conv1d(
-            tokens,
-            self.filters[kind],
-            self.bias[kind],
-            initial_state=before,
-            backend=self.backend,
+            tokens, self.filters[kind], self.bias[kind], initial_state=before, backend=self.backend
         )
 
     def step(

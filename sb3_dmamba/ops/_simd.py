@@ -24,13 +24,7 @@ from numba import literally  # type: ignore[attr-defined]
 from numba.core import cgutils, types
 from numba.core.registry import cpu_target
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
-from numba.extending import (
-    intrinsic,
-    lower_builtin,
-    models,
-    register_jitable,
-    register_model,
-)
+from numba.extending import intrinsic, lower_builtin, models, register_jitable, register_model
 
 VECTOR_BITS = 512
 LOG2_E = math.log2(math.e)

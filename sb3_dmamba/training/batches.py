@@ -33,10 +33,7 @@ _BEFORE = "before."
 
 
 def make_sampler(
-    trajectories: Trajectories,
-    config: DecisionMambaConfig,
-    seed: int,
-    rows: slice = slice(None),
+    trajectories: Trajectories, config: DecisionMambaConfig, seed: int, rows: slice = slice(None)
 ) -> WindowSampler:
     """Return the sampler of training batches, or of some rows of them with several processes."""
     length, size = config.context_length, config.batch_size
@@ -192,10 +189,7 @@ class ResidentFeed:
     """
 
     def __init__(
-        self,
-        sampler: WindowSampler,
-        device: torch.device,
-        windows: ResidentWindows | None = None,
+        self, sampler: WindowSampler, device: torch.device, windows: ResidentWindows | None = None
     ) -> None:
         self.sampler = sampler
         self.device = device

@@ -8,12 +8,7 @@ from gymnasium import spaces
 from torch import nn
 
 from benchmarks.contenders import UnavailableError
-from benchmarks.networks import (
-    Network,
-    PeerMixer,
-    check_network,
-    make_network,
-)
+from benchmarks.networks import Network, PeerMixer, check_network, make_network
 from benchmarks.peers import check_learning, make_peer
 from benchmarks.request import Request
 from benchmarks.suites.data import check_windows

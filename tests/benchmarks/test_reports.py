@@ -46,13 +46,7 @@ def test_a_page_for_people_and_a_document_for_programs(tmp_path: Path) -> None:
     assert page.startswith("### Updates\n\n`dmamba bench update`: how.\n")
     assert "|  | against d3rlpy | ms | parameters |\n| --- | --- | --- | --- |\n" in page
     assert "| ours | 0.50x | 12.3 | 1,234 |\n| theirs | - | - | 7 |\n" in page
-    for expected in (
-        "date 2026-01-02",
-        "A note.",
-        "![Speed](bars.png)",
-        "* x: absent",
-        "too slow",
-    ):
+    for expected in ("date 2026-01-02", "A note.", "![Speed](bars.png)", "* x: absent", "too slow"):
         assert expected in page
     assert all(path.stat().st_size > 1000 for path in files[2:])
     document = json.loads(files[1].read_text(encoding="utf-8"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -189,20 +188,6 @@ def test_stateful_wrapper(name: str, shape: Shape, scaler: str | None) -> None:
     assert wrapper.algo is algo
 
 
-@pytest.mark.parametrize("name", [name for name in CONFIGS if is_discrete(name)])
-def test_greedy_sampler(name: str) -> None:
-    algo = make(name, (9,), None)
-    actors = [
-        algo.as_stateful_wrapper(10.0, d3rlpy.algos.GreedyTransformerActionSampler())
-        for _ in range(2)
-    ]
-    rng = np.random.default_rng(0)
-    for _ in range(6):
-        observation = draw_observations(rng, (9,), 1)[0]
-        first, second = (actor.predict(observation, 1.0) for actor in actors)
-        assert first == second
-
-
 @every_algorithm
 @every_shape
 @pytest.mark.filterwarnings("ignore")  # of TorchScript, which d3rlpy uses
@@ -241,15 +226,6 @@ def test_onnx(name: str, shape: Shape, tmp_path: Path) -> None:
             assert int(action) == expected.argmax()
         else:
             np.testing.assert_allclose(action, expected, rtol=1e-5, atol=1e-5)
-
-
-@every_algorithm
-def test_other_suffixes_are_refused(name: str, tmp_path: Path) -> None:
-    algo = make(name, (9,), None)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with pytest.raises(ValueError, match=r"\.onnx"):
-            algo.save_policy(str(tmp_path / "policy.txt"))
 
 
 @every_algorithm

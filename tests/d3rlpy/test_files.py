@@ -7,7 +7,6 @@ import os
 import pickle
 import subprocess
 import sys
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ import d3rlpy
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from d3rlpy.preprocessing import MultiplyRewardScaler
 
 from sb3_dmamba.errors import ConfigError, MissingDependencyError
@@ -27,7 +25,6 @@ from tests.d3rlpy.cases import (
     draw_input,
     load_torchscript,
     make_algo,
-    make_buffer,
     make_scalers,
     padded_input,
     seeded,
@@ -90,62 +87,6 @@ assert "sb3_dmamba.d3rlpy" in sys.modules
     )
     assert finished.returncode == 0, finished.stderr
     assert "Score: 8.0" in finished.stdout
-
-
-def test_d3rlpys_command_line_records(tmp_path: Path) -> None:
-    pytest.importorskip("moviepy", reason="d3rlpy's recorder needs it")
-    algo = make_algo("discrete mamba", (9,), encoder_factory=vector_encoder())
-    algo.save(tmp_path / "model.d3")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from d3rlpy.cli import cli
-
-        recorded = CliRunner().invoke(
-            cli,
-            [
-                *("record", str(tmp_path / "model.d3"), "--env-header", ENVIRONMENT),
-                *("--target-return", "8", "--n-episodes", "1", "--out", str(tmp_path / "videos")),
-            ],
-            catch_exceptions=False,
-        )
-    assert recorded.exit_code == 0
-    assert list((tmp_path / "videos").glob("*.mp4"))
-
-
-def test_d3rlpys_command_line_reads_the_logs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import matplotlib.pyplot
-
-    matplotlib.pyplot.switch_backend("agg")
-    monkeypatch.chdir(tmp_path)
-    algo = make_algo("discrete mamba", encoder_factory=vector_encoder())
-    algo.fit(
-        make_buffer(is_discrete=True),
-        n_steps=4,
-        n_steps_per_epoch=2,
-        experiment_name="run",
-        with_timestamp=False,
-        show_progress=False,
-    )
-    folder = tmp_path / "d3rlpy_logs" / "run"
-    assert {"params.json", "loss.csv", "learning_rate.csv", "model_2.d3", "model_4.d3"} <= {
-        file.name for file in folder.iterdir()
-    }
-    assert json.loads((folder / "params.json").read_text())["config"]["type"] == (
-        "discrete_decision_mamba"
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from d3rlpy.cli import cli
-
-        for arguments in (  # plot-all stops at d3rlpy's own files of gradients
-            ["stats", str(folder / "loss.csv")],
-            ["plot", str(folder / "loss.csv"), "--save", "loss.png"],
-        ):
-            result = CliRunner().invoke(cli, arguments, catch_exceptions=False)
-            assert result.exit_code == 0
-    assert (tmp_path / "loss.png").stat().st_size
 
 
 def test_the_file_is_d3rlpys(tmp_path: Path) -> None:

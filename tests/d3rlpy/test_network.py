@@ -25,12 +25,7 @@ from sb3_dmamba.d3rlpy import (
     DecisionMambaEncoderFactory,
     DiscreteDecisionMambaConfig,
 )
-from sb3_dmamba.d3rlpy.network import (
-    CORE_NAMES,
-    SequenceConfig,
-    find_real_steps,
-    to_windows,
-)
+from sb3_dmamba.d3rlpy.network import CORE_NAMES, SequenceConfig, find_real_steps, to_windows
 from sb3_dmamba.errors import ConfigError, SpaceError
 from sb3_dmamba.networks import AttentionMixer, SequenceModel
 from tests.d3rlpy.cases import OURS, draw_input, make_algo, make_config, vector_encoder

@@ -104,10 +104,7 @@ BAD: list[tuple[dict[str, Any], dict[str, Any]]] = [
         {"terminals": None, "timeouts": None, "dones": np.zeros(6)},
         {"setting": "terminals", "said": "rename 'dones' to 'terminals' if no time limit"},
     ),
-    (
-        {"timeouts": None, "timeout": np.zeros(6)},
-        {"setting": "timeout", "choices": ("timeouts",)},
-    ),
+    ({"timeouts": None, "timeout": np.zeros(6)}, {"setting": "timeout", "choices": ("timeouts",)}),
     ({"terminals": None, "timeouts": None}, {"setting": "terminals"}),
     ({"truncations": np.zeros(6)}, {"choices": ("timeouts", "truncations")}),
     ({"timeouts": np.zeros(5)}, {"setting": "timeouts", "value": (5,)}),
@@ -119,10 +116,7 @@ BAD: list[tuple[dict[str, Any], dict[str, Any]]] = [
         {"timeouts": np.array([0, 0, 0, 1, np.nan, 0])},
         {"setting": "timeouts", "index": 4, "value": np.nan},
     ),
-    (
-        {"terminals": np.array([0, 0, 2, 0, 0, 0])},
-        {"setting": "terminals", "index": 2, "value": 2},
-    ),
+    ({"terminals": np.array([0, 0, 2, 0, 0, 0])}, {"setting": "terminals", "index": 2, "value": 2}),
     ({"terminals": np.full(6, "no")}, {"setting": "terminals"}),
     ({"observations": np.zeros((5, 2))}, {"said": "observations have shape (5, 2)"}),
     ({"observations": np.full((6, 2), np.nan)}, {"setting": "observations", "episode": 0}),

@@ -196,9 +196,7 @@ def test_an_empty_buffer() -> None:
 # --- back to d3rlpy ----------------------------------------------------------------------------
 
 
-def test_continuous_actions_that_happen_to_be_integers(
-    make_trajectories: MakeTrajectories,
-) -> None:
+def test_continuous_actions_that_happen_to_be_integers(make_trajectories: MakeTrajectories) -> None:
     data = make_trajectories([4], actions=np.ones((4, 2)))
     assert data.to_d3rlpy().dataset_info.action_space.name == "CONTINUOUS"
 

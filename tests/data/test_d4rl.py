@@ -152,7 +152,7 @@ MALFORMED: list[tuple[Arrays, dict[str, Any]]] = [
     ({"terminals": np.full(9, np.nan)}, {"setting": "terminals", "index": 0}),
     ({"timeouts": np.arange(9)}, {"setting": "timeouts", "index": 2, "value": 2}),
     ({"observations": np.full((9, 11), np.nan)}, {"setting": "observations", "index": 0}),
-    ({"episode_0": np.zeros(9)}, {"said": "Minari's: pass the folder"}),
+    ({"episode_0": np.zeros(9)}, {"said": "Minari's: pass its folder"}),
     ({"observations_0": np.zeros(9)}, {"said": "d3rlpy's: load it with d3rlpy"}),
 ]
 

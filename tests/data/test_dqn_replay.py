@@ -385,18 +385,10 @@ DAMAGE: list[tuple[str, Callable[[Path], object], dict[str, Any]]] = [
     ("reward", _with(np.array([{}] * 20, dtype=object)), {"said": "got object"}),
     ("observation", _with(np.ones((20, 30), np.uint8)), {"value": (20, 30)}),
     ("reward", _with(np.ones((20, 1))), {"value": (20, 1)}),
-    (
-        "observation",
-        _with(np.ones((20, *FRAME), np.uint8, order="F")),
-        {"said": "Fortran order"},
-    ),
+    ("observation", _with(np.ones((20, *FRAME), np.uint8, order="F")), {"said": "Fortran order"}),
     ("observation", _with(np.ones((20, 3, 3), np.uint8)), {"value": (3, 3), "choices": (FRAME,)}),
     ("action", _with(np.full(20, 4)), {"index": 0, "value": 4}),
-    (
-        "reward",
-        _with(np.where(np.arange(20) == 7, np.nan, 0)),
-        {"index": 7, "value": np.nan},
-    ),
+    ("reward", _with(np.where(np.arange(20) == 7, np.nan, 0)), {"index": 7, "value": np.nan}),
     ("terminal", _with(np.full(20, 2, np.uint8)), {"index": 0, "value": 2}),
 ]
 

@@ -152,10 +152,7 @@ def test_a_dataset_object_and_its_selection(make_minari: MakeMinari) -> None:
 
 
 def test_a_folder_anywhere_that_cannot_be_written(
-    make_minari: MakeMinari,
-    minari_root: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    make_minari: MakeMinari, minari_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _make(make_minari, VECTOR)
     folder = tmp_path / "elsewhere"

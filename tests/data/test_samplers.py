@@ -106,11 +106,7 @@ def test_every_window_is_a_slice_of_one_episode(
         _assert_is_slice(data, every, step, step)
 
 
-@given(
-    lengths=LENGTHS,
-    context_length=st.integers(1, 12),
-    batch_size=st.integers(1, 7),
-)
+@given(lengths=LENGTHS, context_length=st.integers(1, 12), batch_size=st.integers(1, 7))
 def test_iterate_all_visits_each_step_once_in_order(
     make_trajectories: Make, lengths: list[int], context_length: int, batch_size: int
 ) -> None:

@@ -399,24 +399,14 @@ FORMATS = (
     Format(
         "to_minari", "minari:load_minari_object", write_to_minari, EVERYTHING, keeps_frames=False
     ),
-    Format(
-        "d3rlpy",
-        "d3rlpy:load_d3rlpy",
-        write_d3rlpy,
-        MAPPINGS,
-        not_terminated_is_truncated,
-    ),
+    Format("d3rlpy", "d3rlpy:load_d3rlpy", write_d3rlpy, MAPPINGS, not_terminated_is_truncated),
     Format(
         "to_d3rlpy", "d3rlpy:load_d3rlpy", write_to_d3rlpy, EVERYTHING, not_terminated_is_truncated
     ),
     Format("SB3 replay", "sb3:load_replay_buffer", write_replay_buffer, MAPPINGS),
     Format("SB3 ring", "sb3:load_replay_buffer", write_wrapped_ring, MAPPINGS),
     Format(
-        "SB3 rollout",
-        "sb3:load_rollout_buffer",
-        write_rollout_buffer,
-        MAPPINGS,
-        only_that_it_ended,
+        "SB3 rollout", "sb3:load_rollout_buffer", write_rollout_buffer, MAPPINGS, only_that_it_ended
     ),
     Format("DQN replay", "dqn_replay:load_dqn_replay", write_dqn_replay, ("stacks",)),
     Format("store", "trajectories:load_store", write_store, EVERYTHING),

@@ -260,6 +260,7 @@ def test_a_graph_that_acts_otherwise_is_not_written(
         model.export(path)
     assert caught.value.setting == "action"
     assert path.read_bytes() == b"an older one"
-    model.export(path, verify=False)
-    assert path.read_bytes() != b"an older one"
+    if suffix == ".onnx":  # torch.export takes seconds
+        model.export(path, verify=False)
+        assert path.read_bytes() != b"an older one"
     assert sorted(each.name for each in tmp_path.iterdir()) == [path.name]

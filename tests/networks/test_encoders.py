@@ -164,9 +164,9 @@ def test_it_exports_and_does_not_convert_to_d3rlpy(tmp_path: Path) -> None:
     model = fitted()
     exported = model.export(tmp_path / "policy.onnx", memory="stream")
     assert exported.path.is_file()
-    crossing = pytest.importorskip("sb3_dmamba.d3rlpy")
+    conversion = pytest.importorskip("sb3_dmamba.d3rlpy")
     with pytest.raises(ConfigError, match=r"test_encoders\.Layers"):
-        crossing.from_sb3(model)
+        conversion.from_sb3(model)
 
 
 # --- Wrong ones ----------------------------------------------------------------------------------

@@ -237,7 +237,7 @@ def test_steps_to_the_left_of_an_episode_leave_its_states_alone(variant: dict[st
             real[row, -age:] = True
             for left, part in zip(inputs, batch.inputs(), strict=True):
                 left[row, -age:] = part[row, :age]
-    inputs[0][~real] = 50.0  # what padding holds is nobody's business
+    inputs[0][~real] = 50.0  # padding must have no influence
     observations, actions, returns_to_go, timesteps = inputs
     begun = model.initial_layers(3)
     together, layers = model.resume(observations, actions, returns_to_go, timesteps, begun, real)

@@ -17,12 +17,7 @@ from sb3_dmamba.errors import BackendError
 from sb3_dmamba.ops import available_backends, causal_conv1d, resolve_backend, selective_scan
 
 # Relative error (norm of the difference over the norm) against the reference in float64.
-TOLERANCES = {
-    torch.float64: 1e-13,
-    torch.float32: 1e-5,
-    torch.bfloat16: 1e-2,
-    torch.float16: 2e-3,
-}
+TOLERANCES = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 
 Tensors = dict[str, Tensor]
 Operation = Callable[..., tuple[Tensor, Tensor]]

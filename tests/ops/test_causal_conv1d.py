@@ -6,13 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from tests.ops.cases import (
-    BACKENDS,
-    FUSED,
-    conv,
-    conv_inputs,
-    mark,
-)
+from tests.ops.cases import BACKENDS, FUSED, conv, conv_inputs, mark
 
 EVERY_ONE = [mark(backend) for backend in BACKENDS]
 EVERY_FUSED_ONE = [mark(backend) for backend in FUSED]

@@ -87,8 +87,7 @@ def played_state_update(
     state, x, dt, A, B, C, D = arguments
     one = [tensor[:, None] for tensor in (x, dt, B, C, z)]
     y, final = reference.selective_scan(
-        *(one[0], one[1], A, one[2], one[3], D, one[4], dt_bias, None),
-        *(dt_softplus, state, True),
+        *(one[0], one[1], A, one[2], one[3], D, one[4], dt_bias, None), *(dt_softplus, state, True)
     )
     assert final is not None
     state.copy_(final)

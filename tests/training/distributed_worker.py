@@ -97,7 +97,7 @@ def draw_seeds(folder: Path) -> list[Any]:
 
 
 def mix_up(folder: Path) -> float:
-    """Start from other weights and moments in one process: the first one's are taken."""
+    """Start from other weights and moments in one process: rank 0's are taken."""
     model = make_model()
     model.fit(DATA, 3)
     if RANK == 1:

@@ -1,4 +1,4 @@
-"""What only a GPU has, played on the CPU: graphs that hold addresses, values nobody may look at.
+"""Emulation of a GPU on the CPU: graphs that hold addresses, and a guard against synchronising.
 
 A CUDA graph is a list of kernels with the addresses and the numbers they were launched with. Here
 it is the list of operations below autograd, with the tensors and the numbers they were called with:

@@ -299,21 +299,6 @@ def test_only_weights_of_products_decay(
         assert (id(parameter) in decayed) == (not never), name
 
 
-def test_mamba_by_name() -> None:
-    policy = make_policy(FLAT, CHOICES, {"n_layers": 1, "channel_mixing": False})
-    decayed = {id(parameter) for parameter in split_by_decay(policy)[0]}
-    names = [name for name, each in policy.named_parameters() if id(each) in decayed]
-    assert sorted(names) == [
-        "model.blocks.0.mixer.dt_proj.weight",
-        "model.blocks.0.mixer.in_proj.weight",
-        "model.blocks.0.mixer.out_proj.weight",
-        "model.blocks.0.mixer.x_proj.weight",
-        "model.embedding.observation_encoder.projection.weight",
-        "model.embedding.return_encoder.weight",
-        "model.head.projection.weight",
-    ]
-
-
 def test_settings_reach_the_optimiser_and_only_products_shrink() -> None:
     config = DecisionMambaConfig(
         hidden_size=16, n_layers=1, learning_rate=0.1, weight_decay=0.5, adam_betas=(0.8, 0.95)

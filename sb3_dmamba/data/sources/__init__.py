@@ -138,7 +138,7 @@ class Opened(Protocol):
         """Read it in pieces of whole episodes that fit into little memory.
 
         Args:
-            bar: Is told how many steps there are, where that is known before.
+            bar: Started with the number of steps, where that is known before.
         """
 
 
@@ -263,7 +263,7 @@ SOURCES = (
     Source(
         "a folder that Trajectories.save wrote (with trajectories.json inside)",
         "path",
-        # a store without its header is damaged, which is its loader's to say
+        # without its header a store is damaged, and its loader raises an error
         _contains("trajectories.json", "episode_offsets.npy"),
         "sb3_dmamba.data.trajectories:load_store",
     ),

@@ -109,11 +109,7 @@ def open_d4rl_name(
 
 @dataclass(frozen=True)
 class D4RLDataset:
-    """A dataset of D4RL's, or the whole episodes of several, joined.
-
-    Args:
-        files: The file of each name.
-    """
+    """A dataset of D4RL's, or the whole episodes of several, joined."""
 
     files: Mapping[D4RLName, D4RLFile]
 
@@ -129,11 +125,7 @@ class D4RLDataset:
         return join_pieces([part.drop_cut_episodes() for part in parts])
 
     def pieces(self, bar: Bar | None = None) -> Iterator[Trajectories]:
-        """Read it in pieces of whole episodes that fit into little memory; raises as :meth:`load`.
-
-        Args:
-            bar: Is told how many steps each file has.
-        """
+        """Read it in pieces of whole episodes; raises as :meth:`load`."""
         for name, file in self.files.items():
             for piece in file.pieces(bar):
                 if len(self.files) == 1:
@@ -203,7 +195,7 @@ def open_d4rl_file(
             list of one dict an episode, with the same keys, or one dict of flat arrays; no code
             in it is run.
         observation_space: The environment's. None: an unbounded Box, or frames of bytes.
-        action_space: The environment's. None: as a dict of flat arrays has it.
+        action_space: The environment's. None: inferred as for a dict of flat arrays.
         env_id: What ``gymnasium.make`` takes. None: the environment nearest to D4RL's, if the
             file's name and shapes are those of D4RL's Gym-MuJoCo sets.
         env_kwargs: Its other arguments.
@@ -245,11 +237,7 @@ class D4RLFile:
             return file.read(0, len(file.ends))
 
     def pieces(self, bar: Bar | None = None) -> Iterator[Trajectories]:
-        """Read it in pieces of whole episodes that fit into little memory; raises as :meth:`load`.
-
-        Args:
-            bar: Is told how many steps there are.
-        """
+        """Read it in pieces of whole episodes; raises as :meth:`load`."""
         if self._is_pickle:  # which can only be read whole
             yield self._read_pickle()
             return
@@ -306,11 +294,7 @@ class D4RLFile:
 
 
 class _FlatFile:
-    """An open HDF5 file of flat arrays: the flags are read, the other arrays on demand.
-
-    Raises:
-        DatasetError: An array is missing, of a wrong dtype or length, or outside of the file.
-    """
+    """An open HDF5 file of flat arrays: flags are read when it is opened, the rest on demand."""
 
     def __init__(self, file: h5py.File, options: D4RLFile) -> None:
         self._file, self._options = file, options
@@ -356,11 +340,7 @@ class _FlatFile:
             first = last
 
     def read(self, first: int, last: int) -> Trajectories:
-        """Read episodes ``first`` to ``last``, exclusive.
-
-        Raises:
-            DatasetError: The file is damaged there, or a value is not usable.
-        """
+        """Read episodes ``first`` to ``last``, exclusive."""
         start, stop = int(self.offsets[first]), int(self.offsets[last])
         arrays = {key: self._read(key, start, stop) for key in REQUIRED}
         arrays["terminals"] = self._terminated[start:stop]
@@ -423,9 +403,7 @@ class _FlatFile:
         """Recognise files of other kinds that have the same ending."""
         if "episode_0" in self._file:
             folder = str(self._options.path.resolve().parent)
-            raise DatasetError(
-                f"this is a file of Minari's: pass the folder it lies in, {folder!r}"
-            )
+            raise DatasetError(f"this is a file of Minari's: pass its folder, {folder!r}")
         if "observations_0" in self._file:
             raise DatasetError(
                 "this is a file of d3rlpy's: load it with d3rlpy.dataset.ReplayBuffer.load and "

@@ -24,7 +24,7 @@ MEMBERS = {"observation": "u1", "action": "iu", "reward": "fiu", "terminal": "bu
 
 _NAME = re.compile(rf"\$store\$_({'|'.join(MEMBERS)})_ckpt\.(\d+)\.gz")
 _PIECE_BYTES = 1 << 20
-_BEST_RATIO = 1032  # of deflate: what unpacks to more than this is not what its header says
+_MAX_COMPRESSION = 1032  # of deflate
 
 
 def error_in(path: Path, problem: str, **attributes: Any) -> DatasetError:
@@ -141,7 +141,7 @@ class MemberReader:
             expected = "uint8" if kinds == "u1" else " or ".join(names[kind] for kind in kinds)
             raise self._error(f"expected {expected}, got {self.dtype}")
         size = int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize
-        if size > _BEST_RATIO * self.path.stat().st_size + _PIECE_BYTES:
+        if size > _MAX_COMPRESSION * self.path.stat().st_size + _PIECE_BYTES:
             raise self._error(
                 f"its header promises shape {self.shape}, {size:,} bytes, and no gzip of "
                 f"{self.path.stat().st_size:,} bytes holds as many"
@@ -169,7 +169,7 @@ class Steps:
     terminal: Bool[ndarray, "rows"]  # True at the last step of an episode
 
     def are_blank(self, row: int) -> bool:
-        """Whether a row holds nothing but, perhaps, a frame."""
+        """Whether action, reward and end of a row are zero."""
         return not (self.actions[row] or self.rewards[row] or self.terminal[row])
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 OFFLINE_VARIABLE = "SB3_DMAMBA_OFFLINE"
-"""Environment variable: set to anything but 0, nothing is ever downloaded."""
+"""Environment variable that switches downloads off, unless it is empty or 0."""
 
 _BLOCK = 1 << 18
 _TEMPORARY_STATUSES = (408, 425, 429, 500, 502, 503, 504)
@@ -41,7 +41,7 @@ def download_file(
         url: An http or https address.
         path: Where the file goes; folders are made. A temporary file beside it is renamed to it
             when it is complete, and removed if it never is.
-        signature: What the file must begin with (a login page of the network does not).
+        signature: The file's first bytes (a network's login page has others).
         progress_bar: Show a bar, on stderr.
         timeout: Seconds without a byte after which a connection counts as broken.
         attempts: Number of tries.
@@ -59,7 +59,7 @@ def download_file(
     import pooch
     import requests
 
-    pooch.get_logger().setLevel("WARNING")  # the bar says as much
+    pooch.get_logger().setLevel("WARNING")  # the bar shows progress
     with byte_progress(path.name, progress_bar) as bar:
         client = pooch.create(
             path=path.parent,
@@ -90,7 +90,7 @@ class _PermanentError(Exception):
 
 
 class _Downloader:
-    """What pooch calls for each attempt, and the progress bar that it tells."""
+    """One attempt, as pooch calls it, and the progress bar that pooch updates."""
 
     def __init__(self, signature: bytes, bar: Bar, timeout: float) -> None:
         self._signature, self._bar, self._timeout = signature, bar, timeout
@@ -141,4 +141,4 @@ class _Downloader:
         self._bar.start(0, self.total or None)
 
     def close(self) -> None:
-        """The bar is closed by who opened it."""
+        """Do nothing: :func:`download_file` closes the bar."""

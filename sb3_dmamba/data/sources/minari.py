@@ -102,12 +102,7 @@ class Dataset:
 
     @classmethod
     def open(cls, folder: Path) -> Dataset:
-        """Read the metadata in a ``data`` folder.
-
-        Raises:
-            DatasetError: It is malformed.
-            SpaceError: A space cannot be learnt.
-        """
+        """Read the metadata in a ``data`` folder."""
         with naming(folder / _METADATA):
             metadata = _read_metadata(folder)
             observation_space = _read_space(metadata, "observation_space")
@@ -150,11 +145,7 @@ class Dataset:
         return self._read(episodes)
 
     def pieces(self, bar: Bar | None = None) -> Iterator[Trajectories]:
-        """Read all episodes in pieces that fit into little memory; raises as :meth:`load`.
-
-        Args:
-            bar: Is told how many steps there are.
-        """
+        """Read all episodes in pieces; raises as :meth:`load`."""
         if bar is not None:
             bar.start(0, self.n_steps)
         return self._cut(range(self.n_episodes))
@@ -294,8 +285,7 @@ def _read_space(metadata: dict[str, Any], name: str) -> spaces.Space[Any]:
 
     if name not in metadata:
         raise DatasetError(
-            f"there is no {name}, which only the environment could tell: write the dataset again "
-            f"with Minari 0.5 or later",
+            f"there is no {name}: write the dataset again with Minari 0.5 or later",
             setting=name,
         )
     try:
@@ -398,10 +388,6 @@ def _download(dataset_id: str, root: Path) -> Path:
     """Download a dataset, and its namespace, from the server that ``MINARI_REMOTE`` names.
 
     Minari shows its own progress, on stderr. A download that fails is removed.
-
-    Raises:
-        DatasetError: It is not there or cannot be reached, downloads are switched off, or the
-            package that reaches that server is not installed.
     """
     if is_offline():
         raise DatasetError(f"{dataset_id!r} is not downloaded: {OFFLINE_VARIABLE} is set")
@@ -429,9 +415,9 @@ def _download(dataset_id: str, root: Path) -> Path:
 
 
 def _check_reachable(dataset_id: str) -> None:
-    """Raise DatasetError where Minari's usual server has no address, which it would try for long.
+    """Raise DatasetError where Minari's usual server has no address, instead of a long wait.
 
-    A proxy finds the address itself, and another server may need none.
+    A proxy resolves the address itself, and other servers are not checked.
     """
     if "MINARI_REMOTE" in os.environ or "HF_ENDPOINT" in os.environ or getproxies():
         return

@@ -115,7 +115,7 @@ def load_rollout_buffer(
     """Copy the episodes out of a ``RolloutBuffer`` or ``DictRolloutBuffer``.
 
     SB3 adds a value that it estimated to the reward of the step at which a time limit ended an
-    episode, and does not note where. So say which there can be: ``no_time_limit=True``, or
+    episode, and does not note where. So one of two arguments is needed: ``no_time_limit=True``, or
     ``max_episode_steps``: an episode that long loses its last step, whose reward is not the
     environment's, and counts as cut. Whether the last step of the buffer ended an episode is not
     noted either: that episode counts as cut. Episodes that began before the buffer are left out.
@@ -124,7 +124,7 @@ def load_rollout_buffer(
 
     Args:
         source: The buffer: ``model.rollout_buffer``, before or after the update on it.
-        no_time_limit: Say that no time limit has ended an episode.
+        no_time_limit: True: no time limit has ended an episode.
         max_episode_steps: The time limit.
         scaled_actions: Whether the policy squashes its output (gSDE): actions are then scaled
             back from [-1, 1]. Else they are clipped to the space, as SB3 does before it steps.
@@ -133,8 +133,8 @@ def load_rollout_buffer(
         name: Name of the dataset in summaries and reports.
 
     Raises:
-        DatasetError: Nothing is said about time limits, the buffer is empty, or no episode began
-            in it.
+        DatasetError: Neither or both of ``no_time_limit`` and ``max_episode_steps`` are given, the
+            buffer is empty, or no episode began in it.
         SpaceError: A space cannot be learnt.
 
     Source: stable_baselines3 2.9.2, ``OnPolicyAlgorithm.collect_rollouts``.
@@ -272,7 +272,7 @@ def _read_observations(
 
 
 def _unscale(actions: ndarray, space: spaces.Box) -> ndarray:
-    """Map actions from [-1, 1] to the space, by the formula of SB3's ``unscale_action``."""
+    """Map actions from [-1, 1] to the space, as SB3's ``unscale_action`` does."""
     unscaled: ndarray = space.low + 0.5 * (actions + 1.0) * (space.high - space.low)
     return unscaled
 
@@ -373,6 +373,6 @@ def _are_scaled(source: Any, rows: Int64[ndarray, "M"], given: bool | None) -> b
     if fits_scaled and fits_raw:
         warn_caller(
             f"the actions lie in [-1, 1] and the space is {space}: they are taken for scaled, as "
-            f"SB3's algorithms keep them; pass scaled_actions=True or False to say so"
+            f"SB3's algorithms keep them; pass scaled_actions=True or False to decide"
         )
     return bool(fits_scaled)

@@ -30,14 +30,16 @@ def load_tmaze(source: str, *, n_episodes: int = 1000, seed: int = 0) -> Traject
     Args:
         source: ``"tmaze-50"`` for a corridor of 50 steps, and so on.
         n_episodes: Episodes to record.
-        seed: The same one gives the same data.
+        seed: Seed of environment and agents.
 
     Raises:
-        DatasetError: The name or a number is none of these.
+        DatasetError: The name is not a T-maze's, or a number is out of its range.
     """
     length = parse_tmaze_name(source)
     if length is None:
-        raise DatasetError(f"{source!r} is not a T-maze: write tmaze- and its length, 'tmaze-50'")
+        raise DatasetError(
+            f"{source!r} is not a T-maze: write tmaze- and its length, 'tmaze-50'", value=source
+        )
     n_episodes = check_integer("n_episodes", n_episodes, 1, error=DatasetError)
     seed = check_integer("seed", seed, 0, error=DatasetError)
     env = TMaze(length)
@@ -61,7 +63,7 @@ def load_tmaze(source: str, *, n_episodes: int = 1000, seed: int = 0) -> Traject
 def _play(
     env: TMaze, generator: np.random.Generator
 ) -> tuple[Float32[ndarray, "T 4"], Int64[ndarray, "T"], Float32[ndarray, "T"], bool]:
-    """Play one episode of an agent whose quality is drawn too; the last says if it got there."""
+    """Play one episode of a random agent; return its arrays and whether it terminated."""
     waste = generator.uniform(0.0, _MOST_WASTE)
     is_right = generator.random() < generator.uniform(_LEAST_RIGHT, 1.0)
     observation, _ = env.reset(seed=int(generator.integers(2**31)))
@@ -84,5 +86,5 @@ def _play(
 def _choose(at_junction: bool, turn: int, waste: float, generator: np.random.Generator) -> int:
     if generator.random() >= waste:
         return turn if at_junction else FORWARD
-    # Into a wall or back, but never into an arm.
+    # into a wall or back, but never into an arm
     return int(generator.choice([FORWARD, BACK] if at_junction else [UP, DOWN, BACK]))

@@ -59,10 +59,7 @@ def mamba_step(
     group = max(1, ROWS // max(length, 1))
     _cpu.call_kernel(
         _cpu.load_kernel("mamba_step.cpu", "build_step", prepared.bits),
-        (
-            *(0, batch, length, group, *prepared.arguments),
-            *_cpu.addresses(*before, *after),
-        ),
+        (*(0, batch, length, group, *prepared.arguments), *_cpu.addresses(*before, *after)),
         group * length * prepared.scratch,
         -(-batch // group),
         batch * length * prepared.products,

@@ -73,10 +73,7 @@ def _forward(
         checkpoints = _cpu.empty(batch, -(-length // CHUNK), blocks, states, width, dtype=dtype)
     _cpu.call_kernel(
         _cpu.load_kernel("selective_scan._kernels", "build_forward", bits),
-        (
-            *_common_arguments(softplus, bits // 8, tensors),
-            *_cpu.addresses(checkpoints, y, final),
-        ),
+        (*_common_arguments(softplus, bits // 8, tensors), *_cpu.addresses(checkpoints, y, final)),
         64 * (states * (1 + blocks) + rank * blocks + 3 * CHUNK),
         batch,
         batch * length * channels * states,
