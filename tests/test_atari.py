@@ -10,7 +10,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
+from gymnasium.vector import SyncVectorEnv
 from numpy.typing import NDArray
 from stable_baselines3.common.atari_wrappers import AtariWrapper
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -191,8 +191,6 @@ def test_the_id_is_found_in_a_fresh_interpreter() -> None:
     assert found.stdout.strip() == "8", found.stderr
 
 
-# --- Lives ---------------------------------------------------------------------------------------
-
 ROUND = [1, 0, 2, 0, 3, 0, 2, 2]  # fires, and lets most balls pass
 
 
@@ -232,18 +230,6 @@ def test_an_episode_may_end_with_a_life_and_the_game_goes_on() -> None:
     lives.reset()
     assert lives_of(lives) == 5
     assert unwrapped(lives).was_real_done
-
-
-def test_a_seeded_reset_starts_a_new_game() -> None:
-    env = make(terminal_on_life_loss=True)
-    env.reset(seed=0)
-    terminated, actions = False, actions_of_a_game()
-    while not terminated:
-        terminated = env.step(next(actions))[2]
-    assert lives_of(env) == 4
-    env.reset(seed=1)
-    assert lives_of(env) == 5
-    assert unwrapped(env).was_real_done
 
 
 def one_life(game: str = "Breakout") -> gym.Env[Any, Any]:
@@ -290,31 +276,6 @@ def test_a_lost_life_does_not_restart_the_return_under_sb3s_wrapper() -> None:
     assert terminal == min(seen)
 
 
-@pytest.mark.parametrize("kind", ["async", "sb3"])
-def test_the_return_goes_on_over_lives(kind: str) -> None:
-    """Two whole games; the return-to-go must only be whole again when lives are."""
-    env: Any
-    if kind == "sb3":  # hides ends that cost a life and not the game
-        env = ReturnToGo(DummyVecEnv([one_life] * 2), 9.0, clip_rewards=True)
-    else:
-        env = ReturnToGo(AsyncVectorEnv([one_life] * 2), 9.0, clip_rewards=True)
-    shown: Any = env.reset() if kind == "sb3" else env.reset(seed=0)[0]
-    expected, lives, n_games = 9.0, 5, 0
-    actions = actions_of_a_game()
-    while n_games < 2:
-        shown, rewards, dones, *_ = env.step(np.full(2, next(actions)))
-        expected -= float(np.clip(rewards[0], -1.0, 1.0))
-        if dones[0]:
-            if kind == "async":  # the next step resets
-                shown, *_ = env.step(np.zeros(2, dtype=int))
-            lives = lives - 1 if lives > 1 and kind == "async" else 5
-            assert bool(env.episode_start[0]) == (lives == 5)
-            n_games += lives == 5
-            expected = 9.0 if lives == 5 else expected
-        assert shown["return_to_go"][0, 0] == expected, (kind, lives)
-    env.close()
-
-
 AutoresetMode: Any = getattr(gym.vector, "AutoresetMode", None)  # Gymnasium 1.1 and later
 needs_modes = pytest.mark.skipif(
     AutoresetMode is None, reason="this Gymnasium has no autoreset modes"
@@ -357,9 +318,6 @@ def test_the_return_is_whole_again_with_the_lives(game: Any, kind: str) -> None:
         assert np.ravel(shown["return_to_go"])[0] == expected
     assert n_lost == (0 if kind == "gym" else 8)  # it goes on by itself
     env.close()
-
-
-# --- Evaluation ----------------------------------------------------------------------------------
 
 
 class Pattern:
@@ -429,26 +387,6 @@ def test_a_game_is_scored_raw_and_conditioned_on_clipped_rewards(
     assert first_game[-1] in (10.0 - clipped, 11.0 - clipped)  # the last may still pay
     assert report.clip_rewards
     assert "clipped to [-1, 1]" in str(report)
-
-
-def test_sb3s_wrapper_is_scored_by_whole_games_in_raw_rewards() -> None:
-    monitors: list[Monitor[Any, Any]] = []
-
-    def game() -> gym.Env[Any, Any]:
-        env = sb3_game()
-        inner: Any = env
-        while not isinstance(inner, Monitor):
-            inner = inner.env
-        monitors.append(inner)
-        return env
-
-    policy = Pattern(sb3_game())
-    report = evaluate_targets(policy, game, 10.0, 2, n_envs=1, n_workers=0)
-    assert report.results[0].returns.tolist() == monitors[-1].get_episode_rewards()
-    assert report.results[0].mean > 10.0
-    # a step limit in the middle of a game: the next episode is another game all the same
-    short = evaluate_targets(policy, game, 10.0, 2, n_envs=1, n_workers=0, max_episode_steps=70)
-    assert short.results[0].returns[0] == short.results[0].returns[1]
 
 
 def test_a_model_of_frames_plays_and_is_scored() -> None:

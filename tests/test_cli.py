@@ -10,24 +10,21 @@ import shlex
 import signal
 import subprocess
 import sys
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-import gymnasium
-import minari
 import pytest
 import torch
-from minari.data_collector import EpisodeBuffer
 from stable_baselines3.common.callbacks import CheckpointCallback
 from typer.testing import CliRunner, Result
 
 from sb3_dmamba.algorithm import DecisionMamba
 from sb3_dmamba.cli import app, demo
-from sb3_dmamba.cli.output import MemoryChoice, parse_settings
+from sb3_dmamba.cli.output import parse_settings
 from sb3_dmamba.cli.train import describe_changes
-from sb3_dmamba.config import DecisionMambaConfig, Memory
+from sb3_dmamba.config import DecisionMambaConfig
+from sb3_dmamba.data.recording import collect
 from sb3_dmamba.errors import ConfigError, DatasetError
 from sb3_dmamba.tasks import get_task, list_tasks
 from sb3_dmamba.training import loop as interrupts
@@ -43,42 +40,10 @@ TINY += ["--set", "batch_size=8", "--set", "channel_mixing=false", "--set", "bac
 def minari_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset of random CartPole episodes in a folder of its own."""
     root = tmp_path_factory.mktemp("minari")
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+    with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MINARI_DATASETS_PATH", str(root))
-        # Minari advises about what a test need not write down.
-        warnings.filterwarnings("ignore", "`eval_env` is set to None")
-        minari.create_dataset_from_buffers(
-            DATASET,
-            buffer=list(_record_episodes(12)),
-            env=gymnasium.make("CartPole-v1"),
-            algorithm_name="random",
-            author="tests",
-            author_email="tests@example.org",
-            code_permalink="none",
-            description="made by a test",
-            requirements=[],
-        )
+        collect("random", "CartPole-v1", 600, seed=0)[:12].to_minari(DATASET)
     return root
-
-
-def _record_episodes(n: int) -> Iterator[EpisodeBuffer]:
-    env = gymnasium.make("CartPole-v1")
-    env.action_space.seed(0)
-    for episode in range(n):
-        observations, actions, terminations = [env.reset(seed=episode)[0]], [], [False]
-        while not terminations[-1]:
-            actions.append(env.action_space.sample())
-            observation, _, terminated, _, _ = env.step(actions[-1])
-            observations.append(observation)
-            terminations.append(terminated)
-        yield EpisodeBuffer(
-            id=episode,
-            observations=observations,
-            actions=actions,
-            rewards=[1.0] * len(actions),
-            terminations=terminations[1:],
-            truncations=[False] * len(actions),
-        )
 
 
 @pytest.fixture(autouse=True)
@@ -99,9 +64,6 @@ def run(*arguments: str, exit_code: int = 0) -> Result:
 def train(*arguments: str, updates: int = 6) -> Result:
     """Train on the tiny dataset with a tiny network."""
     return run("train", DATASET, *TINY, "--seed", "3", "--updates", str(updates), *arguments)
-
-
-# --- Help and tasks -----------------------------------------------------------------------------
 
 
 COMMANDS = ["demo", "train", "evaluate", "export", "card", "experiment", "bench", "doctor"]
@@ -131,9 +93,6 @@ def test_tasks() -> None:
     hopper = next(task for task in tasks if task["name"] == "hopper-medium-v2")
     assert hopper["overrides"]["hidden_size"] == 256
     assert hopper["source"]["overrides"]
-
-
-# --- Train and evaluate -------------------------------------------------------------------------
 
 
 def test_train_writes_model_and_log_where_asked() -> None:
@@ -265,13 +224,6 @@ def test_evaluate_with_other_conditions() -> None:
     assert result.stderr.startswith("SpaceError: ")
 
 
-def test_memory_choices_are_the_configs() -> None:
-    assert [choice.value for choice in MemoryChoice] == list(get_args(Memory))
-
-
-# --- Demo ---------------------------------------------------------------------------------------
-
-
 def test_demo_tells_the_whole_story(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "_TASK", DATASET)
     text = run("demo", "--updates", "3", "--episodes", "2").stdout
@@ -302,9 +254,6 @@ def test_demo_on_the_bundled_dataset() -> None:
     assert asked == list(get_task("hopper-bundled").target_returns)
     assert document["report"]["env_id"] == "Hopper-v5"
     assert document["report"]["reference"]["maximum"] == 3521.0
-
-
-# --- Mistakes -----------------------------------------------------------------------------------
 
 
 MISTAKES = [
@@ -358,20 +307,6 @@ def test_another_backend_than_the_models() -> None:
     assert DecisionMamba.load("out/model.zip").config.backend == "auto"
 
 
-def test_completion_of_commands() -> None:
-    environment = {"_DMAMBA_COMPLETE": "complete_zsh", "_TYPER_COMPLETE_ARGS": "dmamba ev"}
-    result = CliRunner().invoke(app, [], env=environment, prog_name="dmamba")
-    assert "evaluate" in result.stdout
-
-
-def test_output_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "_TASK", DATASET)
-    Path("taken").write_text("a file", encoding="utf-8")
-    result = run("demo", "--output", "taken/here", "--updates", "1", exit_code=1)
-    assert "taken" in result.stderr
-    assert "Traceback" not in result.stderr
-
-
 def test_wrong_usage_exits_with_2() -> None:
     for arguments in (
         ["train"],
@@ -386,9 +321,6 @@ def test_wrong_usage_exits_with_2() -> None:
         ["demon"],
     ):
         assert "Usage: " in run(*arguments, exit_code=2).stderr
-
-
-# --- Ctrl-C --------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -436,18 +368,6 @@ def test_ctrl_c_keeps_the_model_and_the_run_goes_on_exactly(press: Callable[...,
     assert again == ["train", "--resume", "out here/checkpoints/model_3_steps.zip"]
     run(*again, *options)
     assert_equal_files("whole/model.zip", "out here/model.zip")
-
-
-def test_ctrl_c_in_a_resumed_run(press: Callable[..., None]) -> None:
-    train("--output", "whole")
-    press(2)
-    again = ["train", DATASET, *TINY, "--seed", "3", "--updates", "6", "--output", "out"]
-    again = kept_command(run(*again, exit_code=130))
-    press(5)
-    result = run(*again, exit_code=130)
-    assert "5 of 6 updates: out/checkpoints/model_5_steps.zip" in result.stderr
-    run(*kept_command(result))
-    assert_equal_files("whole/model.zip", "out/model.zip")
 
 
 def test_an_interrupt_from_a_callback(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -525,9 +445,6 @@ def test_a_checkpoint_that_cannot_be_written(press: Callable[..., None]) -> None
     assert "Kept" not in result.stderr
 
 
-# --- What is said of a run -----------------------------------------------------------------------
-
-
 def test_settings_that_are_not_the_recipes_are_named() -> None:
     (line,) = [line for line in train().stdout.splitlines() if "recipe" in line]
     assert line.startswith("settings that differ from the recipe: ")
@@ -566,9 +483,6 @@ def test_every_evaluation_is_a_line(
     assert [float(mean) for _, mean, _ in lines] == [pytest.approx(x, abs=0.006) for x in logged]
 
 
-# --- Settings -----------------------------------------------------------------------------------
-
-
 def test_every_field_reads_back_from_text() -> None:
     config = DecisionMambaConfig(dt_rank=5, decay_updates=7, warmup_updates=3, channel_mixing=False)
     texts = []
@@ -604,9 +518,6 @@ def test_settings() -> None:
         with pytest.raises(ConfigError, match=hint) as raised:
             parse_settings(texts)
         assert raised.value.setting == setting
-
-
-# --- As a process -------------------------------------------------------------------------------
 
 
 def test_the_installed_command_runs() -> None:

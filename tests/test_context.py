@@ -42,9 +42,6 @@ def info(returns: list[float], env_id: str | None = None) -> DatasetInfo:
     return DatasetInfo("by hand", env_id, {}, np.array(returns))
 
 
-# --- Target returns ----------------------------------------------------------------------------
-
-
 def test_default_target() -> None:
     targets: Any
     for targets, returns, expected in (
@@ -93,22 +90,6 @@ def asked(venv: VecEnv | None) -> list[float]:
     return returns
 
 
-def test_a_target_that_is_set_is_asked_for() -> None:
-    model = tiny_model()
-    assert model.get_env() is None
-    model.set_env(ChoiceEnv)
-    model.fit(DATA, 1)
-    venv = model.get_env()
-    assert asked(venv) == [DATA.returns.max()]
-    model.target_return = 4
-    assert model.get_env() is venv
-    assert asked(venv) == [4.0]
-    model.target_return = None
-    assert asked(model.get_env()) == [DATA.returns.max()]
-    model.fit(DATA[:1], 1)
-    assert asked(model.get_env()) == [DATA[:1].returns.max()]
-
-
 @pytest.mark.parametrize("vectorised", [False, True])
 def test_an_environment_with_its_own_target_keeps_it(vectorised: bool) -> None:
     env: Any = Monitor(ChoiceEnv())
@@ -120,9 +101,6 @@ def test_an_environment_with_its_own_target_keeps_it(vectorised: bool) -> None:
     assert asked(model.get_env()) == [3.0] * (1 + vectorised)
     model.target_return = 4.0
     assert asked(model.get_env()) == [4.0] * (1 + vectorised)
-
-
-# --- Clipped rewards ---------------------------------------------------------------------------
 
 
 def atari_info(rewards: list[float], **env_kwargs: Any) -> DatasetInfo:
@@ -205,9 +183,6 @@ def test_a_game_is_made_as_its_dataset_was() -> None:
         assert (raised.value.value, raised.value.choices) == ("pong", ("breakout",))
 
 
-# --- Which environment -------------------------------------------------------------------------
-
-
 def test_given_then_task_then_dataset(choice_id: str) -> None:
     by_task = Task(name="toy", env_id=choice_id, reference=SCORES)
     context = RunContext(None, None)
@@ -249,9 +224,6 @@ def test_set_env() -> None:
         with pytest.raises(error):
             model.set_env(bad)  # type: ignore[arg-type]
         assert model.get_env().num_envs == 3  # type: ignore[union-attr]
-
-
-# --- Making and wrapping -----------------------------------------------------------------------
 
 
 def test_wrap(choice_id: str) -> None:
@@ -303,9 +275,6 @@ def test_a_wrapper_that_recorded_nothing(choice_id: str) -> None:
     assert env.step(1)[1] == 2.0
 
 
-# --- Spaces ------------------------------------------------------------------------------------
-
-
 class Shown:
     def __init__(self, observations: spaces.Space[Any], actions: spaces.Space[Any]) -> None:
         self.observation_space, self.action_space = observations, actions
@@ -331,9 +300,6 @@ def test_spaces() -> None:
         with pytest.raises(SpaceError, match="the toy has") as raised:
             check_spaces(BOX, PAIR, Shown(observations, actions), "the toy")
         assert raised.value.setting == name
-
-
-# --- When it is made ---------------------------------------------------------------------------
 
 
 class Counted(ChoiceEnv):
@@ -367,15 +333,6 @@ def test_the_datasets_own_environment_is_made_when_it_is_needed(
     assert len(Counted.made) == 1
     model.fit(n_steps=1)
     assert len(Counted.made) == 1
-
-
-def test_learning_imports_no_package_that_a_dataset_names() -> None:
-    model = tiny_model().fit(replace(DATA, env_id="no_such_package:Thing-v0"), 1)
-    with pytest.raises(UnknownTaskError, match="no_such_package"):
-        model.get_env()
-    with pytest.raises(UnknownTaskError, match="no_such_package"):
-        model.evaluate(5.0, 1, n_workers=0)
-    model.evaluate(5.0, 1, env=ChoiceEnv, n_workers=0)
 
 
 @pytest.mark.parametrize("env_id", [None, "Another-v0"])

@@ -113,16 +113,3 @@ def parse(words: list[str]) -> None:
         return
     assert not getattr(command, "commands", None), f"dmamba has no command {' '.join(words)}"
     command.make_context(command.name, list(words))  # raises a usage error; empties its list
-
-
-def test_what_does_not_exist_is_refused() -> None:
-    for name, line in (
-        ("AssertionError", "dmamba tran hopper-bundled"),
-        ("NoSuchOption", "dmamba train hopper-bundled --upates 3"),
-        ("AssertionError", "make tea"),
-        ("AssertionError", 'pip install "sb3-dmamba[everything]"'),
-        ("AssertionError", "python examples/none.py"),
-        ("AssertionError", "python -m sb3_dmamba.none"),
-        ("AssertionError", "frobnicate"),
-    ):
-        assert type(find_error(line)).__name__ == name, line

@@ -54,9 +54,6 @@ def make_report(**options: Any) -> EvaluationReport:
     return EvaluationReport.from_results(results, details, **{**conditions, **options})
 
 
-# --- scores ------------------------------------------------------------------------------------
-
-
 def test_standard_error_by_hand() -> None:
     assert compute_standard_error(np.array([1.0, 2.0, 3.0, 6.0])) == pytest.approx(
         math.sqrt((4 + 1 + 0 + 9) / 3) / 2
@@ -84,21 +81,9 @@ def test_confidence_interval_covers_as_often_as_it_says() -> None:
     assert 0.42 <= covered <= 0.57
 
 
-def test_confidence_interval_agrees_with_the_normal_one_and_repeats() -> None:
-    returns = np.random.default_rng(0).normal(2000.0, 300.0, 200)
-    low, high = compute_confidence_interval(returns)
-    error = compute_standard_error(returns)
-    assert low == pytest.approx(returns.mean() - 1.96 * error, abs=0.1 * error)
-    assert high == pytest.approx(returns.mean() + 1.96 * error, abs=0.1 * error)
-    assert compute_confidence_interval(returns) == (low, high)
-
-
 def test_confidence_interval_of_little_data() -> None:
     assert all(math.isnan(end) for end in compute_confidence_interval(np.array([5.0])))
     assert compute_confidence_interval(np.array([5.0, 5.0])) == (5.0, 5.0)
-
-
-# --- results and reports -----------------------------------------------------------------------
 
 
 def test_a_results_figures_by_hand() -> None:
@@ -224,9 +209,6 @@ def test_what_is_no_report() -> None:
         with pytest.raises(ConfigError) as raised:
             wrong()
         assert raised.value.setting == setting
-
-
-# --- plots -------------------------------------------------------------------------------------
 
 
 def test_plot_draws_means_intervals_identity_and_dataset(tmp_path: Path) -> None:

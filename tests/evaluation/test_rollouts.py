@@ -269,11 +269,6 @@ def test_wrong_targets() -> None:
     assert caught.value.setting == "n_episodes"
 
 
-def test_one_target_may_be_a_number() -> None:
-    report = evaluate_targets(ToyPolicy(SeededEnv()), SeededEnv, 30, 7, seed=3, n_workers=0)
-    np.testing.assert_array_equal(report.results[0].returns, evaluate().results[0].returns)
-
-
 def test_spaces_that_are_not_the_policys() -> None:
     for setting, make in (
         ("observation_space", lambda: SeededEnv("dict")),
@@ -282,17 +277,3 @@ def test_spaces_that_are_not_the_policys() -> None:
         with pytest.raises(SpaceError) as caught:
             evaluate(make)
         assert caught.value.setting == setting
-
-
-def test_without_workers_environments_are_stepped_in_this_process() -> None:
-    process_ids = set()
-
-    class Here(SeededEnv):
-        def step(self, action: Any) -> Any:
-            process_ids.add(os.getpid())
-            return super().step(action)
-
-    for n_workers in (None, 0):
-        evaluate_targets(ToyPolicy(SeededEnv()), Here, 30, 2, n_workers=n_workers)
-        assert process_ids == {os.getpid()}
-        process_ids.clear()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -66,7 +65,3 @@ def test_an_unknown_experiment_is_told_in_one_line(
     monkeypatch.setattr(sys, "argv", ["ray_experiment.py", "mixer"])
     with pytest.raises(SystemExit, match=r"error: .*'mixer'"):
         example.main()
-
-
-def test_the_shell_script_parses() -> None:
-    subprocess.run(["bash", "-n", str(FOLDER / "ray_cluster.sh")], check=True)

@@ -111,9 +111,6 @@ def test_gymnasium_makes_it_from_a_fresh_process() -> None:
     assert finished.stdout.strip() == "9"
 
 
-# --- The data ----------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def data() -> Trajectories:
     return load_trajectories("tmaze-20", n_episodes=400, seed=1)

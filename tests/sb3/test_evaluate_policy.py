@@ -150,9 +150,6 @@ def test_a_target_is_set_through_wrappers_on_both_sides() -> None:
         assert_same_episodes(evaluate(model, venv, 2), by_hand(model, [4, 5], target=3.0))
 
 
-# --- Observations that wrappers change ---------------------------------------------------------
-
-
 def normalizing(venv: Any, **options: Any) -> VecNormalize:
     """A VecNormalize with statistics that somebody saved."""
     normalizer = VecNormalize(venv, training=False, **options)
@@ -217,26 +214,6 @@ def test_images_with_their_channels_last_are_transposed_as_in_stable_baselines3(
     for venv in (to_go(VecTransposeImage(plain)), VecTransposeImage(inside), to_go(plain)):
         venv.seed(4)
         assert_same_episodes(evaluate(model, venv, 5), expected)
-
-
-# --- What callers do besides -------------------------------------------------------------------
-
-
-def test_options_of_evaluate_policy() -> None:
-    model, venv = fitted(), DummyVecEnv([lambda: Monitor(make_conditioned())] * 2)
-    seen = []
-
-    def note(local: dict[str, Any], _: dict[str, Any]) -> None:
-        seen.append((local["i"], bool(local["done"]), len(local["states"])))
-
-    venv.seed(4)
-    mean, std = evaluate_policy(model, venv, 2, callback=note, deterministic=False)
-    returns = [total for total, _ in by_hand(model, [4, 5])]
-    np.testing.assert_allclose([mean, std], [np.mean(returns), np.std(returns)], rtol=1e-5)
-    assert [done for i, done, _ in seen if i == 0] == [False, True]  # seed 4 lasts two steps
-    assert {n for *_, n in seen} == {2}
-    with pytest.raises(AssertionError, match="below threshold"):
-        evaluate_policy(model, venv, 2, reward_threshold=1e9)
 
 
 def test_one_environment_that_is_no_vec_env() -> None:

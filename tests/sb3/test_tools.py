@@ -13,7 +13,6 @@ from stable_baselines3.common.callbacks import EvalCallback, StopTrainingOnNoMod
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecMonitor, VecNormalize
 
 from sb3_dmamba.algorithm import DecisionMamba
@@ -32,9 +31,6 @@ def returns_of(model: Any, venv: Any, n_episodes: int) -> list[float]:
     returns, _ = evaluate_policy(model, venv, n_episodes, return_episode_rewards=True)
     assert isinstance(returns, list)
     return returns
-
-
-# --- EvalCallback ------------------------------------------------------------------------------
 
 
 EVALUATIONS: dict[str, Any] = {
@@ -96,9 +92,6 @@ def test_normalisation_is_synchronised() -> None:
     assert model.get_vec_normalize_env() is None
 
 
-# --- Parameters and seeds ----------------------------------------------------------------------
-
-
 def test_parameters_as_one_vector() -> None:
     """What evolution strategies on Stable-Baselines3 do."""
     model, other = tiny_model().fit(DATA, 3), tiny_model(seed=9).fit(DATA, 1)
@@ -109,27 +102,6 @@ def test_parameters_as_one_vector() -> None:
             for each in (model, other)
         )
         np.testing.assert_array_equal(found, expected)
-
-
-def test_seeds() -> None:
-    model = tiny_model(lambda: make_env(actions="discrete"))
-    model.fit(random_trajectories(observation_shape=(2,), n_actions=5), 1)
-    drawn: list[list[int]] = []
-    for _ in range(2):
-        set_random_seed(5)  # Stable-Baselines3's: drawn actions come from torch's generator
-        model.set_random_seed(5)
-        venv: Any = model.get_env()
-        seen, state, starts = venv.reset(), None, np.ones(1, bool)
-        drawn.append([])
-        for _ in range(12):
-            action, state = model.predict(seen, state, starts, deterministic=False)
-            seen, _, starts, _ = venv.step(action)
-            drawn[-1].append(int(action[0]))
-    assert drawn[0] == drawn[1]
-    assert len(set(drawn[0])) > 1
-
-
-# --- Files -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -214,9 +186,6 @@ def test_load_takes_what_stable_baselines3s_load_takes(
             DecisionMamba.load(tmp_path / "model", **settings)
     with pytest.raises(ConfigError, match="buffer_size"):
         DecisionMamba.load(tmp_path / "model", buffer_size=1)
-
-
-# --- Logs and videos ---------------------------------------------------------------------------
 
 
 def test_tensorboard(tmp_path: Path) -> None:

@@ -68,11 +68,3 @@ def test_enjoy(tmp_path: Path, n_envs: int, normalize: bool) -> None:
     expected = by_hand(fitted(), [4, 5, 6, 7])
     np.testing.assert_allclose(totals, [total for total, _ in expected], rtol=1e-4)
     assert lengths == [2, 3, 4, 5]
-
-
-def test_the_zoo_may_give_its_environment_to_load(tmp_path: Path) -> None:
-    fitted().save(tmp_path / "model.zip")
-    env = create_test_env(2)
-    model = DecisionMamba.load(tmp_path / "model.zip", env=env, custom_objects={}, device="cpu")
-    assert model.get_env() is env
-    assert model.n_envs == 2
