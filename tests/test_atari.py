@@ -22,7 +22,6 @@ from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.envs import ATARI_ID, MINIMAL_ACTIONS
 from sb3_dmamba.envs.return_to_go import ReturnToGo
 from sb3_dmamba.errors import ConfigError, DatasetError, MissingDependencyError
-from sb3_dmamba.evaluation import evaluate_targets
 from sb3_dmamba.tasks import get_task
 
 ale_py = pytest.importorskip("ale_py", reason="ale-py, of the atari extra, is not installed")
@@ -318,75 +317,6 @@ def test_the_return_is_whole_again_with_the_lives(game: Any, kind: str) -> None:
         assert np.ravel(shown["return_to_go"])[0] == expected
     assert n_lost == (0 if kind == "gym" else 8)  # it goes on by itself
     env.close()
-
-
-class Pattern:
-    """A policy that repeats a pattern of actions and notes what it was shown."""
-
-    memory = "window"
-
-    def __init__(self, env: gym.Env[Any, Any]) -> None:
-        self.observation_space, self.action_space = env.observation_space, env.action_space
-        self.returns_to_go: list[float] = []
-
-    def initial_state(self, n: int, memory: str | None = None) -> Any:
-        return Counter(np.zeros(n, dtype=np.int64))
-
-    def act(
-        self, observations: Any, returns_to_go: Any, state: Any, deterministic: bool = True
-    ) -> Any:
-        assert observations.dtype == np.uint8
-        self.returns_to_go.append(float(returns_to_go[0]))
-        pattern = np.array([seaquest_action(t) for t in range(8)])
-        return pattern[state.t % 8], Counter(state.t + 1)
-
-
-class Counter:
-    def __init__(self, t: NDArray[np.int64]) -> None:
-        self.t = t
-
-    def take(self, rows: Any) -> Counter:
-        return Counter(self.t[rows])
-
-    def reset(self, mask: Any) -> Counter:
-        return Counter(np.where(mask, 0, self.t))
-
-
-def seaquest_by_hand() -> tuple[float, float]:
-    """The raw score of a game of the pattern, and its clipped one."""
-    by_hand, t, is_over, score, clipped = ByHand("Seaquest"), 0, False, 0.0, 0.0
-    while not is_over:
-        _, reward, is_over = by_hand.step(seaquest_action(t))
-        score, clipped = score + reward, clipped + float(np.clip(reward, -1.0, 1.0))
-        t += 1
-    return score, clipped
-
-
-@pytest.mark.parametrize(("terminal_on_life_loss", "n_workers"), [(False, 0), (True, 1)])
-def test_a_game_is_scored_raw_and_conditioned_on_clipped_rewards(
-    terminal_on_life_loss: bool, n_workers: int
-) -> None:
-    def game() -> gym.Env[Any, Any]:
-        return gym.make(
-            "sb3_dmamba:sb3_dmamba/Atari-v0",
-            game="Seaquest",
-            sticky_actions=0.0,
-            noop_max=0,
-            terminal_on_life_loss=terminal_on_life_loss,
-        )
-
-    policy = Pattern(game())
-    report = evaluate_targets(
-        policy, game, 10.0, 2, n_envs=1, n_workers=n_workers, clip_rewards=True
-    )
-    score, clipped = seaquest_by_hand()
-    assert report.results[0].returns.tolist() == [score] * 2
-    assert score > clipped + 1.0
-    first_game = policy.returns_to_go[: int(report.results[0].lengths[0])]
-    assert first_game[0] == 10.0
-    assert first_game[-1] in (10.0 - clipped, 11.0 - clipped)  # the last may still pay
-    assert report.clip_rewards
-    assert "clipped to [-1, 1]" in str(report)
 
 
 def test_a_model_of_frames_plays_and_is_scored() -> None:
