@@ -14,8 +14,6 @@ from gymnasium.vector import SyncVectorEnv
 from numpy.typing import NDArray
 from stable_baselines3.common.atari_wrappers import AtariWrapper
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecTransposeImage
 
 from sb3_dmamba.algorithm import DecisionMamba
 from sb3_dmamba.data.trajectories import Trajectories
@@ -120,17 +118,6 @@ def test_the_defaults_are_the_dqn_replays() -> None:
     assert env.metadata["render_fps"] == 15
 
 
-def test_shapes_of_other_settings() -> None:
-    env = make(frame_stack=1, frame_skip=1, screen_size=42, render_mode="rgb_array")
-    shown, _ = env.reset(seed=0)
-    assert shown.shape == (1, 42, 42)
-    assert shown in env.observation_space
-    assert env.step(1)[4]["episode_frame_number"] == 1
-    assert np.asarray(env.render()).shape == (210, 160, 3)
-    assert env.metadata["render_fps"] == 60
-    unwrapped(env).close()
-
-
 def test_a_game_is_truncated_after_its_frames() -> None:
     env = make("Pong", max_episode_frames=40)
     env.reset(seed=0)
@@ -233,46 +220,6 @@ def test_an_episode_may_end_with_a_life_and_the_game_goes_on() -> None:
 
 def one_life(game: str = "Breakout") -> gym.Env[Any, Any]:
     return make(game, terminal_on_life_loss=True)
-
-
-def sb3_game() -> gym.Env[Any, Any]:
-    """Stable-Baselines3's chain, as its ``make_atari_env`` makes it."""
-    import ale_py
-
-    gym.register_envs(ale_py)
-    env = gym.make("ALE/Seaquest-v5", frameskip=1, repeat_action_probability=0.0)
-    return AtariWrapper(Monitor(env), noop_max=0)
-
-
-def sb3_venv(n: int = 1) -> Any:
-    return VecTransposeImage(VecFrameStack(DummyVecEnv([sb3_game] * n), 4))
-
-
-def seaquest_action(t: int) -> int:
-    return [1, 11, 12, 3, 4, 11, 12, 5][t % 8]
-
-
-def test_a_lost_life_does_not_restart_the_return_under_sb3s_wrapper() -> None:
-    env = ReturnToGo(sb3_venv(), 50.0, clip_rewards=True)
-    env.seed(0)
-    shown: Any = env.reset()
-    assert shown["observation"].shape == (1, 4, 84, 84)
-    seen, expected, lost = [float(shown["return_to_go"].item())], [50.0], 0
-    for t in range(5000):
-        shown, rewards, dones, infos = env.step(np.array([seaquest_action(t)]))
-        is_over = "episode" in infos[0]
-        assert bool(dones[0]) == is_over
-        lost += int("terminal_observation" in infos[0] and not is_over)
-        expected.append(50.0 if is_over else expected[-1] - float(rewards[0]))
-        seen.append(float(shown["return_to_go"].item()))
-        if is_over:
-            break
-    assert seen == expected
-    assert lost == 3  # of four lives
-    assert min(seen) < 48.0
-    assert infos[0]["episode"]["r"] > 50.0 - min(seen)  # Monitor's, as evaluate_policy scores: raw
-    terminal = infos[0]["terminal_observation"]["return_to_go"].item()
-    assert terminal == min(seen)
 
 
 AutoresetMode: Any = getattr(gym.vector, "AutoresetMode", None)  # Gymnasium 1.1 and later

@@ -90,19 +90,6 @@ def asked(venv: VecEnv | None) -> list[float]:
     return returns
 
 
-@pytest.mark.parametrize("vectorised", [False, True])
-def test_an_environment_with_its_own_target_keeps_it(vectorised: bool) -> None:
-    env: Any = Monitor(ChoiceEnv())
-    if vectorised:
-        env = DummyVecEnv([lambda: Monitor(ChoiceEnv())] * 2)
-    model = tiny_model(None, env=ReturnToGo(env, 3.0))
-    assert asked(model.get_env()) == [3.0] * (1 + vectorised)
-    model.fit(DATA, 1)
-    assert asked(model.get_env()) == [3.0] * (1 + vectorised)
-    model.target_return = 4.0
-    assert asked(model.get_env()) == [4.0] * (1 + vectorised)
-
-
 def atari_info(rewards: list[float], **env_kwargs: Any) -> DatasetInfo:
     n = len(rewards)
     trajectories = Trajectories.from_episodes(

@@ -39,14 +39,6 @@ def test_episodes_are_those_worked_out_by_hand(first_reward: float) -> None:
     assert [float(returns[0]) for _, returns in policy.batches] == seen
 
 
-def test_clipped_rewards_are_taken_off() -> None:
-    actor = StatefulActor(ToyPolicy(SeededEnv()), 12.25, clip_rewards=True)
-    for seed in (3, 6):
-        total, to_go = expected_episode(12.25, seed, clip=True)
-        assert play(actor, seed) == total
-        assert actor.return_to_go == to_go[-1] > 12.25 - 6.0
-
-
 def test_discrete_actions_are_ints() -> None:
     actor = StatefulActor(ToyPolicy(SeededEnv(actions="discrete")), 5.0)
     assert type(actor.predict(np.array([3.0, 0.0]), 0.0)) is int

@@ -84,15 +84,6 @@ def test_sums_are_float64_inside() -> None:
     assert shown["return_to_go"].dtype == np.float32
 
 
-def test_observations_are_flat() -> None:
-    for kind, size in (("box", (2,)), ("dict", (41,)), ("image", (2, 3))):
-        env: Any = ReturnToGo(SeededEnv(kind), 20.0)
-        shown, _ = env.reset(seed=3)
-        assert shown in env.observation_space
-        assert shown["observation"].shape == size
-        assert shown["observation"].dtype == env.observation_space["observation"].dtype
-
-
 def test_env_passes_both_checkers_and_keeps_what_it_wraps() -> None:
     class Flat(SeededEnv):
         def reset(self, **options: Any) -> Any:
@@ -171,20 +162,6 @@ def test_vector_env_with_same_step_autoreset() -> None:
     assert final[1] is None
 
 
-@needs_modes
-def test_vector_env_without_autoreset() -> None:
-    env = vector(2, autoreset_mode=AutoresetMode("Disabled"))
-    env.reset(seed=4)
-    actions = np.tile(ACTION, (2, 1))
-    env.step(actions)
-    shown, *_ = env.step(actions)
-    assert to_go(shown) == [expected_to_go(20.0, 4)[-1], expected_to_go(30.0, 5)[2]]
-    assert env.episode_start.tolist() == [False, False]
-    shown, _ = env.reset(options={"reset_mask": np.array([True, False])})
-    assert to_go(shown) == [20.0, expected_to_go(30.0, 5)[2]]
-    assert env.episode_start.tolist() == [True, False]
-
-
 def test_vector_env_flattens_and_changes_targets() -> None:
     env: Any = ReturnToGo(SyncVectorEnv([lambda: SeededEnv("dict")] * 2), 20.0)
     shown, _ = env.reset(seed=3)
@@ -234,22 +211,6 @@ def test_vec_env_counts_in_the_environments_units(inside: str) -> None:
         np.testing.assert_array_equal(terminal["observation"], [4, 2])
     if inside == "VecMonitor":
         assert all_infos[1][0]["episode"]["r"] == sum(rewards_of(4))
-
-
-def test_vec_env_flattens_and_changes_targets() -> None:
-    env: Any = ReturnToGo(DummyVecEnv([lambda: SeededEnv("dict")] * 2), 20.0)
-    env.seed(4)
-    shown = env.reset()
-    assert shown["observation"].shape == (2, 41)
-    assert {key: value.shape for key, value in shown.items()} == {
-        "observation": (2, 41),
-        "return_to_go": (2, 1),
-    }
-    assert isinstance(env.observation_space, spaces.Dict)
-    env.set_target_return([1.0, 2.0])
-    for _ in range(2):
-        shown, *_ = env.step(np.tile(ACTION, (2, 1)))
-    assert to_go(shown) == [1.0, expected_to_go(20.0, 5)[2]]  # only the first has begun again
 
 
 class Lives(SeededEnv):

@@ -57,11 +57,3 @@ def test_a_cluster_is_joined_only_where_one_is_named(
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingDependencyError, match=r"sb3-dmamba\[ray\]"):
         example.connect("auto")
-
-
-def test_an_unknown_experiment_is_told_in_one_line(
-    example: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["ray_experiment.py", "mixer"])
-    with pytest.raises(SystemExit, match=r"error: .*'mixer'"):
-        example.main()

@@ -123,19 +123,6 @@ def test_subprocesses(around: bool) -> None:
         venv.close()
 
 
-def test_its_own_environment_and_another_target() -> None:
-    model = fitted()
-    model.set_env(make_env)
-    for target in (TARGET, -3.0):
-        model.target_return = target
-        venv: Any = model.get_env()
-        venv.seed(4)
-        found = evaluate(model, venv, 3)
-        assert_same_episodes(found, by_hand(model, [4, 5, 6], target=target))
-    asked = [by_hand(model, [4], target=target)[0][0] for target in (TARGET, -3.0)]
-    assert asked[0] != asked[1]  # the target makes a difference at all
-
-
 def test_a_target_is_set_through_wrappers_on_both_sides() -> None:
     model = fitted()
     for venv in (
