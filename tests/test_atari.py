@@ -125,16 +125,6 @@ def test_a_game_is_truncated_after_its_frames() -> None:
     assert ends == [(False, False)] * 9 + [(False, True)]
 
 
-def test_it_is_made_again_from_its_spec() -> None:
-    env: gym.Env[Any, Any] = gym.wrappers.TimeLimit(
-        make(terminal_on_life_loss=True, sticky_actions=0.1), 7
-    )
-    assert env.spec is not None
-    again = gym.make(env.spec)
-    assert again.spec == env.spec
-    assert unwrapped(again).ale.getFloat("repeat_action_probability") == np.float32(0.1)
-
-
 def test_mistakes() -> None:
     wrong: list[tuple[str, Any]] = [
         ("game", "Brakeout"),

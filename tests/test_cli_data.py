@@ -152,12 +152,6 @@ def test_convert_as_json(tmp_path: Path) -> None:
     assert load_trajectories(tmp_path / "store").rewards[:4].tolist() == [0, 0, 0, 6]
 
 
-def test_convert_names_the_game(shared_data: Path) -> None:
-    source = str(shared_data / "dqn-replay" / "Breakout" / "1")
-    result = run("convert", source, "store", "--option", "checkpoints=[0]")
-    assert "next: dmamba train breakout --dataset store" in result.stdout
-
-
 def test_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SB3_DMAMBA_OFFLINE")
     monkeypatch.setenv("no_proxy", "*")

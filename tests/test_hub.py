@@ -120,17 +120,6 @@ def test_headlines_that_are_optimistic_or_of_one_episode(model: DecisionMamba) -
     assert card.results()["confidence_interval"] is None
 
 
-def test_the_card_describes_clipped_and_delayed_rewards(
-    model: Any, report: Any, tmp_path: Path
-) -> None:
-    assert "| rewards |" not in read_card(make_folder(model, tmp_path / "plain", report=report))
-    delayed = dataclasses.replace(report, delayed_rewards=True, clip_rewards=True)
-    folder = make_folder(model, tmp_path / "delayed", report=delayed)
-    line = "| rewards | clipped to [-1, 1], paid at the end of the episode |"
-    assert line in read_card(folder)
-    assert read(folder, "results.json")["delayed_rewards"] is True
-
-
 @pytest.mark.parametrize("block", [0, 1])
 def test_the_code_on_the_card_runs(
     block: int, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

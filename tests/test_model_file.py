@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -22,7 +21,7 @@ from stable_baselines3 import PPO
 
 from sb3_dmamba.algorithm import DecisionMamba
 from sb3_dmamba.data.trajectories import Trajectories
-from sb3_dmamba.errors import ConfigError, ModelFileError, SpaceError
+from sb3_dmamba.errors import ConfigError, ModelFileError
 from sb3_dmamba.model_file import FORMAT_VERSION, ModelFile
 from sb3_dmamba.tasks import ReferenceScores, Task
 from tests.models import Recorder, differences, everything_in, tiny_model
@@ -90,12 +89,6 @@ def test_another_length_of_the_run_is_the_whole_run_s(tmp_path: Path) -> None:
         loaded = DecisionMamba.load(tmp_path / name, n_updates=10)
         assert loaded.fit(DATA).num_timesteps == 10
     assert DecisionMamba.load(tmp_path / "finished").fit(DATA).num_timesteps == 16
-
-
-def test_an_environment_that_does_not_fit(tmp_path: Path) -> None:
-    tiny_model().fit(DATA, 1).save(tmp_path / "model")
-    with pytest.raises(SpaceError, match="the environment has"):
-        DecisionMamba.load(tmp_path / "model", env=gym.make("CartPole-v1"))
 
 
 def test_paths(tmp_path: Path) -> None:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import stat
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -46,42 +43,6 @@ def test_a_write_that_fails_leaves_the_old_file(
     assert [each.name for each in tmp_path.iterdir()] == ["file.bin"]
     write_atomically(path, NEW)
     assert path.read_bytes() == NEW
-
-
-SLOW_WRITE = """
-import os, sys, time
-from pathlib import Path
-from sb3_dmamba import paths
-
-class Slow:
-    def __init__(self, file): self.file = file
-    def __enter__(self): return self
-    def __exit__(self, *_): self.file.close()
-    def write(self, content):
-        self.file.write(content[: len(content) // 2])
-        self.file.flush()
-        print("half", flush=True)
-        time.sleep(60)
-
-fdopen = os.fdopen
-paths.os.fdopen = lambda descriptor, mode: Slow(fdopen(descriptor, mode))
-paths.write_atomically(Path(sys.argv[1]), b"new content")
-"""
-
-
-def test_a_killed_write_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "file.bin"
-    path.write_bytes(OLD)
-    command = [sys.executable, "-c", SLOW_WRITE, str(path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "half\n"
-        process.send_signal(signal.SIGKILL)
-        process.wait(30)
-    assert path.read_bytes() == OLD
-    leftovers = [each.name for each in tmp_path.iterdir() if each != path]
-    assert len(leftovers) == 1  # nobody was left to remove it
-    assert leftovers[0].endswith(".partial")
 
 
 def test_a_missing_path_names_similar_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,20 +140,6 @@ def test_atari_recipe(name: str, context: int, target: float) -> None:
         assert is_beyond == (other in ("qbert", "seaquest"))
 
 
-def test_gymnasium_id() -> None:
-    task = get_task("CartPole-v1")
-    assert (task.env_id, task.dataset, task.target_returns) == ("CartPole-v1", None, ())
-    assert task.config() == DecisionMambaConfig()
-    assert task.make_env().action_space == Discrete(2)
-
-
-@pytest.mark.parametrize("name", ["hopper/medium-v0", "mujoco/hopper/medium-v0"])
-def test_minari_id_leaves_the_environment_to_the_dataset(name: str) -> None:
-    task = get_task(name)
-    assert (task.dataset, task.env_id, task.target_returns) == (name, None, ())
-    assert task.reference is None
-
-
 def test_minari_id_found_locally(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
     with pytest.raises(UnknownTaskError):
@@ -247,19 +233,13 @@ def test_a_package_before_the_id_is_imported(
         assert raised.value.value == nonsense
 
 
-def test_the_ant_of_d4rl_has_contact_forces() -> None:
+def test_make_env_of_mujoco_tasks() -> None:
     pytest.importorskip("mujoco", reason="the MuJoCo extra is not installed")
-    with get_task("ant-medium-v2").make_env() as env:
-        assert env.observation_space.shape == (111,)
-
-
-@pytest.mark.parametrize("name", ["hopper-medium-v2", "hopper-bundled"])
-def test_make_env_of_mujoco_tasks(name: str) -> None:
-    pytest.importorskip("mujoco", reason="the MuJoCo extra is not installed")
-    with get_task(name).make_env(max_episode_steps=7) as env:
-        assert env.observation_space.shape == (11,)
-        assert env.spec is not None
-        assert env.spec.max_episode_steps == 7
+    for name, size in (("hopper-medium-v2", 11), ("hopper-bundled", 11), ("ant-medium-v2", 111)):
+        with get_task(name).make_env(max_episode_steps=7) as env:
+            assert env.observation_space.shape == (size,)
+            assert env.spec is not None
+            assert env.spec.max_episode_steps == 7
 
 
 def test_make_env_without_an_environment() -> None:
@@ -269,3 +249,14 @@ def test_make_env_without_an_environment() -> None:
     with pytest.raises(UnknownTaskError) as raised:
         Task("mine", env_id="Missing-v0").make_env()
     assert (raised.value.setting, raised.value.value) == ("env_id", "Missing-v0")
+
+
+def test_ids() -> None:
+    task = get_task("CartPole-v1")
+    assert (task.env_id, task.dataset, task.target_returns) == ("CartPole-v1", None, ())
+    assert task.config() == DecisionMambaConfig()
+    assert task.make_env().action_space == Discrete(2)
+    for name in ("hopper/medium-v0", "mujoco/hopper/medium-v0"):  # Minari's
+        task = get_task(name)
+        assert (task.dataset, task.env_id, task.target_returns) == (name, None, ())
+        assert task.reference is None

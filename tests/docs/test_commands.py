@@ -53,11 +53,7 @@ def check_line(line: str) -> None:
 
 
 def check(words: list[str]) -> None:
-    """Check one command.
-
-    Raises:
-        AssertionError: There is no such program, file, module, target, extra or option.
-    """
+    """Check one command: its program, file, module, target, extra and options exist."""
     while words and re.fullmatch(r"[A-Z_0-9]+=.*", words[0]):  # variables
         words = words[1:]
     program, *rest = words
@@ -66,7 +62,7 @@ def check(words: list[str]) -> None:
     elif program in {"python", "python3"}:
         check_python(rest)
     elif program == "torchrun":
-        check_torchrun(rest)
+        check_python(list(itertools.dropwhile(lambda word: word.startswith("--"), rest)))
     elif program == "make":
         for target in rest:
             assert "=" in target or re.search(rf"^{target}:", MAKEFILE, re.MULTILINE), target
@@ -82,15 +78,6 @@ def check_python(words: list[str]) -> None:
     if words[0] == "-c":
         compile(words[1], "<command>", "exec")
     elif words[0] == "-m":
-        check_module(words[1], words[2:])
-    else:
-        assert (ROOT / words[0]).is_file(), f"no script {words[0]}"
-
-
-def check_torchrun(words: list[str]) -> None:
-    while words and words[0].startswith("--"):
-        words = words[1:]
-    if words[0] == "-m":
         check_module(words[1], words[2:])
     else:
         assert (ROOT / words[0]).is_file(), f"no script {words[0]}"

@@ -80,23 +80,6 @@ def test_every_block_of_the_pages_is_followed() -> None:
         assert any(block.has(mark) for mark in ("file", "patch", "run", "command")), block.place
 
 
-def test_what_is_written_is_clean(changed: Path) -> None:
-    ruff = shutil.which("ruff")
-    if ruff is None:
-        pytest.skip("ruff is not installed")
-    names = [name for page in PAGES for b in blocks_of(page) for name in b.values("file")]
-    names += [name for page in PAGES for b in blocks_of(page) for name in b.values("patch")]
-    for arguments in (["check"], ["format", "--check"]):
-        done = subprocess.run(
-            [ruff, *arguments, "--no-cache", *dict.fromkeys(names)],
-            cwd=changed,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("page", ["add_a_source", "add_a_backend"])
 def test_the_conformance_suites_take_what_was_added(changed: Path, page: str) -> None:

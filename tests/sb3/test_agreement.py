@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_dmamba.algorithm import DecisionMamba
 from sb3_dmamba.envs.return_to_go import ReturnToGo
@@ -98,16 +98,6 @@ def test_several_environments(models: dict[Any, DecisionMamba], make: Any) -> No
         # Rows of a batch round by their place, and the two fill their batches in other orders.
         np.testing.assert_allclose(sorted(returns), sorted(report.results[0].returns), rtol=1e-5)
         assert sorted(lengths) == sorted(report.results[0].lengths.tolist())
-
-
-def test_as_many_environments_as_episodes(models: dict[Any, DecisionMamba]) -> None:
-    model = models[pendulum]
-    report = model.evaluate(-200.0, 5, env=pendulum, seed=SEED, n_workers=0).results[0]
-    venv = ReturnToGo(SubprocVecEnv([lambda: Monitor(pendulum())] * 5, start_method="fork"), -200.0)
-    venv.seed(SEED)
-    returns, _ = score(model, venv, 5)
-    venv.close()
-    assert returns == [round(each, 6) for each in report.returns.tolist()]
 
 
 def seeds_seen(env: gym.Env[Any, Any], n_resets: int, **first: Any) -> list[int]:

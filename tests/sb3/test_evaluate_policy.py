@@ -14,7 +14,6 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import (
     DummyVecEnv,
-    SubprocVecEnv,
     VecEnv,
     VecFrameStack,
     VecMonitor,
@@ -109,18 +108,6 @@ def test_every_model_plays_the_episodes_played_by_hand(
     assert_same_episodes(evaluate(model, venv, 7), by_hand(model, seeds_of(4, 7, 3), make))
     venv.seed(4)
     assert_same_episodes(evaluate(model.policy, venv, 7), by_hand(model, seeds_of(4, 7, 3), make))
-
-
-@pytest.mark.parametrize("around", [True, False])
-def test_subprocesses(around: bool) -> None:
-    model, make = fitted(), make_env if around else make_conditioned
-    venv: Any = SubprocVecEnv([make] * 2, start_method="fork")
-    try:
-        venv = to_go(venv) if around else venv
-        venv.seed(4)
-        assert_same_episodes(evaluate(model, venv, 3), by_hand(model, seeds_of(4, 3, 2)))
-    finally:
-        venv.close()
 
 
 def test_a_target_is_set_through_wrappers_on_both_sides() -> None:

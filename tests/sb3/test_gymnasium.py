@@ -8,10 +8,9 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
-from gymnasium.wrappers import RecordEpisodeStatistics
 
 from sb3_dmamba.envs.return_to_go import ReturnToGo
-from tests.sb3.setting import TARGET, Episodes, by_hand, fitted, make_conditioned, make_env
+from tests.sb3.setting import TARGET, Episodes, by_hand, fitted, make_env
 
 AutoresetMode: Any = getattr(gym.vector, "AutoresetMode", None)  # Gymnasium 1.1 and later
 needs_modes = pytest.mark.skipif(
@@ -24,39 +23,8 @@ MODES = [
 ]
 
 
-def play(model: Any, env: Any, seed: int, n_episodes: int) -> Episodes:
-    """A loop of one environment, as Gymnasium's pages have it."""
-    episodes = []
-    for k in range(n_episodes):
-        (observation, _), state, over, total, length = env.reset(seed=seed + k), None, False, 0.0, 0
-        while not over:
-            action, state = model.predict(observation, state)
-            observation, reward, terminated, truncated, info = env.step(action)
-            over, total, length = terminated or truncated, total + reward, length + 1
-        episodes.append((total, length))
-        if "episode" in info:
-            assert float(info["episode"]["r"]) == pytest.approx(total)
-            assert int(info["episode"]["l"]) == length
-    return episodes
-
-
 def close_to(expected: Episodes) -> list[Any]:
     return [(pytest.approx(total, rel=1e-5), length) for total, length in expected]
-
-
-@pytest.mark.parametrize("inside", [True, False])
-def test_record_episode_statistics(inside: bool) -> None:
-    model = fitted()
-    env: Any = (
-        ReturnToGo(RecordEpisodeStatistics(make_env()), TARGET)
-        if inside
-        else RecordEpisodeStatistics(make_conditioned())
-    )
-    recorder = env.env if inside else env
-    expected = by_hand(model, [4, 5, 6])
-    assert play(model, env, 4, 3) == close_to(expected)
-    np.testing.assert_allclose(recorder.return_queue, [total for total, _ in expected], rtol=1e-5)
-    assert list(recorder.length_queue) == [length for _, length in expected]
 
 
 def make_vector(kind: str, mode: str, make: Any, n_envs: int) -> Any:
