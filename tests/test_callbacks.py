@@ -104,48 +104,15 @@ def test_evaluation_best_model_and_log(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "env",
-    [ChoiceEnv, ChoiceEnv(), conditioned(3.0), make_vec_env(ChoiceEnv, 2)],
-    ids=["function", "env", "conditioned", "vectorised"],
+    [None, ChoiceEnv, ChoiceEnv(), conditioned(3.0), make_vec_env(ChoiceEnv, 2)],
+    ids=["own", "function", "env", "conditioned", "vectorised"],
 )
 def test_fit_evaluates_where_it_is_told_to(env: Any) -> None:
-    model = tiny_model()
+    model, recorder = tiny_model(ChoiceEnv() if env is None else None), Recorder()
     memory = use_memory(model)
-    model.fit(DATA, 4, eval_env=env, eval_freq=2, n_eval_episodes=2)
-    evaluated = [step for step, row in memory.rows if "eval/mean_reward" in row]
-    assert evaluated == [2, 4]
-
-
-def test_fit_evaluates_in_its_own_environment() -> None:
-    model, recorder = tiny_model(ChoiceEnv()), Recorder()
-    memory = use_memory(model)
-    model.fit(DATA, 4, eval_freq=2, n_eval_episodes=2, callback=recorder)
-    assert [step for step, row in memory.rows if "eval/mean_ep_length" in row] == [2, 4]
+    model.fit(DATA, 4, eval_env=env, eval_freq=2, n_eval_episodes=2, callback=recorder)
+    assert [step for step, row in memory.rows if "eval/mean_reward" in row] == [2, 4]
     assert recorder.seen == [1, 2, 3, 4]
-
-
-def test_environments_that_cannot_be() -> None:
-    recorder = Recorder()
-    needy, known = NeedsEnvironment(), ChoiceEnv
-    for error, task, options in (
-        (UnknownTaskError, None, {"eval_freq": 2}),
-        (SpaceError, None, {"eval_freq": 2, "eval_env": "CartPole-v1"}),
-        (UnknownTaskError, None, {"eval_freq": 2, "eval_env": "No-v0"}),
-        (UnknownTaskError, None, {"callback": needy}),
-        (ConfigError, known, {"eval_freq": 1, "n_eval_episodes": 0}),
-    ):
-        with pytest.raises(error):
-            tiny_model(task).fit(DATA, 4, **options)
-    with pytest.raises(UnknownTaskError, match="No-v0"):
-        tiny_model(None, env="No-v0").fit(DATA, 1)
-    with pytest.raises(SpaceError):
-        tiny_model(ChoiceEnv).fit(random_trajectories(), 2, callback=recorder)
-    assert recorder.seen == []
-
-    def fail(*_: Any) -> bool:
-        raise AssertionError("mine")
-
-    with pytest.raises(AssertionError, match="mine"):  # not taken for a missing environment
-        tiny_model().fit(DATA, 1, callback=fail)
 
 
 @pytest.mark.parametrize("nested", [False, True])
@@ -194,3 +161,24 @@ def test_stable_baselines3s_progress_bar() -> None:
     with pytest.raises(UnknownTaskError, match=r"fit\(progress_bar=True\) needs none"):
         tiny_model().fit(DATA, 4, callback=callback)
     callback.pbar.close()
+
+
+def test_environments_that_cannot_be() -> None:
+    known = ChoiceEnv
+    for error, task, options in (
+        (UnknownTaskError, None, {"eval_freq": 2}),
+        (SpaceError, None, {"eval_freq": 2, "eval_env": "CartPole-v1"}),
+        (UnknownTaskError, None, {"eval_freq": 2, "eval_env": "No-v0"}),
+        (UnknownTaskError, None, {"callback": NeedsEnvironment()}),
+        (ConfigError, known, {"eval_freq": 1, "n_eval_episodes": 0}),
+    ):
+        with pytest.raises(error):
+            tiny_model(task).fit(DATA, 4, **options)
+    with pytest.raises(SpaceError):
+        tiny_model(ChoiceEnv).fit(random_trajectories(), 2)
+
+    def fail(*_: Any) -> bool:
+        raise AssertionError("mine")
+
+    with pytest.raises(AssertionError, match="mine"):  # not taken for a missing environment
+        tiny_model().fit(DATA, 1, callback=fail)

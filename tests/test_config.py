@@ -145,14 +145,6 @@ def test_rank_of_the_step_size() -> None:
     assert DecisionMambaConfig(dt_rank=3).resolved_dt_rank == 3
 
 
-def test_is_frozen_and_replace_copies() -> None:
-    config = DecisionMambaConfig()
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        config.hidden_size = 1  # type: ignore[misc]
-    assert config.replace(hidden_size=64).hidden_size == 64
-    assert config.hidden_size == 128
-
-
 def test_docstring_lists_exactly_the_fields() -> None:
     text = inspect.getdoc(DecisionMambaConfig)
     assert text is not None

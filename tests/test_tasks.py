@@ -114,38 +114,27 @@ def test_tasks_that_the_paper_does_not_have() -> None:
     assert "hopper-expert-v2" in raised.value.choices
 
 
-@pytest.mark.parametrize(("name", "context", "target"), [("breakout", 30, 90), ("pong", 50, 20)])
-def test_atari_recipe(name: str, context: int, target: float) -> None:
-    task = get_task(name)
-    config = task.config()
-    assert task.target_returns == (target,)
-    assert task.env_id == ATARI_ID
-    assert task.env_kwargs["game"].lower() == name
-    assert task.env_kwargs["sticky_actions"] == 0.25  # as DQN replay was recorded
-    assert task.env_kwargs["terminal_on_life_loss"] is False
-    assert task.clip_rewards
-    assert (config.context_length, config.n_layers, config.hidden_size) == (context, 6, 128)
-    assert (config.embedding, config.time_encoding) == ("tanh", "global")
-    assert config.encoder == "nature_cnn"
-    assert (config.weight_decay, config.adam_betas) == (0.1, (0.9, 0.95))
-    assert (config.learning_rate, config.lr_schedule) == (6e-4, "cosine")
-    assert (config.max_grad_norm, config.return_scale) == (1.0, 1.0)
-    # 500,000 windows in batches of 256 are 1,953.1 updates an epoch. The official trainer ends
-    # its cosine after 2 * N * K * 3 tokens at one per action: six epochs, whatever K is.
-    assert config.n_updates == 19_540
-    assert config.decay_updates == 11_719
-    assert config.warmup_updates == (1 if context == 50 else 2)
+def test_atari_recipe() -> None:
+    for name, context, target, warmup in (("breakout", 30, 90.0, 2), ("pong", 50, 20.0, 1)):
+        task = get_task(name)
+        config = task.config()
+        assert (task.env_id, task.target_returns, task.clip_rewards) == (ATARI_ID, (target,), True)
+        assert task.env_kwargs["game"].lower() == name
+        assert task.env_kwargs["sticky_actions"] == 0.25  # as DQN replay was recorded
+        assert task.env_kwargs["terminal_on_life_loss"] is False
+        assert (config.context_length, config.n_layers, config.hidden_size) == (context, 6, 128)
+        found = (config.embedding, config.time_encoding, config.encoder)
+        assert found == ("tanh", "global", "nature_cnn")
+        assert (config.weight_decay, config.adam_betas) == (0.1, (0.9, 0.95))
+        assert (config.learning_rate, config.lr_schedule) == (6e-4, "cosine")
+        assert (config.max_grad_norm, config.return_scale) == (1.0, 1.0)
+        # 500,000 windows in batches of 256 are 1,953.1 updates an epoch. The official trainer ends
+        # its cosine after 2 * N * K * 3 tokens at one per action: six epochs, whatever K is.
+        assert (config.n_updates, config.decay_updates) == (19_540, 11_719)
+        assert config.warmup_updates == warmup
     for other in GAMES:  # whose targets are beyond what clipped rewards reach
         is_beyond = "clip_rewards=False" in get_task(other).source["target_returns"]
         assert is_beyond == (other in ("qbert", "seaquest"))
-
-
-def test_minari_id_found_locally(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
-    with pytest.raises(UnknownTaskError):
-        get_task("mine")
-    (tmp_path / "mine" / "data").mkdir(parents=True)
-    assert get_task("mine").dataset == "mine"
 
 
 def test_d4rl_scores_stay_with_d4rl_names() -> None:
@@ -260,3 +249,9 @@ def test_ids() -> None:
         task = get_task(name)
         assert (task.dataset, task.env_id, task.target_returns) == (name, None, ())
         assert task.reference is None
+
+
+def test_minari_id_found_locally(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    (tmp_path / "mine" / "data").mkdir(parents=True)
+    assert get_task("mine").dataset == "mine"

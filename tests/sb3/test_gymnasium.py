@@ -16,11 +16,7 @@ AutoresetMode: Any = getattr(gym.vector, "AutoresetMode", None)  # Gymnasium 1.1
 needs_modes = pytest.mark.skipif(
     AutoresetMode is None, reason="this Gymnasium has no autoreset modes"
 )
-MODES = [
-    "NextStep",
-    pytest.param("SameStep", marks=needs_modes),
-    pytest.param("Disabled", marks=needs_modes),
-]
+MODES = ["NextStep", *(pytest.param(mode, marks=needs_modes) for mode in ("SameStep", "Disabled"))]
 
 
 def close_to(expected: Episodes) -> list[Any]:

@@ -67,18 +67,6 @@ def test_normalisation_is_synchronised() -> None:
     assert model.get_vec_normalize_env() is None
 
 
-def test_parameters_as_one_vector() -> None:
-    """What evolution strategies on Stable-Baselines3 do."""
-    model, other = tiny_model().fit(DATA, 3), tiny_model(seed=9).fit(DATA, 1)
-    other.policy.load_from_vector(model.policy.parameters_to_vector())
-    for state in ("window", "stream"):
-        expected, found = (
-            each.policy.predict(first_observation(), each.policy.initial_state(1, state))[0]
-            for each in (model, other)
-        )
-        np.testing.assert_array_equal(found, expected)
-
-
 @pytest.mark.parametrize(
     "settings",
     [
