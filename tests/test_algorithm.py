@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from sb3_dmamba.algorithm import DecisionMamba
 from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.data import WindowSampler
+from sb3_dmamba.data.sources import load_trajectories
 from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.errors import (
     ConfigError,
@@ -391,11 +393,12 @@ def test_settings_of_the_constructor(model: DecisionMamba) -> None:
     assert DecisionMamba(None, config=config, n_layers=3).config == config.replace(n_layers=3)
     with pytest.raises(UnknownTaskError):
         DecisionMamba("hopper-medum-v2")
+    seeds: list[Any] = [-1, 1.5, True]
     wrong: list[tuple[str, Any]] = [
         ("hiden_size", lambda: DecisionMamba(None, hiden_size=3)),
         ("env", lambda: DecisionMamba(ChoiceEnv(), env=ChoiceEnv())),
         ("exclude", lambda: model.save("nowhere", exclude=["policy"])),
-        *(("seed", partial(DecisionMamba, None, seed=bad)) for bad in (-1, 1.5, True)),
+        *(("seed", partial(DecisionMamba, None, seed=bad)) for bad in seeds),
         *(
             ("target_return", partial(setattr, model, "target_return", bad))
             for bad in (float("nan"), float("inf"), "high", [1.0])

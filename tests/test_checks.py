@@ -38,8 +38,8 @@ def refused(check: Callable[..., Any], name: str, values: Iterable[Any], *rest: 
         for error in (ConfigError, DatasetError):
             with pytest.raises(error) as raised:
                 check(name, value, *rest, error=error)
-            assert raised.value.setting == name  # type: ignore[attr-defined]
-            assert raised.value.value is value  # type: ignore[attr-defined]
+            assert raised.value.setting == name
+            assert raised.value.value is value
 
 
 def test_integers() -> None:
