@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from sb3_dmamba.checks import check_integer
 from sb3_dmamba.config import DecisionMambaConfig, Memory
-from sb3_dmamba.context import Environment, RunContext, check_dataset, check_spaces, make_factory
+from sb3_dmamba.context import Environment, RunContext, check_spaces, make_factory
 from sb3_dmamba.data import DatasetInfo, Trajectories, load_trajectories
 from sb3_dmamba.data import compute_observation_statistics as compute_statistics
 from sb3_dmamba.envs.return_to_go import conditioned_space
@@ -33,6 +33,7 @@ from sb3_dmamba.export import ExportedPolicy, export_policy
 from sb3_dmamba.model_file import COUNTERS, SavedModel, check_parameters
 from sb3_dmamba.networks import DecisionMambaPolicy
 from sb3_dmamba.networks.encoders import check_policy_kwargs, name_extractor
+from sb3_dmamba.spaces import check_dataset_fits
 from sb3_dmamba.tasks import Task, get_task
 from sb3_dmamba.training.batches import make_sampler
 from sb3_dmamba.training.distributed import join_processes, local_device
@@ -55,9 +56,8 @@ class DecisionMamba(BaseAlgorithm):
         device: ``"auto"`` is CUDA where there is one; under torchrun each process's own GPU.
         verbose: 0 is silent, 1 prints the log.
         tensorboard_log: Folder for TensorBoard.
-        policy_kwargs: As Stable-Baselines3's: ``features_extractor_class`` and
-            ``features_extractor_kwargs``, an encoder of observations that learns with the model
-            (:class:`~sb3_dmamba.networks.ExtractorEncoder`).
+        policy_kwargs: Stable-Baselines3's ``features_extractor_class`` and
+            ``features_extractor_kwargs`` (:class:`~sb3_dmamba.networks.ExtractorEncoder`).
         **overrides: Fields of :class:`~sb3_dmamba.DecisionMambaConfig` to change.
 
     Raises:
@@ -88,9 +88,8 @@ class DecisionMamba(BaseAlgorithm):
             self.task = task
         elif task is not None and not isinstance(task, str):
             if env is not None:
-                raise ConfigError(
-                    "the task is an environment already: leave env out", setting="env", value=env
-                )
+                message = "the task is an environment already: leave env out"
+                raise ConfigError(message, setting="env", value=env)
             env = task
         if config is None and self.task is not None:
             self.config = self.task.config(**overrides)
@@ -141,27 +140,22 @@ class DecisionMamba(BaseAlgorithm):
         Args:
             dataset: Anything :func:`~sb3_dmamba.load_trajectories` takes; None is the last one,
                 or the task's own.
-            n_steps: Updates to run; None finishes a run that was interrupted, and otherwise
-                takes the config's ``n_updates``. A task's warm-up and decay are shortened or
-                lengthened with a new run; one that goes on does not warm up again.
+            n_steps: Updates to run; None finishes an interrupted run, else takes the config's
+                ``n_updates``. A task's warm-up and decay follow in proportion for a new run.
             callback: Stable-Baselines3 callbacks; ``on_step`` fires once an update.
             eval_env: Environment to evaluate in during training; None is the model's own.
             eval_freq: Updates between two evaluations; 0 is never.
             n_eval_episodes: Episodes of each.
             log_interval: Updates between two lines of the log.
             tb_log_name: Name of the run in TensorBoard.
-            progress_bar: Whether to show one, with loss, updates per second and time left.
+            progress_bar: Whether to show one.
             reset_num_timesteps: Whether the learning-rate schedule starts again from zero.
-
-        Returns:
-            The model itself.
 
         Raises:
             ConfigError: ``n_steps``, ``eval_freq`` or ``log_interval`` is out of range.
             DatasetError: There is no dataset, or it cannot be used.
             SpaceError: It does not fit the model or its environment.
-            UnknownTaskError: An environment is needed for ``eval_freq`` or a callback, and none
-                is known.
+            UnknownTaskError: ``eval_freq`` or a callback needs an environment; none is known.
             ConditioningError: A callback evaluates in an environment without return-to-go.
             DivergenceError: The loss stopped being finite; the message says when.
             DistributedError: Processes differ in what they train, or one of them is gone.
@@ -206,19 +200,10 @@ class DecisionMamba(BaseAlgorithm):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> Self:
-        """Stable-Baselines3's name for :meth:`fit` on the last dataset, or the task's.
-
-        For an offline algorithm a timestep is an update.
-        """
-        return self.fit(
-            None,
-            total_timesteps,
-            callback=callback,
-            log_interval=log_interval,
-            tb_log_name=tb_log_name,
-            reset_num_timesteps=reset_num_timesteps,
-            progress_bar=progress_bar,
-        )
+        """Stable-Baselines3's name for :meth:`fit` on the last dataset; a timestep is an update."""
+        log: dict[str, Any] = {"log_interval": log_interval, "tb_log_name": tb_log_name}
+        log |= {"progress_bar": progress_bar, "reset_num_timesteps": reset_num_timesteps}
+        return self.fit(None, total_timesteps, callback=callback, **log)
 
     def _load_dataset(self, dataset: Any) -> Trajectories:
         if dataset is not None:
@@ -227,27 +212,21 @@ class DecisionMamba(BaseAlgorithm):
             return self._trajectories
         if self.task is not None and self.task.dataset is not None:
             return load_trajectories(self.task.dataset)
-        raise DatasetError(
-            "there is no dataset to fit: pass one, model.fit(dataset), or name a task that has one",
-            setting="dataset",
-        )
+        fix = "pass one, model.fit(dataset), or name a task that has one"
+        raise DatasetError(f"there is no dataset to fit: {fix}", setting="dataset")
 
     def _set_up(self, trajectories: Trajectories) -> Updater:
-        """Build the networks at the first call; check that dataset and environment fit them.
-
-        The dataset's own environment is made on demand. One that the user or the task names is
-        made and checked here, since its spaces may differ.
-        """
+        """Build the networks at the first call; check that dataset and environment fit them."""
         is_new = trajectories is not self._trajectories
         dataset = DatasetInfo.of(trajectories) if is_new else self.dataset
         self._context.check_dataset(dataset)
+        theirs = trajectories.observation_space, trajectories.action_space
         if self._updater is None:
             normalize = self.config.normalize_observations
             statistics = compute_statistics(trajectories) if normalize else None
-            spaces = trajectories.observation_space, trajectories.action_space
             seed, device, kwargs = self.seed, self.device, self.policy_kwargs
-            self._adopt(Updater.create(*spaces, self.config, statistics, seed, device, kwargs))
-        check_dataset(self.policy.observation_space, self.action_space, trajectories)
+            self._adopt(Updater.create(*theirs, self.config, statistics, seed, device, kwargs))
+        check_dataset_fits(*theirs, self.policy.observation_space, self.action_space)
         if is_new:
             self._trajectories = trajectories
             self._context.set_dataset(dataset)
@@ -315,10 +294,7 @@ class DecisionMamba(BaseAlgorithm):
     def condition_env(self, env: Any, target_return: float | None = None) -> Any:
         """Wrap an environment in :class:`~sb3_dmamba.ReturnToGo`, counted as in the dataset.
 
-        Args:
-            env: A Gymnasium environment, vector environment or ``VecEnv``, with the model's
-                spaces.
-            target_return: Return to ask for; None is :attr:`target_return`.
+        It may be a vector environment or ``VecEnv``; None is :attr:`target_return`.
         """
         return self._context.condition(env, target_return)
 
@@ -376,20 +352,16 @@ class DecisionMamba(BaseAlgorithm):
             env: Environment to act in; None is the model's.
             memory: ``"window"`` or ``"stream"``; None is the config's.
             deterministic: Whether a discrete action is the likeliest one, or drawn.
-            clip_rewards: Whether the return-to-go counts rewards clipped to [-1, 1], so that
-                targets do (scores never do); None is as in the dataset, or the task.
+            clip_rewards: Whether targets count rewards clipped to [-1, 1] (scores never do); None
+                is as in the dataset, or the task.
             delayed_rewards: Whether the return-to-go stays at the target until an episode's end;
                 None is as in the dataset.
             max_episode_steps: Episodes are cut after this many steps; None leaves it to the
                 environment, which may wait long: a game of Breakout without FIRE lasts 27,000.
-            seed: Episode k of every target starts from environment seed ``seed + k``; None is
-                the model's seed.
+            seed: Episode k of every target has environment seed ``seed + k``; None is the model's.
             n_envs: Environments that live at once; None is one an episode, at most 128.
-            n_workers: Subprocesses that step them; None or 0 steps them in this process, which
-                changes no result. One a core is faster where a step is slow and episodes are long.
-
-        Returns:
-            The report: print it, ``.plot(path)`` it, or ``.to_pandas()`` it.
+            n_workers: Subprocesses that step them, which changes no result; None or 0 is none. One
+                a core is faster where a step is slow and episodes are long.
 
         Raises:
             NotFittedError: The model has no weights yet.
@@ -447,12 +419,8 @@ class DecisionMamba(BaseAlgorithm):
         assert self._updater is not None
         excluded = {exclude} if isinstance(exclude, str) else set(exclude or ())
         if not excluded <= {"optimizer"}:
-            raise ConfigError(
-                f"exclude={exclude!r}: only 'optimizer' can be left out",
-                setting="exclude",
-                value=exclude,
-                choices=["optimizer"],
-            )
+            message = f"exclude={exclude!r}: only 'optimizer' can be left out"
+            raise ConfigError(message, setting="exclude", value=exclude)
         SavedModel(
             config=self.config,
             task=self.task,
@@ -491,38 +459,29 @@ class DecisionMamba(BaseAlgorithm):
             path: The file; ``.zip`` may be left off.
             env: Environment to act in; None is the one the model was made for, made on demand.
             device: Where to put the model.
-            custom_objects: Stable-Baselines3's, which replaces what cannot be unpickled. Nothing
-                is, so ``{"policy_kwargs": ...}`` alone changes something.
+            custom_objects: Stable-Baselines3's; only its ``"policy_kwargs"`` changes something.
             print_system_info: Whether to print the versions in use.
             force_reset: As in :meth:`set_env`.
             verbose: As in the constructor.
             tensorboard_log: As in the constructor.
             seed: As :meth:`set_random_seed` takes it; None keeps the file's.
             target_return: Return that :meth:`get_env` asks for; None keeps the file's.
-            policy_kwargs: The features extractor that the model was made with, if any. A file has
-                its weights and not its code.
-            **overrides: Settings to change that leave the weights as they are, such as
-                ``memory="stream"`` or ``learning_rate``.
+            policy_kwargs: The features extractor that the model was made with; a file has no code.
+            **overrides: Settings to change that leave the weights as they are, such as ``memory``.
 
         Raises:
             ModelFileError: The file is missing, damaged, no model file, or of a newer version.
             SpaceError: ``env`` has other spaces than the model.
-            ConfigError: A setting is unknown, out of range, or makes another network; or the model
-                has a features extractor and is given none, or another.
+            ConfigError: A setting is unknown, out of range, or makes another network; or the
+                features extractor is missing, or another.
         """
         if print_system_info:
             get_system_info()
         policy_kwargs = policy_kwargs or (custom_objects or {}).get("policy_kwargs")
         saved = SavedModel.read(path).with_extractor(policy_kwargs, path).with_settings(**overrides)
-        model = cls(
-            saved.task,
-            config=saved.config,
-            seed=saved.seed,
-            device=device,
-            verbose=verbose,
-            tensorboard_log=tensorboard_log,
-            policy_kwargs=policy_kwargs,
-        )
+        kept: dict[str, Any] = {"config": saved.config, "seed": saved.seed}
+        log: dict[str, Any] = {"verbose": verbose, "tensorboard_log": tensorboard_log}
+        model = cls(saved.task, **kept, device=device, **log, policy_kwargs=policy_kwargs)
         model._context.set_dataset(saved.dataset)
         model.target_return = saved.target_return if target_return is None else target_return
         model._adopt(saved.restore(model.device))
@@ -544,19 +503,14 @@ class DecisionMamba(BaseAlgorithm):
     ) -> ExportedPolicy:
         """Write the policy as a graph that acts without this package, and in ONNX without torch.
 
-        The graph is one step: inputs are ``observation``, ``return_to_go`` and a state; outputs
-        are ``action`` (for discrete ones ``logits`` too) and the next state. A state of zeros
-        starts an episode. Normalisation, return scaling and the actions' bounds are inside.
+        The graph is one step: from ``observation``, ``return_to_go`` and a state (zeros start an
+        episode) to ``action`` (for discrete ones ``logits`` too) and the next state.
 
         Args:
             path: File to write, atomically: ``.onnx`` or ``.pt2`` (``torch.export``).
             memory: ``"window"`` or ``"stream"``; None is the config's.
             device: Where a ``.pt2`` is to run; ONNX decides that when it is opened.
-            verify: Whether to run the result beside the model before it is written; ONNX only
-                where onnxruntime is installed.
-
-        Returns:
-            The file, its metadata, and the largest difference from the model.
+            verify: Whether to run the result beside the model first (ONNX: with onnxruntime).
 
         Raises:
             NotFittedError: The model has no weights yet.
@@ -593,7 +547,7 @@ class DecisionMamba(BaseAlgorithm):
         Args:
             env: A Gymnasium id, an environment (``VecEnv`` included), or a function that makes
                 one. One that shows the return-to-go already keeps its own target.
-            force_reset: Stable-Baselines3's; learning holds no observation that could be stale.
+            force_reset: Stable-Baselines3's; changes nothing.
 
         Raises:
             SpaceError: Its spaces are not the model's; the model keeps the one it had.
@@ -612,9 +566,7 @@ class DecisionMamba(BaseAlgorithm):
     def set_random_seed(self, seed: int | None = None) -> None:
         """Change the seed of later batches and dropout, and of the environment.
 
-        Args:
-            seed: A non-negative integer; None changes nothing. Global generators, which this
-                algorithm does not use, stay as they are.
+        None changes nothing; global generators stay as they are.
 
         Raises:
             ConfigError: It is not a non-negative integer.
@@ -632,16 +584,15 @@ class DecisionMamba(BaseAlgorithm):
         """Take over weights and optimiser state, from :meth:`get_parameters` or a model file.
 
         Args:
-            load_path_or_dict: State dictionaries by name (``"policy"``, ``"policy.optimizer"``),
-                or what :meth:`load` takes.
+            load_path_or_dict: State dictionaries of ``"policy"`` and ``"policy.optimizer"``, or
+                what :meth:`load` takes.
             exact_match: Whether everything must be given; a file always gives everything.
             device: Stable-Baselines3's; the model stays where it is.
 
         Raises:
-            NotFittedError: The model has no weights that could be replaced.
-            ModelFileError: The file is damaged, or the weights are another model's; this one is as
-                it was.
-            ConfigError: A dictionary has names that a model has nothing for, or lacks some.
+            NotFittedError: The model has no weights yet.
+            ModelFileError: The file is damaged, or another model's; this one is as it was.
+            ConfigError: A dictionary has unknown names, or lacks some.
         """
         policy = self._built_policy()
         if isinstance(load_path_or_dict, dict):

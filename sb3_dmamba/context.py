@@ -14,13 +14,13 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 
 from sb3_dmamba.checks import check_number
-from sb3_dmamba.data import DatasetInfo, Trajectories
+from sb3_dmamba.data import DatasetInfo
 from sb3_dmamba.envs import MINIMAL_ACTIONS, is_atari
 from sb3_dmamba.envs.batches import check_returns_unscaled
 from sb3_dmamba.envs.make import as_gymnasium, make_gymnasium
 from sb3_dmamba.envs.return_to_go import ReturnToGo
 from sb3_dmamba.errors import ConfigError, DatasetError, UnknownTaskError
-from sb3_dmamba.spaces import check_dataset_fits, check_environment_fits, flat_space, is_conditioned
+from sb3_dmamba.spaces import check_environment_fits, flat_space, is_conditioned
 from sb3_dmamba.tasks import ReferenceScores, Task, get_reference_scores, get_task
 
 MakeEnv = Callable[[], "gym.Env[Any, Any]"]
@@ -35,10 +35,6 @@ class RunContext:
     """Environment, dataset metadata and target return of a model.
 
     The environment is the user's, else the task's, else the dataset's; it is made on first use.
-
-    Args:
-        env: Environment that the user passed.
-        task: The model's task.
     """
 
     def __init__(self, env: Environment | None, task: Task | None) -> None:
@@ -52,21 +48,13 @@ class RunContext:
     # --- Dataset -------------------------------------------------------------------------------
 
     def set_dataset(self, dataset: DatasetInfo) -> None:
-        """Note the dataset that the model was fitted to.
-
-        Raises:
-            DatasetError: As :meth:`check_dataset`.
-        """
+        """Note the dataset that the model was fitted to."""
         self.check_dataset(dataset)
         self.dataset = dataset
         self._venv = None  # may have been the last dataset's
 
     def check_dataset(self, dataset: DatasetInfo) -> None:
-        """Check that dataset and task are of the same Atari game, or both of none.
-
-        Raises:
-            DatasetError: They are not.
-        """
+        """Check that dataset and task are of the same Atari game, or both of none."""
         if self.task is None or None in (self.task.env_id, dataset.env_id):
             return
         ours, theirs = _atari_game(self.task), _atari_game(dataset)
@@ -74,20 +62,18 @@ class RunContext:
             return
         name = f"the game {dataset.env_kwargs.get('game')!r}" if theirs else dataset.env_id
         is_task = theirs in {game.lower() for game in MINIMAL_ACTIONS}
-        raise DatasetError(
+        message = (
             f"the dataset is of {name}, and the task {self.task.name!r} is not: use "
-            f"DecisionMamba({theirs if is_task else dataset.env_id!r}), or another dataset",
-            setting="env_id",
-            value=theirs or dataset.env_id,
-            choices=[ours or self.task.env_id],
+            f"DecisionMamba({theirs if is_task else dataset.env_id!r}), or another dataset"
         )
+        wrong, right = theirs or dataset.env_id, [ours or self.task.env_id]
+        raise DatasetError(message, setting="env_id", value=wrong, choices=right)
 
     @property
     def clip_rewards(self) -> bool:
         """Whether the return-to-go counts clipped rewards: as in the dataset, else as the task."""
-        if self.dataset.clip_rewards is not None:
-            return self.dataset.clip_rewards
-        return self.task is not None and self.task.clip_rewards
+        of_task = self.task is not None and self.task.clip_rewards
+        return of_task if self.dataset.clip_rewards is None else self.dataset.clip_rewards
 
     @property
     def delayed_rewards(self) -> bool:
@@ -117,35 +103,18 @@ class RunContext:
         return Task(name=env_id, env_id=env_id, env_kwargs=env_kwargs).make_env
 
     def require_env(self) -> Environment:
-        """Return the environment, not made yet.
-
-        Raises:
-            UnknownTaskError: None is known.
-        """
-        env = self.find_env()
-        if env is None:
-            raise UnknownTaskError(
-                "neither the task nor the dataset names an environment: pass one with env=, or "
-                "model.set_env",
-                setting="env",
-            )
-        return env
+        """Return the environment, not made yet."""
+        if (env := self.find_env()) is not None:
+            return env
+        missing = "neither the task nor the dataset names an environment"
+        raise UnknownTaskError(f"{missing}: pass one with env=, or model.set_env", setting="env")
 
     def make_venv(self) -> VecEnv | None:
-        """Return the environment, vectorised and conditioned; None where none is known.
-
-        It is made at the first call; later calls return the same.
-
-        Raises:
-            UnknownTaskError: The environment is not known here.
-            MissingDependencyError: Its package is not installed.
-            ConfigError: No target return is known.
-        """
+        """Return the environment, vectorised and conditioned, always the same; None if unknown."""
         env = self.find_env()
         if self._venv is None and env is not None:
-            has_target = isinstance(env, (gym.Env, VecEnv)) and is_conditioned(
-                env.observation_space
-            )
+            space = env.observation_space if isinstance(env, (gym.Env, VecEnv)) else None
+            has_target = space is not None and is_conditioned(space)
             self._venv = self.wrap(env, np.nan if has_target else None)
             if self._seed is not None:
                 self._venv.seed(self._seed)
@@ -153,13 +122,15 @@ class RunContext:
 
     def wrap(self, env: Environment, target_return: float | None = None) -> VecEnv:
         """Vectorise and condition an environment, as :func:`wrap`; None is the model's target."""
-        target = self.target_return if target_return is None else target_return
-        return wrap(env, target, self.clip_rewards, self.delayed_rewards)
+        return wrap(env, *self._conditions(target_return))
 
     def condition(self, env: Any, target_return: float | None = None) -> Any:
         """Wrap an environment in ``ReturnToGo``; None is the model's target."""
+        return ReturnToGo(env, *self._conditions(target_return))
+
+    def _conditions(self, target_return: float | None) -> tuple[float, bool, bool]:
         target = self.target_return if target_return is None else target_return
-        return ReturnToGo(env, target, self.clip_rewards, self.delayed_rewards)
+        return target, self.clip_rewards, self.delayed_rewards
 
     def seed(self, seed: int) -> None:
         """Seed the environment, now or when it is made."""
@@ -170,9 +141,8 @@ class RunContext:
     @property
     def env_may_differ(self) -> bool:
         """Whether the environment may have other spaces than the dataset: it is not its own."""
-        if self.env is not None:
-            return True
-        return self.task is not None and self.task.env_id not in (None, self.dataset.env_id)
+        task_id = None if self.task is None else self.task.env_id
+        return self.env is not None or task_id not in (None, self.dataset.env_id)
 
     @property
     def env_name(self) -> str:
@@ -192,9 +162,6 @@ class RunContext:
 
         By default the highest of the task's targets that the dataset has reached (else the
         lowest), or without a task the dataset's best return.
-
-        Raises:
-            ConfigError: There is no default, or a value is not finite.
         """
         if self.chosen_target_return is not None:
             return self.chosen_target_return
@@ -213,11 +180,7 @@ class RunContext:
             set_target_return(self._venv, self.target_return)
 
     def target_returns(self) -> tuple[float, ...]:
-        """Return the targets to evaluate: the task's, or quantiles of the dataset's returns.
-
-        Raises:
-            ConfigError: There is neither.
-        """
+        """Return the targets to evaluate: the task's, or quantiles of the dataset's returns."""
         if self.task is not None and self.task.target_returns:
             return self.task.target_returns
         if not len(self.dataset.returns):
@@ -262,11 +225,8 @@ class RunContext:
 
 
 def _no_target_return() -> ConfigError:
-    return ConfigError(
-        "no target return is known, neither from the task nor from a dataset: pass one, or "
-        "set model.target_return",
-        setting="target_return",
-    )
+    message = "no target return is known, neither from the task nor from a dataset: pass one, or "
+    return ConfigError(f"{message}set model.target_return", setting="target_return")
 
 
 def _atari_game(described: Task | DatasetInfo) -> str | None:
@@ -279,42 +239,33 @@ def _atari_game(described: Task | DatasetInfo) -> str | None:
 
 
 def make_factory(env: Environment) -> MakeEnv:
-    """Return a function that makes environments like the one given, unconditioned.
-
-    Args:
-        env: A task name or Gymnasium id; a function, which may also make environments of the old
-            gym or of dm_control; or an environment made by ``gymnasium.make``.
-
-    Raises:
-        UnknownTaskError: The environment cannot be made a second time, or its name is unknown.
-    """
+    """Return a function that makes environments like the one given, unconditioned."""
     if isinstance(env, str):
         return get_task(env).make_env
     if isinstance(env, VecEnv):
-        raise UnknownTaskError(
+        message = (
             "a VecEnv cannot be made again: give a Gymnasium id, an environment or a function that "
-            "makes one; or evaluate in this one with stable_baselines3's evaluate_policy(model, "
-            "ReturnToGo(venv, target_return))",
-            setting="env",
+            "makes one; or use stable_baselines3's evaluate_policy(model, ReturnToGo(venv, target))"
         )
+        raise UnknownTaskError(message, setting="env")
     if isinstance(env, gym.Env):
         while isinstance(env, (ReturnToGo, Monitor)):  # ours, not the user's
             env = env.env
         return _remake(env)
     if as_gymnasium(env) is not env:
-        raise UnknownTaskError(
-            f"{env!r} cannot be made again, and evaluation needs one for each episode: "
-            f"give a function that makes it, env=lambda: ...",
-            setting="env",
-        )
+        raise _not_again(env, "...")
     if callable(env):
         return partial(make_gymnasium, env)
-    raise UnknownTaskError(
-        f"env={env!r} is not an environment: give a Gymnasium id, an environment, or a "
-        f"function that makes one",
-        setting="env",
-        value=env,
+    fix = "give a Gymnasium id, an environment, or a function that makes one"
+    raise UnknownTaskError(f"env={env!r} is not an environment: {fix}", setting="env", value=env)
+
+
+def _not_again(env: Any, made: str) -> UnknownTaskError:
+    message = (
+        f"{env} cannot be made again, and evaluation needs one for each episode: give a function "
+        f"that makes it, env=lambda: {made}"
     )
+    return UnknownTaskError(message, setting="env")
 
 
 def _remake(env: gym.Env[Any, Any]) -> MakeEnv:
@@ -326,12 +277,7 @@ def _remake(env: gym.Env[Any, Any]) -> MakeEnv:
             return partial(gym.make, spec)
     except (TypeError, ValueError):  # a wrapper whose arguments cannot be recorded
         pass
-    raise UnknownTaskError(
-        f"{env} cannot be made again from what Gymnasium recorded of it, and evaluation needs one "
-        f"for each episode: give a function that makes it, env=lambda: "
-        f"{type(env.unwrapped).__name__}(...)",
-        setting="env",
-    )
+    raise _not_again(env, f"{type(env.unwrapped).__name__}(...)")
 
 
 def wrap(
@@ -340,22 +286,7 @@ def wrap(
     clip_rewards: bool = False,
     delayed_rewards: bool = False,
 ) -> VecEnv:
-    """Vectorise, monitor and condition an environment.
-
-    Args:
-        env: A task name or Gymnasium id, a function, an environment, or a ``VecEnv``; one that is
-            conditioned already keeps its target. An environment of the old gym or of dm_control
-            is converted.
-        target_return: Return to ask for at the start of each episode.
-        clip_rewards: Whether the return-to-go counts rewards clipped to [-1, 1].
-        delayed_rewards: Whether the return-to-go stays at the target until an episode's end.
-
-    Raises:
-        UnknownTaskError: The name is unknown.
-        SpaceError: The observations cannot be flattened.
-        ConditioningError: A ``VecNormalize`` scales the return-to-go.
-        MissingDependencyError: Shimmy is needed for a conversion and is not installed.
-    """
+    """Vectorise, monitor and condition an environment."""
     env = as_gymnasium(env)
     conditions = target_return, clip_rewards, delayed_rewards
     if isinstance(env, VecEnv):
@@ -389,32 +320,7 @@ def check_spaces(
     environment: Any,
     what: str,
 ) -> None:
-    """Check that an environment's spaces are those the model was made for.
-
-    Args:
-        observation_space: The model's, flat.
-        action_space: The model's.
-        environment: Anything with both spaces, conditioned or not.
-        what: What ``environment`` is called in the message.
-
-    Raises:
-        SpaceError: Shapes or action types differ, or the model may choose actions outside the
-            environment's bounds.
-    """
+    """Check that an environment's spaces are those the model was made for."""
     theirs = environment.observation_space
     theirs = theirs["observation"] if is_conditioned(theirs) else flat_space(theirs)
     check_environment_fits(theirs, environment.action_space, observation_space, action_space, what)
-
-
-def check_dataset(
-    observation_space: spaces.Space[Any],
-    action_space: spaces.Space[Any],
-    trajectories: Trajectories,
-) -> None:
-    """Check that a model can learn from a dataset; arguments as :func:`check_spaces`.
-
-    Raises:
-        SpaceError: Shapes or action types differ, or actions lie outside the model's bounds.
-    """
-    theirs = trajectories.observation_space, trajectories.action_space
-    check_dataset_fits(*theirs, observation_space, action_space)

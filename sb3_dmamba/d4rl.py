@@ -17,30 +17,19 @@ ADDRESS = "http://rail.eecs.berkeley.edu/datasets/offline_rl"
 D4RL_NAME = re.compile(r"(halfcheetah|hopper|walker2d|ant)-([a-z]+(?:-[a-z]+)*)-v([012])")
 
 _QUALITIES = ("random", "medium", "expert", "medium-replay", "medium-expert")
-_FILE_STEM = re.compile(
-    rf"(halfcheetah|hopper|walker|walker2d|ant)-(?:{'|'.join(_QUALITIES)}|full-replay|mixed)"
-    r"(?:-v[012])?"
-)
+_ANY_QUALITY = "|".join((*_QUALITIES, "full-replay", "mixed"))
+_FILE_STEM = re.compile(rf"(halfcheetah|hopper|walker|walker2d|ant)-(?:{_ANY_QUALITY})(?:-v[012])?")
 
 
 @dataclass(frozen=True)
 class Robot:
-    """One of D4RL's four simulated robots.
+    """One of D4RL's four simulated robots."""
 
-    Args:
-        env_id: The environment nearest to D4RL's, which needs the retired mujoco-py. Version 4 of
-            Gymnasium's keeps the rewards of version 2; version 5 changes them.
-        n_observations: Numbers in an observation.
-        n_actions: Numbers in an action, each from -1 to 1.
-        env_kwargs: Other arguments of the environment.
-        max_episode_steps: Steps after which D4RL's episodes time out.
-    """
-
-    env_id: str
+    env_id: str  # nearest to D4RL's: version 4 keeps version 2's rewards, version 5 changes them
     n_observations: int
-    n_actions: int
+    n_actions: int  # each from -1 to 1
     env_kwargs: dict[str, Any] = field(default_factory=dict)
-    max_episode_steps: int = 1000
+    max_episode_steps: int = 1000  # of D4RL's episodes
 
 
 ROBOTS = {
@@ -100,32 +89,18 @@ def list_names() -> list[str]:
 
 
 def parse_name(name: str) -> D4RLName:
-    """Split a name into its parts.
-
-    Raises:
-        DatasetError: D4RL has no such dataset; suggests near names.
-    """
+    """Split a name into its parts."""
     match = D4RL_NAME.fullmatch(name)
     names = list_names()
     if match is None or name not in names:
         close = near_names(name, names, n=3) or ["hopper-medium-v2"]
-        raise DatasetError(
-            f"D4RL has no Gym-MuJoCo dataset called {name!r}: {did_you_mean(close)}",
-            setting="dataset",
-            value=name,
-            choices=close,
-        )
+        message = f"D4RL has no Gym-MuJoCo dataset called {name!r}: {did_you_mean(close)}"
+        raise DatasetError(message, setting="dataset", value=name, choices=close)
     return D4RLName(match[1], match[2], int(match[3]))
 
 
 def find_robot(path: Path, observation: tuple[int, ...], action: tuple[int, ...]) -> Robot | None:
-    """Return the robot of a data file, by its name and shapes; None unless they agree.
-
-    Args:
-        path: The file, named as D4RL or the Decision Transformer's authors name theirs.
-        observation: Shape of an observation.
-        action: Shape of an action.
-    """
+    """Return the robot of a data file, by its name and shapes; None unless they agree."""
     match = _FILE_STEM.fullmatch(path.stem.lower().replace("_", "-"))
     if match is None:
         return None

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -30,95 +30,68 @@ from sb3_dmamba.ops import available_backends, causal_conv1d, explain_backends, 
 from sb3_dmamba.paths import minari_folder
 from sb3_dmamba.tasks import get_task
 
-DISTRIBUTION = "sb3-dmamba"
-BUNDLED_TASK = "hopper-bundled"
+DISTRIBUTION, BUNDLED_TASK = "sb3-dmamba", "hopper-bundled"
 
 
 @dataclass(frozen=True)
 class Examination:
-    """Result of every check; ``dmamba doctor`` prints each field as a table.
-
-    Args:
-        version: Of this package.
-        machine: Processor, cores, threads and GPUs.
-        packages: Required packages, and those of extras.
-        backends: Of the operations, on the CPU and on CUDA.
-        places: Folders of datasets.
-        speed: Of training and acting; None if it was not measured.
-        problems: What is broken and how to mend it; a missing extra is not a problem.
-    """
+    """Result of every check; ``dmamba doctor`` prints each field as a table."""
 
     version: str
     machine: Machine
-    packages: list[Package]
+    packages: list[Package]  # required ones, and those of extras
     backends: list[Backend]
     places: list[Place]
-    speed: Speed | None
-    problems: list[str]
+    speed: Speed | None  # None if it was not measured
+    problems: list[str]  # a missing extra is none
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON-compatible values."""
-        return {
-            **dataclasses.asdict(self),
-            "packages": [
-                {**dataclasses.asdict(each), "lack": each.lack, "remedy": each.remedy}
-                for each in self.packages
-            ],
-        }
+        found = dataclasses.asdict(self)
+        for each, package in zip(found["packages"], self.packages, strict=True):
+            each |= {"lack": package.lack, "remedy": package.remedy}
+        return found
 
 
 def examine(seconds: float = 10.0, device: str = "auto") -> Examination:
-    """Run every check.
-
-    Args:
-        seconds: Length of the speed check, about; 0 leaves it out.
-        device: Device of the speed check.
-    """
+    """Run every check."""
     packages = find_packages()
     backends = check_backends("cpu") + check_backends("cuda")
-    unreadable = why_no_bundled_dataset()
     problems = find_problems(packages, backends)
     speed = None
-    if unreadable is not None:
+    if (unreadable := why_no_bundled_dataset()) is not None:
         problems.append(unreadable)
     elif seconds > 0:
         try:
             speed = measure_speed(seconds, device)
         except Exception as error:  # any failure at all is a finding
             problems.append(f"training and acting fail ({type(error).__name__}: {error})")
-    return Examination(
-        version=sb3_dmamba.__version__,
-        machine=describe_machine(),
-        packages=packages,
-        backends=backends,
-        places=find_places(),
-        speed=speed,
-        problems=problems,
-    )
+    about = sb3_dmamba.__version__, describe_machine()
+    return Examination(*about, packages, backends, find_places(), speed, problems)
 
 
 def find_problems(packages: list[Package], backends: list[Backend]) -> list[str]:
     """Return what is broken among packages, backends and the NVIDIA driver, and how to mend it."""
-    checks = (_package_problems(packages), _backend_problems(backends), _driver_problems())
-    return [problem for check in checks for problem in check]
+    problems = []
+    if not packages:
+        problems.append(f'{DISTRIBUTION} is not installed: pip install -e ".[dev]" in its folder')
+    unmet = [each for each in packages if each.extra is None and not each.is_met]
+    problems += [f"{each.name} {each.lack}: {each.remedy}" for each in unmet]
+    broken = [each for each in backends if each.is_broken]
+    problems += [f"backend {b.name!r} on {b.device!r}: {b.reason}" for b in broken]
+    if not any(each.is_auto for each in backends if each.device == "cpu"):
+        problems.append("no backend works on the CPU")
+    return problems + _driver_problems()
 
 
 @dataclass(frozen=True)
 class Package:
-    """A package that this one needs, always or for an extra.
-
-    Args:
-        name: As it is installed.
-        needed: The versions that will do, such as ``">=1.0"``; empty for any.
-        version: The installed one, or None.
-        extra: The extra that asks for it; None where it is always needed.
-        is_met: Whether the installed version will do.
-    """
+    """A package that this one needs, always or for an extra."""
 
     name: str
-    needed: str
-    version: str | None
-    extra: str | None
+    needed: str  # such as ">=1.0"; empty for any
+    version: str | None  # the installed one
+    extra: str | None  # that asks for it; None where it is always needed
     is_met: bool
 
     @property
@@ -144,25 +117,15 @@ _FOR_CONTRIBUTORS = ("dev", "docs")
 
 
 def find_packages() -> list[Package]:
-    """Return the packages that are needed or that extras ask for, except contributors' extras.
-
-    Returns:
-        Needed packages first, then by extra; empty where this distribution is not installed (its
-        source is merely on the path).
-    """
+    """Return the packages that are needed or that extras ask for, except contributors' extras."""
     try:
         about = metadata.metadata(DISTRIBUTION)
     except metadata.PackageNotFoundError:
         return []
     requirements = [Requirement(line) for line in metadata.requires(DISTRIBUTION) or []]
     extras: list[str | None] = [None, *about.get_all("Provides-Extra", [])]
-    return [
-        _look_up(requirement, extra)
-        for extra in extras
-        if extra not in _FOR_CONTRIBUTORS
-        for requirement in requirements
-        if _is_of_extra(requirement.marker, extra)
-    ]
+    pairs = itertools.product((e for e in extras if e not in _FOR_CONTRIBUTORS), requirements)
+    return [_look_up(each, extra) for extra, each in pairs if _is_of_extra(each.marker, extra)]
 
 
 def _is_of_extra(marker: Marker | None, extra: str | None) -> bool:
@@ -181,48 +144,24 @@ def _look_up(requirement: Requirement, extra: str | None) -> Package:
     return Package(requirement.name, str(requirement.specifier), version, extra, is_met)
 
 
-def _package_problems(packages: list[Package]) -> Iterator[str]:
-    if not packages:
-        yield f'{DISTRIBUTION} is not installed: pip install -e ".[dev]" in its folder'
-    for package in packages:
-        if package.extra is None and not package.is_met:
-            yield f"{package.name} {package.lack}: {package.remedy}"
-
-
 _TOLERANCE = 1e-4  # of sums of a few dozen numbers of size one, in float32
 _BATCH, _STEPS, _CHANNELS, _STATES, _TAPS = 2, 33, 16, 8, 4
 
 
 @dataclass(frozen=True)
 class Backend:
-    """A backend on a kind of device.
-
-    Args:
-        name: Its name.
-        device: ``"cpu"`` or ``"cuda"``.
-        is_auto: Whether ``backend="auto"`` picks it there.
-        reason: Why it does not work there, and what to do; None where it works.
-        max_error: Largest difference from the reference; None where it did not run.
-        is_broken: Whether it is available and fails or computes something else.
-    """
+    """A backend on a kind of device."""
 
     name: str
     device: str
-    is_auto: bool
-    reason: str | None
-    max_error: float | None
-    is_broken: bool = False
+    is_auto: bool  # backend="auto" picks it there
+    reason: str | None  # why it does not work there, and what to do
+    max_error: float | None  # from the reference; None where it did not run
+    is_broken: bool = False  # available, and it fails or computes something else
 
 
 def check_backends(device: str) -> list[Backend]:
-    """Run every available backend, forward and backward, on small input.
-
-    Args:
-        device: ``"cpu"`` or ``"cuda"``; there need not be one.
-
-    Returns:
-        All backends, the fastest first.
-    """
+    """Run every available backend, forward and backward, on small input."""
     reasons = explain_backends(device)
     auto = available_backends(device)[0] if None in reasons.values() else None
     found = []
@@ -230,7 +169,9 @@ def check_backends(device: str) -> list[Backend]:
         error, is_broken = None, False
         if reason is None:
             try:
-                error = _compare_with_reference(name, device)
+                pairs = zip(_run(name, device), _run("reference", device), strict=True)
+                differences = [(a - b).abs().max().item() for a, b in pairs]
+                error = float(np.max(differences))  # NaN where there is one
                 is_broken = not error <= _TOLERANCE
                 if is_broken:
                     reason = f"its results are off by {error:.1e}: use another backend, and report"
@@ -240,12 +181,6 @@ def check_backends(device: str) -> list[Backend]:
                 is_broken = True
         found.append(Backend(name, device, name == auto, reason, error, is_broken))
     return found
-
-
-def _compare_with_reference(name: str, device: str) -> float:
-    pairs = zip(_run(name, device), _run("reference", device), strict=True)
-    differences = [(a - b).abs().max().item() for a, b in pairs]
-    return float(np.max(differences))  # NaN where there is one
 
 
 def _run(name: str, device: str) -> list[torch.Tensor]:
@@ -266,44 +201,26 @@ def _run(name: str, device: str) -> list[torch.Tensor]:
     return [convolved.detach(), scanned.detach(), *gradients]
 
 
-def _backend_problems(backends: list[Backend]) -> Iterator[str]:
-    for each in backends:
-        if each.is_broken:
-            yield f"backend {each.name!r} on {each.device!r}: {each.reason}"
-    if not any(each.is_auto for each in backends if each.device == "cpu"):
-        yield "no backend works on the CPU"
-
-
-def _driver_problems() -> Iterator[str]:
-    if torch.version.cuda is None or torch.cuda.is_available():
-        return
-    if shutil.which("nvidia-smi") is None:
-        return
+def _driver_problems() -> list[str]:
+    is_blind = torch.version.cuda is not None and not torch.cuda.is_available()
+    if not is_blind or shutil.which("nvidia-smi") is None:
+        return []
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, check=False, timeout=30)
-    if listed.returncode == 0 and listed.stdout.strip():
-        yield (
-            f"there is an NVIDIA driver, and torch, built for CUDA {torch.version.cuda}, finds no "
-            f"GPU: nvidia-smi shows the driver's version, and pip install torch with a fitting "
-            f"--index-url brings a fitting build"
-        )
+    message = (
+        f"there is an NVIDIA driver, and torch, built for CUDA {torch.version.cuda}, finds no GPU: "
+        f"nvidia-smi shows the driver's version, and pip install torch with a fitting --index-url "
+        f"brings a fitting build"
+    )
+    return [message] if listed.returncode == 0 and listed.stdout.strip() else []
 
 
 @dataclass(frozen=True)
 class Place:
-    """A folder of datasets.
-
-    Args:
-        what: Whose datasets it holds.
-        path: The folder, which need not exist yet.
-        setting: The environment variable that sets another folder.
-        n_datasets: Number of datasets in it.
-        is_writable: Whether a dataset could be stored there.
-        free_gib: Free space on its disk, in GiB.
-    """
+    """A folder of datasets."""
 
     what: str
     path: str
-    setting: str
+    setting: str  # environment variable that names another folder
     n_datasets: int
     is_writable: bool
     free_gib: float
@@ -311,26 +228,18 @@ class Place:
 
 def find_places() -> list[Place]:
     """Return the folders that datasets are downloaded to."""
-    return [
-        _describe_folder(
-            "Minari", minari_folder(), "MINARI_DATASETS_PATH", "**/data/main_data.hdf5"
-        ),
-        _describe_folder("D4RL", cache_folder(), "D4RL_DATASET_DIR", "*.hdf5"),
-    ]
+    minari = minari_folder(), "MINARI_DATASETS_PATH", "**/data/main_data.hdf5"
+    d4rl = cache_folder(), "D4RL_DATASET_DIR", "*.hdf5"
+    return [_describe_folder("Minari", *minari), _describe_folder("D4RL", *d4rl)]
 
 
 def _describe_folder(what: str, path: Path, setting: str, pattern: str) -> Place:
     existing = path
     while not existing.exists():
         existing = existing.parent
-    return Place(
-        what=what,
-        path=str(path),
-        setting=setting,
-        n_datasets=sum(1 for _ in path.glob(pattern)),
-        is_writable=os.access(existing, os.W_OK),
-        free_gib=round(shutil.disk_usage(existing).free / 1024**3, 1),
-    )
+    free_gib = round(shutil.disk_usage(existing).free / 1024**3, 1)
+    n_datasets, is_writable = len(list(path.glob(pattern))), os.access(existing, os.W_OK)
+    return Place(what, str(path), setting, n_datasets, is_writable, free_gib)
 
 
 def why_no_bundled_dataset() -> str | None:
@@ -348,37 +257,20 @@ _ENDLESS = 10**9
 
 @dataclass(frozen=True)
 class Speed:
-    """Speed of training and acting on this machine.
-
-    Args:
-        task: Task whose network and data were used.
-        device: Where it ran.
-        threads: Threads of the CPU.
-        first_update_seconds: Duration of the first update, compiling included.
-        updates: Updates per second with these threads.
-        updates_on_one_thread: Updates per second on one thread; None where ``threads`` is 1, or
-            on a GPU.
-        window_steps: Steps per second of acting in window memory, one environment, full window.
-        stream_steps: Likewise in stream memory.
-    """
+    """Speed of training and acting on this machine."""
 
     task: str
     device: str
     threads: int
     first_update_seconds: float
-    updates: float
-    updates_on_one_thread: float | None
-    window_steps: float
+    updates: float  # a second
+    updates_on_one_thread: float | None  # a second; None with one thread, or on a GPU
+    window_steps: float  # of acting a second, one environment, full window
     stream_steps: float
 
 
 def measure_speed(seconds: float, device: str = "auto") -> Speed:
-    """Train and act on the bundled dataset's recipe for a few seconds.
-
-    Args:
-        seconds: In all, about, not counting start-up.
-        device: As ``DecisionMamba`` takes it.
-    """
+    """Train and act on the bundled dataset's recipe for a few seconds."""
     trajectories = load_trajectories(get_task(BUNDLED_TASK).dataset)
     model = DecisionMamba(BUNDLED_TASK, seed=0, device=device)
     threads = torch.get_num_threads()
@@ -392,16 +284,9 @@ def measure_speed(seconds: float, device: str = "auto") -> Speed:
             _, alone = _time_updates(model, trajectories, share)
         finally:
             torch.set_num_threads(threads)
-    return Speed(
-        task=BUNDLED_TASK,
-        device=str(model.device),
-        threads=threads,
-        first_update_seconds=first,
-        updates=updates,
-        updates_on_one_thread=alone,
-        window_steps=_time_acting(model, "window", share),
-        stream_steps=_time_acting(model, "stream", share),
-    )
+    window, stream = _time_acting(model, "window", share), _time_acting(model, "stream", share)
+    where = BUNDLED_TASK, str(model.device), threads
+    return Speed(*where, first, updates, alone, window, stream)
 
 
 class _Timer(BaseCallback):
@@ -451,10 +336,8 @@ def _time_acting(model: DecisionMamba, memory: Memory, seconds: float) -> float:
     state = model.policy.initial_state(1, memory)
     for _ in range(model.config.context_length + 1):
         _, state = model.predict(seen, state)
-    n_steps, begun = 0, time.perf_counter()
-    while True:
+    n_steps, elapsed, begun = 0, 0.0, time.perf_counter()
+    while not n_steps or elapsed < seconds:
         _, state = model.predict(seen, state)  # returns actions on the CPU, so it has finished
-        n_steps += 1
-        elapsed = time.perf_counter() - begun
-        if elapsed >= seconds:
-            return n_steps / elapsed
+        n_steps, elapsed = n_steps + 1, time.perf_counter() - begun
+    return n_steps / elapsed

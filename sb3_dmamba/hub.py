@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import re
 import shutil
@@ -114,16 +115,13 @@ def make_folder(
     The layout is that of ``huggingface_sb3``: ``<name>.zip``, ``config.json``, ``results.json``,
     ``README.md`` with a ``model-index``, ``replay.mp4``; plus ``evaluation.json`` with every
     episode, ``evaluation.png``, and ``vec_normalize.pkl`` where the model's environment has one.
-    Publish it with ``hf upload <user>/<repository> <folder>``.
-
-    Needs huggingface_hub: ``pip install "sb3-dmamba[hub]"``.
+    Publish it with ``hf upload <user>/<repository> <folder>``. Needs ``sb3-dmamba[hub]``.
 
     Args:
         model: A fitted model.
         folder: Where to write; created where it is missing.
         report: What ``model.evaluate`` returned; None evaluates now.
-        target_return: The target in the card's headline; None is the model's ``target_return``, or
-            the report's best target if the report lacks that one.
+        target_return: Of the headline; None is the model's, or else the report's best.
         n_episodes: Episodes to evaluate if no report is given.
         name: Name of the model file; None is ``dmamba-<environment>``.
         repo_id: ``"user/repository"``, for the code on the card.
@@ -146,11 +144,8 @@ def make_folder(
     require_huggingface_hub()  # before an evaluation that may take long
     target = Path(folder)
     if not overwrite and target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ConfigError(
-            f"{target} is there already: give another folder, or pass overwrite=True (--overwrite)",
-            setting="folder",
-            value=str(target),
-        )
+        fix = "give another folder, or pass overwrite=True (--overwrite)"
+        raise ConfigError(f"{target} is there already: {fix}", setting="folder", value=str(target))
     if report is None:
         asked = model.target_return if target_return is None else target_return
         report = model.evaluate(asked, n_episodes, env=env)
@@ -158,11 +153,8 @@ def make_folder(
     env_name = _name_environment(report, model)
     file = f"dmamba-{env_name}" if name is None else name
     if not re.fullmatch(r"[\w.\-]+", file):
-        raise ConfigError(
-            f"name={name!r}: give letters, digits, '-', '_' and '.' alone",
-            setting="name",
-            value=name,
-        )
+        message = f"name={name!r}: give letters, digits, '-', '_' and '.' alone"
+        raise ConfigError(message, setting="name", value=name)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
         made = Path(temporary)
@@ -171,18 +163,8 @@ def make_folder(
         if video:
             environment = model._context.require_env() if env is None else env
             replay = _write_replay(model, made, report, result, environment, video_steps)
-        card = Card(
-            name=file,
-            repo_id=repo_id or f"<user>/{file}",
-            env_name=env_name,
-            env_id=_env_id(model),
-            report=report,
-            result=result,
-            config=model.config,
-            dataset=model.dataset,
-            license=license,
-            replay=replay,
-        )
+        names = file, repo_id or f"<user>/{file}", env_name, _env_id(model)
+        card = Card(*names, report, result, model.config, model.dataset, license, replay)
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
         _write_json(made / "results.json", {**card.results(), "eval_datetime": now})
         report.to_json(made / "evaluation.json")
@@ -195,11 +177,7 @@ def make_folder(
 
 
 def require_huggingface_hub() -> Any:
-    """Import huggingface_hub.
-
-    Raises:
-        MissingDependencyError: It is not installed.
-    """
+    """Import huggingface_hub."""
     try:
         import huggingface_hub
     except ModuleNotFoundError as error:
@@ -219,13 +197,10 @@ def _choose_result(
         except ConfigError:  # the model has no target of its own
             return report.best
     if target_return not in by_target:
-        raise ConfigError(
-            f"target_return={target_return!r}: the report has "
-            f"{', '.join(f'{target:g}' for target in by_target)}",
-            setting="target_return",
-            value=target_return,
-            choices=by_target,
-        )
+        has = ", ".join(f"{target:g}" for target in by_target)
+        message = f"target_return={target_return!r}: the report has {has}"
+        name = "target_return"
+        raise ConfigError(message, setting=name, value=target_return, choices=by_target)
     return by_target[target_return]
 
 
@@ -262,33 +237,20 @@ def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Card:
-    """Content of a model card and of ``results.json``.
-
-    Args:
-        name: Name of the model file, without its suffix.
-        repo_id: ``"user/repository"`` on the hub, or a placeholder for it.
-        env_name: The environment's name on the hub.
-        env_id: The environment that the model file names, if any.
-        report: Evaluation of the model.
-        result: The report's result that the headline states.
-        config: The model's settings.
-        dataset: The dataset it was fitted to.
-        license: SPDX identifier, or None if unknown.
-        replay: A sentence about the video; empty without a video.
-    """
+    """Content of a model card and of ``results.json``."""
 
     name: str
     repo_id: str
-    env_name: str
-    env_id: str | None
+    env_name: str  # on the hub
+    env_id: str | None  # that the model file names
     report: EvaluationReport
-    result: TargetResult
+    result: TargetResult  # of the headline
     config: DecisionMambaConfig
     dataset: DatasetInfo
-    license: str | None = None
-    replay: str = ""
+    license: str | None = None  # SPDX identifier
+    replay: str = ""  # a sentence about the video
 
     @property
     def algorithm(self) -> str:
@@ -317,17 +279,15 @@ class Card:
         }
 
     def to_model_card(self) -> Any:
-        """Return the ``huggingface_hub.ModelCard``: front matter and text of ``README.md``.
-
-        Raises:
-            MissingDependencyError: huggingface_hub is not installed.
-        """
+        """Return the ``huggingface_hub.ModelCard``: front matter and text of ``README.md``."""
         front_matter = self._metadata().to_yaml()
         return require_huggingface_hub().ModelCard(f"---\n{front_matter}\n---\n\n{self._text()}")
 
     def _metadata(self) -> Any:
         """Return the ``ModelCardData`` by which the hub lists the model and its score."""
         hub, results = require_huggingface_hub(), self.results()
+        field, env_name = "reinforcement-learning", self.env_name
+        evaluated = functools.partial(hub.EvalResult, field, env_name, env_name, task_name=field)
         conditions = ("target_return", "memory", "weights", "n_eval_episodes", "first_seed")
         reward = f"{results['mean_reward']:.2f} +/- {results['std_reward']:.2f}"
         metrics: dict[str, tuple[Any, Any]] = {
@@ -338,21 +298,11 @@ class Card:
         return hub.ModelCardData(
             library_name="stable-baselines3",
             license=self.license,
-            pipeline_tag="reinforcement-learning",
-            tags=[self.env_name, *_TAGS],
+            pipeline_tag=field,
+            tags=[env_name, *_TAGS],
             model_name=self.algorithm,
             eval_results=[
-                hub.EvalResult(
-                    task_type="reinforcement-learning",
-                    task_name="reinforcement-learning",
-                    dataset_type=self.env_name,
-                    dataset_name=self.env_name,
-                    metric_type=name,
-                    metric_name=name,
-                    metric_value=value,
-                    metric_args=arguments,
-                    verified=False,
-                )
+                evaluated(name, value, metric_name=name, metric_args=arguments, verified=False)
                 for name, (value, arguments) in metrics.items()
             ],
         )
@@ -428,30 +378,16 @@ def _write_replay(
     environment: Environment,
     n_steps: int,
 ) -> str:
-    """Play the report's first episode, record at most ``n_steps`` steps, and describe it.
-
-    Raises:
-        MissingDependencyError: moviepy is not installed.
-        ConfigError: The environment renders no frames, or cannot render here.
-    """
-    actor = model.as_stateful_wrapper(
-        result.target_return,
-        memory=report.memory,  # type: ignore[arg-type]
-        deterministic=report.deterministic,
-        clip_rewards=report.clip_rewards,
-        delayed_rewards=report.delayed_rewards,
-    )
+    """Play the report's first episode, record at most ``n_steps`` steps, and describe it."""
+    options = ("memory", "deterministic", "clip_rewards", "delayed_rewards")
+    how: dict[str, Any] = {name: getattr(report, name) for name in options}
+    actor = model.as_stateful_wrapper(result.target_return, **how)
     env, seed = _make_rendered(environment), report.eval_seed
     with tempfile.TemporaryDirectory() as videos, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # moviepy's own, and that the folder is there
         try:
             recorder = RecordVideo(
-                env,
-                videos,
-                episode_trigger=lambda episode: episode == 0,
-                video_length=n_steps,
-                name_prefix="replay",
-                disable_logger=True,
+                env, videos, lambda n: n == 0, None, n_steps, "replay", disable_logger=True
             )
         except DependencyNotInstalled as error:
             env.close()  # type: ignore[no-untyped-call]
@@ -459,9 +395,8 @@ def _write_replay(
         try:
             score, length = _play(actor, recorder, seed)
         except DependencyNotInstalled as error:
-            raise ConfigError(
-                f"the environment cannot render frames here: {error}", setting="video"
-            ) from error
+            message = f"the environment cannot render frames here: {error}"
+            raise ConfigError(message, setting="video") from error
         finally:
             recorder.close()  # type: ignore[no-untyped-call]
         shutil.move(str(next(Path(videos).glob("*.mp4"))), folder / "replay.mp4")
@@ -482,13 +417,11 @@ def _make_rendered(environment: Environment) -> gym.Env[Any, Any]:
     if env.render_mode != "rgb_array":
         mode = env.render_mode
         env.close()  # type: ignore[no-untyped-call]
-        raise ConfigError(
+        message = (
             f"the environment has render_mode={mode!r}, and a video needs frames: give one that "
-            f'has them, env=lambda: gymnasium.make(..., render_mode="rgb_array")',
-            setting="render_mode",
-            value=mode,
-            choices=["rgb_array"],
+            f'has them, env=lambda: gymnasium.make(..., render_mode="rgb_array")'
         )
+        raise ConfigError(message, setting="render_mode", value=mode)
     return env
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import itertools
 import math
 import re
 from collections.abc import Mapping
@@ -41,14 +42,13 @@ class ReferenceScores:
     source: str
 
     def __post_init__(self) -> None:
-        finite = math.isfinite(self.minimum) and math.isfinite(self.maximum)
-        if not finite or self.maximum <= self.minimum:
-            raise ConfigError(
-                f"reference scores minimum={self.minimum!r}, maximum={self.maximum!r}: "
-                "give two finite numbers, the maximum above the minimum",
-                setting="reference",
-                value=(self.minimum, self.maximum),
+        low, high = self.minimum, self.maximum
+        if not -math.inf < low < high < math.inf:
+            message = (
+                f"reference scores minimum={low!r}, maximum={high!r}: give two finite numbers, "
+                "the maximum above the minimum"
             )
+            raise ConfigError(message, setting="reference", value=(low, high))
 
 
 @dataclass(frozen=True)
@@ -130,12 +130,11 @@ class Task:
             MissingDependencyError: The environment's package is not installed.
         """
         if self.env_id is None:
-            raise UnknownTaskError(
+            message = (
                 f"task {self.name!r} names no environment: give one with env=, "
-                "or load its dataset, which may name it",
-                setting="env",
-                value=self.name,
+                "or load its dataset, which may name it"
             )
+            raise UnknownTaskError(message, setting="env", value=self.name)
         return make_environment(self.env_id, {**self.env_kwargs, **kwargs})
 
     def to_dict(self) -> dict[str, Any]:
@@ -158,12 +157,8 @@ class Task:
                 values["reference"] = ReferenceScores(**values["reference"])
             return cls(**values)
         except TypeError as error:
-            raise ConfigError(
-                f"these are not a task's fields: {error}",
-                setting="task",
-                value=sorted(values),
-                choices=[field.name for field in dataclasses.fields(cls)],
-            ) from error
+            message = f"these are not a task's fields: {error}"
+            raise ConfigError(message, setting="task", value=sorted(values)) from error
 
 
 _NAMESPACED_ID = re.compile(r"(?:[\w-]+/)+[\w.-]+-v\d+")
@@ -171,11 +166,8 @@ _NAMESPACED_ID = re.compile(r"(?:[\w-]+/)+[\w.-]+-v\d+")
 
 def list_tasks() -> list[Task]:
     """Return the tasks of the paper and of this package; :func:`get_task` knows many more."""
-    locomotion = [
-        _d4rl_task(D4RLName(robot, quality, 2))
-        for robot in _PAPERS_ROBOTS
-        for quality in _PAPERS_QUALITIES
-    ]
+    papers = itertools.product(_PAPERS_ROBOTS, _PAPERS_QUALITIES)
+    locomotion = [_d4rl_task(D4RLName(robot, quality, 2)) for robot, quality in papers]
     return [_bundled_task(), *locomotion, *map(_atari_task, _ATARI), *map(_tmaze, TMAZE_LENGTHS)]
 
 
@@ -183,20 +175,15 @@ def get_task(name: str) -> Task:
     """Return the task of a name.
 
     In this order: a named task (:func:`list_tasks`), any other Gym-MuJoCo dataset of D4RL
-    (``"hopper-expert-v2"``, ``"ant-medium-v1"``), a T-maze of any length (``"tmaze-70"``), an
-    environment registered with Gymnasium
-    (``"Hopper-v5"``; ``"package:Name-v0"`` imports the package first, ``"ALE/Pong-v5"`` and
-    dm_control's ``"dm_control/cartpole-swingup-v0"`` need no import, ``"gym:Name-v0"`` is the old
-    gym's), and a Minari dataset (``"hopper/medium-v0"``, or any id found in the local storage).
-    A name is never translated: D4RL's ``"hopper-medium-v2"`` and Minari's ``"hopper/medium-v0"``
-    are different data.
+    (``"hopper-expert-v2"``), a T-maze of any length (``"tmaze-70"``), an environment registered
+    with Gymnasium (``"Hopper-v5"``; ``"package:Name-v0"`` imports the package first,
+    ``"ALE/Pong-v5"`` and ``"dm_control/cartpole-swingup-v0"`` need no import, ``"gym:Name-v0"`` is
+    the old gym's), and a Minari dataset (``"hopper/medium-v0"``, or any id found in the local
+    storage). A name is never translated: D4RL's ``"hopper-medium-v2"`` and Minari's
+    ``"hopper/medium-v0"`` are different data.
 
-    Args:
-        name: The name, spelled exactly.
-
-    Returns:
-        The task. A Gymnasium id has no dataset and no targets; a Minari id has neither
-        environment nor targets until its dataset, which may name them, is loaded.
+    A Gymnasium id has no dataset and no targets; a Minari id has neither environment nor targets
+    until its dataset, which may name them, is loaded.
 
     Raises:
         UnknownTaskError: The name is none of these; suggests close ones.
@@ -214,14 +201,12 @@ def get_task(name: str) -> Task:
         return _minari_task(name)
     near = _near_tasks(name)
     hint = f"{did_you_mean(near)} " if near else ""
-    raise UnknownTaskError(
+    message = (
         f"no task is called {name!r}: {hint}`dmamba tasks` lists the named ones; a D4RL name "
         "(hopper-expert-v2), a registered Gymnasium id (Hopper-v5) and a Minari id "
-        "(hopper/medium-v0) work too",
-        setting="task",
-        value=name,
-        choices=near,
+        "(hopper/medium-v0) work too"
     )
+    raise UnknownTaskError(message, setting="task", value=name, choices=near)
 
 
 def get_reference_scores(env_id: str) -> ReferenceScores | None:
@@ -237,22 +222,13 @@ def _gymnasium_task(env_id: str) -> Task:
     source = {"env_id": "registered with Gymnasium"}
     if reference is not None:
         source["reference"] = reference.source
-    return Task(
-        name=env_id,
-        env_id=env_id,
-        reference=reference,
-        description=f"The environment {env_id}; the dataset is yours to give",
-        source=source,
-    )
+    text = f"The environment {env_id}; the dataset is yours to give"
+    return Task(env_id, env_id, reference=reference, description=text, source=source)
 
 
 def _minari_task(dataset_id: str) -> Task:
-    return Task(
-        name=dataset_id,
-        dataset=dataset_id,
-        description=f"The Minari dataset {dataset_id}",
-        source={"dataset": "the Minari id given"},
-    )
+    text, source = f"The Minari dataset {dataset_id}", {"dataset": "the Minari id given"}
+    return Task(dataset_id, dataset=dataset_id, description=text, source=source)
 
 
 def _is_registered(name: str) -> bool:
@@ -307,7 +283,6 @@ _MEASURED_REFERENCES = {
     "Hopper-v5": ReferenceScores(16.6, 3521.0, _MEASURED),
     "Walker2d-v5": ReferenceScores(1.8, 4431.0, _MEASURED),
 }
-
 
 # --- Gym locomotion ------------------------------------------------------------------------------
 
@@ -383,10 +358,8 @@ def _d4rl_task(name: D4RLName) -> Task:
 def _describe_recipe(name: D4RLName) -> tuple[str, str]:
     """Return the recipe's name for the description, and its origin."""
     if name.robot not in _PAPERS_ROBOTS or name.quality not in _PAPERS_QUALITIES:
-        origin = (
-            f"none is published for this dataset: what the paper has for most others ({_PAPER})"
-        )
-        return "which the paper does not have", origin
+        origin = "none is published for this dataset: what the paper has for most others"
+        return "which the paper does not have", f"{origin} ({_PAPER})"
     if name.version != 2:
         return "the paper's recipe of version 2", f"{_PAPER}, where it is for version 2"
     return "the paper's recipe", _PAPER
@@ -395,8 +368,7 @@ def _describe_recipe(name: D4RLName) -> tuple[str, str]:
 # --- Atari ---------------------------------------------------------------------------------------
 
 _ATARI_TRANSITIONS = 500_000  # of the DQN replay, for each game
-_ATARI_EPOCHS = 10
-_ATARI_BATCH_SIZE = 256
+_ATARI_EPOCHS, _ATARI_BATCH_SIZE = 10, 256
 _ATARI_WARMUP_TOKENS = 512 * 20
 _ATARI_TOKENS_OF_STEP = 3  # in the official code's final_tokens = 2 * N * K * 3
 
@@ -446,11 +418,8 @@ def _atari_task(game: str) -> Task:
         env_kwargs={"game": game, "sticky_actions": 0.25, "terminal_on_life_loss": False},
         target_returns=(target,),
         reference=ReferenceScores(minimum, maximum, _GAMER),
-        overrides={
-            **_ATARI_RECIPE,
-            "context_length": context_length,
-            **_atari_schedule(context_length),
-        },
+        overrides=_ATARI_RECIPE
+        | {"context_length": context_length, **_atari_schedule(context_length)},
         clip_rewards=True,
         actions=MINIMAL_ACTIONS[game],
         description=f"Atari {game} from DQN replay, the paper's recipe",
@@ -468,10 +437,9 @@ def _atari_task(game: str) -> Task:
 
 
 def _atari_schedule(context_length: int) -> dict[str, int]:
-    """Convert the official schedule from its tokens to updates.
+    """Convert the official schedule from its tokens, one an action (batch * K), to updates.
 
-    Its trainer counts one token per action it learns from, so ``batch * K`` an update: warm-up
-    takes 512 * 20 of them, and the cosine reaches its end at 2 * N * K * 3, six epochs in.
+    Warm-up takes 512 * 20 of them, and the cosine ends at 2 * N * K * 3, six epochs in.
     """
     tokens_per_update = _ATARI_BATCH_SIZE * context_length
     final_tokens = 2 * _ATARI_TRANSITIONS * context_length * _ATARI_TOKENS_OF_STEP

@@ -4,24 +4,14 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sb3_dmamba.cli.output import (
-    HELP_OPTIONS,
-    SOURCES_HELP,
-    DebugOption,
-    JsonOption,
-    OptionOption,
-    OverwriteOption,
-    cli_option,
-    command_output,
-    import_quietly,
-    make_table,
-    parse_options,
-)
+from sb3_dmamba.cli import output as cli
 from sb3_dmamba.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -32,13 +22,13 @@ data_app = typer.Typer(
     help="Look at a dataset, convert it to a store that memory need not hold, download it.",
     no_args_is_help=True,
     rich_markup_mode="rich",
-    context_settings=HELP_OPTIONS,
+    context_settings=cli.HELP_OPTIONS,
     epilog="[bold]Examples[/bold]\n\ndmamba data info sb3_dmamba/hopper-v0\n\n"
     "dmamba data download hopper-medium-v2",
 )
 
 SourceArgument = Annotated[
-    str, typer.Argument(metavar="SOURCE", help=SOURCES_HELP, show_default=False)
+    str, typer.Argument(metavar="SOURCE", help=cli.SOURCES_HELP, show_default=False)
 ]
 
 
@@ -50,18 +40,18 @@ SourceArgument = Annotated[
 )
 def info(
     source: SourceArgument,
-    option: OptionOption = None,
-    as_json: JsonOption = False,
-    debug: DebugOption = False,
+    option: cli.OptionOption = None,
+    as_json: cli.JsonOption = False,
+    debug: cli.DebugOption = False,
 ) -> None:
     """Show episodes, steps, spaces and returns, and issues of the dataset.
 
     Issues are NaN, dimensions that never change, episodes that collection cut, episodes that
     repeat others, actions that are never taken.
     """
-    options = parse_options(option)
-    with command_output(as_json, debug) as out:
-        import_quietly("sb3_dmamba.data")
+    options = cli.parse_options(option)
+    with cli.command_output(as_json, debug) as out:
+        cli.import_quietly("sb3_dmamba.data")
         from sb3_dmamba.data.inspection import inspect_dataset
 
         report = inspect_dataset(source, **options)
@@ -79,27 +69,23 @@ def convert(
     folder: Annotated[
         Path, typer.Argument(metavar="FOLDER", help="Where the store will be.", show_default=False)
     ],
-    option: OptionOption = None,
-    overwrite: OverwriteOption = False,
-    as_json: JsonOption = False,
-    debug: DebugOption = False,
+    option: cli.OptionOption = None,
+    overwrite: cli.OverwriteOption = False,
+    as_json: cli.JsonOption = False,
+    debug: cli.DebugOption = False,
 ) -> None:
     """Write a dataset to a store: memory-mapped arrays, for training on more than memory holds."""
-    options = parse_options(option)
-    with command_output(as_json, debug) as out:
-        import_quietly("sb3_dmamba.data")
+    options = cli.parse_options(option)
+    with cli.command_output(as_json, debug) as out:
+        cli.import_quietly("sb3_dmamba.data")
         from sb3_dmamba.data.sources import convert_trajectories
 
         for name in {"overwrite", "progress_bar"} & set(options):
-            raise DatasetError(
-                f"{name} is not an option of a source: leave it out, or use --overwrite",
-                setting=name,
-                value=options[name],
-            )
+            message = f"{name} is not an option of a source: leave it out, or use --overwrite"
+            raise DatasetError(message, setting=name, value=options[name])
         start = time.perf_counter()
-        data = convert_trajectories(
-            source, folder, overwrite=overwrite, progress_bar=True, **options
-        )
+        how = {"overwrite": overwrite, "progress_bar": True}
+        data = convert_trajectories(source, folder, **how, **options)
         seconds, n_bytes = time.perf_counter() - start, _size(folder)
         size = _format_bytes(n_bytes)
         out.line(f"{len(data):,} episodes, {data.n_steps:,} steps, {size} in {seconds:.1f} s")
@@ -113,10 +99,9 @@ def _task_of(data: Trajectories) -> str:
     """Return a task's name for a dataset: a game's, else the environment's."""
     from sb3_dmamba.tasks import list_tasks
 
-    games = {
-        task.env_kwargs["game"]: task.name for task in list_tasks() if "game" in task.env_kwargs
-    }
-    return games.get(data.env_kwargs.get("game"), data.env_id or "TASK")
+    game = data.env_kwargs.get("game")
+    named = (task.name for task in list_tasks() if game and task.env_kwargs.get("game") == game)
+    return next(named, data.env_id or "TASK")
 
 
 @data_app.command(
@@ -131,26 +116,25 @@ def download(
     ],
     folder: Annotated[
         Path | None,
-        cli_option(
+        cli.value(
             "Where D4RL's files go; Minari's go to MINARI_DATASETS_PATH.",
-            metavar="FOLDER",
-            default="D4RL_DATASET_DIR or ~/.d4rl/datasets",
+            "FOLDER",
+            "D4RL_DATASET_DIR or ~/.d4rl/datasets",
         ),
     ] = None,
-    as_json: JsonOption = False,
-    debug: DebugOption = False,
+    as_json: cli.JsonOption = False,
+    debug: cli.DebugOption = False,
 ) -> None:
     """Download datasets that are not here yet."""
-    with command_output(as_json, debug) as out:
-        import_quietly("sb3_dmamba.data")
+    with cli.command_output(as_json, debug) as out:
+        cli.import_quietly("sb3_dmamba.data")
         results: list[dict[str, Any]] = []
         for name in names:
             path, is_new = _fetch(name, folder)
-            result = {"name": name, "path": str(path), "bytes": _size(path), "downloaded": is_new}
-            results.append(result)
-            if is_new:
-                out.files([path])
-        table = make_table(collapse_padding=True)
+            found = {"path": str(path), "bytes": _size(path), "downloaded": is_new}
+            results.append({"name": name, **found})
+            out.files([path] if is_new else [])
+        table = cli.make_table(collapse_padding=True)
         table.add_column("dataset", no_wrap=True)
         table.add_column("size", justify="right", no_wrap=True)
         table.add_column("", no_wrap=True)
@@ -163,31 +147,24 @@ def download(
 
 
 def _fetch(name: str, folder: Path | None) -> tuple[Path, bool]:
-    """Return the path of a dataset, and whether it was downloaded now.
-
-    Raises:
-        DatasetError: It is not a name that can be downloaded, or the download failed.
-    """
+    """Return the path of a dataset, and whether it was downloaded now."""
     from sb3_dmamba.d4rl import D4RL_NAME
     from sb3_dmamba.data.sources.d4rl import find_d4rl_file
     from sb3_dmamba.data.sources.minari import find_minari_folder
 
+    find: Callable[..., Path] = find_minari_folder
     if D4RL_NAME.fullmatch(name):
-        try:
-            return find_d4rl_file(name, folder=folder, download=False), False
-        except DatasetError:
-            return find_d4rl_file(name, folder=folder), True
-    if folder is not None:
-        raise DatasetError(
+        find = partial(find_d4rl_file, folder=folder)
+    elif folder is not None:
+        message = (
             f"{name!r} is not a D4RL name, and --folder is for D4RL's files: Minari's go to the "
-            f"folder that MINARI_DATASETS_PATH names",
-            setting="folder",
-            value=str(folder),
+            f"folder that MINARI_DATASETS_PATH names"
         )
+        raise DatasetError(message, setting="folder", value=str(folder))
     try:
-        return find_minari_folder(name, download=False), False
+        return find(name, download=False), False
     except DatasetError:
-        return find_minari_folder(name), True
+        return find(name), True
 
 
 def _size(path: Path) -> int:

@@ -7,16 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from sb3_dmamba.cli.output import (
-    DebugOption,
-    JsonOption,
-    Output,
-    cli_option,
-    command_output,
-    count_option,
-    import_algorithm,
-    make_csv_logger,
-)
+from sb3_dmamba.cli import output as cli
 
 if TYPE_CHECKING:
     from sb3_dmamba.evaluation import EvaluationReport
@@ -31,31 +22,30 @@ _QUICK_WARNING = (
 
 def demo(
     quick: Annotated[
-        bool, cli_option("A minute, to see that it works; scores mean nothing.", "--quick")
+        bool, cli.flag("A minute, to see that it works; scores mean nothing.", "--quick")
     ] = False,
     updates: Annotated[
-        int | None,
-        count_option("Optimiser steps.", f"the task's, or {_QUICK_UPDATES} with --quick"),
+        int | None, cli.number("Optimiser steps.", f"the task's, or {_QUICK_UPDATES} with --quick")
     ] = None,
     episodes: Annotated[
         int | None,
-        count_option("Episodes of each target.", f"{_EPISODES}, or {_QUICK_EPISODES} with --quick"),
+        cli.number("Episodes of each target.", f"{_EPISODES}, or {_QUICK_EPISODES} with --quick"),
     ] = None,
-    seed: Annotated[int, count_option("Of weights, batches, dropout and episodes.", least=0)] = 0,
+    seed: Annotated[int, cli.number("Of weights, batches, dropout and episodes.", least=0)] = 0,
     output: Annotated[
         Path | None,
-        cli_option(
+        cli.value(
             "Folder for model, plot, report and log; files there are replaced.",
-            metavar="FOLDER",
-            default="runs/demo, or runs/demo-quick",
+            "FOLDER",
+            "runs/demo, or runs/demo-quick",
             panel="Output",
         ),
     ] = None,
-    as_json: JsonOption = False,
-    debug: DebugOption = False,
+    as_json: cli.JsonOption = False,
+    debug: cli.DebugOption = False,
 ) -> None:
     """Train on the Hopper data inside this package, evaluate, plot: a few minutes on two cores."""
-    with command_output(as_json, debug) as out:
+    with cli.command_output(as_json, debug) as out:
         if quick:
             out.console.print(_QUICK_WARNING, style="yellow")
             updates, episodes = updates or _QUICK_UPDATES, episodes or _QUICK_EPISODES
@@ -67,10 +57,10 @@ def demo(
 
 
 def _run(
-    out: Output, updates: int | None, episodes: int, seed: int, folder: Path
+    out: cli.Output, updates: int | None, episodes: int, seed: int, folder: Path
 ) -> dict[str, Any]:
     """Train, evaluate and write the files; return the JSON document."""
-    decision_mamba = import_algorithm()
+    decision_mamba = cli.import_algorithm()
     from sb3_dmamba.data import load_trajectories
     from sb3_dmamba.tasks import get_task
 
@@ -80,7 +70,7 @@ def _run(
     summary = trajectories.summary()
     out.console.print(summary)
 
-    model.set_logger(make_csv_logger(folder))
+    model.set_logger(cli.make_csv_logger(folder))
     start = time.perf_counter()
     model.fit(trajectories, progress_bar=True)
     model.logger.close()
@@ -89,12 +79,8 @@ def _run(
 
     report = model.evaluate(n_episodes=episodes)
     out.console.print(report)
-    files = {
-        "model": folder / "model.zip",
-        "plot": folder / "returns.png",
-        "report": folder / "report.json",
-        "progress": folder / "progress.csv",
-    }
+    names = {"model": "model.zip", "plot": "returns.png", "report": "report.json"}
+    files = {each: folder / name for each, name in {**names, "progress": "progress.csv"}.items()}
     model.save(files["model"])
     report.plot(files["plot"])
     report.to_json(files["report"])

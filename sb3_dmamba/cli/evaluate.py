@@ -4,28 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sb3_dmamba.cli.output import (
-    BackendOption,
-    DebugOption,
-    DeviceOption,
-    EnvOption,
-    EpisodesOption,
-    JsonOption,
-    MaxStepsOption,
-    MemoryOption,
-    ModelArgument,
-    OverwriteOption,
-    check_device,
-    cli_option,
-    command_output,
-    count_option,
-    import_quietly,
-    load_model,
-)
+from sb3_dmamba.cli import output as cli
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,53 +26,49 @@ def _check_format(path: Path | None) -> Path | None:
 
 
 def evaluate(
-    model: ModelArgument,
+    model: cli.ModelArgument,
     target: Annotated[
         list[float] | None,
-        cli_option(
+        cli.value(
             "Return to ask for; repeat it for several.",
-            metavar="RETURN",
-            default="the task's, or spread over the dataset's returns",
+            "RETURN",
+            "the task's, or spread over the dataset's returns",
         ),
     ] = None,
-    episodes: EpisodesOption = 10,
-    memory: MemoryOption = None,
-    env: EnvOption = None,
+    episodes: cli.EpisodesOption = 10,
+    memory: cli.MemoryOption = None,
+    env: cli.EnvOption = None,
     stochastic: Annotated[
-        bool, cli_option("Draw discrete actions, as is usual for Atari games.", "--stochastic")
+        bool, cli.flag("Draw discrete actions, as is usual for Atari games.", "--stochastic")
     ] = False,
-    max_steps: MaxStepsOption = None,
+    max_steps: cli.MaxStepsOption = None,
     seed: Annotated[
-        int | None, count_option("Seed of the first episode.", "the model's", least=0)
+        int | None, cli.number("Seed of the first episode.", "the model's", least=0)
     ] = None,
-    device: DeviceOption = "auto",
-    backend: BackendOption = None,
+    device: cli.DeviceOption = "auto",
+    backend: cli.BackendOption = None,
     output: Annotated[
-        Path | None, cli_option("Write the report there, as JSON.", metavar="FILE", panel="Output")
+        Path | None, cli.value("Write the report there, as JSON.", "FILE", panel="Output")
     ] = None,
     plot: Annotated[
         Path | None,
-        cli_option(
+        cli.value(
             "Write achieved against asked there (.png, .pdf or .svg).",
-            metavar="FILE",
+            "FILE",
             panel="Output",
             callback=_check_format,
         ),
     ] = None,
-    as_json: JsonOption = False,
-    debug: DebugOption = False,
+    as_json: cli.JsonOption = False,
+    debug: cli.DebugOption = False,
 ) -> None:
     """Act for whole episodes of each target return and report what was reached."""
-    with command_output(as_json, debug) as out:
-        report = load_model(model, check_device(device), backend).evaluate(
-            target or None,
-            episodes,
-            env=env,
-            memory=None if memory is None else memory.value,
-            deterministic=not stochastic,
-            max_episode_steps=max_steps,
-            seed=seed,
-        )
+    with cli.command_output(as_json, debug) as out:
+        loaded = cli.load_model(model, cli.check_device(device), backend)
+        name: Any = None if memory is None else memory.value
+        act: dict[str, Any] = {"env": env, "memory": name, "deterministic": not stochastic}
+        act |= {"max_episode_steps": max_steps, "seed": seed}
+        report = loaded.evaluate(target or None, episodes, **act)
         out.console.print(report)
         for path, write in ((output, report.to_json), (plot, report.plot)):
             if path is not None:
@@ -100,7 +79,7 @@ def evaluate(
 
 
 def export(
-    model: ModelArgument,
+    model: cli.ModelArgument,
     output: Annotated[
         Path | None,
         typer.Argument(
@@ -108,26 +87,21 @@ def export(
             show_default="the model's name with .onnx",
         ),
     ] = None,
-    memory: MemoryOption = None,
-    device: Annotated[
-        str, cli_option("Where a .pt2 file is to run: cpu, cuda.", metavar="NAME")
-    ] = "cpu",
-    backend: BackendOption = None,
+    memory: cli.MemoryOption = None,
+    device: Annotated[str, cli.value("Where a .pt2 file is to run: cpu, cuda.", "NAME")] = "cpu",
+    backend: cli.BackendOption = None,
     verify: Annotated[
-        bool, cli_option("Run the result beside the model before it is written.")
+        bool, cli.flag("Run the result beside the model before it is written.")
     ] = True,
-    as_json: JsonOption = False,
-    debug: DebugOption = False,
+    as_json: cli.JsonOption = False,
+    debug: cli.DebugOption = False,
 ) -> None:
     """Write a model's policy as a graph, with the state going in and coming out."""
-    with command_output(as_json, debug) as out:
-        where = check_device(device)
-        exported = load_model(model, "cpu", backend).export(
-            output or model.with_suffix(".onnx"),
-            memory=None if memory is None else memory.value,
-            device=where,
-            verify=verify,
-        )
+    with cli.command_output(as_json, debug) as out:
+        where, path = cli.check_device(device), output or model.with_suffix(".onnx")
+        name: Any = None if memory is None else memory.value
+        loaded = cli.load_model(model, "cpu", backend)
+        exported = loaded.export(path, memory=name, device=where, verify=verify)
         _print_interface(out.console, exported)
         out.files([exported.path])
         error, about = exported.max_error, exported.metadata
@@ -153,62 +127,45 @@ def _print_interface(console: Console, exported: ExportedPolicy) -> None:
 
 
 def card(
-    model: ModelArgument,
+    model: cli.ModelArgument,
     folder: Annotated[Path, typer.Argument(help="Folder to write; made if it is not there.")],
     report: Annotated[
-        Path | None,
-        cli_option("What dmamba evaluate --output wrote.", metavar="FILE", default="evaluate now"),
+        Path | None, cli.value("What dmamba evaluate --output wrote.", "FILE", "evaluate now")
     ] = None,
     target: Annotated[
         list[float] | None,
-        cli_option(
-            "Return to ask for; repeat it for several.", metavar="RETURN", default="the model's own"
-        ),
+        cli.value("Return to ask for; repeat it for several.", "RETURN", "the model's own"),
     ] = None,
-    episodes: EpisodesOption = 10,
-    memory: MemoryOption = None,
-    env: EnvOption = None,
-    repo: Annotated[
-        str | None, cli_option("Repository, for the card's code.", metavar="USER/NAME")
-    ] = None,
-    license: Annotated[
-        str | None, cli_option("License of the model, such as mit.", metavar="SPDX")
-    ] = None,
-    video: Annotated[bool, cli_option("Record an episode (moviepy).", "--video")] = False,
-    overwrite: OverwriteOption = False,
-    device: DeviceOption = "auto",
-    backend: BackendOption = None,
-    as_json: JsonOption = False,
-    debug: DebugOption = False,
+    episodes: cli.EpisodesOption = 10,
+    memory: cli.MemoryOption = None,
+    env: cli.EnvOption = None,
+    repo: Annotated[str | None, cli.value("Repository, for the card's code.", "USER/NAME")] = None,
+    license: Annotated[str | None, cli.value("License of the model, such as mit.", "SPDX")] = None,
+    video: Annotated[bool, cli.flag("Record an episode (moviepy).", "--video")] = False,
+    overwrite: cli.OverwriteOption = False,
+    device: cli.DeviceOption = "auto",
+    backend: cli.BackendOption = None,
+    as_json: cli.JsonOption = False,
+    debug: cli.DebugOption = False,
 ) -> None:
     """Write a model card and what belongs to it; hf upload USER/NAME FOLDER publishes it."""
     if report is not None and target:
         raise typer.BadParameter("the report has its targets", param_hint="--target")
-    with command_output(as_json, debug) as out:
-        hub = import_quietly("sb3_dmamba.hub")
+    with cli.command_output(as_json, debug) as out:
+        hub = cli.import_quietly("sb3_dmamba.hub")
         from sb3_dmamba.evaluation import EvaluationReport
 
         hub.require_huggingface_hub()  # before an evaluation, which may take long
-        loaded = load_model(model, check_device(device), backend)
+        loaded = cli.load_model(model, cli.check_device(device), backend)
         if report is not None:
             evaluated = EvaluationReport.from_json(report)
         else:
-            evaluated = loaded.evaluate(
-                target or [loaded.target_return],
-                episodes,
-                env=env,
-                memory=None if memory is None else memory.value,
-            )
-        made = hub.make_folder(
-            loaded,
-            folder,
-            report=evaluated,
-            repo_id=repo,
-            license=license,
-            env=env,
-            video=video,
-            overwrite=overwrite,
-        )
+            name: Any = None if memory is None else memory.value
+            targets = target or [loaded.target_return]
+            evaluated = loaded.evaluate(targets, episodes, env=env, memory=name)
+        about = {"report": evaluated, "repo_id": repo, "license": license}
+        how = {"env": env, "video": video, "overwrite": overwrite}
+        made = hub.make_folder(loaded, folder, **about, **how)
         paths = sorted(path for path in made.iterdir() if path.is_file())
         out.files(paths)
         out.emit({"folder": str(made), "files": [path.name for path in paths]})

@@ -12,25 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sb3_dmamba.cli.output import (
-    EXIT_ERROR,
-    DebugOption,
-    DeviceOption,
-    JsonOption,
-    MaxStepsOption,
-    MemoryChoice,
-    OptionOption,
-    Output,
-    SettingOption,
-    check_device,
-    cli_option,
-    command_output,
-    count_option,
-    import_quietly,
-    make_table,
-    parse_options,
-    read_settings,
-)
+from sb3_dmamba.cli import output as cli
 from sb3_dmamba.errors import CheckoutError, ConfigError
 
 if TYPE_CHECKING:
@@ -50,70 +32,59 @@ def experiment(
     ] = None,
     data: Annotated[
         list[str] | None,
-        cli_option(
+        cli.value(
             "Tasks, by name; NAME=SOURCE for data that lies elsewhere; or any dataset.",
-            metavar="TASK...",
-            default="the experiment's",
+            "TASK...",
+            "the experiment's",
         ),
     ] = None,
     seeds: Annotated[
-        list[int] | None, cli_option("Training seeds.", metavar="N...", default="the experiment's")
+        list[int] | None, cli.value("Training seeds.", "N...", "the experiment's")
     ] = None,
-    out: Annotated[
-        Path | None, cli_option("Folder of the report.", metavar="FOLDER", default="runs/NAME")
-    ] = None,
+    out: Annotated[Path | None, cli.value("Folder of the report.", "FOLDER", "runs/NAME")] = None,
     cells: Annotated[
         Path | None,
-        cli_option(
-            "Folder of the trainings, which experiments may share.",
-            metavar="FOLDER",
-            default="OUT/cells",
-        ),
+        cli.value("Folder of the trainings, which experiments may share.", "FOLDER", "OUT/cells"),
     ] = None,
-    updates: Annotated[int | None, count_option("Updates of each training.", "the task's")] = None,
-    setting: SettingOption = None,
-    option: OptionOption = None,
-    variants: Annotated[
-        list[str] | None, cli_option("Run these alone.", metavar="NAME...", default="all")
-    ] = None,
+    updates: Annotated[int | None, cli.number("Updates of each training.", "the task's")] = None,
+    setting: cli.SettingOption = None,
+    option: cli.OptionOption = None,
+    variants: Annotated[list[str] | None, cli.value("Run these alone.", "NAME...", "all")] = None,
     targets: Annotated[
-        list[float] | None,
-        cli_option("Returns to ask for.", metavar="RETURN...", default="the task's"),
+        list[float] | None, cli.value("Returns to ask for.", "RETURN...", "the task's")
     ] = None,
     episodes: Annotated[
-        int | None, count_option("Episodes of each target.", "the experiment's")
+        int | None, cli.number("Episodes of each target.", "the experiment's")
     ] = None,
     memory: Annotated[
-        list[MemoryChoice] | None,
-        cli_option("window, stream, or both.", metavar="NAME...", default="the experiment's"),
+        list[cli.MemoryChoice] | None,
+        cli.value("window, stream, or both.", "NAME...", "the experiment's"),
     ] = None,
     evaluations: Annotated[
-        int | None, count_option("Evaluations of each training, evenly spread.", "the experiment's")
+        int | None, cli.number("Evaluations of each training, evenly spread.", "the experiment's")
     ] = None,
     stochastic: Annotated[
         bool | None,
-        cli_option(
+        cli.flag(
             "Draw discrete actions, or take the likeliest.",
             "--stochastic/--deterministic",
             default="--stochastic for Atari games",
         ),
     ] = None,
-    max_steps: MaxStepsOption = None,
-    jobs: Annotated[int, count_option("Trainings at once.", panel="Engine")] = 1,
-    threads: Annotated[int, count_option("Threads of each.", panel="Engine")] = 1,
-    device: DeviceOption = "auto",
-    ray: Annotated[bool, cli_option("Run as tasks of Ray.", "--ray", panel="Engine")] = False,
+    max_steps: cli.MaxStepsOption = None,
+    jobs: Annotated[int, cli.number("Trainings at once.", panel="Engine")] = 1,
+    threads: Annotated[int, cli.number("Threads of each.", panel="Engine")] = 1,
+    device: cli.DeviceOption = "auto",
+    ray: Annotated[bool, cli.flag("Run as tasks of Ray.", "--ray", panel="Engine")] = False,
     slurm: Annotated[
         Path | None,
-        cli_option(
-            "Write a SLURM job array there, and run nothing.", metavar="FILE", panel="Engine"
-        ),
+        cli.value("Write a SLURM job array there, and run nothing.", "FILE", panel="Engine"),
     ] = None,
-    as_json: JsonOption = False,
-    debug: DebugOption = False,
+    as_json: cli.JsonOption = False,
+    debug: cli.DebugOption = False,
 ) -> None:
     """Run an experiment: whatever is not done yet, then its report."""
-    with command_output(as_json, debug) as output:
+    with cli.command_output(as_json, debug) as output:
         if name is None:
             _list(output)
             return
@@ -126,33 +97,29 @@ def experiment(
             "seeds": tuple(seeds or ()),
             "variants": tuple(variants or ()),
             "n_updates": updates,
-            "settings": read_settings(setting),
+            "settings": cli.read_settings(setting),
             "target_returns": tuple(targets or ()),
             "n_episodes": episodes,
             "memories": tuple(each.value for each in memory or ()),
             "evaluations": evaluations,
             "deterministic": None if stochastic is None else not stochastic,
             "max_episode_steps": max_steps,
-            "data_options": parse_options(option),
+            "data_options": cli.parse_options(option),
         }
-        engine = {
-            "kind": "ray" if ray else "local",
-            "jobs": jobs,
-            "threads": threads,
-            "device": check_device(device),
-        }
+        engine = {"kind": "ray" if ray else "local", "jobs": jobs, "threads": threads}
+        engine["device"] = cli.check_device(device)
         _run(output, name, folder, request, engine, slurm)
 
 
 def _run(
-    output: Output,
+    output: cli.Output,
     name: str,
     folder: Path,
     request: dict[str, Any],
     engine: dict[str, Any],
     slurm: Path | None,
 ) -> None:
-    engines = import_quietly("sb3_dmamba.experiments.engines")
+    engines = cli.import_quietly("sb3_dmamba.experiments.engines")
     from sb3_dmamba.experiments.catalogue import Measurement, get_experiment
     from sb3_dmamba.experiments.plan import Request
 
@@ -171,14 +138,8 @@ def _run(
     if slurm is not None:
         waiting = f"{finished.n_waiting} of {finished.n_runs} runs"
         output.line(f"{waiting} are not done; submit them: sbatch {slurm}")
-    output.emit(
-        {
-            "experiment": name,
-            "files": [str(path) for path in finished.files],
-            "cells": finished.n_runs,
-            "waiting": finished.n_waiting,
-        }
-    )
+    counts = {"cells": finished.n_runs, "waiting": finished.n_waiting}
+    output.emit({"experiment": name, "files": [str(path) for path in finished.files], **counts})
 
 
 _TRAINING_OPTIONS = {  # field of the request -> option
@@ -196,7 +157,7 @@ _TRAINING_OPTIONS = {  # field of the request -> option
 
 
 def _measure(
-    output: Output,
+    output: cli.Output,
     measurement: Measurement,
     folder: Path,
     request: dict[str, Any],
@@ -206,21 +167,11 @@ def _measure(
 
     for field, option in _TRAINING_OPTIONS.items():
         if request[field] not in (None, (), {}):
-            raise ConfigError(
-                f"{measurement.name} trains nothing: leave {option} out",
-                setting=option,
-                value=request[field],
-            )
-    files = measurement.run(
-        MeasurementRequest(
-            out=folder,
-            command=_reproduce(sys.argv[1:]),
-            variants=request["variants"],
-            settings=request["settings"],
-            device=engine["device"],
-            threads=engine["threads"],
-        )
-    )
+            message = f"{measurement.name} trains nothing: leave {option} out"
+            raise ConfigError(message, setting=option, value=request[field])
+    what, where = (request["variants"], request["settings"]), (engine["device"], engine["threads"])
+    command = _reproduce(sys.argv[1:])
+    files = measurement.run(MeasurementRequest(folder, command, *what, *where))
     output.files(files)
     output.emit({"experiment": measurement.name, "files": [str(path) for path in files]})
 
@@ -242,28 +193,22 @@ def _leave_out(
             yield argument
 
 
-def _list(output: Output) -> None:
+def _list(output: cli.Output) -> None:
     from sb3_dmamba.experiments.catalogue import list_experiments, list_measurements
 
     experiments: list[Any] = [*list_experiments(), *list_measurements()]
-    table = make_table(title="Experiments")
+    table = cli.make_table(title="Experiments")
     table.add_column("name", no_wrap=True)
     table.add_column("variants")
     table.add_column("tasks")
     for each in experiments:
         table.add_row(each.name, _shorten(each.variants), _shorten(getattr(each, "tasks", ["-"])))
     output.console.print(table)
-    output.emit(
-        [
-            {
-                "name": each.name,
-                "question": each.question,
-                "variants": list(each.variants),
-                "tasks": list(getattr(each, "tasks", ())),
-            }
-            for each in experiments
-        ]
-    )
+    listed = []
+    for each in experiments:
+        lists = {"variants": list(each.variants), "tasks": list(getattr(each, "tasks", ()))}
+        listed.append({"name": each.name, "question": each.question, **lists})
+    output.emit(listed)
 
 
 def _shorten(names: Iterable[str]) -> str:
@@ -286,52 +231,43 @@ def bench(
         ),
     ] = None,
     output: Annotated[
-        Path | None, cli_option("Write pages, JSON and pictures there.", metavar="FOLDER")
+        Path | None, cli.value("Write pages, JSON and pictures there.", "FOLDER")
     ] = None,
     quick: Annotated[
-        bool, cli_option("See that it works: toy sizes, figures that mean nothing.", "--quick")
+        bool, cli.flag("See that it works: toy sizes, figures that mean nothing.", "--quick")
     ] = False,
-    device: DeviceOption = "auto",
-    threads: Annotated[int | None, count_option("Threads on the CPU.", "torch's")] = None,
-    rounds: Annotated[int | None, count_option("Turns of each contender.", "the suite's")] = None,
-    updates: Annotated[int, count_option("Updates whose time is projected.")] = 100_000,
+    device: cli.DeviceOption = "auto",
+    threads: Annotated[int | None, cli.number("Threads on the CPU.", "torch's")] = None,
+    rounds: Annotated[int | None, cli.number("Turns of each contender.", "the suite's")] = None,
+    updates: Annotated[int, cli.number("Updates whose time is projected.")] = 100_000,
     replay: Annotated[
-        Path | None, cli_option("A recorded DQN replay of Breakout, for frames.", metavar="FOLDER")
+        Path | None, cli.value("A recorded DQN replay of Breakout, for frames.", "FOLDER")
     ] = None,
-    as_json: JsonOption = False,
-    debug: DebugOption = False,
+    as_json: cli.JsonOption = False,
+    debug: cli.DebugOption = False,
 ) -> None:
     """Time this package beside its peers, and print what agrees with its reference."""
-    with command_output(as_json, debug) as printed:
+    with cli.command_output(as_json, debug) as printed:
         _find_suites()
         import torch
 
-        device = check_device(device)
+        device = cli.check_device(device)
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        import_quietly("sb3_dmamba.algorithm")  # the retired gym's notice is printed once
-        request = import_module("benchmarks.request").Request(
-            device=device,
-            threads=threads or torch.get_num_threads(),
-            rounds=rounds,
-            quick=quick,
-            updates=updates,
-            replay=replay,
-            command=_bench_reproduce(names or []),
-        )
+        cli.import_quietly("sb3_dmamba.algorithm")  # the retired gym's notice is printed once
+        where = {"device": device, "threads": threads or torch.get_num_threads()}
+        how = {"rounds": rounds, "quick": quick, "updates": updates, "replay": replay}
+        make_request = import_module("benchmarks.request").Request
+        request = make_request(**where, **how, command=_bench_reproduce(names or []))
         run = import_module("benchmarks.running").run
         documents = run(names or (), request, output, printed.console)
         printed.emit(documents)
     if any(document["failures"] for document in documents):
-        raise typer.Exit(EXIT_ERROR)
+        raise typer.Exit(cli.EXIT_ERROR)
 
 
 def _find_suites() -> ModuleType:
-    """Import the checkout's ``benchmarks``, and no other package of that name.
-
-    Raises:
-        CheckoutError: This is an installed package, which has none.
-    """
+    """Import the checkout's ``benchmarks``, and no other package of that name."""
     root = Path(__file__).resolve().parents[2]
     if not (root / "benchmarks" / "suites" / "__init__.py").is_file():
         raise CheckoutError(

@@ -3,21 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sb3_dmamba.cli.output import (
-    EXIT_ERROR,
-    DebugOption,
-    DeviceOption,
-    JsonOption,
-    check_device,
-    command_output,
-    count_option,
-    import_quietly,
-    make_table,
-)
+from sb3_dmamba.cli import output as cli
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,23 +19,23 @@ if TYPE_CHECKING:
 
 def doctor(
     seconds: Annotated[
-        float, count_option("Seconds of the speed check; 0 leaves it out.", least=0)
+        float, cli.number("Seconds of the speed check; 0 leaves it out.", least=0)
     ] = 10.0,
-    device: DeviceOption = "auto",
-    as_json: JsonOption = False,
-    debug: DebugOption = False,
+    device: cli.DeviceOption = "auto",
+    as_json: cli.JsonOption = False,
+    debug: cli.DebugOption = False,
 ) -> None:
     """Say what works here, what does not and what to do about it, and how fast it is.
 
     Ends with 1 where something is broken. An extra that is not installed is nothing broken.
     """
-    with command_output(as_json, debug) as out:
-        where = check_device(device)
-        found = import_quietly("sb3_dmamba.doctor").examine(seconds, where)
+    with cli.command_output(as_json, debug) as out:
+        where = cli.check_device(device)
+        found = cli.import_quietly("sb3_dmamba.doctor").examine(seconds, where)
         _print(out.console, found)
         out.emit(found.to_dict())
     if found.problems:
-        raise typer.Exit(EXIT_ERROR)
+        raise typer.Exit(cli.EXIT_ERROR)
 
 
 def _print(console: Console, found: Examination) -> None:
@@ -63,7 +53,7 @@ def _print(console: Console, found: Examination) -> None:
 
 
 def _make_table(title: str, *columns: str) -> Table:
-    table = make_table(title=title, collapse_padding=True, show_header=any(columns))
+    table = cli.make_table(title=title, collapse_padding=True, show_header=any(columns))
     for column in columns:
         table.add_column(column, overflow="fold")
     table.columns[0].no_wrap = True
@@ -150,26 +140,21 @@ def _escape(text: str) -> str:
     return escape(text)
 
 
-def tasks(as_json: JsonOption = False, debug: DebugOption = False) -> None:
+def tasks(as_json: cli.JsonOption = False, debug: cli.DebugOption = False) -> None:
     """List the named tasks with their environments, targets and recipes."""
     from sb3_dmamba.tasks import list_tasks
 
-    with command_output(as_json, debug) as output:
+    with cli.command_output(as_json, debug) as output:
         named = list_tasks()
         if as_json:
             output.emit([task.to_dict() for task in named])
             return
-        table = make_table(
-            title="Named tasks",
-            caption="dmamba tasks --json has every setting, and where it is from",
-            caption_justify="left",
-            collapse_padding=True,
-        )
+        caption = "dmamba tasks --json has every setting, and where it is from"
+        layout = {"caption_justify": "left", "collapse_padding": True}
+        table = cli.make_table(title="Named tasks", caption=caption, **layout)
         for name in ("task", "environment", "targets", "width", "updates"):
-            is_number = name not in ("task", "environment")
-            table.add_column(
-                name, justify="right" if is_number else "left", no_wrap=name != "targets"
-            )
+            justify: Any = "left" if name in ("task", "environment") else "right"
+            table.add_column(name, justify=justify, no_wrap=name != "targets")
         for task in named:
             config, targets = task.config(), [f"{target:g}" for target in task.target_returns]
             asked = targets[0] if len(targets) == 1 else f"{targets[0]}..{targets[-1]}"

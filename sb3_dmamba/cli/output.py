@@ -34,15 +34,9 @@ EXIT_INTERRUPTED = 130
 
 @dataclass
 class Output:
-    """Console and standard output of a command.
+    """Console and standard output of a command."""
 
-    Args:
-        console: For people: stdout, or stderr where stdout is kept for JSON.
-        stdout: The real standard output.
-        as_json: Whether JSON was asked for.
-    """
-
-    console: Console
+    console: Console  # for people: stdout, or stderr where stdout is kept for JSON
     stdout: IO[str]
     as_json: bool
 
@@ -64,16 +58,7 @@ class Output:
 
 @contextlib.contextmanager
 def command_output(as_json: bool, debug: bool) -> Iterator[Output]:
-    """Run a command's body: keep stdout clean for JSON and turn errors into exit codes.
-
-    Args:
-        as_json: Keep stdout for :meth:`Output.emit`; whatever else is printed goes to stderr.
-        debug: Let an error through with its traceback.
-
-    Raises:
-        typer.Exit: With 1 after an error of this package or of the file system, which is printed
-            on stderr in one line; with 130 after Ctrl-C.
-    """
+    """Run a command's body: keep stdout clean for JSON and turn errors into exit codes."""
     from rich.console import Console
 
     stdout = sys.stdout
@@ -119,11 +104,7 @@ def import_algorithm() -> type[DecisionMamba]:
 
 
 def check_device(name: str) -> str:
-    """Return the name of a device that works here; Stable-Baselines3 would fall back silently.
-
-    Raises:
-        ConfigError: There is no such device, here or at all.
-    """
+    """Return the name of a device that works here; Stable-Baselines3 would fall back silently."""
     import torch
 
     if name == "auto":
@@ -134,23 +115,13 @@ def check_device(name: str) -> str:
         reason = str(error).splitlines()[0].split(". ")[0]
         if reason.startswith("Expected one of"):  # every kind that torch has a name for
             reason = "torch knows no such kind: cpu, cuda and mps are some"
-        raise ConfigError(
-            f"device {name!r} does not work here ({reason}): try auto", setting="device", value=name
-        ) from error
+        message = f"device {name!r} does not work here ({reason}): try auto"
+        raise ConfigError(message, setting="device", value=name) from error
     return name
 
 
 def make_csv_logger(folder: Path, first_update: int = 0, tensorboard: Path | None = None) -> Logger:
-    """Return a logger that writes ``progress.csv``; a resumed run writes a file of its own.
-
-    Args:
-        folder: Folder of the log; made if it is not there.
-        first_update: Updates the model has had already; names the file of a resumed run.
-        tensorboard: Folder for TensorBoard; None for none.
-
-    Raises:
-        MissingDependencyError: TensorBoard is asked for and not installed.
-    """
+    """Return a logger that writes ``progress.csv``; a resumed run writes a file of its own."""
     from stable_baselines3.common.logger import Logger, make_output_format
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -175,18 +146,30 @@ class MemoryChoice(str, Enum):
     stream = "stream"
 
 
-def cli_option(
+def flag(
     help: str, *names: str, default: bool | str = True, panel: str | None = None, **settings: Any
 ) -> Any:
-    """Return ``typer.Option``; ``default`` is what the help shows as such."""
+    """Return an option; ``default`` is what the help shows as such."""
     return typer.Option(*names, help=help, show_default=default, rich_help_panel=panel, **settings)
 
 
-def count_option(
+def value(
+    help: str,
+    metavar: str,
+    default: bool | str = True,
+    *,
+    names: Sequence[str] = (),
+    **settings: Any,
+) -> Any:
+    """Return the option of a value, which the help calls ``metavar``."""
+    return flag(help, *names, default=default, metavar=metavar, **settings)
+
+
+def number(
     help: str, default: bool | str = True, *, least: int = 1, panel: str | None = None
 ) -> Any:
     """Return the option of a number N that is at least ``least``."""
-    return cli_option(help, default=default, panel=panel, metavar="N", min=least)
+    return value(help, "N", default, panel=panel, min=least)
 
 
 SOURCES_HELP = (
@@ -197,58 +180,51 @@ HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 
 JsonOption = Annotated[
     bool,
-    cli_option(
-        "Print one JSON document on stdout, everything else on stderr.", "--json", panel="Output"
-    ),
+    flag("Print one JSON document on stdout, everything else on stderr.", "--json", panel="Output"),
 ]
 DebugOption = Annotated[
-    bool,
-    cli_option("Show the traceback of an error.", "--debug", panel="Output", envvar="DMAMBA_DEBUG"),
+    bool, flag("Show the traceback of an error.", "--debug", panel="Output", envvar="DMAMBA_DEBUG")
 ]
 OverwriteOption = Annotated[
-    bool, cli_option("Replace what an earlier run wrote there.", "--overwrite", panel="Output")
+    bool, flag("Replace what an earlier run wrote there.", "--overwrite", panel="Output")
 ]
 ModelArgument = Annotated[Path, typer.Argument(help="A model file that train or demo wrote.")]
-EpisodesOption = Annotated[int, count_option("Episodes of each target.")]
+EpisodesOption = Annotated[int, number("Episodes of each target.")]
 MemoryOption = Annotated[
     MemoryChoice | None,
-    cli_option(
-        "Re-encode the last steps (window) or carry the state (stream).", default="the model's"
-    ),
+    flag("Re-encode the last steps (window) or carry the state (stream).", default="the model's"),
 ]
-EnvOption = Annotated[
-    str | None, cli_option("Gymnasium id or task to act in.", metavar="ID", default="the model's")
-]
+EnvOption = Annotated[str | None, value("Gymnasium id or task to act in.", "ID", "the model's")]
 MaxStepsOption = Annotated[
-    int | None, count_option("Cut episodes after so many steps.", "the environment's")
+    int | None, number("Cut episodes after so many steps.", "the environment's")
 ]
-DeviceOption = Annotated[str, cli_option("Where to compute: auto, cpu, cuda.", metavar="NAME")]
+DeviceOption = Annotated[str, value("Where to compute: auto, cpu, cuda.", "NAME")]
 BackendOption = Annotated[
     str | None,
-    cli_option(
+    value(
         "Implementation of the operations, where the model's does not work here: auto, cpu, "
         "triton, ...",
-        metavar="NAME",
-        default="the model's",
+        "NAME",
+        "the model's",
     ),
 ]
 SettingOption = Annotated[
     list[str] | None,
-    cli_option(
+    value(
         "A field of DecisionMambaConfig, such as hidden_size=256; repeat it for several.",
-        "--set",
-        metavar="FIELD=VALUE",
-        default="the task's recipe",
+        "FIELD=VALUE",
+        "the task's recipe",
+        names=("--set",),
     ),
 ]
 OptionOption = Annotated[
     list[str] | None,
-    cli_option(
+    value(
         "An option of load_trajectories, such as top_fraction=0.1 or medium_expert=paper; "
         "repeat it for several.",
-        "--option",
-        metavar="NAME=VALUE",
-        default=False,
+        "NAME=VALUE",
+        False,
+        names=("--option",),
     ),
 ]
 
@@ -260,11 +236,7 @@ def load_model(path: Path, device: str, backend: str | None) -> DecisionMamba:
 
 
 def parse_options(texts: list[str] | None) -> dict[str, Any]:
-    """Read ``--option NAME=VALUE``: values are JSON, and text where they are no JSON.
-
-    Raises:
-        typer.BadParameter: A text has no ``=`` or no name, or a name is given twice.
-    """
+    """Read ``--option NAME=VALUE``: values are JSON, and text where they are no JSON."""
     options: dict[str, Any] = {}
     for text in texts or ():
         name, separator, value = text.partition("=")
@@ -281,60 +253,36 @@ def parse_options(texts: list[str] | None) -> dict[str, Any]:
 
 
 def read_settings(texts: list[str] | None) -> dict[str, Any]:
-    """Read :data:`SettingOption` where ``--updates`` is an option of its own.
-
-    Raises:
-        ConfigError: As :func:`parse_settings`, and for ``n_updates``.
-    """
+    """Read :data:`SettingOption` where ``--updates`` is an option of its own."""
     settings = parse_settings(texts or [])
     if "n_updates" in settings:
-        raise ConfigError(
-            f"--set n_updates={settings['n_updates']}: say it with --updates",
-            setting="n_updates",
-            value=settings["n_updates"],
-        )
+        n_updates = settings["n_updates"]
+        message = f"--set n_updates={n_updates}: say it with --updates"
+        raise ConfigError(message, setting="n_updates", value=n_updates)
     return settings
 
 
 def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
-    """Read ``--set FIELD=VALUE`` into overrides for ``DecisionMambaConfig``.
-
-    Args:
-        texts: One a field; ``none`` is None, two numbers are given as ``0.9,0.95``.
-
-    Returns:
-        Field names to values of the fields' types; ranges are the config's to check.
-
-    Raises:
-        ConfigError: A text is not ``field=value``, names no field (suggests the nearest) or one
-            that another text names too, or its value does not read as the field's type.
-    """
+    """Read ``--set FIELD=VALUE`` into overrides for ``DecisionMambaConfig``."""
     hints = get_type_hints(DecisionMambaConfig)
     values: dict[str, Any] = {}
     given: dict[str, str] = {}
     for setting in texts:
         name, equals, text = (part.strip() for part in setting.partition("="))
         if not equals:
-            raise ConfigError(
-                f"--set {setting!r}: write field=value, such as hidden_size=256",
-                setting="--set",
-                value=setting,
-            )
+            message = f"--set {setting!r}: write field=value, such as hidden_size=256"
+            raise ConfigError(message, setting="--set", value=setting)
         if name not in hints:
             DecisionMambaConfig().replace(**{name: text})  # raises, with the nearest name
         if name in given:
-            raise ConfigError(
-                f"--set {name} is given twice ({given[name]} and {text}): keep one of them",
-                setting=name,
-                value=text,
-            )
+            message = f"--set {name} is given twice ({given[name]} and {text}): keep one of them"
+            raise ConfigError(message, setting=name, value=text)
         given[name] = text
         try:
             values[name] = _parse(text, hints[name])
         except ValueError:
-            raise ConfigError(
-                f"--set {setting!r}: give {_describe(hints[name])}", setting=name, value=text
-            ) from None
+            message = f"--set {setting!r}: give {_describe(hints[name])}"
+            raise ConfigError(message, setting=name, value=text) from None
     return values
 
 

@@ -13,24 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sb3_dmamba.cli.output import (
-    SOURCES_HELP,
-    DebugOption,
-    DeviceOption,
-    JsonOption,
-    OptionOption,
-    Output,
-    OverwriteOption,
-    SettingOption,
-    check_device,
-    cli_option,
-    command_output,
-    count_option,
-    import_algorithm,
-    make_csv_logger,
-    parse_options,
-    read_settings,
-)
+from sb3_dmamba.cli import output as cli
 from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.errors import ConfigError, DatasetError
 
@@ -52,36 +35,35 @@ def train(
         ),
     ] = None,
     dataset: Annotated[
-        str | None,
-        cli_option(f"What to learn from. {SOURCES_HELP}", metavar="SOURCE", default="the task's"),
+        str | None, cli.value(f"What to learn from. {cli.SOURCES_HELP}", "SOURCE", "the task's")
     ] = None,
-    option: OptionOption = None,
+    option: cli.OptionOption = None,
     updates: Annotated[
         int | None,
-        count_option(
+        cli.number(
             "Optimiser steps; with --resume, how many more.", "the task's, or what was left"
         ),
     ] = None,
-    setting: SettingOption = None,
+    setting: cli.SettingOption = None,
     seed: Annotated[
-        int | None, count_option("Of weights, batches and dropout.", "drawn, and printed", least=0)
+        int | None, cli.number("Of weights, batches and dropout.", "drawn, and printed", least=0)
     ] = None,
-    device: DeviceOption = "auto",
+    device: cli.DeviceOption = "auto",
     resume: Annotated[
         Path | None,
-        cli_option(
+        cli.value(
             "Continue from this checkpoint or model, exactly as if it had not stopped.",
-            metavar="MODEL",
-            default=False,
+            "MODEL",
+            False,
             panel=_PANEL,
         ),
     ] = None,
     checkpoint_every: Annotated[
-        int, count_option("Updates between two checkpoints; 0 is none.", panel=_PANEL, least=0)
+        int, cli.number("Updates between two checkpoints; 0 is none.", panel=_PANEL, least=0)
     ] = 0,
     eval_every: Annotated[
         int,
-        count_option(
+        cli.number(
             "Updates between two evaluations at the task's target; 0 is none.",
             panel=_PANEL,
             least=0,
@@ -89,19 +71,19 @@ def train(
     ] = 0,
     output: Annotated[
         Path | None,
-        cli_option(
+        cli.value(
             "Folder for model.zip, progress.csv and checkpoints.",
-            metavar="FOLDER",
-            default="runs/TASK",
+            "FOLDER",
+            "runs/TASK",
             panel="Output",
         ),
     ] = None,
-    overwrite: OverwriteOption = False,
+    overwrite: cli.OverwriteOption = False,
     tensorboard: Annotated[
-        Path | None, cli_option("Log to TensorBoard there.", metavar="FOLDER", panel="Output")
+        Path | None, cli.value("Log to TensorBoard there.", "FOLDER", panel="Output")
     ] = None,
-    as_json: JsonOption = False,
-    debug: DebugOption = False,
+    as_json: cli.JsonOption = False,
+    debug: cli.DebugOption = False,
 ) -> None:
     """Train on a task's recorded data and write the model.
 
@@ -115,29 +97,15 @@ def train(
             "--resume continues with the checkpoint's settings and seed: leave --set and --seed "
             "out (but for --set backend=auto, where its backend does not work here)"
         )
-    options = parse_options(option)
-    with command_output(as_json, debug) as out:
-        plan = _Plan(
-            task=task,
-            resume=resume,
-            dataset=dataset,
-            options=options,
-            output=output or _default_output(task, resume),
-            updates=updates,
-            settings=read_settings(setting),
-            seed=seed,
-            device=device,
-            checkpoint_every=checkpoint_every,
-            eval_every=eval_every,
-            tensorboard=tensorboard,
-        )
+    options = cli.parse_options(option)
+    with cli.command_output(as_json, debug) as out:
+        folder, settings = output or _default_output(task, resume), cli.read_settings(setting)
+        how = updates, settings, seed, device, checkpoint_every, eval_every, tensorboard
+        plan = _Plan(task, resume, dataset, options, folder, *how)
         if plan.model_path.exists() and not overwrite and resume is None:
-            raise ConfigError(
-                f"{plan.model_path} exists: give another --output, --resume to train it on, "
-                "or --overwrite",
-                setting="--output",
-                value=str(plan.output),
-            )
+            fix = "give another --output, --resume to train it on, or --overwrite"
+            message = f"{plan.model_path} exists: {fix}"
+            raise ConfigError(message, setting="--output", value=str(folder))
         _run(plan, out)
 
 
@@ -175,7 +143,7 @@ def _default_output(task: str | None, resume: Path | None) -> Path:
     return resume.parent.parent if resume.parent.name == "checkpoints" else resume.parent
 
 
-def _run(plan: _Plan, out: Output) -> None:
+def _run(plan: _Plan, out: cli.Output) -> None:
     with _report_interrupt(plan):
         model = _make_model(plan)
     from sb3_dmamba.training.distributed import join_processes
@@ -190,54 +158,44 @@ def _run(plan: _Plan, out: Output) -> None:
 
 
 def _make_model(plan: _Plan) -> DecisionMamba:
-    decision_mamba = import_algorithm()
+    decision_mamba = cli.import_algorithm()
     import torch
 
     from sb3_dmamba.training.distributed import local_device
 
     own = local_device(plan.device) if torch.cuda.is_available() else plan.device
-    device = check_device(str(own))
+    device = cli.check_device(str(own))
     if plan.resume is None:
         updates = {} if plan.updates is None else {"n_updates": plan.updates}
         settings = {**plan.settings, **updates}
         return decision_mamba(plan.task, seed=plan.seed, device=device, **settings)
     model = decision_mamba.load(plan.resume, device=device, **plan.settings)
     if plan.updates is None and model.num_timesteps >= model._total_timesteps:
-        raise ConfigError(
-            f"{plan.resume} has done all of its {model.num_timesteps:,} updates: "
-            "say with --updates how many more",
-            setting="--updates",
-        )
+        done = f"{plan.resume} has done all of its {model.num_timesteps:,} updates"
+        raise ConfigError(f"{done}: say with --updates how many more", setting="--updates")
     return model
 
 
 def _load_dataset(plan: _Plan, model: DecisionMamba) -> Trajectories:
-    """Load the run's dataset, and note where a resumed run goes on with another.
-
-    Raises:
-        DatasetError: There is none, or a resumed run had another and none is named now.
-    """
+    """Load the run's dataset, and note where a resumed run goes on with another."""
     from sb3_dmamba.data import load_trajectories
 
     source = plan.dataset
     if source is None and model.task is not None:
         source = model.task.dataset
     if source is None:
-        raise DatasetError(
-            "there is nothing to learn from: name a dataset with --dataset", setting="--dataset"
-        )
+        message = "there is nothing to learn from: name a dataset with --dataset"
+        raise DatasetError(message, setting="--dataset")
     trajectories = load_trajectories(source, **plan.options)
     before, now = model.dataset.source, trajectories.source
     if plan.resume is None or before == now:
         return trajectories
     if plan.dataset is None:
-        raise DatasetError(
+        message = (
             f"{plan.resume} has learned from {before!r}, and the task's dataset is {now!r}: name "
-            f"the run's dataset with --dataset and --option, as when it started",
-            setting="--dataset",
-            value=now,
-            choices=[before],
+            f"the run's dataset with --dataset and --option, as when it started"
         )
+        raise DatasetError(message, setting="--dataset", value=now)
     typer.echo(f"Note: the run has learned from {before!r} and goes on with {now!r}.", err=True)
     return trajectories
 
@@ -245,31 +203,26 @@ def _load_dataset(plan: _Plan, model: DecisionMamba) -> Trajectories:
 def _fit(plan: _Plan, model: DecisionMamba, trajectories: Trajectories) -> None:
     from stable_baselines3.common import callbacks
 
-    folder = str(plan.output / "checkpoints")
-    every = plan.checkpoint_every
-    model.fit(
-        trajectories,
-        plan.updates if plan.resume is not None else None,
-        callback=callbacks.CheckpointCallback(every, folder, "model") if every else None,
-        eval_freq=plan.eval_every,
-        progress_bar=True,
-    )
+    folder, every = str(plan.output / "checkpoints"), plan.checkpoint_every
+    saving = callbacks.CheckpointCallback(every, folder, "model") if every else None
+    n_steps = plan.updates if plan.resume is not None else None
+    how: dict[str, Any] = {"eval_freq": plan.eval_every, "progress_bar": True}
+    model.fit(trajectories, n_steps, callback=saving, **how)
 
 
 def _train(
-    plan: _Plan, model: DecisionMamba, trajectories: Trajectories, n_processes: int, out: Output
+    plan: _Plan, model: DecisionMamba, trajectories: Trajectories, n_processes: int, out: cli.Output
 ) -> None:
     from sb3_dmamba.training.loop import UpdateInterrupted
 
     out.console.print(trajectories.summary())
     together = f", {n_processes} processes" if n_processes > 1 else ""
     out.line(f"seed {model.seed}, device {model.device}{together}")
-    changes = describe_changes(model.config, model.task)
-    if changes is not None:
+    if changes := describe_changes(model.config, model.task):
         out.line(f"settings that differ from the recipe: {changes}")
     first = model.num_timesteps
     model.verbose = 1  # evaluations are printed
-    model.set_logger(make_csv_logger(plan.output, first, plan.tensorboard))
+    model.set_logger(cli.make_csv_logger(plan.output, first, plan.tensorboard))
     start = time.perf_counter()
     try:
         _fit(plan, model, trajectories)
@@ -287,19 +240,10 @@ def _train(
     out.line(f"{done:,} updates in {seconds:.0f} s")
     out.files([plan.model_path])
     out.line(f"next: dmamba evaluate {plan.model_path}")
-    out.emit(
-        {
-            "model": str(plan.model_path),
-            "updates": done,
-            "total_updates": model.num_timesteps,
-            "seconds": seconds,
-            "seed": model.seed,
-            "device": str(model.device),
-            "processes": n_processes,
-            "dataset": trajectories.summary().to_dict(),
-            "config": model.config.to_dict(),
-        }
-    )
+    counts = {"updates": done, "total_updates": model.num_timesteps, "seconds": seconds}
+    where = {"seed": model.seed, "device": str(model.device), "processes": n_processes}
+    about = {"dataset": trajectories.summary().to_dict(), "config": model.config.to_dict()}
+    out.emit({"model": str(plan.model_path), **counts, **where, **about})
 
 
 # --- Interrupted runs: messages on stderr --------------------------------------------------------
@@ -345,9 +289,8 @@ def _save_interrupted(plan: _Plan, model: DecisionMamba, first: int) -> None:
 def _report_lost_update(plan: _Plan, model: DecisionMamba, first: int) -> None:
     """Report that an update was cut off half-way, and name the last checkpoint."""
     done, every = model.num_timesteps, plan.checkpoint_every
-    typer.echo(
-        f"The model was cut off in the middle of update {done + 1:,}, and is not kept.", err=True
-    )
+    lost = f"The model was cut off in the middle of update {done + 1:,}, and is not kept."
+    typer.echo(lost, err=True)
     if every and done - first >= every:
         _print_resume_command(plan.checkpoint(first + (done - first) // every * every))
     elif plan.resume is not None:
@@ -362,18 +305,13 @@ def _print_resume_command(path: Path) -> None:
 
 
 def describe_changes(config: DecisionMambaConfig, task: Task | None) -> str | None:
-    """List the settings that differ from a task's recipe, or without a task from the defaults.
-
-    Returns:
-        Each with its value and the recipe's in parentheses, or None where there is none. What
-        follows from another number of updates (a shorter warm-up) is left out.
-    """
+    """List the settings that differ from a task's recipe, or without a task from the defaults."""
     recipe = DecisionMambaConfig() if task is None else task.config()
     scaled = recipe if task is None else task.config(n_updates=config.n_updates)
     named = []
     for name in (field.name for field in dataclasses.fields(config)):
-        value = getattr(config, name)
+        cli.value = getattr(config, name)
         expected = getattr(recipe if name == "n_updates" else scaled, name)
-        if value != expected:
-            named.append(f"{name}={value!r} ({expected!r})")
+        if cli.value != expected:
+            named.append(f"{name}={cli.value!r} ({expected!r})")
     return ", ".join(named) or None

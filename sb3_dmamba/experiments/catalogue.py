@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, TypeVar
 
 from sb3_dmamba.checks import did_you_mean, near_names
@@ -41,21 +41,11 @@ class Variant:
 
 @dataclass(frozen=True)
 class Published:
-    """Scores that others have reported.
+    """Scores that others have reported."""
 
-    Args:
-        scores: By task, then by method, as they were printed.
-        is_normalized: Whether scores are between 0 and 100 of the task's reference.
-        notes: Their source, and why they may not be comparable.
-    """
-
-    scores: Mapping[str, Mapping[str, str]]
-    is_normalized: bool
+    scores: Mapping[str, Mapping[str, str]]  # by task and method, as they were printed
+    is_normalized: bool  # 0 and 100 are the task's reference
     notes: str
-
-
-def _no_options(task: str, source: str, seed: int) -> dict[str, Any]:
-    return {}
 
 
 @dataclass(frozen=True)
@@ -75,8 +65,7 @@ class Experiment:
         settings: Fields of ``DecisionMambaConfig`` that all variants share, on top of the recipe.
         deterministic: Whether discrete actions are the likeliest ones, or drawn.
         published: Scores that others have reported, shown beside ours.
-        data_options: Options that a task's data is loaded with, from the task's name, the source
-            and the training seed.
+        data_options: Gives a task's data options, of the task's name, source and training seed.
         keep_data: Whether loaded data is kept as stores beside the runs, since loading is slow.
 
     Raises:
@@ -95,7 +84,7 @@ class Experiment:
     settings: Mapping[str, Any] = field(default_factory=dict)
     deterministic: bool = True
     published: Published | None = None
-    data_options: Callable[[str, str, int], dict[str, Any]] = _no_options
+    data_options: Callable[[str, str, int], dict[str, Any]] = lambda *_: {}
     keep_data: bool = False
 
     def __post_init__(self) -> None:
@@ -139,8 +128,7 @@ class Measurement:
         question: What it asks.
         variants: Settings of what is measured, by name.
         function: ``"module:function"`` of a measurement and a request; returns the files written.
-        rebuilder: ``"module:function"`` of a report's folder, which makes the report again from
-            the files in it; returns the report.
+        rebuilder: ``"module:function"`` of a folder; makes its report again, and returns it.
     """
 
     name: str
@@ -157,7 +145,7 @@ class Measurement:
             ConfigError: A variant or setting is unknown.
             ExperimentError: A variant computes something else than the reference implementation.
         """
-        files: list[Path] = _import(self.function)(self, request)
+        files: list[Path] = resolve_name(self.function)(self, request)
         return files
 
     def rebuild(self, folder: Path) -> Path:
@@ -166,13 +154,8 @@ class Measurement:
         Raises:
             ExperimentError: A file is missing or damaged.
         """
-        report: Path = _import(self.rebuilder)(folder)
+        report: Path = resolve_name(self.rebuilder)(folder)
         return report
-
-
-def _import(name: str) -> Any:
-    module, function = name.split(":")
-    return getattr(import_module(module), function)
 
 
 def list_experiments() -> list[Experiment]:
@@ -202,18 +185,14 @@ def get_experiment(name: str) -> Experiment | Measurement:
 def choose_variants(
     experiment: str, variants: Mapping[str, Each], names: Iterable[str]
 ) -> dict[str, Each]:
-    """Return the variants of these names in the experiment's order; all where none is named.
-
-    Raises:
-        ConfigError: A name is unknown.
-    """
-    chosen = list(names)
+    """Return the variants of these names in the experiment's order; all where none is named."""
+    chosen = list(names) or list(variants)
     for name in chosen:
         if name not in variants:
             known = ", ".join(map(repr, variants))
             message = f"{experiment} has no variant {name!r}: it has {known}"
             raise ConfigError(message, setting="variants", value=name, choices=variants)
-    return {name: each for name, each in variants.items() if not chosen or name in chosen}
+    return {name: each for name, each in variants.items() if name in chosen}
 
 
 # --- Small tasks ---------------------------------------------------------------------------------
@@ -269,7 +248,7 @@ def list_small_tasks() -> list[Task]:
             name="hopper",
             env_id="Hopper-v5",
             dataset="hopper/medium-v0",
-            # five within the data's range, evenly spread, and one beyond any episode's reach
+            # five within the data's range, evenly spread, and one out of reach
             target_returns=(1000.0, 1600.0, 2300.0, 3000.0, 3600.0, 7200.0),
             reference=get_reference_scores("Hopper-v5"),
             overrides=_HOPPER,
@@ -280,8 +259,7 @@ def list_small_tasks() -> list[Task]:
             env_id="Pendulum-v1",
             dataset="pendulum/mixed-v0",
             target_returns=(-1400.0, -1000.0, -600.0, -300.0, -100.0),
-            # With a longer context the model repeats its previous actions: at K 20 and 2,500
-            # updates it no longer follows the target.
+            # with a longer context the model repeats its previous actions
             overrides=SMALL_RECIPE
             | {"context_length": 5, "return_scale": 1000.0, "max_timestep": 200},
             description="Pendulum-v1, several agents with random actions in between",
@@ -328,13 +306,9 @@ def _long_windows(recipe: DecisionMambaConfig) -> dict[str, Any]:
     return {"context_length": 3 * recipe.context_length, "batch_size": batch_size}
 
 
-def _burn_in(recipe: DecisionMambaConfig) -> dict[str, Any]:
-    return {"burn_in": 2 * recipe.context_length}
-
-
 # --- Tables of the paper -------------------------------------------------------------------------
 
-# Ota 2024 (arXiv:2403.19925): Decision Transformer and Decision Mamba.
+# Ota 2024 (arXiv:2403.19925): Decision Transformer and Decision Mamba
 _TABLE_1 = {  # normalised scores
     "halfcheetah-medium-v2": ("42.6", "42.8"),
     "hopper-medium-v2": ("67.6", "83.5 ± 12.5"),
@@ -360,14 +334,12 @@ def _by_method(table: Mapping[str, tuple[str, str]]) -> dict[str, dict[str, str]
 
 def _d4rl_options(task: str, source: str, seed: int) -> dict[str, Any]:
     """Join the expert's and the medium data as the official runs do; files are taken as given."""
-    is_name = source == task
-    return {"medium_expert": "paper"} if is_name and "medium-expert" in task else {}
+    return {"medium_expert": "paper"} if source == task and "medium-expert" in task else {}
 
 
 def _replay_options(task: str, source: str, seed: int) -> dict[str, Any]:
     """Draw the paper's sample of the DQN replay; other sources are loaded whole."""
-    is_replay = any(Path(source).glob("**/replay_logs")) or Path(source).name == "replay_logs"
-    if not is_replay:
+    if Path(source).name != "replay_logs" and not any(Path(source).glob("**/replay_logs")):
         return {}
     return {"n_buffers": 50, "trajectories_per_buffer": 10, "n_steps": 500_000, "seed": seed}
 
@@ -378,12 +350,10 @@ _EXPERIMENTS = (
     Experiment(
         name="mixers",
         title="Mamba, attention, convolution",
-        question=(
-            "Does Mamba do at least as well as attention (Decision Transformer) and local "
-            "convolution (Decision ConvFormer) at equal updates, and what does each cost? The "
-            "paper compares scores alone, the best of a run; here are the last weights, with the "
-            "time they took."
-        ),
+        question="Does Mamba do at least as well as attention (Decision Transformer) and local "
+        "convolution (Decision ConvFormer) at equal updates, and what does each cost? The paper "
+        "compares scores alone, the best of a run; here are the last weights, with the time they "
+        "took.",
         variants={
             "mamba": Variant(_MAMBA_MLP),
             "attention": Variant(_ATTENTION),
@@ -397,12 +367,10 @@ _EXPERIMENTS = (
     Experiment(
         name="channel-mixing",
         title="With and without channel mixing",
-        question=(
-            "Does Mamba need the MLP that follows it in each block? The paper's Table 3 removes it "
-            "and finds comparable scores, the best of each run. A wider Mamba without an MLP tells "
-            "capacity from mixing; the time encoding, which Mamba can do without as well, is taken "
-            "away from both."
-        ),
+        question="Does Mamba need the MLP that follows it in each block? The paper's Table 3 "
+        "removes it and finds comparable scores, the best of each run. A wider Mamba without an "
+        "MLP tells capacity from mixing; the time encoding, which Mamba can do without as well, "
+        "is taken away from both.",
         variants={
             "mamba+mlp": Variant(_MAMBA_MLP),
             "mamba": Variant(_MAMBA),
@@ -418,12 +386,10 @@ _EXPERIMENTS = (
     Experiment(
         name="time-encoding",
         title="With and without a time encoding",
-        question=(
-            "The paper's models see which step of the episode it is, by a learned embedding that "
-            "attention was given to tell the order and that Mamba can do without. It tells more "
-            "than the order: where episodes fail at a certain step, a model may learn to fail "
-            "there too. Does it help, and is what it does a matter of the mixer?"
-        ),
+        question="The paper's models see which step of the episode it is, by a learned embedding "
+        "that attention was given to tell the order and that Mamba can do without. It tells more "
+        "than the order: where episodes fail at a certain step, a model may learn to fail there "
+        "too. Does it help, and is what it does a matter of the mixer?",
         variants={
             "mamba, timestep": Variant(_MAMBA),
             "mamba, none": Variant(_MAMBA_ALONE),
@@ -439,10 +405,9 @@ _EXPERIMENTS = (
     Experiment(
         name="context-length",
         title="Steps of context",
-        question=(
-            "How much does the context length K matter? The paper's ablation finds other effects "
-            "on Breakout than on Qbert, and leaves the question open. K 1 sees the present alone."
-        ),
+        question="How much does the context length K matter? The paper's ablation finds other "
+        "effects on Breakout than on Qbert, and leaves the question open. K 1 sees the present "
+        "alone.",
         variants={
             f"K {length}": Variant({"context_length": length})
             for length in (20, 1, 5, 10, 30, 50, 100)
@@ -454,11 +419,9 @@ _EXPERIMENTS = (
     Experiment(
         name="init",
         title="Mamba's initialisation and the official code's",
-        question=(
-            "The official code draws every linear layer from N(0, 0.02) with zero bias, Mamba's "
-            "included, so its step size starts near softplus(0) = 0.69 instead of 0.001 to 0.1. "
-            "Does it matter?"
-        ),
+        question="The official code draws every linear layer from N(0, 0.02) with zero bias, "
+        "Mamba's included, so its step size starts near softplus(0) = 0.69 instead of 0.001 to "
+        "0.1. Does it matter?",
         variants={"mamba": Variant({"init": "mamba"}), "paper": Variant({"init": "paper"})},
         tasks=_SMALL_TASKS,
         memories=("window", "stream"),
@@ -467,12 +430,10 @@ _EXPERIMENTS = (
     Experiment(
         name="memory",
         title="Window and stream",
-        question=(
-            "The paper encodes the last K steps anew at each step. Carrying the recurrent state "
-            "instead costs the same at every step and is another policy, one that training on "
-            "windows of K steps has not seen. How much does it lose, and what training makes up "
-            "for it?"
-        ),
+        question="The paper encodes the last K steps anew at each step. Carrying the recurrent "
+        "state instead costs the same at every step and is another policy, one that training on "
+        "windows of K steps has not seen. How much does it lose, and what training makes up for "
+        "it?",
         variants={
             "windows": Variant(description="windows of K steps, as the paper trains"),
             "long windows": Variant(
@@ -480,7 +441,7 @@ _EXPERIMENTS = (
                 description="windows of 3 K steps, and a third of them in a batch",
             ),
             "burn-in": Variant(
-                relative=_burn_in,
+                relative=lambda recipe: {"burn_in": 2 * recipe.context_length},
                 description="the 2 K steps before each window of K bring the state to its start",
             ),
             "carried state": Variant(
@@ -495,12 +456,10 @@ _EXPERIMENTS = (
     Experiment(
         name="long-memory",
         title="Memory beyond the window",
-        question=(
-            "In a T-maze the side to turn to is shown at the first step and needed 50 steps later. "
-            "A window of 20 steps cannot hold both, so what reaches more than half of the rewards "
-            "remembers by other means: a longer window, or a state that training has taught to "
-            "last. Does Mamba's state learn that, at the same cost for every step?"
-        ),
+        question="In a T-maze the side to turn to is shown at the first step and needed 50 steps "
+        "later. A window of 20 steps cannot hold both, so what reaches more than half of the "
+        "rewards remembers by other means: a longer window, or a state that training has taught "
+        "to last. Does Mamba's state learn that, at the same cost for every step?",
         # The task's recipe carries the state over whole episodes, so each variant sets it.
         variants={
             "windows of 20": Variant({**_MAMBA_ALONE, "carry_state": False, "context_length": 20}),
@@ -524,13 +483,10 @@ _EXPERIMENTS = (
     Experiment(
         name="sparse",
         title="Delayed rewards",
-        question=(
-            "What is lost where an episode's return is known at its end alone, so that the "
-            "return-to-go says nothing about how things stand? The Decision Transformer's authors "
-            "report little loss on such data; the paper does not try. A model of such data acts "
-            "with a return-to-go that stays what was asked for; what is scored is the same in all "
-            "variants."
-        ),
+        question="What is lost where an episode's return is known at its end alone, so that the "
+        "return-to-go says nothing about how things stand? The Decision Transformer's authors "
+        "report little loss on such data; the paper does not try. A model of such data acts with "
+        "a return-to-go that stays what was asked for; what is scored is the same in all variants.",
         variants={
             "mamba, dense": Variant(_MAMBA_MLP),
             "mamba, delayed": Variant(_MAMBA_MLP, _DELAYED),
@@ -543,10 +499,8 @@ _EXPERIMENTS = (
     Experiment(
         name="size",
         title="Width and depth",
-        question=(
-            "Which size does the data call for? The paper uses width 128 or 256 and 3 layers on "
-            "locomotion, 6 on Atari, and tries no other."
-        ),
+        question="Which size does the data call for? The paper uses width 128 or 256 and 3 layers "
+        "on locomotion, 6 on Atari, and tries no other.",
         variants={
             f"width {width}, {n} layer{'' if n == 1 else 's'}": Variant(
                 {"hidden_size": width, "n_layers": n}
@@ -559,12 +513,10 @@ _EXPERIMENTS = (
     Experiment(
         name="d4rl",
         title="Locomotion (D4RL)",
-        question=(
-            "Does the paper's Table 1 reproduce? Its recipe, seeds and targets on the nine "
-            "datasets; 100 episodes of each of five targets, ten times in a training. The paper "
-            "reports the best evaluation of a training, so the last weights and the best ones are "
-            "told apart here."
-        ),
+        question="Does the paper's Table 1 reproduce? Its recipe, seeds and targets on the nine "
+        "datasets; 100 episodes of each of five targets, ten times in a training. The paper "
+        "reports the best evaluation of a training, so the last weights and the best ones are "
+        "told apart here.",
         variants={"mamba": Variant({"mixer": "mamba"})},
         tasks=tuple(_TABLE_1),
         n_episodes=100,
@@ -573,24 +525,20 @@ _EXPERIMENTS = (
         published=Published(
             scores=_by_method(_TABLE_1),
             is_normalized=True,
-            notes=(
-                "DT and DMamba are the paper's Table 1, the maximum over the evaluations of a "
-                "training (its author, in the issue tracker of the official code); ours are on "
-                "version 4 of the environments, the nearest that needs no mujoco-py. The best "
-                "published by a relative of this method is 83.2 on average (arXiv:2406.05427)."
-            ),
+            notes="DT and DMamba are the paper's Table 1, the maximum over the evaluations of a "
+            "training (its author, in the issue tracker of the official code); ours are on "
+            "version 4 of the environments, the nearest that needs no mujoco-py. The best "
+            "published by a relative of this method is 83.2 on average (arXiv:2406.05427).",
         ),
         data_options=_d4rl_options,
     ),
     Experiment(
         name="atari",
         title="Atari (DQN replay)",
-        question=(
-            "Does the paper's Table 2 reproduce? Its recipe and seeds on four games: ten passes "
-            "over 500,000 steps of the DQN replay, 10 episodes with drawn actions after each. "
-            "Scores are raw and of whole games; the return asked for counts clipped rewards, as "
-            "the data does."
-        ),
+        question="Does the paper's Table 2 reproduce? Its recipe and seeds on four games: ten "
+        "passes over 500,000 steps of the DQN replay, 10 episodes with drawn actions after each. "
+        "Scores are raw and of whole games; the return asked for counts clipped rewards, as the "
+        "data does.",
         variants={"mamba": Variant({"mixer": "mamba"})},
         tasks=tuple(_TABLE_2),
         n_episodes=10,
@@ -600,10 +548,8 @@ _EXPERIMENTS = (
         published=Published(
             scores=_by_method(_TABLE_2),
             is_normalized=False,
-            notes=(
-                "DT and DMamba are the paper's Table 2, the maximum over the evaluations of a "
-                "training (its author, in the issue tracker of the official code)."
-            ),
+            notes="DT and DMamba are the paper's Table 2, the maximum over the evaluations of a "
+            "training (its author, in the issue tracker of the official code).",
         ),
         data_options=_replay_options,
         keep_data=True,
@@ -613,10 +559,8 @@ _EXPERIMENTS = (
 _EFFICIENCY = Measurement(
     name="efficiency",
     title="Time, memory and operations",
-    question=(
-        "The paper does not explore efficiency, which is what Mamba is known for. What does an "
-        "update cost, and a step of acting, in time, memory and operations, as the context grows?"
-    ),
+    question="The paper does not explore efficiency, which is what Mamba is known for. What does "
+    "an update cost, and a step of acting, in time, memory and operations, as the context grows?",
     variants={
         "mamba": _MAMBA_ALONE,
         "mamba+mlp": _network("mamba", time="none"),

@@ -37,41 +37,28 @@ _MLP_RATIO = 4
 
 
 def count_flops(config: DecisionMambaConfig) -> float:
-    """Count the blocks' operations for a token, averaged over a window of the config's length.
+    """Count the blocks' operations for a token, averaged over a window: additions, multiplications.
 
-    A multiplication and an addition count one each; norms, activations, embedding and head are
-    left out, and so is the saving of the last block where only state tokens are read.
+    Norms, activations, embedding and head are left out.
     """
     width = config.hidden_size
-    mixer = {
-        "mamba": _count_mamba,
-        "attention": _count_attention,
-        "convolution": _count_convolution,
-    }[config.mixer](config)
+    if config.mixer == "mamba":
+        inner, states, rank = config.expand * width, config.d_state, config.resolved_dt_rank
+        projections = 2 * (width * 2 * inner + inner * (rank + 2 * states) + rank * inner)
+        convolution = 2 * inner * config.d_conv
+        # per channel and state: step * A and its exponential, step * B * x, a * h + b, C * h summed
+        scan = inner * states * (2 + 1 + 2 + 2)
+        skip_and_gate = 4 * inner
+        mixer: float = projections + convolution + scan + skip_and_gate + 2 * inner * width
+    elif config.mixer == "attention":
+        n_tokens = _TOKENS_OF_STEP * config.context_length
+        seen = (n_tokens + 1) / 2  # by a token of a causal window, on average
+        scores_and_sums = 2 * 2 * seen * width
+        mixer = 2 * width * 3 * width + scores_and_sums + 2 * width**2
+    else:
+        mixer = 2 * width * config.filter_length
     channel_mixer = 2 * 2 * _MLP_RATIO * width**2 if config.channel_mixing else 0
     return config.n_layers * (mixer + channel_mixer)
-
-
-def _count_mamba(config: DecisionMambaConfig) -> float:
-    width, inner = config.hidden_size, config.expand * config.hidden_size
-    states, rank = config.d_state, config.resolved_dt_rank
-    projections = 2 * (width * 2 * inner + inner * (rank + 2 * states) + rank * inner)
-    convolution = 2 * inner * config.d_conv
-    # per channel and state: step * A and its exponential, step * B * x, a * h + b, C * h summed
-    scan = inner * states * (2 + 1 + 2 + 2)
-    skip_and_gate = 4 * inner
-    return projections + convolution + scan + skip_and_gate + 2 * inner * width
-
-
-def _count_attention(config: DecisionMambaConfig) -> float:
-    width, n_tokens = config.hidden_size, _TOKENS_OF_STEP * config.context_length
-    seen = (n_tokens + 1) / 2  # by a token of a causal window, on average
-    scores_and_sums = 2 * 2 * seen * width
-    return 2 * width * 3 * width + scores_and_sums + 2 * width**2
-
-
-def _count_convolution(config: DecisionMambaConfig) -> float:
-    return 2 * config.hidden_size * config.filter_length
 
 
 # --- Check before timing -------------------------------------------------------------------------
@@ -95,13 +82,7 @@ def make_policy(config: DecisionMambaConfig, device: str, seed: int = 0) -> Deci
 def make_trajectories(
     n_episodes: int, length: int, space: spaces.Box = OBSERVATION_SPACE
 ) -> Trajectories:
-    """Return noise in Hopper's shape, with actions that follow from the observations.
-
-    Args:
-        n_episodes: Episodes.
-        length: Steps of each.
-        space: Of observations; for images the actions are noise.
-    """
+    """Return noise in Hopper's shape, with actions that follow from the observations."""
     generator = np.random.default_rng(0)
     n_steps = n_episodes * length
     shape, n_actions = (n_steps, *space.shape), ACTION_SPACE.shape[0]
@@ -127,15 +108,7 @@ def make_trajectories(
 
 
 def check_variant(config: DecisionMambaConfig, device: str) -> None:
-    """Compare a variant with the reference implementation, and its steps with its windows.
-
-    Args:
-        config: The variant.
-        device: Where it will be timed.
-
-    Raises:
-        ExperimentError: Outputs, gradients or steps differ; says by how much.
-    """
+    """Compare a variant with the reference implementation, and its steps with its windows."""
     n_steps = min(config.context_length, _MAX_STEPS)
     config = config.replace(precision="fp32", context_length=n_steps)
     policy = make_policy(config, device)
@@ -153,12 +126,11 @@ def check_variant(config: DecisionMambaConfig, device: str) -> None:
         scale = max(1e-6, float(expected.detach().abs().max()))
         error = float((own - expected).detach().abs().max()) / scale
         if not error <= _TOLERANCE:
-            raise ExperimentError(
+            message = (
                 f"mixer={config.mixer!r} on backend={config.backend!r}: its {what} are off by "
-                f"{error:.2g} of their size, so it is not timed (allowed: {_TOLERANCE:g})",
-                setting=what,
-                value=error,
+                f"{error:.2g} of their size, so it is not timed (allowed: {_TOLERANCE:g})"
             )
+            raise ExperimentError(message, setting=what, value=error)
 
 
 def make_inputs(n_steps: int, device: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -175,8 +147,7 @@ def _gradient(policy: DecisionMambaPolicy, inputs: tuple[Tensor, ...]) -> Tensor
     """Return the gradient of the first block's largest weight, which all later ones pass on."""
     policy.zero_grad()
     policy.model(*inputs).square().mean().backward()
-    block = policy.model.layers[0]
-    weight = max(block.mixer.parameters(), key=lambda each: each.numel())
+    weight = max(policy.model.layers[0].mixer.parameters(), key=torch.numel)
     assert weight.grad is not None
     return weight.grad
 
@@ -207,38 +178,24 @@ _MIN_SECONDS = 0.02  # of one repeat
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost of a variant at one context length.
-
-    Args:
-        variant: Its name.
-        context_length: Steps of context, K.
-        batch_size: Windows of an update; batches of every K hold as many steps.
-        update_us: Microseconds of an update (batch, forward, backward, optimiser), per token.
-        kept_bytes: Bytes that the forward pass keeps for the backward pass, per token.
-        window_ms: Milliseconds of a step of acting in window memory, one environment.
-        stream_ms: Likewise in stream memory; NaN where the variant has none.
-        window_state_bytes: Size of an episode's state in window memory.
-        stream_state_bytes: Likewise in stream memory; NaN where the variant has none.
-        flops: Operations of the blocks' forward pass, per token.
-    """
+    """Cost of a variant at one context length."""
 
     variant: str
     context_length: int
-    batch_size: int
-    update_us: float
-    kept_bytes: float
-    window_ms: float
-    stream_ms: float
+    batch_size: int  # windows of an update; batches of every K hold as many steps
+    update_us: float  # batch, forward, backward and optimiser, per token
+    kept_bytes: float  # by the forward pass for the backward pass, per token
+    window_ms: float  # of a step of acting, one environment, full window
+    stream_ms: float  # NaN where the variant has no stream memory; so its bytes
     window_state_bytes: float
     stream_state_bytes: float
-    flops: float
+    flops: float  # of the blocks' forward pass, per token
 
 
 def describe_clock(device: str) -> str:
     """Describe the clock that times are measured with."""
-    if _is_processor_time(device):
-        return "processor time of one thread, which other work on the machine does not stretch"
-    return "wall time"
+    own = "processor time of one thread, which other work on the machine does not stretch"
+    return own if _is_processor_time(device) else "wall time"
 
 
 def measure_cost(variant: str, config: DecisionMambaConfig, device: str) -> Cost:
@@ -250,25 +207,15 @@ def measure_cost(variant: str, config: DecisionMambaConfig, device: str) -> Cost
     sampler = WindowSampler(make_trajectories(4, max(1000, 2 * length)), length, batch_size)
     updater = Updater(policy, config, seed=0)
     n_tokens = 3 * length * batch_size
-    kept = count_kept(policy, sampler)
-    update = _time(lambda: updater.update(sampler, 0, 0, 10), device)
+    kept = count_kept(policy, sampler) / n_tokens
+    update_us = 1e6 * _time(lambda: updater.update(sampler, 0, 0, 10), device) / n_tokens
     policy.set_training_mode(False)
     window_ms, window_bytes = _measure_acting(policy, "window", length, device)
-    stream_ms, stream_bytes = float("nan"), float("nan")
+    stream_ms, stream_bytes = math.nan, math.nan
     if config.time_encoding != "global":
         stream_ms, stream_bytes = _measure_acting(policy, "stream", length, device)
-    return Cost(
-        variant=variant,
-        context_length=length,
-        batch_size=batch_size,
-        update_us=1e6 * update / n_tokens,
-        kept_bytes=kept / n_tokens,
-        window_ms=window_ms,
-        stream_ms=stream_ms,
-        window_state_bytes=window_bytes,
-        stream_state_bytes=stream_bytes,
-        flops=count_flops(config),
-    )
+    times, sizes = (update_us, kept, window_ms, stream_ms), (window_bytes, stream_bytes)
+    return Cost(variant, length, batch_size, *times, *sizes, count_flops(config))
 
 
 def _measure_acting(
@@ -363,20 +310,7 @@ _PICTURES = {
 def measure_efficiency(
     measurement: Measurement, request: MeasurementRequest, lengths: Sequence[int] = LENGTHS
 ) -> list[Path]:
-    """Measure every variant with every context length, and write a report.
-
-    Args:
-        measurement: The variants.
-        request: The user's options.
-        lengths: Context lengths.
-
-    Returns:
-        The files written, the report first.
-
-    Raises:
-        ConfigError: A variant or a setting is unknown.
-        ExperimentError: A variant computes something else than the reference implementation.
-    """
+    """Measure every variant with every context length, and write a report."""
     variants = choose_variants(measurement.name, measurement.variants, request.variants)
     device = request.device
     if device == "auto":
@@ -414,24 +348,16 @@ def measure_efficiency(
 
 
 def rebuild_efficiency(folder: Path) -> Path:
-    """Make the report and its pictures again from ``results.csv`` and ``settings.json``.
-
-    Raises:
-        ExperimentError: A file is missing or damaged.
-    """
+    """Make the report and its pictures again from ``results.csv`` and ``settings.json``."""
     settings = read_settings(folder)
-    costs = _read_costs(folder / "results.csv")
+    whole = dict.fromkeys(("context_length", "batch_size"), int)
+    types = {**dict.fromkeys(_COST_FIELDS[1:], float), **whole}
+    table = read_table(folder / "results.csv", _COST_FIELDS).astype(types)
+    costs = [Cost(*row) for row in table[list(_COST_FIELDS)].itertuples(index=False)]
     for name, (fields, label) in _PICTURES.items():
         _plot(costs, fields, label, folder / f"{name}.png")
     write_text(folder / "report.md", _compose(settings, costs))
     return folder / "report.md"
-
-
-def _read_costs(path: Path) -> list[Cost]:
-    whole = dict.fromkeys(("context_length", "batch_size"), int)
-    types = {**dict.fromkeys(_COST_FIELDS[1:], float), **whole}
-    table = read_table(path, _COST_FIELDS).astype(types)
-    return [Cost(*row) for row in table[list(_COST_FIELDS)].itertuples(index=False)]
 
 
 def _compose(settings: Mapping[str, Any], costs: Sequence[Cost]) -> str:
@@ -464,11 +390,8 @@ def _compose(settings: Mapping[str, Any], costs: Sequence[Cost]) -> str:
 
 
 def _format(cost: Cost) -> list[str]:
-    values = {name: factor * getattr(cost, name) for name, (_, _, factor) in _COLUMNS.items()}
-    return [
-        "-" if math.isnan(value) else f"{value:,.{_COLUMNS[name][1]}f}"
-        for name, value in values.items()
-    ]
+    values = [(f * getattr(cost, name), digits) for name, (_, digits, f) in _COLUMNS.items()]
+    return ["-" if math.isnan(value) else f"{value:,.{digits}f}" for value, digits in values]
 
 
 def _describe(costs: Sequence[Cost]) -> str:
@@ -484,18 +407,14 @@ def _describe(costs: Sequence[Cost]) -> str:
         own = [cost for cost in costs if cost.variant == variant]
         first, last = own[0], own[-1]
         ratios = {what: getattr(last, name) / getattr(first, name) for name, what in names.items()}
-        listed = "; ".join(
-            f"{what} {ratio:.2f} times" for what, ratio in ratios.items() if not math.isnan(ratio)
-        )
+        listed = "; ".join(f"{what} {r:.2f} times" for what, r in ratios.items() if r == r)
+        short, long = first.context_length, last.context_length
         lines.append(
-            f"* `{variant}`, from K {first.context_length} to K {last.context_length} "
-            f"({last.context_length / first.context_length:g} times as long), by token or step: "
-            f"{listed}."
+            f"* `{variant}`, from K {short} to K {long} ({long / short:g} times as long), by token "
+            f"or step: {listed}."
         )
-    return "\n".join(lines) + (
-        "\n\nThese are of this implementation on this machine; another device or kernel has "
-        "other ratios."
-    )
+    end = "These are of this implementation on this machine; another device or kernel has other "
+    return "\n".join(lines) + f"\n\n{end}ratios."
 
 
 def _plot(costs: Sequence[Cost], fields: Sequence[str], label: str, path: Path) -> None:

@@ -19,16 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from rich import progress as rich
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from sb3_dmamba.checks import check_integer
 from sb3_dmamba.errors import ExperimentError, MissingDependencyError
@@ -113,9 +105,8 @@ def run_experiment(
         n_waiting = write_slurm_script(slurm, folders, experiment.name, command, engine)
         return Finished((slurm,), len(folders), n_waiting)
     failures = execute_runs(folders, engine, console)
-    files: list[Path] = []
-    if any(folder.is_done for folder in folders):
-        files = write_report(plan, out, command)
+    any_done = any(folder.is_done for folder in folders)
+    files = write_report(plan, out, command) if any_done else []
     raise_failures(failures)
     return Finished(tuple(files), len(folders))
 
@@ -123,15 +114,7 @@ def run_experiment(
 def execute_runs(
     folders: Sequence[RunFolder], engine: Engine, console: Console | None = None
 ) -> dict[str, str]:
-    """Execute every run that is not done; one that fails leaves the others alone.
-
-    Returns:
-        Reasons of failure by the label of the run; empty where all are done.
-
-    Raises:
-        MissingDependencyError: Ray is asked for and not installed.
-        KeyboardInterrupt: Ctrl-C; every run keeps its last checkpoint.
-    """
+    """Execute every run that is not done; one that fails leaves the others alone."""
     waiting = [folder for folder in folders if not folder.is_done]
     failures: dict[str, str] = {}
 
@@ -150,21 +133,16 @@ def raise_failures(failures: dict[str, str]) -> None:
     """Raise an ExperimentError that names the runs that failed, where some did."""
     if failures:
         listed = "\n".join(f"  {label}: {reason}" for label, reason in failures.items())
-        raise ExperimentError(
+        message = (
             f"{len(failures)} run{'s' if len(failures) > 1 else ''} failed; the others are kept, "
-            f"and the same command tries these again:\n{listed}",
-            value=tuple(failures),
+            f"and the same command tries these again:\n{listed}"
         )
+        raise ExperimentError(message, value=tuple(failures))
 
 
 # --- The process of a run ------------------------------------------------------------------------
 
-_THREAD_VARIABLES = (
-    "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "NUMBA_NUM_THREADS",
-)
+_THREAD_VARIABLES = tuple(f"{each}_NUM_THREADS" for each in ("OMP", "MKL", "OPENBLAS", "NUMBA"))
 _LOG_LINES = 3  # of a failed run's log, quoted in the message
 
 
@@ -243,7 +221,7 @@ def execute_locally(folders: Sequence[RunFolder], engine: Engine, on_end: OnEnd)
         processes.stop()
         raise
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        pool.shutdown(cancel_futures=True)
 
 
 def _execute_with_ray(folders: Sequence[RunFolder], engine: Engine, on_end: OnEnd) -> None:
@@ -255,9 +233,8 @@ def _execute_with_ray(folders: Sequence[RunFolder], engine: Engine, on_end: OnEn
     is_ours = not ray.is_initialized()
     if is_ours:
         ray.init(log_to_driver=False)
-    n_gpus = 1 if engine.device.startswith("cuda") else 0
-    needs = {"num_cpus": engine.threads, "num_gpus": n_gpus, "max_retries": _RAY_RETRIES}
-    task = ray.remote(**needs)(_execute_at)
+    needs = {"num_cpus": engine.threads, "num_gpus": int(engine.device.startswith("cuda"))}
+    task = ray.remote(**needs, max_retries=_RAY_RETRIES)(_execute_at)
     pending = {
         task.remote(str(folder.path.resolve()), engine.device, engine.threads): folder
         for folder in folders
@@ -309,18 +286,7 @@ exec {run}
 def write_slurm_script(
     path: Path, folders: Sequence[RunFolder], name: str, command: str, engine: Engine
 ) -> int:
-    """Write a job array of the runs that are not done; return how many these are.
-
-    Args:
-        path: The script to write.
-        folders: The runs; the nodes must see their folders.
-        name: The experiment's name.
-        command: What gathers the results afterwards.
-        engine: Threads and device of each run.
-
-    Raises:
-        ExperimentError: Every run is done.
-    """
+    """Write a job array of the runs that are not done; return how many these are."""
     waiting = [folder.path.resolve() for folder in folders if not folder.is_done]
     if not waiting:
         raise ExperimentError("every run is done: run the command without --slurm for the report")
@@ -357,18 +323,12 @@ def _show_progress(folders: Sequence[RunFolder], console: Console | None) -> Ite
         return
     labels = {folder: folder.read_run().label for folder in folders}
     begun, ended = time.time(), threading.Event()
-    progress = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[phase]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-    )
+    phase, left = rich.TextColumn("{task.fields[phase]}"), rich.TextColumn("left")
+    runs = rich.TextColumn("{task.description}"), rich.BarColumn(bar_width=24)
+    times = phase, rich.TimeElapsedColumn(), left, rich.TimeRemainingColumn()
+    progress = rich.Progress(*runs, rich.MofNCompleteColumn(), *times, console=console)
     every_run = progress.add_task("[bold]runs", total=len(folders), phase="")
-    rows: dict[RunFolder, TaskID] = {}
+    rows: dict[RunFolder, rich.TaskID] = {}
 
     def look() -> None:
         for folder in folders:

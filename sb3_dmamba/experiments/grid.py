@@ -7,6 +7,7 @@ loss curve until then, and each evaluation.
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import platform
 import sys
@@ -61,17 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def execute_run(path: str | Path, device: str = "auto", parent: int | None = None) -> None:
-    """Train and evaluate whatever of a run is not done yet.
-
-    Args:
-        path: The run's folder, with its description in it.
-        device: Where to compute.
-        parent: Id of the process that waits for this one, which ends when that process is gone.
-
-    Raises:
-        ExperimentError: The data is not what the run was planned with.
-        DecisionMambaError: Whatever training and evaluation raise.
-    """
+    """Train and evaluate whatever of a run is not done yet."""
     folder = RunFolder(Path(path))
     with folder.locked(lambda: _exit_without(parent)):
         if not folder.is_done:
@@ -105,7 +96,7 @@ class _Execution:
         done = self.model.num_timesteps
         self.curve.add(done, loss)
         _exit_without(self.parent)
-        self.session.count_update()
+        self.session.record["updates"] += 1
         if done in self.evaluated_updates or self.session.is_checkpoint_due():
             with self.session.pause():
                 self.curve.write(done)
@@ -123,16 +114,11 @@ class _Execution:
             if self.folder.read_json(path, None) is not None:
                 continue
             self._report_progress(f"evaluating ({memory})")
+            options = ("seed", "deterministic", "max_episode_steps")
+            how: dict[str, Any] = {name: getattr(plan, name) for name in options}
+            targets, n_episodes = plan.target_returns, plan.n_episodes
             with self.session.evaluating():
-                report = self.model.evaluate(
-                    plan.target_returns,
-                    plan.n_episodes,
-                    memory=memory,
-                    seed=plan.seed,
-                    deterministic=plan.deterministic,
-                    max_episode_steps=plan.max_episode_steps,
-                    n_workers=0,
-                )
+                report = self.model.evaluate(targets, n_episodes, memory=memory, n_workers=0, **how)
             rows = [
                 Evaluation(update, memory, each.target_return, each.returns, each.lengths).to_dict()
                 for each in report.results
@@ -142,12 +128,10 @@ class _Execution:
 
     def _finish(self) -> None:
         self.model.save(self.folder.model, exclude="optimizer")
-        rows = [
-            row
-            for update in self.evaluated_updates
-            for memory in self.run.evaluation.memories
-            for row in self._read_evaluation(update, memory)
-        ]
+        memories = self.run.evaluation.memories
+        rows: list[dict[str, Any]] = []
+        for update, memory in itertools.product(self.evaluated_updates, memories):
+            rows += self._read_evaluation(update, memory)
         curve = LossCurve(self.folder, self.n_updates, self.n_updates)
         n_parameters = sum(each.numel() for each in self.model.policy.parameters())
         result = {"n_parameters": n_parameters, "losses": curve.entries, "evaluations": rows}
@@ -158,11 +142,11 @@ class _Execution:
         path = self._evaluation_path(update, memory)
         rows: list[dict[str, Any]] | None = self.folder.read_json(path, None)
         if rows is None:
-            raise ExperimentError(
+            message = (
                 f"{path} is missing or damaged, and the weights of update {update} are gone: "
-                f"remove the folder {self.folder.path} and run the experiment again",
-                value=str(path),
+                f"remove the folder {self.folder.path} and run the experiment again"
             )
+            raise ExperimentError(message, value=str(path))
         return rows
 
     def _evaluation_path(self, update: int, memory: str) -> Path:
@@ -200,27 +184,21 @@ def _load(run: Run) -> Trajectories:
     trajectories = load_trajectories(run.data.source, **run.data.options)
     fingerprint = compute_fingerprint(trajectories)
     if fingerprint != run.data.fingerprint:
-        raise ExperimentError(
+        message = (
             f"the data at {run.data.source} has changed since {run.label} was planned "
-            f"(fingerprint {run.data.fingerprint}, now {fingerprint}): run the experiment again",
-            setting="data",
-            value=run.data.source,
+            f"(fingerprint {run.data.fingerprint}, now {fingerprint}): run the experiment again"
         )
+        raise ExperimentError(message, setting="data", value=run.data.source)
     return trajectories
 
 
 class Session:
-    """The time that one process spends on a run, kept in ``machine.json``.
-
-    Args:
-        folder: The run's; earlier sessions are in it.
-        device: Where it computes.
-    """
+    """The time that one process spends on a run, kept in ``machine.json``."""
 
     def __init__(self, folder: RunFolder, device: str) -> None:
         self._path = folder.machine
         self._earlier = folder.read_json(folder.machine, [])
-        self._record: dict[str, Any] = {
+        self.record: dict[str, Any] = {
             "device": device,
             "threads": torch.get_num_threads(),
             "machine": describe_device(device),
@@ -253,11 +231,7 @@ class Session:
         """Count the time inside as evaluation."""
         started = time.perf_counter()
         yield
-        self._record["evaluation_seconds"] += time.perf_counter() - started
-
-    def count_update(self) -> None:
-        """Count one update."""
-        self._record["updates"] += 1
+        self.record["evaluation_seconds"] += time.perf_counter() - started
 
     def is_checkpoint_due(self) -> bool:
         """Whether the last checkpoint is a minute old."""
@@ -273,14 +247,14 @@ class Session:
 
     def write(self, update: int) -> None:
         """Write the time spent until a checkpoint; work lost in a crash is not counted."""
-        write_json(self._path, [*self._earlier, {**self._record, "until": update}])
+        write_json(self._path, [*self._earlier, {**self.record, "until": update}])
 
     def _start(self) -> None:
         self._started = time.perf_counter(), time.process_time()
 
     def _stop(self) -> None:
-        self._record["train_seconds"] += time.perf_counter() - self._started[0]
-        self._record["train_cpu_seconds"] += time.process_time() - self._started[1]
+        self.record["train_seconds"] += time.perf_counter() - self._started[0]
+        self.record["train_cpu_seconds"] += time.process_time() - self._started[1]
 
 
 def describe_versions() -> dict[str, str]:

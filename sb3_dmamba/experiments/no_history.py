@@ -7,8 +7,10 @@ target; and from the observation alone, in the best episodes only (behaviour clo
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -22,8 +24,7 @@ from sb3_dmamba.data.sources import load_trajectories
 from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.evaluation import EvaluationReport, evaluate_targets
 
-HIDDEN_SIZE = 256
-BATCH_SIZE = 256
+HIDDEN_SIZE = BATCH_SIZE = 256
 LEARNING_RATE = 1e-3
 RETURN_SCALE = 1000.0
 
@@ -44,10 +45,6 @@ class _NoState:
 class Perceptron(nn.Module):
     """Two hidden layers and a tanh.
 
-    Args:
-        trajectories: Gives the spaces, and the statistics that observations are standardised with.
-        conditioned: Whether it sees the return-to-go besides the observation.
-
     Source: Emmons et al. 2021 (arXiv:2112.10751), RvS-R, for the conditioned one.
     """
 
@@ -65,14 +62,9 @@ class Perceptron(nn.Module):
         self.register_buffer("mean", torch.as_tensor(statistics.mean))
         self.register_buffer("std", torch.as_tensor(statistics.std))
         n_inputs = trajectories.observations.shape[1] + int(conditioned)
-        self.layers = nn.Sequential(
-            nn.Linear(n_inputs, HIDDEN_SIZE),
-            nn.ReLU(),
-            nn.Linear(HIDDEN_SIZE, HIDDEN_SIZE),
-            nn.ReLU(),
-            nn.Linear(HIDDEN_SIZE, trajectories.actions.shape[1]),
-            nn.Tanh(),
-        )
+        sizes = n_inputs, HIDDEN_SIZE, HIDDEN_SIZE, trajectories.actions.shape[1]
+        first, second, last = (nn.Linear(n, m) for n, m in itertools.pairwise(sizes))
+        self.layers = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), last, nn.Tanh())
 
     def forward(self, observations: Tensor, returns_to_go: Tensor) -> Tensor:
         """Predict actions (B, A) from observations (B, *obs) and returns-to-go (B,)."""
@@ -101,14 +93,7 @@ class Perceptron(nn.Module):
 
 
 def train(trajectories: Trajectories, conditioned: bool, n_updates: int, seed: int) -> Perceptron:
-    """Fit a perceptron by mean squared error, with a learning rate that falls to zero.
-
-    Args:
-        trajectories: Continuous actions between -1 and 1.
-        conditioned: Whether it sees the return-to-go.
-        n_updates: Updates of 256 steps.
-        seed: Seed of weights and batches.
-    """
+    """Fit a perceptron by mean squared error, with a learning rate that falls to zero."""
     random = np.random.default_rng(seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -142,15 +127,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     trajectories = load_trajectories(options.dataset)
     assert trajectories.env_id is not None
 
+    make_env = partial(gym.make, trajectories.env_id, **trajectories.env_kwargs)
+
     def evaluate(policy: Perceptron, targets: Sequence[float]) -> EvaluationReport:
-        return evaluate_targets(
-            policy,
-            lambda: gym.make(trajectories.env_id or "", **trajectories.env_kwargs),
-            targets,
-            options.episodes,
-            seed=options.eval_seed,
-            n_workers=0,
-        )
+        how: dict[str, Any] = {"seed": options.eval_seed, "n_workers": 0}
+        return evaluate_targets(policy, make_env, targets, options.episodes, **how)
 
     rows: dict[str, list[float]] = {}
     for seed in options.seeds:

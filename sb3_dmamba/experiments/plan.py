@@ -22,20 +22,9 @@ from sb3_dmamba.data.sources import find_source, load_trajectories
 from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.envs import is_atari
 from sb3_dmamba.errors import ConfigError, UnknownTaskError
-from sb3_dmamba.experiments.catalogue import (
-    SMALL_RECIPE,
-    Experiment,
-    Variant,
-    choose_variants,
-    list_small_tasks,
-)
-from sb3_dmamba.experiments.runs import (
-    DataSource,
-    EvaluationPlan,
-    Run,
-    RunFolder,
-    compute_fingerprint,
-)
+from sb3_dmamba.experiments import catalogue, runs
+from sb3_dmamba.experiments.catalogue import Experiment, Variant
+from sb3_dmamba.experiments.runs import DataSource, EvaluationPlan, Run, RunFolder
 from sb3_dmamba.tasks import Task, get_reference_scores, get_task
 
 _QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
@@ -79,21 +68,12 @@ class Request:
 
 @dataclass(frozen=True, eq=False)
 class PlannedTask:
-    """One task of a plan, and its data.
-
-    Args:
-        task: Environment, recipe, reference.
-        source: What was loaded.
-        fingerprint: Of the data with the first seed's options and without a variant's.
-        returns: The returns of its episodes (E,).
-        n_steps: Its steps.
-        target_returns: The returns asked for.
-    """
+    """One task of a plan, and its data."""
 
     task: Task
     source: str
-    fingerprint: str
-    returns: NDArray[np.float64]
+    fingerprint: str  # with the first seed's options and without a variant's
+    returns: NDArray[np.float64]  # (E,)
     n_steps: int
     target_returns: tuple[float, ...]
 
@@ -110,10 +90,7 @@ class PlannedTask:
 
     @property
     def headline(self) -> float:
-        """The target that variants are compared at, fixed before anything is trained.
-
-        The highest that the data has reached, as for :attr:`DecisionMamba.target_return`.
-        """
+        """The target that variants are compared at: the highest that the data has reached."""
         return max(self.targets_in_range, default=min(self.target_returns))
 
 
@@ -130,14 +107,7 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Plan:
-    """An experiment's runs.
-
-    Args:
-        experiment: The experiment.
-        tasks: Its tasks.
-        variants: The variants that run; the others are compared with the first.
-        runs: One for each task, variant and seed.
-    """
+    """An experiment's runs."""
 
     experiment: Experiment
     tasks: tuple[PlannedTask, ...]
@@ -146,24 +116,13 @@ class Plan:
 
 
 def make_plan(experiment: Experiment, request: Request) -> Plan:
-    """Load the data, plan every run, and write its description into its folder.
-
-    Args:
-        experiment: The experiment.
-        request: The user's options.
-
-    Raises:
-        ConfigError: A setting, a variant or a count is unknown or out of range.
-        DatasetError: Data is missing or malformed.
-        UnknownTaskError: Data names no environment.
-        ExperimentError: A run's folder was trained under other defaults.
-    """
-    variants = choose_variants(experiment.name, experiment.variants, request.variants)
+    """Load the data, plan every run, and write its description into its folder."""
+    variants = catalogue.choose_variants(experiment.name, experiment.variants, request.variants)
     seeds = request.seeds or experiment.seeds
     if len(set(seeds)) != len(seeds):
         raise ConfigError(f"seeds {seeds}: give each once", setting="seeds", value=seeds)
     tasks: list[PlannedTask] = []
-    runs: list[PlannedRun] = []
+    planned_runs: list[PlannedRun] = []
     for text in request.data or experiment.tasks:
         task, source = resolve_data(text)
         loaded = LoadedData(source, request.cells / "data" if experiment.keep_data else None)
@@ -172,9 +131,8 @@ def make_plan(experiment: Experiment, request: Request) -> Plan:
         task = task or generic_task(source, loaded.get(options))
         planned = _plan_task(task, loaded, options, request.target_returns)
         if any(planned.name == each.name for each in tasks):
-            raise ConfigError(
-                f"--data names {planned.name!r} twice", setting="data", value=request.data
-            )
+            message = f"--data names {planned.name!r} twice"
+            raise ConfigError(message, setting="data", value=request.data)
         tasks.append(planned)
         for name, variant in variants.items():
             config = _make_config(planned.task, experiment, variant, request)
@@ -185,8 +143,8 @@ def make_plan(experiment: Experiment, request: Request) -> Plan:
                 label = f"{planned.name}, {name}, seed {seed}"
                 run = Run(data, planned.task, config, seed, evaluation, label)
                 folder = RunFolder.prepare(request.cells, run)
-                runs.append(PlannedRun(planned.name, name, seed, run, folder))
-    return Plan(experiment, tuple(tasks), variants, tuple(runs))
+                planned_runs.append(PlannedRun(planned.name, name, seed, run, folder))
+    return Plan(experiment, tuple(tasks), variants, tuple(planned_runs))
 
 
 def _plan_task(
@@ -195,25 +153,20 @@ def _plan_task(
     data = loaded.get(options)
     if task.env_id is None:
         if data.env_id is None:
-            raise UnknownTaskError(
+            message = (
                 f"{loaded.source} does not say in which environment to act: give it as "
-                f"NAME={loaded.source} with the name of a task or of a Gymnasium environment",
-                setting="data",
-                value=loaded.source,
+                f"NAME={loaded.source} with the name of a task or of a Gymnasium environment"
             )
+            raise UnknownTaskError(message, setting="data", value=loaded.source)
         task = dataclasses.replace(task, env_id=data.env_id, env_kwargs=data.env_kwargs)
     targets = targets or task.target_returns
     if not targets:
         quantiles = np.quantile(data.returns, _QUANTILES)
         targets = tuple(dict.fromkeys(float(f"{each:.4g}") for each in quantiles))
-    return PlannedTask(
-        task=task,
-        source=loaded.source,
-        fingerprint=loaded.describe(options).fingerprint,
-        returns=np.asarray(data.returns, dtype=np.float64),
-        n_steps=data.n_steps,
-        target_returns=tuple(map(float, targets)),
-    )
+    fingerprint = loaded.describe(options).fingerprint
+    returns = np.asarray(data.returns, dtype=np.float64)
+    targets = tuple(map(float, targets))
+    return PlannedTask(task, loaded.source, fingerprint, returns, data.n_steps, targets)
 
 
 def _make_config(
@@ -250,35 +203,20 @@ def _plan_evaluation(
 
 
 def resolve_data(text: str) -> tuple[Task | None, str]:
-    """Parse one ``--data``.
-
-    Args:
-        text: A task's name, ``NAME=SOURCE``, or a source.
-
-    Returns:
-        The task (None where it follows from the data) and what to load.
-
-    Raises:
-        UnknownTaskError: A task that has no data of its own is named without any.
-    """
-    by_name = {task.name: task for task in list_small_tasks()}
-    by_source = {task.dataset: task for task in list_small_tasks()}
+    """Parse one ``--data``."""
+    small = {task.name: task for task in catalogue.list_small_tasks()}
     name, equals, source = text.partition("=")
-    if equals and (task := by_name.get(name) or _find_task(name)) is not None:
+    if equals and (task := small.get(name) or _find_task(name)) is not None:
         return task, source
-    if text in by_name:
-        return by_name[text], str(by_name[text].dataset)
-    if text in by_source:
-        return by_source[text], text
+    for task in small.values():
+        if text in (task.name, task.dataset):
+            return task, str(task.dataset)
     task = _find_task(text)
     if task is None:
         return None, text
     if task.dataset is None:
-        raise UnknownTaskError(
-            f"{text} has no data of its own: say where it lies with --data {text}=PATH",
-            setting="data",
-            value=text,
-        )
+        message = f"{text} has no data of its own: say where it lies with --data {text}=PATH"
+        raise UnknownTaskError(message, setting="data", value=text)
     return (task if task.target_returns else None), task.dataset
 
 
@@ -292,13 +230,7 @@ def _find_task(name: str) -> Task | None:
 
 
 def generic_task(source: str, trajectories: Trajectories) -> Task:
-    """Return a task for data without one: a small recipe, scaled by the data.
-
-    Args:
-        source: What was loaded.
-        trajectories: The data; gives the environment, the scale of returns and the longest
-            episode.
-    """
+    """Return a task for data without one: a small recipe, scaled by the data."""
     largest = float(np.abs(trajectories.returns).max()) or 1.0
     return Task(
         name=Path(source).stem if Path(source).exists() else source,
@@ -307,7 +239,7 @@ def generic_task(source: str, trajectories: Trajectories) -> Task:
         dataset=source,
         reference=get_reference_scores(trajectories.env_id or ""),
         overrides={
-            **SMALL_RECIPE,
+            **catalogue.SMALL_RECIPE,
             "return_scale": 10.0 ** math.floor(math.log10(largest)),
             "max_timestep": int(trajectories.lengths.max()),
         },
@@ -316,13 +248,7 @@ def generic_task(source: str, trajectories: Trajectories) -> Task:
 
 
 class LoadedData:
-    """A source under different options, each loaded and hashed once.
-
-    Args:
-        source: What ``load_trajectories`` takes.
-        stores: Folder for the stores of sources that can be converted (the DQN replay); None
-            converts nothing. Other sources are loaded from where they lie.
-    """
+    """A source under different options, each loaded and hashed once."""
 
     def __init__(self, source: str, stores: Path | None) -> None:
         self.source = source
@@ -343,14 +269,14 @@ class LoadedData:
         """Return where a run finds the data, and its fingerprint."""
         key = _options_key(options)
         if key not in self._described:
-            fingerprint = compute_fingerprint(self.get(options))
+            fingerprint = runs.compute_fingerprint(self.get(options))
             self._described[key] = DataSource(*self._locate(options), fingerprint)
         return self._described[key]
 
     def _locate(self, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         """Return the source and its options, or the store that it was converted to."""
-        kind = None if self._stores is None else find_source(self.source)
-        if self._stores is None or kind is None or "store" not in kind.option_names():
+        kind = find_source(self.source) if self._stores else None
+        if not self._stores or kind is None or "store" not in kind.option_names():
             return self.source, dict(options)
         name = f"{Path(self.source).resolve()} {_options_key(options)}"
         store = self._stores / hashlib.sha256(name.encode()).hexdigest()[:16]

@@ -21,19 +21,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sb3_dmamba.errors import ExperimentError
-from sb3_dmamba.evaluation.statistics import (
-    Estimate,
-    compute_interquartile_mean,
-    compute_normalized_score,
-    estimate,
-)
+from sb3_dmamba.evaluation.statistics import Estimate, compute_normalized_score, estimate
+from sb3_dmamba.experiments import statistics
 from sb3_dmamba.experiments.plan import Plan, PlannedRun, PlannedTask
 from sb3_dmamba.experiments.runs import Evaluation, RunResult, write_json, write_text
-from sb3_dmamba.experiments.statistics import (
-    compute_probability_of_improvement,
-    compute_rank_correlation,
-    find_winner,
-)
 
 FORMAT = 1
 """Of ``settings.json``."""
@@ -51,27 +42,16 @@ LOSS_COLUMNS = ("task", "variant", "seed", "update", "loss")
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """Everything that a report is made from, as its files have it.
-
-    Args:
-        settings: What was run: question, command, variants, tasks and their data.
-        evaluations: :data:`EVALUATION_COLUMNS`, all text.
-        losses: :data:`LOSS_COLUMNS`, all text; empty for reports older than ``losses.csv``.
-        machine: The costs by task and variant, and what computed.
-    """
+    """Everything that a report is made from, as its files have it."""
 
     settings: Mapping[str, Any]
-    evaluations: pd.DataFrame
-    losses: pd.DataFrame
+    evaluations: pd.DataFrame  # EVALUATION_COLUMNS, all text
+    losses: pd.DataFrame  # LOSS_COLUMNS, all text; empty for reports older than losses.csv
     machine: Mapping[str, Any]
 
     @classmethod
     def from_plan(cls, plan: Plan, command: str) -> Record:
-        """Gather the results of the runs that are done.
-
-        Raises:
-            ExperimentError: None is done.
-        """
+        """Gather the results of the runs that are done."""
         done = [(each, each.folder.read_result()) for each in plan.runs if each.folder.is_done]
         if not done:
             raise ExperimentError("no training is done: there is nothing to report")
@@ -100,11 +80,7 @@ class Record:
 
     @classmethod
     def read(cls, folder: Path) -> Record:
-        """Read the files of a report.
-
-        Raises:
-            ExperimentError: A file is missing or damaged.
-        """
+        """Read the files of a report."""
         losses = folder / "losses.csv"
         return cls(
             settings=read_settings(folder),
@@ -120,40 +96,24 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
 
 
 def read_table(path: Path, columns: Iterable[str]) -> pd.DataFrame:
-    """Read a CSV file, all columns as text.
-
-    Raises:
-        ExperimentError: The file is missing, is not CSV, or lacks a column.
-    """
+    """Read a CSV file, all columns as text."""
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except FileNotFoundError as error:
         raise _missing(path) from error
     except ValueError as error:
         raise ExperimentError(f"{path} cannot be read: {error}", value=str(path)) from error
-    missing = [name for name in columns if name not in table]
-    if missing:
-        raise ExperimentError(
-            f"{path} lacks the columns {', '.join(missing)}", value=str(path), choices=missing
-        )
+    if missing := [name for name in columns if name not in table]:
+        raise ExperimentError(f"{path} lacks the columns {', '.join(missing)}", value=str(path))
     return table
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """Read ``settings.json`` of a report.
-
-    Raises:
-        ExperimentError: It is missing, damaged, or of another format.
-    """
+    """Read ``settings.json`` of a report."""
     settings = _read_json(folder / "settings.json")
-    found = settings.get("format")
-    if found != FORMAT:
-        raise ExperimentError(
-            f"the report in {folder} has format {found!r} and this version reads {FORMAT}",
-            setting="format",
-            value=found,
-            choices=[FORMAT],
-        )
+    if (found := settings.get("format")) != FORMAT:
+        message = f"the report in {folder} has format {found!r} and this version reads {FORMAT}"
+        raise ExperimentError(message, setting="format", value=found)
     return settings
 
 
@@ -168,9 +128,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _missing(path: Path) -> ExperimentError:
-    return ExperimentError(
-        f"there is no report in {path.parent}: {path.name} is missing", value=str(path)
-    )
+    message = f"there is no report in {path.parent}: {path.name} is missing"
+    return ExperimentError(message, value=str(path))
 
 
 # --- From a plan ---------------------------------------------------------------------------------
@@ -178,23 +137,14 @@ def _missing(path: Path) -> ExperimentError:
 
 def _evaluation_row(planned: PlannedRun, result: RunResult, evaluation: Evaluation) -> list[str]:
     returns = evaluation.returns
-    figures = [
-        returns.mean(),
-        compute_interquartile_mean(returns),
-        returns.std(ddof=1) if len(returns) > 1 else np.nan,
-        returns.min(),
-        returns.max(),
-        evaluation.lengths.mean(),
-    ]
+    deviation = returns.std(ddof=1) if len(returns) > 1 else np.nan
+    centre = returns.mean(), statistics.compute_interquartile_mean(returns), deviation
+    figures = *centre, returns.min(), returns.max(), evaluation.lengths.mean()
     is_last = evaluation.update == result.last_update
+    target = repr(evaluation.target_return).removesuffix(".0")
     return [
-        planned.task,
-        planned.variant,
-        evaluation.memory,
-        str(planned.seed),
-        str(evaluation.update),
-        repr(evaluation.target_return).removesuffix(".0"),
-        str(len(returns)),
+        *(planned.task, planned.variant, evaluation.memory),
+        *(str(planned.seed), str(evaluation.update), target, str(len(returns))),
         *(f"{float(value):.8g}" for value in figures),
         str(result.n_parameters),
         " ".join(f"{value:.8g}" for value in returns.tolist()) if is_last else "",
@@ -247,11 +197,7 @@ def _describe_task(plan: Plan, planned: PlannedTask) -> dict[str, Any]:
         "headline": planned.headline,
         "reference": None if reference is None else asdict(reference),
         "deterministic": all(run.evaluation.deterministic for run in runs),
-        "settings": {
-            name: value
-            for name, value in configs[0].items()
-            if all(config.get(name) == value for config in configs)
-        },
+        "settings": {k: v for k, v in configs[0].items() if all(c.get(k) == v for c in configs)},
     }
 
 
@@ -271,11 +217,9 @@ def _describe_machine(plan: Plan) -> dict[str, Any]:
     machines = []
     for session in itertools.chain.from_iterable(sessions):
         versions = ", ".join(f"{name} {each}" for name, each in session["versions"].items())
-        threads = session["threads"]
-        machines.append(
-            f"{session['machine']}, device {session['device']}, {threads} "
-            f"thread{'' if threads == 1 else 's'} a training; {versions}"
-        )
+        threads = f"{session['threads']} thread{'' if session['threads'] == 1 else 's'}"
+        where = f"{session['machine']}, device {session['device']}"
+        machines.append(f"{where}, {threads} a training; {versions}")
     return {"costs": costs, "machines": list(dict.fromkeys(machines))}
 
 
@@ -284,11 +228,12 @@ _SPENT = ("updates", "train_seconds", "train_cpu_seconds", "evaluation_seconds")
 
 def _compute_costs(spent: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Return the medians over the trainings of a variant."""
+    table = pd.DataFrame(spent)
     values = {
-        "update_ms": [1e3 * each["train_seconds"] / each["updates"] for each in spent],
-        "update_cpu_ms": [1e3 * each["train_cpu_seconds"] / each["updates"] for each in spent],
-        "training_minutes": [each["train_seconds"] / 60 for each in spent],
-        "evaluation_minutes": [each["evaluation_seconds"] / 60 for each in spent],
+        "update_ms": 1e3 * table["train_seconds"] / table["updates"],
+        "update_cpu_ms": 1e3 * table["train_cpu_seconds"] / table["updates"],
+        "training_minutes": table["train_seconds"] / 60,
+        "evaluation_minutes": table["evaluation_seconds"] / 60,
     }
     return {name: float(np.median(each)) for name, each in values.items()}
 
@@ -302,7 +247,7 @@ _MIN_TARGETS = 3  # of a rank correlation
 class TargetSummary:
     """Returns of the last weights of an arm for one target (seeds, episodes)."""
 
-    returns: NDArray[np.float64]
+    returns: NDArray[np.float64]  # (seeds, episodes)
 
     @cached_property
     def estimate(self) -> Estimate:
@@ -312,33 +257,20 @@ class TargetSummary:
     @property
     def seed_means(self) -> NDArray[np.float64]:
         """Each training's mean return (seeds,)."""
-        means: NDArray[np.float64] = self.returns.mean(axis=1)
-        return means
+        return np.asarray(self.returns.mean(axis=1))
 
 
 @dataclass(frozen=True, eq=False)
 class ArmSummary:
-    """A variant acting with one memory.
-
-    Args:
-        variant: The variant.
-        memory: The memory.
-        seeds: The training seeds that are done.
-        targets: By target, for the last weights.
-        history: By update and target, each seed's mean return (seeds,), the last weights' too.
-        losses: Each seed's loss curve (points, 2): update and loss; without ``losses.csv``, no
-            points.
-        rank_correlation: Spearman's of asked and achieved, over the targets within the data's
-            range; None where these are fewer than three.
-    """
+    """A variant acting with one memory."""
 
     variant: str
     memory: str
     seeds: tuple[int, ...]
     targets: Mapping[float, TargetSummary]
-    history: Mapping[int, Mapping[float, NDArray[np.float64]]]
-    losses: tuple[NDArray[np.float64], ...]
-    rank_correlation: Estimate | None
+    history: Mapping[int, Mapping[float, NDArray[np.float64]]]  # update, target: means (seeds,)
+    losses: tuple[NDArray[np.float64], ...]  # by seed: update and loss (points, 2)
+    rank_correlation: Estimate | None  # None with fewer than three targets in range
 
     @property
     def name(self) -> str:
@@ -347,33 +279,26 @@ class ArmSummary:
 
     def improvement(self, other: ArmSummary, target: float) -> Estimate:
         """Return how often a training of this arm is above one of another, at a target."""
-        own, theirs = self.targets[target].returns, other.targets[target].returns
-        return compute_probability_of_improvement(own, theirs)
+        pair = self.targets[target].returns, other.targets[target].returns
+        return statistics.compute_probability_of_improvement(*pair)
 
     @property
     def last_scores(self) -> NDArray[np.float64]:
         """Each seed's mean return at its best target, last weights (seeds,)."""
-        scores: NDArray[np.float64] = np.max([t.seed_means for t in self.targets.values()], axis=0)
-        return scores
+        return np.asarray(np.max([t.seed_means for t in self.targets.values()], axis=0))
 
     @property
     def best_scores(self) -> NDArray[np.float64]:
         """Each seed's best mean return over targets and evaluations, as the paper's (seeds,)."""
         rows = [means for by_target in self.history.values() for means in by_target.values()]
-        scores: NDArray[np.float64] = np.max(rows, axis=0)
-        return scores
+        return np.asarray(np.max(rows, axis=0))
 
 
 @dataclass(frozen=True, eq=False)
 class TaskSummary:
-    """The arms of one task.
+    """The arms of one task."""
 
-    Args:
-        task: The task and its data: an entry of ``tasks`` in ``settings.json``.
-        arms: Variants under memories; the others are compared with the first.
-    """
-
-    task: Mapping[str, Any]
+    task: Mapping[str, Any]  # an entry of "tasks" in settings.json
     arms: tuple[ArmSummary, ...]
 
     @property
@@ -393,14 +318,12 @@ class TaskSummary:
 
     def winner(self, target: float) -> ArmSummary | None:
         """Return the arm whose interval is above all others at a target; None if none is."""
-        name = find_winner({arm.name: arm.targets[target].estimate for arm in self.arms})
-        return next((arm for arm in self.arms if arm.name == name), None)
+        arms = {arm.name: arm for arm in self.arms}
+        estimates = {name: arm.targets[target].estimate for name, arm in arms.items()}
+        return arms.get(statistics.find_winner(estimates) or "")
 
     def reference_arm(self, arm: ArmSummary) -> ArmSummary | None:
-        """Return the arm to compare with: the first variant under the same memory.
-
-        The first variant's other memories are compared with its first one.
-        """
+        """Return the first variant's arm of the same memory, or the very first arm."""
         first = self.arms[0]
         if arm is first:
             return None
@@ -418,12 +341,7 @@ class TaskSummary:
 
 @dataclass(frozen=True, eq=False)
 class ExperimentSummary:
-    """All of an experiment.
-
-    Args:
-        record: What the report is made from.
-        tasks: The tasks with at least one training that is done.
-    """
+    """All of an experiment."""
 
     record: Record
     tasks: tuple[TaskSummary, ...]
@@ -440,16 +358,16 @@ class ExperimentSummary:
 
 
 def summarize(record: Record) -> ExperimentSummary:
-    """Compute the summary of a record.
-
-    Raises:
-        ExperimentError: The record has no evaluations, or its files do not fit together.
-    """
+    """Compute the summary of a record."""
     try:
         types = {"seed": int, "update": int, "target_return": float, "mean": float}
         by_arm = record.evaluations.astype(types).groupby(["task", "variant"], sort=False)
         arms_rows = dict(iter(by_arm))
-        losses = _losses_by_training(record.losses)
+        losses: dict[Any, NDArray[np.float64]] = {}
+        if not record.losses.empty:
+            names = ["task", "variant", "seed"]
+            curves = record.losses.astype({"seed": int}).groupby(names, sort=False)
+            losses = {key: each[["update", "loss"]].to_numpy(np.float64) for key, each in curves}
         tasks = []
         for task in record.settings["tasks"]:
             arms = [
@@ -467,18 +385,12 @@ def summarize(record: Record) -> ExperimentSummary:
     return ExperimentSummary(record, tuple(tasks))
 
 
-def _losses_by_training(losses: pd.DataFrame) -> dict[Any, NDArray[np.float64]]:
-    if losses.empty:
-        return {}
-    by_training = losses.astype({"seed": int}).groupby(["task", "variant", "seed"], sort=False)
-    return {key: curve[["update", "loss"]].to_numpy(np.float64) for key, curve in by_training}
-
-
 def _summarize_arm(
     task: Mapping[str, Any], rows: pd.DataFrame, losses: Mapping[Any, NDArray[np.float64]]
 ) -> ArmSummary:
     variant, memory = rows[["variant", "memory"]].iloc[0]
     seeds = tuple(map(int, rows["seed"].unique()))
+    curves = tuple(losses.get((task["name"], variant, seed), np.empty((0, 2))) for seed in seeds)
     last = rows["update"].max()
     targets = {
         target: TargetSummary(np.stack([np.array(text.split(), float) for text in each["returns"]]))
@@ -491,13 +403,6 @@ def _summarize_arm(
     within = task["targets_in_range"]
     correlation = None
     if len(within) >= _MIN_TARGETS:
-        correlation = compute_rank_correlation(within, [targets[each].returns for each in within])
-    return ArmSummary(
-        variant=variant,
-        memory=memory,
-        seeds=seeds,
-        targets=targets,
-        history=history,
-        losses=tuple(losses.get((task["name"], variant, seed), np.empty((0, 2))) for seed in seeds),
-        rank_correlation=correlation,
-    )
+        achieved = [targets[each].returns for each in within]
+        correlation = statistics.compute_rank_correlation(within, achieved)
+    return ArmSummary(variant, memory, seeds, targets, history, curves, correlation)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,16 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sb3_dmamba.evaluation.statistics import Estimate, compute_interquartile_mean, estimate
+from sb3_dmamba.experiments import record as records
 from sb3_dmamba.experiments.catalogue import list_measurements
 from sb3_dmamba.experiments.plan import Plan
-from sb3_dmamba.experiments.record import (
-    ArmSummary,
-    ExperimentSummary,
-    Record,
-    TaskSummary,
-    read_settings,
-    summarize,
-)
+from sb3_dmamba.experiments.record import ArmSummary, ExperimentSummary, Record, TaskSummary
 from sb3_dmamba.experiments.runs import write_text
 from sb3_dmamba.experiments.statistics import compute_performance_profile
 
@@ -44,25 +38,16 @@ range. *Better than the first* is how often a training is above one of the first
 same memory (of the first memory, for the first variant itself), asked {headlines}."""
 
 
-_INTERVALS = """\
-a bootstrap over seeds and the episodes within them, with Student's t for how few the
-seeds are"""
+_INTERVALS = (
+    "a bootstrap over seeds and the episodes within them, with Student's t for how few the\n"
+    "seeds are"
+)
 _INTERVALS_OF_ONE_SEED = "percentiles of a bootstrap over the episodes of the one seed"
 
 
 def write_report(plan: Plan, out: Path, command: str) -> list[Path]:
-    """Write the record and the report of the runs that are done; return the files, report first.
-
-    Args:
-        plan: The experiment's runs.
-        out: Folder to write into.
-        command: What reproduces it.
-
-    Raises:
-        ExperimentError: No run is done.
-    """
+    """Write the record and the report of the runs that are done; return the files, report first."""
     record = Record.from_plan(plan, command)
-    out.mkdir(parents=True, exist_ok=True)
     files = record.write(out)
     return [_write_markdown(record, out), *files]
 
@@ -80,10 +65,10 @@ def rebuild_report(folder: Path) -> Path:
     Raises:
         ExperimentError: A file is missing or damaged.
     """
-    name = read_settings(folder)["experiment"]
-    measurement = next((each for each in list_measurements() if each.name == name), None)
-    if measurement is not None:
-        return measurement.rebuild(folder)
+    name = records.read_settings(folder)["experiment"]
+    for measurement in list_measurements():
+        if measurement.name == name:
+            return measurement.rebuild(folder)
     return _write_markdown(Record.read(folder), folder)
 
 
@@ -96,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _write_markdown(record: Record, out: Path) -> Path:
-    summary = summarize(record)
+    summary = records.summarize(record)
     for task in summary.tasks:
         for name, plot in _PLOTS.items():
             plot(task, out / _picture(task, name))
@@ -109,7 +94,6 @@ def _picture(task: TaskSummary, name: str) -> str:
 
 
 # --- Sections ------------------------------------------------------------------------------------
-
 
 _MAX_NAMED_TASKS = 3
 
@@ -162,13 +146,12 @@ def _compose_published(summary: ExperimentSummary) -> list[str]:
     published = summary.record.settings["published"]
     if published is None:
         return []
-    unit = "normalised scores" if published["is_normalized"] else "raw scores"
-    return [
-        "### Beside what others report",
-        f"Each training at its best target, {unit}: interquartile means over seeds with 95 % "
-        f"intervals, of the last weights and of the best evaluation. {published['notes']}",
-        _format_published(summary, published),
-    ]
+    text = (
+        f"Each training at its best target, {'normalised' if published['is_normalized'] else 'raw'}"
+        " scores: interquartile means over seeds with 95 % intervals, of the last weights and of "
+        f"the best evaluation. {published['notes']}"
+    )
+    return ["### Beside what others report", text, _format_published(summary, published)]
 
 
 def _compose_task(summary: ExperimentSummary, task: TaskSummary) -> list[str]:
@@ -200,24 +183,17 @@ def _describe_trainings(summary: ExperimentSummary) -> str:
 
 def _compose_data(summary: ExperimentSummary) -> list[str]:
     tasks = [each.task for each in summary.tasks]
-    rows = [
-        [
-            task["name"],
-            task["source"],
-            f"{task['n_episodes']:,}",
-            f"{task['n_steps']:,}",
-            format_number(task["mean_return"]),
-            f"{format_number(task['lowest_return'])} to {format_number(task['highest_return'])}",
-            task["fingerprint"],
-        ]
-        for task in tasks
-    ]
+    rows, shared = [], []
+    for task in tasks:
+        counts = [f"{task[name]:,}" for name in ("n_episodes", "n_steps")]
+        mean, low, high = (
+            format_number(task[f"{n}_return"]) for n in ("mean", "lowest", "highest")
+        )
+        data = [*counts, mean, f"{low} to {high}", task["fingerprint"]]
+        rows.append([task["name"], task["source"], *data])
+        settings = _list_settings(task["settings"])
+        shared.append(f"* {task['name']}: {settings} (and the defaults of `DecisionMambaConfig`)")
     header = ["task", "data", "episodes", "steps", "mean return", "returns", "fingerprint"]
-    shared = [
-        f"* {task['name']}: {_list_settings(task['settings'])} (and the defaults of "
-        "`DecisionMambaConfig`)"
-        for task in tasks
-    ]
     return [format_table(header, rows), "Settings that all variants share:", "\n".join(shared)]
 
 
@@ -228,12 +204,11 @@ def _describe_answer(summary: ExperimentSummary) -> list[str]:
     """Return a paragraph a task: the comparisons, and whether the intervals are separate."""
     done, planned = summary.n_done, summary.record.settings["n_trainings"]
     incomplete = f"{done} of {planned} trainings are done; these are their figures."
-    return [
-        "" if done == planned else incomplete,
-        *map(_describe_task, summary.tasks),
+    caution = (
         "An interval holds for this recipe, data and number of updates; overlapping intervals "
-        "leave open which is better, and do not show that the two are alike.",
-    ]
+        "leave open which is better, and do not show that the two are alike."
+    )
+    return ["" if done == planned else incomplete, *map(_describe_task, summary.tasks), caution]
 
 
 def _describe_task(task: TaskSummary) -> str:
@@ -250,8 +225,7 @@ def _describe_task(task: TaskSummary) -> str:
         other = task.reference_arm(arm)
         assert other is not None
         sentences.append(_compare(arm, other, target))
-    found = [(arm, arm.rank_correlation) for arm in task.arms]
-    known = [f"{_name(arm)} {value.value:.2f}" for arm, value in found if value is not None]
+    known = [f"{_name(a)} {a.rank_correlation.value:.2f}" for a in task.arms if a.rank_correlation]
     if known:
         sentences.append(
             f"Rank correlation of asked and achieved over the {len(within)} targets within the "
@@ -283,11 +257,11 @@ def _compare(arm: ArmSummary, other: ArmSummary, target: float) -> str:
         relation = f"below {against}, the intervals separate"
     else:
         relation = f"not told apart from {against}, the intervals overlap"
-    chance = arm.improvement(other, target)
     pairs = len(arm.seeds) * len(other.seeds)
+    n_better = arm.improvement(other, target).value * pairs
     return (
         f"{_name(arm)}: {_describe_estimate(ours)}; {relation} (its training is the better one in "
-        f"{chance.value * pairs:g} of {pairs} pairs of seeds)."
+        f"{n_better:g} of {pairs} pairs of seeds)."
     )
 
 
@@ -312,9 +286,8 @@ def format_number(value: float) -> str:
 def _format_estimate(value: Estimate | None) -> str:
     if value is None:
         return "-"
-    if value.low != value.low:
-        return format_number(value.value)
-    return f"{format_number(value.value)} [{format_number(value.low)}, {format_number(value.high)}]"
+    interval = f" [{format_number(value.low)}, {format_number(value.high)}]"
+    return format_number(value.value) + (interval if value.low == value.low else "")
 
 
 def _count(n: int, what: str) -> str:
@@ -391,26 +364,26 @@ def _format_published(summary: ExperimentSummary, published: Mapping[str, Any]) 
 
 
 def _format_variants(variants: Mapping[str, Mapping[str, Any]]) -> str:
-    rows = [
-        [
-            name,
-            _list_settings(variant["settings"]) or "-",
-            _list_settings(variant["data_options"]) or "-",
-            variant["description"] or "-",
-        ]
-        for name, variant in variants.items()
-    ]
+    rows = []
+    for name, variant in variants.items():
+        texts = (
+            *(_list_settings(variant[k]) for k in ("settings", "data_options")),
+            variant["description"],
+        )
+        rows.append([name, *(text or "-" for text in texts)])
     return format_table(["variant", "settings", "data", "notes"], rows)
 
 
 def _format_costs(costs: Sequence[Mapping[str, Any]]) -> str:
     """Return the time of an update and of a training, by task and variant."""
-    header = [
-        "task", "variant", "ms an update", "of it processor", "min training", "min evaluation",
-    ]  # fmt: skip
-    names = ("update_ms", "update_cpu_ms", "training_minutes", "evaluation_minutes")
-    rows = [[c["task"], c["variant"], *(f"{c[name]:.1f}" for name in names)] for c in costs]
-    return format_table(header, rows)
+    columns = {
+        "ms an update": "update_ms",
+        "of it processor": "update_cpu_ms",
+        "min training": "training_minutes",
+        "min evaluation": "evaluation_minutes",
+    }
+    rows = [[c["task"], c["variant"], *(f"{c[n]:.1f}" for n in columns.values())] for c in costs]
+    return format_table(["task", "variant", *columns], rows)
 
 
 # --- Pictures ------------------------------------------------------------------------------------
@@ -451,6 +424,11 @@ def variant_colour(index: int) -> str:
     return _COLOURS[index % len(_COLOURS)]
 
 
+def _marked(colour: str, style: str, label: str, is_open: bool) -> dict[str, Any]:
+    marker = {"marker": "o", "markersize": 4.5, "markerfacecolor": "white" if is_open else colour}
+    return {"color": colour, "linestyle": style, "label": label, **marker}
+
+
 def draw_lines(
     path: Path,
     title: str,
@@ -458,48 +436,28 @@ def draw_lines(
     lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
     n_styles: int = 1,
 ) -> None:
-    """Draw lines through points, both axes logarithmic.
-
-    Args:
-        path: Where to write.
-        title: Above the figure.
-        labels: Of the two axes, with their units.
-        lines: Places and values by name.
-        n_styles: Lines that follow each other in one colour, the second of them dashed.
-    """
+    """Draw lines through points, both axes logarithmic."""
     from matplotlib.ticker import LogLocator
 
     figure, axes = new_figure()
     for index, (name, (places, values)) in enumerate(lines.items()):
         colour, is_dashed = variant_colour(index // n_styles), index % n_styles == 1
-        axes.plot(
-            places,
-            values,
-            color=colour,
-            linestyle="--" if is_dashed else "-",
-            marker="o",
-            markersize=4.5,
-            markerfacecolor="white" if is_dashed else colour,
-            label=name,
-        )
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+        style = _marked(colour, "--" if is_dashed else "-", name, is_open=is_dashed)
+        axes.plot(places, values, **style)
+    axes.set(xscale="log", yscale="log", xlabel=labels[0], ylabel=labels[1])
     ticks = sorted({place for places, _ in lines.values() for place in places})
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()
-    axes.set_xlabel(labels[0])
-    axes.set_ylabel(labels[1])
     save_figure(figure, axes, title, path)
 
 
-def _styled_arms(task: TaskSummary) -> Iterator[tuple[ArmSummary, str, str]]:
-    """Yield every arm with its colour and line style."""
-    variants = list(dict.fromkeys(arm.variant for arm in task.arms))
-    for arm in task.arms:
-        colour = variant_colour(variants.index(arm.variant))
-        yield arm, colour, _LINE_STYLES.get(arm.memory, "-.")
+def _styled_arms(task: TaskSummary) -> list[tuple[ArmSummary, str, str]]:
+    """Return every arm with its colour and line style."""
+    variants = dict.fromkeys(arm.variant for arm in task.arms)
+    colours = {variant: variant_colour(index) for index, variant in enumerate(variants)}
+    return [(a, colours[a.variant], _LINE_STYLES.get(a.memory, "-.")) for a in task.arms]
 
 
 def _plot_achieved(task: TaskSummary, path: Path) -> None:
@@ -519,15 +477,10 @@ def _plot_achieved(task: TaskSummary, path: Path) -> None:
         axes.errorbar(
             places + offset * (index - (len(task.arms) - 1) / 2),
             centre,
-            yerr=np.abs(ends - centre[:, None]).T,
-            color=colour,
-            linestyle=style,
-            marker="o",
-            markersize=4.5,
-            markerfacecolor="white" if arm.memory == "stream" else colour,
+            np.abs(ends - centre[:, None]).T,
+            **_marked(colour, style, arm.name, is_open=arm.memory == "stream"),
             capsize=2.5,
             linewidth=1.5,
-            label=arm.name,
         )
     highest, mean = task.task["highest_return"], task.task["mean_return"]
     axes.plot(places, targets, ":", color="0.4", linewidth=1.2, label="achieved = asked")
@@ -540,19 +493,15 @@ def _plot_achieved(task: TaskSummary, path: Path) -> None:
     if high - low > 10:
         axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.set_xticks(places, [f"{target:,.0f}" for target in targets])
-    axes.set_xlabel("return asked for")
-    axes.set_ylabel("return achieved")
+    axes.set(xlabel="return asked for", ylabel="return achieved")
     save_figure(figure, axes, f"{task.name}: interquartile mean, 95 % interval", path)
 
 
 def _plot_learning(task: TaskSummary, path: Path) -> None:
-    """Draw returns at the headline target where there are several evaluations, else the loss.
-
-    Without losses (a report older than ``losses.csv``) an existing picture stays.
-    """
+    """Draw returns at the headline target, or the loss where there is a single evaluation."""
     has_returns = max(len(arm.history) for arm in task.arms) > 1
     if not has_returns and not all(len(curve) for arm in task.arms for curve in arm.losses):
-        return
+        return  # a report older than losses.csv: an existing picture stays
     figure, axes = new_figure()
     if has_returns:
         for arm, colour, style in _styled_arms(task):
@@ -570,8 +519,7 @@ def _plot_learning(task: TaskSummary, path: Path) -> None:
             points = arm.losses[0][:, 0]
             axes.plot(points, np.median(curves, axis=0), color=colour, label=arm.variant)
             axes.fill_between(points, low, high, color=colour, alpha=0.2, linewidth=0)
-        axes.set_ylabel("training loss")
-        axes.set_yscale("log")
+        axes.set(ylabel="training loss", yscale="log")
         axes.grid(which="minor", color="0.95", linewidth=0.5)
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("{x:g}")
@@ -590,12 +538,9 @@ def _plot_profile(task: TaskSummary, path: Path) -> None:
     for arm, colour, style in _styled_arms(task):
         profile = compute_performance_profile(arm.targets[task.headline].returns, thresholds)
         axes.plot(thresholds, profile.shares, color=colour, linestyle=style, label=arm.name)
-        axes.fill_between(
-            thresholds, profile.low, profile.high, color=colour, alpha=0.12, linewidth=0
-        )
-    axes.set_ylim(-0.02, 1.02)
-    axes.set_xlabel("return")
-    axes.set_ylabel("share of episodes above it")
+        band = profile.low, profile.high
+        axes.fill_between(thresholds, *band, color=colour, alpha=0.12, linewidth=0)
+    axes.set(ylim=(-0.02, 1.02), xlabel="return", ylabel="share of episodes above it")
     save_figure(figure, axes, f"{task.name}: all episodes, asked {task.headline:,.0f}", path)
 
 

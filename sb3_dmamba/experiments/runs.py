@@ -35,28 +35,13 @@ _KEY_LENGTH = 16
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """How a training is evaluated, and when.
-
-    Args:
-        target_returns: Returns to ask for, in the environment's units.
-        n_episodes: Episodes of each target.
-        memories: The memories to act with, one evaluation each.
-        every: Updates between two evaluations; the last weights are always evaluated, with 0 these
-            alone.
-        seed: Environment seed of each target's first episode, the same for every run.
-        deterministic: Whether a discrete action is the likeliest one, or drawn.
-        max_episode_steps: Episodes are cut after this many steps; None leaves it to the
-            environment.
-
-    Raises:
-        ConfigError: There is no target or memory, or a count is out of its range.
-    """
+    """How a training is evaluated, and when."""
 
     target_returns: tuple[float, ...]
     n_episodes: int
     memories: tuple[Memory, ...] = ("window",)
-    every: int = 0
-    seed: int = 10_000
+    every: int = 0  # updates between two evaluations; the last weights are always evaluated
+    seed: int = 10_000  # of each target's first episode, the same for every run
     deterministic: bool = True
     max_episode_steps: int | None = None
 
@@ -66,9 +51,8 @@ class EvaluationPlan:
         for name in ("target_returns", "memories"):
             values = getattr(self, name)
             if not values or len(set(values)) != len(values):
-                raise ConfigError(
-                    f"{name}={values!r}: give at least one, each once", setting=name, value=values
-                )
+                message = f"{name}={values!r}: give at least one, each once"
+                raise ConfigError(message, setting=name, value=values)
         for name, minimum in (("n_episodes", 1), ("every", 0), ("seed", 0)):
             object.__setattr__(self, name, check_integer(name, getattr(self, name), minimum))
         limit = check_optional_integer("max_episode_steps", self.max_episode_steps, 1)
@@ -87,15 +71,9 @@ class EvaluationPlan:
 
 @dataclass(frozen=True)
 class DataSource:
-    """A dataset: where it lies, and a hash of its values.
+    """A dataset: where it lies, and a hash of its values."""
 
-    Args:
-        source: What ``load_trajectories`` takes: a path or an id.
-        options: Its options.
-        fingerprint: Of the values (:func:`compute_fingerprint`).
-    """
-
-    source: str
+    source: str  # a path or an id, as load_trajectories takes
     options: Mapping[str, Any]
     fingerprint: str
 
@@ -105,41 +83,27 @@ class DataSource:
 
 @dataclass(frozen=True)
 class Run:
-    """One training with its evaluations.
-
-    Args:
-        data: What it learns from.
-        task: Environment, and whether rewards are clipped.
-        config: Settings of the model and its training.
-        seed: Seed of weights, batches and dropout.
-        evaluation: How the weights are evaluated.
-        label: Its name in messages.
-    """
+    """One training with its evaluations."""
 
     data: DataSource
     task: Task
     config: DecisionMambaConfig
     seed: int
     evaluation: EvaluationPlan
-    label: str = field(default="", compare=False)
+    label: str = field(default="", compare=False)  # in messages
 
     def identity(self) -> dict[str, Any]:
         """Return all that decides the result, JSON-compatible.
 
-        Settings at their defaults are left out, so that a setting added by a later version does
-        not change old keys; :class:`RunFolder` compares the whole config besides.
+        Settings at their defaults are left out: later versions' new settings change no old keys.
         """
-        defaults = DecisionMambaConfig().to_dict()
-        config = self.config.to_dict()
+        defaults, task = DecisionMambaConfig().to_dict(), self.task
+        environment = {"id": task.env_id, "kwargs": dict(task.env_kwargs)}
         return {
             "format": _FORMAT,
             "data": self.data.fingerprint,
-            "environment": {
-                "id": self.task.env_id,
-                "kwargs": dict(self.task.env_kwargs),
-                "clip_rewards": self.task.clip_rewards,
-            },
-            "config": {name: value for name, value in config.items() if value != defaults[name]},
+            "environment": {**environment, "clip_rewards": task.clip_rewards},
+            "config": {k: v for k, v in self.config.to_dict().items() if v != defaults[k]},
             "seed": self.seed,
             "evaluation": self.evaluation.identity(),
         }
@@ -164,19 +128,10 @@ class Run:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Run:
-        """Build a run from what :meth:`to_dict` returned.
-
-        Raises:
-            ConfigError: It was written by another version, or changed.
-        """
-        found = fields.get("format")
-        if found != _FORMAT:
-            raise ConfigError(
-                f"the run has format {found!r} and this version reads {_FORMAT}",
-                setting="format",
-                value=found,
-                choices=[_FORMAT],
-            )
+        """Build a run from what :meth:`to_dict` returned."""
+        if (found := fields.get("format")) != _FORMAT:
+            message = f"the run has format {found!r} and this version reads {_FORMAT}"
+            raise ConfigError(message, setting="format", value=found)
         try:
             return cls(
                 data=DataSource(**fields["data"]),
@@ -206,11 +161,7 @@ def write_json(path: Path, document: Any, indent: int | None = None) -> None:
 
 
 class RunFolder:
-    """The folder of one run.
-
-    Args:
-        path: The folder; its name is the run's key.
-    """
+    """The folder of one run."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -225,26 +176,16 @@ class RunFolder:
 
     @classmethod
     def prepare(cls, parent: Path, run: Run) -> RunFolder:
-        """Return the folder of a run, with its description in it.
-
-        Raises:
-            ExperimentError: It holds a training under defaults that have changed since.
-        """
+        """Return the folder of a run, with its description in it."""
         folder = cls(parent / run.key)
         if folder.description.exists():
-            config = run.config.to_dict()
-            changed = {
-                name: (old, config[name])
-                for name, old in folder.read_run().config.to_dict().items()
-                if old != config[name]
-            }
-            if changed:
-                raise ExperimentError(
+            now, before = run.config.to_dict(), folder.read_run().config.to_dict()
+            if changed := {k: (old, now[k]) for k, old in before.items() if old != now[k]}:
+                message = (
                     f"{folder.path} was trained when these settings had other defaults (before, "
-                    f"now): {changed}; set them with --set, or name another folder with --cells",
-                    setting="cells",
-                    value=str(parent),
+                    f"now): {changed}; set them with --set, or name another folder with --cells"
                 )
+                raise ExperimentError(message, setting="cells", value=str(parent))
         write_json(folder.description, run.to_dict(), indent=1)  # the data may have moved
         return folder
 
@@ -254,11 +195,7 @@ class RunFolder:
         return self.result.exists()
 
     def read_run(self) -> Run:
-        """Read the run's description.
-
-        Raises:
-            ExperimentError: There is none, or it cannot be read.
-        """
+        """Read the run's description."""
         try:
             return Run.from_dict(json.loads(self.description.read_text(encoding="utf-8")))
         except FileNotFoundError as error:
@@ -267,11 +204,7 @@ class RunFolder:
             raise ExperimentError(f"{self.description} cannot be read: {error}") from error
 
     def read_result(self) -> RunResult:
-        """Read the result of a run that is done.
-
-        Raises:
-            ExperimentError: It is not done, or the file was changed.
-        """
+        """Read the result of a run that is done."""
         try:
             fields = json.loads(self.result.read_text(encoding="utf-8"))
             return RunResult(
@@ -282,10 +215,8 @@ class RunFolder:
         except FileNotFoundError as error:
             raise ExperimentError(f"the run {self.path} is not done") from error
         except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-            raise ExperimentError(
-                f"{self.result} cannot be read ({error!r}): delete it, and the same command "
-                "gathers the evaluations again"
-            ) from error
+            fix = "delete it, and the same command gathers the evaluations again"
+            raise ExperimentError(f"{self.result} cannot be read ({error!r}): {fix}") from error
 
     def read_json(self, path: Path, default: Any) -> Any:
         """Read a JSON file of the folder; return the default where it is absent or damaged."""
@@ -299,10 +230,6 @@ class RunFolder:
         """Hold the run's lock, which one process has at a time.
 
         The operating system releases the lock when a process ends, however it ends.
-
-        Args:
-            while_waiting: Called about once a second while another process has the lock; what it
-                raises ends the wait.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path / "lock")
@@ -324,21 +251,13 @@ class RunFolder:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """The episodes of one target, at one point of a training.
-
-    Args:
-        update: Updates of the evaluated weights.
-        memory: The memory of acting.
-        target_return: The return asked for.
-        returns: The returns achieved, (n_episodes,) float64.
-        lengths: Steps of the episodes, (n_episodes,) int64.
-    """
+    """The episodes of one target, at one point of a training."""
 
     update: int
     memory: str
     target_return: float
-    returns: NDArray[np.float64]
-    lengths: NDArray[np.int64]
+    returns: NDArray[np.float64]  # (n_episodes,)
+    lengths: NDArray[np.int64]  # (n_episodes,)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-compatible values."""
@@ -354,16 +273,10 @@ class Evaluation:
 
 @dataclass(frozen=True, eq=False)
 class RunResult:
-    """Everything that tables are made of; it does not depend on the machine's speed or the time.
+    """Everything that tables are made of; it does not depend on the machine's speed or the time."""
 
-    Args:
-        losses: Update, and the mean training loss since the entry before.
-        evaluations: In the order of update, memory and target.
-        n_parameters: Of the model.
-    """
-
-    losses: tuple[tuple[int, float], ...]
-    evaluations: tuple[Evaluation, ...]
+    losses: tuple[tuple[int, float], ...]  # update, and the mean since the entry before
+    evaluations: tuple[Evaluation, ...]  # by update, memory and target
     n_parameters: int
 
     @cached_property
@@ -376,15 +289,7 @@ _LOSS_POINTS = 100
 
 
 class LossCurve:
-    """Mean training losses over intervals of equally many updates.
-
-    The sum of an interval stays on the device until the interval ends or a checkpoint needs it.
-
-    Args:
-        folder: The run's.
-        update: The checkpoint from which training goes on.
-        n_updates: Updates of the whole training.
-    """
+    """Mean training losses over equal intervals; an open interval's sum stays on the device."""
 
     def __init__(self, folder: RunFolder, update: int, n_updates: int) -> None:
         self._path = folder.losses
@@ -406,11 +311,8 @@ class LossCurve:
             self._sum, self._count = 0.0, 0
 
     def write(self, update: int) -> None:
-        """Write the curve for a checkpoint that is about to be written.
-
-        The open interval is kept for this checkpoint and for the one before: a crash may leave
-        either.
-        """
+        """Write the curve for a checkpoint that is about to be written."""
+        # for this checkpoint and the one before: a crash may leave either
         self._open = [*self._open[-1:], [update, float(self._sum), self._count]]
         write_json(self._path, {"entries": self.entries, "open": self._open})
 
@@ -423,10 +325,7 @@ _FINGERPRINT_LENGTH = 24
 
 
 def compute_fingerprint(trajectories: Trajectories) -> str:
-    """Return a hash of a dataset's values, spaces and environment.
-
-    Arrays are read in chunks, so that memory-mapped data is never held at once.
-    """
+    """Return a hash of a dataset's values, read in chunks, and its spaces and environment."""
     digest = hashlib.sha256()
     for name in _ARRAYS:
         array = getattr(trajectories, name)
@@ -447,10 +346,7 @@ def compute_fingerprint(trajectories: Trajectories) -> str:
 
 
 def _space_bytes(space: spaces.Space[Any]) -> bytes:
-    if isinstance(space, spaces.Box):  # whose repr leaves out bounds
-        return (
-            f"Box {space.shape} {space.dtype}".encode()
-            + space.low.tobytes()
-            + (space.high.tobytes())
-        )
-    return repr(space).encode()
+    if not isinstance(space, spaces.Box):  # whose repr leaves out bounds
+        return repr(space).encode()
+    head = f"Box {space.shape} {space.dtype}".encode()
+    return head + space.low.tobytes() + space.high.tobytes()

@@ -61,8 +61,7 @@ def compute_probability_of_improvement(
         level: Coverage of the interval.
 
     Returns:
-        The share of pairs of seeds, and a score interval of it, which stays inside [0, 1] and
-        stays wide where few seeds are all on one side.
+        The share of pairs of seeds, and a score interval of it, inside [0, 1].
 
     Raises:
         ConfigError: An array is empty or not of this shape.
@@ -98,18 +97,11 @@ def _score_interval(share: float, n_own: int, n_other: int, level: float) -> tup
 
 @dataclass(frozen=True, eq=False)
 class PerformanceProfile:
-    """Share of episodes above each threshold.
+    """Share of episodes above each threshold."""
 
-    Args:
-        thresholds: Returns, rising (n,).
-        shares: The share of episodes above each (n,).
-        low: Lower end of its band, percentiles of resamples (n,).
-        high: Upper end (n,).
-    """
-
-    thresholds: NDArray[np.float64]
-    shares: NDArray[np.float64]
-    low: NDArray[np.float64]
+    thresholds: NDArray[np.float64]  # rising (n,)
+    shares: NDArray[np.float64]  # (n,)
+    low: NDArray[np.float64]  # of the band (n,)
     high: NDArray[np.float64]
 
 
@@ -117,12 +109,6 @@ def compute_performance_profile(
     returns: Any, thresholds: NDArray[Any], *, level: float = 0.95, n_resamples: int = 500
 ) -> PerformanceProfile:
     """Compute the share of episodes above each threshold.
-
-    Args:
-        returns: (seeds, episodes) of a task, or a sequence of such.
-        thresholds: Returns (n,).
-        level: Coverage of the band at each point.
-        n_resamples: Resamples of the bootstrap.
 
     Source: Agarwal et al. 2021 (arXiv:2108.13264), section 4.2, score distributions.
     """
@@ -160,12 +146,9 @@ def compute_rank_correlation(
     asked = np.asarray(target_returns, dtype=np.float64)
     achieved = np.stack(as_strata(list(returns)))  # (targets, seeds, episodes)
     if len(asked) != len(achieved) or len(np.unique(asked)) < 2:
-        raise ConfigError(
-            f"{len(asked)} targets and returns of {len(achieved)}: give two or more targets that "
-            "differ, and returns of each",
-            setting="target_returns",
-            value=target_returns,
-        )
+        counts = f"{len(asked)} targets and returns of {len(achieved)}"
+        message = f"{counts}: give two or more targets that differ, and returns of each"
+        raise ConfigError(message, setting="target_returns", value=target_returns)
     n_targets, n_seeds, n_episodes = achieved.shape
     centres = compute_interquartile_mean(achieved.reshape(n_targets, -1))
     value = float(_spearman(asked, centres[None])[0])
@@ -186,10 +169,7 @@ def compute_rank_correlation(
 
 
 def _spearman(asked: NDArray[np.float64], achieved: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Correlate the ranks of (targets,) with those of (n, targets); NaN where all are equal.
-
-    ``scipy.stats.spearmanr`` takes one pair of samples at a time; there are thousands.
-    """
+    """Correlate the ranks of (targets,) with those of (n, targets); NaN where all are equal."""
     from scipy import stats
     from scipy.spatial.distance import cdist
 

@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +12,6 @@ from typer.testing import CliRunner
 from sb3_dmamba.cli import app
 from sb3_dmamba.cli.experiment import _reproduce
 from sb3_dmamba.experiments import engines as room
-from tests.experiments.toys import save_data
 
 TINY = [
     "--set", "hidden_size=8", "n_layers=1", "d_state=2", "context_length=3", "batch_size=4",
@@ -99,42 +93,3 @@ def test_the_command_of_a_report_is_what_decides_its_numbers() -> None:
     arguments = "experiment mixers --data hopper --jobs 2 --out x --cells=y --seeds 0 1 --ray"
     expected = "dmamba experiment mixers --data hopper --seeds 0 1"
     assert _reproduce(arguments.split()) == expected
-
-
-# --- A sweep that is killed -----------------------------------------------------------------------
-
-
-def start(out: Path, data: Path, log: Path) -> subprocess.Popen[bytes]:
-    """Start a sweep of two trainings in a process group of its own."""
-    command = [
-        *(sys.executable, "-c", "from sb3_dmamba.cli import main; main()", "experiment", "mixers"),
-        *("--variants", "mamba", "--data", str(data), "--out", str(out), *TINY),
-        *("--seeds", "0", "1", "--evaluations", "2", "--device", "cpu"),
-    ]
-    with log.open("ab") as file:
-        return subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
-
-
-def tables(out: Path) -> dict[str, bytes]:
-    """Return everything in a report but what the machine was and took."""
-    files = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
-    del files["machine.json"]
-    files["report.md"] = files["report.md"].split(b"## Machine and time")[0]
-    return files
-
-
-@pytest.mark.slow
-def test_a_sweep_killed_half_way_and_restarted_gives_the_same_bytes(tmp_path: Path) -> None:
-    data, log = save_data(tmp_path / "data"), tmp_path / "log.txt"
-    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    assert start(undisturbed, data, log).wait(280) == 0, log.read_text()
-    for reached in ("*/model.zip", "*/result.json"):  # once in a training, once between two
-        process = start(killed, data, log)
-        while not list((killed / "cells").glob(reached)) and process.poll() is None:
-            time.sleep(0.002)
-        os.killpg(process.pid, signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL, "it was through before it could be killed"
-    assert not (killed / "report.md").exists()
-    assert start(killed, data, log).wait(280) == 0, log.read_text()
-    assert tables(killed) == tables(undisturbed)
-    assert set(tables(killed)) >= {"report.md", "results.csv", "losses.csv", "settings.json"}

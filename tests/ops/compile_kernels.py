@@ -4,7 +4,7 @@
 the dtype of the sequences, the capability, and a thread's registers and bytes of stack. Everything
 up to a launch is as on the GPU: the operations are called, their arguments are bound and
 specialised, Triton and ptxas compile. Only nothing is run. A third argument, ``usual``, leaves out
-the variants with a single token, with few channels, and without optional arguments.
+what segments need, and the variants with one token, few channels or no optional arguments.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Compiler:
             self._run(scan.selective_scan, SCAN, scan_inputs(1, 1, 1, 1))
             few = scan_inputs(2, 9, 20, 5)
             self._run(scan.selective_scan, SCAN, {k: few[k] for k in ("u", "delta", *"ABC")})
-        scan._cut = lambda *sizes: (24, 3)
+            scan._cut = lambda *sizes: (24, 3)
         self._run(scan.selective_scan, SCAN, scan_inputs(2, 60, 256, 16, 8))  # Hopper's: width 128
         convolve = importlib.import_module("sb3_dmamba.ops.causal_conv1d.triton").causal_conv1d
         taps = conv_inputs(2, 60, 256, 4)

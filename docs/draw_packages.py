@@ -1,6 +1,6 @@
-"""Draw the rooms of the package from its imports: `python docs/draw_rooms.py` writes the picture.
+"""Draw the packages of sb3_dmamba from their imports: `python docs/draw_packages.py`.
 
-A room stands above every room that it imports.
+A package (or top-level module) stands above every one that it imports.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 from xml.sax.saxutils import escape
 
 PACKAGE = Path(__file__).parents[1] / "sb3_dmamba"
-PICTURE = Path(__file__).parent / "images" / "rooms.svg"
+PICTURE = Path(__file__).parent / "images" / "packages.svg"
 
 FLOW = ("source", "Trajectories", "WindowBatch", "policy", "EvaluationReport")
 STEPS = ("load_trajectories", "WindowSampler", "fit", "evaluate")
@@ -21,19 +21,19 @@ COLOURS = ("#dbeafe", "#dcfce7", "#fef9c3", "#fae8ff")
 
 
 def find_imports(package: Path) -> dict[str, set[str]]:
-    """Return each room's rooms, as its modules import them."""
+    """Return what each package imports of the others."""
     homes = _find_homes(package / "__init__.py")
-    rooms: dict[str, set[str]] = {}
+    packages: dict[str, set[str]] = {}
     for path in sorted(package.rglob("*.py")):
-        room = path.relative_to(package).parts[0].removesuffix(".py")
-        if not room.startswith("__"):
+        name = path.relative_to(package).parts[0].removesuffix(".py")
+        if not name.startswith("__"):
             found = {homes.get(name, name) for name in _names_imported(path)}
-            rooms.setdefault(room, set()).update(found)
-    return {room: found & rooms.keys() - {room} for room, found in rooms.items()}
+            packages.setdefault(name, set()).update(found)
+    return {name: found & packages.keys() - {name} for name, found in packages.items()}
 
 
 def _find_homes(front: Path) -> dict[str, str]:
-    """Return the room that each public name of the package comes from."""
+    """Return the package that each public name comes from."""
     for node in ast.walk(ast.parse(front.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_HOMES":
             homes: dict[str, str] = ast.literal_eval(node.value)
@@ -42,7 +42,7 @@ def _find_homes(front: Path) -> dict[str, str]:
 
 
 def _names_imported(path: Path) -> set[str]:
-    """Return what a module imports of the package: rooms and public names."""
+    """Return what a module imports of sb3_dmamba: packages and public names."""
     names: list[str] = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -54,19 +54,19 @@ def _names_imported(path: Path) -> set[str]:
 
 
 def stack(imports: dict[str, set[str]]) -> list[list[str]]:
-    """Return the rooms in rows, the lowest first: each stands on what it imports."""
+    """Return the packages in rows, the lowest first: each stands on what it imports."""
     levels: dict[str, int] = {}
 
-    def level(room: str) -> int:
-        if room not in levels:
-            levels[room] = 1 + max((level(other) for other in imports[room]), default=-1)
-        return levels[room]
+    def level(name: str) -> int:
+        if name not in levels:
+            levels[name] = 1 + max((level(other) for other in imports[name]), default=-1)
+        return levels[name]
 
     rows: list[list[str]] = []
-    for room in sorted(imports, key=lambda room: (level(room), room)):
-        if level(room) == len(rows):
+    for name in sorted(imports, key=lambda name: (level(name), name)):
+        if level(name) == len(rows):
             rows.append([])
-        rows[-1].append(room)
+        rows[-1].append(name)
     return rows
 
 
@@ -110,17 +110,17 @@ def draw(imports: dict[str, set[str]]) -> str:
         width = min(pitch - GAP, 190)
         first = (WIDTH - len(row) * width - (len(row) - 1) * GAP) / 2
         y = top + number * ROW_HEIGHT
-        for place, room in enumerate(row):
+        for place, name in enumerate(row):
             x = first + place * (width + GAP)
-            parts.append(_box(x, y, width, room, COLOURS[number % len(COLOURS)]))
-    caption = "A room imports only rooms that stand below it."
+            parts.append(_box(x, y, width, name, COLOURS[number % len(COLOURS)]))
+    caption = "A package imports only packages that stand below it."
     parts.append(
         f'<text class="small" x="{WIDTH / 2:.0f}" y="{height - 14}" text-anchor="middle">'
         f"{caption}</text>"
     )
     body = "\n".join(parts)
     return f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img">
-<title>How data flows, and the rooms of sb3_dmamba: {caption}</title>
+<title>How data flows, and the packages of sb3_dmamba: {caption}</title>
 <defs><marker id="arrow" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" \
 orient="auto"><path d="M0 0 L8 4 L0 8 z" fill="#334155"/></marker></defs>
 <style>text {{ font: 14px sans-serif; fill: #0f172a; }} .small {{ font-size: 12px; }}</style>
