@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
 # Without a GPU Triton's kernels are interpreted, which Triton is told before anything imports it.
@@ -19,6 +20,10 @@ install_import_hook(["sb3_dmamba.networks"], "beartype.beartype")
 # The networks here are tiny, and OpenMP's threads stumble over each other on a busy machine. Tests
 # of threads set their own number.
 torch.set_num_threads(1)
+
+# How long an example takes says more of the machine than of the code.
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 SHARED_DATA = Path(
     os.environ.get("SB3_DMAMBA_SHARED_DATA") or Path(__file__).parents[2] / "shared" / "data"

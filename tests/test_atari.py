@@ -10,19 +10,16 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
+from gymnasium.vector import SyncVectorEnv
 from numpy.typing import NDArray
 from stable_baselines3.common.atari_wrappers import AtariWrapper
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecTransposeImage
 
 from sb3_dmamba.algorithm import DecisionMamba
 from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.envs import ATARI_ID, MINIMAL_ACTIONS
 from sb3_dmamba.envs.return_to_go import ReturnToGo
 from sb3_dmamba.errors import ConfigError, DatasetError, MissingDependencyError
-from sb3_dmamba.evaluation import evaluate_targets
 from sb3_dmamba.tasks import get_task
 
 ale_py = pytest.importorskip("ale_py", reason="ale-py, of the atari extra, is not installed")
@@ -121,32 +118,11 @@ def test_the_defaults_are_the_dqn_replays() -> None:
     assert env.metadata["render_fps"] == 15
 
 
-def test_shapes_of_other_settings() -> None:
-    env = make(frame_stack=1, frame_skip=1, screen_size=42, render_mode="rgb_array")
-    shown, _ = env.reset(seed=0)
-    assert shown.shape == (1, 42, 42)
-    assert shown in env.observation_space
-    assert env.step(1)[4]["episode_frame_number"] == 1
-    assert np.asarray(env.render()).shape == (210, 160, 3)
-    assert env.metadata["render_fps"] == 60
-    unwrapped(env).close()
-
-
 def test_a_game_is_truncated_after_its_frames() -> None:
     env = make("Pong", max_episode_frames=40)
     env.reset(seed=0)
     ends = [env.step(0)[2:4] for _ in range(10)]
     assert ends == [(False, False)] * 9 + [(False, True)]
-
-
-def test_it_is_made_again_from_its_spec() -> None:
-    env: gym.Env[Any, Any] = gym.wrappers.TimeLimit(
-        make(terminal_on_life_loss=True, sticky_actions=0.1), 7
-    )
-    assert env.spec is not None
-    again = gym.make(env.spec)
-    assert again.spec == env.spec
-    assert unwrapped(again).ale.getFloat("repeat_action_probability") == np.float32(0.1)
 
 
 def test_mistakes() -> None:
@@ -191,8 +167,6 @@ def test_the_id_is_found_in_a_fresh_interpreter() -> None:
     assert found.stdout.strip() == "8", found.stderr
 
 
-# --- Lives ---------------------------------------------------------------------------------------
-
 ROUND = [1, 0, 2, 0, 3, 0, 2, 2]  # fires, and lets most balls pass
 
 
@@ -234,85 +208,8 @@ def test_an_episode_may_end_with_a_life_and_the_game_goes_on() -> None:
     assert unwrapped(lives).was_real_done
 
 
-def test_a_seeded_reset_starts_a_new_game() -> None:
-    env = make(terminal_on_life_loss=True)
-    env.reset(seed=0)
-    terminated, actions = False, actions_of_a_game()
-    while not terminated:
-        terminated = env.step(next(actions))[2]
-    assert lives_of(env) == 4
-    env.reset(seed=1)
-    assert lives_of(env) == 5
-    assert unwrapped(env).was_real_done
-
-
 def one_life(game: str = "Breakout") -> gym.Env[Any, Any]:
     return make(game, terminal_on_life_loss=True)
-
-
-def sb3_game() -> gym.Env[Any, Any]:
-    """Stable-Baselines3's chain, as its ``make_atari_env`` makes it."""
-    import ale_py
-
-    gym.register_envs(ale_py)
-    env = gym.make("ALE/Seaquest-v5", frameskip=1, repeat_action_probability=0.0)
-    return AtariWrapper(Monitor(env), noop_max=0)
-
-
-def sb3_venv(n: int = 1) -> Any:
-    return VecTransposeImage(VecFrameStack(DummyVecEnv([sb3_game] * n), 4))
-
-
-def seaquest_action(t: int) -> int:
-    return [1, 11, 12, 3, 4, 11, 12, 5][t % 8]
-
-
-def test_a_lost_life_does_not_restart_the_return_under_sb3s_wrapper() -> None:
-    env = ReturnToGo(sb3_venv(), 50.0, clip_rewards=True)
-    env.seed(0)
-    shown: Any = env.reset()
-    assert shown["observation"].shape == (1, 4, 84, 84)
-    seen, expected, lost = [float(shown["return_to_go"].item())], [50.0], 0
-    for t in range(5000):
-        shown, rewards, dones, infos = env.step(np.array([seaquest_action(t)]))
-        is_over = "episode" in infos[0]
-        assert bool(dones[0]) == is_over
-        lost += int("terminal_observation" in infos[0] and not is_over)
-        expected.append(50.0 if is_over else expected[-1] - float(rewards[0]))
-        seen.append(float(shown["return_to_go"].item()))
-        if is_over:
-            break
-    assert seen == expected
-    assert lost == 3  # of four lives
-    assert min(seen) < 48.0
-    assert infos[0]["episode"]["r"] > 50.0 - min(seen)  # Monitor's, as evaluate_policy scores: raw
-    terminal = infos[0]["terminal_observation"]["return_to_go"].item()
-    assert terminal == min(seen)
-
-
-@pytest.mark.parametrize("kind", ["async", "sb3"])
-def test_the_return_goes_on_over_lives(kind: str) -> None:
-    """Two whole games; the return-to-go must only be whole again when lives are."""
-    env: Any
-    if kind == "sb3":  # hides ends that cost a life and not the game
-        env = ReturnToGo(DummyVecEnv([one_life] * 2), 9.0, clip_rewards=True)
-    else:
-        env = ReturnToGo(AsyncVectorEnv([one_life] * 2), 9.0, clip_rewards=True)
-    shown: Any = env.reset() if kind == "sb3" else env.reset(seed=0)[0]
-    expected, lives, n_games = 9.0, 5, 0
-    actions = actions_of_a_game()
-    while n_games < 2:
-        shown, rewards, dones, *_ = env.step(np.full(2, next(actions)))
-        expected -= float(np.clip(rewards[0], -1.0, 1.0))
-        if dones[0]:
-            if kind == "async":  # the next step resets
-                shown, *_ = env.step(np.zeros(2, dtype=int))
-            lives = lives - 1 if lives > 1 and kind == "async" else 5
-            assert bool(env.episode_start[0]) == (lives == 5)
-            n_games += lives == 5
-            expected = 9.0 if lives == 5 else expected
-        assert shown["return_to_go"][0, 0] == expected, (kind, lives)
-    env.close()
 
 
 AutoresetMode: Any = getattr(gym.vector, "AutoresetMode", None)  # Gymnasium 1.1 and later
@@ -357,98 +254,6 @@ def test_the_return_is_whole_again_with_the_lives(game: Any, kind: str) -> None:
         assert np.ravel(shown["return_to_go"])[0] == expected
     assert n_lost == (0 if kind == "gym" else 8)  # it goes on by itself
     env.close()
-
-
-# --- Evaluation ----------------------------------------------------------------------------------
-
-
-class Pattern:
-    """A policy that repeats a pattern of actions and notes what it was shown."""
-
-    memory = "window"
-
-    def __init__(self, env: gym.Env[Any, Any]) -> None:
-        self.observation_space, self.action_space = env.observation_space, env.action_space
-        self.returns_to_go: list[float] = []
-
-    def initial_state(self, n: int, memory: str | None = None) -> Any:
-        return Counter(np.zeros(n, dtype=np.int64))
-
-    def act(
-        self, observations: Any, returns_to_go: Any, state: Any, deterministic: bool = True
-    ) -> Any:
-        assert observations.dtype == np.uint8
-        self.returns_to_go.append(float(returns_to_go[0]))
-        pattern = np.array([seaquest_action(t) for t in range(8)])
-        return pattern[state.t % 8], Counter(state.t + 1)
-
-
-class Counter:
-    def __init__(self, t: NDArray[np.int64]) -> None:
-        self.t = t
-
-    def take(self, rows: Any) -> Counter:
-        return Counter(self.t[rows])
-
-    def reset(self, mask: Any) -> Counter:
-        return Counter(np.where(mask, 0, self.t))
-
-
-def seaquest_by_hand() -> tuple[float, float]:
-    """The raw score of a game of the pattern, and its clipped one."""
-    by_hand, t, is_over, score, clipped = ByHand("Seaquest"), 0, False, 0.0, 0.0
-    while not is_over:
-        _, reward, is_over = by_hand.step(seaquest_action(t))
-        score, clipped = score + reward, clipped + float(np.clip(reward, -1.0, 1.0))
-        t += 1
-    return score, clipped
-
-
-@pytest.mark.parametrize(("terminal_on_life_loss", "n_workers"), [(False, 0), (True, 1)])
-def test_a_game_is_scored_raw_and_conditioned_on_clipped_rewards(
-    terminal_on_life_loss: bool, n_workers: int
-) -> None:
-    def game() -> gym.Env[Any, Any]:
-        return gym.make(
-            "sb3_dmamba:sb3_dmamba/Atari-v0",
-            game="Seaquest",
-            sticky_actions=0.0,
-            noop_max=0,
-            terminal_on_life_loss=terminal_on_life_loss,
-        )
-
-    policy = Pattern(game())
-    report = evaluate_targets(
-        policy, game, 10.0, 2, n_envs=1, n_workers=n_workers, clip_rewards=True
-    )
-    score, clipped = seaquest_by_hand()
-    assert report.results[0].returns.tolist() == [score] * 2
-    assert score > clipped + 1.0
-    first_game = policy.returns_to_go[: int(report.results[0].lengths[0])]
-    assert first_game[0] == 10.0
-    assert first_game[-1] in (10.0 - clipped, 11.0 - clipped)  # the last may still pay
-    assert report.clip_rewards
-    assert "clipped to [-1, 1]" in str(report)
-
-
-def test_sb3s_wrapper_is_scored_by_whole_games_in_raw_rewards() -> None:
-    monitors: list[Monitor[Any, Any]] = []
-
-    def game() -> gym.Env[Any, Any]:
-        env = sb3_game()
-        inner: Any = env
-        while not isinstance(inner, Monitor):
-            inner = inner.env
-        monitors.append(inner)
-        return env
-
-    policy = Pattern(sb3_game())
-    report = evaluate_targets(policy, game, 10.0, 2, n_envs=1, n_workers=0)
-    assert report.results[0].returns.tolist() == monitors[-1].get_episode_rewards()
-    assert report.results[0].mean > 10.0
-    # a step limit in the middle of a game: the next episode is another game all the same
-    short = evaluate_targets(policy, game, 10.0, 2, n_envs=1, n_workers=0, max_episode_steps=70)
-    assert short.results[0].returns[0] == short.results[0].returns[1]
 
 
 def test_a_model_of_frames_plays_and_is_scored() -> None:

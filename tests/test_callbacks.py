@@ -11,15 +11,12 @@ import pytest
 from stable_baselines3.common.callbacks import (
     BaseCallback,
     CallbackList,
-    CheckpointCallback,
     EvalCallback,
     EveryNTimesteps,
     ProgressBarCallback,
-    StopTrainingOnRewardThreshold,
 )
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_dmamba.algorithm import DecisionMamba
 from sb3_dmamba.envs.return_to_go import ReturnToGo
@@ -38,9 +35,6 @@ def conditioned(target: float = 5.0) -> Any:
 class NeedsEnvironment(BaseCallback):
     def _on_step(self) -> bool:
         return self.training_env.num_envs > 0
-
-
-# --- When they are called ----------------------------------------------------------------------
 
 
 def test_one_step_an_update() -> None:
@@ -74,13 +68,6 @@ def test_every_form_of_callback() -> None:
     assert calls == [1, 2, 3] * 2
 
 
-def test_a_function_stops_the_training() -> None:
-    model = tiny_model()
-    model.fit(DATA, 9, callback=lambda local, _: local["model"].num_timesteps < 4)
-    assert (model.num_timesteps, model._total_timesteps) == (4, 9)
-    assert model.fit().num_timesteps == 9  # the rest
-
-
 def test_one_that_fails_leaves_a_model_that_goes_on() -> None:
     def fail(local: dict[str, Any], _: dict[str, Any]) -> bool:
         if local["model"].num_timesteps == 4:
@@ -91,9 +78,6 @@ def test_one_that_fails_leaves_a_model_that_goes_on() -> None:
     with pytest.raises(OSError, match="disk gone"):
         model.fit(DATA, 9, callback=fail)
     assert differences(everything_in(model.fit()), everything_in(tiny_model().fit(DATA, 9))) == []
-
-
-# --- EvalCallback ------------------------------------------------------------------------------
 
 
 def test_evaluation_best_model_and_log(tmp_path: Path) -> None:
@@ -118,68 +102,17 @@ def test_evaluation_best_model_and_log(tmp_path: Path) -> None:
     assert best.evaluate(5.0, 1, env=ChoiceEnv, n_workers=0).results[0].lengths.tolist() == [10]
 
 
-def test_stop_on_reward_threshold() -> None:
-    stop = StopTrainingOnRewardThreshold(-1.0)
-    callback = EvalCallback(conditioned(), stop, eval_freq=3, n_eval_episodes=1, verbose=0)
-    model = tiny_model(ChoiceEnv).fit(DATA, 10, callback=callback)
-    assert model.num_timesteps == 3
-    stop = StopTrainingOnRewardThreshold(1e9)
-    callback = EvalCallback(conditioned(), stop, eval_freq=3, n_eval_episodes=1, verbose=0)
-    assert tiny_model(ChoiceEnv).fit(DATA, 10, callback=callback).num_timesteps == 10
-
-
 @pytest.mark.parametrize(
     "env",
-    [ChoiceEnv, ChoiceEnv(), conditioned(3.0), make_vec_env(ChoiceEnv, 2)],
-    ids=["function", "env", "conditioned", "vectorised"],
+    [None, ChoiceEnv, ChoiceEnv(), conditioned(3.0), make_vec_env(ChoiceEnv, 2)],
+    ids=["own", "function", "env", "conditioned", "vectorised"],
 )
 def test_fit_evaluates_where_it_is_told_to(env: Any) -> None:
-    model = tiny_model()
+    model, recorder = tiny_model(ChoiceEnv() if env is None else None), Recorder()
     memory = use_memory(model)
-    model.fit(DATA, 4, eval_env=env, eval_freq=2, n_eval_episodes=2)
-    evaluated = [step for step, row in memory.rows if "eval/mean_reward" in row]
-    assert evaluated == [2, 4]
-
-
-def test_fit_evaluates_in_its_own_environment() -> None:
-    model, recorder = tiny_model(ChoiceEnv()), Recorder()
-    memory = use_memory(model)
-    model.fit(DATA, 4, eval_freq=2, n_eval_episodes=2, callback=recorder)
-    assert [step for step, row in memory.rows if "eval/mean_ep_length" in row] == [2, 4]
+    model.fit(DATA, 4, eval_env=env, eval_freq=2, n_eval_episodes=2, callback=recorder)
+    assert [step for step, row in memory.rows if "eval/mean_reward" in row] == [2, 4]
     assert recorder.seen == [1, 2, 3, 4]
-
-
-def test_the_two_environments_may_be_of_different_kinds() -> None:
-    venv = make_vec_env(ChoiceEnv, 2)
-    model = tiny_model(ChoiceEnv).fit(DATA, 2, eval_env=venv, eval_freq=1, n_eval_episodes=2)
-    callback = EvalCallback(ReturnToGo(venv, 5.0), eval_freq=1, n_eval_episodes=2, verbose=0)
-    model.fit(n_steps=2, callback=callback)
-    assert not isinstance(model.get_env(), type(callback.eval_env))
-
-
-def test_environments_that_cannot_be() -> None:
-    recorder = Recorder()
-    needy, known = NeedsEnvironment(), ChoiceEnv
-    for error, task, options in (
-        (UnknownTaskError, None, {"eval_freq": 2}),
-        (SpaceError, None, {"eval_freq": 2, "eval_env": "CartPole-v1"}),
-        (UnknownTaskError, None, {"eval_freq": 2, "eval_env": "No-v0"}),
-        (UnknownTaskError, None, {"callback": needy}),
-        (ConfigError, known, {"eval_freq": 1, "n_eval_episodes": 0}),
-    ):
-        with pytest.raises(error):
-            tiny_model(task).fit(DATA, 4, **options)
-    with pytest.raises(UnknownTaskError, match="No-v0"):
-        tiny_model(None, env="No-v0").fit(DATA, 1)
-    with pytest.raises(SpaceError):
-        tiny_model(ChoiceEnv).fit(random_trajectories(), 2, callback=recorder)
-    assert recorder.seen == []
-
-    def fail(*_: Any) -> bool:
-        raise AssertionError("mine")
-
-    with pytest.raises(AssertionError, match="mine"):  # not taken for a missing environment
-        tiny_model().fit(DATA, 1, callback=fail)
 
 
 @pytest.mark.parametrize("nested", [False, True])
@@ -191,9 +124,6 @@ def test_an_evaluation_without_return_to_go_is_refused_at_once(nested: bool) -> 
     with pytest.raises(ConditioningError, match=r"EvalCallback.*ReturnToGo"):
         model.fit(DATA, 4, callback=callback)
     assert model.num_timesteps == 0
-
-
-# --- Where no environment is known -------------------------------------------------------------
 
 
 @pytest.mark.parametrize("nested", [False, True])
@@ -221,18 +151,6 @@ def test_learning_needs_no_environment(task: Any) -> None:
     assert model.fit(n_steps=2, callback=NeedsEnvironment()).num_timesteps >= 4
 
 
-# --- The others --------------------------------------------------------------------------------
-
-
-def test_checkpoints(tmp_path: Path) -> None:
-    model = tiny_model().fit(DATA, 5, callback=CheckpointCallback(2, str(tmp_path)))
-    names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["rl_model_2_steps.zip", "rl_model_4_steps.zip"]
-    loaded = DecisionMamba.load(tmp_path / "rl_model_4_steps")
-    assert (loaded.num_timesteps, loaded._total_timesteps) == (4, 5)
-    assert differences(everything_in(loaded.fit(DATA)), everything_in(model)) == []
-
-
 @pytest.mark.filterwarnings("ignore:rich is experimental")  # tqdm's own
 def test_stable_baselines3s_progress_bar() -> None:
     pytest.importorskip("tqdm", reason="Stable-Baselines3's bar needs tqdm")
@@ -245,9 +163,22 @@ def test_stable_baselines3s_progress_bar() -> None:
     callback.pbar.close()
 
 
-def test_a_vectorised_environment_of_several() -> None:
-    venv = DummyVecEnv([lambda: Monitor(ChoiceEnv())] * 3)
-    model = tiny_model(venv)
-    model.fit(DATA, 2, eval_freq=1, n_eval_episodes=3)
-    assert model.n_envs == 3
-    assert isinstance(model.get_env(), ReturnToGo)
+def test_environments_that_cannot_be() -> None:
+    known = ChoiceEnv
+    for error, task, options in (
+        (UnknownTaskError, None, {"eval_freq": 2}),
+        (SpaceError, None, {"eval_freq": 2, "eval_env": "CartPole-v1"}),
+        (UnknownTaskError, None, {"eval_freq": 2, "eval_env": "No-v0"}),
+        (UnknownTaskError, None, {"callback": NeedsEnvironment()}),
+        (ConfigError, known, {"eval_freq": 1, "n_eval_episodes": 0}),
+    ):
+        with pytest.raises(error):
+            tiny_model(task).fit(DATA, 4, **options)
+    with pytest.raises(SpaceError):
+        tiny_model(ChoiceEnv).fit(random_trajectories(), 2)
+
+    def fail(*_: Any) -> bool:
+        raise AssertionError("mine")
+
+    with pytest.raises(AssertionError, match="mine"):  # not taken for a missing environment
+        tiny_model().fit(DATA, 1, callback=fail)

@@ -54,9 +54,6 @@ def write(path: Path, **changes: Any) -> Path:
     return path
 
 
-# --- info ---------------------------------------------------------------------------------------
-
-
 def test_info(tmp_path: Path) -> None:
     write(tmp_path / "hopper_medium-v2.hdf5")
     text = run("info", "hopper_medium-v2.hdf5").stdout
@@ -128,9 +125,6 @@ def test_options_are_json_or_text() -> None:
         parse_options(["=3"])
 
 
-# --- convert ------------------------------------------------------------------------------------
-
-
 def test_convert(tmp_path: Path) -> None:
     write(tmp_path / "hopper_medium-v2.hdf5")
     result = run("convert", "hopper_medium-v2.hdf5", "my stores/hopper")
@@ -156,27 +150,6 @@ def test_convert_as_json(tmp_path: Path) -> None:
     files = list((tmp_path / "store").iterdir())
     assert document["bytes"] == sum(file.stat().st_size for file in files)
     assert load_trajectories(tmp_path / "store").rewards[:4].tolist() == [0, 0, 0, 6]
-
-
-def test_convert_names_the_game(shared_data: Path) -> None:
-    source = str(shared_data / "dqn-replay" / "Breakout" / "1")
-    result = run("convert", source, "store", "--option", "checkpoints=[0]")
-    assert "next: dmamba train breakout --dataset store" in result.stdout
-
-
-def test_convert_with_an_option_called_folder(tmp_path: Path) -> None:
-    write(tmp_path / "here" / "hopper_medium-v2.hdf5")
-    run("convert", "hopper-medium-v2", "store", "--option", "folder=here")
-    assert load_trajectories(tmp_path / "store").source == "d4rl:hopper-medium-v2"
-
-
-def test_a_store_is_no_option(tmp_path: Path) -> None:
-    write(tmp_path / "a.hdf5")
-    result = run("convert", "a.hdf5", "store", "--option", "store=there", exit_code=1)
-    assert "is not an option of a" in result.stderr
-
-
-# --- download -----------------------------------------------------------------------------------
 
 
 def test_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,9 +180,3 @@ def test_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(entry["downloaded"] for entry in document)
     assert document[0]["bytes"] == len(server.content)
     assert len(load_trajectories("hopper-medium-v2")) == 3
-
-
-def test_download_of_what_is_bundled() -> None:
-    document = json.loads(run("download", "sb3_dmamba/hopper-v0", "--json").stdout)
-    assert not document[0]["downloaded"]
-    assert document[0]["bytes"] > 1_000_000

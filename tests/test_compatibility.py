@@ -11,7 +11,6 @@ import pytest
 from gymnasium import spaces
 
 from sb3_dmamba.context import make_factory, wrap
-from sb3_dmamba.envs.make import as_gymnasium
 from sb3_dmamba.errors import MissingDependencyError, UnknownTaskError
 from sb3_dmamba.tasks import get_task
 from tests.models import tiny_model
@@ -81,12 +80,6 @@ def test_old_environments_are_acted_in_as_new_ones(kind: Any) -> None:
     assert model.get_env().num_envs == 1  # type: ignore[union-attr]
 
 
-def test_an_old_environment_is_not_made_twice() -> None:
-    with pytest.raises(UnknownTaskError) as caught:
-        make_factory(OldChoice())
-    assert caught.value.setting == "env"
-
-
 def test_an_id_of_the_old_gym() -> None:
     old_gym.register("OldChoice-v0", entry_point=OldChoice, max_episode_steps=4)
     try:
@@ -116,11 +109,6 @@ def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> N
         with pytest.raises(MissingDependencyError) as caught:
             get_task(name).make_env()
         assert (caught.value.package, caught.value.extra) == (package, "shimmy")
-
-
-def test_anything_else_stays_as_it_is() -> None:
-    for thing in (ChoiceEnv(), ChoiceEnv, "Hopper-v5", 5, None):
-        assert as_gymnasium(thing) is thing
 
 
 def _can_simulate() -> bool:

@@ -38,14 +38,12 @@ SMALL: dict[str, Any] = {"n_updates": 3, "hidden_size": 16, "n_layers": 1, "cont
 SMALL["seed"] = 0
 
 
-def old(script: str) -> str:
-    lines = [line[1:] for line in script.splitlines() if not line.startswith("+")]
-    return "\n".join(lines)
+def old(script: str, added: str = "+") -> str:
+    return "\n".join(line[1:] for line in script.splitlines() if not line.startswith(added))
 
 
 def new(script: str) -> str:
-    lines = [line[1:] for line in script.splitlines() if not line.startswith("-")]
-    return "\n".join(lines)
+    return old(script, "-")
 
 
 def run(code: str) -> dict[str, Any]:
@@ -64,6 +62,7 @@ def check_d3rlpys_files(learnable: Any, kind: str, logs: Path) -> None:
     import d3rlpy
 
     assert type(learnable).__name__ == kind
+    assert learnable.grad_step == 2
     (folder,) = logs.glob(f"{kind}_*")
     assert len((folder / "environment.csv").read_text().split()) == 2
     loaded: Any = d3rlpy.load_learnable(str(folder / "model_2.d3"))
@@ -81,30 +80,24 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_one_line_of_each_script_differs() -> None:
     assert set(SCRIPTS) == {"hopper", "breakout", "evaluation", "minari"}
     for name, script in SCRIPTS.items():
-        assert sorted(line[0] for line in script.splitlines() if line[:1] in ("+", "-")) == list(
-            "+-"
-        ), name
+        changes = [line[0] for line in script.splitlines() if line[:1] in ("+", "-")]
+        assert sorted(changes) == ["+", "-"], name
 
 
-@pytest.mark.parametrize(
-    ("form", "trained"), [(old, "DecisionTransformer"), (new, "DecisionMamba")]
-)
-def test_hopper(form: Any, trained: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("form", [old, new])
+def test_hopper(form: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     d3rlpy = pytest.importorskip("d3rlpy", reason="the d3rlpy extra is not installed")
     pytest.importorskip("mujoco", reason="the MuJoCo extra is not installed")
     dataset = load_trajectories("sb3_dmamba/hopper-v0").to_d3rlpy()
     env: Any = gymnasium.wrappers.TimeLimit(gymnasium.make("Hopper-v5"), 3)
     monkeypatch.setattr(d3rlpy.datasets, "get_d4rl", lambda name: (dataset, env))
-    learnable = run(form(SCRIPTS["hopper"]))["dt"]
-    assert learnable.grad_step == 2
-    check_d3rlpys_files(learnable, trained, tmp_path / "d3rlpy_logs")
+    trained = "DecisionTransformer" if form is old else "DecisionMamba"
+    check_d3rlpys_files(run(form(SCRIPTS["hopper"]))["dt"], trained, tmp_path / "d3rlpy_logs")
 
 
-@pytest.mark.parametrize(
-    ("form", "trained"), [(old, "DiscreteDecisionTransformer"), (new, "DiscreteDecisionMamba")]
-)
+@pytest.mark.parametrize("form", [old, new])
 def test_breakout(
-    form: Any, trained: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_data: Path
+    form: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_data: Path
 ) -> None:
     d3rlpy = pytest.importorskip("d3rlpy", reason="the d3rlpy extra is not installed")
     pytest.importorskip("ale_py", reason="the Atari extra is not installed")
@@ -112,9 +105,8 @@ def test_breakout(
     env: Any = gymnasium.make("sb3_dmamba/Atari-v0", game="Breakout")
     given: Any = played.to_d3rlpy(), gymnasium.wrappers.TimeLimit(env, 3)
     monkeypatch.setattr(d3rlpy.datasets, "get_atari_transitions", lambda *_, **__: given)
-    learnable = run(form(SCRIPTS["breakout"]))["dt"]
-    assert learnable.grad_step == 2
-    check_d3rlpys_files(learnable, trained, tmp_path / "d3rlpy_logs")
+    trained = "DiscreteDecisionTransformer" if form is old else "DiscreteDecisionMamba"
+    check_d3rlpys_files(run(form(SCRIPTS["breakout"]))["dt"], trained, tmp_path / "d3rlpy_logs")
 
 
 @pytest.mark.parametrize(("form", "algorithm"), [(old, PPO), (new, DecisionMamba)])

@@ -79,11 +79,8 @@ def _parts(path: Path) -> list[str]:
 
 
 def _run(code: str) -> str:
-    finished = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert finished.returncode == 0, finished.stderr
-    return finished.stdout
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, stdout=-1, text=True, timeout=120, check=True).stdout
 
 
 OPTIONAL = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -10,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -19,25 +19,21 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from stable_baselines3 import PPO
 
-from sb3_dmamba import model_file
 from sb3_dmamba.algorithm import DecisionMamba
 from sb3_dmamba.data.trajectories import Trajectories
-from sb3_dmamba.errors import ConfigError, ModelFileError, SpaceError, UnknownTaskError
+from sb3_dmamba.errors import ConfigError, ModelFileError
 from sb3_dmamba.model_file import FORMAT_VERSION, ModelFile
 from sb3_dmamba.tasks import ReferenceScores, Task
 from tests.models import Recorder, differences, everything_in, tiny_model
-from tests.toys import ChoiceEnv, choice_trajectories, random_trajectories
+from tests.toys import choice_trajectories, random_trajectories
 
 DATA = choice_trajectories(50)
 
 
-# --- Round trips -------------------------------------------------------------------------------
-
 CASES: dict[str, tuple[Trajectories, dict[str, Any]]] = {
-    "continuous": (random_trajectories(), {}),
-    "discrete": (random_trajectories(n_actions=4), {}),
+    "continuous": (random_trajectories(), {"memory": "stream"}),
     "image": (random_trajectories(observation_shape=(4, 36, 36), n_actions=3), {}),
-    "attention": (random_trajectories(), {"mixer": "attention"}),
+    "attention": (random_trajectories(n_actions=4), {"mixer": "attention", "memory": "stream"}),
     "paper": (random_trajectories(), {"init": "paper", "channel_mixing": False}),
     "unnormalised": (random_trajectories(), {"normalize_observations": False}),
 }
@@ -46,12 +42,11 @@ CASES: dict[str, tuple[Trajectories, dict[str, Any]]] = {
 @pytest.mark.parametrize("case", CASES)
 def test_predictions_are_equal_after_reload(case: str, tmp_path: Path) -> None:
     data, settings = CASES[case]
-    memory = "stream" if case in ("continuous", "attention", "image") else "window"
-    model = tiny_model(None, memory=memory, **settings).fit(data, 3)
+    model = tiny_model(None, **settings).fit(data, 3)
     model.save(tmp_path / "model")
     loaded = DecisionMamba.load(tmp_path / "model")
     assert differences(everything_in(model), everything_in(loaded)) == []
-    assert loaded.policy.memory == memory
+    assert loaded.policy.memory == settings.get("memory", "window")
     states: list[Any] = [None, None]
     for step in range(8):
         shown = {
@@ -66,29 +61,21 @@ def test_predictions_are_equal_after_reload(case: str, tmp_path: Path) -> None:
 
 def test_everything_travels(tmp_path: Path) -> None:
     task = Task(
-        name="toy",
-        env_id="NotHere-v0",
-        env_kwargs={"level": [1, 2]},
-        dataset="nowhere",
-        target_returns=(2.0, 4.5),
-        reference=ReferenceScores(0.0, 10.0, "by hand"),
-        overrides={"n_layers": 1},
-        description="a toy",
-        source={"env_id": "nowhere"},
-    )
+        name="toy", env_id="NotHere-v0", env_kwargs={"level": [1, 2]}, dataset="nowhere",
+        target_returns=(2.0, 4.5), reference=ReferenceScores(0.0, 10.0, "by hand"),
+        overrides={"n_layers": 1}, description="a toy", source={"env_id": "nowhere"},
+    )  # fmt: skip
     model = tiny_model(task, dropout=0.25).fit(DATA, 5)
     model.target_return = 7.0
     model.save(tmp_path / "model")
     loaded = DecisionMamba.load(tmp_path / "model")
-    assert loaded.config == model.config
-    assert loaded.task == task
-    assert loaded.target_return == 7.0
-    assert loaded.seed == model.seed
-    assert loaded.observation_space == model.observation_space
-    assert loaded.action_space == model.action_space
+    for name in (
+        *("config", "task", "target_return", "seed", "observation_space", "action_space"),
+        *("num_timesteps", "_n_updates"),
+    ):
+        assert getattr(loaded, name) == getattr(model, name), name
     assert loaded.dataset.source == DATA.source
     assert loaded.dataset.returns.tolist() == DATA.returns.tolist()
-    assert (loaded.num_timesteps, loaded._n_updates) == (5, 5)
     mean = loaded.policy.state_dict()["model.embedding.observation_encoder.mean"]
     np.testing.assert_allclose(mean, DATA.observations.mean(axis=0), rtol=1e-5)
 
@@ -102,38 +89,6 @@ def test_another_length_of_the_run_is_the_whole_run_s(tmp_path: Path) -> None:
         loaded = DecisionMamba.load(tmp_path / name, n_updates=10)
         assert loaded.fit(DATA).num_timesteps == 10
     assert DecisionMamba.load(tmp_path / "finished").fit(DATA).num_timesteps == 16
-
-
-def test_the_default_target_return_travels_as_such(tmp_path: Path) -> None:
-    model = tiny_model(ChoiceEnv).fit(DATA, 1)
-    model.save(tmp_path / "model")
-    loaded = DecisionMamba.load(tmp_path / "model")
-    assert loaded.target_return == model.target_return == DATA.returns.max()
-    better = choice_trajectories(200)
-    assert loaded.fit(better, 1).target_return == better.returns.max()
-
-
-def test_a_model_whose_environment_is_not_here(tmp_path: Path) -> None:
-    tiny_model(Task(name="toy", env_id="NotHere-v0")).fit(DATA, 1).save(tmp_path / "model")
-    loaded = DecisionMamba.load(tmp_path / "model")
-    shown = {"observation": np.zeros(2, np.float32), "return_to_go": np.ones(1, np.float32)}
-    loaded.predict(shown)
-    loaded.as_stateful_wrapper(5.0).predict(np.zeros(2, np.float32), 0.0)
-    loaded.fit(DATA, 1)
-    for call in (loaded.get_env, lambda: loaded.evaluate(5.0, 1, n_workers=0)):
-        with pytest.raises(UnknownTaskError, match="NotHere-v0"):
-            call()
-    report = loaded.evaluate(5.0, 1, env=ChoiceEnv, n_workers=0)
-    assert report.results[0].lengths.tolist() == [10]
-    elsewhere = DecisionMamba.load(tmp_path / "model", env=ChoiceEnv())
-    elsewhere.evaluate(5.0, 1, env=ChoiceEnv, n_workers=0)
-    assert elsewhere.get_env() is not None
-
-
-def test_an_environment_that_does_not_fit(tmp_path: Path) -> None:
-    tiny_model().fit(DATA, 1).save(tmp_path / "model")
-    with pytest.raises(SpaceError, match="the environment has"):
-        DecisionMamba.load(tmp_path / "model", env=gym.make("CartPole-v1"))
 
 
 def test_paths(tmp_path: Path) -> None:
@@ -173,9 +128,6 @@ def test_without_the_optimiser(tmp_path: Path) -> None:
             model.save(tmp_path / "light", exclude=exclude)
 
 
-# --- Damage and tampering ----------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def saved() -> bytes:
     buffer = io.BytesIO()
@@ -213,82 +165,59 @@ def test_rewriting_alone_changes_nothing(saved: bytes) -> None:
 
 
 REMOVE = object()
-EDITS: list[tuple[str, Any]] = [
-    ("format_version", 99),
-    ("config.no_such_field", 1),
-    ("config", None),
-    ("config", []),
-    ("config.mixer", "attention"),
-    ("config.mixer", "banana"),
-    ("config.hidden_size", 32),
-    ("config.hidden_size", 10**9),
-    ("config.hidden_size", -1),
-    ("config.hidden_size", "16"),
-    ("config.n_layers", 10**9),
-    ("config.n_layers", 2),
-    ("config.d_state", 10**12),
-    ("config.max_timestep", 10**12),
-    ("config.return_scale", float("nan")),
-    ("config.learning_rate", float("inf")),
-    ("config.adam_betas", [0.9]),
-    ("config.adam_betas", "ab"),
-    ("config.encoder", "nature_cnn"),
-    ("task", []),
-    ("task", "toy"),
-    ("task.name", None),
-    ("task.name", REMOVE),
-    ("task.env_id", 5),
-    ("task.surprise", 5),
-    ("task.target_returns", "high"),
-    ("task.target_returns", [None]),
-    ("task.reference.maximum", -1.0),
-    ("task.reference.maximum", "x"),
-    ("task.overrides", {"no_such_field": 1}),
-    ("task.env_kwargs", 5),
-    ("dataset", None),
-    ("dataset.source", 5),
-    ("dataset.env_id", 5),
-    ("dataset.env_kwargs", [1]),
-    ("observation_space", None),
-    ("observation_space.shape", [3]),
-    ("observation_space.shape", [10**9]),
-    ("observation_space.low", ["0", "0", "0"]),
-    ("observation_space.low", "nan"),
-    ("observation_space", {"type": "Discrete", "n": 3, "start": 0}),
-    ("action_space.n", 3),
-    ("action_space.n", 10**12),
-    ("action_space.n", -3),
-    ("action_space", {"type": "Dict"}),
-    (
-        "action_space",
+EDITS: dict[str, list[Any]] = {
+    "format_version": [99],
+    "config": [None, [], REMOVE],
+    "config.no_such_field": [1],
+    "config.mixer": ["attention", "banana"],
+    "config.hidden_size": [32, 10**9, -1, "16"],
+    "config.n_layers": [10**9, 2],
+    "config.d_state": [10**12],
+    "config.max_timestep": [10**12],
+    "config.return_scale": [float("nan")],
+    "config.learning_rate": [float("inf")],
+    "config.adam_betas": [[0.9], "ab"],
+    "config.encoder": ["nature_cnn"],
+    "task": [[], "toy", REMOVE],
+    "task.name": [None, REMOVE],
+    "task.env_id": [5],
+    "task.surprise": [5],
+    "task.target_returns": ["high", [None]],
+    "task.reference.maximum": [-1.0, "x"],
+    "task.overrides": [{"no_such_field": 1}],
+    "task.env_kwargs": [5],
+    "dataset": [None, REMOVE],
+    "dataset.source": [5],
+    "dataset.env_id": [5],
+    "dataset.env_kwargs": [[1]],
+    "observation_space": [None, {"type": "Discrete", "n": 3, "start": 0}],
+    "observation_space.shape": [[3], [10**9]],
+    "observation_space.low": [["0", "0", "0"], "nan"],
+    "action_space.n": [3, 10**12, -3],
+    "action_space": [
+        REMOVE,
+        {"type": "Dict"},
         {"type": "Box", "shape": [2], "dtype": "float32", "low": "-inf", "high": "inf"},
-    ),
-    ("target_return", float("nan")),
-    ("target_return", "high"),
-    ("seed", -1),
-    ("seed", 1.5),
-    ("seed", True),
-    ("seed", float("inf")),
-    ("counters", {}),
-    ("counters", 5),
-    ("counters.num_timesteps", -1),
-    ("counters._n_updates", "3"),
-    *[(name, REMOVE) for name in ("config", "task", "dataset", "seed", "counters", "action_space")],
-]
+    ],
+    "target_return": [float("nan"), "high"],
+    "seed": [-1, 1.5, True, float("inf"), REMOVE],
+    "counters": [{}, 5, REMOVE],
+    "counters.num_timesteps": [-1],
+    "counters._n_updates": ["3"],
+}
 
 
 def test_an_edited_header(saved: bytes) -> None:
     accepted = []
-    for place, value in EDITS:
+    for place, value in ((place, value) for place, values in EDITS.items() for value in values):
 
         def edit(header: dict[str, Any], place: str = place, value: Any = value) -> None:
             *path, last = place.split(".")
             for name in path:
                 header = header[name]
+            header[last] = value
             if value is REMOVE:
                 del header[last]
-            else:
-                header[last] = value
 
         try:
             DecisionMamba.load(rewrite(saved, edit))
@@ -341,38 +270,24 @@ def test_a_model_of_stable_baselines3(tmp_path: Path) -> None:
     assert differences(before, everything_in(model)) == []
 
 
-def test_parameters_of_another_shape(saved: bytes) -> None:
-    model = tiny_model(n_layers=2).fit(DATA, 1)
-    before = everything_in(model)
-    broken = rewrite(saved, tensors=change_first(lambda tensor: torch.zeros(7), "optimizer"))
-    for file in (io.BytesIO(saved), broken):
-        with pytest.raises(ModelFileError, match="do not fit"):
-            model.set_parameters(file)
-    same_shape = tiny_model(n_layers=1).fit(DATA, 1)
-    unchanged = everything_in(same_shape)
-    with pytest.raises(ModelFileError, match="optimiser"):
-        same_shape.set_parameters(broken)
-    assert differences(before, everything_in(model)) == []
-    assert differences(unchanged, everything_in(same_shape)) == []
-
-
-def test_parameters_of_another_model() -> None:
-    model, wider = (tiny_model(hidden_size=width).fit(DATA, 1) for width in (16, 32))
+def test_parameters_of_another_model(saved: bytes) -> None:
+    model, wider = (tiny_model(hidden_size=width, n_layers=1).fit(DATA, 1) for width in (16, 32))
     before, parameters = everything_in(model), model.get_parameters()
-    wrong: dict[str, Any] = {
-        "do not fit: .*, and should be": wider.get_parameters(),
-        "do not match": {**parameters, "critic": {}},
-        "head.*is absent": {
-            **parameters,
-            "policy": {k: v for k, v in parameters["policy"].items() if "head" not in k},
-        },
-    }
-    for message, given in wrong.items():
+    headless = {k: v for k, v in parameters["policy"].items() if "head" not in k}
+    broken = rewrite(saved, tensors=change_first(lambda tensor: torch.zeros(7), "optimizer"))
+    wrong: list[tuple[str, Any]] = [
+        ("do not fit: .*, and should be", wider.get_parameters()),
+        ("do not match", {**parameters, "critic": {}}),
+        ("head.*is absent", {**parameters, "policy": headless}),
+        ("optimiser", broken),
+    ]
+    for message, given in wrong:
         with pytest.raises((ConfigError, ModelFileError), match=message):
             model.set_parameters(given)
     with pytest.raises(ModelFileError, match="do not fit"):
         model.set_parameters({"policy": wider.get_parameters()["policy"]}, exact_match=False)
-    assert differences(before, everything_in(model)) == []
+    with pytest.raises(ModelFileError, match="do not fit"):
+        wider.set_parameters(io.BytesIO(saved))
     doubled = {name: tensor.double() for name, tensor in parameters["policy"].items()}
     model.set_parameters({"policy": {**doubled, "other": torch.ones(1)}}, exact_match=False)
     assert differences(before, everything_in(model)) == []
@@ -401,27 +316,16 @@ def test_a_pickle_in_the_file_is_not_executed(saved: bytes) -> None:
 def test_spaces_with_odd_bounds_travel(tmp_path: Path) -> None:
     data = random_trajectories()
     low, high = np.array([-1.1, -3.0], np.float32), np.array([1.3, 1 / 3], np.float32)
-    odd = Trajectories(
-        observations=data.observations,
-        actions=np.clip(data.actions, low, high),
-        rewards=data.rewards,
-        terminated=data.terminated,
-        truncated=data.truncated,
-        episode_offsets=data.episode_offsets,
-        observation_space=data.observation_space,
-        action_space=spaces.Box(low, high),
-    )
-    model = tiny_model().fit(odd, 1)
-    model.save(tmp_path / "model")
+    odd = spaces.Box(low, high)
+    data = dataclasses.replace(data, actions=np.clip(data.actions, low, high), action_space=odd)
+    tiny_model().fit(data, 1).save(tmp_path / "model")
     loaded = DecisionMamba.load(tmp_path / "model")
-    assert loaded.action_space == spaces.Box(low, high)
+    assert loaded.action_space == odd
     for scale in (1e9, -1e9):  # far out, where the tanh is 1
         shown = {"observation": scale * np.ones((2, 3)), "return_to_go": np.full((2, 1), scale)}
         actions, _ = loaded.predict(shown)
         assert all(loaded.action_space.contains(action) for action in actions)
 
-
-# --- The container -------------------------------------------------------------------------------
 
 FILE = ModelFile(
     {"name": "small", "list": [1, 2.5, None]},
@@ -444,26 +348,6 @@ def test_round_trip(tmp_path: Path) -> None:
     assert_is_the_file(ModelFile.read(str(path)))
     assert_is_the_file(ModelFile.read(path.with_suffix("")))
     assert [each.name for each in path.parent.iterdir()] == ["model.zip"]
-
-
-def test_open_files(tmp_path: Path) -> None:
-    buffer = io.BytesIO()
-    FILE.write(buffer)
-    assert_is_the_file(ModelFile.read(buffer))
-    with (tmp_path / "open.zip").open("wb") as file:
-        FILE.write(file)
-    with (tmp_path / "open.zip").open("rb") as file:
-        assert_is_the_file(ModelFile.read(file))
-
-
-def test_nothing_is_stored_but_json_and_safetensors() -> None:
-    buffer = io.BytesIO()
-    ModelFile({}, {"one": {"a": torch.zeros(2).t()}}).write(buffer)
-    with zipfile.ZipFile(buffer) as archive:
-        assert sorted(archive.namelist()) == ["data", "model.json", "one.safetensors"]
-
-
-# --- Damage ----------------------------------------------------------------------------------
 
 
 def as_bytes() -> bytes:
@@ -506,12 +390,6 @@ def test_a_compressed_file_is_refused() -> None:
             target.writestr(name, source.read(name))
     with pytest.raises(ModelFileError, match="compressed"):
         ModelFile.read(compressed)
-    whole = compressed.getvalue()
-    for place in range(0, len(whole), 3):
-        damaged = bytearray(whole)
-        damaged[place] ^= 0x55
-        with pytest.raises(ModelFileError):
-            ModelFile.read(io.BytesIO(bytes(damaged)))
 
 
 def make_zip(members: dict[str, bytes | str]) -> io.BytesIO:
@@ -563,13 +441,13 @@ def test_other_versions() -> None:
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(ModelFileError, match=r"no model file at .*absent \(nor .*absent\.zip\)"):
-        ModelFile.read(tmp_path / "absent")
-    with pytest.raises(ModelFileError, match=r"no model file at .*absent\.zip$"):
-        ModelFile.read(tmp_path / "absent.zip")
     FILE.write(tmp_path / "other.zip")
-    for path in (tmp_path, tmp_path / "absent.zip"):
-        with pytest.raises(ModelFileError, match=r"no model file at .*: try .*other\.zip$"):
+    for path, message in (
+        (tmp_path / "sub" / "absent", r"absent \(nor .*absent\.zip\)"),
+        (tmp_path, r"try .*other\.zip$"),
+        (tmp_path / "absent.zip", r"try .*other\.zip$"),
+    ):
+        with pytest.raises(ModelFileError, match=rf"no model file at .*{message}"):
             ModelFile.read(path)
 
 
@@ -581,9 +459,3 @@ def test_a_header_that_is_no_json_leaves_the_old_file(tmp_path: Path) -> None:
             ModelFile({"name": bad}).write(path)
     assert_is_the_file(ModelFile.read(path))
     assert [each.name for each in tmp_path.iterdir()] == ["model.zip"]
-
-
-def test_the_module_unpickles_nothing() -> None:
-    source = Path(model_file.__file__).read_text(encoding="utf-8")
-    assert "pickle" not in source.split('"""', 2)[2]
-    assert "torch.load" not in source

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 from gymnasium import spaces
-from gymnasium.utils.env_checker import check_env
 
 from tests.scripts import load_script
 
@@ -68,22 +67,6 @@ def test_discrete_actions_are_digits(example: ModuleType) -> None:
     assert (shown.tolist(), reward, terminated, truncated) == ([-1.0, 1.0, 1.0], 4.0, False, False)
     ends = [env.step(0)[2:4] for _ in range(3)]
     assert ends == [(False, False), (False, False), (False, True)]
-
-
-def test_vectors_are_joined(example: ModuleType) -> None:
-    env = example.SharedReturnEnv(Parallel("box"))
-    assert env.action_space == spaces.Box(-1.0, 1.0, (3,), np.float32)
-    env.reset(seed=0)
-    assert env.step(np.array([0.5, 0.25, -1.0], np.float32))[1] == -0.25
-    assert {agent: part.tolist() for agent, part in env.env.actions.items()} == {
-        "left": [0.5],
-        "right": [0.25, -1.0],
-    }
-
-
-@pytest.mark.filterwarnings("ignore:.*not having a spec")
-def test_it_is_a_gymnasium_environment(example: ModuleType) -> None:
-    check_env(example.SharedReturnEnv(Parallel()), skip_render_check=True)
 
 
 def test_what_is_not_shared_is_refused(example: ModuleType) -> None:

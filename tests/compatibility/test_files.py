@@ -91,9 +91,6 @@ def assert_weights(model: DecisionMamba, expected: Arrays, prefix: str) -> None:
         np.testing.assert_allclose(weights, wanted[name], RTOL, ATOL, err_msg=name)
 
 
-# --- Models, checkpoints, policies ---------------------------------------------------------------
-
-
 @pytest.mark.parametrize("memory", ["window", "stream"])
 def test_a_model_acts_as_it_did(memory: str, expected: Arrays) -> None:
     model = DecisionMamba.load(FILES / "model.zip")
@@ -149,9 +146,6 @@ def test_a_policy_acts_as_it_did(name: str, expected: Arrays) -> None:
         assert_close(actions, expected[f"policy/{name}/{memory}"])
 
 
-# --- Exported policies ---------------------------------------------------------------------------
-
-
 def act_with_a_graph(step: Any, state: Arrays) -> np.ndarray:
     """As :func:`act`, with the graph of an exported file."""
     actions = []
@@ -202,9 +196,6 @@ def zero_state(memory: Any) -> Arrays:
     policy = DecisionMamba.load(FILES / "model.zip").policy
     state = policy.initial_state(N_ENVS, memory)
     return {name: rows.numpy().copy() for name, rows in state.tensors.items()}
-
-
-# --- Data ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("make", [walks, cartpole, frames], ids=lambda make: make.__name__)
@@ -303,9 +294,6 @@ print(type(env.unwrapped).__name__, env.observation_space.shape, env.reset(seed=
     assert printed.strip() == f"{kind} {shape} {shape}"
 
 
-# --- d3rlpy --------------------------------------------------------------------------------------
-
-
 def test_d3rlpy_files_act_as_they_did(expected: Arrays, tmp_path: Path) -> None:
     """Opened by d3rlpy, in a process where nobody imports this package: the file does."""
     pytest.importorskip("d3rlpy", reason="the d3rlpy extra is not installed")
@@ -350,8 +338,6 @@ def test_d3rlpy_weights_alone(expected: Arrays, tmp_path: Path) -> None:
     fresh.load_model(tmp_path / "weights.pt")
     assert_close(fresh.predict(d3rlpy_window(walks(), 4)), expected["d3rlpy/continuous"])
 
-
-# --- Experiments and reports ---------------------------------------------------------------------
 
 (CELL,) = (FILES / "cells").iterdir()
 

@@ -118,13 +118,3 @@ def test_every_block_is_of_a_kind_that_is_checked() -> None:
         if block.language == "bibtex":
             assert f"version = {{{sb3_dmamba.__version__}}}" in block.text, block.place
             assert block.text.count("{") == block.text.count("}"), block.place
-
-
-def test_the_collector_sees_fences_and_marks(tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    page.write_text("<!-- test: small 10 => 1 -->\n```python\nx = 10\n```\ntext\n```text\n1\n```\n")
-    first, second = read_blocks(page)
-    assert (first.code(), first.line, second.marks) == ("x = 1\n", 2, [])
-    wrong = Block(PAGES[0], 1, "python", "x = 2\n", ["small 10 => 1"])
-    with pytest.raises(AssertionError, match="no '10' to make smaller"):
-        wrong.code()

@@ -12,8 +12,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from sb3_dmamba.algorithm import DecisionMamba
 from sb3_dmamba.data import DatasetInfo, Trajectories, load_trajectories
 from sb3_dmamba.envs.return_to_go import ReturnToGo
-from sb3_dmamba.evaluation import StatefulActor, evaluate_targets
-from tests.evaluation.toys import SeededEnv, ToyPolicy
+from sb3_dmamba.evaluation import StatefulActor
 from tests.models import tiny_model
 from tests.toys import CHOICE_LENGTH, ChoiceEnv, choice_trajectories
 
@@ -92,9 +91,3 @@ def test_everything_of_a_model_keeps_the_target(tmp_path: Path) -> None:
         assert "until the end" not in str(dense)
     plain = tiny_model(ChoiceEnv).fit(DATA, 1)
     assert not plain.evaluate(5.0, 1, n_workers=0).delayed_rewards
-
-
-def test_the_policy_sees_the_target_at_every_step() -> None:
-    policy = ToyPolicy(SeededEnv())
-    evaluate_targets(policy, SeededEnv, [3.0], 3, n_workers=0, delayed_rewards=True)
-    assert {float(asked) for _, batch in policy.batches for asked in batch} == {3.0}

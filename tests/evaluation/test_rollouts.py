@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from pathlib import Path
@@ -212,12 +211,6 @@ def test_the_report_says_how_it_was_made() -> None:
     assert policy.memories_asked == ["stream", "window"]
 
 
-def test_numpys_integers() -> None:
-    report = evaluate(n=np.int64(7), n_envs=np.int64(2), seed=np.uint8(3))  # type: ignore[arg-type]
-    assert_equal(report, evaluate(n_envs=2))
-    assert json.loads(report.to_json())["eval_seed"] == 3
-
-
 def test_episodes_can_be_cut() -> None:
     report = evaluate(max_episode_steps=3)
     for result in report.results:
@@ -240,22 +233,15 @@ def test_drawn_actions_repeat_by_seed_and_leave_the_generator_alone() -> None:
     assert not first.deterministic
 
 
-@pytest.mark.parametrize(
-    ("setting", "value"),
-    [
-        ("n_envs", 0),
-        ("n_workers", -1),
-        ("seed", -1),
-        ("max_episode_steps", 0),
-        ("make_env", "CartPole-v1"),
-        ("make_env", lambda: None),
-        ("make_env", lambda: SHARED),
-    ],
-)
-def test_wrong_arguments(setting: str, value: Any) -> None:
-    with pytest.raises(ConfigError) as caught:
-        evaluate(**{setting: value})
-    assert caught.value.setting == setting
+def test_wrong_arguments() -> None:
+    wrong: list[tuple[str, Any]] = [
+        *(("n_envs", 0), ("n_workers", -1), ("seed", -1), ("max_episode_steps", 0)),
+        *(("make_env", "CartPole-v1"), ("make_env", lambda: None), ("make_env", lambda: SHARED)),
+    ]
+    for setting, value in wrong:
+        with pytest.raises(ConfigError) as caught:
+            evaluate(**{setting: value})
+        assert caught.value.setting == setting
 
 
 def test_wrong_targets() -> None:
@@ -269,11 +255,6 @@ def test_wrong_targets() -> None:
     assert caught.value.setting == "n_episodes"
 
 
-def test_one_target_may_be_a_number() -> None:
-    report = evaluate_targets(ToyPolicy(SeededEnv()), SeededEnv, 30, 7, seed=3, n_workers=0)
-    np.testing.assert_array_equal(report.results[0].returns, evaluate().results[0].returns)
-
-
 def test_spaces_that_are_not_the_policys() -> None:
     for setting, make in (
         ("observation_space", lambda: SeededEnv("dict")),
@@ -282,17 +263,3 @@ def test_spaces_that_are_not_the_policys() -> None:
         with pytest.raises(SpaceError) as caught:
             evaluate(make)
         assert caught.value.setting == setting
-
-
-def test_without_workers_environments_are_stepped_in_this_process() -> None:
-    process_ids = set()
-
-    class Here(SeededEnv):
-        def step(self, action: Any) -> Any:
-            process_ids.add(os.getpid())
-            return super().step(action)
-
-    for n_workers in (None, 0):
-        evaluate_targets(ToyPolicy(SeededEnv()), Here, 30, 2, n_workers=n_workers)
-        assert process_ids == {os.getpid()}
-        process_ids.clear()

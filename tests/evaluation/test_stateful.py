@@ -39,25 +39,6 @@ def test_episodes_are_those_worked_out_by_hand(first_reward: float) -> None:
     assert [float(returns[0]) for _, returns in policy.batches] == seen
 
 
-def test_clipped_rewards_are_taken_off() -> None:
-    actor = StatefulActor(ToyPolicy(SeededEnv()), 12.25, clip_rewards=True)
-    for seed in (3, 6):
-        total, to_go = expected_episode(12.25, seed, clip=True)
-        assert play(actor, seed) == total
-        assert actor.return_to_go == to_go[-1] > 12.25 - 6.0
-
-
-def test_d3rlpy_evaluates_it_unchanged() -> None:
-    metrics = pytest.importorskip("d3rlpy.metrics", exc_type=ImportError)
-
-    class Unseeded(SeededEnv):  # d3rlpy resets without a seed: seeds 0, 1, 2, ...
-        pass
-
-    actor = StatefulActor(ToyPolicy(SeededEnv()), 30.0)
-    mean = metrics.evaluate_transformer_with_environment(actor, Unseeded(), n_trials=5)
-    assert mean == np.mean([expected_episode(30.0, seed)[0] for seed in range(5)])
-
-
 def test_discrete_actions_are_ints() -> None:
     actor = StatefulActor(ToyPolicy(SeededEnv(actions="discrete")), 5.0)
     assert type(actor.predict(np.array([3.0, 0.0]), 0.0)) is int

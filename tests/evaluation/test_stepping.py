@@ -10,7 +10,6 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_dmamba.data.recording import collect
 from sb3_dmamba.envs.return_to_go import ReturnToGo
-from sb3_dmamba.envs.stepping import step_environment
 from sb3_dmamba.errors import ConditioningError, DatasetError, EvaluationError, StepError
 from sb3_dmamba.evaluation import evaluate_targets
 from sb3_dmamba.evaluation.workers import WorkerEnvs
@@ -75,19 +74,6 @@ def test_the_same_error_everywhere(caller: Any) -> None:
         assert caught.value.setting == name
         kinds = {DatasetError, EvaluationError, ConditioningError}
         assert kinds < set(type(caught.value).__mro__)  # as each of the three documents
-
-
-def test_numpys_numbers_and_flags_are_passed_on() -> None:
-    for values in (
-        (np.float32(1.5), np.bool_(False), 0),
-        (np.array(2), np.array(True), 1),
-        (3, False, True),
-    ):
-        env = Returning(step=[np.zeros(2), *values, {}])
-        env.reset(seed=4)
-        step_environment(env, ACTION)
-        _, *found, _ = step_environment(env, ACTION)
-        assert all(one is other for one, other in zip(found, values, strict=True))
 
 
 def test_a_worker_says_which_episode() -> None:

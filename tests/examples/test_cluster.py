@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -58,15 +57,3 @@ def test_a_cluster_is_joined_only_where_one_is_named(
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingDependencyError, match=r"sb3-dmamba\[ray\]"):
         example.connect("auto")
-
-
-def test_an_unknown_experiment_is_told_in_one_line(
-    example: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["ray_experiment.py", "mixer"])
-    with pytest.raises(SystemExit, match=r"error: .*'mixer'"):
-        example.main()
-
-
-def test_the_shell_script_parses() -> None:
-    subprocess.run(["bash", "-n", str(FOLDER / "ray_cluster.sh")], check=True)

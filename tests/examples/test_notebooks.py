@@ -48,9 +48,6 @@ def check_notebook(path: Path) -> None:
     assert FIRST_WORDS.match(notebook.cells[tags.index(True) + 2].source), path
 
 
-# --- The program that runs them ------------------------------------------------------------------
-
-
 def _notebook(*sources: str, fast: dict[str, Any] | None = None) -> Any:
     notebook = nbformat.v4.new_notebook()
     notebook.cells = [nbformat.v4.new_code_cell(source) for source in sources]
@@ -93,24 +90,6 @@ def test_faults_of_outputs_are_found() -> None:
         notebook.cells[0].outputs = [nbformat.v4.new_output("stream", name=name, text=text)]
         faults = list(tool.find_faults(notebook))
         assert (faults == []) if fault is None else fault in faults[0]
-
-
-def test_the_notice_of_an_import_is_no_warning_and_others_stay() -> None:
-    notice = "Gym has been unmaintained since 2022 and\nmore\nSee the migration guide at x\n"
-    notebook = _notebook("")
-    notebook.cells[0].outputs = [
-        nbformat.v4.new_output("stream", name="stderr", text=notice),
-        nbformat.v4.new_output("stream", name="stderr", text=f"{notice}UserWarning: x\n"),
-    ]
-    tool.tidy(notebook)
-    assert [output.text for output in notebook.cells[0].outputs] == ["UserWarning: x\n"]
-
-
-def test_names_choose_notebooks(capsys: pytest.CaptureFixture[str]) -> None:
-    assert [each.name[:2] for each in tool.list_notebooks(["03", "01"])] == ["01", "03"]
-    with pytest.raises(SystemExit):
-        tool.main(["99"])
-    assert "'99'" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_dmamba.algorithm import DecisionMamba
 from sb3_dmamba.envs.return_to_go import ReturnToGo
@@ -76,16 +76,6 @@ def test_one_environment(models: dict[Any, DecisionMamba], make: Any, memory: An
     assert len(set(report.returns.tolist())) > 1
 
 
-@KINDS
-def test_one_environment_without_a_monitor(models: dict[Any, DecisionMamba], make: Any) -> None:
-    model, target = models[make], TARGETS[make]
-    report = model.evaluate(target, 3, env=make, seed=SEED, n_envs=1, n_workers=0).results[0]
-    with pytest.warns(UserWarning, match="Monitor"):
-        returns, _ = score(model, ReturnToGo(SeedEpisodes(make(), SEED), target), 3)
-    # SB3 sums what VecEnvs pass on, which is float32; evaluate sums the environment's float64
-    np.testing.assert_allclose(returns, report.returns, rtol=1e-6)
-
-
 @MEMORIES
 @KINDS
 def test_d3rlpys_evaluator(models: dict[Any, DecisionMamba], make: Any, memory: Any) -> None:
@@ -108,19 +98,6 @@ def test_several_environments(models: dict[Any, DecisionMamba], make: Any) -> No
         # Rows of a batch round by their place, and the two fill their batches in other orders.
         np.testing.assert_allclose(sorted(returns), sorted(report.results[0].returns), rtol=1e-5)
         assert sorted(lengths) == sorted(report.results[0].lengths.tolist())
-
-
-def test_as_many_environments_as_episodes(models: dict[Any, DecisionMamba]) -> None:
-    model = models[pendulum]
-    report = model.evaluate(-200.0, 5, env=pendulum, seed=SEED, n_workers=0).results[0]
-    venv = ReturnToGo(SubprocVecEnv([lambda: Monitor(pendulum())] * 5, start_method="fork"), -200.0)
-    venv.seed(SEED)
-    returns, _ = score(model, venv, 5)
-    venv.close()
-    assert returns == [round(each, 6) for each in report.returns.tolist()]
-
-
-# --- The wrapper -------------------------------------------------------------------------------
 
 
 def seeds_seen(env: gym.Env[Any, Any], n_resets: int, **first: Any) -> list[int]:

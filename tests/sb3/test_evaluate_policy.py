@@ -14,7 +14,6 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import (
     DummyVecEnv,
-    SubprocVecEnv,
     VecEnv,
     VecFrameStack,
     VecMonitor,
@@ -111,31 +110,6 @@ def test_every_model_plays_the_episodes_played_by_hand(
     assert_same_episodes(evaluate(model.policy, venv, 7), by_hand(model, seeds_of(4, 7, 3), make))
 
 
-@pytest.mark.parametrize("around", [True, False])
-def test_subprocesses(around: bool) -> None:
-    model, make = fitted(), make_env if around else make_conditioned
-    venv: Any = SubprocVecEnv([make] * 2, start_method="fork")
-    try:
-        venv = to_go(venv) if around else venv
-        venv.seed(4)
-        assert_same_episodes(evaluate(model, venv, 3), by_hand(model, seeds_of(4, 3, 2)))
-    finally:
-        venv.close()
-
-
-def test_its_own_environment_and_another_target() -> None:
-    model = fitted()
-    model.set_env(make_env)
-    for target in (TARGET, -3.0):
-        model.target_return = target
-        venv: Any = model.get_env()
-        venv.seed(4)
-        found = evaluate(model, venv, 3)
-        assert_same_episodes(found, by_hand(model, [4, 5, 6], target=target))
-    asked = [by_hand(model, [4], target=target)[0][0] for target in (TARGET, -3.0)]
-    assert asked[0] != asked[1]  # the target makes a difference at all
-
-
 def test_a_target_is_set_through_wrappers_on_both_sides() -> None:
     model = fitted()
     for venv in (
@@ -148,9 +122,6 @@ def test_a_target_is_set_through_wrappers_on_both_sides() -> None:
         model.target_return = 3.0
         venv.seed(4)
         assert_same_episodes(evaluate(model, venv, 2), by_hand(model, [4, 5], target=3.0))
-
-
-# --- Observations that wrappers change ---------------------------------------------------------
 
 
 def normalizing(venv: Any, **options: Any) -> VecNormalize:
@@ -217,26 +188,6 @@ def test_images_with_their_channels_last_are_transposed_as_in_stable_baselines3(
     for venv in (to_go(VecTransposeImage(plain)), VecTransposeImage(inside), to_go(plain)):
         venv.seed(4)
         assert_same_episodes(evaluate(model, venv, 5), expected)
-
-
-# --- What callers do besides -------------------------------------------------------------------
-
-
-def test_options_of_evaluate_policy() -> None:
-    model, venv = fitted(), DummyVecEnv([lambda: Monitor(make_conditioned())] * 2)
-    seen = []
-
-    def note(local: dict[str, Any], _: dict[str, Any]) -> None:
-        seen.append((local["i"], bool(local["done"]), len(local["states"])))
-
-    venv.seed(4)
-    mean, std = evaluate_policy(model, venv, 2, callback=note, deterministic=False)
-    returns = [total for total, _ in by_hand(model, [4, 5])]
-    np.testing.assert_allclose([mean, std], [np.mean(returns), np.std(returns)], rtol=1e-5)
-    assert [done for i, done, _ in seen if i == 0] == [False, True]  # seed 4 lasts two steps
-    assert {n for *_, n in seen} == {2}
-    with pytest.raises(AssertionError, match="below threshold"):
-        evaluate_policy(model, venv, 2, reward_threshold=1e9)
 
 
 def test_one_environment_that_is_no_vec_env() -> None:

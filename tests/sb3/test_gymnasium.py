@@ -8,62 +8,19 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
-from gymnasium.wrappers import RecordEpisodeStatistics
-from gymnasium.wrappers.vector import RecordEpisodeStatistics as RecordVectorStatistics
 
 from sb3_dmamba.envs.return_to_go import ReturnToGo
-from tests.sb3.setting import TARGET, Episodes, by_hand, fitted, make_conditioned, make_env
+from tests.sb3.setting import TARGET, Episodes, by_hand, fitted, make_env
 
 AutoresetMode: Any = getattr(gym.vector, "AutoresetMode", None)  # Gymnasium 1.1 and later
 needs_modes = pytest.mark.skipif(
     AutoresetMode is None, reason="this Gymnasium has no autoreset modes"
 )
-MODES = [
-    "NextStep",
-    pytest.param("SameStep", marks=needs_modes),
-    pytest.param("Disabled", marks=needs_modes),
-]
-
-
-def play(model: Any, env: Any, seed: int, n_episodes: int) -> Episodes:
-    """A loop of one environment, as Gymnasium's pages have it."""
-    episodes = []
-    for k in range(n_episodes):
-        (observation, _), state, over, total, length = env.reset(seed=seed + k), None, False, 0.0, 0
-        while not over:
-            action, state = model.predict(observation, state)
-            observation, reward, terminated, truncated, info = env.step(action)
-            over, total, length = terminated or truncated, total + reward, length + 1
-        episodes.append((total, length))
-        if "episode" in info:
-            assert float(info["episode"]["r"]) == pytest.approx(total)
-            assert int(info["episode"]["l"]) == length
-    return episodes
+MODES = ["NextStep", *(pytest.param(mode, marks=needs_modes) for mode in ("SameStep", "Disabled"))]
 
 
 def close_to(expected: Episodes) -> list[Any]:
     return [(pytest.approx(total, rel=1e-5), length) for total, length in expected]
-
-
-# --- Recorders ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("inside", [True, False])
-def test_record_episode_statistics(inside: bool) -> None:
-    model = fitted()
-    env: Any = (
-        ReturnToGo(RecordEpisodeStatistics(make_env()), TARGET)
-        if inside
-        else RecordEpisodeStatistics(make_conditioned())
-    )
-    recorder = env.env if inside else env
-    expected = by_hand(model, [4, 5, 6])
-    assert play(model, env, 4, 3) == close_to(expected)
-    np.testing.assert_allclose(recorder.return_queue, [total for total, _ in expected], rtol=1e-5)
-    assert list(recorder.length_queue) == [length for _, length in expected]
-
-
-# --- Vector environments -----------------------------------------------------------------------
 
 
 def make_vector(kind: str, mode: str, make: Any, n_envs: int) -> Any:
@@ -110,46 +67,3 @@ def test_around_a_vector_environment(kind: str, mode: str) -> None:
     model = fitted(memory="window" if kind == "sync" else "stream")
     env: Any = ReturnToGo(make_vector(kind, mode, make_env, 3), TARGET)
     check(play_vector(model, env, mode, 14), model)
-
-
-@pytest.mark.parametrize("inside", [True, False])
-def test_statistics_of_vector_environments(inside: bool) -> None:
-    model = fitted()
-    vector = make_vector("sync", "NextStep", make_env, 2)
-    env: Any
-    if inside:
-        recorder = RecordVectorStatistics(vector)
-        env = ReturnToGo(recorder, TARGET)
-        starts: Any = env
-    else:
-        starts = ReturnToGo(vector, TARGET)
-        env = recorder = RecordVectorStatistics(starts)
-    observations, _ = env.reset(seed=4)
-    state = None
-    for _ in range(9):
-        actions, state = model.predict(observations, state, starts.episode_start)
-        observations, *_ = env.step(actions)
-    # seeds 4, 5 and 6 last 2, 3 and 4 steps, and a reset takes one
-    expected = [by_hand(model, [seed])[0] for seed in (4, 5, 5, 6)]
-    found = list(zip(recorder.return_queue, recorder.length_queue, strict=True))
-    assert len(found) >= 3
-    for total, length in found:
-        assert any((total, length) == close for close in close_to(expected))
-
-
-def test_the_vector_environment_that_gymnasium_makes() -> None:
-    model = fitted(shape=(4,), n_actions=2)
-    inner: Any = gym.make_vec("CartPole-v1", 3, vectorization_mode="sync")
-    env: Any = ReturnToGo(inner, 50.0)
-    observations, _ = env.reset(seed=0)
-    state, n_starts = None, 0
-    for _ in range(60):
-        actions, state = model.predict(observations, state, env.episode_start)
-        observations, *_ = env.step(actions)
-        n_starts += int(env.episode_start.sum())
-        np.testing.assert_array_equal(
-            observations["return_to_go"][env.episode_start],
-            np.full((env.episode_start.sum(), 1), 50.0),
-        )
-    assert n_starts > 3
-    env.close()

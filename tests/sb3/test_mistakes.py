@@ -85,20 +85,6 @@ def test_a_memory_that_the_time_encoding_rules_out() -> None:
         fitted(time_encoding="global").predict(seen(), stream)
 
 
-def test_targets() -> None:
-    model = fitted()
-    for target in (float("nan"), float("inf"), "high", [1.0, 2.0, 3.0]):
-        with pytest.raises(ConditioningError) as caught:
-            model.as_stateful_wrapper(target)  # type: ignore[arg-type]
-        assert caught.value.setting == "target_return"
-        with pytest.raises(ConfigError) as refused:
-            model.target_return = target  # type: ignore[assignment]
-        assert refused.value.setting == "target_return"
-
-
-# --- Environments ------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("inside", [True, False])
 def test_a_scaled_return_to_go(inside: bool) -> None:
     venv = DummyVecEnv([make_conditioned]) if inside else ReturnToGo(make_vec_env(make_env), TARGET)

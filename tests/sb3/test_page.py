@@ -29,16 +29,3 @@ def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     exec(compile(code, str(PAGE), "exec"), names)
     assert (tmp_path / "hub" / "dmamba-CartPole-v1.zip").is_file()
     assert len(names["both"]) == 2
-
-
-def test_names_exist() -> None:
-    import stable_baselines3.common.callbacks as callbacks
-    import stable_baselines3.common.vec_env as vec_env
-
-    import sb3_dmamba
-    import sb3_dmamba.evaluation as evaluation
-
-    places: Any = (sb3_dmamba, evaluation, vec_env, callbacks, sb3_dmamba.DecisionMamba)
-    names = set(re.findall(r"`(\w+)\(", TEXT)) - {"predict", "evaluate_policy"}
-    assert names
-    assert [name for name in names if not any(hasattr(place, name) for place in places)] == []
