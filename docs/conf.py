@@ -1,4 +1,4 @@
-"""How Sphinx builds these pages: `make docs` writes them into site/ and fails at a warning."""
+"""Sphinx configuration: `make docs` builds the pages into site/ and fails on a warning."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(?!sb3_dmamba)[\w.]+(\[\w+)?"),
     (r"py:.*", r"sb3_dmamba\.[\w.]+\.Self"),  # a type variable
 ]
-suppress_warnings = ["ref.python"]  # both faces have a DecisionMamba, and a name alone fits both
+suppress_warnings = ["ref.python"]  # both APIs have a DecisionMamba, and a bare name matches both
 
 
 def copy_notebooks(app: Sphinx, config: Any) -> None:
-    """Put the examples' notebooks where Sphinx finds them."""
+    """Copy the notebooks of examples/ to where Sphinx finds them."""
     target = HERE / "notebooks"
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
@@ -64,7 +64,7 @@ def copy_notebooks(app: Sphinx, config: Any) -> None:
 
 
 def remove_notebooks(app: Sphinx, error: Exception | None) -> None:
-    """Leave no second copy of them lying about."""
+    """Remove the copies of the notebooks."""
     shutil.rmtree(HERE / "notebooks", ignore_errors=True)
 
 
@@ -78,7 +78,7 @@ def escape_shapes(
 def find_documented(
     app: Sphinx, env: BuildEnvironment, node: pending_xref, content: TextElement
 ) -> Element | None:
-    """Let a name lead to where it is documented: a room's front, and not the module behind it."""
+    """Link a name to the page that documents it, whatever module defines it."""
     target = node.get("reftarget", "")
     if node.get("refdomain") != "py" or not target:
         return None

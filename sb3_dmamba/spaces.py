@@ -24,9 +24,6 @@ _ONE_HOT = (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 _MOST_ELEMENTS = 1 << 24  # of an observation; a file that says more was made to fill memory
 
 
-# --- Flattening -----------------------------------------------------------------------------------
-
-
 def flat_space(space: spaces.Space[Any]) -> spaces.Box:
     """Return the Box that observations of a space become.
 
@@ -76,11 +73,8 @@ def flatten_observation(space: spaces.Space[Any], observation: Any, batch: bool 
     _collect_parts(space, observation, batch, "the observation", parts)
     rows = {len(part) for part in parts}
     if len(rows) > 1:
-        raise _unfit(
-            f"the observation's parts are {sorted(rows)} long: every part needs one row per "
-            f"environment",
-            sorted(rows),
-        )
+        problem = f"the observation's parts are {sorted(rows)} long: give a row per environment"
+        raise _unfit(problem, sorted(rows))
     flat = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
     return flat if batch else flat[0]
 
@@ -96,10 +90,7 @@ def _check_flattenable(space: spaces.Space[Any], name: str) -> None:
             where = f"{name}[{key!r}]"
             if isinstance(child, spaces.Box) and is_image_space(child):
                 space = child
-                problem = (
-                    f"{where} holds images ({child}), which cannot be flattened with the rest: "
-                    f"keep the images alone, or turn them into features, in a wrapper"
-                )
+                problem = f"{where} holds images: keep images alone, or make them features"
                 break
             _check_flattenable(child, where)
     elif not isinstance(space, (spaces.Box, *_ONE_HOT)):
@@ -122,11 +113,9 @@ def _collect_parts(
 ) -> None:
     """Append each leaf's (rows, size) float32 array, in the order of gymnasium's flattening."""
     if isinstance(space, _COMPOSITE):
-        is_container = isinstance(
-            value, Mapping if isinstance(space, spaces.Dict) else (tuple, list)
-        )
+        kinds = Mapping if isinstance(space, spaces.Dict) else (tuple, list)
         children = _children(space)
-        if not is_container or len(value) != len(children):
+        if not isinstance(value, kinds) or len(value) != len(children):
             problem = f"{name} is a {type(value).__name__} and does not fit {space}"
             raise _unfit(problem, type(value), [space])
         for key, child in children:
@@ -175,11 +164,7 @@ def _as_integers(space: spaces.Box, values: ndarray, name: str) -> ndarray:
     if len(changed):
         hint = ", 0 to 255 (not scaled to [0, 1])" if space.dtype == np.uint8 else ""
         value = values[tuple(changed[0])]
-        raise _unfit(
-            f"{name} holds {value}, which is not of dtype {space.dtype}: give values as the space "
-            f"has them{hint}, or describe them with a Box of floats",
-            value,
-        )
+        raise _unfit(f"{name} holds {value}, which is not of dtype {space.dtype}{hint}", value)
     return integers
 
 
@@ -206,9 +191,6 @@ def _unfit(message: str, value: Any = None, choices: Iterable[Any] = ()) -> Spac
     return SpaceError(message, setting="observation", value=value, choices=choices)
 
 
-# --- Observations ---------------------------------------------------------------------------------
-
-
 def is_conditioned(space: spaces.Space[Any]) -> bool:
     """Whether observations of this space carry a return-to-go."""
     return isinstance(space, spaces.Dict) and set(space.spaces) == {"observation", "return_to_go"}
@@ -221,34 +203,16 @@ def observation_dtype(space: spaces.Box) -> type[np.uint8] | type[np.float32]:
 
 
 def has_channels_last(shape: tuple[int, ...], space: spaces.Space[Any]) -> bool:
-    """Whether images of ``shape`` are those of ``space`` but for their channels, which come last.
-
-    Args:
-        shape: Of one observation.
-        space: What a model takes; images, or anything else.
-    """
+    """Whether images of ``shape`` are those of ``space`` but for their channels being last."""
     is_image = len(shape) == 3 and shape != space.shape and is_image_space(space)
     return is_image and (shape[2], *shape[:2]) == space.shape
 
 
 def channels_first(observations: ndarray, space: spaces.Space[Any]) -> ndarray:
-    """Move the channels to the front where the space has them there and the images have not.
-
-    Stable-Baselines3's policies do the same, so that a ``VecTransposeImage`` may be left out.
-
-    Args:
-        observations: One observation, or (n, *one).
-        space: What a model takes.
-
-    Returns:
-        A view; ``observations`` itself where it holds no such images.
-    """
+    """Move the channels to the front where the space has them there, as SB3's policies do."""
     if observations.ndim in (3, 4) and has_channels_last(observations.shape[-3:], space):
         return np.moveaxis(observations, -1, -3)
     return observations
-
-
-# --- Which spaces fit -----------------------------------------------------------------------------
 
 
 def check_action_space(space: spaces.Space[Any]) -> spaces.Box | spaces.Discrete:
@@ -272,10 +236,7 @@ def check_action_space(space: spaces.Space[Any]) -> spaces.Box | spaces.Discrete
     elif space.dtype is None or space.dtype.kind != "f":
         problem = f"holds {space.dtype}: only Boxes of floats can be learnt"
     elif len(space.shape) != 1 or space.shape[0] == 0:
-        problem = (
-            f"has shape {space.shape}: wrap the environment so that its actions are vectors "
-            f"(gymnasium.wrappers.RescaleAction, TransformAction)"
-        )
+        problem = f"has shape {space.shape}: wrap the environment so that actions are vectors"
     else:
         return space
     raise SpaceError(f"the action space {space} {problem}", setting="action_space", value=space)
@@ -288,23 +249,7 @@ def check_environment_fits(
     model_action_space: spaces.Space[Any],
     what: str,
 ) -> None:
-    """Check that a model can act in an environment.
-
-    Images may have their channels last where the model has them first: acting moves them. A
-    model's Box that is narrower than the environment's is often one that was guessed from data, or
-    holds actions that were scaled: that is a warning.
-
-    Args:
-        observation_space: The flat view of the environment's.
-        action_space: The environment's.
-        model_observation_space: The model's, flat.
-        model_action_space: The model's.
-        what: What the environment is called in messages.
-
-    Raises:
-        SpaceError: Observations differ in shape or actions in kind or shape, or the model's
-            actions may lie outside the environment's; says what to write.
-    """
+    """Check that a model can act in an environment: SpaceError, or a warning for a narrower Box."""
     if not has_channels_last(observation_space.shape, model_observation_space):
         _check_same_shape(observation_space, model_observation_space, what)
     _check_same_actions(action_space, model_action_space, what)
@@ -313,14 +258,13 @@ def check_environment_fits(
     theirs, ours = _describe(action_space), _describe(model_action_space)
     scaling = f"gymnasium.wrappers.RescaleAction(env, {_describe(model_action_space, ', ')})"
     if not _lies_inside(model_action_space, action_space):
-        raise SpaceError(
+        problem = (
             f"{what} takes actions from {theirs}, and the model acts from {ours}: act in {scaling} "
-            f"if the data holds the environment's actions on another scale; else load the data "
-            f"with action_space=, the environment's, and fit again",
-            setting="action_space",
-            value=action_space,
-            choices=[model_action_space],
+            "if the data holds the environment's actions on another scale; else load the data "
+            "with action_space= and fit again"
         )
+        choices = [model_action_space]
+        raise SpaceError(problem, setting="action_space", value=action_space, choices=choices)
     if action_space.is_bounded("both") and not _lies_inside(action_space, model_action_space):
         warn_caller(
             f"{what} takes actions from {theirs}, and the model acts from {ours} only: if that "
@@ -335,35 +279,26 @@ def check_dataset_fits(
     model_observation_space: spaces.Space[Any],
     model_action_space: spaces.Space[Any],
 ) -> None:
-    """Check that a model can learn from a dataset; arguments as :func:`check_environment_fits`.
-
-    Raises:
-        SpaceError: Observations differ in shape or actions in kind or shape, or some lie outside
-            the model's bounds.
-    """
+    """Check that a model can learn from a dataset; arguments as :func:`check_environment_fits`."""
     _check_same_shape(observation_space, model_observation_space, "the dataset")
     _check_same_actions(action_space, model_action_space, "the dataset")
     if not isinstance(action_space, spaces.Box) or not isinstance(model_action_space, spaces.Box):
         return
     if not _lies_inside(action_space, model_action_space):
-        raise SpaceError(
-            f"the dataset has actions from {_describe(action_space)}, and the model was made for "
-            f"{_describe(model_action_space)}: scale them, or fit a new model",
-            setting="action_space",
-            value=action_space,
-            choices=[model_action_space],
+        problem = (
+            f"the dataset has actions from {_describe(action_space)}, and the model takes "
+            f"{_describe(model_action_space)}: scale them, or fit a new model"
         )
+        choices = [model_action_space]
+        raise SpaceError(problem, setting="action_space", value=action_space, choices=choices)
 
 
 def _check_same_shape(space: spaces.Space[Any], ours: spaces.Space[Any], what: str) -> None:
     if space.shape != ours.shape:
-        raise SpaceError(
-            f"{what} has observations of shape {space.shape}, and the model was made for "
-            f"{ours.shape}: use the environment and dataset of one task",
-            setting="observation_space",
-            value=space.shape,
-            choices=[ours.shape],
-        )
+        shapes = f"{space.shape}, and the model was made for {ours.shape}"
+        problem = f"{what} has observations of shape {shapes}: use those of one task"
+        choices = [ours.shape]
+        raise SpaceError(problem, setting="observation_space", value=space.shape, choices=choices)
 
 
 def _check_same_actions(space: spaces.Space[Any], ours: spaces.Space[Any], what: str) -> None:
@@ -371,13 +306,8 @@ def _check_same_actions(space: spaces.Space[Any], ours: spaces.Space[Any], what:
     if isinstance(space, spaces.Discrete) and isinstance(ours, spaces.Discrete):
         alike = (space.n, space.start) == (ours.n, ours.start)
     if not alike:
-        raise SpaceError(
-            f"{what} has actions {space}, and the model was made for {ours}: use the environment "
-            f"and dataset of one task",
-            setting="action_space",
-            value=space,
-            choices=[ours],
-        )
+        problem = f"{what} has actions {space}, and the model was made for {ours}"
+        raise SpaceError(problem, setting="action_space", value=space, choices=[ours])
 
 
 def _lies_inside(inner: spaces.Box, outer: spaces.Box) -> bool:
@@ -405,15 +335,8 @@ def _describe(space: spaces.Box, between: str = " to ") -> str:
     return between.join(texts)
 
 
-# --- JSON -----------------------------------------------------------------------------------------
-
-
 def space_to_json(space: spaces.Space[Any]) -> dict[str, Any]:
-    """Describe a Box or Discrete space in what JSON can hold.
-
-    Raises:
-        SpaceError: The space is of another kind.
-    """
+    """Describe a Box or Discrete space in what JSON can hold."""
     if isinstance(space, spaces.Discrete):
         return {"type": "Discrete", "n": int(space.n), "start": int(space.start)}
     if not isinstance(space, spaces.Box):
@@ -428,11 +351,7 @@ def space_to_json(space: spaces.Space[Any]) -> dict[str, Any]:
 
 
 def space_from_json(description: Mapping[str, Any]) -> spaces.Box | spaces.Discrete:
-    """Build the space that :func:`space_to_json` described.
-
-    Raises:
-        SpaceError: The description is of no such space.
-    """
+    """Build the space that :func:`space_to_json` described."""
     try:
         if description["type"] == "Discrete":
             return spaces.Discrete(description["n"], start=description["start"])

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-__all__ = ["load_script"]
+__all__ = ["load_script", "run_python"]
 
 
 def load_script(path: Path) -> ModuleType:
@@ -17,3 +20,13 @@ def load_script(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def run_python(*arguments: str, **options: Any) -> str:
+    """Run Python in a process of its own, which has to succeed; return what it printed."""
+    done = subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, check=False, **options
+    )
+    assert done.returncode == 0, done.stderr
+    stdout: str = done.stdout
+    return stdout

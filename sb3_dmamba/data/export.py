@@ -46,13 +46,8 @@ def to_d3rlpy(trajectories: Any) -> Any:
     space, stack = trajectories.action_space, trajectories.frame_stack
     is_discrete = isinstance(space, spaces.Discrete)
     if is_discrete and space.start != 0:
-        raise SpaceError(
-            f"the action space {space} starts at {space.start}, and d3rlpy counts actions from 0: "
-            f"wrap the environment so that its actions do, and subtract {space.start} from the "
-            f"data",
-            setting="action_space",
-            value=space,
-        )
+        problem = f"d3rlpy counts actions from 0, and {space} does not: subtract {space.start}"
+        raise SpaceError(problem, setting="action_space", value=space)
     episodes = [
         Episode(
             observations=part.observations[:, None] if stack > 1 else part.observations,
@@ -85,10 +80,8 @@ def _find_whole(trajectories: Any) -> list[int]:
     """Return the episodes that d3rlpy holds: it drops the last step of a truncated one."""
     kept = trajectories.terminated | (trajectories.lengths > 1)
     if not kept.any():
-        raise DatasetError(
-            "every episode has one step and was not terminated, and d3rlpy holds none such: it "
-            "leaves out the last step of an episode that was not terminated"
-        )
+        problem = "every episode has one step and was not terminated: d3rlpy holds none such"
+        raise DatasetError(problem)
     left_out = np.flatnonzero(~kept)
     if len(left_out):
         warn_caller(
@@ -106,23 +99,14 @@ def to_minari(
     import minari
 
     if not isinstance(dataset_id, str) or not _MINARI_ID.fullmatch(dataset_id):
-        raise DatasetError(
-            f"{dataset_id!r} cannot name a Minari dataset: give letters, digits, - and _ with a "
-            f"version at the end, such as 'walk-v0' or 'mine/walk-v0'",
-            setting="dataset_id",
-            value=dataset_id,
-        )
+        problem = f"dataset_id={dataset_id!r}: give a name with a version, as 'mine/walk-v0'"
+        raise DatasetError(problem, setting="dataset_id", value=dataset_id)
     spec = _find_spec(trajectories.env_id, trajectories.env_kwargs)
     root = minari_folder()
     folder = root / dataset_id
     if folder.exists():
-        raise DatasetError(
-            f"{dataset_id!r} exists in {root}: choose another name or version, or delete it with "
-            f"minari.delete_dataset({dataset_id!r})",
-            path=folder,
-            setting="dataset_id",
-            value=dataset_id,
-        )
+        problem = f"{dataset_id!r} exists in {root}: rename, or minari.delete_dataset it"
+        raise DatasetError(problem, path=folder, setting="dataset_id", value=dataset_id)
     try:
         with warnings.catch_warnings():
             # Minari recommends to name an author and more, which is up to the caller.
@@ -173,10 +157,8 @@ def _find_spec(env_id: str | None, env_kwargs: Mapping[str, Any]) -> EnvSpec | N
             import_module(package)  # which registers the id
         spec = copy.deepcopy(gymnasium.spec(name))
     except (gymnasium.error.Error, ImportError) as error:
-        warn_caller(
-            f"the dataset will not name its environment, {env_id}, which is not known here "
-            f"({error})"
-        )
+        problem = f"the dataset will not name its environment, {env_id}: not known here ({error})"
+        warn_caller(problem)
         return None
     kwargs = dict(env_kwargs)
     spec.max_episode_steps = kwargs.pop("max_episode_steps", spec.max_episode_steps)

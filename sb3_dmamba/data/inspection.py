@@ -36,9 +36,6 @@ _N_BINS = 12
 _BAR_WIDTH = 40
 
 
-# --- What a model keeps ---------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, eq=False)
 class ObservationStatistics:
     """What observations are standardised with.
@@ -53,18 +50,11 @@ class ObservationStatistics:
 
 
 def compute_observation_statistics(trajectories: Trajectories) -> ObservationStatistics | None:
-    """Compute the mean and standard deviation of each dimension over all steps.
+    """Compute the mean and standard deviation of each dimension over all steps; None for images.
 
-    Where single frames are stored and stacked when drawn, every frame of a stack gets those of
-    the frames: the zeros before an episode's start are left out.
-
-    Accumulated in float64, a chunk at a time: memory-mapped observations are never held at once.
-
-    Args:
-        trajectories: The data.
-
-    Returns:
-        The statistics, or None for images, which are divided by 255 instead.
+    Accumulated in float64, a chunk at a time. Where single frames are stored and stacked when
+    drawn, every frame of a stack gets those of the frames: the zeros before an episode are left
+    out.
 
     Source: Chan, Golub and LeVeque 1983, "Algorithms for Computing the Sample Variance", eq. 2.1.
     """
@@ -136,9 +126,6 @@ class DatasetInfo:
             False if largest > 1.0 else True if is_game else None,
             paid_last and not paid_early and int(trajectories.lengths.max()) > 1,
         )
-
-
-# --- The report -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -271,13 +258,10 @@ def _find_non_finite(data: Trajectories) -> Iterator[DatasetIssue]:
         steps = _non_finite_steps(getattr(data, name))
         if len(steps):
             episodes = _episodes_of(data, steps)
-            yield _issue(
-                "non_finite",
-                steps,
-                f"{name} hold NaN or infinities at {_count(len(steps), 'step')} of "
-                f"{_count(len(episodes), 'episode')} ({_list(episodes)}): such data is refused in "
-                f"training; leave those episodes out or repair them",
-            )
+            where = f"{_count(steps, 'step')} of {_count(episodes, 'episode')}"
+            what = f"{name} hold NaN or infinities at {where}"
+            fix = "such data is refused in training; leave those episodes out or repair them"
+            yield _issue("non_finite", steps, what, fix, named=episodes)
 
 
 def _non_finite_steps(array: ndarray) -> Int64[ndarray, "n"]:
@@ -305,12 +289,8 @@ def _find_constants(data: Trajectories) -> Iterator[DatasetIssue]:
         low, high = _extremes(array)
         constant = np.flatnonzero((low == high).reshape(-1))
         if len(constant):
-            yield _issue(
-                "constant_dimension",
-                constant,
-                f"{len(constant)} of {low.size} dimensions of {name} never change "
-                f"({_list(constant)}): they carry no information",
-            )
+            what = f"{len(constant)} of {low.size} dimensions of {name} never change"
+            yield _issue("constant_dimension", constant, what, "they carry no information")
 
 
 def _extremes(array: ndarray) -> tuple[ndarray, ndarray]:
@@ -328,42 +308,28 @@ def _find_unused_actions(data: Trajectories) -> Iterator[DatasetIssue]:
         counts += np.bincount(chunk - first, minlength=n_actions)
     unused = np.flatnonzero(counts == 0) + first
     if len(unused):
-        yield _issue(
-            "unused_actions",
-            unused,
-            f"{len(unused)} of {n_actions} actions are never taken ({_list(unused)}): nothing can "
-            f"be learnt of them",
-        )
+        what = f"{len(unused)} of {n_actions} actions are never taken"
+        yield _issue("unused_actions", unused, what, "nothing can be learnt of them")
 
 
 def _find_constant_reward(data: Trajectories) -> Iterator[DatasetIssue]:
     low, high = _extremes(data.rewards)
     if low == high:
-        yield DatasetIssue(
-            "constant_reward",
-            f"every reward is {float(low):g}: returns tell episodes apart by their lengths alone",
-            data.n_steps,
-        )
+        message = f"every reward is {float(low):g}: returns differ by the episodes' lengths alone"
+        yield DatasetIssue("constant_reward", message, data.n_steps)
 
 
 def _find_odd_episodes(data: Trajectories) -> Iterator[DatasetIssue]:
     cut = np.flatnonzero(data.cut)
     if len(cut):
-        yield _issue(
-            "cut_episodes",
-            cut,
-            f"{_count(len(cut), 'episode')} of {len(data):,} neither terminated nor truncated, but "
-            f"cut when collection stopped ({_list(cut)}): their returns-to-go are too small; "
-            f"drop_cut_episodes() leaves them out",
-        )
+        what = f"{_count(cut, 'episode')} of {len(data):,} neither terminated nor truncated"
+        fix = "their returns-to-go are too small; drop_cut_episodes() leaves them out"
+        yield _issue("cut_episodes", cut, what, fix)
     short = np.flatnonzero(data.lengths == 1)
     if len(short):
-        yield _issue(
-            "single_step_episodes",
-            short,
-            f"{_count(len(short), 'episode')} of {len(data):,} with a single step "
-            f"({_list(short)}): check that terminals are not set at every step",
-        )
+        what = f"{_count(short, 'episode')} of {len(data):,} with a single step"
+        fix = "check that terminals are not set at every step"
+        yield _issue("single_step_episodes", short, what, fix)
 
 
 def _find_duplicates(data: Trajectories) -> Iterator[DatasetIssue]:
@@ -381,12 +347,8 @@ def _find_duplicates(data: Trajectories) -> Iterator[DatasetIssue]:
             seen.add(digest)
     if repeated:
         repeated.sort()
-        yield _issue(
-            "duplicate_episodes",
-            repeated,
-            f"{_count(len(repeated), 'episode')} of {len(data):,} repeat an earlier one step for "
-            f"step ({_list(repeated)}): they count twice in training",
-        )
+        what = f"{_count(repeated, 'episode')} of {len(data):,} repeat an earlier one step for step"
+        yield _issue("duplicate_episodes", repeated, what, "they count twice in training")
 
 
 def _digest(data: Trajectories, episode: int, *names: str) -> bytes:
@@ -399,18 +361,13 @@ def _digest(data: Trajectories, episode: int, *names: str) -> bytes:
     return digest.digest()
 
 
-def _issue(kind: str, indices: Any, message: str) -> DatasetIssue:
-    return DatasetIssue(kind, message, len(indices), _first(indices))
+def _issue(kind: str, indices: Any, what: str, fix: str, named: Any = None) -> DatasetIssue:
+    """Return an issue whose message lists the first of ``named``, by default of the indices."""
+    named = indices if named is None else named
+    listed = ", ".join(map(str, named[:_N_NAMED])) + ", ..." * (len(named) > _N_NAMED)
+    where = tuple(map(int, indices[:_N_NAMED]))
+    return DatasetIssue(kind, f"{what} ({listed}): {fix}", len(indices), where)
 
 
-def _count(number: int, name: str) -> str:
-    return f"{number:,} {name}{'' if number == 1 else 's'}"
-
-
-def _first(indices: Any) -> tuple[int, ...]:
-    return tuple(int(index) for index in indices[:_N_NAMED])
-
-
-def _list(indices: Any) -> str:
-    more = ", ..." if len(indices) > _N_NAMED else ""
-    return ", ".join(map(str, _first(indices))) + more
+def _count(indices: Any, name: str) -> str:
+    return f"{len(indices):,} {name}{'' if len(indices) == 1 else 's'}"

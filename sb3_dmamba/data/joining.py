@@ -12,7 +12,7 @@ import numpy as np
 
 from sb3_dmamba.console import Bar
 from sb3_dmamba.data.trajectories import Trajectories, TrajectoriesWriter, metadata_of, replace
-from sb3_dmamba.data.validation import CHUNK_BYTES, STEP_ARRAYS
+from sb3_dmamba.data.validation import CHUNK_BYTES, STEP_ARRAYS, group_episodes
 from sb3_dmamba.errors import DatasetError
 
 IN_MEMORY_BYTES = 1 << 30
@@ -41,25 +41,14 @@ def join_trajectories(parts: Iterable[Trajectories], source: str | None = None) 
     for number, other in enumerate(datasets):
         for name, theirs in metadata_of(other).items():
             if name != "source" and theirs != expected[name]:
-                raise DatasetError(
-                    f"dataset {number} has {name}={theirs}, and the first has {expected[name]}: "
-                    f"join datasets of one environment",
-                    setting=name,
-                    value=theirs,
-                    choices=[expected[name]],
-                )
+                problem = f"dataset {number} has {name}={theirs}, the first {expected[name]}"
+                raise DatasetError(problem, setting=name, value=theirs)
     named = " and ".join(dict.fromkeys(part.source for part in datasets if part.source))
     return gather_pieces(datasets, lambda _: named if source is None else source)
 
 
 def gather_pieces(pieces: Iterable[Trajectories], source: Describe | None = None) -> Trajectories:
-    """Join pieces of one dataset in memory while they are small, else in a temporary file.
-
-    ``source`` says where the data came from; None is what the first piece says.
-
-    Raises:
-        DatasetError: There is no piece, or no room for the temporary file.
-    """
+    """Join pieces of one dataset in memory while they are small, else in a temporary file."""
     stream = iter(pieces)
     held: list[Trajectories] = []
     size = 0
@@ -72,11 +61,7 @@ def gather_pieces(pieces: Iterable[Trajectories], source: Describe | None = None
 
 
 def join_pieces(pieces: list[Trajectories], source: Describe | None = None) -> Trajectories:
-    """Join pieces in memory, letting go of each one once it is copied: the list is empty then.
-
-    Raises:
-        DatasetError: There is no piece.
-    """
+    """Join pieces in memory, letting go of each one once it is copied: the list is empty then."""
     if not pieces:
         raise _no_episode()
     first = pieces[0]
@@ -110,11 +95,7 @@ def _drain(held: list[Trajectories]) -> Iterator[Trajectories]:
 
 
 def spill_pieces(pieces: Iterable[Trajectories], source: Describe | None = None) -> Trajectories:
-    """Join pieces in a temporary file, which goes away with the process.
-
-    Raises:
-        DatasetError: There is no piece, or no room for them.
-    """
+    """Join pieces in a temporary file, which goes away with the process."""
     place = _folder_on_disk()
     try:
         with tempfile.TemporaryDirectory(
@@ -122,12 +103,11 @@ def spill_pieces(pieces: Iterable[Trajectories], source: Describe | None = None)
         ) as folder:
             return write_pieces(pieces, Path(folder) / "store", source=source)
     except OSError as error:
-        raise DatasetError(
-            f"the dataset does not fit into memory, and not into {place} either ({error}): set "
-            f"TMPDIR to a folder on a larger disk, or convert it to a store there with "
-            f"'dmamba data convert'",
-            path=place,
-        ) from error
+        problem = (
+            f"the dataset fits neither into memory nor into {place} ({error}): set TMPDIR to a "
+            "folder on a larger disk, or convert it there with 'dmamba data convert'"
+        )
+        raise DatasetError(problem, path=place) from error
 
 
 def _folder_on_disk() -> Path:
@@ -147,12 +127,7 @@ def write_pieces(
     source: Describe | None = None,
     bar: Bar | None = None,
 ) -> Trajectories:
-    """Write pieces of one dataset to a store, and open it; ``source`` as :func:`gather_pieces`.
-
-    Raises:
-        DatasetError: There is no piece, or the store cannot be put there.
-        OSError: The disk is full.
-    """
+    """Write pieces of one dataset to a store, and open it; ``source`` as :func:`gather_pieces`."""
     stream = iter(pieces)
     first = next(stream, None)
     if first is None:
@@ -172,10 +147,5 @@ def _no_episode() -> DatasetError:
 def cut_into_pieces(data: Trajectories) -> Iterator[Trajectories]:
     """Yield a dataset in pieces of whole episodes, views of its arrays."""
     size = max(1, data.observations[:1].nbytes + data.actions[:1].nbytes)
-    offsets = data.episode_offsets
-    first = 0
-    while first < len(data):
-        last = int(np.searchsorted(offsets, offsets[first] + CHUNK_BYTES // size, side="right")) - 1
-        last = max(last, first + 1)
+    for first, last in group_episodes(data.episode_offsets, CHUNK_BYTES // size):
         yield data[first:last]
-        first = last

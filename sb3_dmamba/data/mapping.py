@@ -112,11 +112,7 @@ def to_pickled(value: Any) -> Any:
 
 
 def from_pickled(value: Any) -> Any:
-    """Return the value that :func:`to_pickled` took; arrays of a store are mapped again.
-
-    Raises:
-        DatasetError: The store is gone, or was written anew; names the file.
-    """
+    """Return the value that :func:`to_pickled` took; arrays of a store are mapped again."""
     return value.open() if isinstance(value, MappedReference) else value
 
 
@@ -132,19 +128,12 @@ class MappedReference:
     modified: int  # when the file was written, in nanoseconds
 
     def open(self) -> np.memmap[Any, Any]:
-        """Map the array.
-
-        Raises:
-            DatasetError: The file is gone, or is another.
-        """
+        """Map the array."""
         problem = "was written anew since the dataset was pickled: open it with Trajectories.open"
         try:
             handle = self.path.open("rb")
         except OSError as error:
-            problem = (
-                f"cannot be opened ({error.strerror}): the dataset is a store, of which a pickle "
-                f"holds the place; keep it there, or pickle a copy in memory"
-            )
+            problem = f"cannot be opened ({error.strerror}): a pickled store must stay there"
             raise DatasetError(f"{self.path} {problem}", path=self.path) from error
         with handle:
             if not self.describes(os.fstat(handle.fileno())):

@@ -59,46 +59,39 @@ def collect(
     """Let a policy act, and record exactly ``n_steps`` steps.
 
     Whether an episode was terminated or truncated is taken from the environment; those still
-    running at the end are kept as cut (``drop_cut_episodes()`` leaves them out). The resets that
-    vector environments make on their own are no steps. Under ``VecNormalize`` the policy sees
-    normalised observations (by statistics that stay as they are) and the environment's own are
-    recorded, rewards included; of :class:`~sb3_dmamba.ReturnToGo` likewise, without the
-    return-to-go.
+    running at the end are kept as cut (``drop_cut_episodes()`` leaves them out). Resets that vector
+    environments make on their own are no steps. Under ``VecNormalize`` the policy sees normalised
+    observations (by frozen statistics) and the environment's own are recorded, rewards included; of
+    :class:`~sb3_dmamba.ReturnToGo` likewise, without the return-to-go.
 
     Args:
-        policy: A Stable-Baselines3 model or policy (recurrent ones included), a ``DecisionMamba``
-            (which is asked for its ``target_return`` where the environment shows no return-to-go),
-            a d3rlpy algorithm, a stateful wrapper (``model.as_stateful_wrapper(target_return)``,
-            in one environment), a function from one observation to an action, or ``"random"``.
-        env: A Gymnasium id, a function that makes an environment, or a ``gymnasium.Env``, a
-            ``gymnasium.vector.VectorEnv`` or an SB3 ``VecEnv``, which is reset first and not
-            closed.
+        policy: A Stable-Baselines3 model or policy, a ``DecisionMamba`` (with its ``target_return``
+            where the environment shows no return-to-go), a d3rlpy algorithm, a stateful wrapper (in
+            one environment), a function from one observation to an action, or ``"random"``.
+        env: A Gymnasium id, a function that makes an environment, or a ``gymnasium.Env``,
+            ``VectorEnv`` or SB3 ``VecEnv``, which is reset first and not closed.
         n_steps: Steps to record, over all environments.
         deterministic: Whether to take the most likely action rather than draw one.
         seed: Of the environments (``seed``, ``seed + 1``, ...) and of the policy's random numbers
-            (torch's and NumPy's global generators are put back afterwards). The same seed gives
-            the same data. None leaves it unseeded.
+            (global generators are put back afterwards); None leaves them unseeded.
         n_envs: How many environments to make of an id or a function.
-        env_id: What ``gymnasium.make`` takes to make the environment again, noted in the data.
-            None: found out where ``env`` is an id or made by ``gymnasium.make``, without wrappers
-            that could change what is observed, done or paid.
-        env_kwargs: The other arguments of ``gymnasium.make``: of ``env`` where it is an id, else
-            of ``env_id``.
+        env_id: What ``gymnasium.make`` takes, noted in the data. None: found out where no wrapper
+            could change what is observed, done or paid.
+        env_kwargs: The other arguments of ``gymnasium.make``.
         frame_stack: Where observations are stacks of this many frames, oldest first and zeros
             before the start, (frame_stack, height, width) uint8: each frame is stored once.
-        folder: Where to write the steps, episode by episode, as a store that is mapped into
-            memory; None keeps them in memory.
+        folder: Where to write a store, episode by episode; None keeps the steps in memory.
         overwrite: Whether a store in ``folder`` may be replaced.
         progress_bar: Whether to show the progress on stderr.
-        name: Where the data came from, for people. None: the policy's and environment's names.
+        name: Where the data came from. None: the policy's and environment's names.
 
     Returns:
         The episodes in the order in which they ended, those that were cut last.
 
     Raises:
         ConfigError: ``policy`` or ``env`` is none of those, or a number is out of its range.
-        DatasetError: An observation or (its subclass StepError) a reward is not finite, an action
-            lies outside the space, or observations are not stacks of frames.
+        DatasetError: An observation or (StepError) a reward is not finite, an action lies outside
+            the space, or observations are not stacks of frames.
         SpaceError: The environment's spaces cannot be learnt.
         UnknownTaskError: No environment has the id ``env``.
         MissingDependencyError: Its package is not installed.
@@ -107,12 +100,8 @@ def collect(
     n_envs = check_integer("n_envs", n_envs, 1)
     seed = check_optional_integer("seed", seed, 0)
     if env_kwargs and env_id is None and not isinstance(env, str):
-        raise ConfigError(
-            f"env_kwargs={dict(env_kwargs)!r} are for making an environment: give its id, as env "
-            f"or, to be noted, as env_id",
-            setting="env_kwargs",
-            value=dict(env_kwargs),
-        )
+        problem = f"env_kwargs={dict(env_kwargs)!r} need an id: give it as env or env_id"
+        raise ConfigError(problem, setting="env_kwargs", value=dict(env_kwargs))
     with contextlib.ExitStack() as stack:
         condition = getattr(policy, "condition_env", None)
         opened = stack.enter_context(_open_envs(env, n_envs, env_kwargs, condition))
@@ -170,15 +159,8 @@ _ACTIONS = 0xAC7105  # tells the seed of actions from those of environments
 
 
 def derive_action_seed(seed: int) -> int:
-    """Return a seed for a space to draw actions from.
-
-    Spaces and environments make the same generator of the same seed: with ``seed`` itself, the
-    actions would follow the environment's own random numbers.
-    """
+    """Return a seed for actions, which must not follow the environment's own random numbers."""
     return int(np.random.SeedSequence([seed, _ACTIONS]).generate_state(1, np.uint64)[0])
-
-
-# --- Environments --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -197,19 +179,12 @@ def _open_envs(
     env_kwargs: Mapping[str, Any] | None,
     condition: Callable[[Any], Any] | None,
 ) -> Iterator[_Opened]:
-    """Make what is not made yet (and close that at the end), and adapt the rest.
-
-    ``condition``, of a policy that needs the return-to-go, adds it where it is not shown.
-    """
+    """Make what is not made yet (and close it at the end); ``condition`` adds a return-to-go."""
     env = as_gymnasium(env)
     if isinstance(env, (gym.Env, VectorEnv, VecEnv)):
         if n_envs != 1:
-            raise ConfigError(
-                f"n_envs={n_envs} and an environment that is made already: give its id, or a "
-                f"function that makes one",
-                setting="n_envs",
-                value=n_envs,
-            )
+            problem = f"n_envs={n_envs} with an environment: give its id or a function instead"
+            raise ConfigError(problem, setting="n_envs", value=n_envs)
         with frozen_statistics(env):
             yield _adapt(_with_return_to_go(env, condition), describe_environment(env))
         return
@@ -219,12 +194,8 @@ def _open_envs(
     elif callable(env):
         made = make_envs("env", partial(make_gymnasium, env), n_envs)
     else:
-        raise ConfigError(
-            f"env={env!r}: give a Gymnasium id, an environment (one, or a Gymnasium or "
-            f"Stable-Baselines3 vector), or a function that makes one",
-            setting="env",
-            value=env,
-        )
+        problem = f"env={env!r}: give a Gymnasium id, an environment or a function that makes one"
+        raise ConfigError(problem, setting="env", value=env)
     try:
         named = (env, kwargs) if isinstance(env, str) else describe_environment(made[0])
         yield _adapt([_with_return_to_go(each, condition) for each in made], named)
@@ -248,14 +219,8 @@ def _adapt(env: Any, named: tuple[str | None, dict[str, Any]]) -> _Opened:
         normalizer = normalizers[-1]  # the innermost is shown the original
         original = normalizer.venv.observation_space
         if original.shape != space.shape or type(original) is not type(space):
-            raise DatasetError(
-                f"VecNormalize sees observations of {original}, and the policy {space}: put "
-                f"VecNormalize outside the wrappers that change observations, so that what it "
-                f"normalises can be recorded",
-                setting="observation_space",
-                value=space,
-                choices=[original],
-            )
+            problem = f"put VecNormalize outside what changes {original} to {space}"
+            raise DatasetError(problem, setting="observation_space", value=space)
         space, read = original, lambda _: normalizer.get_original_obs()
     return _Opened(envs, space, read, *named)
 
@@ -267,10 +232,7 @@ _OF_VECTORS = ("num_envs", "vectorization_mode", "vector_kwargs", "wrappers", "r
 
 
 def describe_environment(env: Any) -> tuple[str | None, dict[str, Any]]:
-    """Return what ``gymnasium.make`` takes to make it again, or None where that is unknown.
-
-    It is unknown where a wrapper may change what is observed, done or paid.
-    """
+    """Return what ``gymnasium.make`` takes; None where a wrapper may change what happens."""
     while isinstance(env, VecEnvWrapper):
         if type(env).__name__ not in _HARMLESS_VECTOR:
             return None, {}
@@ -292,9 +254,6 @@ def describe_environment(env: Any) -> tuple[str | None, dict[str, Any]]:
     except (TypeError, ValueError):
         return None, {}
     return qualify_id(spec.id, spec.entry_point), kwargs
-
-
-# --- Recording -----------------------------------------------------------------------------------
 
 
 class Recorder:
@@ -347,13 +306,9 @@ class Recorder:
             shown = np.array(flat, dtype=self._dtype)
         if shown.dtype.kind == "f" and not np.isfinite(shown).all():
             wrong = shown[~np.isfinite(shown)][0]
-            raise DatasetError(
-                f"at step {self._n_steps} the environment showed {wrong}: every observation must "
-                f"be finite",
-                setting="observation",
-                value=float(wrong),
-                index=self._n_steps,
-            )
+            step, value = self._n_steps, float(wrong)
+            problem = f"at step {step} the environment showed {value}: observations must be finite"
+            raise DatasetError(problem, setting="observation", value=value, index=step)
         return shown
 
     def _add(self, shown: ndarray, actions: ndarray, stepped: Stepped, is_live: ndarray) -> int:
@@ -381,15 +336,12 @@ class Recorder:
         last = self._last_stacks[env]
         before = np.zeros_like(stack[1:]) if last is None else last[1:]
         if not np.array_equal(stack[:-1], before):
-            raise DatasetError(
-                f"at step {self._n_steps} the observation is not a stack of the last "
-                f"{self._frame_stack} frames, oldest first, with zeros before the episode's start "
-                f"(gymnasium's FrameStackObservation needs padding_type='zero'): pass "
-                f"frame_stack=1",
-                setting="frame_stack",
-                value=self._frame_stack,
-                index=self._n_steps,
+            step, count = self._n_steps, self._frame_stack
+            problem = (
+                f"at step {step} the observation is not a stack of the last {count} frames, zeros "
+                f"before the start (padding_type='zero' in gymnasium): pass frame_stack=1"
             )
+            raise DatasetError(problem, setting="frame_stack", value=count, index=step)
         self._last_stacks[env] = stack
         newest: ndarray = stack[-1]
         return newest.copy()
@@ -442,9 +394,6 @@ class _MemorySink:
         )
 
 
-# --- Policies ------------------------------------------------------------------------------------
-
-
 Act = Callable[[Any, Float64[ndarray, "n"], Bool[ndarray, "n"], Bool[ndarray, "n"]], Any]
 """From observations, the last rewards, where episodes start, and where the next step only resets:
 one action for each environment."""
@@ -460,12 +409,8 @@ def _as_actor(policy: Any, envs: Batch, deterministic: bool, seed: int | None) -
     if "reward" in parameters and callable(getattr(policy, "reset", None)):
         return _ask_stateful(policy, envs)
     if callable(getattr(policy, "as_stateful_wrapper", None)):
-        raise ConfigError(
-            f"{type(policy).__name__} acts by its past rewards: pass "
-            f"policy.as_stateful_wrapper(target_return)",
-            setting="policy",
-            value=policy,
-        )
+        problem = f"{type(policy).__name__}: pass policy.as_stateful_wrapper(target_return)"
+        raise ConfigError(problem, setting="policy", value=policy)
     if parameters:
         choose = getattr(policy, "sample_action", policy.predict)
         choose = policy.predict if deterministic else choose
@@ -473,12 +418,8 @@ def _as_actor(policy: Any, envs: Batch, deterministic: bool, seed: int | None) -
         return lambda observations, *_: choose(view(observations))
     if callable(policy):
         return _ask_function(policy, envs)
-    raise ConfigError(
-        f"policy={policy!r}: give a Stable-Baselines3 or d3rlpy model, a function from one "
-        f'observation to an action, or "random"',
-        setting="policy",
-        value=policy,
-    )
+    problem = f"policy={policy!r}: give an SB3 or d3rlpy model, a function or 'random'"
+    raise ConfigError(problem, setting="policy", value=policy)
 
 
 def _parameters(function: Any) -> list[str]:
@@ -509,12 +450,8 @@ def _ask_sb3(policy: Any, deterministic: bool) -> Act:
 
 def _ask_stateful(policy: Any, envs: Batch) -> Act:
     if envs.n != 1:
-        raise ConfigError(
-            f"{type(policy).__name__} remembers one episode, and there are {envs.n} environments: "
-            f"give one",
-            setting="n_envs",
-            value=envs.n,
-        )
+        problem = f"{type(policy).__name__} acts in one environment only, got {envs.n}"
+        raise ConfigError(problem, setting="n_envs", value=envs.n)
     view = _as_d3rlpy_sees(envs.observation_space, policy)
     action: Any = None
 
@@ -552,22 +489,14 @@ def _as_d3rlpy_sees(space: spaces.Space[Any], policy: Any) -> Callable[[Any], An
 def _check_actions(
     actions: Any, space: spaces.Space[Any], is_taken: Bool[ndarray, "n"], step: int
 ) -> ndarray:
-    """Return one action for each environment, (n, ...), as the environments take them.
-
-    Those that are not taken may be anything. The others must fit the space, and be finite in its
-    dtype and in the float32 of the recording.
-    """
+    """Return actions, (n, ...); those taken must fit the space and be finite, also in float32."""
     array = np.asarray(actions)
     kinds, n = ("iuf" if isinstance(space, spaces.Box) else "iu"), len(is_taken)
     shape = (n, *(space.shape or ()))
     if array.size != n * int(np.prod(shape[1:])) or array.dtype.kind not in kinds:
-        raise DatasetError(
-            f"at step {step} the policy returned actions of shape {array.shape} and dtype "
-            f"{array.dtype} for {n} environment(s) with the action space {space}",
-            setting="action",
-            value=actions,
-            index=step,
-        )
+        given = f"shape {array.shape} and dtype {array.dtype} for {n} environment(s)"
+        problem = f"at step {step} the policy's actions have {given} with {space}"
+        raise DatasetError(problem, setting="action", value=actions, index=step)
     array = array.reshape(shape)
     taken: ndarray
     if isinstance(space, spaces.Discrete):
@@ -583,11 +512,6 @@ def _check_actions(
         inside &= np.isfinite(taken) & np.isfinite(recorded)
     inside[~is_taken] = True
     if not inside.all():
-        raise DatasetError(
-            f"at step {step} the policy chose {array[~inside][0]}, outside {space}: clip or scale "
-            f"its actions in a function, collect(lambda observation: ..., ...)",
-            setting="action",
-            value=array[~inside][0],
-            index=step,
-        )
+        problem = f"step {step}: the policy chose {array[~inside][0]}, outside {space}: clip it"
+        raise DatasetError(problem, setting="action", value=array[~inside][0], index=step)
     return taken

@@ -14,7 +14,7 @@ from numpy import ndarray
 from rich.table import Table
 
 from sb3_dmamba.data.mapping import as_array, join_rows
-from sb3_dmamba.data.validation import check_finite, check_offsets, rows_per_chunk
+from sb3_dmamba.data.validation import check_finite, check_offsets, group_episodes, rows_per_chunk
 from sb3_dmamba.errors import DatasetError
 
 
@@ -23,13 +23,9 @@ def compute_returns_to_go(
 ) -> Float32[ndarray, "N"]:
     """Sum the rewards still to come in the episode, the current step's included.
 
-    Every episode is summed on its own, so that neither the length of the dataset nor the rewards
-    of another episode cost any precision.
-
     Args:
-        rewards: Rewards, in the environment's units: of one whole episode, or of many one after
-            the other.
-        episode_offsets: Where each episode starts, and at the end the number of steps; None is one
+        rewards: Rewards of one whole episode, or of many one after the other.
+        episode_offsets: First step of each episode, and at the end their number; None is one
             episode.
 
     Returns:
@@ -43,12 +39,8 @@ def compute_returns_to_go(
     """
     rewards = as_array(rewards)
     if rewards.ndim != 1 or len(rewards) == 0:
-        raise DatasetError(
-            f"rewards have shape {rewards.shape}: give a one-dimensional array of at least one "
-            f"step",
-            setting="rewards",
-            value=rewards.shape,
-        )
+        problem = f"rewards have shape {rewards.shape}: expected one dimension, at least one step"
+        raise DatasetError(problem, setting="rewards", value=rewards.shape)
     check_finite("rewards", rewards)
     if episode_offsets is None:
         episode_offsets = np.array([0, len(rewards)])
@@ -73,10 +65,7 @@ def compute_returns(
 
     Args:
         rewards: Rewards of all episodes one after the other, in the environment's units.
-        episode_offsets: Where each episode starts, and at the end the number of steps.
-
-    Returns:
-        One return per episode.
+        episode_offsets: First step of each episode, and at the end the number of steps.
 
     Raises:
         DatasetError: The offsets do not cover ``rewards``.
@@ -99,15 +88,9 @@ def iterate_groups(
 ) -> Iterator[tuple[Num[ndarray, "n"], Int64[ndarray, "m+1"]]]:
     """Yield the rewards of as many whole episodes as bounded memory holds, and their offsets."""
     episode_offsets = np.asarray(episode_offsets)
-    most = rows_per_chunk(rewards)
-    first = 0
-    while first < len(episode_offsets) - 1:
-        start = episode_offsets[first]
-        end = int(np.searchsorted(episode_offsets, start + most, side="right")) - 1
-        end = max(end, first + 1)  # an episode is never cut
-        offsets = episode_offsets[first : end + 1]
-        yield rewards[start : offsets[-1]], offsets - start
-        first = end
+    for first, last in group_episodes(episode_offsets, rows_per_chunk(rewards)):
+        offsets = episode_offsets[first : last + 1]
+        yield rewards[offsets[0] : offsets[-1]], offsets - offsets[0]
 
 
 @dataclass(frozen=True)

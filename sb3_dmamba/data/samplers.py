@@ -108,14 +108,7 @@ class WindowSampler:
         self._before_window = np.arange(-self.burn_in, 0)
 
     def sample(self, update: int) -> WindowBatch:
-        """Draw the batch of an update.
-
-        Args:
-            update: The update's number, from 0.
-
-        Returns:
-            ``batch_size`` windows, or ``rows`` of them; the same ones whenever seed and number
-            are the same.
+        """Draw the batch of an update, numbered from 0: (``rows`` of) ``batch_size`` windows.
 
         Raises:
             ConfigError: ``update`` is not a non-negative integer.
@@ -127,19 +120,12 @@ class WindowSampler:
         return dataclasses.replace(windows, first_steps=torch.from_numpy(first_steps))
 
     def draw_first_steps(self, update: int) -> Int64[ndarray, "B"]:
-        """Draw where the windows of an update begin, as flat indices of steps.
-
-        Raises:
-            ConfigError: ``update`` is not a non-negative integer.
-        """
+        """Draw where the windows of an update begin, as flat indices of steps."""
         generator = np.random.default_rng((self.seed, check_integer("update", update, 0)))
         return generator.integers(self.trajectories.n_steps, size=self.batch_size)[self.rows]
 
     def window_at(self, first_steps: Int64[ndarray, "B"]) -> WindowBatch:
-        """Return the windows that begin at given steps.
-
-        Args:
-            first_steps: Flat indices of steps, 0 to N - 1.
+        """Return the windows that begin at given steps, flat indices from 0 to N - 1.
 
         Raises:
             DatasetError: An index is not a step of the data; names the first.
@@ -147,10 +133,7 @@ class WindowSampler:
         return self._gather(check_steps(first_steps, self.trajectories.n_steps, "first_steps"))
 
     def iterate_all(self) -> Iterator[WindowBatch]:
-        """Yield every step exactly once, in order, in windows that do not overlap.
-
-        The last window of an episode is padded, and the last batch may be smaller.
-        """
+        """Yield every step exactly once, in windows without overlap, each episode's last padded."""
         lengths, offsets = self.trajectories.lengths, self.trajectories.episode_offsets
         windows = -(-lengths // self.context_length)  # per episode, rounded up
         before = np.concatenate([[0], np.cumsum(windows)])
@@ -241,13 +224,10 @@ class ConsecutiveSampler(WindowSampler):
     """Gives each row of the batch whole episodes, a window an update, in order.
 
     A row goes through all episodes in a random order, then again in another; the rows' orders are
-    independent, and their starts spread evenly at random over all windows, so a batch is as mixed
-    as one drawn at random, and in one pass of a row every step counts exactly once. Where a window
-    begins is in ``WindowBatch.first_steps``: a row goes on from the batch before unless its window
-    is an episode's first (or the run's: a row may begin in the middle).
-
-    The batch of an update is a pure function of the seed and the update's number, as
-    :class:`WindowSampler`'s is.
+    independent and their starts spread at random, so a batch is as mixed as one drawn at random,
+    and in one pass of a row every step counts once. A row goes on from the batch before unless its
+    window (``WindowBatch.first_steps``) is an episode's first, or the run's. The batch of an update
+    is a pure function of the seed and the update's number.
 
     Args:
         trajectories: The episodes.
@@ -279,11 +259,7 @@ class ConsecutiveSampler(WindowSampler):
         self._passes: dict[int, _Pass] = {}
 
     def draw_first_steps(self, update: int) -> Int64[ndarray, "B"]:
-        """Return where each row's next window begins, as flat indices of steps.
-
-        Raises:
-            ConfigError: ``update`` is not a non-negative integer.
-        """
+        """Return where each row's next window begins, as flat indices of steps."""
         update = check_integer("update", update, 0)
         places = [int(phase) + update for phase in self._phases]
         rows = range(self.batch_size)[self.rows]

@@ -48,15 +48,8 @@ _BUFFER_BYTES = 1 << 20
 _DAMAGE = (ValueError, TypeError, LookupError, EOFError, OSError, SyntaxError, TokenError)
 
 
-# --- Reading --------------------------------------------------------------------------------------
-
-
 def read_store(folder: Path) -> dict[str, Any]:
-    """Return the fields of a store's :class:`Trajectories`; steps are mapped, not read.
-
-    Raises:
-        DatasetError: A file is missing or damaged, names it, or of a newer version.
-    """
+    """Return the fields of a store's :class:`Trajectories`; steps are mapped, not read."""
     path = folder / HEADER_NAME
     header = _read_header(path)
     fields = _read_fields(path, header)
@@ -87,13 +80,11 @@ def _read_header(path: Path) -> dict[str, Any]:
         raise _damaged(path, f"is not the header of a store: it has no format {_FORMAT!r}")
     version = header.get("format_version")
     if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
-        raise _damaged(
-            path,
-            f"has format version {version!r}, and this sb3_dmamba reads 1 to {FORMAT_VERSION}: "
-            f"upgrade with pip install -U sb3-dmamba",
-            "format_version",
-            version,
+        problem = (
+            f"has format version {version!r}, expected 1 to {FORMAT_VERSION}: pip install -U "
+            "sb3-dmamba"
         )
+        raise _damaged(path, problem, "format_version", version)
     for name, kinds in _HEADER_TYPES.items():
         value = header.get(name)
         is_right = name in header and isinstance(value, kinds)
@@ -121,11 +112,7 @@ def _read_fields(path: Path, header: Mapping[str, Any]) -> dict[str, Any]:
 def map_npy(
     path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]
 ) -> np.memmap[Any, np.dtype[Any]]:
-    """Map an ``.npy`` file of this dtype and shape read-only; none of its rows is read.
-
-    Raises:
-        DatasetError: It is missing, no ``.npy`` file, cut off or holds something else; names it.
-    """
+    """Map an ``.npy`` file of this dtype and shape read-only; none of its rows is read."""
     if not path.is_file():
         raise _damaged(path, "is missing from the store: copy the whole folder again")
     with path.open("rb") as file:
@@ -138,20 +125,15 @@ def map_npy(
             raise _damaged(path, problem) from error
         if (found_shape, found_dtype) != (shape, dtype) or fortran_order:
             order = ", column by column" if fortran_order else ""
-            raise _damaged(
-                path,
-                f"holds {found_dtype} of shape {found_shape}{order}, and the store's header says "
-                f"{dtype} of shape {shape}: they do not belong together",
-            )
+            found = f"{found_dtype} of shape {found_shape}{order}"
+            problem = f"holds {found}, and the store's header says {dtype} of shape {shape}"
+            raise _damaged(path, problem)
         start = file.tell()
         expected = start + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         size = os.fstat(file.fileno()).st_size
         if size != expected:
-            raise _damaged(
-                path,
-                f"is {size} bytes long and should be {expected}: it was cut off or changed; copy "
-                f"it again",
-            )
+            problem = f"is {size} bytes long and should be {expected}: copy it again"
+            raise _damaged(path, problem)
         return map_file(file, dtype, shape, start, path)
 
 
@@ -159,9 +141,6 @@ def _damaged(
     path: Path, problem: str, setting: str | None = None, value: Any = None
 ) -> DatasetError:
     return DatasetError(f"{path} {problem}", path=path, setting=setting, value=value)
-
-
-# --- Writing --------------------------------------------------------------------------------------
 
 
 def row_types(fields: Mapping[str, Any]) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
@@ -221,10 +200,7 @@ class NpyStream:
 
 
 def _npy_header(dtype: np.dtype[Any], shape: tuple[int, ...], size: int) -> bytes:
-    """Return a header of version 1.0, of a multiple of 64 bytes and at least ``size``.
-
-    Source: numpy.lib.format, "Format Version 1.0".
-    """
+    """Return a header of version 1.0 (numpy.lib.format) of ``size`` bytes or more, in 64s."""
     described = {"descr": dtype.str, "fortran_order": False, "shape": shape}
     text = repr(described).encode("latin1")
     start = len(npy.magic(1, 0)) + 2
@@ -234,11 +210,7 @@ def _npy_header(dtype: np.dtype[Any], shape: tuple[int, ...], size: int) -> byte
 
 
 def check_place(folder: Path, overwrite: bool) -> None:
-    """Check that a store may be written to a folder.
-
-    Raises:
-        DatasetError: It holds something else, or a store that may not be replaced.
-    """
+    """Check that a store may be written to a folder."""
     if not folder.exists():
         return
     contents = {path.name for path in folder.iterdir()} if folder.is_dir() else set()

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import Any, overload
 
 import numpy as np
@@ -22,7 +21,7 @@ from typing_extensions import Self
 
 from sb3_dmamba.checks import check_number
 from sb3_dmamba.data.export import to_d3rlpy, to_minari
-from sb3_dmamba.data.mapping import from_pickled, is_mapped, join_rows, to_pickled
+from sb3_dmamba.data.mapping import from_pickled, is_mapped, iterate_rows, join_rows, to_pickled
 from sb3_dmamba.data.returns import (
     Spread,
     TrajectoriesSummary,
@@ -57,7 +56,6 @@ from sb3_dmamba.errors import ConfigError, DatasetError
 from sb3_dmamba.spaces import check_action_space
 
 REWARD_MODES = ("dense", "delayed")
-_COPY_BYTES = 1 << 24
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,8 +184,6 @@ class Trajectories:
             frame_stack=frame_stack,
         )
 
-    # --- Episodes and steps -----------------------------------------------------------------------
-
     def __len__(self) -> int:
         return len(self.episode_offsets) - 1
 
@@ -228,10 +224,7 @@ class Trajectories:
         )
 
     def _select(self, episodes: Int64[ndarray, "n"]) -> Trajectories:
-        """Return episodes by number: views of those in a row, else copies.
-
-        The copies of large mapped arrays are mapped temporary files.
-        """
+        """Return episodes by number: views of those in a row, else copies (mapped where large)."""
         starts, lengths = self.episode_offsets[episodes], self.lengths[episodes]
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         arrays = {name: getattr(self, name) for name in STEP_ARRAYS}
@@ -279,13 +272,11 @@ class Trajectories:
             steps: Flat indices, 0 to N - 1, in any order.
 
         Returns:
-            The last ``frame_stack`` frames up to each step, oldest first, (M, frame_stack, *frame);
-            zeros before the episode's start. With a ``frame_stack`` of 1, the observations.
+            The last ``frame_stack`` frames up to each step, oldest first, (M, frame_stack, *frame),
+            zeros before the episode's start; with a ``frame_stack`` of 1, the observations.
 
         Raises:
             DatasetError: An index is not a step of the data; names the first.
-
-        Source: Dopamine's replay buffer and Stable-Baselines3's ``VecFrameStack`` pad alike.
         """
         steps = check_steps(steps, self.n_steps)
         frames = self.observations
@@ -317,8 +308,6 @@ class Trajectories:
             env_id=self.env_id,
             source=self.source,
         )
-
-    # --- Changed data -----------------------------------------------------------------------------
 
     def drop_cut_episodes(self) -> Trajectories:
         """Return the episodes that were terminated or truncated.
@@ -369,8 +358,6 @@ class Trajectories:
         """Note in ``source`` how the data was changed."""
         return replace(self, source=f"{self.source} ({change})" if self.source else change)
 
-    # --- Files and other libraries ----------------------------------------------------------------
-
     def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write a store: a folder of ``.npy`` files and a JSON, which :meth:`open` maps.
 
@@ -392,9 +379,8 @@ class Trajectories:
     def open(folder: str | os.PathLike[str], *, verify: bool = False) -> Trajectories:
         """Open a store, memory-mapped: data larger than memory can be learnt from.
 
-        Sizes, types and offsets are checked and no step is read; values were checked when they
-        were written. Windows are then read as they are drawn. Selecting episodes that do not
-        follow each other copies large data to temporary files.
+        Sizes, types and offsets are checked; no step is read. Selecting episodes that do not follow
+        each other copies large data to temporary files.
 
         Args:
             folder: What :meth:`save` or a ``TrajectoriesWriter`` wrote.
@@ -415,13 +401,12 @@ class Trajectories:
     def to_d3rlpy(self) -> Any:
         """Return a ``d3rlpy.dataset.ReplayBuffer`` whose episodes are views of these.
 
-        d3rlpy knows terminated from not terminated only: episodes that were cut come back from it
-        as truncated. Frames that are stacked when drawn get a channel, and the buffer d3rlpy's
-        own frame stacking.
+        d3rlpy only knows terminated: cut episodes come back as truncated. Frames that are stacked
+        when drawn get a channel, and the buffer d3rlpy's own frame stacking.
 
         Raises:
-            DatasetError: Every episode has one step and was not terminated; d3rlpy holds none
-                such, and leaves them out (with a warning) where there are others.
+            DatasetError: No episode is left: d3rlpy holds none of one step that was not terminated,
+                which are left out with a warning.
             SpaceError: The Discrete action space does not start at 0.
             MissingDependencyError: d3rlpy is not installed.
         """
@@ -430,14 +415,13 @@ class Trajectories:
     def to_minari(self, dataset_id: str, **metadata: Any) -> Any:
         """Write a dataset into Minari's folder, an episode at a time; return its MinariDataset.
 
-        Minari also wants the observation after each episode's last step, which is not recorded:
-        the last one is repeated, and the dataset's description says so. Frames are stored as the
-        policy sees them, without loss.
+        Minari also wants the observation after each episode's last step, which is not recorded: the
+        last one is repeated, and the description says so. Frames are stored as the policy sees
+        them.
 
         Args:
             dataset_id: ``"name-v0"``, with a namespace or without: ``"mine/hopper/medium-v0"``.
-            metadata: ``algorithm_name``, ``author``, ``author_email``, ``code_permalink``,
-                ``description``, ``requirements``, as Minari describes them.
+            metadata: ``algorithm_name``, ``author``, ``description`` and so on, as Minari has them.
 
         Raises:
             DatasetError: It exists already, or the id is none.
@@ -484,12 +468,8 @@ def load_store(folder: str | os.PathLike[str], *, verify: bool = False) -> Traje
 def check_transform(reward_mode: str, top_fraction: float | None) -> None:
     """Raise ConfigError unless :func:`transform` takes these options."""
     if reward_mode not in REWARD_MODES:
-        raise ConfigError(
-            f"reward_mode={reward_mode!r}: choose 'dense' or 'delayed'",
-            setting="reward_mode",
-            value=reward_mode,
-            choices=REWARD_MODES,
-        )
+        problem = f"reward_mode={reward_mode!r}: choose 'dense' or 'delayed'"
+        raise ConfigError(problem, setting="reward_mode", value=reward_mode, choices=REWARD_MODES)
     if top_fraction is not None:
         _check_fraction("top_fraction", top_fraction)
 
@@ -514,12 +494,8 @@ def _find_episodes(
     if not isinstance(index, slice):
         index = np.asarray(index)
         if index.ndim != 1 or (len(index) and index.dtype.kind not in "biu"):
-            raise DatasetError(
-                f"episodes cannot be selected with {index!r}: give an integer, a slice, or a "
-                f"one-dimensional array of integers or booleans",
-                setting="index",
-                value=index,
-            )
+            problem = f"index={index!r}: give an integer, a slice, integers or booleans"
+            raise DatasetError(problem, setting="index", value=index)
         index = index if len(index) else index.astype(np.int64)
     episodes: Int64[ndarray, "n"] = np.arange(n_episodes)[index]
     if not len(episodes):
@@ -561,8 +537,7 @@ class TrajectoriesWriter:
 
     Args:
         folder: Where the store will be; folders on the way are made.
-        observation_space: Flat view of the environment's observation space; with ``frame_stack``,
-            of whole stacks.
+        observation_space: As :class:`Trajectories` has it, and so the other fields.
         action_space: The environment's action space.
         env_id: What ``gymnasium.make`` takes, where it is known.
         env_kwargs: Its other arguments, which JSON can hold.
@@ -571,8 +546,7 @@ class TrajectoriesWriter:
         overwrite: Whether a store that is there already is replaced. Nothing else ever is.
 
     Raises:
-        DatasetError: ``folder`` exists and may not be replaced, ``env_kwargs`` are no JSON, or
-            ``frame_stack`` is not a positive integer.
+        DatasetError: ``folder`` may not be replaced, or ``env_kwargs`` or ``frame_stack`` is wrong.
         SpaceError: The spaces cannot be learnt, or do not hold such stacks.
         OSError: The folder cannot be made.
     """
@@ -619,12 +593,7 @@ class TrajectoriesWriter:
             self._streams[name] = NpyStream(self._temporary / f"{name}.npy", dtype, shape)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._abandon()
 
     def _abandon(self) -> None:
@@ -663,8 +632,8 @@ class TrajectoriesWriter:
             truncated: Whether a limit ended it.
 
         Raises:
-            DatasetError: The episode is not such as :class:`Trajectories` takes, names it; or the
-                writer is not open.
+            DatasetError: The episode is not such as :class:`Trajectories` takes, or the writer is
+                not open.
             OSError: The disk is full.
         """
         self._check_open()
@@ -681,27 +650,20 @@ class TrajectoriesWriter:
         """Write all episodes of a dataset, which were checked when it was made.
 
         Raises:
-            DatasetError: They are in other spaces than the store's, or stacked otherwise; or the
-                writer is not open.
+            DatasetError: Their spaces or frame stack differ from the store's, or the writer is not
+                open.
             OSError: The disk is full.
         """
         self._check_open()
         for name in ("observation_space", "action_space", "frame_stack"):
             theirs, ours = getattr(episodes, name), self._fields[name]
             if theirs != ours:
-                raise DatasetError(
-                    f"the episodes' {name} is {theirs}, and the store's {ours}: write them to a "
-                    f"store of their own",
-                    setting=name,
-                    value=theirs,
-                    choices=[ours],
-                )
+                problem = f"the episodes' {name} is {theirs}, and the store's {ours}"
+                raise DatasetError(problem, setting=name, value=theirs, choices=[ours])
         try:
             for name, stream in self._streams.items():
-                array = getattr(episodes, name)
-                step = max(1, _COPY_BYTES // max(1, array[:1].nbytes))
-                for start in range(0, len(array), step):
-                    stream.write(array[start : start + step])
+                for rows in iterate_rows(getattr(episodes, name)):
+                    stream.write(rows)
         except BaseException:
             self._abandon()  # the arrays differ in length now: nothing can be finished
             raise
@@ -710,10 +672,7 @@ class TrajectoriesWriter:
         self._offsets += (self.n_steps + episodes.episode_offsets[1:]).tolist()
 
     def finish(self, *, source: str | None = None) -> Trajectories:
-        """Put the store at its place and open it.
-
-        Args:
-            source: Where the data came from, where that is known only now; None is what was given.
+        """Put the store at its place and open it; ``source`` replaces the one given before.
 
         Raises:
             DatasetError: No episode was written, the writer is not open, or the place is taken.

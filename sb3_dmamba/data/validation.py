@@ -33,12 +33,7 @@ def validate_arrays(
     action_space: spaces.Space[Any],
     frame_stack: int = 1,
 ) -> dict[str, ndarray]:
-    """Check the :data:`ARRAYS` of a dataset, and return them with the dtypes they are stored in.
-
-    Raises:
-        DatasetError: The first thing that is wrong with the arrays.
-        SpaceError: The spaces are not such as can be learnt.
-    """
+    """Check the :data:`ARRAYS` of a dataset, and return them with the dtypes they are stored in."""
     space = check_flat(observation_space)
     frame_stack = check_frame_stack(frame_stack, space)
     action_space = check_action_space(action_space)
@@ -75,14 +70,11 @@ def _check_shapes(
     }
     for name, shape in expected.items():
         if arrays[name].shape != shape:
-            raise DatasetError(
-                f"{name} have shape {arrays[name].shape} where {shape} is needed: there are "
-                f"{n_steps} rewards and {n_episodes} episodes, observations in "
-                f"{observation_space}{frames} and actions in {action_space}",
-                setting=name,
-                value=arrays[name].shape,
-                choices=[shape],
+            problem = (
+                f"{name} have shape {arrays[name].shape} where {shape} is needed: {n_steps} "
+                f"rewards, {n_episodes} episodes, {observation_space}{frames}, {action_space}"
             )
+            raise DatasetError(problem, setting=name, value=arrays[name].shape)
 
 
 def _convert(
@@ -118,9 +110,6 @@ def _wrong_dtype(name: str, dtype: np.dtype[Any], expected: str) -> DatasetError
     return DatasetError(f"{name} are {dtype}{expected}", setting=name, value=dtype)
 
 
-# --- Values ---------------------------------------------------------------------------------------
-
-
 def rows_per_chunk(array: ndarray) -> int:
     """Return how many rows of ``array`` make up :data:`CHUNK_BYTES` as float64."""
     return max(1, CHUNK_BYTES // max(1, 8 * int(np.prod(array.shape[1:], dtype=np.int64))))
@@ -135,6 +124,15 @@ def iterate_chunks(array: ndarray) -> Iterator[tuple[int, ndarray]]:
 def find_episodes(steps: Int64[ndarray, "*n"], offsets: Int64[ndarray, "E+1"]) -> ndarray:
     """Return the number of the episode that each step belongs to."""
     return np.searchsorted(offsets, steps, side="right") - 1
+
+
+def group_episodes(offsets: Int64[ndarray, "E+1"], most: int) -> Iterator[tuple[int, int]]:
+    """Yield first and last, exclusive, of as many whole episodes as ``most`` steps hold, or one."""
+    first = 0
+    while first < len(offsets) - 1:
+        last = int(np.searchsorted(offsets, offsets[first] + most, side="right")) - 1
+        yield first, (last := max(last, first + 1))
+        first = last
 
 
 @contextlib.contextmanager
@@ -166,10 +164,7 @@ def _check_actions(
         fix = f": {space} allows {low} to {high}"
     else:
         low, high = loosen_bounds(space)
-        fix = (
-            f", outside the action space {space}: clip the recorded actions to the space, or "
-            f"describe them with a wider Box"
-        )
+        fix = f", outside the action space {space}: clip the actions, or give a wider Box"
 
     def is_inside(rows: ndarray) -> ndarray:
         inside: ndarray = (rows >= low) & (rows <= high)
@@ -197,49 +192,24 @@ def _check_values(
             episode = int(find_episodes(np.array(step), offsets))
             where = f" (episode {episode}, step {step - int(offsets[episode])})"
         index = ", ".join(map(str, (step, *place[1:])))
-        raise DatasetError(
-            f"{name}[{index}] is {value!s}{where}{fix}",
-            episode=episode,
-            index=step,
-            setting=name,
-            value=value,
-        )
-
-
-# --- Shapes, offsets and metadata -----------------------------------------------------------------
+        problem = f"{name}[{index}] is {value!s}{where}{fix}"
+        raise DatasetError(problem, episode=episode, index=step, setting=name, value=value)
 
 
 def check_flat(space: spaces.Space[Any]) -> spaces.Box:
-    """Return an observation space if it is a Box, such as ``flat_space`` makes.
-
-    Raises:
-        SpaceError: It is not.
-    """
+    """Return an observation space if it is a Box, such as ``flat_space`` makes."""
     if isinstance(space, spaces.Box):
         return space
-    raise SpaceError(
-        f"observation_space is {space}: give the flat view, flat_space(space), and observations "
-        f"from flatten_observation(space, ...)",
-        setting="observation_space",
-        value=space,
-    )
+    problem = f"observation_space is {space}: give flat_space(space) and flat observations"
+    raise SpaceError(problem, setting="observation_space", value=space)
 
 
 def check_frame_stack(frame_stack: Any, space: spaces.Box) -> int:
-    """Return the number of frames in an observation, as an int.
-
-    Raises:
-        DatasetError: It is not a positive integer.
-        SpaceError: The space does not hold that many frames.
-    """
+    """Return the number of frames in an observation, as an int."""
     count = check_integer("frame_stack", frame_stack, 1, error=DatasetError)
     if count > 1 and (space.dtype != np.uint8 or len(space.shape) < 2 or space.shape[0] != count):
-        raise SpaceError(
-            f"frame_stack={count} and the observation space is {space}: give the Box of what the "
-            f"policy sees, of shape ({count}, *frame) and dtype uint8",
-            setting="frame_stack",
-            value=count,
-        )
+        problem = f"frame_stack={count} needs a uint8 Box of shape ({count}, *frame), got {space}"
+        raise SpaceError(problem, setting="frame_stack", value=count)
     return count
 
 
@@ -253,23 +223,14 @@ def check_offsets(offsets: ndarray, n_steps: int) -> None:
     offsets = np.asarray(offsets)
     problem, episode = "", None
     if offsets.ndim != 1 or len(offsets) < 2 or offsets.dtype.kind not in "iu":
-        problem = (
-            f"episode_offsets have shape {offsets.shape} and dtype {offsets.dtype}: give the "
-            f"first step of each of at least one episode and then the number of steps, as integers"
-        )
+        problem = f"episode_offsets are {offsets.dtype}{offsets.shape}: expected (E + 1,) integers"
     elif offsets[0] != 0:
         problem = f"episode_offsets[0] is {offsets[0]}: the first episode starts at 0"
     elif len(empty := np.flatnonzero(offsets[1:] <= offsets[:-1])):
         episode = int(empty[0])
-        problem = (
-            f"episode {episode} goes from step {offsets[episode]} to {offsets[episode + 1]}: "
-            f"every episode needs at least one step; leave out empty ones"
-        )
+        problem = f"episode {episode} goes from step {offsets[episode]} to {offsets[episode + 1]}"
     elif offsets[-1] != n_steps:
-        problem = (
-            f"episode_offsets end at {offsets[-1]} and there are {n_steps} steps: "
-            f"the last offset is the number of steps"
-        )
+        problem = f"episode_offsets end at {offsets[-1]}, and there are {n_steps} steps"
     if problem:
         raise DatasetError(problem, episode=episode, setting="episode_offsets")
 
@@ -277,24 +238,15 @@ def check_offsets(offsets: ndarray, n_steps: int) -> None:
 def check_steps(
     steps: Int64[ndarray, "M"], n_steps: int, name: str = "steps"
 ) -> Int64[ndarray, "M"]:
-    """Return flat indices of steps as int64.
-
-    Raises:
-        DatasetError: There is none, or one is not a step of the data; names the first.
-    """
+    """Return flat indices of steps as int64."""
     array = np.atleast_1d(np.asarray(steps))
     if array.ndim != 1 or len(array) == 0 or array.dtype.kind not in "iu":
-        raise DatasetError(
-            f"{name}={steps!r}: give at least one integer", setting=name, value=steps
-        )
+        problem = f"{name}={steps!r}: give at least one integer"
+        raise DatasetError(problem, setting=name, value=steps)
     bad = np.flatnonzero((array < 0) | (array >= n_steps))
     if len(bad):
-        raise DatasetError(
-            f"{name}[{bad[0]}] is {array[bad[0]]}: steps go from 0 to {n_steps - 1}",
-            index=int(bad[0]),
-            setting=name,
-            value=array[bad[0]],
-        )
+        problem = f"{name}[{bad[0]}] is {array[bad[0]]}: steps go from 0 to {n_steps - 1}"
+        raise DatasetError(problem, index=int(bad[0]), setting=name, value=array[bad[0]])
     return array.astype(np.int64, copy=False)
 
 
@@ -308,22 +260,16 @@ def check_episodes(
     lists = {"observations": observations, "actions": actions, "rewards": rewards}
     for name, values in lists.items():
         if len(values) != n_episodes:
-            raise DatasetError(
-                f"{len(values)} episodes of {name} and {n_episodes} of terminated: "
-                f"give one entry per episode in each",
-                setting=name,
-            )
+            problem = f"{len(values)} episodes of {name} and {n_episodes} of terminated"
+            raise DatasetError(problem, setting=name)
     if not len(rewards):
         raise DatasetError("the dataset is empty: it needs at least one episode of one step")
     for episode, arrays in enumerate(zip(*lists.values(), strict=True)):
         lengths = [len(array) for array in arrays]
         if len(set(lengths)) > 1:
-            raise DatasetError(
-                f"episode {episode} has {lengths[0]} observations, {lengths[1]} actions and "
-                f"{lengths[2]} rewards: give one of each per step (without the observation "
-                f"after the last step)",
-                episode=episode,
-            )
+            counts = "{} observations, {} actions and {} rewards".format(*lengths)
+            problem = f"episode {episode} has {counts}: give one of each per step"
+            raise DatasetError(problem, episode=episode)
 
 
 def within(error: DatasetError, where: str, **attributes: Any) -> DatasetError:
@@ -336,10 +282,6 @@ def check_json(env_kwargs: Mapping[str, Any]) -> dict[str, Any]:
     try:
         json.dumps(dict(env_kwargs))
     except (TypeError, ValueError) as error:
-        raise DatasetError(
-            f"env_kwargs={env_kwargs!r} cannot be written as JSON ({error}): "
-            f"keep to numbers, strings, booleans, lists and dicts",
-            setting="env_kwargs",
-            value=env_kwargs,
-        ) from error
+        problem = f"env_kwargs={env_kwargs!r} cannot be written as JSON ({error})"
+        raise DatasetError(problem, setting="env_kwargs", value=env_kwargs) from error
     return dict(env_kwargs)

@@ -76,20 +76,12 @@ _BY_PLAIN_NAME = {game.lower(): game for game in N_ACTIONS}
 
 
 def canonical_game(name: str) -> str:
-    """Return the game as the DQN replay spells it: "space_invaders" is ``"SpaceInvaders"``.
-
-    Raises:
-        DatasetError: There is no such game; names the nearest.
-    """
+    """Return the game as the DQN replay spells it: "space_invaders" is ``"SpaceInvaders"``."""
     plain = "".join(character for character in name.lower() if character.isalnum())
     if plain not in _BY_PLAIN_NAME:
         hint = did_you_mean(near_names(plain, N_ACTIONS)) or "pass game='Breakout'"
-        raise DatasetError(
-            f"{name!r} is not a game of the DQN replay: {hint}",
-            setting="game",
-            value=name,
-            choices=N_ACTIONS,
-        )
+        problem = f"{name!r} is not a game of the DQN replay: {hint}"
+        raise DatasetError(problem, setting="game", value=name, choices=N_ACTIONS)
     return _BY_PLAIN_NAME[plain]
 
 

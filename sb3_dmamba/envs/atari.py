@@ -23,21 +23,19 @@ class AtariGame(gym.Env[Observation, int]):
     """An Atari game as an agent of the DQN replay sees it, with the game's own rewards.
 
     Each step holds an action for ``frame_skip`` frames of the emulator and shows the last
-    ``frame_stack`` results, oldest first, zeros before the episode's start: the maximum of the
-    last two frames, in the emulator's grey, shrunk by area averaging. ``unwrapped`` offers ``ale``
-    and ``get_action_meanings()``, as Gymnasium's and Stable-Baselines3's Atari wrappers expect.
+    ``frame_stack`` results, oldest first, zeros before the episode's start: the maximum of the last
+    two frames, in the emulator's grey, shrunk by area averaging. ``unwrapped`` offers ``ale`` and
+    ``get_action_meanings()``.
 
     Args:
         game: Its name: ``"SpaceInvaders"``, or the emulator's ``"space_invaders"``.
-        sticky_actions: Probability that the emulator repeats the last action for a frame. The
-            DQN replay has 0.25; the paper's own evaluation 0.
+        sticky_actions: Probability that the emulator repeats the last action for a frame: 0.25 in
+            the DQN replay, 0 in the paper's own evaluation.
         frame_skip: Frames of the emulator in a step.
         frame_stack: Results in an observation.
         screen_size: Height and width of an observation, in pixels.
-        terminal_on_life_loss: Whether an episode ends with a life. The next reset then goes on
-            with the same game (a seeded reset starts a new one), and
-            ``info["is_lost_life"]`` (and Stable-Baselines3's ``was_real_done``) tells a lost life
-            from the end of a game. The DQN replay's episodes are whole games.
+        terminal_on_life_loss: Whether an episode ends with a life; the next reset then goes on with
+            the game unless seeded, and ``info["is_lost_life"]`` tells it from the game's end.
         noop_max: A game starts after 1 to this many frames without an action; 0 is none.
         full_action_space: Whether all 18 actions are offered, or those the game reacts to.
         max_episode_frames: The emulator truncates a game after so many frames.
@@ -150,11 +148,7 @@ class AtariGame(gym.Env[Observation, int]):
 
 
 class _Lives(gym.Wrapper[Observation, int, Observation, int]):
-    """End an episode with a life; a reset that is not seeded then goes on with the game.
-
-    Nothing is stepped in between, so no reward is lost (Stable-Baselines3's ``EpisodicLifeEnv``
-    steps once and drops what it earns).
-    """
+    """End an episode with a life; a reset without a seed goes on with the game."""
 
     def __init__(self, env: AtariPreprocessing) -> None:
         super().__init__(env)
@@ -196,10 +190,6 @@ def _make_emulator(game: str, **options: Any) -> Any:
     if key not in names:
         near = [names[match] for match in near_names(key, names, n=3)]
         hint = did_you_mean(near) or "give a name such as 'Breakout'"
-        raise ConfigError(
-            f"game={game!r}: the emulator has no such game: {hint}",
-            setting="game",
-            value=game,
-            choices=names.values(),
-        )
+        problem = f"game={game!r}: the emulator has no such game: {hint}"
+        raise ConfigError(problem, setting="game", value=game, choices=names.values())
     return AtariEnv(names[key], **options)

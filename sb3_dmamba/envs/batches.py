@@ -23,22 +23,13 @@ from sb3_dmamba.errors import ConditioningError
 
 @dataclass(frozen=True)
 class Stepped:
-    """What a step of n environments returned.
+    """What a step of n environments returned."""
 
-    Args:
-        observations: What the policy sees next, batched as the space has it; after an end, of the
-            new episode (or, where ``resets`` says so, of the old one).
-        rewards: In the environment's units, (n,).
-        terminated: Whether the environment ended the episode, (n,).
-        truncated: Whether a limit did, (n,).
-        resets: Where the next step will only reset, (n,).
-    """
-
-    observations: Any
-    rewards: Float64[ndarray, "n"]
+    observations: Any  # what the policy sees next: of the new episode, unless ``resets``
+    rewards: Float64[ndarray, "n"]  # in the environment's units
     terminated: Bool[ndarray, "n"]
     truncated: Bool[ndarray, "n"]
-    resets: Bool[ndarray, "n"]
+    resets: Bool[ndarray, "n"]  # where the next step will only reset
 
 
 class Batch(abc.ABC):
@@ -158,14 +149,7 @@ def find_normalizers(env: Any) -> list[VecNormalize]:
 
 
 def check_returns_unscaled(env: Any) -> None:
-    """Check that no VecNormalize scales the return-to-go with the observations.
-
-    Args:
-        env: A ``VecEnv`` whose observations carry a return-to-go.
-
-    Raises:
-        ConditioningError: One does; says how to leave it out.
-    """
+    """Check that no VecNormalize scales the return-to-go with the observations."""
     for each in find_normalizers(env):
         if each.norm_obs and "return_to_go" in (each.norm_obs_keys or ()):
             raise ConditioningError(

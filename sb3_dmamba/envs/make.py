@@ -22,18 +22,7 @@ _OLD_GYM = "gym:"
 
 
 def make_environment(env_id: str, env_kwargs: Mapping[str, Any]) -> gymnasium.Env[Any, Any]:
-    """Make one environment.
-
-    Args:
-        env_id: A Gymnasium id (``"package:Name-v0"`` imports the package first), one of the Arcade
-            Learning Environment (``"ALE/Pong-v5"``) or of dm_control
-            (``"dm_control/cartpole-swingup-v0"``), or ``"gym:"`` and an id of the old gym.
-        env_kwargs: Arguments of the environment.
-
-    Raises:
-        UnknownTaskError: Gymnasium cannot make it.
-        MissingDependencyError: The environment's package is not installed.
-    """
+    """Make an environment of a Gymnasium id, of ALE or dm_control, or "gym:" and an old id."""
     import gymnasium
 
     name, kwargs = _resolve(env_id, env_kwargs)
@@ -59,10 +48,7 @@ def make_environment(env_id: str, env_kwargs: Mapping[str, Any]) -> gymnasium.En
         if not colon or missing is None or not f"{package}.".startswith(f"{missing}."):
             raise  # something that the environment's package needs
         reason = error
-        message = (
-            f"{env_id!r} is of the package {package!r}, which is not installed here: install it, "
-            "or give the environment itself"
-        )
+        message = f"{env_id!r} needs {package!r}, which is not installed: pip install it"
     except Exception as error:
         if type(error).__module__ != "gym.error":
             raise
@@ -111,11 +97,7 @@ def _import_shimmy(needs: str | None = None) -> ModuleType:
 
 
 def as_gymnasium(environment: Any) -> Any:
-    """Convert an environment of dm_control or the old gym; return anything else as it is.
-
-    Raises:
-        MissingDependencyError: Shimmy is needed and not installed.
-    """
+    """Convert an environment of dm_control or the old gym; return anything else as it is."""
     packages = {kind.__module__.partition(".")[0] for kind in type(environment).__mro__}
     if "dm_control" in packages:
         return _import_shimmy().DmControlCompatibilityV0(environment)
@@ -138,13 +120,7 @@ def is_known_elsewhere(name: str) -> bool:
 
 
 def qualify_id(env_id: str, entry_point: Any) -> str:
-    """Return what ``gymnasium.make`` takes: it imports the package named before a colon.
-
-    Args:
-        env_id: As it is registered.
-        entry_point: ``"package.module:Class"``, of which the package is taken to register the id;
-            anything else is Gymnasium's own.
-    """
+    """Return what ``gymnasium.make`` takes: it imports the package named before a colon."""
     module = entry_point if isinstance(entry_point, str) else "gymnasium"
     package = module.partition(":")[0].partition(".")[0]
     return env_id if package == "gymnasium" or ":" in env_id else f"{package}:{env_id}"

@@ -38,19 +38,7 @@ def subtract_rewards(
 ) -> NDArray[np.float64]:
     """Take the rewards of one step off the returns-to-go: ``R_{t+1} = R_t - r_t``.
 
-    Nothing else in this package does; wrappers, roll-outs and actors all call it.
-
-    Args:
-        returns_to_go: Before the step, (n,) or one number, in float64.
-        rewards: Of the step, as many, in the environment's units.
-        clip_rewards: Whether rewards are clipped to [-1, 1] first.
-        delayed_rewards: Whether they take nothing off, since the episode pays at its end.
-
-    Returns:
-        The returns-to-go after the step, float64.
-
-    Raises:
-        ConditioningError: One of them is not finite any longer.
+    Nothing else in this package does. ConditioningError where one is not finite any longer.
     """
     taken = np.asarray(rewards, dtype=np.float64)
     if delayed_rewards or clip_rewards:  # an infinite reward is noticed all the same
@@ -59,26 +47,13 @@ def subtract_rewards(
     with np.errstate(over="ignore"):  # infinite, which is refused
         remaining: NDArray[np.float64] = returns_to_go - taken
     if not np.isfinite(remaining).all():
-        raise ConditioningError(
-            f"reward={rewards!r} makes a return-to-go that is not finite: give finite rewards",
-            setting="reward",
-            value=rewards,
-        )
+        problem = f"reward={rewards!r} makes a return-to-go that is not finite: give finite rewards"
+        raise ConditioningError(problem, setting="reward", value=rewards)
     return remaining
 
 
 class ReturnTracker:
-    """The returns still to go of ``n`` environments, in float64, and where their episodes start.
-
-    Args:
-        n: Number of environments.
-        targets: One target return, or one per environment.
-        clip_rewards: Whether rewards are clipped to [-1, 1] before they are taken off.
-        delayed_rewards: Whether none is taken off.
-
-    Raises:
-        ConditioningError: As :class:`ReturnToGo`.
-    """
+    """The returns still to go of ``n`` environments, in float64, and where their episodes start."""
 
     def __init__(
         self,
@@ -101,12 +76,8 @@ class ReturnTracker:
         except (TypeError, ValueError):
             values = np.array(np.nan)
         if values.shape not in ((), (self.n,)) or not np.isfinite(values).all():
-            raise ConditioningError(
-                f"target_return={targets!r}: give a finite number, or one per environment "
-                f"(there are {self.n})",
-                setting="target_return",
-                value=targets,
-            )
+            problem = f"target_return={targets!r}: give a finite number, or {self.n} of them"
+            raise ConditioningError(problem, setting="target_return", value=targets)
         self.targets: NDArray[np.float64] = np.array(np.broadcast_to(values, (self.n,)))
 
     def start(self, rows: NDArray[np.bool_]) -> None:
@@ -133,18 +104,10 @@ class ReturnTracker:
 
 
 def conditioned_space(observation_space: gym.Space[Any]) -> spaces.Dict:
-    """Return the space of observations with their return-to-go.
-
-    Raises:
-        SpaceError: The observations have no flat view, or one with a return-to-go already.
-    """
+    """Return the space of observations with their return-to-go."""
     if is_conditioned(observation_space):
-        raise SpaceError(
-            "the environment shows a return-to-go already: ask for another return with its "
-            "set_target_return, or model.target_return for model.get_env()",
-            setting="observation_space",
-            value=observation_space,
-        )
+        problem = "the environment shows a return-to-go already: use its set_target_return"
+        raise SpaceError(problem, setting="observation_space", value=observation_space)
     return spaces.Dict(
         {
             "observation": flat_space(observation_space),
@@ -158,32 +121,31 @@ class ReturnToGo:
 
     The observation becomes ``{"observation": flat observation, "return_to_go": (1,) float32}``,
     which is what ``DecisionMamba.predict`` takes. The return-to-go starts each episode at
-    ``target_return`` and loses every reward: ``R_{t+1} = R_t - r_t``, in the environment's units
-    (or clipped to [-1, 1], as Atari data is), summed in float64. The rewards themselves are passed
-    on as they are. Where an episode ends with a life and not with the game (Stable-Baselines3's
-    ``EpisodicLifeEnv``, ``AtariWrapper``'s default, or ``terminal_on_life_loss=True`` of
-    ``sb3_dmamba/Atari-v0``), the return-to-go goes on: it is the game's return that was asked for,
-    and so is the episode. The environment goes on by itself after a lost life, which is no end of
-    the episode, a monitor's entries of its lives are joined, and ``reset`` begins a game. (Only
-    Gymnasium's vector environments report the lost life as an end; it is not an ``episode_start``.)
-    Calling ``ReturnToGo`` picks the class by the environment:
-    :class:`ReturnToGoEnv`, :class:`ReturnToGoVectorEnv` or :class:`ReturnToGoVecEnv`; all three
-    are instances of ``ReturnToGo``.
+    ``target_return`` and loses every reward, ``R_{t+1} = R_t - r_t``, in the environment's units
+    (or clipped), summed in float64. Rewards are passed on as they are.
+
+    Where an episode ends with a life and not with the game (``EpisodicLifeEnv``, ``AtariWrapper``,
+    or ``terminal_on_life_loss=True`` of ``sb3_dmamba/Atari-v0``), the return-to-go goes on, and so
+    does the episode: the environment continues by itself, a monitor's entries of its lives are
+    joined, and ``reset`` begins a game. (Only Gymnasium's vector environments report the lost life
+    as an end; it is not an ``episode_start``.)
+
+    Calling ``ReturnToGo`` picks the subclass by the environment: :class:`ReturnToGoEnv`,
+    :class:`ReturnToGoVectorEnv` or :class:`ReturnToGoVecEnv`.
 
     Args:
         env: A ``gymnasium.Env``, a ``gymnasium.vector.VectorEnv`` or a Stable-Baselines3
-            ``VecEnv``. Dict, Tuple and Discrete observations are flattened.
-        target_return: The return to ask for, in the environment's units; for the two vector
-            kinds also one per environment.
-        clip_rewards: Whether the return-to-go loses rewards clipped to [-1, 1], for a model of
-            data whose rewards were clipped; targets are then in those units.
+            ``VecEnv``.
+        target_return: The return to ask for, in the environment's units; of the vector kinds also
+            one per environment.
+        clip_rewards: Whether rewards are clipped to [-1, 1] first, as in the data of Atari games.
         delayed_rewards: Whether the return-to-go stays at the target until an episode's end, for
-            a model of data whose rewards came there (``reward_mode="delayed"``).
+            data of ``reward_mode="delayed"``.
 
     Raises:
         SpaceError: ``env`` is none of the three kinds, or its observations have no flat view.
-        ConditioningError: A target is not a finite number, or their count is not the number of
-            environments. A step raises its subclass StepError for a non-finite reward.
+        ConditioningError: A target is not finite, or there is not one per environment. A step
+            raises its subclass StepError for a non-finite reward.
 
     Source: Chen et al. 2021 (arXiv:2106.01345), section 3.
     """
@@ -224,20 +186,12 @@ class ReturnToGo:
         """Make an instance of the class that fits ``env``; ``__init__`` follows as usual."""
         if cls is not ReturnToGo:
             return super().__new__(cls)
-        kinds: dict[type[Any], type[ReturnToGo]] = {
-            gym.Env: ReturnToGoEnv,
-            VectorEnv: ReturnToGoVectorEnv,
-            VecEnv: ReturnToGoVecEnv,
-        }
+        kinds = {gym.Env: ReturnToGoEnv, VectorEnv: ReturnToGoVectorEnv, VecEnv: ReturnToGoVecEnv}
         for wrapped, kind in kinds.items():
             if isinstance(env, wrapped):
                 return super().__new__(kind)
-        raise SpaceError(
-            f"cannot add a return-to-go to {env!r} ({type(env).__name__}): give a gymnasium.Env, "
-            "a gymnasium.vector.VectorEnv or a stable_baselines3 VecEnv",
-            setting="env",
-            value=env,
-        )
+        problem = f"env={env!r}: give a gymnasium.Env or VectorEnv, or a Stable-Baselines3 VecEnv"
+        raise SpaceError(problem, setting="env", value=env)
 
     @property
     def target_return(self) -> Any:
@@ -269,14 +223,7 @@ class ReturnToGo:
         return self._tracker.delayed_rewards
 
     def set_target_return(self, target_return: TargetReturn) -> None:
-        """Ask for another return, from each environment's next episode on.
-
-        Args:
-            target_return: As in the constructor.
-
-        Raises:
-            ConditioningError: As in the constructor.
-        """
+        """Ask for another return from the next episodes on, and raise, as the constructor does."""
         self._tracker.set_targets(target_return)
 
 
@@ -313,11 +260,7 @@ class ReturnToGoEnv(ReturnToGo, gym.Wrapper[Observation, Any, Any, Any], RecordC
         return self._tracker.condition_one(self.env.observation_space, observation), info
 
     def step(self, action: Any) -> tuple[Observation, SupportsFloat, bool, bool, dict[str, Any]]:
-        """Step, and take the reward off the return-to-go; go on where a life is lost.
-
-        Raises:
-            StepError: What the environment returned is no step, or the reward is not finite.
-        """
+        """Step, and take the reward off the return-to-go; go on where a life is lost."""
         observation, reward, terminated, truncated, info = step_environment(self.env, action)
         self._tracker.receive(reward)
         self._tracker.start(np.zeros(1, dtype=np.bool_))
@@ -346,15 +289,12 @@ class ReturnToGoEnv(ReturnToGo, gym.Wrapper[Observation, Any, Any, Any], RecordC
 
 
 class ReturnToGoVectorEnv(ReturnToGo, VectorWrapper):
-    """:class:`ReturnToGo` for a ``gymnasium.vector.VectorEnv``.
+    """:class:`ReturnToGo` for a ``gymnasium.vector.VectorEnv``, in any autoreset mode.
 
-    Follows the environment's autoreset mode. Next-step (Gymnasium 1.0, and the default later):
-    the step after an episode's end only resets, its reward is not counted, and its observation
-    has the whole target to go. Same-step: the step that ends an episode shows the new one's first
-    observation, and ``info["final_obs"]`` gets the wrapped form of the old one's last. Disabled:
-    ``reset(options={"reset_mask": ...})`` starts the masked episodes. Lost lives are told from
-    ends of games in a ``SyncVectorEnv``, and in any where ``info["is_lost_life"]`` says so, as
-    ``sb3_dmamba/Atari-v0`` does.
+    Next-step: the step after an episode's end only resets, and its observation has the whole target
+    to go. Same-step: ``info["final_obs"]`` gets the wrapped form of the old episode's last.
+    Disabled: ``reset(options={"reset_mask": ...})`` starts the masked episodes. Lost lives are told
+    from ends of games in a ``SyncVectorEnv``, and in any where ``info["is_lost_life"]`` says so.
     """
 
     def __init__(
@@ -387,11 +327,7 @@ class ReturnToGoVectorEnv(ReturnToGo, VectorWrapper):
         return self._tracker.condition(self.env.single_observation_space, observations), infos
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """Step, and take the rewards off the returns-to-go.
-
-        Raises:
-            StepError: A reward is not finite.
-        """
+        """Step, and take the rewards off the returns-to-go."""
         observations, rewards, terminated, truncated, infos = self.env.step(actions)
         self._tracker.receive(rewards)
         self._tracker.start(self._to_reset)  # whose step was a reset and paid nothing
@@ -469,9 +405,6 @@ class ReturnToGoVecEnv(ReturnToGo, VecEnvWrapper):
         """Finish the step, and take the rewards off the returns-to-go.
 
         A lost life is not done: the environment has gone on with the game already.
-
-        Raises:
-            StepError: A reward is not finite.
         """
         observations, rewards, dones, infos = self.venv.step_wait()
         source = self._reward_source
@@ -521,12 +454,7 @@ class ReturnToGoVecEnv(ReturnToGo, VecEnvWrapper):
 
 
 class LifeStatistics:
-    """Join a monitor's entries of single lives into one entry of the game.
-
-    A monitor outside of what ends episodes with lives (``Monitor``, ``VecMonitor``,
-    ``RecordEpisodeStatistics``) reports every life in ``info["episode"]`` as an episode of its
-    own. One inside reports whole games, of which nothing needs to be joined.
-    """
+    """Join a monitor's entries of single lives into one entry of the game."""
 
     def __init__(self) -> None:
         self._noted: dict[int, dict[str, Any]] = {}  # of each environment

@@ -17,27 +17,14 @@ from sb3_dmamba.errors import ConfigError, StepError
 
 
 def make_envs(name: str, make_env: Callable[[], Any], n_envs: int) -> list[gym.Env[Any, Any]]:
-    """Make environments with a user's function; close them again where one cannot be made.
-
-    Args:
-        name: What the user knows the function as.
-        make_env: Makes one environment.
-        n_envs: How many to make.
-
-    Raises:
-        ConfigError: The function returned no environment, or one twice.
-    """
+    """Make environments with a user's function; close them again where one cannot be made."""
     envs: list[gym.Env[Any, Any]] = []
     try:
         for _ in range(n_envs):
             env = make_env()
             if not isinstance(env, gym.Env) or any(env is each for each in envs):
-                raise ConfigError(
-                    f"{name}() returned {env!r}: it must make a gymnasium.Env, a new one at each "
-                    "call, as lambda: gymnasium.make(...) does",
-                    setting=name,
-                    value=env,
-                )
+                problem = f"{name}() returned {env!r}: expected a new gymnasium.Env"
+                raise ConfigError(problem, setting=name, value=env)
             envs.append(env)
     except BaseException:
         close_envs(envs)
@@ -52,78 +39,43 @@ def close_envs(envs: Sequence[gym.Env[Any, Any]]) -> None:
 
 
 def step_environment(env: gym.Env[Any, Any], action: Any) -> tuple[Any, Any, Any, Any, Any]:
-    """Step an environment and check what it returned.
-
-    Args:
-        env: The environment.
-        action: An action of its action space.
-
-    Returns:
-        Observation, reward, terminated, truncated and info, as the environment returned them.
-
-    Raises:
-        StepError: They are not five, the reward is not one finite number, a flag is neither true
-            nor false, or info is not a dict.
-    """
+    """Step an environment; StepError unless it returned Gymnasium's five values, well-formed."""
     result: Any = env.step(action)
     if not isinstance(result, (tuple, list)) or len(result) != 5:
         got = f"{len(result)} values" if isinstance(result, (tuple, list)) else repr(result)
-        raise StepError(
-            f"the environment's step returned {got}: expected (observation, reward, terminated, "
-            "truncated, info)",
-            setting="step",
-            value=result,
-        )
+        problem = f"step returned {got}: expected 5 (observation, reward, two flags, info)"
+        raise StepError(problem, setting="step", value=result)
     observation, reward, terminated, truncated, info = result
     if not (isinstance(reward, float) and math.isfinite(reward)):  # else nothing to look at
         check_rewards(reward)
     for name, flag in (("terminated", terminated), ("truncated", truncated)):
         if not _is_flag(flag):
-            raise StepError(
-                f"the environment returned {name}={flag!r}: expected True or False",
-                setting=name,
-                value=flag,
-                choices=(True, False),
-            )
+            problem = f"the environment returned {name}={flag!r}: expected True or False"
+            raise StepError(problem, setting=name, value=flag, choices=(True, False))
     if not isinstance(info, dict):
-        raise StepError(
-            f"the environment returned info={info!r}: expected a dict", setting="info", value=info
-        )
+        problem = f"the environment returned info={info!r}: expected a dict"
+        raise StepError(problem, setting="info", value=info)
     return observation, reward, terminated, truncated, info
 
 
 def check_rewards(
     rewards: Any, n: int = 1, counted: NDArray[np.bool_] | None = None
 ) -> NDArray[np.float64]:
-    """Return the rewards of one step as (n,) float64.
-
-    Args:
-        rewards: One for each environment.
-        n: Number of environments.
-        counted: Which of them count, (n,); None is all.
-
-    Raises:
-        StepError: They are not ``n`` numbers, or one that counts is not finite.
-    """
+    """Return a step's rewards as (n,) float64; StepError unless those ``counted`` are finite."""
     try:
         values: NDArray[np.float64] = np.asarray(rewards, dtype=np.float64).reshape(n)
     except (TypeError, ValueError):
-        raise StepError(
-            f"the environment returned reward={rewards!r}: expected {n} finite number(s)",
-            setting="reward",
-            value=rewards,
-        ) from None
+        problem = f"the environment returned reward={rewards!r}: expected {n} finite number(s)"
+        raise StepError(problem, setting="reward", value=rewards) from None
     wrong = ~np.isfinite(values)
     if counted is not None:
         wrong &= counted
     if wrong.any():
         index = int(np.flatnonzero(wrong)[0])
-        raise StepError(
-            f"the environment returned reward={float(values[index])!r}: expected a finite number",
-            setting="reward",
-            value=float(values[index]),
-            index=index if n > 1 else None,
-        )
+        value = float(values[index])
+        problem = f"the environment returned reward={value!r}: expected a finite number"
+        place = index if n > 1 else None
+        raise StepError(problem, setting="reward", value=value, index=place)
     return values
 
 
@@ -143,18 +95,12 @@ def wrappers_of(env: Any) -> list[Any]:
 
 
 def keeps_lives(env: Any) -> bool:
-    """Whether this wrapper or game ends episodes with lives, and says when a game is over.
-
-    Stable-Baselines3's ``EpisodicLifeEnv`` and our Atari games do, by ``was_real_done``.
-    """
+    """Whether this wrapper or game ends episodes with lives, and has ``was_real_done``."""
     return "was_real_done" in getattr(env, "__dict__", ())
 
 
 class Lives:
-    """The lives of an environment's games, wherever below its wrappers they are counted.
-
-    True where an episode may end with a life.
-    """
+    """The lives of a game, wherever below its wrappers they are counted; False where nowhere."""
 
     def __init__(self, env: Any) -> None:
         self._keeper = next(filter(keeps_lives, wrappers_of(env)), None)
@@ -175,9 +121,8 @@ class Lives:
 def has_lost_life(info: Mapping[str, Any]) -> bool | None:
     """Whether the end of an episode cost a life and not the game; None where nothing says.
 
-    Args:
-        info: What the last step returned, below ``EpisodicLifeEnv`` or from our Atari games.
-            Other wrappers' resets may have stepped since, so that its ``was_real_done`` is stale.
+    ``info`` is the last step's: other wrappers may have stepped since the reset, so that
+    ``was_real_done`` is stale.
     """
     if "is_lost_life" in info:
         return bool(info["is_lost_life"])

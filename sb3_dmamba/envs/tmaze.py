@@ -47,13 +47,10 @@ class TMaze(gym.Env[ndarray, np.int64]):
     metadata = {"render_modes": ["ansi"], "render_fps": 10}  # noqa: RUF012  (Gymnasium's)
 
     def __init__(self, length: int = 50, render_mode: str | None = None) -> None:
-        if render_mode not in (None, *self.metadata["render_modes"]):
-            raise ConfigError(
-                f"render_mode={render_mode!r}: give None or 'ansi'",
-                setting="render_mode",
-                value=render_mode,
-                choices=(None, "ansi"),
-            )
+        modes = (None, *self.metadata["render_modes"])
+        if render_mode not in modes:
+            problem = f"render_mode={render_mode!r}: give None or 'ansi'"
+            raise ConfigError(problem, setting="render_mode", value=render_mode, choices=modes)
         self.length = check_integer("length", length, 1)
         self.max_steps = 2 * self.length + _SPARE_STEPS
         self.render_mode = render_mode
@@ -101,12 +98,5 @@ class TMaze(gym.Env[ndarray, np.int64]):
 
     def _observe(self) -> Float32[ndarray, "4"]:
         is_first, at_junction = self._n_steps == 0, self._position == self.length
-        return np.array(
-            [
-                is_first and self._goal == UP,
-                is_first and self._goal == DOWN,
-                not at_junction,
-                at_junction,
-            ],
-            dtype=np.float32,
-        )
+        cues = [is_first and self._goal == arm for arm in (UP, DOWN)]
+        return np.array([*cues, not at_junction, at_junction], dtype=np.float32)

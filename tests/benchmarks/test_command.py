@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks import running
 from benchmarks.reports import Column, Report, Table
 from benchmarks.suites import SUITES, Suite, choose
 from sb3_dmamba.cli import app
@@ -94,31 +92,3 @@ def test_a_missed_limit_is_an_exit_code(monkeypatch: pytest.MonkeyPatch) -> None
     code, stdout, _ = _invoke("data")
     assert code == 1
     assert "FAILED: too slow" in stdout
-
-
-def test_threads_are_as_before() -> None:
-    import torch
-
-    before = torch.get_num_threads()
-    with running._threads(before + 1):
-        assert torch.get_num_threads() == before + 1
-    assert torch.get_num_threads() == before
-
-
-def test_the_command_is_named_without_where_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = ["bench", "update", "--quick", "--output", "x", "--json", "--rounds", "3"]
-    monkeypatch.setattr(sys, "argv", ["dmamba", *arguments])
-    assert command._bench_reproduce(["update"]) == "dmamba bench --quick --rounds 3"
-
-
-def test_the_package_runs_by_itself() -> None:
-    finished = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "--help"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-        timeout=60,
-    )
-    assert finished.returncode == 0
-    assert "--quick" in finished.stdout

@@ -9,7 +9,6 @@ from torch import nn
 
 from benchmarks.contenders import UnavailableError
 from benchmarks.networks import Network, PeerMixer, check_network, make_network
-from benchmarks.peers import check_learning, make_peer
 from benchmarks.request import Request
 from benchmarks.suites.data import check_windows
 from sb3_dmamba.data import WindowSampler
@@ -62,21 +61,6 @@ def test_what_does_not_work_here_says_why() -> None:
         make_network(Network({"channel_mixing": False}, "mamba_ssm"), QUICK)
     with pytest.raises(UnavailableError, match="'cuda' does not work here"):
         make_network(Network({"backend": "cuda"}), QUICK)
-
-
-def test_d3rlpy_compiles_on_cuda_alone() -> None:
-    pytest.importorskip("d3rlpy", reason="d3rlpy is not installed")
-    with pytest.raises(UnavailableError, match="compile_graph=True changes nothing"):
-        make_peer(QUICK, compiled=True)
-
-
-def test_a_different_network_has_to_learn() -> None:
-    losses = iter(np.geomspace(1.0, 0.1, 100))
-    n_steps = QUICK.shape.batch_size * QUICK.shape.context
-    assert check_learning(lambda: float(next(losses)), n_steps, QUICK).holds
-    assert not check_learning(lambda: float(next(losses)), n_steps + 1, QUICK).holds
-    assert not check_learning(lambda: 1.0, n_steps, QUICK).holds
-    assert not check_learning(lambda: float("nan"), n_steps, QUICK).holds
 
 
 def test_windows_are_compared_with_their_episodes() -> None:

@@ -1,16 +1,16 @@
-"""The timer and the gate, on clocks and contenders whose answers are known."""
+"""The timer, the gate, exponents and crossovers, on numbers whose answers are known."""
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 
 import pytest
-import torch
 
+from benchmarks import profiling
 from benchmarks.contenders import Agreement, Candidate, Contender, UnavailableError, race
-from benchmarks.timing import Timer, Timing
+from benchmarks.timing import Timer
+from benchmarks.trends import Exponent, fit_exponent
 
 
 class Clock:
@@ -50,29 +50,6 @@ def test_contenders_take_turns_of_equal_length() -> None:
     assert timings["b"].median == 1.0
 
 
-def test_a_call_longer_than_a_turn_counts() -> None:
-    clock = Clock()
-    timings = Timer("cpu", 3, 0.5, clock).measure({"a": clock.run("a", 9.0, 7.0)})
-    assert timings["a"] == Timing(7.0, 7.0, 7.0, 3)
-
-
-def test_places_along_a_sequence() -> None:
-    clock, lengths = Clock(), []
-
-    def start() -> None:
-        lengths.append(0)
-
-    def go_on() -> None:
-        clock.now += lengths[-1]
-        lengths[-1] += 1
-
-    timer = Timer("cpu", 2, clock=clock)
-    found = timer.measure_along({"a": (start, go_on)}, 12, (3, 9), 1)
-    assert lengths == [1, 12, 12]
-    assert found["a"][3].median == 2.5  # of the calls 2 and 3
-    assert found["a"][9].median == 8.5
-
-
 def test_only_what_agrees_is_timed() -> None:
     timed: list[str] = []
 
@@ -93,27 +70,21 @@ def test_only_what_agrees_is_timed() -> None:
     assert outcome.left_out["absent"] == "not installed"
 
 
-def test_ratios() -> None:
-    clock = Clock()
-    contenders = {
-        name: Contender(clock.run(name, seconds), _agree)
-        for name, seconds in (("a", 3.0), ("b", 6.0))
-    }
-    candidates = [
-        Candidate(name, functools.partial(contenders.__getitem__, name)) for name in contenders
-    ]
-    outcome = race(candidates, Timer("cpu", 1, 1.0, clock))
-    outcome.add_ratio("against b", "b")
-    outcome.add_ratio("against c", "c")
-    assert [row["against b"] for row in outcome.rows] == [0.5, 1.0]
-    assert [row["against c"] for row in outcome.rows] == [None, None]
+SIZES = (10.0, 100.0, 1000.0)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_turn_on_a_gpu_is_waited_for() -> None:
-    matrix = torch.randn(4096, 4096, device="cuda")
-    timing = Timer("cuda", 3, 0.2).measure({"mm": lambda: matrix @ matrix})["mm"]
-    least = 2 * 4096**3 / 5e15  # no card reaches 5 PFLOP/s in float32
-    assert timing.median > least
-    assert timing.n_samples == 3
+def test_exponents() -> None:
+    for power in (0.0, 1.0, 2.0):
+        found = fit_exponent(SIZES, [3.0 * size**power for size in SIZES])
+        assert (found.value, found.low) == pytest.approx((power, power), abs=1e-6)
+    found = fit_exponent(SIZES, [1.0, 10.0, 1000.0])  # no power law
+    assert found.low < 1.0 < 2.0 < found.high
+    assert str(fit_exponent(SIZES[:2], [1.0, 100.0])) == "2.00"
+    assert str(fit_exponent(SIZES[:1], [1.0])) == "-"
+    assert str(Exponent(1.0, 0.9, 1.1)) == "1.00 [0.90, 1.10]"
+
+
+def test_the_busy_share_counts_overlaps_once() -> None:
+    assert profiling.busy_share([]) == 0.0
+    assert profiling.busy_share([(5, 10), (0, 2)]) == pytest.approx(0.7)
+    assert profiling.busy_share([(0, 6), (1, 3), (4, 8), (9, 10)]) == pytest.approx(0.9)

@@ -19,7 +19,7 @@ from d3rlpy.dataset import (
     ReplayBuffer,
     TrajectoryMiniBatch,
 )
-from d3rlpy.logging import LoggerAdapter, LoggerAdapterFactory
+from d3rlpy.logging import LoggerAdapter
 from d3rlpy.models import EncoderFactory, VectorEncoderFactory, register_encoder_factory
 from d3rlpy.models.torch import Encoder
 from d3rlpy.preprocessing import (
@@ -212,26 +212,17 @@ def make_buffer(
     )
 
 
-class Metrics(LoggerAdapterFactory):
+class Metrics(LoggerAdapter):
     """Keeps the logged metrics, by name."""
 
     def __init__(self) -> None:
         self.values: dict[str, list[float]] = {}
-        self.saved: list[int] = []
 
     def create(self, algo: Any, experiment_name: str, n_steps_per_epoch: int) -> LoggerAdapter:
-        return _MetricsAdapter(self)
-
-
-class _MetricsAdapter(LoggerAdapter):
-    def __init__(self, metrics: Metrics) -> None:
-        self.metrics = metrics
+        return self
 
     def write_metric(self, epoch: int, step: int, name: str, value: float) -> None:
-        self.metrics.values.setdefault(name, []).append(value)
-
-    def save_model(self, epoch: int, algo: Any) -> None:
-        self.metrics.saved.append(epoch)
+        self.values.setdefault(name, []).append(value)
 
 
 def fit(algo: Any, dataset: Any, n_steps: int, **options: Any) -> Metrics:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,6 @@ from sb3_dmamba.d3rlpy import (
     DecisionMambaLRFactory,
     as_replay_buffer,
 )
-from sb3_dmamba.d3rlpy.algo import TokenSchedule
 from sb3_dmamba.data import compute_observation_statistics
 from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.errors import ConfigError, DatasetError, DivergenceError
@@ -53,12 +51,6 @@ from tests.models import TINY, Recorder
 from tests.toys import random_trajectories
 
 N_UPDATES = TINY["n_updates"]
-
-
-@pytest.fixture(autouse=True)
-def _seed() -> Iterator[None]:
-    with seeded(0):
-        yield
 
 
 def sb3_losses(data: Trajectories, **settings: Any) -> tuple[DecisionMamba, list[float]]:
@@ -142,15 +134,6 @@ def test_token_schedule_is_d3rlpys() -> None:
     assert ours[-1] == pytest.approx(1e-3)
 
 
-def test_token_schedule_values() -> None:
-    schedule = TokenSchedule(2.0, warmup_tokens=10, final_tokens=30)
-    assert schedule.compute(5) == pytest.approx(1.0)
-    assert schedule.compute(10) == pytest.approx(2.0)
-    assert schedule.compute(20) == pytest.approx(1.0)
-    assert schedule.compute(30) == schedule.compute(10_000) == pytest.approx(0.2)
-    assert TokenSchedule(2.0, 0, 0).compute(1) == pytest.approx(0.2)
-
-
 def test_the_first_update_is_warm() -> None:
     """d3rlpy takes its first step at the full rate, and counts tokens afterwards."""
     algo = make_algo("discrete mamba", (9,), warmup_tokens=1000)
@@ -187,8 +170,6 @@ def test_lr_factory() -> None:
     assert caught.value.setting == "lr_schedule"
 
 
-# --- Optimisers --------------------------------------------------------------------------------
-
 FACTORIES = [
     SGDFactory(momentum=0.9),
     AdamFactory(clip_grad_norm=1.0),
@@ -213,33 +194,6 @@ def test_every_optimiser_trains_and_is_saved(index: int, tmp_path: Path) -> None
     assert type(loaded.config.optim_factory) is type(factory)
     states = [each.impl.modules.optim.state_dict() for each in (algo, loaded)]
     torch.testing.assert_close(states[0], states[1])
-
-
-def test_what_decays() -> None:
-    for factory in (GPTAdamWFactory(weight_decay=0.1), DecisionMambaAdamWFactory(weight_decay=0.1)):
-        algo = make_algo("mamba", (9,), optim_factory=factory, encoder_factory=vector_encoder())
-        names = {parameter: name for name, parameter in algo.impl.model.named_parameters()}
-        groups = algo.impl.modules.optim.optim.param_groups
-        assert sum(len(group["params"]) for group in groups) == len(names)
-        decayed = {
-            names[parameter]
-            for group in groups
-            if group["weight_decay"] > 0
-            for parameter in group["params"]
-        }
-        assert "blocks.0.mixer.in_proj.weight" in decayed
-        assert "embedding.observation_encoder.encoder._layers.0.weight" in decayed
-        spared = ("A_log", "mixer.D", "bias", "norm", "table", "conv1d")
-        assert not [name for name in decayed if any(part in name for part in spared)]
-
-
-def test_bad_optimiser_settings() -> None:
-    with pytest.raises(ConfigError) as caught:
-        DecisionMambaAdamWFactory(weight_decay=-1)
-    assert caught.value.setting == "weight_decay"
-    with pytest.raises(ConfigError) as caught:
-        DecisionMambaAdamWFactory(betas=(0.9, 1.5))
-    assert caught.value.setting == "adam_betas"
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -311,37 +265,6 @@ def test_compiled_updates(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert wrapped == [algo.impl.compute_grad]
     assert algo.impl.model.layers[0].mixer.backend == "traceable"
     assert math.isfinite(algo.update(draw_batch((9,), name.startswith("discrete")))["loss"])
-
-
-@pytest.fixture
-def process_group(tmp_path: Path) -> Iterator[None]:
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{tmp_path / 'meeting'}", rank=0, world_size=1
-    )
-    yield
-    torch.distributed.destroy_process_group()
-
-
-@pytest.mark.parametrize("name", OURS)
-@pytest.mark.usefixtures("process_group")
-@pytest.mark.filterwarnings("ignore:Grad strides do not match")  # a note on speed
-def test_data_parallel(name: str, tmp_path: Path) -> None:
-    config = make_config(name, seed=2, encoder_factory=vector_encoder())
-    alone, parallel = config.create(), config.create(enable_ddp=True)
-    batch = draw_batch((9,), name.startswith("discrete"))
-    for algo in (alone, parallel):
-        algo.create_impl((9,), 3)
-    for _ in range(2):
-        assert parallel.update(batch) == alone.update(batch)
-    parallel.save_model(str(tmp_path / "weights.pt"))
-    for reader in (config.create(), config.create(enable_ddp=True)):
-        reader.create_impl((9,), 3)
-        reader.load_model(str(tmp_path / "weights.pt"))
-        assert reader.update(batch) == parallel.update(batch)
-        parallel.load_model(str(tmp_path / "weights.pt"))
-    parallel.as_stateful_wrapper(1.0).predict(np.zeros(9, dtype=np.float32), 0.0)
-    parallel.save(tmp_path / "model.d3")
-    assert d3rlpy.load_learnable(str(tmp_path / "model.d3")).update(batch) == parallel.update(batch)
 
 
 def test_fit_refuses_other_datasets() -> None:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import d3rlpy
 import numpy as np
 import pytest
-from d3rlpy.algos import DecisionTransformerConfig, GreedyTransformerActionSampler
-from d3rlpy.metrics import evaluate_transformer_with_environment
+from d3rlpy.algos import DecisionTransformerConfig
 from d3rlpy.models import PixelEncoderFactory, VectorEncoderFactory
 from d3rlpy.optimizers import AdamWFactory, RMSpropFactory, WarmupSchedulerFactory
 from d3rlpy.preprocessing import (
@@ -33,19 +31,12 @@ from sb3_dmamba.config import Memory
 from sb3_dmamba.d3rlpy import DecisionMambaEncoderFactory, from_sb3, to_sb3
 from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.errors import ConfigError, ModelFileError, NotFittedError, SpaceError
-from sb3_dmamba.evaluation import SeedEpisodes
-from tests.d3rlpy.cases import draw_batch, make_algo, make_scalers, seeded, vector_encoder
+from tests.d3rlpy.cases import draw_batch, make_algo, make_scalers, vector_encoder
 from tests.models import tiny_model
 from tests.toys import ChoiceEnv, choice_trajectories, random_trajectories
 
 N_STEPS = 12
 BOUNDS = spaces.Box(np.array([-2.0, 0.5], dtype=np.float32), np.array([1.0, 7.0], dtype=np.float32))
-
-
-@pytest.fixture(autouse=True)
-def _seed() -> Iterator[None]:
-    with seeded(0):
-        yield
 
 
 def with_actions(data: Trajectories, actions: np.ndarray, space: Any) -> Trajectories:
@@ -176,20 +167,6 @@ def test_a_converted_model_can_be_trained_further(tmp_path: Path) -> None:
     assert back._n_updates == 46
 
 
-@pytest.mark.parametrize("memory", ["window", "stream"])
-def test_d3rlpys_evaluator_finds_the_returns_of_evaluate(memory: Memory) -> None:
-    model = tiny_model().fit(choice_trajectories(20), 12)
-    report = model.evaluate(
-        [3.0, 8.0], n_episodes=3, env=ChoiceEnv, seed=40, memory=memory, n_workers=0
-    )
-    learnable = from_sb3(model)
-    for target, expected in zip([3.0, 8.0], report.results, strict=True):
-        actor = learnable.as_stateful_wrapper(target, GreedyTransformerActionSampler(), memory)
-        env = SeedEpisodes(ChoiceEnv(), 40)
-        mean = evaluate_transformer_with_environment(actor, env, n_trials=3)
-        assert mean == pytest.approx(np.mean(expected.returns))
-
-
 SCALERS: list[dict[str, Any]] = [
     {"reward_scaler": scaler}
     for scaler in (
@@ -217,6 +194,12 @@ SCALERS.append(make_scalers("min_max", (9,), False))
 
 
 def test_scalers_become_part_of_the_network() -> None:
+    cnn = PixelEncoderFactory(feature_size=8, exclude_last_activation=True)
+    pixels = {"encoder_factory": cnn, "observation_scaler": PixelObservationScaler()}
+    learnable = make_algo("discrete mamba", (2, 36, 36), **pixels)
+    model = to_sb3(learnable)
+    assert model.config.encoder == "nature_cnn"
+    both_play(model, learnable, random_trajectories((13,), (2, 36, 36), n_actions=3))
     for fields in SCALERS:
         learnable = make_algo("mamba", (9,), **{"encoder_factory": vector_encoder(), **fields})
         model = to_sb3(learnable)
@@ -226,19 +209,6 @@ def test_scalers_become_part_of_the_network() -> None:
         both_play(model, learnable, data)
         assert model.policy.observation_space.dtype == data.observation_space.dtype
     assert model.action_space == spaces.Box(-2.0, 5.0, (3,), np.float32)  # of the last
-
-
-def test_d3rlpys_image_encoder() -> None:
-    learnable = make_algo(
-        "discrete mamba",
-        (2, 36, 36),
-        encoder_factory=PixelEncoderFactory(feature_size=8, exclude_last_activation=True),
-        observation_scaler=PixelObservationScaler(),
-    )
-    data = random_trajectories((13,), (2, 36, 36), n_actions=3)
-    model = to_sb3(learnable)
-    assert model.config.encoder == "nature_cnn"
-    both_play(model, learnable, data)
 
 
 def test_settings_of_the_optimiser() -> None:
@@ -328,12 +298,3 @@ def test_loading_files_of_the_other_api_names_to_sb3(tmp_path: Path) -> None:
     for name in ("learnable.d3", "policy.pth"):
         with pytest.raises(ModelFileError, match=r"to_sb3"):
             DecisionMamba.load(tmp_path / name)
-
-
-def test_the_name_of_an_environment_is_saved(tmp_path: Path) -> None:
-    learnable = make_algo("mamba", encoder_factory=vector_encoder())
-    learnable.create_impl((2,), 1)
-    to_sb3(learnable, "MountainCarContinuous-v0", target_return=90.0).save(tmp_path / "car")
-    env = DecisionMamba.load(tmp_path / "car").get_env()
-    assert env is not None
-    assert env.get_attr("spec")[0].id == "MountainCarContinuous-v0"

@@ -10,7 +10,7 @@ from typing import Any
 import d3rlpy
 import numpy as np
 import pytest
-from d3rlpy.dataset import InfiniteBuffer, ReplayBuffer
+from d3rlpy.dataset import InfiniteBuffer
 from gymnasium import spaces
 
 from sb3_dmamba.d3rlpy import as_replay_buffer
@@ -71,38 +71,6 @@ def test_batches_are_our_windows_on_d3rlpys_side(case: str) -> None:
     assert buffer.n_batches == 4
 
 
-def test_rewards_and_terminals_are_those_of_the_steps() -> None:
-    data = random_trajectories()
-    batch = as_replay_buffer(data).sample_trajectory_batch(32, LENGTH)
-    real = batch.masks.astype(bool)
-    # Returns-to-go differ by the reward, until the episode's end.
-    following = np.where(batch.terminals[:, :-1, 0] == 1.0, 0.0, batch.returns_to_go[:, 1:, 0])
-    both = real[:, :-1] & real[:, 1:]
-    differences = batch.returns_to_go[:, :-1, 0] - following
-    np.testing.assert_allclose(differences[both], batch.rewards[:, :-1, 0][both], atol=1e-5)
-    ends = batch.terminals[:, -1, 0] == 1.0
-    assert ends.any()
-    np.testing.assert_allclose(
-        batch.rewards[ends, -1, 0], batch.returns_to_go[ends, -1, 0], atol=1e-6
-    )
-    assert not batch.terminals[:, :-1].any()
-    assert not batch.rewards[~real].any()
-
-
-def test_batches_depend_on_seed_and_number_alone() -> None:
-    data = random_trajectories()
-    batches = [as_replay_buffer(data, seed=1).sample_trajectory_batch(4, 3) for _ in range(2)]
-    np.testing.assert_array_equal(batches[0].observations, batches[1].observations)
-    first = as_replay_buffer(data, seed=1)
-    first.sample_trajectory_batch(4, 3)
-    second = first.sample_trajectory_batch(4, 3)
-    resumed = as_replay_buffer(data, seed=1, first_batch=1).sample_trajectory_batch(4, 3)
-    np.testing.assert_array_equal(second.observations, resumed.observations)
-    assert not np.array_equal(second.observations, batches[0].observations)
-    other = as_replay_buffer(data, seed=2).sample_trajectory_batch(4, 3)
-    assert not np.array_equal(other.observations, batches[0].observations)
-
-
 @pytest.mark.parametrize("case", [*CASES, "stacked"])
 def test_it_holds_what_d3rlpys_own_holds(case: str) -> None:
     data = stacked_trajectories() if case == "stacked" else random_trajectories(**CASES[case])
@@ -130,20 +98,6 @@ def test_it_holds_what_d3rlpys_own_holds(case: str) -> None:
     assert len(ours.episodes[:1]) == 1
 
 
-def test_stacked_frames_are_drawn_stacked() -> None:
-    batch = as_replay_buffer(stacked_trajectories()).sample_trajectory_batch(3, 4)
-    assert batch.observations.shape == (3, 4, 3, 6, 6)
-
-
-def test_it_is_dumped_and_read() -> None:
-    data = random_trajectories()
-    file = io.BytesIO()
-    as_replay_buffer(data).dump(file)
-    file.seek(0)
-    read = ReplayBuffer.load(file, InfiniteBuffer())
-    np.testing.assert_array_equal(read.episodes[1].observations, data[1].observations)
-
-
 @pytest.mark.parametrize("name", ["transformer", "mamba"])
 def test_both_algorithms_train_on_it_with_scalers(name: str) -> None:
     algo = make_algo(
@@ -157,16 +111,6 @@ def test_both_algorithms_train_on_it_with_scalers(name: str) -> None:
     assert len(fit(algo, as_replay_buffer(data), 2).values["loss"]) == 2
     np.testing.assert_allclose(
         algo.observation_scaler.mean, data.observations.mean(axis=0), atol=1e-6
-    )
-
-
-def test_other_sources() -> None:
-    data = random_trajectories()
-    again = as_replay_buffer(data.to_d3rlpy(), action_space=data.action_space, seed=1)
-    np.testing.assert_array_equal(again.trajectories.actions, data.actions)
-    np.testing.assert_array_equal(
-        again.sample_trajectory_batch(4, 3).observations,
-        as_replay_buffer(data, seed=1).sample_trajectory_batch(4, 3).observations,
     )
 
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from d3rlpy.algos import GreedyTransformerActionSampler, StatefulTransformerWrapper
-from d3rlpy.metrics import evaluate_transformer_with_environment
 
 from sb3_dmamba.d3rlpy import StreamTransformerWrapper
 from sb3_dmamba.errors import ConfigError, SpaceError
@@ -19,23 +16,12 @@ from tests.d3rlpy.cases import (
     SHAPES,
     Shape,
     draw_observations,
-    fit,
     is_tuple,
     make_algo,
-    make_buffer,
     make_scalers,
-    seeded,
-    vector_encoder,
 )
-from tests.toys import CHOICE_LENGTH, ChoiceEnv
 
 N_STEPS = 3 * CONTEXT
-
-
-@pytest.fixture(autouse=True)
-def _seed() -> Iterator[None]:
-    with seeded(0):
-        yield
 
 
 def play(actor: Any, shape: Shape, n_steps: int = N_STEPS) -> list[Any]:
@@ -81,60 +67,6 @@ def test_stream_is_the_window_as_long_as_that_sees_everything(
         np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6)
 
 
-def test_stream_is_a_window_of_the_whole_episode() -> None:
-    short = make("mamba", (9,), "min_max")
-    long = make("mamba", (9,), "min_max", context_size=N_STEPS)
-    long.impl.model.load_state_dict(short.impl.model.state_dict())
-    stream = play(short.as_stateful_wrapper(12.0, memory="stream"), (9,))
-    np.testing.assert_allclose(
-        stream, play(long.as_stateful_wrapper(12.0), (9,)), rtol=0, atol=2e-6
-    )
-    window = play(short.as_stateful_wrapper(12.0), (9,))
-    assert not np.allclose(stream[CONTEXT + 1 :], window[CONTEXT + 1 :], atol=1e-4)
-
-
-@pytest.mark.parametrize("memory", ["window", "stream"])
-def test_reset_forgets(memory: str) -> None:
-    actor = make("mamba", (9,)).as_stateful_wrapper(12.0, memory=memory)
-    first = play(actor, (9,))
-    actor.reset()
-    np.testing.assert_array_equal(play(actor, (9,)), first)
-
-
-@pytest.mark.parametrize("memory", ["window", "stream"])
-def test_what_an_action_depends_on(memory: str) -> None:
-    algo = make("mamba", (9,))
-    observation = np.ones(9, dtype=np.float32)
-
-    def second_action(target: float, first_reward: float, reward: float) -> Any:
-        actor = algo.as_stateful_wrapper(target, memory=memory)
-        actor.predict(observation, first_reward)
-        return actor.predict(observation, reward)
-
-    # The first reward counts too, as in d3rlpy.
-    same = second_action(10.0, 0.0, 3.0)
-    assert not np.allclose(second_action(10.0, 0.0, 1.0), same)
-    assert not np.allclose(second_action(20.0, 0.0, 3.0), same)
-    assert not np.allclose(second_action(10.0, 2.0, 3.0), same)
-    np.testing.assert_allclose(second_action(11.0, 1.0, 3.0), same, rtol=0, atol=1e-6)
-
-
-def test_an_action_sampler_decides_and_is_remembered() -> None:
-    algo = make("mamba", (9,))
-
-    def halve(output: np.ndarray) -> np.ndarray:
-        return output / 2
-
-    free, halved = (
-        play(algo.as_stateful_wrapper(5.0, sampler, memory="stream"), (9,))
-        for sampler in (None, halve)
-    )
-    np.testing.assert_allclose(halved[0], free[0] / 2)
-    assert not np.allclose(halved[1], free[1] / 2, atol=1e-5)
-    window = play(algo.as_stateful_wrapper(5.0, halve), (9,), CONTEXT)
-    np.testing.assert_allclose(halved[:CONTEXT], window, rtol=0, atol=2e-6)
-
-
 def test_memories() -> None:
     algo = make("mamba", (9,), memory="stream")
     assert isinstance(algo.as_stateful_wrapper(1.0), StreamTransformerWrapper)
@@ -157,32 +89,3 @@ def test_a_wrong_observation_leaves_the_episode_as_it_was() -> None:
         with pytest.raises(SpaceError):
             actor.predict(*mistake)
     np.testing.assert_array_equal(play(actor, (9,)), expected)
-
-
-def test_acting_between_updates() -> None:
-    """Acting switches to evaluation and training back, as in d3rlpy's fit with an environment."""
-    algo = make_algo(
-        "discrete mamba",
-        encoder_factory=vector_encoder(),
-        time_encoding="timestep",
-        memory="stream",
-    )
-    env = ChoiceEnv()
-    env.reset(seed=0)
-    buffer = make_buffer((2,), is_discrete=True)
-    buffer.dataset_info.__dict__["action_size"] = 2
-    for episode in buffer.episodes:
-        episode.actions.clip(0, 1, out=episode.actions)
-    logged = fit(algo, buffer, 2, eval_env=env, eval_target_return=8.0)
-    assert all(0 <= score <= CHOICE_LENGTH for score in logged.values["environment"])
-    assert algo.impl.model.training is False
-    score = evaluate_transformer_with_environment(algo.as_stateful_wrapper(8.0), env, n_trials=2)
-    assert 0 <= score <= CHOICE_LENGTH
-
-
-def test_no_gradients_are_kept() -> None:
-    algo = make("mamba", (9,))
-    actor = algo.as_stateful_wrapper(5.0, memory="stream")
-    play(actor, (9,), 2)
-    assert not any(tensor.requires_grad for tensor in actor._state.tensors.values())
-    assert torch.is_grad_enabled()

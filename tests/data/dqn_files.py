@@ -38,11 +38,8 @@ class Played:
 class Recorder:
     """Dopamine's circular buffer of ``capacity`` rows, and the log that it writes of it.
 
-    Args:
-        folder: Where files go.
-        capacity: Rows of the buffer.
-        log_at: Rows into a pass at which a checkpoint is written: Dopamine's own is the last but
-            one, so that a file's last row is older than its others.
+    A checkpoint is written ``log_at`` rows into each pass: Dopamine's own is the last but one, so
+    that a file's last row is older than its others.
     """
 
     folder: Path

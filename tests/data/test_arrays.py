@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,7 +7,7 @@ from gymnasium import spaces
 
 from sb3_dmamba.data import load_trajectories
 from sb3_dmamba.errors import SpaceError
-from tests.data.refusals import refusal, unlike
+from tests.data.builders import refusal, unlike
 
 
 def _arrays(**changes: Any) -> dict[str, Any]:
@@ -38,39 +37,18 @@ def test_d4rl_keys() -> None:
     assert data.source == "arrays"
 
 
-def test_flags_by_any_name() -> None:
-    flags = _arrays()
-    for names in (("terminations", "truncations"), ("terminated", "truncated")):
-        arrays = _arrays(terminals=None, timeouts=None)
-        arrays[names[0]], arrays[names[1]] = flags["terminals"], flags["timeouts"].astype("f4")
-        data = load_trajectories(arrays)
-        assert data.lengths.tolist() == [3, 1, 2]
-        assert data.truncated.tolist() == [False, True, False]
-
-
-def test_one_kind_of_end_is_enough() -> None:
-    assert load_trajectories(_arrays(timeouts=None)).lengths.tolist() == [3, 3]
-    assert load_trajectories(_arrays(terminals=None)).lengths.tolist() == [4, 2]
-
-
-def test_an_end_at_the_last_step_leaves_nothing_over() -> None:
-    data = load_trajectories(_arrays(timeouts=np.arange(6) == 5))
-    assert data.lengths.tolist() == [3, 3]
-    assert data.summary().cut == 0
-
-
 def test_options() -> None:
-    data = load_trajectories(
-        _arrays(actions=np.full((6, 1), 1.5)),
-        action_space=spaces.Box(-2, 2, (1,)),
-        observation_space=spaces.Box(-100, 100, (2,)),
-        env_id="Pendulum-v1",
-        env_kwargs={"g": 9.81},
-        name="mine",
-    )
-    assert data.action_space == spaces.Box(-2, 2, (1,))
-    assert data.observation_space == spaces.Box(-100, 100, (2,))
-    assert (data.env_id, data.env_kwargs, data.source) == ("Pendulum-v1", {"g": 9.81}, "mine")
+    given: dict[str, Any] = {
+        "action_space": spaces.Box(-2, 2, (1,)),
+        "observation_space": spaces.Box(-100, 100, (2,)),
+        "env_id": "Pendulum-v1",
+        "env_kwargs": {"g": 9.81},
+    }
+    data = load_trajectories(_arrays(actions=np.full((6, 1), 1.5)), name="mine", **given)
+    assert {name: getattr(data, name) for name in given} == given
+    assert data.source == "mine"
+    refusal(_arrays(), SpaceError, action_space=spaces.MultiBinary(1))
+    refusal(_arrays(), SpaceError, observation_space=spaces.Text(3))
 
 
 def test_spaces_that_are_inferred() -> None:
@@ -96,14 +74,8 @@ def test_dict_observations() -> None:
 
 BAD: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"rewards": None}, {"setting": "rewards"}),
-    (
-        {"rewards": None, "reward": np.zeros(6)},
-        {"setting": "rewards", "said": "rename 'reward' to 'rewards'"},
-    ),
-    (
-        {"terminals": None, "timeouts": None, "dones": np.zeros(6)},
-        {"setting": "terminals", "said": "rename 'dones' to 'terminals' if no time limit"},
-    ),
+    ({"rewards": None, "reward": np.zeros(6)}, {"said": "rename 'reward' to 'rewards'"}),
+    ({"terminals": None, "timeouts": None, "dones": 0}, {"said": "'dones' to 'terminals' if no"}),
     ({"timeouts": None, "timeout": np.zeros(6)}, {"setting": "timeout", "choices": ("timeouts",)}),
     ({"terminals": None, "timeouts": None}, {"setting": "terminals"}),
     ({"truncations": np.zeros(6)}, {"choices": ("timeouts", "truncations")}),
@@ -112,10 +84,7 @@ BAD: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"rewards": np.zeros((6, 2))}, {"setting": "rewards", "value": (6, 2)}),
     ({"rewards": np.float32(1)}, {"setting": "rewards", "value": ()}),
     ({"rewards": np.zeros(0)}, {"setting": "rewards"}),
-    (
-        {"timeouts": np.array([0, 0, 0, 1, np.nan, 0])},
-        {"setting": "timeouts", "index": 4, "value": np.nan},
-    ),
+    ({"timeouts": np.array([0, 0, 0, 1, np.nan, 0])}, {"index": 4, "value": np.nan}),
     ({"terminals": np.array([0, 0, 2, 0, 0, 0])}, {"setting": "terminals", "index": 2, "value": 2}),
     ({"terminals": np.full(6, "no")}, {"setting": "terminals"}),
     ({"observations": np.zeros((5, 2))}, {"said": "observations have shape (5, 2)"}),
@@ -136,26 +105,3 @@ def test_bad_arrays() -> None:
     for changes, expected in BAD:
         wrong += unlike(changes, refusal(_arrays(**changes)), expected)
     assert not wrong, "\n".join(wrong)
-
-
-def test_bad_spaces() -> None:
-    refusal(_arrays(), SpaceError, action_space=spaces.MultiBinary(1))
-    refusal(_arrays(), SpaceError, observation_space=spaces.Text(3))
-    refusal(_arrays(), action_space=spaces.Discrete(3))
-
-
-def test_actions_that_no_int64_holds() -> None:
-    actions = np.array([0, 1, 0, 2**64 - 1, 0, 0], np.uint64)
-    error = refusal(_arrays(actions=actions), action_space=spaces.Discrete(3, start=-1))
-    assert (error.episode, error.index, error.value) == (1, 3, 2**64 - 1)
-
-
-def test_a_bad_action_of_a_mapped_array_is_named_by_its_place(tmp_path: Path) -> None:
-    for actions, index in (
-        (np.array([0, 1, 0, 1, -3, 0]), 4),
-        (np.array([[0], [0], [0], [0], [np.nan], [0]]), 4),
-        (np.full((6, 1), 2.0), None),
-    ):
-        np.save(tmp_path / "actions.npy", actions)
-        mapped = np.load(tmp_path / "actions.npy", mmap_mode="r")
-        assert refusal(_arrays(actions=mapped)).index == index

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +19,13 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecMoni
 
 from sb3_dmamba.algorithm import DecisionMamba
 from sb3_dmamba.data import load_trajectories
-from sb3_dmamba.data.recording import Recorder, collect
+from sb3_dmamba.data.recording import collect
 from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.envs.return_to_go import ReturnToGo
-from sb3_dmamba.errors import (
-    ConditioningError,
-    ConfigError,
-    DatasetError,
-    SpaceError,
-    UnknownTaskError,
-)
+from sb3_dmamba.errors import ConditioningError, ConfigError, DatasetError, SpaceError
+from tests.data.builders import assert_same
 from tests.evaluation.toys import SeededEnv, episode_length
+from tests.models import tiny_model
 from tests.toys import ChoiceEnv, choice_trajectories
 
 ACTION = np.array([0.25, 0.5], dtype=np.float32)  # pays seed + step + 0.75
@@ -98,18 +93,12 @@ def check_episodes(data: Trajectories, n_steps: int) -> list[tuple[int, int]]:
     return found
 
 
-# --- what is recorded --------------------------------------------------------------------------
-
-
-def test_one_environment() -> None:
+def test_one_environment_and_several() -> None:
     # Seeds 4, 5, 6 last 2, 3, 4 steps; of the fourth episode one step is left.
     data = collect(constant, SeededEnv(), 10, seed=4)
     assert check_episodes(data, 10) == [(4, 2), (5, 3), (6, 4), (7, 1)]
     assert (data.env_id, data.env_kwargs) == (None, {})
     assert data.source == "constant in an environment"
-
-
-def test_several_environments_of_a_function() -> None:
     for n_steps in (1, 2, 17):
         found = check_episodes(collect(constant, SeededEnv, n_steps, seed=10, n_envs=3), n_steps)
         assert {seed for seed, _ in found} >= set(range(10, 10 + min(3, n_steps)))
@@ -126,33 +115,14 @@ def test_resets_of_vector_environments_are_no_steps(mode: str | None) -> None:
         assert sorted(check_episodes(data, n_steps)) == expected
 
 
-def test_gymnasiums_own_vector_environment() -> None:
-    env = SyncVectorEnv([SeededEnv] * 3)
-    found = check_episodes(collect(constant, env, 30, seed=8), 30)
-    assert found[:3] == [(8, 2), (9, 3), (10, 4)]
-    env.close()
-
-
-def test_stable_baselines3_vector_environment() -> None:
-    for wrap in (lambda env: env, VecMonitor):
-        env: Any = wrap(DummyVecEnv([SeededEnv, SeededEnv]))
+def test_vector_environments_of_both_libraries() -> None:
+    envs: list[Any] = [DummyVecEnv([SeededEnv] * 2), SyncVectorEnv([SeededEnv] * 2)]
+    for env in (*envs, VecMonitor(DummyVecEnv([SeededEnv] * 2))):
         found = check_episodes(collect(constant, env, 11, seed=4), 11)
-        assert found[:3] == [(4, 2), (5, 3), (5, 3)]
+        assert sorted(found)[:3] == [(4, 2), (5, 3), (5, 3)]
 
 
-def test_both_kinds_of_end_at_once() -> None:
-    class Both(SeededEnv):
-        def step(self, action: Any) -> Any:
-            shown, reward, terminated, truncated, info = super().step(action)
-            over = terminated or truncated
-            return shown, reward, over, over, info
-
-    data = collect(constant, Both(), 5, seed=4)
-    assert data.terminated.tolist() == [True, True]
-    assert data.truncated.tolist() == [True, True]
-
-
-def test_environments_that_overwrite_what_they_returned() -> None:
+def test_environments_that_overwrite_what_they_returned_or_were_given() -> None:
     class Reusing(SeededEnv):
         buffer = np.zeros(2)
 
@@ -160,125 +130,43 @@ def test_environments_that_overwrite_what_they_returned() -> None:
             self.buffer[:] = super()._show()
             return self.buffer
 
-    check_episodes(collect(constant, Reusing(), 10, seed=4), 10)
-    frames = collect(constant, ManualVectorEnv(1, "SameStep", "image"), 9, seed=4)
-    assert frames.observations.dtype == np.uint8
-    assert frames.observations[:, 0, 1].tolist() == [0, 1, 0, 1, 2, 0, 1, 2, 3]
-
-
-def test_environments_that_overwrite_their_actions() -> None:
-    class Clearing(SeededEnv):
         def step(self, action: Any) -> Any:
             stepped = super().step(action)
             action[:] = -1
             return stepped
 
     vector = ManualVectorEnv(2, "SameStep")
-    vector.envs = [Clearing(), Clearing()]
-    check_episodes(collect(constant, Clearing, 11, seed=4, n_envs=2), 11)
-    for env in (DummyVecEnv([Clearing, Clearing]), vector):
+    vector.envs = [Reusing(), Reusing()]
+    for env in (Reusing, DummyVecEnv([Reusing]), vector):
         check_episodes(collect(constant, env, 11, seed=4), 11)
-
-
-def test_rows_that_are_kept_let_go_of_the_others() -> None:
-    kept: list[Any] = []
-
-    class Peeking(Recorder):
-        def _end(self, env: int, terminated: bool, truncated: bool) -> None:
-            kept.extend(self._running[env])
-            super()._end(env, terminated, truncated)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sb3_dmamba.data.recording.Recorder", Peeking)
-        collect(constant, SeededEnv, 11, seed=4, n_envs=3)
-    assert len(kept) == 11
-    assert all(part.base is None for frame, action, _ in kept for part in (frame, action))
-
-
-def test_observations_are_flat() -> None:
-    seen: list[Any] = []
-
-    def policy(observation: dict[str, Any]) -> int:
-        seen.append(observation)
-        return int(observation["b"]) % 5
-
-    for n_envs in (1, 2):
-        data = collect(policy, lambda: SeededEnv("dict", "discrete"), 9, seed=4, n_envs=n_envs)
-        assert data.observation_space.shape == (41,)
-        assert data.action_space == spaces.Discrete(5)
-        if n_envs == 1:
-            assert data.observations[:, 0].tolist() == [4, 4, 5, 5, 5, 6, 6, 6, 6]
-        steps = data.observations[:, 1:].argmax(axis=1)
-        np.testing.assert_array_equal(data.actions, steps % 5)
-    assert all(np.shape(each["a"]) == (1,) for each in seen)
-
-
-# --- where it goes -----------------------------------------------------------------------------
+    frames = collect(constant, ManualVectorEnv(1, "SameStep", "image"), 9, seed=4)
+    assert frames.observations.dtype == np.uint8
+    assert frames.observations[:, 0, 1].tolist() == [0, 1, 0, 1, 2, 0, 1, 2, 3]
 
 
 def test_a_folder_gives_the_same(tmp_path: Path) -> None:
     inside = collect(constant, SeededEnv(), 30, seed=4)
     outside = collect(constant, SeededEnv(), 30, seed=4, folder=tmp_path / "store")
-    for name in ("observations", "actions", "rewards", "terminated", "truncated"):
-        np.testing.assert_array_equal(getattr(outside, name), getattr(inside, name))
-    np.testing.assert_array_equal(outside.episode_offsets, inside.episode_offsets)
+    assert_same(outside, inside)
     assert load_trajectories(tmp_path / "store").n_steps == 30
     with pytest.raises(DatasetError, match="store"):
         collect(constant, SeededEnv(), 5, folder=tmp_path / "store")
     assert collect(constant, SeededEnv(), 5, folder=tmp_path / "store", overwrite=True).n_steps == 5
 
 
-def test_a_failure_leaves_no_folder(tmp_path: Path) -> None:
-    def fail(observation: Any) -> Any:
-        if observation[0] == 6:
-            raise RuntimeError("as planned")
-        return ACTION
-
-    with pytest.raises(RuntimeError, match="as planned"):
-        collect(fail, SeededEnv(), 30, seed=4, folder=tmp_path / "store")
-    assert list(tmp_path.iterdir()) == []
-
-
-class StackedEnv(gym.Env[Any, Any]):
-    """Shows its last three frames, oldest first; a frame is full of its number, from 1 on."""
-
-    observation_space = spaces.Box(0, 255, (3, 4, 5), np.uint8)
-    action_space = spaces.Discrete(2)
-
-    def __init__(self, padding: int = 0) -> None:
-        self.padding = padding
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
-        self.number = 0
-        self.stack = np.full((3, 4, 5), self.padding, np.uint8)
-        return self._show(), {}
-
-    def step(self, action: Any) -> Any:
-        return self._show(), 1.0, self.number == 6, False, {}
-
-    def _show(self) -> np.ndarray:
-        self.number += 1
-        self.stack = np.concatenate([self.stack[1:], np.full((1, 4, 5), self.number, np.uint8)])
-        return self.stack
-
-
-def test_frames_are_stored_once() -> None:
-    once = collect("random", StackedEnv, 23, seed=0, n_envs=2, frame_stack=3)
-    stacks = collect("random", StackedEnv, 23, seed=0, n_envs=2)
-    assert once.observations.shape == (23, 4, 5)
-    assert once.observation_space == stacks.observation_space
-    np.testing.assert_array_equal(once.stack_frames(np.arange(23)), stacks.observations)
-
-
 def test_other_frames_are_not_taken_for_stacks() -> None:
-    with pytest.raises(DatasetError) as caught:
-        collect("random", lambda: StackedEnv(padding=1), 5, frame_stack=3)
-    assert (caught.value.setting, caught.value.index) == ("frame_stack", 0)
-    with pytest.raises(SpaceError, match="frame_stack=2"):
-        collect("random", StackedEnv, 5, frame_stack=2)
+    class Constant(SeededEnv):
+        def __init__(self) -> None:
+            super().__init__()
+            self.observation_space = spaces.Box(0, 255, (3, 4, 5), np.uint8)
 
+        def _show(self) -> Any:
+            return np.ones((3, 4, 5), np.uint8)
 
-# --- which environment it was ------------------------------------------------------------------
+    for stack, kind in ((3, DatasetError), (2, SpaceError)):
+        with pytest.raises(kind) as caught:
+            collect("random", Constant, 5, frame_stack=stack)
+        assert caught.value.setting == "frame_stack"
 
 
 def described(env: Any, **options: Any) -> tuple[str | None, dict[str, Any]]:
@@ -286,34 +174,27 @@ def described(env: Any, **options: Any) -> tuple[str | None, dict[str, Any]]:
     return data.env_id, dict(data.env_kwargs)
 
 
-def test_ids_are_noted() -> None:
+def test_ids_are_noted_where_they_would_not_mislead() -> None:
+    short, sutton = {"max_episode_steps": 7}, {"sutton_barto_reward": True}
     assert described("Pendulum-v1", env_kwargs={"g": 9.0}) == ("Pendulum-v1", {"g": 9.0})
-    short = {"max_episode_steps": 7}
     assert described("CartPole-v1", env_kwargs=short, n_envs=2) == ("CartPole-v1", short)
-    assert described(gym.make("CartPole-v1", max_episode_steps=7)) == ("CartPole-v1", short)
-    assert described(gym.make("CartPole-v1", sutton_barto_reward=True)) == (
-        "CartPole-v1",
-        {"sutton_barto_reward": True},
-    )
-    assert described(lambda: gym.make("CartPole-v1")) == ("CartPole-v1", {})
-    assert described(Monitor(gym.make("CartPole-v1"))) == ("CartPole-v1", {})
-    assert described(gym.make_vec("CartPole-v1", 2, vectorization_mode="sync")) == (
-        "CartPole-v1",
-        {},
-    )
-    vector = DummyVecEnv([lambda: Monitor(gym.make("CartPole-v1"))])
-    assert described(VecNormalize(vector)) == ("CartPole-v1", {})
 
+    def cart(**kwargs: Any) -> Any:
+        return gym.make("CartPole-v1", **kwargs)
 
-def test_ids_that_would_mislead_are_not() -> None:
-    env: Any = gym.wrappers.RescaleObservation(
+    vector = gym.make_vec("CartPole-v1", 2, vectorization_mode="sync")
+    known: list[tuple[Any, dict[str, Any]]] = [
+        *((cart(**short), short), (cart(**sutton), sutton), (cart, {}), (Monitor(cart()), {})),
+        *((vector, {}), (VecNormalize(DummyVecEnv([lambda: Monitor(cart())])), {})),
+    ]
+    for env, kwargs in known:
+        assert described(env) == ("CartPole-v1", kwargs)
+    stacked = VecFrameStack(DummyVecEnv([cart]), 2)
+    rescaled: Any = gym.wrappers.RescaleObservation(
         gym.make("MountainCar-v0"), np.float32(-1), np.float32(1)
     )
-    assert described(env) == (None, {})
-    vector = gym.make_vec("CartPole-v1", 2, vectorization_mode="sync")
-    assert described(gym.wrappers.vector.ClipReward(vector, 0, 0.5)) == (None, {})
-    stacked = VecFrameStack(DummyVecEnv([lambda: gym.make("CartPole-v1")]), 2)
-    assert described(stacked) == (None, {})
+    for env in (rescaled, gym.wrappers.vector.ClipReward(vector, 0, 0.5), stacked):
+        assert described(env) == (None, {})
     assert described(stacked, env_id="mine", env_kwargs={"k": 1}) == ("mine", {"k": 1})
 
 
@@ -329,9 +210,6 @@ def test_environments_that_were_passed_stay_open_and_others_are_closed() -> None
     mine = SeededEnv()
     collect(constant, mine, 5)
     assert not mine.is_closed
-
-
-# --- policies ----------------------------------------------------------------------------------
 
 
 def test_a_stable_baselines3_model_is_reproducible() -> None:
@@ -353,13 +231,6 @@ def test_a_stable_baselines3_model_is_reproducible() -> None:
     assert one.source == "PPO in Pendulum-v1"
 
 
-def test_deterministic_actions_are_the_models_own() -> None:
-    model = PPO("MlpPolicy", "Pendulum-v1", n_steps=8, batch_size=8, seed=0)
-    data = collect(model, model.get_env(), 60, deterministic=True)
-    expected, _ = model.predict(data.observations, deterministic=True)
-    np.testing.assert_allclose(data.actions, expected, atol=1e-5)
-
-
 def test_exploration_draws_from_the_seed() -> None:
     model = DQN("MlpPolicy", "CartPole-v1", seed=0, buffer_size=10)
     model.exploration_rate = 1.0  # draws from the action space's own generator
@@ -370,48 +241,21 @@ def test_exploration_draws_from_the_seed() -> None:
     assert model.action_space.np_random.bit_generator.state == before
 
 
-def test_random_actions_draw_from_the_seed() -> None:
-    one, two, three = (collect("random", "Pendulum-v1", 50, seed=s).actions for s in (1, 1, 2))
-    np.testing.assert_array_equal(one, two)
-    assert not np.array_equal(one, three)
-    assert one.min() < -1.5
-    assert one.max() > 1.5
-
-
-class NoisyEnv(gym.Env[Any, Any]):
+class NoisyEnv(SeededEnv):
     """Shows uniform noise from the generator that its seed made."""
-
-    observation_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
-
-    def __init__(self) -> None:
-        self.action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
-        super().reset(seed=seed)
-        return self._show(), {}
 
     def step(self, action: Any) -> Any:
         return self._show(), 0.0, False, False, {}
 
     def _show(self) -> np.ndarray:
-        return self.np_random.uniform(-1.0, 1.0, 1).astype(np.float32)
+        return self.np_random.uniform(-1.0, 1.0, 2)
 
 
-class Exploring:
-    """Draws from its action space, as SB3's models explore."""
-
-    action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
-
-    def predict(
-        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: Any = 0
-    ) -> Any:
-        return self.action_space.sample()[None], None
-
-
-@pytest.mark.parametrize("policy", ["random", Exploring()])
-def test_actions_do_not_follow_the_environments_noise(policy: Any) -> None:
-    data = collect(policy, NoisyEnv(), 400, seed=3)
-    noise, actions = data.observations[:, 0], data.actions[:, 0]
+def test_actions_do_not_follow_the_environments_noise() -> None:
+    noisy, again, other = (collect("random", NoisyEnv(), 400, seed=s) for s in (3, 3, 4))
+    noise, actions = noisy.observations[:, 0], noisy.actions[:, 0]
+    np.testing.assert_array_equal(actions, again.actions[:, 0])
+    assert not np.array_equal(actions, other.actions[:, 0])
     for shift in range(3):
         followed = np.corrcoef(noise[shift:], actions[: 400 - shift])[0, 1]
         assert abs(followed) < 0.2
@@ -420,9 +264,7 @@ def test_actions_do_not_follow_the_environments_noise(policy: Any) -> None:
 class Remembering:
     """Speaks SB3's protocol for recurrent policies; its action is its age in quarters."""
 
-    def predict(
-        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: Any = 0
-    ) -> Any:
+    def predict(self, observation: Any, state: Any, episode_start: Any, deterministic: Any) -> Any:
         age = np.where(episode_start, 0, 0 if state is None else state + 1)
         actions = np.zeros((len(age), 2), dtype=np.float32)
         actions[:, 0] = age / 4
@@ -464,27 +306,7 @@ def test_stateful_policies_hear_their_rewards() -> None:
 
 @pytest.fixture(scope="module")
 def small_model() -> DecisionMamba:
-    model = DecisionMamba(
-        ChoiceEnv(),
-        device="cpu",
-        seed=0,
-        hidden_size=16,
-        n_layers=1,
-        context_length=4,
-        batch_size=4,
-    )
-    return model.fit(choice_trajectories(20), n_steps=2)
-
-
-def test_our_own_model(small_model: DecisionMamba) -> None:
-    data = collect(small_model, ReturnToGo(ChoiceEnv(), 7.0), 25, seed=0, deterministic=True)
-    assert data.observation_space == spaces.Box(-1.0, 1.0, (2,), np.float32)  # no return-to-go
-    assert data.lengths.tolist() == [10, 10, 5]
-    stateful = collect(small_model.as_stateful_wrapper(7.0), ChoiceEnv(), 25, seed=0)
-    np.testing.assert_array_equal(stateful.observations, data.observations)
-    np.testing.assert_array_equal(stateful.actions, data.actions)
-    vectors = collect(small_model, small_model.get_env(), 25, seed=0, deterministic=True)
-    assert vectors.observations.shape == (25, 2)
+    return tiny_model(ChoiceEnv(), device="cpu", n_layers=1).fit(choice_trajectories(20), n_steps=2)
 
 
 def test_our_own_model_is_asked_for_its_target(small_model: DecisionMamba) -> None:
@@ -501,88 +323,35 @@ def test_our_own_model_is_asked_for_its_target(small_model: DecisionMamba) -> No
         np.testing.assert_array_equal(data.actions[:10], expected.actions)
         assert data.lengths.tolist() == [10, 10, 5]
     small_model.target_return = None
-
-
-def test_the_environment_of_our_own_model_keeps_its_name(small_model: DecisionMamba) -> None:
-    gym.register("Choice-v1", ChoiceEnv, max_episode_steps=10)  # type: ignore[arg-type]
-    try:
-        assert collect(small_model, "Choice-v1", 5, n_envs=2).env_id == "Choice-v1"
-        assert collect(small_model, gym.make("Choice-v1"), 5).env_id is not None
-    finally:
-        del gym.registry["Choice-v1"]
-
-
-def test_our_own_policy_knows_no_target(small_model: DecisionMamba) -> None:
     with pytest.raises(ConditioningError):
         collect(small_model.policy, ChoiceEnv(), 5)
 
 
-def test_environments_that_nobody_knows() -> None:
-    for env in ("CartPole-v99", "Nonsense-v0", "no_such_package:A-v0", "no_such_package.part:A-v0"):
-        with pytest.raises(UnknownTaskError) as caught:
-            collect("random", env, 5)
-        assert (caught.value.setting, caught.value.value) == ("env_id", env)
-        assert ("is not installed" in str(caught.value)) == env.startswith("no_such_package")
-
-
-@pytest.fixture
-def vec_normalize() -> Iterator[VecNormalize]:
-    env = VecNormalize(DummyVecEnv([SeededEnv, SeededEnv]))
+def test_normalised_environments_are_recorded_in_their_own_numbers() -> None:
+    inside = VecNormalize(DummyVecEnv([SeededEnv, SeededEnv]))
+    env = VecNormalize(VecMonitor(inside), norm_obs=False)  # normalises twice
     env.reset()
     for _ in range(20):
         env.step(np.tile(ACTION, (2, 1)))
-    yield env
-    env.close()
-
-
-def test_normalised_environments_are_recorded_in_their_own_numbers(
-    vec_normalize: VecNormalize,
-) -> None:
+    env.training = False  # must stay so
     seen: list[Any] = []
 
     def policy(observation: Any) -> np.ndarray:
         seen.append(observation)
         return ACTION
 
-    statistics: Any = vec_normalize.obs_rms
-    mean = statistics.mean.copy()
-    data = collect(policy, vec_normalize, 12, seed=4)
-    check_episodes(data, 12)
-    first: Any = vec_normalize.normalize_obs(np.array([4.0, 0.0]))
-    np.testing.assert_allclose(seen[0], first)
-    assert vec_normalize.training
+    statistics: Any = inside.obs_rms
+    mean, count = statistics.mean.copy(), env.ret_rms.count
+    first: Any = inside.normalize_obs(np.array([4.0, 0.0]))
+    for each in (inside, env):
+        check_episodes(collect(policy, each, 12, seed=4), 12)
+        np.testing.assert_allclose(seen[0], first)
+        seen.clear()
     np.testing.assert_array_equal(statistics.mean, mean)
-    check_episodes(collect(constant, VecMonitor(vec_normalize), 12, seed=4), 12)
+    assert (inside.training, env.training, env.ret_rms.count) == (True, False, count)
     with pytest.raises(DatasetError) as caught:
-        collect(policy, VecFrameStack(vec_normalize, 2), 12)
+        collect(policy, VecFrameStack(inside, 2), 12)
     assert caught.value.setting == "observation_space"
-
-
-@pytest.mark.parametrize(
-    ("inner", "outer"),
-    [
-        ({}, {}),
-        ({"norm_obs": False}, {"norm_reward": False}),
-        ({"norm_reward": False}, {"norm_obs": False}),
-    ],
-)
-def test_normalised_twice(inner: dict[str, bool], outer: dict[str, bool]) -> None:
-    inside = VecNormalize(DummyVecEnv([SeededEnv, SeededEnv]), **inner)  # type: ignore[arg-type]
-    env = VecNormalize(VecMonitor(inside), **outer)  # type: ignore[arg-type]
-    env.reset()
-    for _ in range(20):
-        env.step(np.tile(ACTION, (2, 1)))
-    env.training = False  # must stay so
-
-    def counts() -> list[float]:
-        statistics: list[Any] = [inside.ret_rms, env.ret_rms]
-        statistics += [each.obs_rms for each in (inside, env) if each.norm_obs]
-        return [each.count for each in statistics]
-
-    before = counts()
-    check_episodes(collect(constant, env, 12, seed=4), 12)
-    assert counts() == before
-    assert (inside.training, env.training) == (True, False)
 
 
 def test_d3rlpys_algorithms() -> None:
@@ -610,29 +379,22 @@ def test_d3rlpys_algorithms() -> None:
     assert collect(transformer.as_stateful_wrapper(9.0), SeededEnv(), 12, seed=4).n_steps == 12
 
 
-# --- what goes wrong ---------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("changes", "setting"),
-    [
-        ({"n_steps": 0}, "n_steps"),
+def test_bad_arguments() -> None:
+    mine = SeededEnv()
+    wrong: list[tuple[dict[str, Any], str]] = [
+        *(({name: value}, name) for name, value in {"n_steps": 0, "seed": -1}.items()),
         ({"n_envs": None}, "n_envs"),
-        ({"seed": -1}, "seed"),
-        ({"policy": 3}, "policy"),
-        ({"policy": "greedy"}, "policy"),
-        ({"env": 3}, "env"),
-        ({"env": lambda: 3}, "env"),
-        ({"env": SeededEnv(), "n_envs": 2}, "n_envs"),
-        ({"env": SeededEnv(), "env_kwargs": {"a": 1}}, "env_kwargs"),
-        ({"env": lambda env=SeededEnv(): env, "n_envs": 2}, "env"),  # noqa: B008
-    ],
-)
-def test_bad_arguments(changes: dict[str, Any], setting: str) -> None:
-    arguments = {"policy": constant, "env": SeededEnv, "n_steps": 5, **changes}
-    with pytest.raises(ConfigError) as caught:
-        collect(**arguments)
-    assert caught.value.setting == setting
+        *(({"policy": policy}, "policy") for policy in (3, "greedy")),
+        *(({"env": env}, "env") for env in (3, lambda: 3)),
+        ({"env": mine, "n_envs": 2}, "n_envs"),
+        ({"env": mine, "env_kwargs": {"a": 1}}, "env_kwargs"),
+        ({"env": lambda: mine, "n_envs": 2}, "env"),
+    ]
+    for changes, setting in wrong:
+        arguments = {"policy": constant, "env": SeededEnv, "n_steps": 5, **changes}
+        with pytest.raises(ConfigError) as caught:
+            collect(**arguments)
+        assert caught.value.setting == setting
 
 
 def refuse(actions: Any, env: Any, step: int, what: str) -> None:
@@ -671,14 +433,3 @@ def test_observations_that_are_not_finite() -> None:
     with pytest.raises(DatasetError) as caught:
         collect(constant, Broken(), 12, seed=4)
     assert (caught.value.setting, caught.value.index) == ("observation", 4)
-
-
-def test_spaces_that_cannot_be_learnt() -> None:
-    class Odd(SeededEnv):
-        def __init__(self) -> None:
-            super().__init__()
-            self.action_space = spaces.MultiBinary(2)
-
-    with pytest.raises(SpaceError) as caught:
-        collect("random", Odd(), 5)
-    assert caught.value.setting == "action_space"

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 from gymnasium import spaces
 
-from sb3_dmamba.data import Trajectories, load_trajectories
+from sb3_dmamba.data import load_trajectories
 from sb3_dmamba.errors import DatasetError, SpaceError
-from tests.data.refusals import refusal, unlike
+from tests.data.builders import make_trajectories, refusal, unlike
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # d3rlpy imports the old gym, which warns
     import d3rlpy
     from d3rlpy.dataset import Episode, InfiniteBuffer, MDPDataset, ReplayBuffer
 
-MakeTrajectories = Callable[..., Trajectories]
 LENGTHS = (3, 1, 4)
 TERMINALS = np.array([0, 0, 1, 1, 0, 0, 0, 0], dtype=np.float32)
 TIMEOUTS = np.array([0, 0, 0, 0, 0, 0, 0, 1], dtype=np.float32)
@@ -38,30 +36,11 @@ def make(observations: Any = None, actions: Any = None, **changes: Any) -> Any:
     return MDPDataset(**{**fields, **changes})
 
 
-def test_values() -> None:
-    source = make()
-    data = load_trajectories(source)
-    assert data.lengths.tolist() == list(LENGTHS)  # the last step of the last one included
-    assert data.rewards.tolist() == list(range(8))
-    assert data.terminated.tolist() == [True, True, False]
-    assert data.truncated.tolist() == [False, False, True]
-    assert data.observation_space == spaces.Box(-np.inf, np.inf, (2,), np.float32)
-    assert data.action_space == spaces.Box(-1.0, 1.0, (3,), np.float32)
-    for ours, theirs in zip(data, source.episodes, strict=True):
-        np.testing.assert_array_equal(ours.observations, np.float32(theirs.observations))
-        np.testing.assert_array_equal(ours.actions, np.float32(theirs.actions))
-    assert data.source == "d3rlpy"
-    named = load_trajectories(source, name="mine", env_id="Hopper-v5", env_kwargs={"a": 1})
-    assert (named.source, named.env_id, named.env_kwargs) == ("mine", "Hopper-v5", {"a": 1})
-
-
 def test_discrete_actions() -> None:
-    actions = np.array([0, 2, 1, 0, 0, 1, 2, 0])
-    data = load_trajectories(make(actions=actions))
-    assert data.action_space == spaces.Discrete(3)
-    assert data.actions.tolist() == actions.tolist()
-    assert load_trajectories(make(actions=actions, action_size=5)).action_space.n == 5  # type: ignore[union-attr]
-    space = spaces.Discrete(4)
+    actions, space = np.array([0, 2, 1, 0, 0, 1, 2, 0]), spaces.Discrete(4)
+    assert load_trajectories(make(actions=actions)).action_space == spaces.Discrete(3)
+    sized = load_trajectories(make(actions=actions, action_size=5))
+    assert sized.action_space == spaces.Discrete(5)
     assert load_trajectories(make(actions=actions), action_space=space).action_space == space
 
 
@@ -124,16 +103,6 @@ def test_observations_of_several_arrays() -> None:
     assert refusal(make(observations=parts), observation_space=three).episode == 0
 
 
-def test_discrete_observations() -> None:
-    cells = np.array([0, 3, 1, 2, 0, 1, 1, 3])
-    data = load_trajectories(
-        make(observations=cells[:, None]), observation_space=spaces.Discrete(4)
-    )
-    np.testing.assert_array_equal(data.observations, np.eye(4)[cells])
-    error = refusal(make(observations=cells[:, None]), observation_space=spaces.Discrete(3))
-    assert (error.episode, error.setting, error.value) == (0, "observations", 3)
-
-
 class Walk:
     """Just enough of an environment for d3rlpy to write down."""
 
@@ -187,47 +156,15 @@ def test_episodes_that_do_not_fit() -> None:
         error = refusal(ReplayBuffer(InfiniteBuffer(), episodes=episodes))
         wrong += unlike(name, error, {"episode": 1, "setting": name})
     assert not wrong, "\n".join(wrong)
+    refusal(d3rlpy.dataset.create_infinite_replay_buffer(env=Walk()))  # an empty one
 
 
-def test_an_empty_buffer() -> None:
-    refusal(d3rlpy.dataset.create_infinite_replay_buffer(env=Walk()))
-
-
-# --- back to d3rlpy ----------------------------------------------------------------------------
-
-
-def test_continuous_actions_that_happen_to_be_integers(make_trajectories: MakeTrajectories) -> None:
+def test_continuous_actions_that_happen_to_be_integers() -> None:
     data = make_trajectories([4], actions=np.ones((4, 2)))
     assert data.to_d3rlpy().dataset_info.action_space.name == "CONTINUOUS"
 
 
-def test_stacked_frames_there_and_back() -> None:
-    frames = np.random.default_rng(0).integers(0, 256, (9, 20, 24), dtype=np.uint8)
-    data = Trajectories(
-        observations=frames,
-        actions=np.arange(9) % 3,
-        rewards=np.ones(9),
-        terminated=np.array([True, False]),
-        truncated=np.array([False, True]),
-        episode_offsets=np.array([0, 4, 9]),
-        observation_space=spaces.Box(0, 255, (4, 20, 24), np.uint8),
-        action_space=spaces.Discrete(3),
-        frame_stack=4,
-    )
-    source = data.to_d3rlpy()
-    assert np.shares_memory(source.episodes[1].observations, data.observations)
-    again = load_trajectories(source)
-    assert again.frame_stack == 4
-    assert again.observation_space == data.observation_space
-    np.testing.assert_array_equal(again.observations, frames)
-    np.testing.assert_array_equal(again.truncated, data.truncated)
-    transition = source.transition_picker(source.episodes[1], 2)
-    np.testing.assert_array_equal(transition.observation, data.stack_frames(np.array([6]))[0])
-    window = source.trajectory_slicer(source.episodes[1], 4, 3).observations
-    np.testing.assert_array_equal(window, data.stack_frames(np.array([6, 7, 8])))
-
-
-def test_episodes_that_d3rlpy_cannot_hold(make_trajectories: MakeTrajectories) -> None:
+def test_episodes_that_d3rlpy_cannot_hold() -> None:
     flags = np.zeros(3, dtype=bool)
     data = make_trajectories([3, 1, 2], terminated=flags, truncated=~flags)
     with pytest.warns(UserWarning, match=r"1 episodes \(the first is 1\) have one step") as caught:
@@ -238,7 +175,7 @@ def test_episodes_that_d3rlpy_cannot_hold(make_trajectories: MakeTrajectories) -
         data[[1]].to_d3rlpy()
 
 
-def test_actions_that_do_not_start_at_zero(make_trajectories: MakeTrajectories) -> None:
+def test_actions_that_do_not_start_at_zero() -> None:
     data = make_trajectories(
         [3], actions=np.array([1, 2, 1]), action_space=spaces.Discrete(2, start=1)
     )

@@ -2,23 +2,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from sb3_dmamba.data import Trajectories, load_trajectories
 from sb3_dmamba.data.sources import SOURCES
-from tests.data.refusals import refusal
-
-Make = Callable[..., Trajectories]
-
-
-def test_trajectories_come_back(make_trajectories: Make) -> None:
-    data = make_trajectories([2])
-    assert load_trajectories(data) is data
+from tests.data.builders import make_trajectories, refusal
 
 
 def test_objects_of_another_kind() -> None:
@@ -50,14 +41,9 @@ def test_paths_that_do_not_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(Path, "iterdir", refuse)  # a folder that may not be listed
     assert "there is no file or folder 'nothing.pkl'" in str(refusal("nothing.pkl"))
-
-
-def test_names_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    error = refusal("hopper-medium")
-    assert error.choices[0].startswith("hopper-medium")
-    for row in SOURCES:
-        assert (row.accepts in str(error)) == (row.kind == "name")
+    name = refusal("hopper-medium")  # that is none
+    assert name.choices[0].startswith("hopper-medium")
+    assert all((row.accepts in str(name)) == (row.kind == "name") for row in SOURCES)
 
 
 def test_files_and_folders_of_another_kind(tmp_path: Path) -> None:
@@ -69,7 +55,7 @@ def test_files_and_folders_of_another_kind(tmp_path: Path) -> None:
             assert (row.accepts in str(error)) == (row.kind == "path")
 
 
-def test_options_that_do_not_exist(make_trajectories: Make) -> None:
+def test_options_that_do_not_exist() -> None:
     cases: list[tuple[Any, str, str]] = [
         ({}, "env", "did you mean 'env_id'?"),
         ({}, "zzz", "env_id, env_kwargs, name, reward_mode, top_fraction"),

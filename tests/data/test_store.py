@@ -1,14 +1,14 @@
-"""The dataset store: round trips, writing, damage, pickles."""
+"""The dataset store and mapped arrays: round trips, writing, damage, pickles, memory."""
 
 from __future__ import annotations
 
 import copy
-import dataclasses
+import gc
 import json
-import os
 import pickle
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,20 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from sb3_dmamba.data import Trajectories, TrajectoriesWriter, load_trajectories
+from sb3_dmamba.data import (
+    Trajectories,
+    TrajectoriesWriter,
+    WindowSampler,
+    compute_observation_statistics,
+    load_trajectories,
+    mapping,
+)
+from sb3_dmamba.data import validation as _checks
 from sb3_dmamba.data.store import NpyStream
 from sb3_dmamba.data.trajectories import metadata_of
-from sb3_dmamba.errors import DatasetError, SpaceError
+from sb3_dmamba.errors import DatasetError
+from tests.data.builders import assert_same, make_trajectories
 
-Make = Callable[..., Trajectories]
 LENGTHS = [3, 1, 6, 2, 4]
 BOX = spaces.Box(-np.inf, np.inf, (3,), np.float32)
 ACTIONS = spaces.Box(-1.0, 1.0, (2,), np.float32)
@@ -32,29 +40,18 @@ MEMBERS = ("trajectories.json", *(f"{name}.npy" for name in ARRAYS))
 
 def _variants() -> dict[str, dict[str, Any]]:
     generator = np.random.default_rng(0)
-    n_steps = sum(LENGTHS)
-    frames = generator.integers(0, 256, (n_steps, 5, 4), dtype=np.uint8)
-    bounds = np.array([-1.0, -np.inf, 0.1], np.float32), np.array([2.0, 1e-3, np.inf], np.float32)
+    low, high = np.array([-1.0, -np.inf, 0.1], "f4"), np.array([2.0, 1e-3, np.inf], "f4")
     return {
-        "continuous": {},
         "bounds that differ": {
-            "observation_space": spaces.Box(*bounds),
+            "observation_space": spaces.Box(low, high),
             "action_space": spaces.Box(np.array([-1 / 3, -2]), np.ones(2), dtype=np.float64),
-            "actions": generator.uniform(-0.3, 1, (n_steps, 2)),
+            "actions": generator.uniform(-0.3, 1, (sum(LENGTHS), 2)),
             "env_id": "Hopper-v5",
             "env_kwargs": {"reset_noise_scale": 0.1, "nested": [1, None, "é"]},
             "source": "somewhere, ünïcode",
         },
-        "discrete": {
-            "action_space": spaces.Discrete(4, start=-1),
-            "actions": generator.integers(-1, 3, n_steps),
-        },
-        "images": {
-            "observations": frames,
-            "observation_space": spaces.Box(0, 255, (5, 4), np.uint8),
-        },
         "stacked frames": {
-            "observations": frames,
+            "observations": generator.integers(0, 256, (sum(LENGTHS), 5, 4), dtype=np.uint8),
             "observation_space": spaces.Box(0, 255, (3, 5, 4), np.uint8),
             "frame_stack": 3,
         },
@@ -62,7 +59,7 @@ def _variants() -> dict[str, dict[str, Any]]:
 
 
 @pytest.fixture
-def data(make_trajectories: Make) -> Trajectories:
+def data() -> Trajectories:
     return make_trajectories(LENGTHS)
 
 
@@ -76,21 +73,8 @@ def listed(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def assert_same(found: Trajectories, expected: Trajectories) -> None:
-    for field in dataclasses.fields(Trajectories):
-        ours, theirs = getattr(found, field.name), getattr(expected, field.name)
-        if isinstance(theirs, np.ndarray):
-            np.testing.assert_array_equal(ours, theirs, field.name)
-            assert ours.dtype == theirs.dtype, field.name
-        else:
-            assert ours == theirs, field.name
-
-
-# --- Round trips ---------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("variant", _variants())
-def test_what_is_saved_comes_back(make_trajectories: Make, tmp_path: Path, variant: str) -> None:
+def test_what_is_saved_comes_back(tmp_path: Path, variant: str) -> None:
     data = make_trajectories(LENGTHS, **_variants()[variant])
     data.save(tmp_path / "new" / "store")
     assert listed(tmp_path / "new") == ["store"]
@@ -103,8 +87,6 @@ def test_what_is_saved_comes_back(make_trajectories: Make, tmp_path: Path, varia
         assert not getattr(opened, name).flags.writeable
         loaded = np.load(tmp_path / "new" / "store" / f"{name}.npy")  # NumPy alone reads them
         np.testing.assert_array_equal(loaded, getattr(data, name))
-    assert_same(Trajectories.open(tmp_path / "new" / "store", verify=True), data)
-    assert_same(load_trajectories(str(tmp_path / "new" / "store")), data)
     assert_same(load_trajectories(tmp_path / "new" / "store", verify=True), data)
     with TrajectoriesWriter(tmp_path / "again", **metadata_of(data)) as writer:
         append_all(writer, data)
@@ -136,25 +118,19 @@ def test_a_store_replaces_itself(data: Trajectories, folder: Path) -> None:
     assert listed(folder.parent) == ["part", "store"]
 
 
-# --- Writing -------------------------------------------------------------------------------------
-
-
-def test_nothing_is_left_after_an_exception(data: Trajectories, tmp_path: Path) -> None:
-    def write() -> None:
-        with open_writer(tmp_path / "store") as writer:
-            writer.append_all(data)
+def test_nothing_is_left_without_finish_or_after_an_exception(
+    data: Trajectories, folder: Path, tmp_path: Path
+) -> None:
+    def write(where: Path, **options: Any) -> None:
+        with open_writer(where, **options) as writer:
+            writer.append_all(data[:1])
             raise RuntimeError("stop")
 
-    with pytest.raises(RuntimeError, match="stop"):
-        write()
-    assert not listed(tmp_path)
-
-
-def test_nothing_is_left_without_finish(data: Trajectories, folder: Path, tmp_path: Path) -> None:
     with open_writer(tmp_path / "other") as writer:
         writer.append_all(data)
-    with open_writer(folder, overwrite=True) as writer:
-        writer.append_all(data[:1])
+    for where, options in ((tmp_path / "other", {}), (folder, {"overwrite": True})):
+        with pytest.raises(RuntimeError, match="stop"):
+            write(where, **options)
     assert listed(tmp_path) == ["store"]
     assert_same(Trajectories.open(folder), data)
 
@@ -183,7 +159,7 @@ def test_a_wrong_episode_is_refused_and_writing_goes_on(data: Trajectories, tmp_
         assert_same(writer.finish(), data)
 
 
-def test_other_and_no_episodes_are_refused(make_trajectories: Make, tmp_path: Path) -> None:
+def test_other_and_no_episodes_are_refused(tmp_path: Path) -> None:
     with open_writer(tmp_path / "store") as writer:
         with pytest.raises(DatasetError) as caught:
             writer.append_all(make_trajectories([2], n_observations=4))
@@ -234,19 +210,6 @@ def test_a_place_that_is_taken_meanwhile(data: Trajectories, tmp_path: Path) -> 
     assert_same(Trajectories.open(tmp_path / "store"), data[:1])
 
 
-def test_a_full_disk_leaves_nothing(
-    data: Trajectories, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        data[:1].save(folder, overwrite=True)
-    assert listed(folder.parent) == ["store"]
-    assert_same(Trajectories.open(folder), data)
-
-
 def test_a_write_that_failed_cannot_be_finished(
     data: Trajectories, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -269,55 +232,6 @@ def test_a_write_that_failed_cannot_be_finished(
     assert listed(folder.parent) == ["store"]
 
 
-def test_wrong_fields(tmp_path: Path) -> None:
-    wrong: dict[str, Any] = {
-        "observation_space": spaces.Discrete(3),
-        "action_space": spaces.MultiBinary(3),
-        "env_kwargs": {"f": print},
-        "frame_stack": 0,
-    }
-    for name, value in wrong.items():
-        with pytest.raises((SpaceError, DatasetError)) as caught:
-            open_writer(tmp_path / "store", **{name: value})
-        assert (caught.value.setting, caught.value.value) == (name, value)
-    assert not listed(tmp_path)
-
-
-# --- Damage --------------------------------------------------------------------------------------
-
-
-def _cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-1])
-
-
-def _lengthen(path: Path) -> None:
-    path.write_bytes(path.read_bytes() + b"\0")
-
-
-def _empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def _scribble(path: Path) -> None:
-    path.write_bytes(b"\x93NUMPY\x01\x00\x10\x00{'descr': __impo" + path.read_bytes()[26:])
-
-
-def _halve(path: Path) -> None:
-    np.save(path, np.load(path)[: len(np.load(path)) // 2])
-
-
-def _widen(path: Path) -> None:
-    np.save(path, np.load(path).astype(np.float64))
-
-
-def _transpose(path: Path) -> None:
-    np.save(path, np.asfortranarray(np.load(path)))
-
-
-def _trap(path: Path) -> None:
-    np.save(path, np.array([_Trap()], object), allow_pickle=True)
-
-
 class _Trap:
     def __reduce__(self) -> Any:
         return (pytest.fail, ("a pickle was loaded",))
@@ -325,19 +239,27 @@ class _Trap:
 
 @pytest.mark.parametrize("name", [f"{name}.npy" for name in ARRAYS])
 def test_damaged_arrays(data: Trajectories, tmp_path: Path, name: str) -> None:
-    damages: dict[Callable[[Path], None], str] = {
-        Path.unlink: "is missing from the store",
-        _cut: "bytes long and should be",
-        _lengthen: "bytes long and should be",
-        _empty: "has no readable .npy header",
-        _scribble: "has no readable .npy header",
-        _halve: "and the store's header says",
-        _widen: "holds float64 of shape",
-        _trap: "holds object of shape",
-    }
+
+    def rewrite(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+        return lambda path: (path.write_bytes(change(path.read_bytes())), None)[1]
+
+    def resave(change: Callable[[Any], Any]) -> Callable[[Path], None]:
+        return lambda path: np.save(path, change(np.load(path)))
+
+    header = b"\x93NUMPY\x01\x00\x10\x00{'descr': __impo"
+    damages: list[tuple[Callable[[Path], None], str]] = [
+        (Path.unlink, "is missing from the store"),
+        (rewrite(lambda whole: whole[:-1]), "bytes long and should be"),
+        (rewrite(lambda whole: whole + b"\0"), "bytes long and should be"),
+        (rewrite(lambda whole: b""), "has no readable .npy header"),
+        (rewrite(lambda whole: header + whole[26:]), "has no readable .npy header"),
+        (resave(lambda array: array[: len(array) // 2]), "and the store's header says"),
+        (resave(lambda array: array.astype(np.float64)), "holds float64 of shape"),
+        (resave(lambda array: np.array([_Trap()], object)), "holds object of shape"),
+    ]
     if name in ("observations.npy", "actions.npy"):
-        damages[_transpose] = "column by column"
-    for damage, message in damages.items():
+        damages.append((resave(np.asfortranarray), "column by column"))
+    for damage, message in damages:
         data.save(tmp_path / "store", overwrite=True)
         damage(tmp_path / "store" / name)
         with pytest.raises(DatasetError, match=message) as caught:
@@ -349,9 +271,14 @@ def test_offsets_that_do_not_fit(folder: Path) -> None:
     path = folder / "episode_offsets.npy"
     for end in ([12, 15], [12, 12], [2, 16]):
         np.save(path, np.array([0, 3, 4, 10, *end]))
-        with pytest.raises(DatasetError) as caught:
-            Trajectories.open(folder)
-        assert (caught.value.path, caught.value.setting) == (str(path), "episode_offsets")
+        error = error_of(folder)
+        assert (error.path, error.setting) == (str(path), "episode_offsets")
+
+
+def error_of(folder: Path, **options: Any) -> DatasetError:
+    with pytest.raises(DatasetError) as caught:
+        Trajectories.open(folder, **options)
+    return caught.value
 
 
 def test_damaged_headers(folder: Path) -> None:
@@ -370,31 +297,25 @@ def test_damaged_headers(folder: Path) -> None:
     ]
     for name, value in wrong:
         path.write_text(json.dumps({**header, name: value}))
-        with pytest.raises(DatasetError) as caught:
-            Trajectories.open(folder)
-        assert str(caught.value.path).startswith(str(folder)), (name, value)
-        assert caught.value.setting in (name, None), (name, value)
-    for name in ("env_kwargs", "env_id", "n_steps", "observation_space", "frame_stack"):
+        error = error_of(folder)
+        assert str(error.path).startswith(str(folder)), (name, value)
+        assert error.setting in (name, None), (name, value)
+    for name in ("env_kwargs", "env_id", "n_steps", "frame_stack"):
         path.write_text(json.dumps({key: value for key, value in header.items() if key != name}))
-        with pytest.raises(DatasetError) as caught:
-            Trajectories.open(folder)
-        assert caught.value.setting == name
+        assert error_of(folder).setting == name
 
 
 def test_broken_json(folder: Path) -> None:
     for text in ("", "{", "[" * 10_000, "[1]", "null", '"\udcff"'):
         (folder / "trajectories.json").write_bytes(text.encode(errors="surrogateescape"))
-        with pytest.raises(DatasetError) as caught:
-            Trajectories.open(folder)
-        assert caught.value.path == str(folder / "trajectories.json")
+        assert error_of(folder).path == str(folder / "trajectories.json")
 
 
 def test_no_store(folder: Path, tmp_path: Path) -> None:
+    assert error_of(tmp_path / "nowhere").path == str(tmp_path / "nowhere" / "trajectories.json")
     (folder / "trajectories.json").unlink()
-    for call, place in ((Trajectories.open, tmp_path / "nowhere"), (load_trajectories, folder)):
-        with pytest.raises(DatasetError) as caught:
-            call(place)
-        assert caught.value.path == str(place / "trajectories.json")
+    with pytest.raises(DatasetError, match=r"trajectories\.json"):
+        load_trajectories(folder)
 
 
 def test_values_are_checked_when_asked_for(folder: Path) -> None:
@@ -402,15 +323,11 @@ def test_values_are_checked_when_asked_for(folder: Path) -> None:
     array[4, 1] = np.nan
     np.save(folder / "observations.npy", array)
     Trajectories.open(folder)
-    with pytest.raises(DatasetError) as caught:
-        Trajectories.open(folder, verify=True)
-    assert (caught.value.path, caught.value.episode, caught.value.index) == (str(folder), 2, 4)
+    error = error_of(folder, verify=True)
+    assert (error.path, error.episode, error.index) == (str(folder), 2, 4)
 
 
-# --- Pickles ------------------------------------------------------------------------------------
-
-
-def test_a_pickle_holds_a_stores_place(make_trajectories: Make, tmp_path: Path) -> None:
+def test_a_pickle_holds_a_stores_place(tmp_path: Path) -> None:
     data = make_trajectories([300, 200, 500], n_observations=50)
     data.save(tmp_path / "store")
     store = Trajectories.open(tmp_path / "store")
@@ -428,20 +345,17 @@ def test_a_pickle_holds_a_stores_place(make_trajectories: Make, tmp_path: Path) 
     assert done.stdout.strip() == str(data.returns)
 
 
-def test_pickles_of_what_lies_in_memory_or_in_no_file_of_a_name(
-    make_trajectories: Make, tmp_path: Path
-) -> None:
+def test_a_pickle_of_a_store_that_was_replaced_holds_its_values(tmp_path: Path) -> None:
     data = make_trajectories([30, 20])
-    assert_same(pickle.loads(pickle.dumps(data)), data)
     data.save(tmp_path / "store")
     store = Trajectories.open(tmp_path / "store")
     make_trajectories([4], seed=1).save(tmp_path / "store", overwrite=True)
-    again = pickle.loads(pickle.dumps(store))  # whose files live on, nameless
-    assert_same(again, data)
-    assert not isinstance(again.observations, np.memmap)
+    for again in (pickle.loads(pickle.dumps(each)) for each in (data, store)):
+        assert_same(again, data)
+        assert not isinstance(again.observations, np.memmap)
 
 
-def test_a_pickled_store_that_is_gone_or_another(make_trajectories: Make, tmp_path: Path) -> None:
+def test_a_pickled_store_that_is_gone_or_another(tmp_path: Path) -> None:
     make_trajectories([30, 20]).save(tmp_path / "store")
     pickled = pickle.dumps(Trajectories.open(tmp_path / "store"))
     (tmp_path / "store").rename(tmp_path / "moved")
@@ -450,3 +364,85 @@ def test_a_pickled_store_that_is_gone_or_another(make_trajectories: Make, tmp_pa
     make_trajectories([20, 30], seed=1).save(tmp_path / "store")
     with pytest.raises(DatasetError, match=r"observations.npy was written anew"):
         pickle.loads(pickled)
+
+
+@pytest.fixture(scope="module")
+def big(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of 10 MB in 400 episodes."""
+    folder = tmp_path_factory.mktemp("big") / "big"
+    make_trajectories([100] * 400, n_observations=60).save(folder)
+    return folder
+
+
+def test_private_memory_is_bounded(big: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mapping, "_CHUNK_BYTES", 1 << 16)
+    monkeypatch.setattr(mapping, "SCRATCH_BYTES", 0)
+    monkeypatch.setattr(_checks, "CHUNK_BYTES", 1 << 16)
+    tracemalloc.start()
+    try:
+        data = Trajectories.open(big)
+        assert data.returns_to_go.shape == (40_000,)
+        assert compute_observation_statistics(data) is not None
+        sampler = WindowSampler(data, 20, 64)
+        for update in range(50):
+            sampler.sample(update)
+        best = data.take_top(0.3).with_delayed_rewards()
+        WindowSampler(best, 20, 64).sample(0)
+        Trajectories.open(big, verify=True)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < data.observations.nbytes / 4
+
+
+def test_maps_of_anybody(big: Path) -> None:
+    flat = {
+        name: np.load(big / f"{name}.npy", mmap_mode="r")
+        for name in ("observations", "actions", "rewards")
+    }
+    flat["terminals"] = np.arange(40_000) % 100 == 99
+    data = load_trajectories(flat)
+    assert isinstance(data.observations, np.memmap)
+    ours = WindowSampler(data, 20, 64).sample(3)
+    stored = WindowSampler(Trajectories.open(big), 20, 64).sample(3)
+    np.testing.assert_array_equal(ours.observations, stored.observations)
+    copied = pickle.loads(pickle.dumps(data))
+    assert not isinstance(copied.observations, np.memmap)
+    np.testing.assert_array_equal(copied.observations, data.observations)
+
+
+def test_maps_of_other_types_become_mapped_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mapping, "SCRATCH_BYTES", 16)
+    monkeypatch.setattr(mapping, "_CHUNK_BYTES", 16)
+    monkeypatch.setattr(_checks, "CHUNK_BYTES", 16)
+    observations = np.arange(12.0).reshape(6, 2)
+    np.save(tmp_path / "observations.npy", observations)
+    flat = {
+        "observations": np.load(tmp_path / "observations.npy", mmap_mode="r"),
+        "actions": np.zeros((6, 1), np.float32),
+        "rewards": np.ones(6),
+        "timeouts": [0, 0, 1, 0, 0, 1],
+    }
+    data = load_trajectories(flat)
+    assert isinstance(data.observations, np.memmap)
+    assert data.observations.dtype == np.float32
+    np.testing.assert_array_equal(data.observations, observations)
+    assert [path.name for path in tmp_path.iterdir()] == ["observations.npy"]
+
+
+def test_files_are_closed(tmp_path: Path) -> None:
+    def count() -> int:
+        gc.collect()
+        return len(list(Path("/dev/fd").iterdir()))
+
+    make_trajectories([3, 2]).save(tmp_path / "store")
+    before = count()
+    data = Trajectories.open(tmp_path / "store")
+    part = data.observations[2:4]
+    del data
+    assert count() > before
+    assert np.isfinite(part).all()  # a view keeps its own file
+    del part
+    assert count() == before

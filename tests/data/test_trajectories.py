@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
-import copy
-import io
+import dataclasses
 import json
-import pickle
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy import ndarray
 from rich.console import Console
 
-from sb3_dmamba.data import Episode, Trajectories, load_trajectories, mapping
+from sb3_dmamba.data import (
+    Episode,
+    Trajectories,
+    WindowSampler,
+    compute_observation_statistics,
+    load_trajectories,
+    mapping,
+)
 from sb3_dmamba.data import validation as _checks
 from sb3_dmamba.errors import ConfigError, DatasetError, SpaceError
+from tests.data.builders import assert_same, make_trajectories
 
-Make = Callable[..., Trajectories]
 LENGTHS = [3, 1, 4, 2]
 
 
-def test_counts_and_types(make_trajectories: Make) -> None:
+def test_counts_and_types() -> None:
     data = make_trajectories(LENGTHS)
     assert (len(data), data.n_steps, data.lengths.tolist()) == (4, 10, LENGTHS)
     assert data.observations.dtype == data.actions.dtype == data.rewards.dtype == np.float32
@@ -31,17 +39,13 @@ def test_counts_and_types(make_trajectories: Make) -> None:
     assert data.terminated.dtype == data.truncated.dtype == np.bool_
     assert data.cut.tolist() == [False, False, True, False]
     assert "4 episodes, 10 steps" in repr(data)
-
-
-def test_returns_are_cached_and_agree(make_trajectories: Make) -> None:
-    data = make_trajectories(LENGTHS)
     assert data.returns.dtype == np.float64
     assert data.returns_to_go is data.returns_to_go
     firsts = data.returns_to_go[data.episode_offsets[:-1]]
     np.testing.assert_allclose(firsts, data.returns, rtol=1e-6)
 
 
-def test_an_episode_is_views(make_trajectories: Make) -> None:
+def test_an_episode_is_views() -> None:
     data = make_trajectories(LENGTHS)
     episode = data[2]
     assert isinstance(episode, Episode)
@@ -55,7 +59,7 @@ def test_an_episode_is_views(make_trajectories: Make) -> None:
     assert "4 steps" in repr(episode)
 
 
-def test_what_cannot_be_selected(make_trajectories: Make) -> None:
+def test_what_cannot_be_selected() -> None:
     data = make_trajectories(LENGTHS, env_id="Hopper-v5", env_kwargs={"a": 1}, source="here")
     for number in (4, -5):
         with pytest.raises(IndexError, match="there are 4"):
@@ -70,7 +74,7 @@ def test_what_cannot_be_selected(make_trajectories: Make) -> None:
     assert np.shares_memory(chosen.observations, data.observations)
 
 
-def test_cut_episodes_can_be_dropped(make_trajectories: Make) -> None:
+def test_cut_episodes_can_be_dropped() -> None:
     data = make_trajectories(LENGTHS)
     kept = data.drop_cut_episodes()
     assert kept.lengths.tolist() == [3, 1, 2]
@@ -79,33 +83,8 @@ def test_cut_episodes_can_be_dropped(make_trajectories: Make) -> None:
         make_trajectories([2], terminated=[False], truncated=[False]).drop_cut_episodes()
 
 
-def test_survives_pickling_and_copying(make_trajectories: Make) -> None:
-    data = make_trajectories(LENGTHS)
-    for twin in (pickle.loads(pickle.dumps(data)), copy.deepcopy(data)):
-        np.testing.assert_array_equal(twin.observations, data.observations)
-    with pytest.raises(AttributeError):
-        data.rewards = np.zeros(1)  # type: ignore[misc]
-
-
-def test_frames_stay_bytes(make_trajectories: Make) -> None:
-    frames = np.zeros((10, 84, 84), dtype=np.uint8)
-    space = spaces.Box(0, 255, (84, 84), np.uint8)
-    data = make_trajectories(LENGTHS, observations=frames, observation_space=space)
-    assert data.observations is frames
-    with pytest.raises(DatasetError, match="give the frames as uint8"):
-        make_trajectories(LENGTHS, observations=frames / 255, observation_space=space)
-
-
-def test_discrete_actions_keep_the_environments_numbers(make_trajectories: Make) -> None:
-    space = spaces.Discrete(3, start=2)
-    actions = np.array([2, 3, 4, 2, 3, 4, 2, 3, 4, 2], dtype=np.uint8)
-    data = make_trajectories(LENGTHS, actions=actions, action_space=space)
-    assert data.actions.dtype == np.int64
-    assert data.actions.tolist() == actions.tolist()
-
-
 BOX = spaces.Box(-1.0, 1.0, (2,), np.float32)
-PAIR = spaces.Discrete(2)
+PAIR, ONE = spaces.Discrete(2), spaces.Discrete(2, start=1)
 # what is wrong: part of the message, the array, the index that is named
 BAD: list[tuple[dict[str, Any], str, str | None, int | None]] = [
     ({"observations": ((5, 1), np.nan)}, "[5, 1] is nan (episode 2, step 1)", "observations", 5),
@@ -128,25 +107,18 @@ BAD: list[tuple[dict[str, Any], str, str | None, int | None]] = [
     ({"episode_offsets": np.array([0.0, 3, 4, 8, 10])}, "float64", "episode_offsets", None),
     ({"actions": np.zeros(10), "action_space": PAIR}, "are float64", "actions", None),
     ({"actions": [0] * 7 + [2, 0, 0], "action_space": PAIR}, "allows 0 to 1", "actions", 7),
-    (
-        {"actions": [1] * 9 + [0], "action_space": spaces.Discrete(2, start=1)},
-        "[9] is 0 (episode 3, step 1): Discrete(2, start=1) allows 1 to 2",
-        "actions",
-        9,
-    ),
+    ({"actions": [1] * 9 + [0], "action_space": ONE}, "Discrete(2, start=1) allows", "actions", 9),
     ({"env_kwargs": {"f": object()}}, "cannot be written as JSON", "env_kwargs", None),
 ]
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, _checks.CHUNK_BYTES])
-def test_bad_data(
-    make_trajectories: Make, monkeypatch: pytest.MonkeyPatch, chunk_bytes: int
-) -> None:
+def test_bad_data(monkeypatch: pytest.MonkeyPatch, chunk_bytes: int) -> None:
     monkeypatch.setattr(_checks, "CHUNK_BYTES", chunk_bytes)
     whole = make_trajectories(LENGTHS)
-    for given, message, name, index in BAD:
-        changes = dict(given)
-        for key, change in given.items():
+    for wrong, message, name, index in BAD:
+        changes = dict(wrong)
+        for key, change in wrong.items():
             if isinstance(change, tuple):  # one entry: where, and what it becomes
                 changes[key] = np.array(getattr(whole, key))
                 changes[key][change[0]] = change[1]
@@ -156,7 +128,7 @@ def test_bad_data(
         assert (caught.value.setting, caught.value.index) == (name, index), message
 
 
-def test_actions_at_and_without_bounds(make_trajectories: Make) -> None:
+def test_actions_at_and_without_bounds() -> None:
     actions = np.full((10, 2), 1.0 + 2e-6)  # rounding
     assert (make_trajectories(LENGTHS, actions=actions).actions > 1.0).all()
     space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
@@ -164,7 +136,7 @@ def test_actions_at_and_without_bounds(make_trajectories: Make) -> None:
     assert make_trajectories(LENGTHS, actions=actions, action_space=space).actions.max() == 1e6
 
 
-def test_bad_spaces(make_trajectories: Make) -> None:
+def test_bad_spaces() -> None:
     for name, space in (
         ("action_space", spaces.MultiBinary(2)),
         ("action_space", spaces.Box(-1, 1, (2, 1))),
@@ -172,15 +144,12 @@ def test_bad_spaces(make_trajectories: Make) -> None:
         ("observation_space", spaces.Discrete(3)),
     ):
         with pytest.raises(SpaceError) as caught:
-            make_trajectories(LENGTHS, **{name: space})
+            make_trajectories(LENGTHS, 0, 3, **{name: space})
         assert (caught.value.setting, caught.value.value) == (name, space)
 
 
-def test_from_episodes_joins(make_trajectories: Make) -> None:
-    frames = np.random.default_rng(1).integers(0, 256, (10, 6, 5), dtype=np.uint8)
-    space = spaces.Box(0, 255, (2, 6, 5), np.uint8)
-    changes = {"observations": frames, "observation_space": space, "frame_stack": 2}
-    data = make_trajectories(LENGTHS, **changes)
+def test_from_episodes_joins() -> None:
+    data = make_trajectories(LENGTHS)
     episodes = list(data)
     joined = Trajectories.from_episodes(
         [episode.observations for episode in episodes],
@@ -192,11 +161,9 @@ def test_from_episodes_joins(make_trajectories: Make) -> None:
         action_space=BOX,
         env_id="Hopper-v5",
         source="episodes",
-        frame_stack=2,
     )
-    for name in ("observations", "actions", "rewards", "episode_offsets", "truncated"):
-        np.testing.assert_array_equal(getattr(joined, name), getattr(data, name))
-    assert (joined.env_id, joined.source, joined.frame_stack) == ("Hopper-v5", "episodes", 2)
+    again = dataclasses.replace(data, action_space=BOX, env_id="Hopper-v5", source="episodes")
+    assert_same(joined, again)
 
 
 def test_from_episodes_that_do_not_fit() -> None:
@@ -217,38 +184,23 @@ def test_from_episodes_that_do_not_fit() -> None:
             )
 
 
-def test_summary_prints_and_is_json(make_trajectories: Make) -> None:
-    data = make_trajectories(
-        [1] * 5,
-        rewards=np.array([1.0, 2.0, 3.0, 4.0, 10.0]),
-        terminated=[True, True, False, False, True],
-        truncated=[False, True, True, False, False],
-        env_id="Hopper-v5",
-        source="here",
-    )
+def test_summary_prints_and_is_json() -> None:
+    data = make_trajectories([1] * 5, rewards=np.array([1.0, 2.0, 3.0, 4.0, 10.0]), source="here")
     summary = data.summary()
     found = summary.to_dict()
     assert json.loads(json.dumps(found)) == found
     assert (summary.episodes, summary.steps) == (5, 5)
-    assert (summary.terminated, summary.truncated, summary.cut) == (3, 2, 1)
-    assert found["returns"] == {
-        "mean": 4.0,
-        "std": pytest.approx(np.sqrt(10.0)),
-        "min": 1.0,
-        "quartile_1": 2.0,
-        "median": 3.0,
-        "quartile_3": 4.0,
-        "max": 10.0,
-    }
-    console = Console(file=io.StringIO(), width=100)
-    console.print(summary)
-    assert isinstance(console.file, io.StringIO)
-    for text in (str(summary), console.file.getvalue()):
-        for part in ("4.0 ± 3.2", "1.0 to 10.0", "2.0 | 3.0 | 4.0", "Hopper-v5", "here"):
+    assert (summary.terminated, summary.truncated, summary.cut) == (2, 2, 1)
+    names = ("mean", "std", "min", "quartile_1", "median", "quartile_3", "max")
+    expected = dict(zip(names, (4.0, np.sqrt(10.0), 1.0, 2.0, 3.0, 4.0, 10.0), strict=True))
+    assert found["returns"] == pytest.approx(expected)
+    console = Console(width=100)
+    with console.capture() as capture:
+        console.print(summary)
+    for text in (str(summary), capture.get()):
+        for part in ("4.0 ± 3.2", "1.0 to 10.0", "2.0 | 3.0 | 4.0", "here"):
             assert part in text
 
-
-# --- Changed data ---------------------------------------------------------------------------------
 
 SHORT = [2, 1, 3, 2]
 REWARDS = np.array([1, 1, 5, 0, 0, 3, 4, 1], np.float32)  # returns 2, 5, 3, 5
@@ -256,10 +208,7 @@ REWARDS = np.array([1, 1, 5, 0, 0, 3, 4, 1], np.float32)  # returns 2, 5, 3, 5
 
 @pytest.fixture(params=["in memory", "mapped", "large and mapped"])
 def data(
-    request: pytest.FixtureRequest,
-    make_trajectories: Make,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Trajectories:
     made = make_trajectories(SHORT, rewards=REWARDS, source="toy", env_id="Toy-v0")
     if request.param == "in memory":
@@ -282,14 +231,7 @@ def test_delayed_rewards(data: Trajectories) -> None:
     assert data.returns_to_go[0] == 2
 
 
-def test_delayed_rewards_are_summed_in_float64(make_trajectories: Make) -> None:
-    rewards = np.full(3, 2.0**24, np.float32)
-    rewards[1:] = 0.75  # float32 would lose each of them
-    delayed = make_trajectories([3], rewards=rewards).with_delayed_rewards()
-    assert delayed.rewards[-1] == np.float32(2.0**24 + 1.5)
-
-
-def test_a_return_beyond_float32(make_trajectories: Make) -> None:
+def test_a_return_beyond_float32() -> None:
     data = make_trajectories([1, 2], rewards=np.array([0, 3e38, 3e38], np.float32))
     with pytest.raises(DatasetError, match=r"returns\[1\] is inf"):
         data.with_delayed_rewards()
@@ -303,18 +245,13 @@ def assert_episodes(found: Trajectories, data: Trajectories, episodes: Any) -> N
 
 def test_the_best_episodes(data: Trajectories) -> None:
     # never none; of 1 and 3, which are alike, the earlier
-    expected: dict[Any, list[int]] = {
-        0.01: [1],
-        0.49: [1],
-        0.5: [1, 3],
-        0.75: [1, 2, 3],
-        np.float32(1): [0, 1, 2, 3],
-    }
+    every = [0, 1, 2, 3]
+    expected: dict[Any, list[int]] = {0.01: [1], 0.49: [1], 0.5: [1, 3], 0.75: [1, 2, 3], 1: every}
     for fraction, episodes in expected.items():
         assert_episodes(data.take_top(fraction), data, episodes)
 
 
-def test_a_fraction_is_what_people_mean(make_trajectories: Make) -> None:
+def test_a_fraction_is_what_people_mean() -> None:
     data = make_trajectories([1] * 100)
     for percent in range(1, 101):
         assert len(data.take_top(percent / 100)) == percent  # 0.29 * 100 is below 29
@@ -338,7 +275,7 @@ def test_options_of_every_source(data: Trajectories, tmp_path: Path) -> None:
     assert load_trajectories(data, reward_mode="dense", top_fraction=None) is data
 
 
-def test_bad_options(make_trajectories: Make) -> None:
+def test_bad_options() -> None:
     wrong: list[Any] = [0, -0.1, 1.1, np.nan, True, "0.1", None]
     for fraction in wrong:
         with pytest.raises(ConfigError) as caught:
@@ -369,17 +306,106 @@ def test_selections(data: Trajectories) -> None:
         assert selected.source == data.source
 
 
-def test_large_selections_are_mapped(
-    make_trajectories: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def stacked(
+    lengths: list[int], frame: tuple[int, ...] = (3, 2), stack: int = 4, **changes: Any
+) -> Trajectories:
+    n_steps = sum(lengths)
+    frames = np.random.default_rng(1).integers(1, 256, (n_steps, *frame), dtype=np.uint8)
+    fields = {
+        "observations": frames,
+        "observation_space": spaces.Box(0, 255, (stack, *frame), np.uint8),
+        "actions": np.arange(n_steps) % 4,
+        "action_space": spaces.Discrete(4),
+        "frame_stack": stack,
+    }
+    return make_trajectories(lengths, **{**fields, **changes})
+
+
+def _slowly(data: Trajectories, step: int) -> ndarray:
+    """What the policy sees at a step, one frame at a time."""
+    episode = int(np.searchsorted(data.episode_offsets, step, side="right")) - 1
+    first = int(data.episode_offsets[episode])
+    stack = np.zeros(data.observation_space.shape, np.uint8)
+    for back in range(data.frame_stack):
+        if step - back >= first:
+            stack[data.frame_stack - 1 - back] = data.observations[step - back]
+    return stack
+
+
+def test_worked_by_hand() -> None:
+    frames = np.arange(1, 6, dtype=np.uint8)[:, None]
+    data = stacked([3, 2], (1,), 3, observations=frames)
+    stacks = data.stack_frames(np.arange(5))
+    assert stacks.dtype == np.uint8
+    assert stacks[..., 0].tolist() == [[0, 0, 1], [0, 1, 2], [1, 2, 3], [0, 0, 4], [0, 4, 5]]
+    assert data[1].observations.tolist() == [[4], [5]]  # frames, as they are stored
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=5),
+    stack=st.integers(2, 6),
+    context_length=st.integers(1, 12),
+    mapped=st.booleans(),
+)
+def test_windows_are_what_stacking_step_by_step_gives(
+    tmp_path: Path, lengths: list[int], stack: int, context_length: int, mapped: bool
 ) -> None:
-    make_trajectories(SHORT).save(tmp_path / "store")
-    opened = Trajectories.open(tmp_path / "store")
-    small = opened[[0, 2]]
-    monkeypatch.setattr(mapping, "SCRATCH_BYTES", 16)
-    large = opened[[0, 2]]
-    for name, array in {n: getattr(large, n) for n in ("observations", "rewards")}.items():
-        assert not isinstance(getattr(small, name), np.memmap)
-        assert isinstance(array, np.memmap)
-        np.testing.assert_array_equal(array, getattr(small, name))
-    assert [path.name for path in tmp_path.iterdir()] == ["store"]
-    assert sorted(p.suffix for p in (tmp_path / "store").iterdir()) == [".json", *[".npy"] * 6]
+    data = stacked(lengths, stack=stack)
+    if mapped:
+        data.save(tmp_path / "store", overwrite=True)
+        data = Trajectories.open(tmp_path / "store")
+        assert isinstance(data.observations, np.memmap)
+        assert data.frame_stack == stack
+    steps = np.random.default_rng(0).permutation(data.n_steps)
+    expected = np.stack([_slowly(data, int(step)) for step in range(data.n_steps)])
+    np.testing.assert_array_equal(data.stack_frames(steps), expected[steps])
+    parts = np.split(expected, data.episode_offsets[1:-1])[::-1]
+    chosen = data[::-1].stack_frames(np.arange(data.n_steps))
+    np.testing.assert_array_equal(chosen, np.concatenate(parts))
+
+    batch = WindowSampler(data, context_length, 4).window_at(steps)
+    assert (batch.observations.dtype, batch.actions.dtype) == (torch.uint8, torch.int64)
+    np.testing.assert_array_equal(batch.actions[:, 0], data.actions[steps])
+    assert batch.observations.is_contiguous()
+    for row, step in enumerate(steps):
+        real = batch.padding_mask[row].numpy()
+        seen = batch.observations[row].numpy()
+        np.testing.assert_array_equal(seen[real], expected[step : step + real.sum()])
+        assert not seen[~real].any()
+    drawn = list(WindowSampler(data, context_length, 3).iterate_all())
+    every = torch.cat([each.observations[each.padding_mask] for each in drawn])
+    np.testing.assert_array_equal(every.numpy(), expected)
+
+
+def test_what_does_not_fit() -> None:
+    floats = spaces.Box(0.0, 1.0, (4, 3, 2), np.float32)
+    wrong: list[tuple[dict[str, Any], type[Exception], str]] = [
+        *(({"frame_stack": n}, DatasetError, "frame_stack") for n in (0, True, 2.0, None, "4")),
+        ({"frame_stack": 3}, SpaceError, "frame_stack"),
+        ({"observation_space": floats}, SpaceError, "frame_stack"),
+        ({"observations": np.ones((10, 4, 3, 2), np.uint8)}, DatasetError, "observations"),
+        ({"observations": np.ones((10, 3, 2))}, DatasetError, "observations"),
+    ]
+    for changes, kind, name in wrong:
+        with pytest.raises((DatasetError, SpaceError)) as caught:
+            stacked([6, 4], **changes)
+        assert (type(caught.value), caught.value.setting) == (kind, name)
+    data = stacked([6, 4], frame_stack=np.int64(4))
+    assert type(data.frame_stack) is int
+    steps: list[Any] = [[-1], [0, 10], [], [0.5], [[0]]]
+    for each in steps:
+        with pytest.raises(DatasetError) as refused:
+            data.stack_frames(np.array(each))
+        assert refused.value.setting == "steps"
+
+
+def test_statistics_of_other_frames_are_repeated_over_the_stack() -> None:
+    data = stacked([40, 60], (5,))
+    statistics = compute_observation_statistics(data)
+    assert compute_observation_statistics(stacked([5], (84, 84))) is None  # images
+    assert statistics is not None
+    assert statistics.mean.shape == statistics.std.shape == (4, 5)
+    for row in range(4):
+        np.testing.assert_allclose(statistics.mean[row], data.observations.mean(axis=0), rtol=1e-6)
+        np.testing.assert_allclose(statistics.std[row], data.observations.std(axis=0), rtol=1e-6)

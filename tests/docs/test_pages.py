@@ -22,7 +22,7 @@ from tests.docs.blocks import DOCS, KNOWN_MARKS, PAGES, ROOT, Block, read_blocks
 # Pages with a test of their own, which says what to make smaller.
 TESTED_ELSEWHERE = {
     "datasets.md": "tests/test_readme.py",
-    "d3rlpy.md": "tests/d3rlpy/test_docs.py",
+    "d3rlpy.md": "tests/test_drop_in.py",
     "drop_in.md": "tests/test_drop_in.py",
     "export.md": "tests/export/test_docs.py",
     "stable_baselines3.md": "tests/sb3/test_page.py",

@@ -95,26 +95,6 @@ def test_experiments_are_found_by_name() -> None:
         changed(the("mixers"), variants={})
 
 
-def test_hopper_asks_for_five_targets_within_the_data() -> None:
-    (hopper,) = (task for task in list_small_tasks() if task.name == "hopper")
-    lowest, highest = 614.9, 3691.0  # of the data
-    assert sum(lowest <= target <= highest for target in hopper.target_returns) == 5
-
-
-def test_the_paper_s_recipes_are_what_runs() -> None:
-    d4rl, atari = the("d4rl"), the("atari")
-    assert len(d4rl.tasks) == 9
-    assert (d4rl.seeds, d4rl.n_episodes, d4rl.evaluations) == ((12, 23, 34, 45, 51), 100, 10)
-    assert (atari.seeds, atari.n_episodes, atari.evaluations) == ((123, 231, 312), 10, 10)
-    assert not atari.deterministic
-    for experiment in (d4rl, atari):
-        assert experiment.settings == {}
-        for name in experiment.tasks:
-            assert get_task(name).description.endswith("the paper's recipe")
-            assert experiment.published is not None
-            assert experiment.published.scores[name].keys() == {"DT", "DMamba"}
-
-
 def test_medium_expert_is_joined_by_name_and_a_file_is_what_it_is() -> None:
     options = the("d4rl").data_options
     name = "hopper-medium-expert-v2"
@@ -176,21 +156,3 @@ def test_atari_runs_from_replay_files_to_the_table(
     stores = list((tmp_path / "cells" / "data").iterdir())
     assert len(stores) == 2
     assert all((store / "trajectories.json").is_file() for store in stores)
-
-
-def test_other_questions_take_games_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    request = Request(
-        cells=tmp_path / "cells",
-        data=(f"breakout-small={write_breakout(tmp_path, monkeypatch)}",),
-        variants=("K 1", "K 5"),
-        seeds=(0,),
-        n_updates=2,
-        n_episodes=1,
-        max_episode_steps=6,
-        target_returns=(5.0,),
-        settings={"hidden_size": 8, "n_layers": 1, "d_state": 2},
-    )
-    engines.run_experiment(the("context-length"), request, tmp_path / "out", "dmamba experiment")
-    text = (tmp_path / "out" / "report.md").read_text()
-    assert "| K 5 | stream |" in text
-    assert "Actions are drawn on breakout-small. Episodes are cut after 6 steps." in text

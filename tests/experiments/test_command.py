@@ -101,9 +101,6 @@ def test_the_command_of_a_report_is_what_decides_its_numbers() -> None:
     assert _reproduce(arguments.split()) == expected
 
 
-# --- A sweep that is killed -----------------------------------------------------------------------
-
-
 def start(out: Path, data: Path, log: Path) -> subprocess.Popen[bytes]:
     """Start a sweep of two trainings in a process group of its own."""
     command = [

@@ -71,19 +71,6 @@ def test_a_worker_that_dies_names_its_run_and_takes_no_other_with_it(
         raise_failures(failures)
 
 
-def test_each_process_has_its_threads_and_knows_its_parent(
-    folders: list[RunFolder], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    code = (
-        "import os, sys; print(os.environ['OMP_NUM_THREADS'], sys.argv[2:], os.getppid(), flush=1);"
-        + DONE
-    )
-    stand_in(monkeypatch, lambda _: code)
-    execute_runs(folders[:1], Engine(threads=2))
-    own = str(os.getpid())
-    assert folders[0].log.read_text().split() == ["2", "['--parent',", f"'{own}']", own]
-
-
 def test_an_interrupt_ends_every_process(
     folders: list[RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,9 +112,6 @@ def test_progress_shows_runs_and_their_updates(
     assert "evaluating (window)" in text
 
 
-# --- One run's command ---------------------------------------------------------------------------
-
-
 def test_the_command_of_a_run_says_what_is_wrong(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -137,13 +121,9 @@ def test_the_command_of_a_run_says_what_is_wrong(
     assert f"ExperimentError: there is no run at {tmp_path / 'none'}" in capsys.readouterr().err
 
 
-# --- Ray -----------------------------------------------------------------------------------------
-
-
-def fake_ray(monkeypatch: pytest.MonkeyPatch, lost: str = "") -> list[Any]:
+def fake_ray(monkeypatch: pytest.MonkeyPatch, lost: str) -> list[Any]:
     """Put a module in Ray's place that runs tasks at once; return what it was asked for."""
     calls: list[Any] = []
-    ray = types.ModuleType("ray")
 
     class RayError(Exception):
         pass
@@ -157,7 +137,7 @@ def fake_ray(monkeypatch: pytest.MonkeyPatch, lost: str = "") -> list[Any]:
             return (self.function, *arguments)
 
     def get(reference: tuple[Any, ...]) -> Any:
-        if lost and lost in reference[1]:
+        if lost in reference[1]:
             raise RayError("The worker died\nand more")
         return reference[0](*reference[1:])
 
@@ -165,18 +145,16 @@ def fake_ray(monkeypatch: pytest.MonkeyPatch, lost: str = "") -> list[Any]:
         calls.append(("remote", options))
         return Task
 
-    members = {
-        "is_initialized": lambda: False,
-        "init": lambda **_: calls.append("init"),
-        "shutdown": lambda: calls.append("shutdown"),
-        "remote": remote,
-        "wait": lambda pending, num_returns: (pending[:num_returns], pending[num_returns:]),
-        "get": get,
-        "cancel": lambda *_, **__: None,
-        "exceptions": types.SimpleNamespace(RayError=RayError),
-    }
-    for name, member in members.items():
-        setattr(ray, name, member)
+    ray: Any = types.SimpleNamespace(
+        is_initialized=lambda: False,
+        init=lambda **_: calls.append("init"),
+        shutdown=lambda: calls.append("shutdown"),
+        remote=remote,
+        wait=lambda pending, num_returns: (pending[:num_returns], pending[num_returns:]),
+        get=get,
+        cancel=lambda *_, **__: None,
+        exceptions=types.SimpleNamespace(RayError=RayError),
+    )
     monkeypatch.setitem(sys.modules, "ray", ray)
     return calls
 
@@ -185,24 +163,16 @@ def test_ray_runs_every_run_as_a_task(
     folders: list[RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stand_in(monkeypatch, lambda path: FAILS if path == folders[1].path.resolve() else DONE)
-    calls = fake_ray(monkeypatch)
+    calls = fake_ray(monkeypatch, lost=folders[3].path.name)
     failures = execute_runs(folders, Engine("ray", threads=2, device="cuda:0"))
-    assert [each.is_done for each in folders] == [True, False, True, True]
-    assert list(failures) == ["data, mamba, seed 1"]
+    assert [each.is_done for each in folders] == [True, False, True, False]
+    assert set(failures) == {"data, mamba, seed 1", "data, attention, seed 1"}
+    assert failures["data, attention, seed 1"] == "Ray lost it: The worker died"
     assert ("remote", {"num_cpus": 2, "num_gpus": 1, "max_retries": 3}) in calls
     assert [call[1] for call in calls if call[0] == "task"] == [
         (str(each.path.resolve()), "cuda:0", 2) for each in folders
     ]
     assert (calls[0], calls[-1]) == ("init", "shutdown")
-
-
-def test_a_run_that_ray_lost_is_named(
-    folders: list[RunFolder], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stand_in(monkeypatch, lambda _: DONE)
-    fake_ray(monkeypatch, lost=folders[0].path.name)
-    failures = execute_runs(folders, Engine("ray"))
-    assert failures == {"data, mamba, seed 0": "Ray lost it: The worker died"}
 
 
 def test_without_ray_the_error_says_how_to_get_it(
@@ -211,9 +181,6 @@ def test_without_ray_the_error_says_how_to_get_it(
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingDependencyError, match=r"sb3-dmamba\[ray\]"):
         execute_runs(folders, Engine("ray"))
-
-
-# --- SLURM ---------------------------------------------------------------------------------------
 
 
 def test_a_slurm_script_executes_one_run_a_task(

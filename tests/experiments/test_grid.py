@@ -42,15 +42,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, long_stretches: None) 
     return planned.folder
 
 
-def test_episodes_are_cut_where_the_plan_says(tmp_path: Path) -> None:
-    (planned,) = toy_plan(
-        tmp_path, variants=("mamba",), seeds=(0,), memories=("stream",), max_episode_steps=4
-    ).runs
-    execute_run(planned.folder.path, "cpu")
-    evaluations = planned.folder.read_result().evaluations
-    assert [each.lengths.tolist() for each in evaluations] == [[4, 4, 4]] * 3
-
-
 def test_a_result_holds_every_evaluation_and_the_loss_curve(undisturbed: RunFolder) -> None:
     result = undisturbed.read_result()
     shape = [(each.update, each.memory, each.target_return) for each in result.evaluations]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pytest
 
@@ -125,9 +124,6 @@ def test_data_that_names_no_environment_needs_a_name(tmp_path: Path) -> None:
     assert plan.tasks[0].target_returns
 
 
-# --- Data by name --------------------------------------------------------------------------------
-
-
 def test_data_is_a_task_a_task_with_a_source_or_a_source() -> None:
     for small in list_small_tasks():
         assert resolve_data(small.name) == (small, small.dataset)
@@ -142,31 +138,13 @@ def test_data_is_a_task_a_task_with_a_source_or_a_source() -> None:
         resolve_data("qbert")
 
 
-def write_hdf5(path: Path) -> None:
-    """Write the dataset as D4RL keeps its own."""
-    data = cartpole_data()
-    ends = np.zeros(data.n_steps, dtype=bool)
-    ends[data.episode_offsets[1:] - 1] = True
-    with h5py.File(path, "w") as file:
-        file["observations"] = data.observations
-        file["actions"] = data.actions
-        file["rewards"] = data.rewards
-        file["terminals"] = ends
-        file["timeouts"] = np.zeros_like(ends)
-
-
-@pytest.mark.parametrize("kind", ["minari", "hdf5"])
 def test_data_that_is_kept_may_come_from_any_source(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only the DQN replay is converted to a store; other sources are loaded where they lie."""
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
-    if kind == "minari":
-        source = "toy/cartpole-v0"
-        cartpole_data().to_minari(source)
-    else:
-        source = str(tmp_path / "data.hdf5")
-        write_hdf5(Path(source))
+    source = "toy/cartpole-v0"
+    cartpole_data().to_minari(source)
     options = {"top_fraction": 0.5}
     loaded = LoadedData(source, tmp_path / "stores")
     assert len(loaded.get(options)) == len(cartpole_data()) / 2

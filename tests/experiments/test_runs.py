@@ -75,17 +75,6 @@ def test_a_run_survives_json() -> None:
             Run.from_dict(fields)
 
 
-def test_numpys_integers_make_the_same_run() -> None:
-    four, nine, zero = (np.array([4, 9, 0])[place] for place in range(3))
-    plan = EvaluationPlan((5.0,), four, every=nine, seed=zero, max_episode_steps=nine)
-    plain = EvaluationPlan((5.0,), 4, every=9, seed=0, max_episode_steps=9)
-    assert plan == plain
-    config = DecisionMambaConfig().replace(hidden_size=np.int64(8))
-    run = changed(RUN, evaluation=plan, config=config)
-    assert run.key == changed(RUN, evaluation=plain).key
-    json.dumps(run.to_dict())
-
-
 def test_impossible_evaluations_are_refused() -> None:
     mistakes: list[tuple[str, Any]] = [
         ("target_returns", ()),
@@ -105,9 +94,6 @@ def test_impossible_evaluations_are_refused() -> None:
 def test_the_last_weights_are_always_evaluated() -> None:
     for every, expected in {0: [10], 4: [4, 8, 10], 5: [5, 10], 10: [10], 11: [10]}.items():
         assert EvaluationPlan((1.0,), 1, every=every).evaluated_updates(10) == expected
-
-
-# --- Folders -------------------------------------------------------------------------------------
 
 
 def test_a_folder_trained_under_another_default_is_refused(tmp_path: Path) -> None:
@@ -175,9 +161,6 @@ def test_one_process_at_a_time_has_a_run_and_a_killed_one_blocks_nobody(
         with folder.locked(kill):
             assert waits
             assert waits[0] is None  # it held the lock until it was killed
-
-
-# --- Fingerprints --------------------------------------------------------------------------------
 
 
 def test_the_same_data_has_the_same_fingerprint_wherever_it_lies(

@@ -10,7 +10,6 @@ import pytest
 from scipy import stats
 
 from sb3_dmamba.errors import ConfigError
-from sb3_dmamba.evaluation import compute_confidence_interval, statistics
 from sb3_dmamba.evaluation.statistics import (
     Estimate,
     compute_interquartile_mean,
@@ -25,8 +24,6 @@ from sb3_dmamba.experiments.statistics import (
     find_winner,
 )
 
-# --- Interquartile means -------------------------------------------------------------------------
-
 
 def test_the_interquartile_mean_leaves_out_a_quarter_at_each_end() -> None:
     assert compute_interquartile_mean(np.array([9, 1, 2, 100, 3, 4, 5, -50])) == (2 + 3 + 4 + 5) / 4
@@ -36,9 +33,6 @@ def test_the_interquartile_mean_leaves_out_a_quarter_at_each_end() -> None:
         values = np.random.default_rng(n).normal(size=(2, n))
         expected = np.sort(values, axis=1)[:, n // 4 : n - n // 4].mean(axis=1)
         np.testing.assert_allclose(compute_interquartile_mean(values), expected)
-
-
-# --- Resampling ----------------------------------------------------------------------------------
 
 
 def test_resampling_draws_seeds_and_then_their_own_episodes() -> None:
@@ -55,48 +49,12 @@ def test_resampling_draws_seeds_and_then_their_own_episodes() -> None:
     }
 
 
-def test_tasks_are_resampled_apart() -> None:
-    draws = resample([np.zeros((3, 4)), np.full((2, 4), 5.0)], mean, n_resamples=50)
-    np.testing.assert_allclose(draws, 5.0 * 8 / 20)
-
-
-def test_resampling_in_pieces_is_resampling(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = resample(np.arange(10.0)[None], mean, n_resamples=13)
-    monkeypatch.setattr(statistics, "_CHUNK", 40)
-    draws = resample(np.arange(10.0).reshape(2, 5), mean, n_resamples=13)
-    assert draws.shape == (13,)
-    np.testing.assert_array_equal(resample(np.arange(10.0)[None], mean, n_resamples=13), whole)
-
-
-# --- Intervals -----------------------------------------------------------------------------------
-
-
 def test_with_one_episode_a_seed_it_is_student_s_interval() -> None:
     scores = np.array([[3.0], [4.0], [8.0], [9.0], [1.0]])
     found = estimate(scores, mean, n_resamples=200_000)
     expected = stats.t.interval(0.95, 4, loc=5.0, scale=stats.sem(scores[:, 0]))
     np.testing.assert_allclose((found.low, found.high), expected, rtol=0.01)
     assert (found.value, found.n_seeds, found.n_episodes) == (5.0, 5, 5)
-
-
-@pytest.mark.parametrize("statistic", [mean, compute_interquartile_mean])
-def test_with_one_seed_it_is_the_percentiles_over_its_episodes(statistic: Any) -> None:
-    episodes = np.random.default_rng(0).gamma(2.0, 100.0, size=30)
-    found = estimate(episodes[None], statistic)
-    expected = stats.bootstrap(
-        (episodes,), statistic, method="percentile", n_resamples=3000, random_state=0
-    ).confidence_interval
-    np.testing.assert_allclose((found.low, found.high), expected, rtol=0.02)
-    assert (found.n_seeds, found.n_episodes) == (1, 30)
-
-
-def test_an_evaluation_of_one_model_is_the_case_of_one_seed() -> None:
-    episodes = np.random.default_rng(1).normal(2000.0, 300.0, 50)
-    found = estimate(episodes[None], mean)
-    assert compute_confidence_interval(episodes) == (found.low, found.high)
-    counts = np.random.default_rng(0).multinomial(50, np.full(50, 0.02), size=10_000)
-    by_counts = np.quantile(counts @ episodes / 50, [0.025, 0.975])  # as reports always had it
-    np.testing.assert_allclose((found.low, found.high), by_counts, rtol=1e-12)
 
 
 def test_estimates_of_special_cases() -> None:
@@ -154,9 +112,6 @@ def test_returns_and_levels_that_cannot_be_are_refused() -> None:
         estimate(np.zeros((2, 2)), level=95)
 
 
-# --- Winners -------------------------------------------------------------------------------------
-
-
 def interval(low: float, high: float) -> Estimate:
     return Estimate((low + high) / 2, low, high, 3, 30)
 
@@ -167,9 +122,6 @@ def test_a_winner_is_above_every_other_interval() -> None:
     assert find_winner({"a": interval(5, 6), "b": interval(1, 4), "c": interval(5.5, 7)}) is None
     assert find_winner({"a": interval(5, 6)}) is None  # of nobody
     assert find_winner({"a": interval(5, 6), "b": interval(math.nan, math.nan)}) is None
-
-
-# --- Probability of improvement ------------------------------------------------------------------
 
 
 def test_every_pair_of_trainings_counts_and_ties_half() -> None:
@@ -205,9 +157,6 @@ def test_its_intervals_cover() -> None:
     assert hits / 400 >= 0.92
 
 
-# --- Profiles ------------------------------------------------------------------------------------
-
-
 def test_a_profile_counts_the_episodes_above() -> None:
     returns = np.array([[1.0, 2.0], [3.0, 4.0]])
     profile = compute_performance_profile(returns, np.array([2.0, 0.0, 2.5, 4.0]))
@@ -217,9 +166,6 @@ def test_a_profile_counts_the_episodes_above() -> None:
     assert (profile.high >= profile.shares).all()
     assert profile.low[1] == 0.0  # both draws may be of the first seed
     assert profile.high[1] == 1.0
-
-
-# --- Rank correlation ----------------------------------------------------------------------------
 
 
 def test_rank_correlation_is_spearman_s() -> None:

@@ -73,14 +73,7 @@ def fake_result(
     updates: tuple[int, ...] = (20,),
     growth: float = 0.0,
 ) -> None:
-    """Write a run's result by hand: episodes by memory and target.
-
-    Args:
-        folder: The run's.
-        returns: Episodes at the first evaluation.
-        updates: When it was evaluated.
-        growth: What each further evaluation adds to every episode.
-    """
+    """Write a run's result by hand: episodes by memory and target, growing by evaluation."""
     rows = [
         Evaluation(
             update,

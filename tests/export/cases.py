@@ -101,11 +101,29 @@ def assert_acts_like(policy: DecisionMambaPolicy, memory: Memory, step: Step) ->
         carried = {name: rows.copy() for name, rows in carried.items()}
         np.testing.assert_allclose(found["action"], expected, rtol=1e-4, atol=1e-5)
         assert found["action"].dtype == expected.dtype
+        if "logits" in found:
+            likeliest = found["logits"].argmax(-1) + policy.action_space.start  # type: ignore[attr-defined]
+            assert found["action"].tolist() == likeliest.tolist()
         assert carried.keys() == state.tensors.keys()
         for name, rows in carried.items():
             wanted = state.tensors[name].numpy()
             assert rows.dtype == wanted.dtype, name
             np.testing.assert_allclose(rows, wanted, rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+def as_step(graph: Callable[..., Any]) -> Step:
+    """Let a module of tensors take and return arrays."""
+
+    def step(
+        observation: np.ndarray, return_to_go: np.ndarray, state: Arrays
+    ) -> tuple[Arrays, Arrays]:
+        rows = {name: torch.as_tensor(each) for name, each in state.items()}
+        with torch.no_grad():
+            found = graph(torch.as_tensor(observation), torch.as_tensor(return_to_go), rows)
+        outputs, after = ({name: each.numpy() for name, each in part.items()} for part in found)
+        return outputs, after
+
+    return step
 
 
 def open_onnx(path: Any) -> tuple[Any, Step]:

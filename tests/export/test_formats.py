@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from sb3_dmamba.config import Memory
 from sb3_dmamba.export import export_policy
-from tests.export.cases import Arrays, Step, assert_acts_like, make_policy, open_onnx
+from tests.export.cases import as_step, assert_acts_like, make_policy, open_onnx
 
 # What the formats could get wrong; test_graph has every kind.
 ONNX: list[tuple[Memory, str]] = [
@@ -28,22 +26,6 @@ PROGRAMS: list[tuple[Memory, str]] = [
 ]
 
 
-def open_program(path: Path) -> tuple[Any, Step]:
-    """Open a file as its users do; return what it says about itself, and its step."""
-    files = {"sb3_dmamba.json": ""}
-    module: Any = torch.export.load(path, extra_files=files).module()
-
-    def step(
-        observation: np.ndarray, return_to_go: np.ndarray, state: Arrays
-    ) -> tuple[Arrays, Arrays]:
-        rows = {name: torch.as_tensor(each) for name, each in state.items()}
-        found = module(torch.as_tensor(observation), torch.as_tensor(return_to_go), rows)
-        outputs, after = ({name: each.numpy() for name, each in part.items()} for part in found)
-        return outputs, after
-
-    return json.loads(files["sb3_dmamba.json"]), step
-
-
 @pytest.mark.parametrize(("memory", "kind"), ONNX)
 def test_onnx(memory: Memory, kind: str, tmp_path: Path) -> None:
     policy = make_policy(kind, n_layers=2 if kind == "mamba" else 1)
@@ -56,6 +38,8 @@ def test_onnx(memory: Memory, kind: str, tmp_path: Path) -> None:
 def test_exported_program(memory: Memory, kind: str, tmp_path: Path) -> None:
     policy = make_policy(kind, n_layers=1, channel_mixing=False, context_length=2)
     exported = export_policy(policy, tmp_path / "policy.pt2", memory=memory, verify=False)
-    about, step = open_program(exported.path)
-    assert_acts_like(policy, memory, step)
-    assert about == exported.metadata
+    files = {"sb3_dmamba.json": ""}  # opened as its users do
+    assert_acts_like(
+        policy, memory, as_step(torch.export.load(exported.path, extra_files=files).module())
+    )
+    assert json.loads(files["sb3_dmamba.json"]) == exported.metadata

@@ -12,9 +12,8 @@ from sb3_dmamba.config import Memory
 from sb3_dmamba.export.graph import PolicyGraph
 from tests.export.cases import (
     N_ENVS,
-    Arrays,
-    Step,
     all_kinds,
+    as_step,
     assert_acts_like,
     draw_inputs,
     make_policy,
@@ -23,36 +22,11 @@ from tests.export.cases import (
 MEMORIES: tuple[Memory, ...] = get_args(Memory)
 
 
-def as_step(graph: PolicyGraph) -> Step:
-    def step(
-        observation: np.ndarray, return_to_go: np.ndarray, state: Arrays
-    ) -> tuple[Arrays, Arrays]:
-        rows = {name: torch.as_tensor(each) for name, each in state.items()}
-        with torch.no_grad():
-            found = graph(torch.as_tensor(observation), torch.as_tensor(return_to_go), rows)
-        outputs, after = ({name: each.numpy() for name, each in part.items()} for part in found)
-        return outputs, after
-
-    return step
-
-
 @pytest.mark.parametrize("memory", MEMORIES)
 def test_the_step_is_what_predict_does(memory: Memory) -> None:
     for kind in all_kinds(memory):
         policy = make_policy(kind)
         assert_acts_like(policy, memory, as_step(PolicyGraph(policy, memory)))
-
-
-@pytest.mark.parametrize("memory", MEMORIES)
-def test_the_greedy_action_is_the_likeliest_logit(memory: Memory) -> None:
-    policy = make_policy("discrete")
-    graph = PolicyGraph(policy, memory)
-    observation, return_to_go = draw_inputs(policy)[0]
-    outputs, _ = as_step(graph)(
-        observation, return_to_go, {n: t.numpy() for n, t in graph.initial_state(N_ENVS).items()}
-    )
-    assert outputs["logits"].shape == (N_ENVS, 4)
-    assert outputs["action"].tolist() == (outputs["logits"].argmax(-1) + 5).tolist()
 
 
 @pytest.mark.parametrize("kind", ["mamba", "discrete"])
@@ -72,14 +46,3 @@ def test_the_action_that_was_taken_may_be_another(memory: Memory, kind: str) -> 
     np.testing.assert_allclose(found["action"], expected, rtol=1e-4, atol=1e-5)
     if kind == "mamba":
         assert np.abs(found["action"] - unchanged["action"]).max() > 1e-3
-
-
-def test_the_policy_stays_as_it_is() -> None:
-    policy = make_policy("mamba")
-    policy.set_training_mode(True)
-    graph = PolicyGraph(policy, "window")
-    assert not graph.model.training
-    assert policy.training
-    assert all(weight.requires_grad for weight in policy.parameters())
-    backends = {each.backend for each in policy.modules() if hasattr(each, "backend")}
-    assert backends == {"auto"}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor, NatureCNN
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
 from sb3_dmamba.algorithm import DecisionMamba
@@ -65,9 +65,6 @@ def shown_to(encoder: ExtractorEncoder) -> Tensor:
     return encoder.extractor.last
 
 
-# --- What an extractor sees ----------------------------------------------------------------------
-
-
 def test_vectors_come_standardised() -> None:
     mean, std = np.array([1, 2, 3], np.float32), np.array([2, 4, 8], np.float32)
     space = spaces.Box(-9, 9, (3,), np.float32)
@@ -89,24 +86,6 @@ def test_images_come_with_channels_first_between_0_and_1(shape: tuple[int, ...])
     torch.testing.assert_close(shown_to(encoder), first / 255.0)
 
 
-def test_their_own_extractors_fit() -> None:
-    space = spaces.Box(0, 255, (40, 40, 1), np.uint8)
-    images = torch.randint(0, 256, (2, 3, 40, 40, 1), dtype=torch.uint8)
-    for extractor in (FlattenExtractor, NatureCNN):
-        assert ExtractorEncoder(space, CONFIG, None, extractor)(images).shape == (2, 3, 16)
-
-
-def test_statistics_are_the_dataset_s() -> None:
-    encoder = fitted().policy.model.embedding.observation_encoder
-    assert isinstance(encoder, ExtractorEncoder)
-    np.testing.assert_allclose(encoder.mean, DATA.observations.mean(axis=0), rtol=1e-3, atol=1e-5)
-    plain = fitted(normalize_observations=False).policy.model.embedding.observation_encoder
-    assert torch.equal(plain.mean, torch.zeros(2))  # type: ignore[arg-type]
-
-
-# --- Learning and acting -------------------------------------------------------------------------
-
-
 def test_it_learns_with_the_model_and_acts_in_both_memories() -> None:
     model = tiny_model(ChoiceEnv, policy_kwargs=KWARGS, learning_rate=1e-2, context_length=3)
     before = model.fit(DATA, 1).policy.state_dict()
@@ -118,9 +97,6 @@ def test_it_learns_with_the_model_and_acts_in_both_memories() -> None:
     for memory in memories:
         low, high = model.evaluate([2.0, 8.0], 20, memory=memory, n_workers=0).results
         assert high.mean - low.mean > 3
-
-
-# --- Files ---------------------------------------------------------------------------------------
 
 
 def test_training_goes_on_exactly_from_a_file(tmp_path: Path) -> None:
@@ -160,33 +136,15 @@ def test_a_policy_alone_survives_a_file_and_a_copy(tmp_path: Path) -> None:
         DecisionMambaPolicy.load(tmp_path / "policy.pt")
 
 
-def test_it_exports_and_does_not_convert_to_d3rlpy(tmp_path: Path) -> None:
-    model = fitted()
-    exported = model.export(tmp_path / "policy.onnx", memory="stream")
-    assert exported.path.is_file()
-    conversion = pytest.importorskip("sb3_dmamba.d3rlpy")
-    with pytest.raises(ConfigError, match=r"test_encoders\.Layers"):
-        conversion.from_sb3(model)
-
-
-# --- Wrong ones ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("policy_kwargs", "message"),
-    [
-        ({"net_arch": [64]}, "net_arch"),
-        ({"features_extractor_kwargs": {}}, "features_extractor_class=None"),
-        ({"features_extractor_class": "cnn"}, "features_extractor_class='cnn'"),
-    ],
-    ids=str,
-)
-def test_what_is_no_extractor_is_refused(policy_kwargs: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        tiny_model(ChoiceEnv, policy_kwargs=policy_kwargs)
-
-
-def test_an_extractor_and_an_encoder_are_one_too_many() -> None:
+def test_what_is_no_extractor_is_refused() -> None:
+    mistakes: dict[str, dict[str, Any]] = {
+        "net_arch": {"net_arch": [64]},
+        "features_extractor_class=None": {"features_extractor_kwargs": {}},
+        "features_extractor_class='cnn'": {"features_extractor_class": "cnn"},
+    }
+    for message, policy_kwargs in mistakes.items():
+        with pytest.raises(ConfigError, match=message):
+            tiny_model(ChoiceEnv, policy_kwargs=policy_kwargs)
     with pytest.raises(ConfigError, match="encoder='linear'"):
         fitted(encoder="linear")
 

@@ -2,35 +2,18 @@
 
 from __future__ import annotations
 
-import copy
-import pickle
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.networks import ConvolutionMixer, MambaMixer
 from sb3_dmamba.networks.model import initialize
 
 CONFIG = DecisionMambaConfig(hidden_size=24, d_state=5, d_conv=3, expand=2, dt_rank=4)
-
-
-def test_parameters_are_named_and_shaped_as_mamba_ssm_names_and_shapes_them() -> None:
-    shapes = {name: tuple(p.shape) for name, p in MambaMixer(CONFIG).named_parameters()}
-    assert shapes == {  # mamba_ssm/modules/mamba_simple.py: d_inner 48
-        "A_log": (48, 5),
-        "D": (48,),
-        "in_proj.weight": (96, 24),
-        "conv1d.weight": (48, 1, 3),
-        "conv1d.bias": (48,),
-        "x_proj.weight": (14, 48),
-        "dt_proj.weight": (48, 4),
-        "dt_proj.bias": (48,),
-        "out_proj.weight": (24, 48),
-    }
 
 
 def test_step_sizes_start_between_a_thousandth_and_a_tenth() -> None:
@@ -87,19 +70,6 @@ def test_mambapys_weights_give_mambapys_outputs_and_gradients(length: int) -> No
         torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5 * max(scale, 1.0))
 
 
-@pytest.mark.parametrize("chunks", [[13], [1] * 13, [4, 1, 8]])
-def test_steps_equal_the_whole(chunks: list[int]) -> None:
-    torch.manual_seed(0)
-    mixer = MambaMixer(CONFIG)
-    tokens = torch.randn(2, 13, 24)
-    state = mixer.initial_state(2)
-    outputs = []
-    for chunk in tokens.split(chunks, dim=1):
-        output, state = mixer.step(chunk, state)
-        outputs.append(output)
-    torch.testing.assert_close(torch.cat(outputs, dim=1), mixer(tokens), rtol=1e-5, atol=1e-6)
-
-
 def _step(mixer: MambaMixer) -> torch.Tensor:
     output, _ = mixer.step(torch.ones(1, 2, 24), mixer.initial_state(1))
     return output
@@ -133,7 +103,7 @@ def test_a_step_sees_every_change_of_the_weights(how: str) -> None:
         with torch.no_grad():
             mixer.in_proj.parametrizations.weight.original0.mul_(2.0)  # type: ignore[union-attr,operator]
     else:
-        mixer.double()
+        mixer.double().backend = "reference"  # nothing is compiled for float64
         tokens = torch.ones(1, 2, 24, dtype=torch.float64)
         output, _ = mixer.step(tokens, mixer.initial_state(1))
         torch.testing.assert_close(output, mixer(tokens))
@@ -143,21 +113,11 @@ def test_a_step_sees_every_change_of_the_weights(how: str) -> None:
     torch.testing.assert_close(after, mixer(torch.ones(1, 2, 24)), rtol=1e-5, atol=1e-6)
 
 
-def test_what_a_step_keeps_is_not_saved_with_the_mixer() -> None:
-    mixer = MambaMixer(CONFIG)
-    size = len(pickle.dumps(mixer))
-    _step(mixer)
-    assert len(pickle.dumps(mixer)) == size
-    torch.testing.assert_close(_step(copy.deepcopy(mixer)), _step(mixer))
-
-
 def test_a_mixer_made_in_inference_mode_steps() -> None:
     with torch.inference_mode():
         mixer = MambaMixer(CONFIG)
         torch.testing.assert_close(_step(mixer), mixer(torch.ones(1, 2, 24)))
 
-
-# --- Convolution -----------------------------------------------------------------------------
 
 KINDS = 3
 
@@ -190,34 +150,3 @@ def test_each_kind_of_token_has_its_own_filter(filter_length: int, length: int) 
     torch.testing.assert_close(mixer(tokens), expected)
     for readout in (slice(1, None, 3), slice(None, None, 3), slice(1, None), slice(0, 0)):
         torch.testing.assert_close(mixer(tokens, readout), expected[:, readout])
-
-
-def test_a_kinds_filter_is_torchs_depthwise_convolution() -> None:
-    mixer, tokens = make_convolution(4), torch.randn(2, 12, 5)
-    for kind in range(KINDS):
-        torchs = nn.Conv1d(5, 5, 4, groups=5, padding=3)
-        torchs.load_state_dict({"weight": mixer.filters[kind, :, None], "bias": mixer.bias[kind]})
-        theirs = torchs(tokens.transpose(1, 2)).transpose(1, 2)[:, kind:12:KINDS]
-        torch.testing.assert_close(mixer(tokens)[:, kind::KINDS], theirs)
-
-
-@pytest.mark.parametrize("filter_length", [1, 6])
-@pytest.mark.parametrize("cuts", [(1,), (2, 3, 1), (5, 4)])
-def test_token_by_token_is_the_whole(filter_length: int, cuts: tuple[int, ...]) -> None:
-    mixer, tokens = make_convolution(filter_length), torch.randn(2, 18, 5)
-    state, mixed, place, turn = mixer.initial_state(2), [], 0, 0
-    while place < 18:
-        piece = tokens[:, place : place + cuts[turn % len(cuts)]]
-        output, state = mixer.step(piece, state)
-        mixed.append(output)
-        place, turn = place + piece.shape[1], turn + 1
-    torch.testing.assert_close(torch.cat(mixed, dim=1), mixer(tokens))
-
-
-def test_filters_start_as_torchs_do() -> None:
-    mixer = make_convolution(6, width=400)
-    torchs = nn.Conv1d(400, 400, 6, groups=400)
-    for ours, theirs in ((mixer.filters, torchs.weight), (mixer.bias, torchs.bias)):
-        assert theirs is not None
-        assert ours.abs().max() <= 6**-0.5
-        assert ours.std().item() == pytest.approx(theirs.std().item(), rel=0.1)

@@ -6,11 +6,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from tests.ops.cases import BACKENDS, FUSED, conv, conv_inputs, mark
+from tests.ops.cases import BACKENDS, conv, conv_inputs, mark
 
 EVERY_ONE = [mark(backend) for backend in BACKENDS]
-EVERY_FUSED_ONE = [mark(backend) for backend in FUSED]
-SHAPES = [(1, 1, 1, 1), (2, 5, 3, 4), (1, 2, 256, 4), (3, 37, 40, 3), (2, 9, 17, 2), (40, 2, 20, 4)]
 
 
 @pytest.mark.parametrize("backend", EVERY_ONE)

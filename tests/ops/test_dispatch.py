@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import logging
-import subprocess
 import sys
 
 import pytest
-import torch
 
 from sb3_dmamba.errors import BackendError
-from sb3_dmamba.ops import available_backends, dispatch, resolve_backend, selective_scan
-from tests.ops.cases import scan_inputs
-
-
-def test_available() -> None:
-    assert available_backends() == ["cpu", "reference", "traceable"]
-    assert available_backends(torch.device("meta")) == ["reference", "traceable"]
+from sb3_dmamba.ops import dispatch, resolve_backend
+from tests.scripts import run_python
 
 
 def test_auto_is_the_fastest_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -42,16 +35,6 @@ def test_unknown_names_list_the_known() -> None:
     known = "'auto', 'triton', 'cuda', 'cpu', 'reference'"
     with pytest.raises(BackendError, match=rf"'gpu'.*{known}"):
         resolve_backend("gpu")
-    with pytest.raises(BackendError, match="'gpu'"):
-        selective_scan(*list(scan_inputs(1, 1, 1, 1).values())[:5], backend="gpu")
-
-
-def run(code: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_import_is_light() -> None:
@@ -63,7 +46,7 @@ assert ops.resolve_backend("auto") == "cpu"
 optional = ("triton", "mamba_ssm", "causal_conv1d")
 print([m for m in optional if m in sys.modules])
 """
-    assert run(code).split() == ["[]", "[]"]
+    assert run_python("-W", "error", "-c", code).split() == ["[]", "[]"]
 
 
 def test_works_without_avx512_and_without_a_folder_to_cache_in() -> None:
@@ -85,5 +68,8 @@ implementation._locator_classes = []
 """
     here: dict[str, list[float]] = {}
     exec(scan, here)
-    found = [float(number) for number in run(bare + scan + "print(*numbers)").split()]
+    found = [
+        float(number)
+        for number in run_python("-W", "error", "-c", bare + scan + "print(*numbers)").split()
+    ]
     assert found == pytest.approx(here["numbers"], rel=1e-6)

@@ -6,12 +6,10 @@ import math
 
 import pytest
 import torch
-from mambapy.pscan import pscan
 
 from tests.ops.cases import (
     BACKENDS,
     FUSED,
-    TOLERANCES,
     assert_same,
     evaluate,
     mark,
@@ -66,16 +64,6 @@ def test_steps_of_low_rank(backend: str) -> None:
     assert y.tolist() == [[[10.0, 3.0]]]
 
 
-@pytest.mark.parametrize("backend", EVERY_ONE)
-def test_rank_zero_leaves_the_bias(backend: str) -> None:
-    tensors = scan_inputs(2, 5, 19, 3, rank=0)
-    whole = {**tensors, "delta": torch.zeros(2, 5, 19)}
-    del whole["delta_weight"]
-    expected, _ = scan(whole, "reference")
-    results = evaluate(scan, tensors, backend, torch.float32)
-    assert relative_error(results["y"], expected) < TOLERANCES[torch.float32]
-
-
 @pytest.mark.parametrize("backend", EVERY_FUSED_ONE)
 @pytest.mark.parametrize(("scale", "rank"), [(30.0, None), (300.0, 3)])
 def test_large_steps(backend: str, scale: float, rank: int | None) -> None:
@@ -111,19 +99,6 @@ def test_growing_states(backend: str) -> None:
         assert not final_state.isfinite().any()
     else:
         assert final_state.isinf().all()
-
-
-@pytest.mark.parametrize("backend", EVERY_ONE)
-def test_against_mambapy(backend: str) -> None:
-    tensors = scan_inputs(small(backend, 2, 1), small(backend, 21, 6), 12, 4)
-    u, delta, A, B, C, D = (tensors[name] for name in ("u", "delta", "A", "B", "C", "D"))
-    step = torch.nn.functional.softplus(delta)
-    inputs = (step * u).unsqueeze(-1) * B.unsqueeze(2)
-    states = pscan(torch.exp(step.unsqueeze(-1) * A), inputs)
-    expected = (states @ C.unsqueeze(-1)).squeeze(3) + D * u
-    taken = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D}
-    y, _ = scan(taken, backend)
-    assert relative_error(y, expected) < TOLERANCES[torch.float32]
 
 
 @pytest.mark.parametrize("backend", EVERY_ONE)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,6 +12,7 @@ from torch import Tensor
 
 from sb3_dmamba.ops import _cpu
 from tests.ops.cases import conv, conv_inputs, evaluate, scan, scan_inputs
+from tests.scripts import run_python
 
 
 def results(seed: int = 0) -> dict[str, Tensor]:
@@ -88,7 +87,4 @@ print(os.waitstatus_to_exitcode(status))
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 def test_works_after_a_fork() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", FORK], capture_output=True, text=True, check=False, timeout=60
-    )
-    assert done.stdout.strip() == "0", done.stderr
+    assert run_python("-c", FORK, timeout=60).strip() == "0"

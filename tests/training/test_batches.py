@@ -21,7 +21,7 @@ from sb3_dmamba.training.batches import (
     make_sampler,
 )
 from tests.data.test_resident import assert_equal
-from tests.models import TINY, differences, everything_in, tiny_model
+from tests.models import TINY, tiny_model
 from tests.toys import random_trajectories
 
 CPU = torch.device("cpu")
@@ -42,19 +42,6 @@ def test_batches_are_the_samplers(kind: Any, settings: dict[str, Any]) -> None:
         sampler = make_sampler(DATA, config, 0, rows)
         for update in (0, 1, 2, 3, 62, 63, 64, 65, 200, 7, 7):  # in order, jumping, and back
             assert_equal(feed.stage(update).batch(), sampler.sample(update))
-
-
-@pytest.mark.parametrize("kind", [HostFeed, PrefetchingFeed, ResidentFeed])
-def test_shapes_tell_kinds_apart(kind: Any) -> None:
-    feed = kind(make_sampler(random_trajectories((6, 2)), make_config(burn_in=5), 0), CPU)
-    shapes: dict[Any, set[Any]] = {}
-    for update in range(40):
-        staged = feed.stage(update)
-        before = staged.batch().before
-        n_before = 0 if before is None else before.padding_mask.shape[1]
-        shapes.setdefault(staged.kind, set()).add(n_before)
-    assert len(shapes) > 1
-    assert all(len(found) == 1 for found in shapes.values())
 
 
 def test_batches_are_fetched_ahead_by_another_thread() -> None:
@@ -113,15 +100,6 @@ def test_room_on_a_gpu(monkeypatch: pytest.MonkeyPatch, free: float, fits: bool)
     sampler, device = WindowSampler(DATA, 5, 8, 0), torch.device("cuda", 0)
     assert (feeds._why_not_resident(sampler, device, "auto") is None) == fits
     assert (feeds._why_not_resident(sampler, device, "device") is None) == (free > 1.0)
-
-
-@pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_training_does_not_depend_on_where_the_data_is(settings: dict[str, Any]) -> None:
-    found = [
-        everything_in(tiny_model(data_device=where, **settings).fit(DATA, 6).fit(DATA, 3))
-        for where in ("cpu", "device")
-    ]
-    assert differences(*found) == []
 
 
 def test_a_dataset_stays_where_it_is_while_it_is_learnt_from() -> None:

@@ -5,18 +5,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from sb3_dmamba.algorithm import DecisionMamba
 from sb3_dmamba.config import DecisionMambaConfig
-from sb3_dmamba.training.batches import PrefetchingFeed, ResidentFeed, make_sampler
+from sb3_dmamba.training.batches import ResidentFeed, make_sampler
 from sb3_dmamba.training.updater import Updater, local_seed
-from tests.data.test_resident import assert_equal
-from tests.models import MIXERS, TINY, Recorder, everything_in, tiny_model
+from tests.models import MIXERS, TINY, tiny_model
 from tests.toys import random_trajectories
 
 pytestmark = [
@@ -89,17 +86,6 @@ def test_the_host_does_not_wait(
             updater.update(sampler, number, number, 99)
 
 
-@pytest.mark.parametrize("kind", [PrefetchingFeed, ResidentFeed])
-@pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_batches_are_the_samplers(kind: Any, settings: dict[str, Any]) -> None:
-    config = DecisionMambaConfig().replace(**{**TINY, **settings})
-    feed, sampler = kind(make_sampler(DATA, config, 0), DEVICE), make_sampler(DATA, config, 0)
-    for update in range(130):
-        batch = feed.stage(update).batch()
-        assert batch.timesteps.is_cuda
-        assert_equal(batch.to("cpu"), sampler.sample(update))
-
-
 def test_updates_are_graphs_without_being_asked() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -109,21 +95,6 @@ def test_updates_are_graphs_without_being_asked() -> None:
     assert updater._graphs is not None
     assert updater._graphs._graphs
     assert isinstance(updater._feed, ResidentFeed)
-
-
-@pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_an_interrupted_run_is_an_uninterrupted_one(
-    settings: dict[str, Any], tmp_path: Path
-) -> None:
-    def make() -> DecisionMamba:
-        return tiny_model(device="cuda", cuda_graph="on", **settings)
-
-    expected = everything_in(make().fit(DATA, 12))
-    model = make().fit(DATA, 12, callback=Recorder(stop_at=5))
-    model.save(tmp_path / "model")
-    found = everything_in(DecisionMamba.load(tmp_path / "model", device="cuda").fit(DATA, 7))
-    for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-6)
 
 
 def test_the_devices_generator_is_left_alone() -> None:

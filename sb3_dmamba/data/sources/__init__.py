@@ -34,24 +34,17 @@ def load_trajectories(
     """Load a dataset.
 
     Args:
-        source: A Minari id, a ``MinariDataset`` or a Minari folder; a D4RL name, HDF5 file or
-            Decision Transformer pickle; a folder of the Atari DQN replay; a buffer of d3rlpy or
-            Stable-Baselines3; a dict of flat arrays with D4RL's keys or Gymnasium's; a folder
-            that ``Trajectories.save`` wrote; or ``Trajectories``, which come back as they are.
-        reward_mode: ``"dense"``, the rewards as they are, or ``"delayed"``, as
-            :meth:`Trajectories.with_delayed_rewards` has them.
-        top_fraction: Keep only the episodes with the largest returns, this fraction of their
-            number, as :meth:`Trajectories.take_top` does; None keeps all.
-        options: What the kind of source takes besides, such as ``medium_expert`` of a D4RL name
-            or ``env_id`` of a dict: the page on datasets lists them, and so does the error that
-            an unknown one gets.
-
-    Returns:
-        The episodes.
+        source: A Minari id, ``MinariDataset`` or folder; a D4RL name, HDF5 file or Decision
+            Transformer pickle; a folder of the Atari DQN replay; a buffer of d3rlpy or
+            Stable-Baselines3; a dict of flat arrays with D4RL's keys or Gymnasium's; a folder that
+            ``Trajectories.save`` wrote; or ``Trajectories``, which come back as they are.
+        reward_mode: ``"dense"``, or ``"delayed"``: :meth:`Trajectories.with_delayed_rewards`.
+        top_fraction: Keep only this fraction of the episodes, those with the largest returns, as
+            :meth:`Trajectories.take_top` does; None keeps all.
+        options: What the kind of source takes besides; the page on datasets lists them.
 
     Raises:
-        DatasetError: The source is of no known kind, missing or malformed, or does not take an
-            option.
+        DatasetError: The source is unknown, missing or malformed, or does not take an option.
         SpaceError: Its spaces cannot be learnt.
         ConfigError: ``reward_mode`` is unknown, or ``top_fraction`` not in (0, 1].
     """
@@ -79,33 +72,26 @@ def convert_trajectories(
     progress_bar: bool = False,
     **options: Any,
 ) -> Trajectories:
-    """Write a dataset, which may be larger than memory, to a store.
+    """Write a dataset, which may be larger than memory, to a store, and open that.
 
     Args:
         source: Whatever ``load_trajectories`` takes; positional only.
-        folder: Where the store will be; positional only (a D4RL name's own ``folder`` is one of
-            ``options``).
+        folder: Where the store will be; positional only.
         overwrite: Whether a store that is there already is replaced; nothing else ever is.
         progress_bar: Whether to show the steps written, on stderr.
         options: As ``load_trajectories`` takes them, for every source and for this kind.
 
-    Returns:
-        The store, opened: its arrays are memory-mapped.
-
     Raises:
-        DatasetError: The source is none or malformed, does not take an option, or there is
-            something at ``folder``.
+        DatasetError: As ``load_trajectories``, or there is something at ``folder``.
         SpaceError: Its spaces cannot be learnt.
         OSError: The disk is full.
     """
     for name in ("source", "store"):
         if name in options:
-            raise DatasetError(
-                f"{name}={options[name]!r} is not an option of a conversion: the first argument is "
-                f"the source and the second the store's folder",
-                setting=name,
-                value=options[name],
+            problem = (
+                f"{name}= is not an option of a conversion: pass source and folder by position"
             )
+            raise DatasetError(problem, setting=name, value=options[name])
     place = Path(folder).expanduser().absolute()
     check_place(place, overwrite)  # before what may take long
     row = None if isinstance(source, Trajectories) else find_source(source)
@@ -135,11 +121,7 @@ class Opened(Protocol):
         """Read all of it: into memory, or a temporary file if it is large."""
 
     def pieces(self, bar: Bar | None = None) -> Iterator[Trajectories]:
-        """Read it in pieces of whole episodes that fit into little memory.
-
-        Args:
-            bar: Started with the number of steps, where that is known before.
-        """
+        """Read it in pieces of whole episodes; ``bar`` is told their steps if those are known."""
 
 
 @dataclass(frozen=True)
@@ -150,8 +132,8 @@ class Source:
         accepts: What it takes, for error messages.
         kind: Whether that is a path, the name of a dataset, or an object in memory.
         matches: Whether something is of this kind; must be quick and import nothing.
-        loader: ``"module:function"``, of ``function(source, **options)``, which returns the
-            episodes, or an :class:`Opened` dataset where they can be read in pieces.
+        loader: ``"module:function"``, of ``function(source, **options)``, which returns episodes,
+            or an :class:`Opened` dataset.
     """
 
     accepts: str
@@ -191,12 +173,8 @@ def _check_options(options: Mapping[str, Any], known: Sequence[str], kind: str) 
     for name, value in options.items():
         if name not in known:
             hint = did_you_mean(near_names(name, known)) or f"it takes {', '.join(known)}"
-            raise DatasetError(
-                f"no option of {kind} is called {name!r}: {hint}",
-                setting=name,
-                value=value,
-                choices=known,
-            )
+            problem = f"no option of {kind} is called {name!r}: {hint}"
+            raise DatasetError(problem, setting=name, value=value, choices=known)
 
 
 def _unknown_source(source: Any) -> DatasetError:
@@ -207,12 +185,11 @@ def _unknown_source(source: Any) -> DatasetError:
     }
     if not isinstance(source, (str, PathLike)):
         kind = f"{type(source).__module__}.{type(source).__qualname__}"
-        return DatasetError(
+        problem = (
             f"a {kind} is not a known dataset. Accepted: {accepted['object']}; Trajectories; a "
-            f"path or a name",
-            setting="source",
-            value=type(source),
+            "path or a name"
         )
+        return DatasetError(problem, setting="source", value=type(source))
     path, near = Path(source).expanduser(), list[str]()
     if path.exists():
         kind = "folder" if path.is_dir() else "file"

@@ -20,8 +20,6 @@ from sb3_dmamba.data.validation import check_finite
 from sb3_dmamba.errors import DatasetError, SpaceError
 from sb3_dmamba.spaces import check_action_space, flat_space, flatten_observation, observation_dtype
 
-__all__ = ["load_arrays"]
-
 REQUIRED = ("observations", "actions", "rewards")
 TERMINATED = ("terminals", "terminations", "terminated")
 TRUNCATED = ("timeouts", "truncations", "truncated")
@@ -49,45 +47,37 @@ def load_arrays(
 ) -> Trajectories:
     """Cut flat arrays of steps into episodes.
 
-    An episode ends where either flag is set; what follows the last flag is an episode that
-    collection cut.
+    An episode ends where either flag is set; what follows the last flag was cut by collection.
 
     Args:
         source: ``observations`` (N, ...) (a dict or tuple of arrays where ``observation_space`` is
-            a Dict or Tuple), ``actions`` (N, ...), ``rewards`` (N,), and per step, (N,), at least
-            one of ``terminals`` (or ``terminations``, ``terminated``) and ``timeouts`` (or
-            ``truncations``, ``truncated``). Other keys, such as D4RL's ``infos/qpos``, are
-            left alone.
+            a Dict or Tuple), ``actions`` (N, ...), ``rewards`` (N,), and at least one of
+            ``terminals`` (``terminations``, ``terminated``) and ``timeouts`` (``truncations``,
+            ``truncated``), (N,). Other keys are left alone.
         observation_space: The environment's. None: an unbounded Box, or frames of bytes.
-        action_space: The environment's. None: Discrete, up to the largest integer that occurs, or
-            a Box from -1 to 1 if no float lies outside.
+        action_space: The environment's. None: Discrete, up to the largest integer that occurs, or a
+            Box from -1 to 1 if no float lies outside.
         env_id: What ``gymnasium.make`` takes.
         env_kwargs: Its other arguments.
         name: Name of the dataset in summaries and reports.
 
     Raises:
-        DatasetError: A key is missing, given twice or nearly right, the arrays do not fit
-            together, or the action space cannot be inferred.
+        DatasetError: A key is missing, given twice or nearly right, the arrays do not fit together,
+            or the action space cannot be inferred.
         SpaceError: A space cannot be learnt.
     """
     check_keys(source)
     for key in source:
         close = [] if key in KEYS else near_names(str(key), KEYS, cutoff=0.85)
         if close:
-            raise DatasetError(
-                f"{key!r} looks like {close[0]!r}: rename it, or leave it out",
-                setting=str(key),
-                choices=close,
-            )
+            problem = f"{key!r} looks like {close[0]!r}: rename it, or leave it out"
+            raise DatasetError(problem, setting=str(key), choices=close)
     arrays = {key: as_array(source[key]) for key in KEYS[1:] if key in source}
     check_lengths({key: array.shape for key, array in arrays.items()})
     actions, rewards = arrays["actions"], arrays["rewards"]
     if actions.dtype.kind not in "iuf":
-        raise DatasetError(
-            f"actions have dtype {actions.dtype}: give one number or vector a step",
-            setting="actions",
-            value=actions.dtype,
-        )
+        problem = f"actions have dtype {actions.dtype}: give one number or vector a step"
+        raise DatasetError(problem, setting="actions", value=actions.dtype)
     terminated, truncated = read_flags(arrays, len(rewards))
     offsets, ends = cut_episodes(terminated, truncated)
     if action_space is None:
@@ -120,23 +110,7 @@ def copy_rows(
     label: Callable[[int], str] = "episode {}".format,
     **described: Any,
 ) -> Trajectories:
-    """Copy steps into arrays that are allocated once.
-
-    Args:
-        rows: Observations, actions and rewards of consecutive steps, all of one episode.
-        lengths: Steps of each episode, (E,).
-        terminated: Whether the environment ended each episode, (E,).
-        truncated: Whether a limit ended each episode, (E,).
-        space: The space of the observations in ``rows``.
-        action_space: The environment's.
-        observation_space: As :class:`Trajectories` has it; None is the flat view of ``space``.
-        label: Name of an episode in error messages, by its index.
-        described: Further arguments of :class:`Trajectories`.
-
-    Raises:
-        DatasetError: Rows do not fit the spaces or each other; names the episode.
-        SpaceError: ``space`` has no flat view.
-    """
+    """Copy pieces of episodes: observations of ``space``, actions and rewards."""
     flat = flat_space(space)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     n_steps = int(offsets[-1])
@@ -155,25 +129,19 @@ def copy_rows(
             try:
                 values["observations"] = flatten_observation(space, observed, batch=True)
             except SpaceError as error:
-                raise DatasetError(
-                    f"{label(episode)}: {error}",
-                    episode=episode,
-                    setting="observations",
-                    value=error.value,
-                ) from error
+                where = {"episode": episode, "setting": "observations", "value": error.value}
+                raise DatasetError(f"{label(episode)}: {error}", **where) from error
             for name, array in arrays.items():
                 shape, expected = values[name].shape, (len(rewards), *array.shape[1:])
                 if shape != expected:
-                    raise DatasetError(
-                        f"{label(episode)}: {name} have shape {shape}, and {expected} is needed",
-                        episode=episode,
-                        setting=name,
-                        value=shape,
-                        choices=[expected],
-                    )
+                    problem = f"{label(episode)}: {name} have shape {shape}, expected {expected}"
+                    raise DatasetError(problem, episode=episode, setting=name, value=shape)
                 array[steps] = values[name]
-        if isinstance(action_space, spaces.Discrete):
-            _check_integers(actions, arrays["actions"][steps], action_space, episode, label)
+        is_discrete = isinstance(action_space, spaces.Discrete)
+        if is_discrete and (wrong := arrays["actions"][steps] != actions).any():
+            value = actions[wrong.argmax()]
+            problem = f"{label(episode)}: action {value} is not in {action_space}"
+            raise DatasetError(problem, episode=episode, setting="action_space", value=value)
         start = steps.stop
     return Trajectories(
         **arrays,
@@ -184,24 +152,6 @@ def copy_rows(
         action_space=action_space,
         **described,
     )
-
-
-def _check_integers(
-    actions: ndarray,
-    integers: Int64[ndarray, "T"],
-    space: spaces.Discrete,
-    episode: int,
-    label: Callable[[int], str],
-) -> None:
-    wrong = np.flatnonzero(integers != actions)
-    if len(wrong):
-        raise DatasetError(
-            f"{label(episode)}: an action is {actions[wrong[0]]}, and the action space is {space}: "
-            f"pass action_space, the environment's Box",
-            episode=episode,
-            setting="action_space",
-            value=actions[wrong[0]],
-        )
 
 
 @contextlib.contextmanager
@@ -217,29 +167,18 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def check_keys(keys: Iterable[Any], terminated: Sequence[str] = TERMINATED) -> None:
-    """Check that observations, actions, rewards and at least one kind of flag are there.
-
-    Raises:
-        DatasetError: One is missing; says what to rename.
-    """
+    """Check that observations, actions, rewards and at least one kind of flag are there."""
     found = list(keys)
     listed = ", ".join(map(repr, found[:_N_LISTED])) or "nothing"
     for key in REQUIRED:
         if key not in found:
-            raise DatasetError(
-                f"there is no {key!r} (there is {listed}){_rename_hint(found, key)}",
-                setting=key,
-                choices=found,
-            )
+            problem = f"there is no {key!r} (there is {listed}){_rename_hint(found, key)}"
+            raise DatasetError(problem, setting=key, choices=found)
     if not any(key in found for key in (*terminated, *TRUNCATED)):
         hint = _rename_hint(found, "terminals")
-        raise DatasetError(
-            f"there is neither 'terminals' nor 'timeouts' (nor Gymnasium's 'terminations', "
-            f"'truncations') but {listed}, so where episodes end is unknown{hint}"
-            f"{' if no time limit ended an episode' if hint else ''}",
-            setting="terminals",
-            choices=found,
-        )
+        hint += " if no time limit ended an episode" if hint else ""
+        problem = f"there is neither 'terminals' nor 'timeouts' but {listed}{hint}"
+        raise DatasetError(problem, setting="terminals", choices=found)
 
 
 def _rename_hint(found: Sequence[Any], key: str) -> str:
@@ -248,45 +187,24 @@ def _rename_hint(found: Sequence[Any], key: str) -> str:
 
 
 def check_lengths(shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Check that there is one reward and one of everything else for each step.
-
-    Raises:
-        DatasetError: There is not; names all arrays.
-    """
+    """Check that there is one reward and one of everything else for each step."""
     rewards = shapes["rewards"]
     if 0 in rewards:
         raise DatasetError("there are no rewards: give at least one step", setting="rewards")
     if not rewards or math.prod(rewards[1:]) != 1:
-        raise DatasetError(
-            f"rewards have shape {rewards}: give one number a step",
-            setting="rewards",
-            value=rewards,
-        )
+        problem = f"rewards have shape {rewards}: give one number a step"
+        raise DatasetError(problem, setting="rewards", value=rewards)
     for key, shape in shapes.items():
         if shape[:1] != rewards[:1]:
             found = ", ".join(f"{name} {other}" for name, other in shapes.items())
-            raise DatasetError(
-                f"the arrays differ in their number of steps ({found}): give one of each for every "
-                f"step",
-                setting=key,
-                value=shape,
-            )
+            problem = f"the arrays differ in their number of steps: {found}"
+            raise DatasetError(problem, setting=key, value=shape)
 
 
 def read_flags(
     arrays: Mapping[str, ndarray], n_steps: int, time_limit: int | None = None
 ) -> tuple[Bool[ndarray, "N"], Bool[ndarray, "N"]]:
-    """Return which steps terminated, and which truncated an episode.
-
-    Args:
-        arrays: Flags, (N,), under one of their names; other keys are left alone.
-        n_steps: N.
-        time_limit: Where no array says what was truncated: the number of steps after which an
-            episode that did not terminate ended; None is no limit.
-
-    Raises:
-        DatasetError: A flag is given under two names, or is neither 0 nor 1.
-    """
+    """Return which steps terminated and which truncated: by ``time_limit`` where no flag says."""
     terminated = read_flag(arrays, TERMINATED)
     truncated = read_flag(arrays, TRUNCATED)
     if terminated is None:
@@ -308,27 +226,16 @@ def read_flag(arrays: Mapping[str, ndarray], names: Sequence[str]) -> Bool[ndarr
         return None
     name, flags = given[0], arrays[given[0]]
     if len(given) > 1:
-        raise DatasetError(
-            f"{' and '.join(map(repr, given))} are the same flag: give one of them",
-            setting=name,
-            choices=given,
-        )
+        problem = f"{' and '.join(map(repr, given))} are the same flag: give one of them"
+        raise DatasetError(problem, setting=name, choices=given)
     if flags.ndim != 1 or flags.dtype.kind not in "biuf":
-        raise DatasetError(
-            f"{name} have shape {flags.shape} and dtype {flags.dtype}: give one boolean a step",
-            setting=name,
-            value=flags.shape,
-        )
+        problem = f"{name} have shape {flags.shape}, dtype {flags.dtype}: give one boolean a step"
+        raise DatasetError(problem, setting=name, value=flags.shape)
     is_flag = np.asarray((flags == 0) | (flags == 1))
     if not is_flag.all():
         step = int(is_flag.argmin())
-        raise DatasetError(
-            f"{name}[{step}] is {flags[step]}: only 0 and 1 are flags",
-            index=step,
-            setting=name,
-            value=flags[step],
-            choices=(0, 1),
-        )
+        problem = f"{name}[{step}] is {flags[step]}: only 0 and 1 are flags"
+        raise DatasetError(problem, index=step, setting=name, value=flags[step], choices=(0, 1))
     return np.asarray(flags).astype(bool)
 
 
@@ -349,15 +256,11 @@ def _flatten(observations: Any, space: spaces.Space[Any] | None) -> tuple[ndarra
         try:
             return flatten_observation(space, observations, batch=True), flat
         except SpaceError as error:
-            raise DatasetError(
-                f"observations: {error}", setting="observations", value=error.value
-            ) from error
+            problem = f"observations: {error}"
+            raise DatasetError(problem, setting="observations", value=error.value) from error
     if isinstance(observations, (Mapping, tuple)):
-        raise DatasetError(
-            f"observations are a {type(observations).__name__}: pass observation_space, the Dict "
-            f"or Tuple that they come from",
-            setting="observation_space",
-        )
+        problem = f"observations are a {type(observations).__name__}: pass their observation_space"
+        raise DatasetError(problem, setting="observation_space")
     array = as_array(observations)
     return array, infer_observation_space(array) if space is None else space
 
@@ -372,27 +275,16 @@ def infer_observation_space(
 
 
 def infer_action_space(pieces: Iterable[ndarray]) -> spaces.Space[Any]:
-    """Infer the action space from all actions.
-
-    Args:
-        pieces: The actions, in their order, some of them at a time.
-
-    Raises:
-        DatasetError: It cannot be inferred. Names the first action that prevents it, if any.
-    """
+    """Infer the action space from all actions, given in pieces; raise where they do not tell it."""
     n_steps, lows, highs = 0, [], []
     for piece in pieces:
         kind, is_vector = piece.dtype.kind, piece.ndim > 1
         if kind in "iu" and not is_vector:
             bad = np.flatnonzero((piece < 0) | (piece > _LARGEST_ACTION))
             if len(bad):
-                raise DatasetError(
-                    f"actions[{n_steps + int(bad[0])}] is {piece[bad[0]]}: pass action_space, the "
-                    f"environment's Discrete",
-                    index=n_steps + int(bad[0]),
-                    setting="action_space",
-                    value=piece[bad[0]],
-                )
+                index, value = n_steps + int(bad[0]), piece[bad[0]]
+                problem = f"actions[{index}] is {value}: pass action_space, the environment's"
+                raise DatasetError(problem, index=index, setting="action_space", value=value)
         elif kind == "f" and is_vector:
             check_finite("actions", piece, first=n_steps)
         n_steps += len(piece)
@@ -403,8 +295,8 @@ def infer_action_space(pieces: Iterable[ndarray]) -> spaces.Space[Any]:
         return spaces.Discrete(int(high) + 1)
     if kind == "f" and is_vector and max(-low, high) <= 1.0:
         return spaces.Box(-1.0, 1.0, piece.shape[1:], np.float32)
-    raise DatasetError(
+    problem = (
         f"the action space cannot be inferred from actions of shape {(n_steps, *piece.shape[1:])} "
-        f"and dtype {piece.dtype}, {low} to {high}: pass action_space, the environment's",
-        setting="action_space",
+        f"and dtype {piece.dtype}, {low} to {high}: pass action_space, the environment's"
     )
+    raise DatasetError(problem, setting="action_space")

@@ -29,29 +29,26 @@ def load_d3rlpy(
 ) -> Trajectories:
     """Copy the episodes of a d3rlpy ``ReplayBuffer``, ``MDPDataset`` or ``MixedReplayBuffer``.
 
-    Every step of every episode is read. (As transitions, d3rlpy leaves out the last step of an
-    episode that was not terminated, because it has no observation after it.) d3rlpy notes only
-    whether an episode was terminated: one that was not counts as truncated, and the one that an
-    online buffer is still writing counts as cut. What d3rlpy itself leaves out cannot be read: an
-    episode of one step that was not terminated, and in ``MDPDataset`` the steps after the last
-    flag.
+    Every step is read, the last of a truncated episode included. d3rlpy notes only whether an
+    episode was terminated: the others count as truncated, and the one that an online buffer is
+    still writing as cut. What d3rlpy itself leaves out cannot be read: an episode of one step that
+    was not terminated, and in ``MDPDataset`` the steps after the last flag.
 
     Args:
         source: The buffer. Observations of several arrays are read as a Tuple.
-        observation_space: The environment's. None: an unbounded Box (frames of bytes where
-            observations are uint8 and have channels, height and width), or a Tuple of such.
-        action_space: The environment's. None: Discrete of d3rlpy's action size, or a Box from -1
-            to 1 if no action lies outside.
-        frame_stack: Frames that the policy sees together; the buffer then holds single frames of
-            one channel, (1, height, width) uint8. None: as the buffer's transition picker or
-            trajectory slicer has it.
+        observation_space: The environment's. None: an unbounded Box (frames of bytes for uint8 of
+            channels, height and width), or a Tuple of such.
+        action_space: The environment's. None: Discrete of d3rlpy's action size, or a Box from -1 to
+            1 if no action lies outside.
+        frame_stack: Frames that the policy sees together; the buffer then holds single ones,
+            (1, height, width) uint8. None: as the buffer's picker or slicer has it.
         env_id: What ``gymnasium.make`` takes.
         env_kwargs: Its other arguments.
         name: Name of the dataset in summaries and reports.
 
     Raises:
-        DatasetError: The buffer is empty, an episode does not fit the others or the spaces, or
-            the action space cannot be inferred. Names the episode.
+        DatasetError: The buffer is empty, an episode does not fit the others or the spaces (names
+            it), or the action space cannot be inferred.
         SpaceError: A space cannot be learnt.
 
     Source: d3rlpy 2.8.1, ``dataset/components.py``, ``dataset/replay_buffer.py``.
@@ -131,12 +128,8 @@ def _infer_action_space(info: Any, episodes: Sequence[Any]) -> spaces.Space[Any]
         return spaces.Discrete(int(info.action_size))
     largest = max(np.abs(episode.actions).max() for episode in episodes)
     if not largest <= 1.0:  # NaN included
-        raise DatasetError(
-            f"the action space cannot be inferred from continuous actions up to {largest:g}: pass "
-            f"action_space, the environment's Box",
-            setting="action_space",
-            value=largest,
-        )
+        problem = f"continuous actions up to {largest:g} tell no action space: pass action_space"
+        raise DatasetError(problem, setting="action_space", value=largest)
     return spaces.Box(-1.0, 1.0, (int(info.action_size),), np.float32)
 
 
@@ -151,13 +144,8 @@ def _split_stack(
         if len(shape) == _FRAME_DIMENSIONS and shape[0] == 1:
             stack = spaces.Box(0, 255, (frame_stack, *shape[1:]), np.uint8)
             return stack, spaces.Box(0, 255, shape[1:], np.uint8)
-    raise SpaceError(
-        f"the buffer stacks {frame_stack} frames, and an observation is {space}: only frames of "
-        f"one channel, (1, height, width) uint8, are stacked; pass frame_stack=1 to learn from "
-        f"single frames",
-        setting="frame_stack",
-        value=frame_stack,
-    )
+    problem = f"only (1, height, width) uint8 frames are stacked, got {space}: pass frame_stack=1"
+    raise SpaceError(problem, setting="frame_stack", value=frame_stack)
 
 
 def _find_frame_stack(source: Any) -> int:

@@ -38,7 +38,7 @@ from sb3_dmamba.data.sources.arrays import (
 from sb3_dmamba.data.sources.download import OFFLINE_VARIABLE, download_file, is_offline
 from sb3_dmamba.data.sources.pickles import load_plain_pickle, to_array
 from sb3_dmamba.data.trajectories import Trajectories, replace
-from sb3_dmamba.data.validation import CHUNK_BYTES, rows_per_chunk
+from sb3_dmamba.data.validation import CHUNK_BYTES, group_episodes, rows_per_chunk
 from sb3_dmamba.errors import DatasetError
 from sb3_dmamba.paths import describe_missing_path
 from sb3_dmamba.spaces import check_action_space
@@ -63,40 +63,30 @@ def open_d4rl_name(
 
     Args:
         source: The name.
-        medium_expert: What a name with medium-expert means: D4RL's own file (``"d4rl"``), or what
-            the paper and the Decision Transformer trained on, the expert's whole episodes followed
-            by the medium ones' (``"paper"``; the episode that collection cut at the end of each
-            is left out, as in their pickles).
-        folder: Where files are looked for, and downloaded to: as D4RL names them, as
-            ``<name>.hdf5``, or as the Decision Transformer's ``<name>.pkl``. None: D4RL's own
-            folder, ``D4RL_DATASET_DIR`` or ~/.d4rl/datasets.
+        medium_expert: What medium-expert means: D4RL's own file (``"d4rl"``), or the expert's whole
+            episodes followed by the medium ones', as the Decision Transformer has them
+            (``"paper"``).
+        folder: Where files are looked for and downloaded to: D4RL's, ``<name>.hdf5``, or the
+            Decision Transformer's ``<name>.pkl``. None: ``D4RL_DATASET_DIR`` or ~/.d4rl/datasets.
         download: Whether a file that is not there is downloaded from D4RL's address.
         progress_bar: Show a bar, on stderr, while it is.
 
     Raises:
-        DatasetError: There is no such dataset, or it cannot be downloaded (says where to put the
-            file).
+        DatasetError: There is no such dataset, or it cannot be downloaded (says where to put it).
 
     Source: Fu et al. 2020 (arXiv:2004.07219); the concatenation, Ota 2024 (arXiv:2403.19925) in
     its official code.
     """
     name = parse_name(source)
     if medium_expert not in get_args(MediumExpert):
-        raise DatasetError(
-            f"medium_expert={medium_expert!r}: give 'd4rl' or 'paper'",
-            setting="medium_expert",
-            value=medium_expert,
-            choices=get_args(MediumExpert),
-        )
+        choices = get_args(MediumExpert)
+        problem = f"medium_expert={medium_expert!r}: give 'd4rl' or 'paper'"
+        raise DatasetError(problem, setting="medium_expert", value=medium_expert, choices=choices)
     names = [name]
     if medium_expert == "paper":
         if name.quality != "medium-expert":
-            raise DatasetError(
-                f"medium_expert='paper' is for {name.robot}-medium-expert-v{name.version}, and "
-                f"{name} is asked for: leave it out",
-                setting="medium_expert",
-                value=medium_expert,
-            )
+            problem = f"medium_expert='paper' is for medium-expert, and not for {name}"
+            raise DatasetError(problem, setting="medium_expert", value=medium_expert)
         names = [D4RLName(name.robot, quality, name.version) for quality in ("expert", "medium")]
     files = {}
     for part in names:
@@ -114,18 +104,14 @@ class D4RLDataset:
     files: Mapping[D4RLName, D4RLFile]
 
     def load(self) -> Trajectories:
-        """Read all of it, into memory or a temporary file.
-
-        Raises:
-            DatasetError: A file is malformed, or not what its name says.
-        """
+        """Read all of it, into memory or a temporary file."""
         parts = [self._describe(name, file.load()) for name, file in self.files.items()]
         if len(parts) == 1:
             return parts[0]
         return join_pieces([part.drop_cut_episodes() for part in parts])
 
     def pieces(self, bar: Bar | None = None) -> Iterator[Trajectories]:
-        """Read it in pieces of whole episodes; raises as :meth:`load`."""
+        """Read it in pieces of whole episodes that fit into little memory."""
         for name, file in self.files.items():
             for piece in file.pieces(bar):
                 if len(self.files) == 1:
@@ -138,13 +124,12 @@ class D4RLDataset:
         robot, path = name.settings, self.files[name].path
         shapes = (data.observations.shape[1:], data.actions.shape[1:])
         if shapes != ((robot.n_observations,), (robot.n_actions,)):
-            raise DatasetError(
-                f"{path} is not {name}: its observations and actions have shapes {shapes[0]} and "
-                f"{shapes[1]}, where {name.robot} has {robot.n_observations} and "
-                f"{robot.n_actions} numbers; delete it to download it again",
-                path=path,
-                value=shapes,
+            problem = (
+                f"{path} is not {name}: observations and actions have shapes {shapes[0]} and "
+                f"{shapes[1]}, expected {robot.n_observations} and {robot.n_actions} numbers; "
+                "delete it to download it again"
             )
+            raise DatasetError(problem, path=path, value=shapes)
         source = "d4rl:" + "+".join(map(str, self.files))
         return replace(data, env_id=robot.env_id, env_kwargs=robot.env_kwargs, source=source)
 
@@ -156,11 +141,7 @@ def find_d4rl_file(
     download: bool = True,
     progress_bar: bool = True,
 ) -> Path:
-    """Return the file of a name, downloaded if need be; arguments as :func:`open_d4rl_name`.
-
-    Raises:
-        DatasetError: There is no such name, or no such file and it cannot be downloaded.
-    """
+    """Return the file of a name, downloaded if need be; arguments as :func:`open_d4rl_name`."""
     wanted = parse_name(name)
     place = cache_folder() if folder is None else Path(folder).expanduser()
     for file_name in wanted.file_names():
@@ -190,18 +171,15 @@ def open_d4rl_file(
     """Take an HDF5 file of flat arrays with D4RL's keys, or a Decision Transformer pickle.
 
     Args:
-        source: The file. HDF5: ``observations`` (N, ...), ``actions`` (N, ...), ``rewards`` (N,),
-            ``terminals`` (N,) and ``timeouts`` (N,); what else is there is left alone. A pickle: a
-            list of one dict an episode, with the same keys, or one dict of flat arrays; no code
-            in it is run.
+        source: The file. HDF5: ``observations`` and ``actions`` (N, ...), ``rewards``,
+            ``terminals`` and ``timeouts`` (N,). A pickle: a list of one dict an episode with the
+            same keys, or one dict of flat arrays; no code in it is run.
         observation_space: The environment's. None: an unbounded Box, or frames of bytes.
-        action_space: The environment's. None: inferred as for a dict of flat arrays.
-        env_id: What ``gymnasium.make`` takes. None: the environment nearest to D4RL's, if the
-            file's name and shapes are those of D4RL's Gym-MuJoCo sets.
+        action_space: The environment's. None: as a dict of flat arrays has it.
+        env_id: What ``gymnasium.make`` takes. None: found by the file's name and shapes.
         env_kwargs: Its other arguments.
         max_episode_steps: Where an HDF5 file has no ``timeouts`` (D4RL's oldest), the steps after
-            which an episode that did not terminate ended. None: such files hold one episode
-            between two terminals.
+            which an episode that did not terminate ended; None is no limit.
 
     Raises:
         DatasetError: ``max_episode_steps`` is not a positive integer.
@@ -223,12 +201,7 @@ class D4RLFile:
     max_episode_steps: int | None = None
 
     def load(self) -> Trajectories:
-        """Read all of it, into memory or a temporary file.
-
-        Raises:
-            DatasetError: The file is damaged, malformed or hostile; names the array.
-            SpaceError: A space cannot be learnt.
-        """
+        """Read all of it, into memory or a temporary file."""
         if self._is_pickle:
             return self._read_pickle()
         with self._open() as file:
@@ -237,7 +210,7 @@ class D4RLFile:
             return file.read(0, len(file.ends))
 
     def pieces(self, bar: Bar | None = None) -> Iterator[Trajectories]:
-        """Read it in pieces of whole episodes; raises as :meth:`load`."""
+        """Read it in pieces of whole episodes that fit into little memory."""
         if self._is_pickle:  # which can only be read whole
             yield self._read_pickle()
             return
@@ -260,10 +233,8 @@ class D4RLFile:
         except FileNotFoundError:
             raise DatasetError(describe_missing_path(self.path), path=self.path) from None
         except OSError as error:
-            raise DatasetError(
-                f"{self.path} is damaged or no HDF5 file ({error}): delete it and get it again",
-                path=self.path,
-            ) from error
+            problem = f"{self.path} is damaged or no HDF5 file ({error}): get it again"
+            raise DatasetError(problem, path=self.path) from error
         with file, naming(self.path):
             yield _FlatFile(file, self)
 
@@ -286,15 +257,14 @@ class D4RLFile:
                     name=f"d4rl:{self.path}",
                 )
         except MemoryError as error:
-            raise DatasetError(
-                f"{self.path}: its episodes do not fit into memory together", path=self.path
-            ) from error
+            problem = f"{self.path}: its episodes do not fit into memory together"
+            raise DatasetError(problem, path=self.path) from error
         shapes = data.observations.shape[1:], data.actions.shape[1:]
         return replace(data, **self.environment(*shapes))
 
 
 class _FlatFile:
-    """An open HDF5 file of flat arrays: flags are read when it is opened, the rest on demand."""
+    """An open HDF5 file of flat arrays: the flags are read, the other arrays on demand."""
 
     def __init__(self, file: h5py.File, options: D4RLFile) -> None:
         self._file, self._options = file, options
@@ -332,12 +302,7 @@ class _FlatFile:
     def pieces(self) -> Iterator[Trajectories]:
         """Read whole episodes at a time, of about ``CHUNK_BYTES``."""
         steps = max(1, CHUNK_BYTES * self.n_steps // self.n_bytes)
-        first = 0
-        while first < len(self.ends):
-            stop = self.offsets[first] + steps
-            last = max(int(np.searchsorted(self.offsets, stop, side="right")) - 1, first + 1)
-            yield self.read(first, last)
-            first = last
+        return (self.read(*group) for group in group_episodes(self.offsets, steps))
 
     def read(self, first: int, last: int) -> Trajectories:
         """Read episodes ``first`` to ``last``, exclusive."""
@@ -371,11 +336,8 @@ class _FlatFile:
             try:
                 source.read_direct(values, np.s_[first:last], np.s_[first - start : last - start])
             except (OSError, RuntimeError, ValueError) as error:
-                raise DatasetError(
-                    f"{key}: steps {first} to {last - 1} are damaged ({error}): get the file again",
-                    index=first,
-                    setting=key,
-                ) from error
+                problem = f"{key}: steps {first} to {last - 1} are damaged ({error})"
+                raise DatasetError(problem, index=first, setting=key) from error
         return values.reshape(stop - start, *_step_shape(key, source))
 
     def _find(self, key: str) -> h5py.Dataset:
@@ -394,9 +356,8 @@ class _FlatFile:
             raise self._error(key, f"it holds {node.dtype}, shape {node.shape}: give numbers")
         stored = node.id.get_storage_size()
         if node.nbytes > _MAX_COMPRESSION * stored + 2**20:
-            raise self._error(
-                key, f"{node.nbytes:,} bytes are announced, and {stored:,} are stored: get it again"
-            )
+            problem = f"{node.nbytes:,} bytes are announced, {stored:,} stored: get it again"
+            raise self._error(key, problem)
         return node
 
     def _check_kind(self) -> None:
@@ -406,8 +367,7 @@ class _FlatFile:
             raise DatasetError(f"this is a file of Minari's: pass its folder, {folder!r}")
         if "observations_0" in self._file:
             raise DatasetError(
-                "this is a file of d3rlpy's: load it with d3rlpy.dataset.ReplayBuffer.load and "
-                "pass what that returns"
+                "this is a file of d3rlpy's: load it with d3rlpy, and pass what that returns"
             )
 
     def _error(self, key: str, problem: str) -> DatasetError:
@@ -490,12 +450,8 @@ def _read_end(arrays: Mapping[str, ndarray], names: tuple[str, ...]) -> bool | N
         return None
     early = np.flatnonzero(flags[:-1])
     if len(early):
-        raise DatasetError(
-            f"{name}: step {early[0]} is flagged and is not the last, {len(flags) - 1}: an episode "
-            f"must end there",
-            index=int(early[0]),
-            setting=name,
-        )
+        problem = f"{name}: step {early[0]} is flagged, and only the last, {len(flags) - 1}, may be"
+        raise DatasetError(problem, index=int(early[0]), setting=name)
     return bool(flags[-1])
 
 

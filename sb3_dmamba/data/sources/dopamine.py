@@ -39,12 +39,7 @@ def find_checkpoints(folder: Path) -> list[int]:
 
 
 class MemberReader:
-    """Reads the rows of one file from the first on; a context manager.
-
-    Args:
-        path: The file, a gzip of a ``.npy`` array.
-        kinds: Kinds of numbers it may hold, as ``dtype.kind``; ``"u1"`` is bytes.
-    """
+    """Reads the rows of a gzipped ``.npy`` file of some kinds of numbers (``\"u1\"`` is bytes)."""
 
     def __init__(self, path: Path, kinds: str) -> None:
         self.path = path
@@ -53,12 +48,11 @@ class MemberReader:
         try:
             self._file = gzip.open(path, "rb")  # noqa: SIM115  # closed by __exit__
         except FileNotFoundError:
-            raise error_in(
-                path,
+            problem = (
                 f"there is no such file, and a checkpoint needs its {', '.join(MEMBERS)}: get the "
-                f"file, or leave that one out with checkpoints=[...]",
-                setting="checkpoints",
-            ) from None
+                "file, or leave that one out with checkpoints=[...]"
+            )
+            raise error_in(path, problem, setting="checkpoints") from None
         try:
             self.shape, self.dtype = self._read_header()
             self._check(kinds)
@@ -142,10 +136,8 @@ class MemberReader:
             raise self._error(f"expected {expected}, got {self.dtype}")
         size = int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize
         if size > _MAX_COMPRESSION * self.path.stat().st_size + _PIECE_BYTES:
-            raise self._error(
-                f"its header promises shape {self.shape}, {size:,} bytes, and no gzip of "
-                f"{self.path.stat().st_size:,} bytes holds as many"
-            )
+            problem = f"its header promises {size:,} bytes, and no gzip of its size holds as many"
+            raise self._error(problem)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -175,22 +167,13 @@ class Steps:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One numbered set of files.
-
-    Args:
-        folder: The files' folder.
-        number: As in their names.
-        n_rows: Rows of each member: the replay buffer's capacity.
-        frame_shape: Shape of one frame.
-        add_count: Rows the buffer had been given when it was written; None where that file is
-            missing. Rows from ``add_count % n_rows`` on are older than those before.
-    """
+    """One numbered set of files; ``n_rows`` is the replay buffer's capacity."""
 
     folder: Path
     number: int
     n_rows: int
     frame_shape: tuple[int, ...]
-    add_count: int | None
+    add_count: int | None  # rows written in all: those from add_count % n_rows on are the oldest
 
     @classmethod
     def open(cls, folder: Path, number: int) -> Checkpoint:
@@ -206,11 +189,8 @@ class Checkpoint:
                     raise error_in(reader.path, problem, setting=member, value=shape)
         if len({shape[0] for shape in shapes.values()}) > 1:
             lengths = ", ".join(f"{member} {shape[0]:,}" for member, shape in shapes.items())
-            raise error_in(
-                folder,
-                f"the members of checkpoint {number} differ in length ({lengths} rows): get those "
-                f"files again",
-            )
+            problem = f"members of checkpoint {number} differ in rows ({lengths}): get them again"
+            raise error_in(folder, problem)
         n_rows, *frame_shape = shapes["observation"]
         return cls(folder, number, n_rows, tuple(frame_shape), _read_add_count(folder, number))
 

@@ -35,24 +35,10 @@ def download_file(
     timeout: float = 30.0,
     attempts: int = 5,
 ) -> Path:
-    """Download a file to a path, unless it is there.
+    """Download a file that begins with ``signature`` to a path, unless it is there.
 
-    Args:
-        url: An http or https address.
-        path: Where the file goes; folders are made. A temporary file beside it is renamed to it
-            when it is complete, and removed if it never is.
-        signature: The file's first bytes (a network's login page has others).
-        progress_bar: Show a bar, on stderr.
-        timeout: Seconds without a byte after which a connection counts as broken.
-        attempts: Number of tries.
-
-    Returns:
-        ``path``.
-
-    Raises:
-        DatasetError: The server cannot be reached or has no such file, the file is of another
-            kind or of another size than announced, or it cannot be written. Says where to put the
-            file instead.
+    A temporary file beside it is renamed when it is complete. ``timeout`` is in seconds without a
+    byte. Raises DatasetError, which says where to put the file instead.
     """
     if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
         raise DatasetError(f"{url!r} is not an http or https address", setting="url", value=url)
@@ -71,17 +57,11 @@ def download_file(
         try:
             client.fetch(path.name, downloader=_Downloader(signature, bar, timeout))
         except (_PermanentError, requests.RequestException, ValueError) as error:
-            raise DatasetError(
-                f"{url} could not be downloaded ({error}): get that file in another way and put "
-                f"it at {path}, or try again later",
-                path=path,
-                setting="url",
-                value=url,
-            ) from error
+            problem = f"{url} could not be downloaded ({error}): put that file at {path}"
+            raise DatasetError(problem, path=path, setting="url", value=url) from error
         except OSError as error:
-            raise DatasetError(
-                f"{path} cannot be written ({error.strerror or error})", path=path
-            ) from error
+            problem = f"{path} cannot be written ({error.strerror or error})"
+            raise DatasetError(problem, path=path) from error
     return path
 
 

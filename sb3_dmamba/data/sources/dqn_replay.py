@@ -55,39 +55,34 @@ def load_dqn_replay(
 ) -> Trajectories:
     """Read episodes from the replay buffers of a DQN agent.
 
-    Files are unpacked a piece at a time. Single frames are kept, once, and stacked when a window
-    is drawn. The all-zero rows before an episode are left out, episodes that go from one
-    checkpoint into the next are joined, and one whose end is not there counts as cut by
-    collection. Rewards are clipped to ±1, as the agent's were.
+    Frames are kept once and stacked when drawn. All-zero rows before an episode are left out,
+    episodes that go from one checkpoint into the next are joined, and one whose end is not there
+    counts as cut. Rewards are clipped to ±1, as the agent's were.
 
-    Without ``n_steps`` every episode comes, in the order of recording. With it, the paper's
-    recipe: checkpoints are visited at random, each visit takes the next whole episodes of its
-    checkpoint, until there are ``n_steps``. The paper's numbers are ``n_buffers=50,
-    trajectories_per_buffer=10, n_steps=500_000``, and its seeds 123, 231 and 312.
+    Without ``n_steps`` every episode comes, in the order of recording. With it, the paper's recipe:
+    random visits to checkpoints, each of which takes its next whole episodes. The paper has
+    ``n_buffers=50, trajectories_per_buffer=10, n_steps=500_000`` and the seeds 123, 231 and 312.
 
     Args:
         source: Folder of a game, of one of its runs, or of the run's ``replay_logs``.
         game: Its name, where the folder's does not tell.
-        run: Which run of a game's folder; None is the only one, or 1, the paper's. A run's own
-            folder takes no other.
+        run: Which run of a game's folder; None is the only one, or 1, the paper's.
         checkpoints: Numbers of the checkpoints to read; None is all that are there.
         n_buffers: How many of these, the last; None is all.
         trajectories_per_buffer: Episodes in a visit of the recipe; None is 10.
         n_steps: Steps after which the recipe stops, at the end of a visit.
         seed: Of the recipe's visits.
         frame_stack: Frames in an observation.
-        keep_headless: Whether to keep an episode whose beginning lies in a checkpoint that is not
-            there. Its time steps then start at 0 wherever it was cut.
-        store: Folder to convert to, which ``load_trajectories`` opens from then on. None: in
-            memory up to a gigabyte of frames, in a temporary file beyond.
+        keep_headless: Whether to keep an episode whose beginning is in no checkpoint; its time
+            steps start at 0 all the same.
+        store: Folder to convert to. None: in memory, or a temporary file above a gigabyte.
         overwrite: Whether to replace a store that is there already.
         progress_bar: Whether to show the rows read.
 
     Raises:
-        DatasetError: A file is missing, cut, of a wrong dtype or shape, or members differ in
-            length (names file and member); the game is unknown; or there are too few steps.
-        ConfigError: A number is out of its range, or belongs to the recipe and ``n_steps`` is
-            not given.
+        DatasetError: A file is missing or malformed (names it), the game is unknown, or there are
+            too few steps.
+        ConfigError: A number is out of its range, or needs ``n_steps``.
 
     Source: Agarwal et al. 2020 (arXiv:1907.04543) recorded the data; Chen et al. 2021
     (arXiv:2106.01345), section 4.1, have the recipe.
@@ -99,12 +94,8 @@ def load_dqn_replay(
     seed = check_integer("seed", seed, 0)
     frame_stack = check_integer("frame_stack", frame_stack, 1)
     if n_steps is None and per_visit is not None:
-        raise ConfigError(
-            "trajectories_per_buffer is part of the paper's recipe: give n_steps too "
-            "(the paper's is 500000)",
-            setting="trajectories_per_buffer",
-            value=per_visit,
-        )
+        problem = "trajectories_per_buffer needs n_steps too (the paper's is 500000)"
+        raise ConfigError(problem, setting="trajectories_per_buffer", value=per_visit)
     logs = _find_logs(Path(source).expanduser(), run)
     name = canonical_game(game if game is not None else _find_game(logs))
     opened = [Checkpoint.open(logs, number) for number in _choose(logs, checkpoints, n_buffers)]
@@ -112,10 +103,9 @@ def load_dqn_replay(
     n_rows = sum(checkpoint.n_rows for checkpoint in opened)
     if n_steps is not None and n_steps > n_rows:
         raise _too_few_steps(len(opened), f"{n_rows:,} rows", n_steps)
+    shape = frame_shape if frame_stack == 1 else (frame_stack, *frame_shape)
     fields: dict[str, Any] = {
-        "observation_space": spaces.Box(
-            0, 255, frame_shape if frame_stack == 1 else (frame_stack, *frame_shape), np.uint8
-        ),
+        "observation_space": spaces.Box(0, 255, shape, np.uint8),
         "action_space": spaces.Discrete(N_ACTIONS[name]),
         "env_id": ATARI_ID,
         "env_kwargs": _find_env_kwargs(name, logs, frame_shape, frame_stack),
@@ -151,11 +141,10 @@ class RowRange:
 
 
 def order_by_time(checkpoints: Sequence[Checkpoint]) -> list[RowRange]:
-    """Order the rows of checkpoints as they were recorded, each row once.
+    """Order the rows of ascending checkpoints as they were recorded, each row once.
 
-    A checkpoint whose counter is not a multiple of its rows was written when its last rows were
-    still those of the pass before: these come first. Rows that the checkpoint before had already
-    are left out. ``checkpoints`` are ascending; a counter that goes back is an error.
+    A checkpoint whose counter is not a multiple of its rows ends with rows of the pass before,
+    which come first.
     """
     ranges: list[RowRange] = []
     previous: Checkpoint | None = None
@@ -175,14 +164,9 @@ def _new_rows(checkpoint: Checkpoint, previous: Checkpoint | None) -> list[RowRa
     seen = None if previous is None else previous.add_count
     if previous is not None and seen is not None:
         if end < seen:
-            raise error_in(
-                checkpoint.folder,
-                f"the counter (add_count) of checkpoint {checkpoint.number} is {end:,}, less than "
-                f"the {seen:,} of checkpoint {previous.number}: they are of two recordings; read "
-                f"each alone, with checkpoints=",
-                setting="checkpoints",
-                value=(previous.number, checkpoint.number),
-            )
+            pair = previous.number, checkpoint.number
+            problem = f"add_count goes back in {pair}, {seen:,} to {end:,}: read them one by one"
+            raise error_in(checkpoint.folder, problem, setting="checkpoints", value=pair)
         if begin <= seen:
             begin, continues = seen, True
     if begin == end:
@@ -219,12 +203,10 @@ def iterate_episodes(
     keep_headless: bool = False,
     report: Callable[[int], object] = lambda _: None,
 ) -> Iterator[Trajectories]:
-    """Read the episodes of row ranges, one after the other.
+    """Read the episodes of row ranges, without the all-zero rows before each, joined across ranges.
 
-    The all-zero rows before an episode are left out. An episode that goes on in the next range
-    is joined; one whose end is not there comes with ``terminated`` False, and one whose beginning
-    is not there only if ``keep_headless``. ``fields`` are those that all :class:`Trajectories`
-    share; ``report`` is called with the number of rows read.
+    One whose end is not there comes with ``terminated`` False, and one whose beginning is not there
+    only if ``keep_headless``. ``report`` is called with the number of rows read.
     """
     episode: _Unfinished | None = None
     padding = 0  # all-zero rows since the last end
@@ -273,12 +255,8 @@ class _Unfinished:
         count = rows.stop - rows.start
         self._n_steps += count
         if self._n_steps > _LONGEST_EPISODE:
-            raise error_in(
-                checkpoint.path("terminal"),
-                f"no episode ends in {self._n_steps:,} rows, and no game of Atari is longer than "
-                f"{_LONGEST_EPISODE:,} steps; get that file again",
-                index=rows.start,
-            )
+            problem = f"no episode ends in {self._n_steps:,} rows: get that file again"
+            raise error_in(checkpoint.path("terminal"), problem, index=rows.start)
         if not self._is_kept:
             frames.skip(count)
             return
@@ -333,16 +311,10 @@ def follow_recipe(
     seed: int,
     report: Callable[[int], object],
 ) -> Iterator[Trajectories]:
-    """Visit checkpoints at random until there are enough steps.
+    """Visit checkpoints at random, a few whole episodes a visit, until there are enough steps.
 
-    A visit takes the next episodes of its checkpoint, from where the visit before left off, and
-    whole ones only. Steps are counted after each visit, so there are a few more in the end.
-    ``episodes`` are those of each checkpoint, by its number; ``report`` is called with the steps
-    of each episode.
-
-    Source: Chen et al. 2021 (arXiv:2106.01345), section 4.1, and the order that their code's
-    ``np.random.choice`` draws checkpoints in after ``np.random.seed(seed)``; theirs takes one
-    episode more in each visit, and keeps the all-zero rows.
+    Source: Chen et al. 2021 (arXiv:2106.01345), section 4.1, and the order in which their code
+    draws checkpoints; theirs takes one episode more in each visit, and keeps the all-zero rows.
     """
     generator = np.random.RandomState(seed)  # which draws as theirs does
     numbers = np.array(sorted(episodes))
@@ -365,12 +337,8 @@ def follow_recipe(
 
 
 def _too_few_steps(n_checkpoints: int, found: str, n_steps: int) -> DatasetError:
-    return DatasetError(
-        f"the {n_checkpoints} checkpoints have {found} and n_steps={n_steps:,} were asked for: ask "
-        f"for fewer, or for all with n_steps=None",
-        setting="n_steps",
-        value=n_steps,
-    )
+    problem = f"n_steps={n_steps:,}, and {n_checkpoints} checkpoints have {found}: ask for fewer"
+    return DatasetError(problem, setting="n_steps", value=n_steps)
 
 
 def _find_logs(folder: Path, run: int | None) -> Path:
@@ -382,13 +350,8 @@ def _find_logs(folder: Path, run: int | None) -> Path:
         place = logs.resolve()
         name = place.parent.name if place.name == _LOGS else place.name
         if run is not None and not (name.isdecimal() and int(name) == run):
-            raise error_in(
-                logs,
-                f"run={run} chooses among the runs of a game's folder, and this is one run's: "
-                f"leave run out, or pass the game's folder",
-                setting="run",
-                value=run,
-            )
+            problem = f"run={run}, and this is the folder of one run: leave run out"
+            raise error_in(logs, problem, setting="run", value=run)
         return logs
     runs = sorted(
         int(path.parent.name) for path in folder.glob(f"*/{_LOGS}") if path.parent.name.isdigit()
@@ -418,10 +381,7 @@ def _choose(logs: Path, checkpoints: Sequence[int] | None, n_buffers: int | None
         problem = f"checkpoints={checkpoints!r} are not among {found}"
         raise error_in(logs, problem, setting="checkpoints", value=checkpoints, choices=found)
     if n_buffers is not None and n_buffers > len(chosen):
-        problem = (
-            f"n_buffers={n_buffers}, and there are {len(chosen)} checkpoints: ask for fewer, or "
-            f"for all with n_buffers=None"
-        )
+        problem = f"n_buffers={n_buffers}, and there are {len(chosen)} checkpoints: ask for fewer"
         raise error_in(logs, problem, setting="n_buffers", value=n_buffers)
     return chosen if n_buffers is None else chosen[-n_buffers:]
 
@@ -430,13 +390,9 @@ def _find_frame_shape(checkpoints: Sequence[Checkpoint]) -> tuple[int, ...]:
     first = checkpoints[0]
     for other in checkpoints:
         if other.frame_shape != first.frame_shape:
-            raise error_in(
-                other.path("observation"),
-                f"frames have shape {other.frame_shape}, and {first.frame_shape} in checkpoint "
-                f"{first.number}",
-                value=other.frame_shape,
-                choices=[first.frame_shape],
-            )
+            problem = f"frames have shape {other.frame_shape}, others {first.frame_shape}"
+            value, choices = other.frame_shape, [first.frame_shape]
+            raise error_in(other.path("observation"), problem, value=value, choices=choices)
     return first.frame_shape
 
 
@@ -483,10 +439,7 @@ def _describe(
     run = logs.resolve().parent.name
     where = f"{game}/{run}" if run.isdigit() else game
     numbers = [checkpoint.number for checkpoint in checkpoints]
-    which = (
-        f"checkpoint {numbers[0]}"
-        if len(numbers) == 1
-        else f"{len(numbers)} checkpoints, {numbers[0]} to {numbers[-1]}"
-    )
+    which = f"{len(numbers)} checkpoints, {numbers[0]} to {numbers[-1]}"
+    which = which if len(numbers) > 1 else f"checkpoint {numbers[0]}"
     recipe = "" if seed is None else f", {n_steps} steps, seed {seed}"
     return f"dqn-replay:{where} ({which}{recipe})"

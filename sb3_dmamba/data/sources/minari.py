@@ -110,13 +110,8 @@ class Dataset:
             action_space = check_action_space(_read_space(metadata, "action_space"))
             data_format = metadata.get("data_format", "hdf5")
             if data_format != "hdf5":
-                raise DatasetError(
-                    f"the dataset is stored as {data_format!r}: only 'hdf5', Minari's default, is "
-                    f"read; write it again in that format",
-                    setting="data_format",
-                    value=data_format,
-                    choices=["hdf5"],
-                )
+                problem = f"the dataset is stored as {data_format!r}: only 'hdf5' is read"
+                raise DatasetError(problem, setting="data_format", value=data_format)
             n_episodes = _read_count(metadata, "total_episodes")
             n_steps = _read_count(metadata, "total_steps") or n_episodes
             env_id, env_kwargs = _read_environment(metadata, folder)
@@ -134,18 +129,14 @@ class Dataset:
         )
 
     def load(self, episodes: Sequence[int] | None = None) -> Trajectories:
-        """Read episodes, by default all: into memory, or a temporary file if they are large.
-
-        Raises:
-            DatasetError: The file is malformed; names the array.
-        """
+        """Read episodes, by default all: into memory, or a temporary file if they are large."""
         episodes = range(self.n_episodes) if episodes is None else episodes
         if len(episodes) * self.bytes_per_episode > IN_MEMORY_BYTES:
             return spill_pieces(self._cut(episodes))
         return self._read(episodes)
 
     def pieces(self, bar: Bar | None = None) -> Iterator[Trajectories]:
-        """Read all episodes in pieces; raises as :meth:`load`."""
+        """Read all episodes in pieces that fit into little memory; raises as :meth:`load`."""
         if bar is not None:
             bar.start(0, self.n_steps)
         return self._cut(range(self.n_episodes))
@@ -157,10 +148,8 @@ class Dataset:
 
     def _read(self, episodes: Sequence[int]) -> Trajectories:
         if not len(episodes):
-            raise DatasetError(
-                f"the Minari dataset in {self.folder} has no episodes: it needs at least one",
-                path=self.folder,
-            )
+            problem = f"the Minari dataset in {self.folder} has no episodes: it needs at least one"
+            raise DatasetError(problem, path=self.folder)
         path = self.folder / "main_data.hdf5"
         try:
             with naming(path), h5py.File(path, "r") as file:
@@ -182,10 +171,8 @@ class Dataset:
         except FileNotFoundError:
             raise DatasetError(describe_missing_path(path), path=path) from None
         except OSError as error:
-            raise DatasetError(
-                f"{path} is damaged or no HDF5 file ({error}): download the dataset again",
-                path=path,
-            ) from error
+            problem = f"{path} is damaged or no HDF5 file ({error}): download the dataset again"
+            raise DatasetError(problem, path=path) from error
 
     def _iterate_rows(
         self, parts: Sequence[tuple[h5py.Group, int]]
@@ -218,11 +205,8 @@ def _decode(node: Any, space: spaces.Space[Any], length: int) -> Any:
         nodes = (_find(node, f"_index_{index}") for index in range(len(space)))
         return tuple(_decode(*each, length) for each in zip(nodes, space, strict=True))
     if not isinstance(node, h5py.Dataset) or len(node) not in (length, length + 1):
-        raise DatasetError(
-            f"{node.name} does not hold one observation for each of the {length} steps (and one "
-            f"after the last): leave out that episode",
-            setting="observations",
-        )
+        problem = f"{node.name} needs one observation for each of {length} steps and one after"
+        raise DatasetError(problem, setting="observations")
     if isinstance(space, spaces.Box) and node.ndim != 1 + len(space.shape):
         return _decode_jpeg(node[:length], space, node.name)
     return node[()][:length]
@@ -237,9 +221,8 @@ def _decode_jpeg(frames: ndarray, space: spaces.Box, name: str) -> UInt8[ndarray
         except (OSError, AttributeError) as error:
             raise DatasetError(f"{name}: frame {index} is not an image ({error})") from error
         if image.shape != space.shape and image.size != images[index].size:
-            raise DatasetError(
-                f"{name}: frame {index} has shape {image.shape}, and {space.shape} is needed"
-            )
+            problem = f"{name}: frame {index} has shape {image.shape}, expected {space.shape}"
+            raise DatasetError(problem)
         images[index] = image.reshape(space.shape)
     return images
 
@@ -248,20 +231,12 @@ def _read_end(group: h5py.Group, key: str, length: int) -> bool:
     """Return whether the flag of the last step is set; no other may be."""
     values: ndarray = _find(group, key, h5py.Dataset)[()]
     if values.shape != (length,):
-        raise DatasetError(
-            f"{group.name}: {key} have shape {values.shape}, and {(length,)} is needed",
-            setting=key,
-            value=values.shape,
-            choices=[(length,)],
-        )
+        problem = f"{group.name}: {key} have shape {values.shape}, expected {(length,)}"
+        raise DatasetError(problem, setting=key, value=values.shape)
     early = np.flatnonzero(values[:-1])
     if len(early):
-        raise DatasetError(
-            f"{group.name}: {key}[{early[0]}] is set before the last step, {length - 1}: an "
-            f"episode must end there; write the dataset again with that episode split",
-            index=int(early[0]),
-            setting=key,
-        )
+        problem = f"{group.name}: {key}[{early[0]}] is set before the last step, {length - 1}"
+        raise DatasetError(problem, index=int(early[0]), setting=key)
     return bool(values[-1])
 
 
@@ -270,9 +245,8 @@ def _read_metadata(folder: Path) -> dict[str, Any]:
     try:
         metadata = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise DatasetError(
-            f"{folder} is not a Minari dataset: it has no {_METADATA}", path=folder
-        ) from None
+        problem = f"{folder} is not a Minari dataset: it has no {_METADATA}"
+        raise DatasetError(problem, path=folder) from None
     except (OSError, ValueError) as error:
         raise DatasetError(f"it cannot be read ({error}): download the dataset again") from error
     if not isinstance(metadata, dict):
@@ -284,27 +258,18 @@ def _read_space(metadata: dict[str, Any], name: str) -> spaces.Space[Any]:
     from minari.serialization import deserialize_space
 
     if name not in metadata:
-        raise DatasetError(
-            f"there is no {name}: write the dataset again with Minari 0.5 or later",
-            setting=name,
-        )
+        problem = f"there is no {name}: write the dataset again with Minari 0.5 or later"
+        raise DatasetError(problem, setting=name)
     try:
         space: spaces.Space[Any] = deserialize_space(metadata[name])
         return _restore_order(space, json.loads(metadata[name]))
     except (AssertionError, KeyError, TypeError, ValueError, NotImplementedError) as error:
-        raise DatasetError(
-            f"{name} is not a space that Minari knows ({error!r})",
-            setting=name,
-            value=metadata[name],
-        ) from error
+        problem = f"{name} is not a space that Minari knows ({error!r})"
+        raise DatasetError(problem, setting=name, value=metadata[name]) from error
 
 
 def _restore_order(space: spaces.Space[Any], recorded: Any) -> spaces.Space[Any]:
-    """Undo the sorting of a Dict's keys, which the environment's own space need not have.
-
-    Flattened observations would otherwise differ from the environment's in the order of their
-    parts, which no check of shapes can see.
-    """
+    """Undo the sorting of a Dict's keys: flattened parts must be in the environment's order."""
     if isinstance(space, spaces.Dict):
         parts = recorded["subspaces"]
         return spaces.Dict([(key, _restore_order(space[key], parts[key])) for key in parts])
@@ -345,11 +310,7 @@ def _read_environment(metadata: dict[str, Any], folder: Path) -> tuple[str | Non
 
 
 def find_minari_folder(dataset_id: str, *, download: bool = True) -> Path:
-    """Return a dataset's folder, which has ``data`` inside; arguments as :func:`open_minari_id`.
-
-    Raises:
-        DatasetError: It is not there and cannot be downloaded.
-    """
+    """Return a dataset's folder, which has ``data`` inside; arguments as :func:`open_minari_id`."""
     root = minari_folder()
     for place in (root, _BUNDLED):
         if (place / dataset_id / "data").is_dir():
@@ -376,19 +337,15 @@ def find_minari_folder(dataset_id: str, *, download: bool = True) -> Path:
         advice = "; names of Minari's end in a version, as 'mujoco/hopper/medium-v0'"
     if _OTHER_D4RL.fullmatch(dataset_id):
         advice += "; if you mean D4RL's dataset of that name, pass its HDF5 file"
-    raise DatasetError(
-        f"{describe_missing_path(dataset_id)}, and no Minari dataset in {root} ({there}){advice}"
-        f"{reason}",
-        value=dataset_id,
-        choices=close or local,
+    problem = (
+        f"{describe_missing_path(dataset_id)}, and no Minari dataset in {root} "
+        f"({there}){advice}{reason}"
     )
+    raise DatasetError(problem, value=dataset_id, choices=close or local)
 
 
 def _download(dataset_id: str, root: Path) -> Path:
-    """Download a dataset, and its namespace, from the server that ``MINARI_REMOTE`` names.
-
-    Minari shows its own progress, on stderr. A download that fails is removed.
-    """
+    """Download a dataset as Minari does, with its progress on stderr; a failed one is removed."""
     if is_offline():
         raise DatasetError(f"{dataset_id!r} is not downloaded: {OFFLINE_VARIABLE} is set")
     _check_reachable(dataset_id)
@@ -415,10 +372,7 @@ def _download(dataset_id: str, root: Path) -> Path:
 
 
 def _check_reachable(dataset_id: str) -> None:
-    """Raise DatasetError where Minari's usual server has no address, instead of a long wait.
-
-    A proxy resolves the address itself, and other servers are not checked.
-    """
+    """Raise DatasetError where Minari's usual server has no address: it would retry for long."""
     if "MINARI_REMOTE" in os.environ or "HF_ENDPOINT" in os.environ or getproxies():
         return
     try:

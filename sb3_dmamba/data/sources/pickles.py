@@ -23,17 +23,7 @@ _ALLOWED_TYPES = "only pickles of numpy arrays, numbers, texts, lists, tuples an
 
 
 def load_plain_pickle(path: Path) -> Any:
-    """Unpickle plain containers, numbers and numeric NumPy arrays without running code.
-
-    Args:
-        path: The file; any protocol.
-
-    Returns:
-        The contents; :func:`to_array` makes arrays of those in it.
-
-    Raises:
-        DatasetError: The file is missing, cut or no pickle, or asks for anything else (names it).
-    """
+    """Unpickle plain containers, numbers and numeric NumPy arrays without running code."""
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             _check_opcodes(data)
@@ -44,18 +34,12 @@ def load_plain_pickle(path: Path) -> Any:
     except FileNotFoundError:
         raise DatasetError(describe_missing_path(path), path=path) from None
     except Exception as error:
-        raise DatasetError(
-            f"{path} is damaged or no pickle ({type(error).__name__}: {error}): get it again",
-            path=path,
-        ) from error
+        problem = f"{path} is damaged or no pickle ({type(error).__name__}: {error}): get it again"
+        raise DatasetError(problem, path=path) from error
 
 
 def to_array(value: Any) -> ndarray:
-    """Return a pickled array, or a list of numbers or of arrays of one shape, as NumPy's.
-
-    Raises:
-        DatasetError: It holds something else than numbers, or does not fit together.
-    """
+    """Return a pickled array, or a list of numbers or of arrays of one shape, as NumPy's."""
     if isinstance(value, _Array):
         return value.value
     if isinstance(value, (list, tuple)):
@@ -70,11 +54,7 @@ def to_array(value: Any) -> ndarray:
 
 
 def _check_opcodes(data: mmap.mmap) -> None:
-    """Raise ValueError at what the C unpickler would act on before it calls ``find_class``.
-
-    It allocates what memo indices announce (``genops`` itself refuses sizes beyond the file's
-    end), and looks extensions up in a registry.
-    """
+    """Raise ValueError at memo indices and extensions, which the C unpickler trusts."""
     for count, (opcode, argument, _) in enumerate(pickletools.genops(cast("IO[bytes]", data))):
         if "PUT" in opcode.name and not 0 <= int(argument or 0) <= count:
             raise ValueError(f"memo index {argument} after {count} opcodes")
@@ -201,7 +181,5 @@ class _Unpickler(pickle.Unpickler):
         raise DatasetError(message, path=self._path, value=asked, choices=_ALLOWED)
 
     def persistent_load(self, pid: Any) -> Any:
-        raise DatasetError(
-            f"{self._path} refers to objects outside of it ({pid!r:.80}): {_ALLOWED_TYPES}",
-            path=self._path,
-        )
+        problem = f"{self._path} refers to objects outside of it ({pid!r:.80}): {_ALLOWED_TYPES}"
+        raise DatasetError(problem, path=self._path)

@@ -32,32 +32,28 @@ def load_replay_buffer(
 ) -> Trajectories:
     """Copy the episodes out of a ``ReplayBuffer`` or ``DictReplayBuffer`` (HER's too).
 
-    Observations and rewards are the environment's own: SB3 keeps them as they were before
-    ``VecNormalize``. Episodes come in the order in which they began, over all environments. One
-    that is still running, or that was left by a reset (the observation noted as next is not the
-    one that follows), is cut.
+    Observations and rewards are as before ``VecNormalize``. Episodes come in the order in which
+    they began; one that is still running, or was left by a reset, is cut.
 
     Args:
         source: The buffer: ``model.replay_buffer``, or what ``load_from_pkl`` returns.
-        scaled_actions: SB3's algorithms keep the actions of a Box scaled to [-1, 1]; True: scale
-            them back, False: they were added in the environment's own numbers. None: find out,
-            and where both could be, scale back and warn.
+        scaled_actions: Whether the actions of a Box are scaled to [-1, 1], as SB3's algorithms keep
+            them, and must be scaled back. None: find out; scale and warn where both could be.
         keep_partial: Whether to keep the oldest episode of each environment where the ring has
-            wrapped and may have overwritten its first steps. Its returns-to-go are right, its
-            timesteps begin at 0 where they should not.
-        max_episode_steps: Only for a buffer that does not keep timeouts
-            (``handle_timeout_termination=False``), in which every end looks terminated: an episode
-            of this many steps was truncated.
+            wrapped and may have overwritten its first steps. Its timesteps begin at 0 where they
+            should not.
+        max_episode_steps: For a buffer without timeouts (``handle_timeout_termination=False``): an
+            episode of this many steps was truncated.
         env_id: What ``gymnasium.make`` takes.
         env_kwargs: Its other arguments.
         name: Name of the dataset in summaries and reports.
 
     Raises:
-        DatasetError: The buffer is empty, holds no complete episode, its rows do not follow each
-            other, or an action lies outside the space.
+        DatasetError: The buffer holds no whole episode, its rows do not follow each other, or an
+            action lies outside the space.
         SpaceError: A space cannot be learnt.
 
-    Source: stable_baselines3 2.9.2, ``common/buffers.py`` and
+    Source: stable_baselines3 2.9.2, ``common/buffers.py``,
     ``OffPolicyAlgorithm._store_transition``.
     """
     limit = check_optional_integer("max_episode_steps", max_episode_steps, 1, error=DatasetError)
@@ -71,12 +67,8 @@ def load_replay_buffer(
     segments = _cut_rows(done & ~truncated, truncated, broken)
     if limit is not None:
         if source.handle_timeout_termination:
-            raise DatasetError(
-                f"max_episode_steps={limit}: the buffer notes which episodes were truncated; "
-                f"leave it out",
-                setting="max_episode_steps",
-                value=limit,
-            )
+            problem = f"max_episode_steps={limit}: the buffer notes timeouts; leave it out"
+            raise DatasetError(problem, setting="max_episode_steps", value=limit)
         segments = [
             replace(segment, terminated=False, truncated=True)
             if segment.terminated and len(segment) == limit
@@ -86,15 +78,10 @@ def load_replay_buffer(
     if source.full and not keep_partial:
         segments = _leave_out_oldest(segments)
     is_scaled = _are_scaled(source, rows, scaled_actions)
-
-    def read(array: ndarray, env: int, start: int, end: int) -> ndarray:
-        values: ndarray = array[rows[start:end], env]
-        return values
-
     return _copy_segments(
         source,
         segments,
-        read,
+        lambda array, env, start, end: array[rows[start:end], env],
         lambda actions: _unscale(actions, source.action_space) if is_scaled else actions,
         env_id=env_id,
         env_kwargs=env_kwargs or {},
@@ -114,40 +101,36 @@ def load_rollout_buffer(
 ) -> Trajectories:
     """Copy the episodes out of a ``RolloutBuffer`` or ``DictRolloutBuffer``.
 
-    SB3 adds a value that it estimated to the reward of the step at which a time limit ended an
-    episode, and does not note where. So one of two arguments is needed: ``no_time_limit=True``, or
-    ``max_episode_steps``: an episode that long loses its last step, whose reward is not the
-    environment's, and counts as cut. Whether the last step of the buffer ended an episode is not
-    noted either: that episode counts as cut. Episodes that began before the buffer are left out.
-    Under ``VecNormalize`` observations and rewards are the normalised ones. ``collect`` has none
-    of these limits.
+    SB3 adds an estimated value to the last reward where a time limit ended an episode, and does not
+    note where: say ``no_time_limit=True``, or give ``max_episode_steps``, and an episode that long
+    loses its last step and counts as cut. So does the last episode in the buffer, whose end is not
+    noted. Episodes that began before the buffer are left out. Under ``VecNormalize`` the data is
+    normalised. ``collect`` has none of these limits.
 
     Args:
         source: The buffer: ``model.rollout_buffer``, before or after the update on it.
         no_time_limit: True: no time limit has ended an episode.
         max_episode_steps: The time limit.
-        scaled_actions: Whether the policy squashes its output (gSDE): actions are then scaled
-            back from [-1, 1]. Else they are clipped to the space, as SB3 does before it steps.
+        scaled_actions: Whether the policy squashes its output (gSDE): actions are scaled back from
+            [-1, 1]. Else they are clipped to the space, as SB3 does before it steps.
         env_id: What ``gymnasium.make`` takes.
         env_kwargs: Its other arguments.
         name: Name of the dataset in summaries and reports.
 
     Raises:
-        DatasetError: Neither or both of ``no_time_limit`` and ``max_episode_steps`` are given, the
-            buffer is empty, or no episode began in it.
+        DatasetError: Nothing is said about time limits, or no episode began in the buffer.
         SpaceError: A space cannot be learnt.
 
     Source: stable_baselines3 2.9.2, ``OnPolicyAlgorithm.collect_rollouts``.
     """
     limit = check_optional_integer("max_episode_steps", max_episode_steps, 1, error=DatasetError)
     if no_time_limit == (limit is not None):
-        raise DatasetError(
-            "SB3 adds an estimated value to the last reward of an episode that a time limit ended: "
-            "pass no_time_limit=True if there is none, or max_episode_steps=... to leave those "
-            "steps out (one of the two); or record the policy with sb3_dmamba.collect",
-            setting="max_episode_steps",
-            value=limit,
+        problem = (
+            "SB3 changes the last reward where a time limit ended an episode: pass "
+            "no_time_limit=True, or max_episode_steps=... to leave those steps out, or record "
+            "with sb3_dmamba.collect"
         )
+        raise DatasetError(problem, setting="max_episode_steps", value=limit)
     n_rows = source.size()
     if not n_rows:
         raise DatasetError("the rollout buffer is empty: it needs at least one step")
@@ -169,14 +152,14 @@ def load_rollout_buffer(
         values: ndarray = array[start:end, env]
         return values
 
-    def convert(actions: ndarray) -> ndarray:
-        if scaled_actions:
-            return _unscale(actions, space)
-        clipped: ndarray = np.clip(actions, space.low, space.high)
-        return clipped
-
     return _copy_segments(
-        source, segments, read, convert, env_id=env_id, env_kwargs=env_kwargs or {}, source=name
+        source,
+        segments,
+        read,
+        lambda actions: (_unscale if scaled_actions else _clip)(actions, space),
+        env_id=env_id,
+        env_kwargs=env_kwargs or {},
+        source=name,
     )
 
 
@@ -277,6 +260,11 @@ def _unscale(actions: ndarray, space: spaces.Box) -> ndarray:
     return unscaled
 
 
+def _clip(actions: ndarray, space: spaces.Box) -> ndarray:
+    clipped: ndarray = np.clip(actions, space.low, space.high)
+    return clipped
+
+
 def _order_rows(source: Any) -> Int64[ndarray, "M"]:
     """Return the rows that hold a step, oldest first."""
     if not source.full:
@@ -312,29 +300,24 @@ def _check_order(
     n_breaks, n_pairs = int(broken.sum()), int((~done[:-1]).sum())
     if 2 * n_breaks > n_pairs:
         row, env = (int(i) for i in np.argwhere(broken)[0])
-        raise DatasetError(
-            f"after {n_breaks} of {n_pairs} rows (the first is row {rows[row]} of environment "
-            f"{env}) the observation noted as next is not the next row's: the buffer holds single "
-            f"transitions, from which no episode can be put together",
-            index=int(rows[row]),
+        problem = (
+            f"after {n_breaks} of {n_pairs} rows (first: row {rows[row]} of environment {env}) the "
+            f"observation noted as next is not the next row's: single transitions are no episodes"
         )
+        raise DatasetError(problem, index=int(rows[row]))
 
 
 def _leave_out_oldest(segments: list[_Segment]) -> list[_Segment]:
     """Leave out the oldest segment of each environment, whose beginning may be overwritten."""
     kept = [segment for segment in segments if segment.start > 0]
     if not kept:
-        raise DatasetError(
-            "the ring has wrapped and holds no whole episode: make it larger, or keep the ends of "
-            "episodes with keep_partial=True",
-            setting="keep_partial",
-            value=False,
-        )
+        problem = "the ring has wrapped and holds no whole episode: pass keep_partial=True"
+        raise DatasetError(problem, setting="keep_partial", value=False)
     n_steps = sum(map(len, segments))
+    n_left = n_steps - sum(map(len, kept))
     warn_caller(
-        f"the ring is full, so the oldest episode of each environment may have lost its beginning: "
-        f"{n_steps - sum(map(len, kept))} of {n_steps} steps are left out; keep_partial=True keeps "
-        f"them"
+        f"the ring is full and may have overwritten beginnings of episodes: {n_left} of {n_steps} "
+        f"steps are left out; keep_partial=True keeps them"
     )
     return kept
 
@@ -342,12 +325,8 @@ def _leave_out_oldest(segments: list[_Segment]) -> list[_Segment]:
 def _leave_out_timeout(segment: _Segment, limit: int) -> _Segment:
     """Leave out the last step of an episode that the time limit ended."""
     if len(segment) > limit:
-        raise DatasetError(
-            f"an episode of environment {segment.env} has {len(segment)} steps and "
-            f"max_episode_steps={limit}: give the environment's own limit",
-            setting="max_episode_steps",
-            value=limit,
-        )
+        problem = f"an episode has {len(segment)} steps: give the environment's max_episode_steps"
+        raise DatasetError(problem, setting="max_episode_steps", value=limit)
     if len(segment) < limit:
         return segment
     return replace(segment, end=segment.end - 1, terminated=False)

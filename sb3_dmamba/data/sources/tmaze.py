@@ -12,8 +12,6 @@ from sb3_dmamba.envs import TMAZE_ID, parse_tmaze_name
 from sb3_dmamba.envs.tmaze import BACK, DOWN, FORWARD, UP, TMaze
 from sb3_dmamba.errors import DatasetError
 
-__all__ = ["load_tmaze"]
-
 _MOST_WASTE = 0.03  # share of its steps that the laziest agent wastes
 _LEAST_RIGHT = 0.5  # share of its turns that the most forgetful agent gets right
 
