@@ -309,9 +309,9 @@ def describe_changes(config: DecisionMambaConfig, task: Task | None) -> str | No
     recipe = DecisionMambaConfig() if task is None else task.config()
     scaled = recipe if task is None else task.config(n_updates=config.n_updates)
     named = []
-    for name in (field.name for field in dataclasses.fields(config)):
-        cli.value = getattr(config, name)
-        expected = getattr(recipe if name == "n_updates" else scaled, name)
-        if cli.value != expected:
-            named.append(f"{name}={cli.value!r} ({expected!r})")
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        expected = getattr(recipe if field.name == "n_updates" else scaled, field.name)
+        if value != expected:
+            named.append(f"{field.name}={value!r} ({expected!r})")
     return ", ".join(named) or None

@@ -230,8 +230,7 @@ def _execute_with_ray(folders: Sequence[RunFolder], engine: Engine, on_end: OnEn
         import ray
     except ImportError as error:
         raise MissingDependencyError("ray", "run experiments with --ray", "ray") from error
-    is_ours = not ray.is_initialized()
-    if is_ours:
+    if is_ours := not ray.is_initialized():
         ray.init(log_to_driver=False)
     needs = {"num_cpus": engine.threads, "num_gpus": int(engine.device.startswith("cuda"))}
     task = ray.remote(**needs, max_retries=_RAY_RETRIES)(_execute_at)
