@@ -235,7 +235,7 @@ class DecisionMamba(BaseAlgorithm):
                 self.get_env()
             except (MissingDependencyError, UnknownTaskError):
                 if self._context.env is not None:
-                    raise  # the task's raises when somebody needs it
+                    raise  # one that only the task names is made when it is needed, and raises then
         assert self._updater is not None
         return self._updater
 

@@ -34,13 +34,13 @@ from d3rlpy.torch_utility import (
     unwrap_ddp_model,
     wrap_model_by_ddp,
 )
-from gymnasium import spaces
 from torch import Tensor, nn
 
 from sb3_dmamba.checks import check_number
 from sb3_dmamba.d3rlpy.files import export_policy, save_learnable
 from sb3_dmamba.d3rlpy.network import (
     SequenceConfig,
+    make_action_space,
     make_model,
     pack_observations,
     predict_newest,
@@ -517,10 +517,7 @@ class StreamTransformerWrapper:
         self._target_return = target_return
         self._action_sampler = action_sampler
         self._is_discrete = algo.get_action_type() == ActionSpace.DISCRETE
-        size = algo.impl.action_size
-        action_space: spaces.Space[Any] = spaces.Box(-1.0, 1.0, (size,), np.float32)
-        if self._is_discrete:
-            action_space = spaces.Discrete(size)
+        action_space = make_action_space(algo.impl.action_size, self._is_discrete)
         self._memory = StreamMemory(algo.impl.model, action_space)
         self.reset()
 

@@ -65,9 +65,9 @@ def evaluate_targets(
     rows (which a chaotic environment can amplify), and, with ``deterministic=False``, by the
     order in which random numbers are drawn (from ``seed``, not from torch's global generator).
 
-    What is scored are whole games with the rewards of the game: under Stable-Baselines3's
-    ``EpisodicLifeEnv`` and ``ClipRewardEnv`` (so ``AtariWrapper``), and where
-    ``sb3_dmamba/Atari-v0`` ends episodes with lives, a lost life ends nothing.
+    Atari games are scored as whole games with the game's own rewards: a lost life ends nothing
+    and clipped rewards are not scored, under Stable-Baselines3's ``EpisodicLifeEnv`` and
+    ``ClipRewardEnv`` (so ``AtariWrapper``) and under ``terminal_on_life_loss``.
 
     Args:
         policy: The policy; see :class:`~sb3_dmamba.evaluation.actors.ActingPolicy`.
@@ -241,7 +241,7 @@ class _Episodes:
     def _step(
         self, env: NDArray[np.int64], job: NDArray[np.int64], actions: NDArray[Any]
     ) -> tuple[NDArray[Any], NDArray[np.float64], NDArray[np.bool_]]:
-        """Step the environments, and enter scores and lengths; the rewards are conditioned on."""
+        """Step the environments, and enter scores and lengths; returns the rewards to subtract."""
         if isinstance(self._action_space, spaces.Box):
             # a copy: an environment may keep or change its action
             actions = np.array(actions, dtype=self._action_space.dtype)
@@ -310,7 +310,7 @@ class SeedEpisodes(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         return self.env.reset(seed=self._next_seed, options=options)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Step; the first step of an episode makes the next reset another one's."""
+        """Step; from an episode's first step on, the next reset takes the next seed."""
         if self._is_fresh:
             self._is_fresh = False
             self._next_seed += 1

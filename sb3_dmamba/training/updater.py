@@ -58,7 +58,7 @@ class Updater:
     def __init__(self, policy: DecisionMambaPolicy, config: DecisionMambaConfig, seed: int) -> None:
         self.policy = policy
         self.config = config
-        self.schedule = config  # fit replaces it where the run has a warm-up and decay of its own
+        self.schedule = config  # fit sets the run's own
         self.seed = seed
         self.optimizer = make_optimizer(policy, config)
         policy.optimizer = self.optimizer  # where Stable-Baselines3 looks for it

@@ -174,7 +174,7 @@ def open_d4rl_file(
             ``terminals`` and ``timeouts`` (N,). A pickle: a list of one dict an episode with the
             same keys, or one dict of flat arrays; no code in it is run.
         observation_space: The environment's. None: an unbounded Box, or frames of bytes.
-        action_space: The environment's. None: as a dict of flat arrays has it.
+        action_space: The environment's. None: inferred from the actions, as for a dict of arrays.
         env_id: What ``gymnasium.make`` takes. None: found by the file's name and shapes.
         env_kwargs: Its other arguments.
         max_episode_steps: Where an HDF5 file has no ``timeouts`` (D4RL's oldest), the steps after
