@@ -75,7 +75,7 @@ def test_info_as_json(tmp_path: Path) -> None:
     document = json.loads(result.stdout)
     assert document["summary"]["episodes"] == 3
     assert sum(document["returns"]["counts"]) == 3
-    kinds = {oddity["kind"]: oddity["count"] for oddity in document["oddities"]}
+    kinds = {issue["kind"]: issue["count"] for issue in document["oddities"]}
     assert kinds == {"non_finite": 1, "constant_dimension": 10, "cut_episodes": 1}
     assert "NaN" in result.stderr  # the table
 
