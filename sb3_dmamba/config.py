@@ -62,6 +62,10 @@ class DecisionMambaConfig:
         burn_in: Steps before each training window that compute the recurrent state at its start,
             without loss or gradient. Windows are drawn as without burn-in. The state always
             comes from the current weights, at the cost of a forward pass over these steps.
+        conditioning: How the return-to-go reaches the model. ``"sequence"``: a token of its own
+            before each step's state and action, as in the paper. ``"decoupled"``: the sequence
+            holds states and actions alone, and the return-to-go of a step scales and shifts the
+            norms of that step's tokens (adaptive LayerNorm); a third fewer tokens.
         n_updates: Optimiser steps of one ``fit``.
         batch_size: Windows in an update.
         learning_rate: AdamW's, at the top of the schedule.
@@ -113,6 +117,7 @@ class DecisionMambaConfig:
     memory: Memory = "window"
     carry_state: bool = False
     burn_in: int = 0
+    conditioning: Literal["sequence", "decoupled"] = "sequence"
     n_updates: int = 100_000
     batch_size: int = 64
     learning_rate: float = 1e-3
@@ -144,6 +149,11 @@ class DecisionMambaConfig:
     def resolved_dt_rank(self) -> int:
         """Rank of the step-size projection, with None resolved."""
         return self.dt_rank or math.ceil(self.hidden_size / 16)
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of one environment step: return-to-go, state, action, or the last two."""
+        return 3 if self.conditioning == "sequence" else 2
 
     def replace(self, **overrides: Any) -> DecisionMambaConfig:
         """Return a copy with some fields changed.

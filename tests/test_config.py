@@ -43,6 +43,7 @@ VALUES: dict[str, tuple[Any, list[Any]]] = {
     "memory": ("stream", ["both", None]),
     "carry_state": (True, [0, None]),
     "burn_in": (12, [-1, 1.0, True, "3", None]),
+    "conditioning": ("decoupled", ["adaln", None]),
     "n_updates": (5, [*COUNT, None]),
     "batch_size": (3, [*COUNT, None]),
     "learning_rate": (6e-4, [0.0, -0.1, NAN, INF, "0.1", None, True]),

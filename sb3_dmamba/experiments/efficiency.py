@@ -159,11 +159,11 @@ def step_through(policy: DecisionMambaPolicy, inputs: tuple[Tensor, ...]) -> Ten
     layers = policy.model.initial_layers(len(returns))
     predictions = []
     for step in range(returns.shape[1]):
-        previous = actions[:, step - 1] if step else None
-        tokens = policy.model.embed_step(
-            previous, returns[:, step], observations[:, step], timesteps[:, step]
+        taken, asked = (actions[:, step - 1], returns[:, step - 1]) if step else (None, None)
+        tokens, condition = policy.model.embed_step(
+            taken, returns[:, step], observations[:, step], timesteps[:, step], asked
         )
-        prediction, layers = policy.model.step(tokens, layers)
+        prediction, layers = policy.model.step(tokens, condition, layers)
         predictions.append(prediction)
     return torch.stack(predictions, dim=1)
 

@@ -149,6 +149,9 @@ def _action_rows(space: spaces.Space[Any], *lead: int) -> Tensor:
     return torch.zeros(*lead, math.prod(space.shape))
 
 
+_PREVIOUS = "previous_return_to_go"
+
+
 class StreamMemory:
     """Carry the recurrent state over the whole episode, at a constant cost per step."""
 
@@ -158,6 +161,8 @@ class StreamMemory:
         self.model = model
         self.action_space = action_space
         self.uniform = uniform
+        # The token of an action is modulated by the return-to-go of its own step.
+        self._keeps_return_to_go = model.embedding.is_decoupled
         self._keys = [  # of each layer: (name in its state, name in ours)
             [(name, f"layer{index}.{name}") for name in layer]
             for index, layer in enumerate(model.initial_layers(0))
@@ -167,14 +172,14 @@ class StreamMemory:
         """Return the state of ``n_envs`` episodes that have not begun."""
         layers = self.model.initial_layers(n_envs)
         device = layers[0][next(iter(layers[0]))].device
-        return ActingState(
-            "stream",
-            {
-                "timestep": torch.zeros(n_envs, dtype=torch.int64, device=device),
-                "action": _action_rows(self.action_space, n_envs).to(device),
-                **self._pack(layers),
-            },
-        )
+        tensors = {
+            "timestep": torch.zeros(n_envs, dtype=torch.int64, device=device),
+            "action": _action_rows(self.action_space, n_envs).to(device),
+            **self._pack(layers),
+        }
+        if self._keeps_return_to_go:
+            tensors[_PREVIOUS] = torch.zeros(n_envs, device=device)
+        return ActingState("stream", tensors)
 
     def encode(
         self,
@@ -213,12 +218,16 @@ class StreamMemory:
         *,
         first: bool,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        previous_actions = None if first else tensors["action"]
-        tokens = self.model.embed_step(
-            previous_actions, returns_to_go, observations, tensors["timestep"]
-        )
-        prediction, layers = self.model.step(tokens, self._unpack(tensors))
-        return prediction, self._pack(layers)
+        tokens, condition = self._embed(observations, returns_to_go, tensors, first)
+        prediction, layers = self.model.step(tokens, condition, self._unpack(tensors))
+        return prediction, self._remember(layers, returns_to_go)
+
+    def _embed(
+        self, observations: Tensor, returns_to_go: Tensor, tensors: dict[str, Tensor], first: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        action, previous = (None, None) if first else (tensors["action"], tensors.get(_PREVIOUS))
+        timestep = tensors["timestep"]
+        return self.model.embed_step(action, returns_to_go, observations, timestep, previous)
 
     def _encode_uniformly(
         self,
@@ -228,16 +237,21 @@ class StreamMemory:
         starts: Tensor,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Encode a previous action in every row, and zero its effect in first steps."""
-        tokens = self.model.embed_step(
-            tensors["action"], returns_to_go, observations, tensors["timestep"]
+        tokens, condition = self._embed(observations, returns_to_go, tensors, first=False)
+        of_action, of_step = (
+            (None, None) if condition is None else (condition[:, :1], condition[:, 1:])
         )
-        _, layers = self.model.step(tokens[:, :1], self._unpack(tensors))
+        _, layers = self.model.step(tokens[:, :1], of_action, self._unpack(tensors))
         for layer in layers:
             for name, rows in layer.items():
                 is_first = starts.view(-1, *([1] * (rows.dim() - 1)))
                 layer[name] = torch.where(is_first, torch.zeros_like(rows), rows)
-        prediction, layers = self.model.step(tokens[:, 1:], layers)
-        return prediction, self._pack(layers)
+        prediction, layers = self.model.step(tokens[:, 1:], of_step, layers)
+        return prediction, self._remember(layers, returns_to_go)
+
+    def _remember(self, layers: list[dict[str, Tensor]], returns_to_go: Tensor) -> dict[str, Tensor]:
+        kept = {_PREVIOUS: returns_to_go} if self._keeps_return_to_go else {}
+        return {**self._pack(layers), **kept}
 
     def _unpack(self, tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
         return [{name: tensors[key] for name, key in names} for names in self._keys]
@@ -302,14 +316,17 @@ class WindowMemory:
         # Windows of different lengths are padded on the right, which a causal model cannot see.
         n_steps = self.context_length if self.uniform else int(place.max()) + 1
         offset = torch.arange(n_steps, device=timestep.device)
+        returns_to_go = window["returns_to_go"][:, :n_steps]
+        condition = self.model.embedding.condition(returns_to_go)
         tokens = self.model.embedding.join(
             window["embedded_observations"][:, :n_steps],
             window["actions"][:, :n_steps],
-            window["returns_to_go"][:, :n_steps],
+            returns_to_go,
             (timestep - place)[:, None] + offset,
         )
-        state_tokens = self.model.mix(tokens)[row, place]
-        return self.model.predict(state_tokens), window
+        state_tokens = self.model.mix(tokens, condition)[row, place]
+        newest = None if condition is None else condition[row, place].unsqueeze(1)
+        return self.model.predict(state_tokens.unsqueeze(1), newest).squeeze(1), window
 
     def _shift_full_windows(self, state: ActingState) -> dict[str, Tensor]:
         """Copy the windows, and drop the oldest step of full ones."""

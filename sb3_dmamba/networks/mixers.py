@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.ops import MambaWeights, causal_conv1d, mamba_step, selective_scan
 
-TOKENS_PER_STEP = 3  # return-to-go, state, action
 _STEP_SIZE_MIN, _STEP_SIZE_MAX, _STEP_SIZE_FLOOR = 1e-3, 1e-1, 1e-4  # mamba_ssm's
 
 
@@ -79,7 +78,7 @@ class MambaMixer(nn.Module):
         Args:
             tokens: Normalised input of the block.
             readout: Tokens whose output is needed; None is all. The last block's output is read
-                at one token in three, which saves the others' gate and output projection.
+                at the state tokens alone, which saves the others' gate and output projection.
 
         Returns:
             The mixed tokens at ``readout``.
@@ -109,7 +108,7 @@ class MambaMixer(nn.Module):
         """Mix sequences that continue from a state, with gradients.
 
         Args:
-            tokens: Normalised input of the block; the first one is a return-to-go.
+            tokens: Normalised input of the block; the first one is the first of its step.
             state: Result of :meth:`initial_state` or of the last call. Gradients flow into it.
             readout: Tokens whose output is needed; None is all.
             real: False in the padding on the left of a sequence, whose state is then still the
@@ -251,8 +250,8 @@ class AttentionMixer(nn.Module):
     """Causal multi-head self-attention, as in GPT-2.
 
     Args:
-        config: ``hidden_size``, ``n_heads``, ``dropout`` (of the attention weights, in training)
-            and ``context_length`` (steps remembered by ``step`` and ``resume``).
+        config: ``hidden_size``, ``n_heads``, ``dropout`` (of the attention weights, in training),
+            ``context_length`` (steps remembered by ``step`` and ``resume``) and ``conditioning``.
 
     Source: Radford et al. 2019; Chen et al. 2021 (arXiv:2106.01345).
     """
@@ -262,7 +261,7 @@ class AttentionMixer(nn.Module):
         self.n_heads = config.n_heads
         self.head_size = config.hidden_size // config.n_heads
         self.dropout = config.dropout
-        self.n_remembered = TOKENS_PER_STEP * config.context_length
+        self.n_remembered = config.tokens_per_step * config.context_length
         self.in_proj = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
@@ -296,7 +295,7 @@ class AttentionMixer(nn.Module):
     def step(
         self, tokens: Float[Tensor, "B L H"], state: dict[str, Tensor]
     ) -> tuple[Float[Tensor, "B L H"], dict[str, Tensor]]:
-        """Mix the next few tokens, attending to the last ``3 * context_length`` before them.
+        """Mix the next few tokens, attending to those of the last ``context_length`` steps.
 
         Each token costs the same however long the episode is. Cached keys and values depend on
         tokens that have left the cache, so the result differs from re-encoding a window.
@@ -365,7 +364,7 @@ class ConvolutionMixer(nn.Module):
     the channel mixing that follows does that.
 
     Args:
-        config: ``hidden_size``, ``filter_length`` and ``backend``.
+        config: ``hidden_size``, ``filter_length``, ``conditioning`` and ``backend``.
 
     Source: Kim et al. 2024, "Decision ConvFormer" (arXiv:2310.03022).
     """
@@ -374,13 +373,14 @@ class ConvolutionMixer(nn.Module):
         super().__init__()
         self.n_taps = config.filter_length
         self.backend = config.backend
+        self.n_kinds = config.tokens_per_step
         bound = self.n_taps**-0.5  # torch's start of a depthwise convolution
-        shape = (TOKENS_PER_STEP, config.hidden_size)
+        shape = (self.n_kinds, config.hidden_size)
         self.filters = nn.Parameter(torch.empty(*shape, self.n_taps).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
 
     def initial_state(self, batch_size: int) -> dict[str, Tensor]:
-        """Return the state before the first token: zeros; the next token is a return-to-go."""
+        """Return the state before the first token: zeros; the next token is the first of its step."""
         weight = self.filters
         return {
             "inputs": weight.new_zeros(batch_size, self.n_taps - 1, weight.shape[1]),
@@ -405,7 +405,7 @@ class ConvolutionMixer(nn.Module):
             tokens = tokens * real.unsqueeze(-1)
         n_new = tokens.shape[1]
         inputs = torch.cat([state["inputs"], tokens], dim=1)[:, n_new:]
-        kind = (state["kind"] + n_new) % TOKENS_PER_STEP
+        kind = (state["kind"] + n_new) % self.n_kinds
         return self._mix(tokens, state["inputs"], readout), {"inputs": inputs, "kind": kind}
 
     def _mix(
@@ -414,12 +414,12 @@ class ConvolutionMixer(nn.Module):
         before: Float[Tensor, "B before H"] | None,
         readout: slice | None,
     ) -> Float[Tensor, "B M H"]:
-        """Filter sequences that start with a return-to-go."""
-        if readout is not None and readout.step == TOKENS_PER_STEP:  # one kind of token
-            return self._filter(tokens, before, (readout.start or 0) % TOKENS_PER_STEP)[:, readout]
-        kinds = torch.arange(tokens.shape[1], device=tokens.device) % TOKENS_PER_STEP
+        """Filter sequences that start with the first token of a step."""
+        if readout is not None and readout.step == self.n_kinds:  # one kind of token
+            return self._filter(tokens, before, (readout.start or 0) % self.n_kinds)[:, readout]
+        kinds = torch.arange(tokens.shape[1], device=tokens.device) % self.n_kinds
         mixed = self._filter(tokens, before, 0)
-        for kind in range(1, TOKENS_PER_STEP):
+        for kind in range(1, self.n_kinds):
             is_of_kind = (kinds == kind).unsqueeze(-1)  # (L, 1)
             mixed = torch.where(is_of_kind, self._filter(tokens, before, kind), mixed)
         return mixed if readout is None else mixed[:, readout]
@@ -439,9 +439,9 @@ class ConvolutionMixer(nn.Module):
         n_new = tokens.shape[1]
         inputs = torch.cat([state["inputs"], tokens], dim=1)  # (B, W - 1 + L, H)
         offset = torch.arange(n_new, device=tokens.device)
-        kinds = (state["kind"].unsqueeze(1) + offset) % TOKENS_PER_STEP  # (B, L)
+        kinds = (state["kind"].unsqueeze(1) + offset) % self.n_kinds  # (B, L)
         mixed = self.bias[kinds]
         for tap in range(self.n_taps):
             mixed = mixed + inputs[:, tap : tap + n_new] * self.filters[kinds, :, tap]
-        kind = (state["kind"] + n_new) % TOKENS_PER_STEP
+        kind = (state["kind"] + n_new) % self.n_kinds
         return mixed, {"inputs": inputs[:, n_new:], "kind": kind}

@@ -1,7 +1,7 @@
 """The sequence model: token embedding, blocks and action heads, in the order of the data flow.
 
 Of shapes, B is the batch, K the steps of a window, L its tokens, M the tokens read out, H the
-width and A the size of a prediction.
+width, C the size of a condition and A the size of a prediction.
 """
 
 from __future__ import annotations
@@ -18,11 +18,17 @@ from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.data import ObservationStatistics
 from sb3_dmamba.errors import SpaceError
 from sb3_dmamba.networks.encoders import ActionEncoder, make_observation_encoder
-from sb3_dmamba.networks.mixers import TOKENS_PER_STEP, AttentionMixer, ConvolutionMixer, MambaMixer
+from sb3_dmamba.networks.mixers import AttentionMixer, ConvolutionMixer, MambaMixer
+
+
+CONDITION_SIZE = 32
+"""Features of a return-to-go that modulate the norms, of ``conditioning="decoupled"``."""
 
 
 class TokenEmbedding(nn.Module):
     """Interleave the embedded returns-to-go, observations and actions of a window.
+
+    With ``conditioning="decoupled"`` returns-to-go are no tokens: :meth:`condition` embeds them.
 
     Source: Chen et al. 2021 (arXiv:2106.01345), algorithm 1, and its Atari code for the tanh and
     the global time encoding.
@@ -44,14 +50,20 @@ class TokenEmbedding(nn.Module):
             observation_encoder = make_observation_encoder(observation_space, config, statistics)
         self.observation_encoder = observation_encoder
         self.action_encoder = ActionEncoder(action_space, width)
-        self.return_encoder = nn.Linear(1, width)
+        self.tokens_per_step = config.tokens_per_step
+        self.is_decoupled = config.conditioning == "decoupled"
+        self.return_encoder: nn.Module = nn.Linear(1, width)
+        if self.is_decoupled:
+            self.return_encoder = nn.Sequential(
+                nn.Linear(1, width), nn.SiLU(), nn.Linear(width, CONDITION_SIZE), nn.SiLU()
+            )
         self.activation = nn.Tanh() if config.embedding == "tanh" else nn.Identity()
         self.timestep_table: nn.Embedding | None = None
         if config.time_encoding != "none":
             self.timestep_table = nn.Embedding(config.max_timestep, width)
         self.position_table: nn.Parameter | None = None
         if config.time_encoding == "global":
-            n_positions = TOKENS_PER_STEP * config.context_length - 1
+            n_positions = self.tokens_per_step * config.context_length - 1
             self.position_table = nn.Parameter(torch.zeros(n_positions, width))
         self.norm = nn.LayerNorm(width) if config.embedding == "norm" else nn.Identity()
 
@@ -65,7 +77,8 @@ class TokenEmbedding(nn.Module):
     ) -> Float[Tensor, "B L H"]:
         """Embed K steps as L = 3K - 1 tokens: R_0, s_0, a_0, R_1, ..., s_{K-1}.
 
-        The last action is left out: no prediction depends on it.
+        The last action is left out: no prediction depends on it. Decoupled, there are 2K - 1
+        tokens: s_0, a_0, s_1, ..., s_{K-1}.
         """
         embedded = self.embed_observations(observations)
         return self.join(embedded, actions, returns_to_go, timesteps, keep_last_action)
@@ -79,15 +92,16 @@ class TokenEmbedding(nn.Module):
         keep_last_action: bool = False,
     ) -> Float[Tensor, "B L H"]:
         """Embed steps as :meth:`forward` does, from observations embedded before."""
-        returns, embedded_actions = self.embed_returns(returns_to_go), self.embed_actions(actions)
-        tokens = torch.stack([returns, embedded_observations, embedded_actions], dim=2)
-        # (B, K, 3, H)
+        parts = [embedded_observations, self.embed_actions(actions)]
+        if not self.is_decoupled:
+            parts.insert(0, self.embed_returns(returns_to_go))
+        tokens = torch.stack(parts, dim=2)  # (B, K, 3 or 2, H)
         if self.position_table is not None:  # the Atari model adds the time of the first step
             timesteps = timesteps[:, :1]
         timed = self.add_time(tokens, timesteps.unsqueeze(2))  # (B, K or 1, 1) broadcasts
-        sequence = timed.flatten(1, 2)  # (B, 3K, H)
+        sequence = timed.flatten(1, 2)  # (B, 3K or 2K, H)
         if not keep_last_action:
-            sequence = sequence[:, :-1]  # (B, 3K - 1, H)
+            sequence = sequence[:, :-1]
         if self.position_table is not None:
             sequence = sequence + self.position_table[: sequence.shape[1]]
         normed: Tensor = self.norm(sequence)
@@ -95,9 +109,16 @@ class TokenEmbedding(nn.Module):
 
     def embed_returns(self, returns_to_go: Float[Tensor, "B K"]) -> Float[Tensor, "B K H"]:
         """Embed returns-to-go, before time is added."""
-        scaled_returns_to_go = (returns_to_go / self.return_scale).unsqueeze(-1)
-        embedded: Tensor = self.activation(self.return_encoder(scaled_returns_to_go))
+        embedded: Tensor = self.activation(self._encode_returns(returns_to_go))
         return embedded
+
+    def condition(self, returns_to_go: Float[Tensor, "B K"]) -> Float[Tensor, "B K C"] | None:
+        """Return what modulates each step's norms; None where returns-to-go are tokens."""
+        return self._encode_returns(returns_to_go) if self.is_decoupled else None
+
+    def _encode_returns(self, returns_to_go: Float[Tensor, "B K"]) -> Float[Tensor, "B K *size"]:
+        encoded: Tensor = self.return_encoder((returns_to_go / self.return_scale).unsqueeze(-1))
+        return encoded
 
     def embed_observations(self, observations: Num[Tensor, "B K *obs"]) -> Float[Tensor, "B K H"]:
         """Embed observations, before time is added."""
@@ -166,16 +187,57 @@ _CHANNEL_MIXING_RATIO = 4
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU}
 
 
+class Modulation(nn.Module):
+    """Factors and shifts of each step's tokens, from the step's return-to-go.
+
+    At the start they leave everything as it is: factors of one, shifts of zero.
+
+    Args:
+        width: Size of a token.
+        has_gate: Whether there is a third row, the factor of what follows the norm.
+
+    Source: Peebles and Xie 2023 (arXiv:2212.09748), adaLN, with gates that start at one.
+    """
+
+    def __init__(self, width: int, has_gate: bool) -> None:
+        super().__init__()
+        self.n_rows = 3 if has_gate else 2
+        self.projection = nn.Linear(CONDITION_SIZE, self.n_rows * width)
+
+    def reset(self) -> None:
+        """Set the initial weights, which ``initialize`` must leave alone."""
+        nn.init.zeros_(self.projection.weight)
+        with torch.no_grad():  # factor, shift, gate
+            self.projection.bias.view(self.n_rows, -1)[:] = torch.tensor([1.0, 0.0, 1.0])[
+                : self.n_rows, None
+            ]
+
+    def forward(
+        self, condition: Float[Tensor, "*batch K C"], n_tokens: int
+    ) -> tuple[Float[Tensor, "*batch L H"], ...]:
+        """Return factors, shifts and gates of ``n_tokens`` tokens, two a step or one."""
+        rows = self.projection(condition)
+        if n_tokens > condition.shape[-2]:
+            rows = rows.repeat_interleave(2, dim=-2)[..., :n_tokens, :]
+        return tuple(rows.chunk(self.n_rows, dim=-1))
+
+
 class Block(nn.Module):
     """Pre-norm residual block: mix the tokens, then (``channel_mixing``) the channels.
 
-    Source: Ota 2024 (arXiv:2403.19925), figure 1 and table 3.
+    Where returns-to-go are not in the sequence, every method takes ``condition``, their embedding
+    (B, K, C), and modulates the norm before the mixer and the mixer's output by it.
+
+    Source: Ota 2024 (arXiv:2403.19925), figure 1 and table 3; Peebles and Xie 2023
+    (arXiv:2212.09748) for the modulation.
     """
 
     def __init__(self, config: DecisionMambaConfig) -> None:
         super().__init__()
         width = config.hidden_size
-        self.norm = nn.LayerNorm(width)
+        is_decoupled = config.conditioning == "decoupled"
+        self.norm = nn.LayerNorm(width, elementwise_affine=not is_decoupled)
+        self.modulation = Modulation(width, has_gate=True) if is_decoupled else None
         self.mixer: _Mixer = _MIXERS[config.mixer](config)
         self.dropout = Dropout(config.dropout)
         self.channel_mixer: nn.Sequential | None = None
@@ -189,12 +251,15 @@ class Block(nn.Module):
             )
 
     def forward(
-        self, tokens: Float[Tensor, "B L H"], readout: slice | None = None
+        self,
+        tokens: Float[Tensor, "B L H"],
+        readout: slice | None = None,
+        condition: Float[Tensor, "B K C"] | None = None,
     ) -> Float[Tensor, "B M H"]:
         """Apply the block to whole sequences; ``readout`` selects the tokens to return."""
-        mixed = self.dropout(self.mixer(self.norm(tokens), readout))
-        residual = tokens if readout is None else tokens[:, readout]
-        return self._mix_channels(residual + mixed)
+        normed, gate = self._normalize(tokens, condition)
+        mixed = self.dropout(self.mixer(normed, readout))
+        return self._add(tokens, mixed, gate, readout)
 
     def resume(
         self,
@@ -202,18 +267,46 @@ class Block(nn.Module):
         state: dict[str, Tensor],
         readout: slice | None = None,
         real: Bool[Tensor, "B L"] | None = None,
+        condition: Float[Tensor, "B K C"] | None = None,
     ) -> tuple[Float[Tensor, "B M H"], dict[str, Tensor]]:
         """Apply the block to continued sequences; see :meth:`MambaMixer.resume`."""
-        mixed, new_state = self.mixer.resume(self.norm(tokens), state, readout, real)
-        residual = tokens if readout is None else tokens[:, readout]
-        return self._mix_channels(residual + self.dropout(mixed)), new_state
+        normed, gate = self._normalize(tokens, condition)
+        mixed, new_state = self.mixer.resume(normed, state, readout, real)
+        return self._add(tokens, self.dropout(mixed), gate, readout), new_state
 
     def step(
-        self, tokens: Float[Tensor, "B L H"], state: dict[str, Tensor]
+        self,
+        tokens: Float[Tensor, "B L H"],
+        state: dict[str, Tensor],
+        condition: Float[Tensor, "B L C"] | None = None,
     ) -> tuple[Float[Tensor, "B L H"], dict[str, Tensor]]:
         """Apply the block to the next tokens in acting; see :meth:`MambaMixer.step`."""
-        mixed, new_state = self.mixer.step(self.norm(tokens), state)
-        return self._mix_channels(tokens + mixed), new_state
+        normed, gate = self._normalize(tokens, condition)
+        mixed, new_state = self.mixer.step(normed, state)
+        return self._add(tokens, mixed, gate, None), new_state
+
+    def _normalize(
+        self, tokens: Float[Tensor, "B L H"], condition: Tensor | None
+    ) -> tuple[Float[Tensor, "B L H"], Float[Tensor, "B L H"] | None]:
+        """Return the input of the mixer, and the factor of its output."""
+        normed = self.norm(tokens)
+        if self.modulation is None or condition is None:
+            return normed, None
+        factor, shift, gate = self.modulation(condition, tokens.shape[1])
+        return torch.addcmul(shift, normed, factor), gate
+
+    def _add(
+        self,
+        tokens: Float[Tensor, "B L H"],
+        mixed: Float[Tensor, "B M H"],
+        gate: Float[Tensor, "B L H"] | None,
+        readout: slice | None,
+    ) -> Float[Tensor, "B M H"]:
+        """Add the mixer's output to the tokens, and mix the channels."""
+        if readout is not None:
+            tokens, gate = tokens[:, readout], None if gate is None else gate[:, readout]
+        added = tokens + mixed if gate is None else torch.addcmul(tokens, mixed, gate)
+        return self._mix_channels(added)
 
     def _mix_channels(self, tokens: Float[Tensor, "B L H"]) -> Float[Tensor, "B L H"]:
         if self.channel_mixer is None:
@@ -334,6 +427,9 @@ def initialize(
             nn.init.normal_(module.weight, std=_STD)
         elif scheme == "paper" and isinstance(module, nn.Linear):
             _init_linear(module)
+    for module in model.modules():
+        if isinstance(module, Modulation):
+            module.reset()
     if scheme == "paper":
         return
     for block in blocks:
@@ -356,9 +452,6 @@ def _init_linear(linear: nn.Linear) -> None:
 def _rescale_residual(linear: nn.Linear, n_layers: int) -> None:
     """Keep the residual stream's variance from growing with depth."""
     linear.weight.data.div_(math.sqrt(n_layers))
-
-
-_STATE_TOKENS = slice(1, None, TOKENS_PER_STEP)  # an action is predicted at its step's state
 
 
 class SequenceModel(nn.Module):
@@ -391,9 +484,14 @@ class SequenceModel(nn.Module):
         self.embedding = TokenEmbedding(
             observation_space, action_space, config, statistics, observation_encoder
         )
+        self.tokens_per_step = config.tokens_per_step
+        # An action is predicted at its step's state, the last token but the action itself.
+        self.state_tokens = slice(self.tokens_per_step - 2, None, self.tokens_per_step)
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
-        self.norm = nn.LayerNorm(config.hidden_size)
+        is_decoupled = config.conditioning == "decoupled"
+        self.norm = nn.LayerNorm(config.hidden_size, elementwise_affine=not is_decoupled)
+        self.modulation = Modulation(config.hidden_size, has_gate=False) if is_decoupled else None
         self.head = make_head(action_space, config.hidden_size)
         initialize(self, config.init, leave=observation_encoder)
 
@@ -419,12 +517,13 @@ class SequenceModel(nn.Module):
         # 3,600 to a multiple of 16, and an action to a multiple of 0.004.
         device = returns_to_go.device.type
         with torch.autocast(device, enabled=False):
+            condition = self.embedding.condition(returns_to_go)
             tokens = self.dropout(
                 self.embedding(observations, actions, returns_to_go, timesteps)
-            )  # (B, 3K - 1, H)
-        state_tokens = self.mix(tokens)  # (B, K, H)
+            )  # (B, 3K - 1 or 2K - 1, H)
+        state_tokens = self.mix(tokens, condition)  # (B, K, H)
         with torch.autocast(device, enabled=False):
-            return self.predict(state_tokens.float())
+            return self.predict(state_tokens.float(), condition)
 
     def resume(
         self,
@@ -453,25 +552,28 @@ class SequenceModel(nn.Module):
         """
         device = returns_to_go.device.type
         with torch.autocast(device, enabled=False):  # as in forward
+            condition = self.embedding.condition(returns_to_go)
             embedded = self.embedding(
                 observations, actions, returns_to_go, timesteps, keep_last_action=True
             )
-            tokens = self.dropout(embedded)  # (B, 3K, H)
-        of_tokens = None if real is None else real.repeat_interleave(TOKENS_PER_STEP, dim=1)
+            tokens = self.dropout(embedded)  # (B, 3K or 2K, H)
+        of_tokens = None if real is None else real.repeat_interleave(self.tokens_per_step, dim=1)
         new_layers = []
         for index, (block, state) in enumerate(zip(self.layers, layers, strict=True), start=1):
-            readout = _STATE_TOKENS if index == len(layers) else None
-            tokens, new_state = block.resume(tokens, state, readout, of_tokens)
+            readout = self.state_tokens if index == len(layers) else None
+            tokens, new_state = block.resume(tokens, state, readout, of_tokens, condition)
             new_layers.append(new_state)
         with torch.autocast(device, enabled=False):
-            return self.predict(tokens.float()), new_layers
+            return self.predict(tokens.float(), condition), new_layers
 
-    def mix(self, tokens: Float[Tensor, "B L H"]) -> Float[Tensor, "B K H"]:
+    def mix(
+        self, tokens: Float[Tensor, "B L H"], condition: Float[Tensor, "B K C"] | None = None
+    ) -> Float[Tensor, "B K H"]:
         """Run embedded windows through every block, and return the state tokens."""
         *inner, last = self.layers
         for block in inner:
-            tokens = block(tokens)
-        state_tokens: Tensor = last(tokens, _STATE_TOKENS)
+            tokens = block(tokens, None, condition)
+        state_tokens: Tensor = last(tokens, self.state_tokens, condition)
         return state_tokens
 
     @property
@@ -479,9 +581,17 @@ class SequenceModel(nn.Module):
         """The blocks, first to last."""
         return cast("list[Block]", list(self.blocks))
 
-    def predict(self, state_tokens: Float[Tensor, "*batch H"]) -> Float[Tensor, "*batch A"]:
+    def predict(
+        self,
+        state_tokens: Float[Tensor, "*batch K H"],
+        condition: Float[Tensor, "*batch K C"] | None = None,
+    ) -> Float[Tensor, "*batch K A"]:
         """Predict from the last block's output at state tokens."""
-        prediction: Tensor = self.head(self.norm(state_tokens))
+        normed = self.norm(state_tokens)
+        if self.modulation is not None and condition is not None:
+            factor, shift = self.modulation(condition, state_tokens.shape[-2])
+            normed = torch.addcmul(shift, normed, factor)
+        prediction: Tensor = self.head(normed)
         return prediction
 
     def initial_layers(self, batch_size: int) -> list[dict[str, Tensor]]:
@@ -489,12 +599,16 @@ class SequenceModel(nn.Module):
         return [block.mixer.initial_state(batch_size) for block in self.layers]
 
     def step(
-        self, tokens: Float[Tensor, "B L H"], layers: list[dict[str, Tensor]]
+        self,
+        tokens: Float[Tensor, "B L H"],
+        condition: Float[Tensor, "B L C"] | None,
+        layers: list[dict[str, Tensor]],
     ) -> tuple[Float[Tensor, "B A"], list[dict[str, Tensor]]]:
         """Run the next tokens through every block in acting.
 
         Args:
             tokens: Embedded tokens, the last one a state token.
+            condition: What modulates each token, from :meth:`embed_step`.
             layers: One recurrent state per block.
 
         Returns:
@@ -502,9 +616,10 @@ class SequenceModel(nn.Module):
         """
         new_layers = []
         for block, state in zip(self.layers, layers, strict=True):
-            tokens, new_state = block.step(tokens, state)
+            tokens, new_state = block.step(tokens, state, condition)
             new_layers.append(new_state)
-        return self.predict(tokens[:, -1]), new_layers
+        newest = None if condition is None else condition[:, -1:]
+        return self.predict(tokens[:, -1:], newest).squeeze(1), new_layers
 
     def embed_step(
         self,
@@ -512,7 +627,8 @@ class SequenceModel(nn.Module):
         returns_to_go: Float[Tensor, " B"],
         observations: Num[Tensor, "B *obs"],
         timesteps: Int[Tensor, " B"],
-    ) -> Float[Tensor, "B L H"]:
+        previous_returns_to_go: Float[Tensor, " B"] | None = None,
+    ) -> tuple[Float[Tensor, "B L H"], Float[Tensor, "B L C"] | None]:
         """Embed one step in acting: the previous action, the return-to-go and the observation.
 
         Args:
@@ -520,20 +636,25 @@ class SequenceModel(nn.Module):
             returns_to_go: In the environment's units.
             observations: In the environment's units.
             timesteps: Step in the episode, from 0; at least 1 with a previous action.
+            previous_returns_to_go: Those of the previous step, which modulate the action's token;
+                None where returns-to-go are tokens, or without a previous action.
 
         Returns:
-            Three tokens, or two without a previous action; the last is the state's.
+            The tokens, of which the last is the state's, and what modulates each; None where
+            returns-to-go are tokens.
         """
         embedding = self.embedding
         now = timesteps.unsqueeze(1)  # (B, 1)
-        parts = [
-            embedding.embed_returns(returns_to_go.unsqueeze(1)),
-            embedding.embed_observations(observations.unsqueeze(1)),
-        ]
-        times = [now, now]
+        parts, times = [embedding.embed_observations(observations.unsqueeze(1))], [now]
+        asked = [returns_to_go.unsqueeze(1)]
+        if not embedding.is_decoupled:
+            parts.insert(0, embedding.embed_returns(asked[0]))
+            times.append(now)
         if previous_actions is not None:
             parts.insert(0, embedding.embed_actions(previous_actions.unsqueeze(1)))
             times.insert(0, now - 1)
+            if previous_returns_to_go is not None:
+                asked.insert(0, previous_returns_to_go.unsqueeze(1))
         tokens = embedding.add_time(torch.cat(parts, dim=1), torch.cat(times, dim=1))
         normed: Tensor = embedding.norm(tokens)
-        return normed
+        return normed, embedding.condition(torch.cat(asked, dim=1))

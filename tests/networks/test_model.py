@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from operator import itemgetter
 from typing import Any
 
@@ -13,8 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sb3_dmamba.config import DecisionMambaConfig
-from sb3_dmamba.data import WindowBatch, WindowSampler
+from sb3_dmamba.data import Trajectories, WindowBatch, WindowSampler
 from sb3_dmamba.networks import SequenceModel
+from sb3_dmamba.networks.model import Modulation
 from tests.models import MIXERS
 from tests.toys import random_trajectories
 
@@ -29,7 +31,21 @@ VARIANTS: list[dict[str, Any]] = [
     {"init": "paper"},
     {"time_encoding": "none"},
     {"n_layers": 1, "normalize_observations": False},
+    *({"conditioning": "decoupled", "mixer": mixer} for mixer in MIXERS),
+    {"conditioning": "decoupled", "embedding": "tanh", "time_encoding": "global", "init": "paper"},
 ]
+
+
+def make_network(
+    data: Trajectories, config: DecisionMambaConfig, scatter: bool = True
+) -> SequenceModel:
+    """Build a network; modulations that start at zero are drawn at random, as if trained."""
+    torch.manual_seed(0)
+    model = SequenceModel(data.observation_space, data.action_space, config, None)
+    for module in model.modules():
+        if isinstance(module, Modulation) and scatter:
+            torch.nn.init.normal_(module.projection.weight, std=0.3)
+    return model
 
 
 def make_model(
@@ -37,9 +53,7 @@ def make_model(
 ) -> tuple[SequenceModel, WindowSampler]:
     shape = (4, 36, 36) if image else (3,)
     data = random_trajectories(observation_shape=shape, n_actions=n_actions)
-    torch.manual_seed(0)
-    model = SequenceModel(data.observation_space, data.action_space, config, None)
-    return model, WindowSampler(data, config.context_length, 5, seed=0)
+    return make_network(data, config), WindowSampler(data, config.context_length, 5, seed=0)
 
 
 def predict(model: SequenceModel, sampler: WindowSampler, **changes: Tensor) -> Tensor:
@@ -62,6 +76,24 @@ def test_every_parameter_gets_a_gradient(variant: dict[str, Any]) -> None:
             assert parameter.grad.abs().sum() > 0, name
 
 
+def test_decoupled_starts_without_the_return_and_with_a_third_fewer_tokens() -> None:
+    data = random_trajectories(observation_shape=(3,))
+    config = SMALL.replace(conditioning="decoupled")
+    model = make_network(data, config, scatter=False)
+    batch = WindowSampler(data, 6, 5, seed=0).sample(0)
+    observations, actions, returns_to_go, timesteps = batch.inputs()
+    assert model.embedding(*batch.inputs()).shape == (5, 2 * 6 - 1, 16)
+    asked_otherwise = model(observations, actions, returns_to_go + 9.0, timesteps)
+    torch.testing.assert_close(model(*batch.inputs()), asked_otherwise)
+    # Without modulation it is the network without the first token of each step.
+    plain = SequenceModel(data.observation_space, data.action_space, SMALL, None)
+    names = {name for name in plain.state_dict() if "return_encoder" not in name}
+    added = {"embedding.return_encoder", "modulation"}
+    assert {n for n in model.state_dict() if not any(part in n for part in added)} == {
+        n for n in names if not (n.startswith("norm.") or re.fullmatch(r"blocks\.\d\.norm\..*", n))
+    }
+
+
 def test_images_of_either_layout_are_the_same_images() -> None:
     first, sampler = make_model(SMALL, n_actions=2, image=True)
     last_data = random_trajectories(observation_shape=(36, 36, 4), n_actions=2)
@@ -73,13 +105,14 @@ def test_images_of_either_layout_are_the_same_images() -> None:
     torch.testing.assert_close(moved, predict(first, sampler))
 
 
+@pytest.mark.parametrize("conditioning", ["sequence", "decoupled"])
 @pytest.mark.parametrize("mixer", MIXERS)
 @given(step=st.integers(0, 5), field=st.sampled_from(["observations", "actions", "returns_to_go"]))
 @settings(max_examples=25, deadline=None)
 def test_a_later_token_never_changes_an_earlier_prediction(
-    mixer: str, step: int, field: str
+    mixer: str, conditioning: str, step: int, field: str
 ) -> None:
-    model, sampler = make_model(SMALL.replace(mixer=mixer))
+    model, sampler = make_model(SMALL.replace(mixer=mixer, conditioning=conditioning))
     before = predict(model, sampler)
     changed = getattr(sampler.sample(0), field).clone()
     changed[:, step:] += 3.0
@@ -99,9 +132,10 @@ def test_reading_fewer_tokens_reads_the_same(variant: dict[str, Any]) -> None:
     tokens = model.embedding(
         batch.observations, batch.actions, batch.returns_to_go, batch.timesteps
     )
+    condition = model.embedding.condition(batch.returns_to_go)
     for block in model.layers:
-        tokens = block(tokens)
-    expected = model.predict(tokens[:, 1::3])
+        tokens = block(tokens, None, condition)
+    expected = model.predict(tokens[:, model.state_tokens], condition)
     torch.testing.assert_close(predict(model, sampler), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -117,6 +151,7 @@ def test_time_beyond_the_table_shares_its_last_entry() -> None:
 T = 24  # steps of every episode
 RESUMED: list[dict[str, Any]] = [
     *({"mixer": mixer} for mixer in MIXERS),
+    *({"mixer": mixer, "conditioning": "decoupled"} for mixer in MIXERS),
     {"channel_mixing": False, "time_encoding": "none", "n_layers": 1},
     {"mixer": "convolution", "filter_length": 1},
     {"d_conv": 1, "backend": "reference"},
@@ -128,8 +163,7 @@ def make_resumable(variant: dict[str, Any], n_actions: int | None = None) -> Seq
     data = random_trajectories(n_actions=n_actions)
     config = DecisionMambaConfig(hidden_size=16, n_layers=2, d_state=4, dropout=0.0, n_heads=2)
     config = config.replace(**{"context_length": T, **variant})  # attention forgets nothing
-    torch.manual_seed(0)
-    return SequenceModel(data.observation_space, data.action_space, config, None)
+    return make_network(data, config)
 
 
 def whole_episodes(n_actions: int | None = None) -> WindowBatch:
@@ -208,17 +242,19 @@ def test_steps_to_the_left_of_an_episode_leave_its_states_alone(variant: dict[st
         torch.testing.assert_close(found, after, **TOLERANCE)
 
 
+@pytest.mark.parametrize("conditioning", ["sequence", "decoupled"])
 @pytest.mark.parametrize("mixer", MIXERS)
-def test_resuming_is_what_acting_in_stream_does(mixer: str) -> None:
+def test_resuming_is_what_acting_in_stream_does(mixer: str, conditioning: str) -> None:
     """Attention, too, then remembers as many tokens as in acting."""
-    model, batch = make_resumable({"mixer": mixer, "context_length": 5}, 3), whole_episodes(3)
+    variant = {"mixer": mixer, "conditioning": conditioning, "context_length": 5}
+    model, batch = make_resumable(variant, 3), whole_episodes(3)
     model.eval()
     with torch.no_grad():
         pieces = run_in_pieces(model, batch, (5, 10, 15, 20))
         layers = model.initial_layers(3)
         for step in range(T):
             now = [part[:, step] for part in batch.inputs()]
-            last_actions = batch.actions[:, step - 1] if step else None
-            tokens = model.embed_step(last_actions, now[2], now[0], now[3])
-            prediction, layers = model.step(tokens, layers)
+            before = [part[:, step - 1] if step else None for part in batch.inputs()]
+            embedded = model.embed_step(before[1], now[2], now[0], now[3], before[2])
+            prediction, layers = model.step(*embedded, layers)
             torch.testing.assert_close(prediction, pieces[:, step], **TOLERANCE)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sb3_dmamba.config import DecisionMambaConfig, Memory
 from sb3_dmamba.errors import ConditioningError, ConfigError, SpaceError
 from sb3_dmamba.networks import ActingState, DecisionMambaPolicy
+from sb3_dmamba.networks.model import Modulation
 from tests.models import MIXERS
 from tests.toys import random_trajectories
 
@@ -57,6 +58,9 @@ def make_policy(
         CONFIG.replace(**overrides),
         **(policy_kwargs or {}),
     )
+    for module in policy.modules():
+        if isinstance(module, Modulation):  # which start without effect
+            nn.init.normal_(module.projection.weight, std=0.3)
     policy.set_training_mode(False)
     return policy
 
@@ -117,6 +121,7 @@ def predict_window(
     "settings",
     [
         *({"mixer": mixer} for mixer in MIXERS),
+        *({"mixer": mixer, "conditioning": "decoupled"} for mixer in MIXERS),
         *({**encoder, "time_encoding": "global"} for encoder in ENCODERS.values()),
         *({"n_actions": 4, "mixer": mixer} for mixer in MIXERS),
     ],
@@ -132,9 +137,10 @@ def test_window_equals_reencoding_the_last_steps(settings: dict[str, Any]) -> No
         np.testing.assert_allclose(actions[step], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("conditioning", ["sequence", "decoupled"])
 @pytest.mark.parametrize("mixer", ["mamba", "convolution"])
-def test_stream_equals_the_model_over_the_whole_episode(mixer: str) -> None:
-    policy = make_policy(mixer=mixer)
+def test_stream_equals_the_model_over_the_whole_episode(mixer: str, conditioning: str) -> None:
+    policy = make_policy(mixer=mixer, conditioning=conditioning)
     observations, returns_to_go = recorded(3)
     actions = run(policy, "stream", observations, returns_to_go)
     for step in range(T):
