@@ -256,9 +256,11 @@ def dial_trajectories(n_episodes: int = 200) -> Trajectories:
     )
 
 
+@pytest.mark.parametrize("conditioning", ["sequence", "decoupled"])
 @pytest.mark.parametrize("mixer", MIXERS)
-def test_it_does_what_is_asked_in_a_continuous_task(mixer: str) -> None:
-    model = DecisionMamba(DialEnv, seed=0, mixer=mixer, **FAST).fit(dial_trajectories(), 200)
+def test_it_does_what_is_asked_in_a_continuous_task(mixer: str, conditioning: str) -> None:
+    settings = {"mixer": mixer, "conditioning": conditioning, **FAST}
+    model = DecisionMamba(DialEnv, seed=0, **settings).fit(dial_trajectories(), 200)
     report = model.evaluate([3.0, 6.0, 9.0], 10, n_workers=0)
     for result in report.results:
         assert abs(result.mean - result.target_return) < 0.75

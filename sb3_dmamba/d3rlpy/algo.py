@@ -83,7 +83,7 @@ class DecisionMambaConfig(SequenceConfig):
         position_encoding_type: ``SIMPLE`` adds an embedding of each step's timestep; ``GLOBAL`` of
             the timestep of the window's first step, and of each token's place in the window.
         mixer: Token mixer. It, ``d_state``, ``d_conv``, ``expand``, ``dt_rank``, ``filter_length``,
-            ``channel_mixing``, ``init``, ``precision`` and ``backend`` are as in
+            ``channel_mixing``, ``init``, ``precision``, ``backend`` and ``conditioning`` are as in
             :class:`sb3_dmamba.DecisionMambaConfig`; encoders keep their factory's weights.
         embedding: ``"norm"`` applies LayerNorm to the embedded tokens, ``"tanh"`` a tanh; None is
             as in d3rlpy, ``"norm"`` for continuous actions.

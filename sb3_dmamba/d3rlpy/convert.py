@@ -57,7 +57,7 @@ Weights = dict[str, Tensor]
 
 _ENCODER = "embedding.observation_encoder."
 _ACTIONS = "embedding.action_encoder.projection."
-_RETURNS = "embedding.return_encoder."
+_RETURNS = "embedding.return_encoder."  # with "0." where returns-to-go are no tokens
 _BYTES = 255.0
 _SCHEDULE_SETTINGS = [field.name for field in dataclasses.fields(DecisionMambaLRFactory)]
 
@@ -245,7 +245,7 @@ def to_sb3(
     observation_space, encoder = _convert_encoder(learnable, weights)
     action_space = _convert_actions(learnable, weights)
     return_scale = _convert_returns(learnable, weights)
-    config = make_core_config(theirs, weights["norm.weight"].shape[0]).replace(
+    config = make_core_config(theirs, weights["head.projection.weight"].shape[1]).replace(
         encoder=encoder,
         return_scale=return_scale,
         normalize_observations=learnable.observation_scaler is not None and encoder == "linear",
@@ -351,12 +351,13 @@ def _convert_returns(learnable: Learnable, weights: Weights) -> float:
     """Rescale the weights for returns divided by a positive number, and return that number."""
     scaling = _read_scaler(learnable, "reward_scaler")
     shift, scale = float(scaling.shift), float(scaling.scale)
-    weight, bias = weights[f"{_RETURNS}weight"], weights[f"{_RETURNS}bias"]  # (H, 1), (H,)
+    first = f"{_RETURNS}0." if f"{_RETURNS}0.weight" in weights else _RETURNS
+    weight, bias = weights[f"{first}weight"], weights[f"{first}bias"]  # (H, 1), (H,)
     if scale < 0.0:
         weight, scale = -weight, -scale  # (r - s) / -c = -((r - s) / c)
     if shift != 0.0:
         bias = (bias.double() - weight[:, 0].double() * (shift / scale)).to(bias.dtype)
-    weights[f"{_RETURNS}weight"], weights[f"{_RETURNS}bias"] = weight, bias
+    weights[f"{first}weight"], weights[f"{first}bias"] = weight, bias
     return scale
 
 

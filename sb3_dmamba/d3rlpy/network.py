@@ -35,7 +35,7 @@ CORE_NAMES = {  # d3rlpy's name of a setting -> the core config's, where the val
         for name in (
             *("mixer", "channel_mixing", "d_state", "d_conv", "expand", "dt_rank"),
             *("filter_length", "init", "max_timestep", "batch_size", "learning_rate"),
-            *("precision", "backend", "memory"),
+            *("precision", "backend", "memory", "conditioning"),
         )
     },
 }
@@ -64,6 +64,7 @@ class SequenceConfig(TransformerConfig):
     init: str = "mamba"
     embedding: str | None = None
     time_encoding: str | None = None
+    conditioning: str = "sequence"
     precision: str = "fp32"
     backend: str = "auto"
     memory: str = "window"

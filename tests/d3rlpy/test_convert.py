@@ -112,6 +112,7 @@ CASES: dict[str, tuple[Trajectories, dict[str, Any]]] = {
     "discrete": (random_trajectories(n_actions=4), {"embedding": "tanh"}),
     "attention": (random_trajectories(), {"mixer": "attention", "n_heads": 2}),
     "convolution": (random_trajectories(), {"mixer": "convolution", "filter_length": 3}),
+    "decoupled": (random_trajectories(), {"conditioning": "decoupled"}),
     "no MLP, no time": (
         random_trajectories(),
         {"channel_mixing": False, "time_encoding": "none", "memory": "stream"},

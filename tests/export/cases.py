@@ -32,6 +32,7 @@ KINDS: dict[str, tuple[dict[str, Any], spaces.Box, spaces.Space[Any]]] = {
     "discrete": ({}, VECTOR, CHOICES),
     "image": ({"embedding": "tanh", "hidden_size": 16}, IMAGE, CHOICES),
     "no MLP": ({"channel_mixing": False}, VECTOR, BOUNDS),
+    "decoupled": ({"conditioning": "decoupled"}, VECTOR, BOUNDS),
     "no time": ({"time_encoding": "none"}, VECTOR, BOUNDS),
     "matrices": (
         {},
@@ -55,7 +56,7 @@ def make_policy(kind: str, **overrides: Any) -> DecisionMambaPolicy:
     policy = DecisionMambaPolicy(observation_space, action_space, config)
     with torch.no_grad():
         for name, weight in policy.named_parameters():
-            if weight.dim() == 1 or "table" in name:  # which start at zero, or at one
+            if weight.dim() == 1 or "table" in name or "modulation" in name:  # which start at zero, or at one
                 weight.add_(0.3 * torch.randn_like(weight))
         for name, buffer in policy.named_buffers():
             if name.endswith(("mean", "std")):

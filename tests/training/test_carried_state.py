@@ -56,9 +56,12 @@ def gradients(updater: Updater, loss: Tensor) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in named if p.grad is not None}
 
 
+@pytest.mark.parametrize("conditioning", ["sequence", "decoupled"])
 @pytest.mark.parametrize("mixer", MIXERS)
-def test_carried_windows_see_what_one_window_of_the_whole_episode_sees(mixer: str) -> None:
-    updater = make_updater(mixer=mixer, carry_state=True)
+def test_carried_windows_see_what_one_window_of_the_whole_episode_sees(
+    mixer: str, conditioning: str
+) -> None:
+    updater = make_updater(mixer=mixer, conditioning=conditioning, carry_state=True)
     if mixer == "attention":  # which forgets what is longer ago, in acting too
         for block in updater.policy.model.layers:
             block.mixer.n_remembered = 3 * LONGEST

@@ -71,6 +71,7 @@ def run(updater: Updater, n_updates: int = N_UPDATES, start: int = 0) -> dict[st
     [
         {"data_device": "cpu"},
         {"carry_state": True, "data_device": "device"},
+        {"conditioning": "decoupled", "data_device": "device"},
         {"burn_in": 4, "data_device": "device", "precision": "bf16"},
     ],
     ids=str,

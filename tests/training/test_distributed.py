@@ -45,7 +45,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "attention": {"mixer": "attention"},
     "burn-in": {"burn_in": 4},
     "carried": {"carry_state": True},
-    "bf16": {"precision": "bf16"},
+    "bf16": {"precision": "bf16", "conditioning": "decoupled"},
     "one step": {"context_length": 1},
 }
 
