@@ -16,7 +16,7 @@ from stable_baselines3.common.utils import get_system_info
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from sb3_dmamba.checks import check_integer
-from sb3_dmamba.config import DecisionMambaConfig, Memory
+from sb3_dmamba.config import DecisionMambaConfig, Memory, Recipe
 from sb3_dmamba.context import Environment, RunContext, check_spaces, make_factory
 from sb3_dmamba.data import DatasetInfo, Trajectories, load_trajectories
 from sb3_dmamba.data import compute_observation_statistics as compute_statistics
@@ -38,7 +38,7 @@ from sb3_dmamba.tasks import Task, get_task
 from sb3_dmamba.training.batches import make_sampler
 from sb3_dmamba.training.distributed import join_processes, local_device
 from sb3_dmamba.training.loop import Evaluations, as_callbacks, run_updates
-from sb3_dmamba.training.updater import Updater, draw_seed, plan_schedule
+from sb3_dmamba.training.updater import Updater, draw_seed, plan_schedule, resolve_config
 
 Self = TypeVar("Self", bound="DecisionMamba")
 
@@ -49,7 +49,9 @@ class DecisionMamba(BaseAlgorithm):
     Args:
         task: A task name (:func:`sb3_dmamba.list_tasks`), a Minari or Gymnasium id, an
             environment, or None: the spaces then come from the dataset.
-        config: Settings; None takes the task's recipe, or the paper's defaults.
+        config: Settings; None takes the recipe's.
+        recipe: ``"default"``, which measures best on small data, or ``"paper"``; None is the
+            task's: the paper's for the tasks of the paper.
         env: Environment to act in, where it is not the task's.
         seed: Seed of the weights, the batches and dropout; None draws one. Two runs with one
             seed and dataset give the same weights on one machine with one number of threads.
@@ -75,6 +77,7 @@ class DecisionMamba(BaseAlgorithm):
         task: str | Task | Environment | None,
         *,
         config: DecisionMambaConfig | None = None,
+        recipe: Recipe | None = None,
         env: Environment | None = None,
         seed: int | None = None,
         device: torch.device | str = "auto",
@@ -91,10 +94,11 @@ class DecisionMamba(BaseAlgorithm):
                 message = "the task is an environment already: leave env out"
                 raise ConfigError(message, setting="env", value=env)
             env = task
-        if config is None and self.task is not None:
-            self.config = self.task.config(**overrides)
-        else:
-            self.config = (config or DecisionMambaConfig()).replace(**overrides)
+        if config is not None and recipe is not None:
+            message = f"recipe={recipe!r} and a config are given: leave one of them out"
+            raise ConfigError(message, setting="recipe", value=recipe)
+        chosen = (self.task or Task("")).with_recipe(recipe)
+        self.config = chosen.config(**overrides) if config is None else config.replace(**overrides)
         super().__init__(
             DecisionMambaPolicy,
             env=None,
@@ -112,9 +116,9 @@ class DecisionMamba(BaseAlgorithm):
         self._trajectories: Trajectories | None = None
         self._schedule: dict[str, int | None] | None = None  # of the run, once it has begun
         self._recipe: Callable[..., DecisionMambaConfig] | None = None
-        if config is None and self.task is not None:
+        if config is None:
             given = {name: value for name, value in overrides.items() if name != "n_updates"}
-            self._recipe = functools.partial(self.task.config, **given)
+            self._recipe = functools.partial(chosen.config, **given)
 
     # --- Training ------------------------------------------------------------------------------
 
@@ -177,7 +181,7 @@ class DecisionMamba(BaseAlgorithm):
                 self.num_timesteps = self._total_timesteps = 0
             if n_steps is None:
                 unfinished = self._total_timesteps - self.num_timesteps
-                n_steps = unfinished if unfinished > 0 else self.config.n_updates
+                n_steps = unfinished if unfinished > 0 else self.config.resolved_n_updates
             self._total_timesteps = self.num_timesteps + n_steps
             if self.num_timesteps == 0 or self._schedule is None:
                 # A recipe's schedule is of its own number of updates: another is in proportion.
@@ -224,6 +228,7 @@ class DecisionMamba(BaseAlgorithm):
         if self._updater is None:
             normalize = self.config.normalize_observations
             statistics = compute_statistics(trajectories) if normalize else None
+            self.config = resolve_config(self.config, trajectories)
             seed, device, kwargs = self.seed, self.device, self.policy_kwargs
             self._adopt(Updater.create(*theirs, self.config, statistics, seed, device, kwargs))
         check_dataset_fits(*theirs, self.policy.observation_space, self.action_space)

@@ -13,13 +13,15 @@ from sb3_dmamba.checks import check_flag, check_integer, check_number, did_you_m
 from sb3_dmamba.errors import ConfigError
 
 Memory = Literal["window", "stream"]
+Recipe = Literal["default", "paper"]
 
 
 @dataclass(frozen=True)
 class DecisionMambaConfig:
     """Settings of a Decision Mamba (or Decision Transformer) and of its training.
 
-    The defaults are the paper's recipe for D4RL locomotion, except where a comment says so.
+    The defaults are the recipe that measures best over several small datasets (docs/results.md);
+    :meth:`from_recipe` gives the paper's. Where None is a value of the data, ``fit`` puts it in.
     ``sb3_dmamba.list_tasks()`` lists the recipe of each task.
 
     Args:
@@ -28,7 +30,8 @@ class DecisionMambaConfig:
         context_length: Steps in a training window, and in the window of ``memory="window"``.
         hidden_size: Width of every token.
         n_layers: Number of blocks.
-        channel_mixing: Whether an MLP (4x) follows the mixer in each block.
+        channel_mixing: Whether an MLP (4x) follows the mixer in each block; None is False for
+            Mamba, which mixes channels itself, and True for the other mixers.
         activation: The MLP's: ``"gelu"``, or ``"relu"`` as in Decision Transformer's Gym code.
         dropout: Probability of zeroing an activation in training.
         d_state: States per channel of the Mamba mixer.
@@ -47,10 +50,12 @@ class DecisionMambaConfig:
             three tokens of a step; ``"global"`` adds it together with a learned embedding of the
             token's place in the window (the paper's Atari model; works with ``memory="window"``);
             ``"none"`` adds nothing, for a mixer that is sensitive to the order by itself.
-        max_timestep: Size of the timestep table; later steps share its last entry.
+        max_timestep: Size of the timestep table; later steps share its last entry. None is the
+            longest episode of the data.
         normalize_observations: Whether observations are standardised with the dataset's mean and
             standard deviation. Images are divided by 255 either way.
-        return_scale: Returns-to-go are divided by this, in the environment's units.
+        return_scale: Returns-to-go are divided by this, in the environment's units; None is their
+            standard deviation in the data.
         memory: How acting remembers: ``"window"`` re-encodes the last ``context_length`` steps at
             each step, as the paper does; ``"stream"`` carries the recurrent state at a constant
             cost per step.
@@ -66,7 +71,8 @@ class DecisionMambaConfig:
             before each step's state and action, as in the paper. ``"decoupled"``: the sequence
             holds states and actions alone, and the return-to-go of a step scales and shifts the
             norms of that step's tokens (adaptive LayerNorm); a third fewer tokens.
-        n_updates: Optimiser steps of one ``fit``.
+        n_updates: Optimiser steps of one ``fit``; None is by the size of the data: every step is
+            seen 20 times, in 2,000 to 100,000 updates.
         batch_size: Windows in an update.
         learning_rate: AdamW's, at the top of the schedule.
         warmup_updates: Updates over which the learning rate rises linearly from zero; None is a
@@ -95,10 +101,10 @@ class DecisionMambaConfig:
     """
 
     mixer: Literal["mamba", "attention", "convolution"] = "mamba"
-    context_length: int = 20
+    context_length: int = 10
     hidden_size: int = 128
     n_layers: int = 3
-    channel_mixing: bool = True
+    channel_mixing: bool | None = None
     activation: Literal["gelu", "relu"] = "gelu"
     dropout: float = 0.1
     d_state: int = 16
@@ -110,22 +116,22 @@ class DecisionMambaConfig:
     init: Literal["mamba", "paper"] = "mamba"  # the official code's slows learning, see docs
     encoder: Literal["auto", "linear", "nature_cnn"] = "auto"
     embedding: Literal["norm", "tanh"] = "norm"
-    time_encoding: Literal["timestep", "global", "none"] = "timestep"
-    max_timestep: int = 1000
+    time_encoding: Literal["timestep", "global", "none"] = "none"
+    max_timestep: int | None = None
     normalize_observations: bool = True
-    return_scale: float = 1000.0
+    return_scale: float | None = None
     memory: Memory = "window"
     carry_state: bool = False
     burn_in: int = 0
-    conditioning: Literal["sequence", "decoupled"] = "sequence"
-    n_updates: int = 100_000
+    conditioning: Literal["sequence", "decoupled"] = "decoupled"
+    n_updates: int | None = None
     batch_size: int = 64
     learning_rate: float = 1e-3
     warmup_updates: int | None = None
-    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
-    final_lr_fraction: float = 0.1
+    lr_schedule: Literal["constant", "linear", "cosine"] = "linear"
+    final_lr_fraction: float = 0.05
     decay_updates: int | None = None
-    weight_decay: float = 1e-4
+    weight_decay: float = 0.1
     adam_betas: tuple[float, float] = (0.9, 0.999)
     max_grad_norm: float = 0.25
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -151,6 +157,22 @@ class DecisionMambaConfig:
         return self.dt_rank or math.ceil(self.hidden_size / 16)
 
     @property
+    def resolved_n_updates(self) -> int:
+        """Optimiser steps of one ``fit``, once the data has decided."""
+        assert self.n_updates is not None
+        return self.n_updates
+
+    @property
+    def resolved_return_scale(self) -> float:
+        """What returns-to-go are divided by; 1 where no data has decided."""
+        return 1.0 if self.return_scale is None else self.return_scale
+
+    @property
+    def resolved_channel_mixing(self) -> bool:
+        """Whether an MLP follows the mixer, with None resolved."""
+        return self.mixer != "mamba" if self.channel_mixing is None else self.channel_mixing
+
+    @property
     def tokens_per_step(self) -> int:
         """Tokens of one environment step: return-to-go, state, action, or the last two."""
         return 3 if self.conditioning == "sequence" else 2
@@ -164,20 +186,53 @@ class DecisionMambaConfig:
         _check_names(overrides)
         return dataclasses.replace(self, **overrides)
 
+    @classmethod
+    def from_recipe(cls, recipe: Recipe, **overrides: Any) -> DecisionMambaConfig:
+        """Build a config from a recipe's name, with some fields changed.
+
+        Args:
+            recipe: ``"default"``, or ``"paper"``: the paper's for D4RL locomotion.
+            **overrides: Fields to change.
+
+        Raises:
+            ConfigError: There is no such recipe; or as :meth:`replace`.
+        """
+        if recipe not in _RECIPES:
+            known = ", ".join(map(repr, _RECIPES))
+            message = f"recipe={recipe!r}: choose one of {known}"
+            raise ConfigError(message, setting="recipe", value=recipe, choices=_RECIPES)
+        return cls().replace(**{**_RECIPES[recipe], **overrides})
+
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-compatible values."""
         return {**dataclasses.asdict(self), "adam_betas": list(self.adam_betas)}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> DecisionMambaConfig:
-        """Build a config from the result of :meth:`to_dict`; absent fields take their defaults.
+        """Build a config from the result of :meth:`to_dict`, of an earlier version too.
+
+        Absent fields take the paper's values: earlier versions knew no others.
 
         Raises:
             ConfigError: As :meth:`replace`.
         """
-        _check_names(fields)
-        return cls(**fields)
+        return cls.from_recipe("paper", **fields)
 
+
+# Ota 2024 (arXiv:2403.19925), D4RL locomotion; all that 0.1.0 had as its defaults.
+_PAPER: dict[str, Any] = {
+    "context_length": 20,
+    "channel_mixing": True,
+    "time_encoding": "timestep",
+    "max_timestep": 1000,
+    "return_scale": 1000.0,
+    "conditioning": "sequence",
+    "n_updates": 100_000,
+    "lr_schedule": "constant",
+    "final_lr_fraction": 0.1,
+    "weight_decay": 1e-4,
+}
+_RECIPES: dict[str, dict[str, Any]] = {"default": {}, "paper": _PAPER}
 
 _ONES = (
     *("context_length", "hidden_size", "n_layers", "d_state", "d_conv", "expand", "dt_rank"),
@@ -198,12 +253,13 @@ _RANGES = {  # of floats: lowest, highest, and both in words
 def check_setting(field: str, value: Any, name: str | None = None) -> Any:
     """Validate the value of one field and convert it to Python's own type."""
     name, hint = name or field, _type_hints()[field]
+    if value is None and type(None) in get_args(hint):
+        return None
     if field in _RANGES:
         return check_number(name, value, *_RANGES[field])
     if field in _MINIMA:
-        is_optional = hint is not int
-        return None if value is None and is_optional else check_integer(name, value, _MINIMA[field])
-    if hint is bool:
+        return check_integer(name, value, _MINIMA[field])
+    if bool in (hint, *get_args(hint)):
         return check_flag(name, value)
     if get_origin(hint) is Literal:
         return _check_choice(name, value, get_args(hint))
@@ -255,7 +311,7 @@ def _check_combinations(config: DecisionMambaConfig) -> None:
     if config.mixer == "attention" and config.hidden_size % config.n_heads:
         message = f"hidden_size={config.hidden_size} is not a multiple of n_heads={config.n_heads}"
         raise ConfigError(message, setting="n_heads", value=config.n_heads)
-    if config.mixer == "convolution" and not config.channel_mixing:
+    if config.mixer == "convolution" and not config.resolved_channel_mixing:
         message = 'mixer="convolution" mixes no channels by itself: use channel_mixing=True'
         raise ConfigError(message, setting="channel_mixing", value=False, choices=[True])
     if config.carry_state and config.burn_in:

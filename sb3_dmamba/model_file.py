@@ -183,7 +183,7 @@ class SavedModel:
         config, counters = self.config.replace(**settings), dict(self.counters)
         if "n_updates" in settings:  # the length of the current run, whether finished or not
             done, total = counters["num_timesteps"], counters["_total_timesteps"]
-            counters["_total_timesteps"] = max(done, config.n_updates) if total else total
+            counters["_total_timesteps"] = max(done, config.resolved_n_updates) if total else total
         changed = dataclasses.replace(self, config=config, counters=counters, schedule=schedule)
         try:
             _compare_weights(changed._blank_weights(), self.policy, "in the file")

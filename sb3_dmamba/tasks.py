@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sb3_dmamba import envs
 from sb3_dmamba.checks import did_you_mean, near_names
-from sb3_dmamba.config import DecisionMambaConfig
+from sb3_dmamba.config import DecisionMambaConfig, Recipe
 from sb3_dmamba.d4rl import D4RLName, list_names, parse_name
 from sb3_dmamba.envs import ATARI_ID, MINIMAL_ACTIONS, TMAZE_ID, TMAZE_LENGTHS, parse_tmaze_name
 from sb3_dmamba.envs.make import is_known_elsewhere, make_environment
@@ -69,6 +69,7 @@ class Task:
         actions: Names of a Discrete environment's actions, in their order; empty where unknown.
         description: The task in a line.
         source: For each of the fields above that is set, where its value comes from.
+        recipe: ``"default"`` or ``"paper"``, which ``overrides`` change.
 
     Raises:
         ConfigError: ``overrides`` is not a valid recipe.
@@ -85,9 +86,10 @@ class Task:
     actions: tuple[str, ...] = ()
     description: str = ""
     source: Mapping[str, str] = field(default_factory=dict)
+    recipe: Recipe = "default"
 
     def __post_init__(self) -> None:
-        recipe = DecisionMambaConfig().replace(**self.overrides)
+        recipe = DecisionMambaConfig.from_recipe(self.recipe, **self.overrides)
         values = {
             "env_kwargs": dict(self.env_kwargs),  # copies that the caller does not hold
             "source": dict(self.source),
@@ -110,14 +112,27 @@ class Task:
         Raises:
             ConfigError: A name is not a field (suggests the nearest), or a value is out of range.
         """
-        recipe = DecisionMambaConfig().replace(**self.overrides)
+        recipe = DecisionMambaConfig.from_recipe(self.recipe, **self.overrides)
         changed = recipe.replace(**overrides)
-        if "n_updates" not in overrides:
+        if "n_updates" not in overrides or None in (changed.n_updates, recipe.n_updates):
             return changed
-        scale = changed.n_updates / recipe.n_updates
+        scale = changed.resolved_n_updates / recipe.resolved_n_updates
         counts = {"warmup_updates": recipe.warmup_updates, "decay_updates": recipe.decay_updates}
         scaled = {name: max(1, round(count * scale)) for name, count in counts.items() if count}
         return changed.replace(**{k: v for k, v in scaled.items() if k not in overrides})
+
+    def with_recipe(self, recipe: Recipe | None) -> Task:
+        """Return the task with another recipe, without the fields that belong to its own.
+
+        Args:
+            recipe: ``"default"`` or ``"paper"``; None, or the task's own, changes nothing.
+
+        Raises:
+            ConfigError: There is no such recipe.
+        """
+        if recipe is None or recipe == self.recipe:
+            return self
+        return dataclasses.replace(self, recipe=recipe, overrides={})
 
     def make_env(self, **kwargs: Any) -> gymnasium.Env[Any, Any]:
         """Make one environment of the task.
@@ -149,7 +164,7 @@ class Task:
         Raises:
             ConfigError: A field is unknown, or its value cannot be one.
         """
-        values = dict(fields)
+        values = {"recipe": "paper", **fields}  # 0.1.0 had no other
         if values.get("preprocessing", ...) is None:
             del values["preprocessing"]  # a field of files written before 0.2
         try:
@@ -349,6 +364,7 @@ def _d4rl_task(name: D4RLName) -> Task:
         dataset=str(name),
         target_returns=targets,
         reference=_LOCOMOTION_REFERENCES[name.robot],
+        recipe="paper",
         overrides={**_LOCOMOTION_RECIPE, "hidden_size": width, "learning_rate": rate},
         description=f"D4RL {name.robot} {name.quality}, {recipe}",
         source=source,
@@ -418,6 +434,7 @@ def _atari_task(game: str) -> Task:
         env_kwargs={"game": game, "sticky_actions": 0.25, "terminal_on_life_loss": False},
         target_returns=(target,),
         reference=ReferenceScores(minimum, maximum, _GAMER),
+        recipe="paper",
         overrides=_ATARI_RECIPE
         | {"context_length": context_length, **_atari_schedule(context_length)},
         clip_rewards=True,
@@ -493,6 +510,7 @@ def _tmaze(length: int) -> Task:
         dataset=f"tmaze-{length}",
         target_returns=(1.0,),
         reference=ReferenceScores(0.0, 1.0, "never right, and always right without a detour"),
+        recipe="paper",
         overrides={
             "hidden_size": 32,
             "n_layers": 2,

@@ -122,8 +122,8 @@ def from_sb3(
     is_global = core.time_encoding == "global"
     position = PositionEncodingType.GLOBAL if is_global else PositionEncodingType.SIMPLE
     reward_scaler = None
-    if core.return_scale != 1.0:
-        reward_scaler = MultiplyRewardScaler(1.0 / core.return_scale)
+    if core.resolved_return_scale != 1.0:
+        reward_scaler = MultiplyRewardScaler(1.0 / core.resolved_return_scale)
     is_discrete = isinstance(policy.action_space, spaces.Discrete)
     config = (DiscreteDecisionMambaConfig if is_discrete else DecisionMambaConfig)(
         **{theirs: getattr(core, ours) for theirs, ours in CORE_NAMES.items()},

@@ -246,6 +246,7 @@ def list_small_tasks() -> list[Task]:
     return [
         Task(
             name="hopper",
+            recipe="paper",
             env_id="Hopper-v5",
             dataset="hopper/medium-v0",
             # five within the data's range, evenly spread, and one out of reach
@@ -256,6 +257,7 @@ def list_small_tasks() -> list[Task]:
         ),
         Task(
             name="pendulum",
+            recipe="paper",
             env_id="Pendulum-v1",
             dataset="pendulum/mixed-v0",
             target_returns=(-1400.0, -1000.0, -600.0, -300.0, -100.0),
@@ -266,6 +268,7 @@ def list_small_tasks() -> list[Task]:
         ),
         Task(
             name="cartpole",
+            recipe="paper",
             env_id="CartPole-v1",
             dataset="cartpole/mixed-v0",
             target_returns=(20.0, 60.0, 120.0, 250.0, 500.0),
@@ -274,6 +277,7 @@ def list_small_tasks() -> list[Task]:
         ),
         Task(
             name="breakout-small",
+            recipe="paper",
             env_id=ATARI_ID,
             env_kwargs={"game": "Breakout", "sticky_actions": 0.0, "terminal_on_life_loss": False},
             dataset="dqn-replay/Breakout",

@@ -57,7 +57,7 @@ def count_flops(config: DecisionMambaConfig) -> float:
         mixer = 2 * width * 3 * width + scores_and_sums + 2 * width**2
     else:
         mixer = 2 * width * config.filter_length
-    channel_mixer = 2 * 2 * _MLP_RATIO * width**2 if config.channel_mixing else 0
+    channel_mixer = 2 * 2 * _MLP_RATIO * width**2 if config.resolved_channel_mixing else 0
     return config.n_layers * (mixer + channel_mixer)
 
 

@@ -76,7 +76,7 @@ class _Execution:
         self.parent = parent
         self.model = _open_model(folder, self.run, device)
         self.session = Session(folder, str(self.model.device))
-        self.n_updates = self.run.config.n_updates
+        self.n_updates = self.run.config.resolved_n_updates
         self.evaluated_updates = self.run.evaluation.evaluated_updates(self.n_updates)
 
     def execute(self) -> None:

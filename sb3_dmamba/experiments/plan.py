@@ -26,6 +26,7 @@ from sb3_dmamba.experiments import catalogue, runs
 from sb3_dmamba.experiments.catalogue import Experiment, Variant
 from sb3_dmamba.experiments.runs import DataSource, EvaluationPlan, Run, RunFolder
 from sb3_dmamba.tasks import Task, get_reference_scores, get_task
+from sb3_dmamba.training.updater import resolve_config
 
 _QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
 
@@ -135,7 +136,7 @@ def make_plan(experiment: Experiment, request: Request) -> Plan:
             raise ConfigError(message, setting="data", value=request.data)
         tasks.append(planned)
         for name, variant in variants.items():
-            config = _make_config(planned.task, experiment, variant, request)
+            config = _make_config(planned.task, experiment, variant, request, loaded.get(options))
             evaluation = _plan_evaluation(planned, experiment, request, config)
             for seed in seeds:
                 options = experiment.data_options(planned.name, source, seed)
@@ -170,13 +171,13 @@ def _plan_task(
 
 
 def _make_config(
-    task: Task, experiment: Experiment, variant: Variant, request: Request
+    task: Task, experiment: Experiment, variant: Variant, request: Request, data: Trajectories
 ) -> DecisionMambaConfig:
     relative = {} if variant.relative is None else variant.relative(task.config())
     settings = {**experiment.settings, **relative, **variant.settings, **request.settings}
     if request.n_updates is not None:
         settings["n_updates"] = request.n_updates
-    return task.config(**settings)
+    return resolve_config(task.config(**settings), data)
 
 
 def _plan_evaluation(
@@ -193,7 +194,7 @@ def _plan_evaluation(
         target_returns=planned.target_returns,
         n_episodes=request.n_episodes or experiment.n_episodes,
         memories=memories,
-        every=math.ceil(config.n_updates / evaluations) if evaluations > 1 else 0,
+        every=math.ceil(config.resolved_n_updates / evaluations) if evaluations > 1 else 0,
         deterministic=deterministic,
         max_episode_steps=request.max_episode_steps,
     )

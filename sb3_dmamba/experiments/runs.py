@@ -95,9 +95,9 @@ class Run:
     def identity(self) -> dict[str, Any]:
         """Return all that decides the result, JSON-compatible.
 
-        Settings at their defaults are left out: later versions' new settings change no old keys.
+        Settings as in the paper are left out: later versions' new settings change no old keys.
         """
-        defaults, task = DecisionMambaConfig().to_dict(), self.task
+        defaults, task = DecisionMambaConfig.from_recipe("paper").to_dict(), self.task
         environment = {"id": task.env_id, "kwargs": dict(task.env_kwargs)}
         return {
             "format": _FORMAT,

@@ -199,7 +199,9 @@ def _draw_inputs(
         observation = torch.as_tensor(rng.integers(0, 256, blank.shape, dtype=np.uint8))
     else:
         observation = torch.as_tensor(rng.normal(size=blank.shape).astype(np.float32))
-    returns_to_go = (policy.config.return_scale * rng.normal(size=n_envs)).astype(np.float32)
+    returns_to_go = (policy.config.resolved_return_scale * rng.normal(size=n_envs)).astype(
+        np.float32
+    )
     return observation.to(graph.device), torch.as_tensor(returns_to_go).to(graph.device)
 
 

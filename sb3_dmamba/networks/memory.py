@@ -249,7 +249,9 @@ class StreamMemory:
         prediction, layers = self.model.step(tokens[:, 1:], of_step, layers)
         return prediction, self._remember(layers, returns_to_go)
 
-    def _remember(self, layers: list[dict[str, Tensor]], returns_to_go: Tensor) -> dict[str, Tensor]:
+    def _remember(
+        self, layers: list[dict[str, Tensor]], returns_to_go: Tensor
+    ) -> dict[str, Tensor]:
         kept = {_PREVIOUS: returns_to_go} if self._keeps_return_to_go else {}
         return {**self._pack(layers), **kept}
 

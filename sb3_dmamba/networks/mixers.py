@@ -380,7 +380,7 @@ class ConvolutionMixer(nn.Module):
         self.bias = nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
 
     def initial_state(self, batch_size: int) -> dict[str, Tensor]:
-        """Return the state before the first token: zeros; the next token is the first of its step."""
+        """Return the state before the first token of the first step: zeros."""
         weight = self.filters
         return {
             "inputs": weight.new_zeros(batch_size, self.n_taps - 1, weight.shape[1]),

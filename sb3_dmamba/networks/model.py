@@ -20,7 +20,6 @@ from sb3_dmamba.errors import SpaceError
 from sb3_dmamba.networks.encoders import ActionEncoder, make_observation_encoder
 from sb3_dmamba.networks.mixers import AttentionMixer, ConvolutionMixer, MambaMixer
 
-
 CONDITION_SIZE = 32
 """Features of a return-to-go that modulate the norms, of ``conditioning="decoupled"``."""
 
@@ -44,8 +43,8 @@ class TokenEmbedding(nn.Module):
     ) -> None:
         super().__init__()
         width = config.hidden_size
-        self.return_scale = config.return_scale
-        self.max_timestep = config.max_timestep
+        self.return_scale = config.resolved_return_scale
+        self.max_timestep = config.max_timestep or 1000
         if observation_encoder is None:
             observation_encoder = make_observation_encoder(observation_space, config, statistics)
         self.observation_encoder = observation_encoder
@@ -60,7 +59,7 @@ class TokenEmbedding(nn.Module):
         self.activation = nn.Tanh() if config.embedding == "tanh" else nn.Identity()
         self.timestep_table: nn.Embedding | None = None
         if config.time_encoding != "none":
-            self.timestep_table = nn.Embedding(config.max_timestep, width)
+            self.timestep_table = nn.Embedding(self.max_timestep, width)
         self.position_table: nn.Parameter | None = None
         if config.time_encoding == "global":
             n_positions = self.tokens_per_step * config.context_length - 1
@@ -241,7 +240,7 @@ class Block(nn.Module):
         self.mixer: _Mixer = _MIXERS[config.mixer](config)
         self.dropout = Dropout(config.dropout)
         self.channel_mixer: nn.Sequential | None = None
-        if config.channel_mixing:
+        if config.resolved_channel_mixing:
             self.channel_mixer = nn.Sequential(
                 nn.LayerNorm(width),
                 nn.Linear(width, _CHANNEL_MIXING_RATIO * width),

@@ -18,7 +18,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from sb3_dmamba.config import DecisionMambaConfig
-from sb3_dmamba.data import ObservationStatistics, WindowBatch, WindowSampler
+from sb3_dmamba.data import ObservationStatistics, Trajectories, WindowBatch, WindowSampler
 from sb3_dmamba.errors import ModelFileError
 from sb3_dmamba.networks import DecisionMambaPolicy
 from sb3_dmamba.networks.model import ActionHead
@@ -219,6 +219,25 @@ def compute_mean_loss(
     predictions = torch.where(padding_mask.unsqueeze(-1), predictions, 0.0)
     losses = head.losses(predictions, actions)  # (B, K)
     return torch.where(padding_mask, losses, 0.0).sum() / padding_mask.sum()
+
+
+_PASSES = 20  # through the data, for n_updates=None
+_FEWEST_UPDATES, _MOST_UPDATES = 2_000, 100_000
+
+
+def resolve_config(config: DecisionMambaConfig, trajectories: Trajectories) -> DecisionMambaConfig:
+    """Return a config in which the settings that a dataset decides have its values."""
+    found: dict[str, Any] = {}
+    if config.return_scale is None:
+        scale = float(np.std(trajectories.returns_to_go, dtype=np.float64))
+        found["return_scale"] = float(f"{scale:.4g}") if scale > 0.0 else 1.0
+    if config.max_timestep is None:
+        found["max_timestep"] = max(1, int(trajectories.lengths.max(initial=1)))
+    if config.n_updates is None:
+        n_seen = config.batch_size * config.context_length  # steps, in an update
+        wanted = math.ceil(_PASSES * trajectories.n_steps / n_seen)
+        found["n_updates"] = min(max(wanted, _FEWEST_UPDATES), _MOST_UPDATES)
+    return config.replace(**found)
 
 
 def draw_seed() -> int:

@@ -56,7 +56,8 @@ def make_policy(kind: str, **overrides: Any) -> DecisionMambaPolicy:
     policy = DecisionMambaPolicy(observation_space, action_space, config)
     with torch.no_grad():
         for name, weight in policy.named_parameters():
-            if weight.dim() == 1 or "table" in name or "modulation" in name:  # which start at zero, or at one
+            # which start at zero, or at one
+            if weight.dim() == 1 or "table" in name or "modulation" in name:
                 weight.add_(0.3 * torch.randn_like(weight))
         for name, buffer in policy.named_buffers():
             if name.endswith(("mean", "std")):
