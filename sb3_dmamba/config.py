@@ -62,6 +62,11 @@ class DecisionMambaConfig:
         burn_in: Steps before each training window that compute the recurrent state at its start,
             without loss or gradient. Windows are drawn as without burn-in. The state always
             comes from the current weights, at the cost of a forward pass over these steps.
+        sampling: Which windows are drawn: ``"uniform"`` over all steps, or ``"balanced"`` over
+            episode returns: the share ``balance`` of the windows is drawn uniformly over ten equal
+            bins of the data's range of returns (those that hold episodes), then over the steps of
+            the bin. Not with ``carry_state``, which reads every episode once.
+        balance: That share, from 0 to 1; the rest is uniform. No effect with ``"uniform"``.
         n_updates: Optimiser steps of one ``fit``.
         batch_size: Windows in an update.
         learning_rate: AdamW's, at the top of the schedule.
@@ -74,6 +79,9 @@ class DecisionMambaConfig:
         weight_decay: AdamW's, on the weights of matrix products alone.
         adam_betas: AdamW's.
         max_grad_norm: Gradients are clipped to this norm.
+        ema_decay: Decay per update of an exponential moving average of the weights, such as 0.998;
+            0 keeps none. The average then acts, is evaluated and exported, and the raw weights go
+            on training. Update u, from 0, has the decay ``min(ema_decay, (1 + u) / (10 + u))``.
         precision: ``"fp32"``, or ``"bf16"`` for matrix products in bfloat16.
         backend: Implementation of the operations: ``"auto"`` picks the fastest that works on the
             device; one requested by name (``"reference"``, ``"cpu"``, ...) is used or raises.
@@ -113,6 +121,8 @@ class DecisionMambaConfig:
     memory: Memory = "window"
     carry_state: bool = False
     burn_in: int = 0
+    sampling: Literal["uniform", "balanced"] = "uniform"
+    balance: float = 0.5
     n_updates: int = 100_000
     batch_size: int = 64
     learning_rate: float = 1e-3
@@ -123,6 +133,7 @@ class DecisionMambaConfig:
     weight_decay: float = 1e-4
     adam_betas: tuple[float, float] = (0.9, 0.999)
     max_grad_norm: float = 0.25
+    ema_decay: float = 0.0
     precision: Literal["fp32", "bf16"] = "fp32"
     backend: str = "auto"
     data_device: Literal["auto", "cpu", "device"] = "auto"
@@ -175,8 +186,11 @@ _ONES = (
 )
 _MINIMA = {**dict.fromkeys(_ONES, 1), "burn_in": 0, "warmup_updates": 0}  # of integers
 _ABOVE_ZERO = (math.ulp(0.0), math.inf, "above 0")
+_BELOW_ONE = (0.0, 1.0 - 1e-9, "of at least 0 and below 1")
 _RANGES = {  # of floats: lowest, highest, and both in words
-    "dropout": (0.0, 1.0 - 1e-9, "of at least 0 and below 1"),
+    "dropout": _BELOW_ONE,
+    "balance": (0.0, 1.0, "from 0 to 1"),
+    "ema_decay": _BELOW_ONE,
     "return_scale": _ABOVE_ZERO,
     "learning_rate": _ABOVE_ZERO,
     "final_lr_fraction": (0.0, 1.0, "from 0 to 1"),
@@ -254,6 +268,12 @@ def _check_combinations(config: DecisionMambaConfig) -> None:
             f"carry_state=False or burn_in=0"
         )
         raise ConfigError(message, setting="burn_in", value=config.burn_in, choices=[0])
+    if config.carry_state and config.sampling != "uniform":
+        message = (
+            f'sampling="{config.sampling}" and carry_state=True exclude each other, since carried '
+            f'states go through whole episodes: use carry_state=False or sampling="uniform"'
+        )
+        raise ConfigError(message, setting="sampling", value=config.sampling, choices=["uniform"])
     if config.time_encoding != "global":
         return
     # The global encoding has a position for each token of the window, and none before it.

@@ -11,7 +11,7 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -33,7 +33,7 @@ from sb3_dmamba.networks import DecisionMambaPolicy
 from sb3_dmamba.networks.encoders import check_extractor, check_policy_kwargs, name_extractor
 from sb3_dmamba.spaces import space_from_json, space_to_json
 from sb3_dmamba.tasks import Task
-from sb3_dmamba.training.updater import Updater
+from sb3_dmamba.training.updater import TRAINED, Updater
 
 COUNTERS = ("num_timesteps", "_total_timesteps", "_n_updates")
 _SCHEDULE = ("warmup_updates", "decay_updates")
@@ -53,8 +53,9 @@ class SavedModel:
         target_return: Target return of its environment, if the user has set one.
         seed: Seed of its weights, batches and dropout.
         counters: Progress of the training, by attribute name.
-        policy: Weights and normalisation.
-        optimizer: The optimiser's moments and step counts, and the carried state; may be empty.
+        policy: Weights that act, averaged with ``ema_decay``, and normalisation.
+        optimizer: The optimiser's moments and step counts, the carried state, and with averaging
+            the raw weights; may be empty.
         extractor: Name of the features extractor's class, or None.
         policy_kwargs: Makes that extractor; not in the file.
         schedule: Warm-up and decay of the current run; None before the first.
@@ -223,8 +224,15 @@ class SavedModel:
             ModelFileError: They do not fit; the updater is then unchanged.
         """
         _compare_weights(updater.policy.state_dict(), self.policy, "in the file")
-        updater.restore(self.optimizer)
-        updater.policy.load_state_dict(self.policy)
+        raw, rest = {}, {}
+        for name, tensor in self.optimizer.items():
+            where = raw if name.startswith(TRAINED) else rest
+            where[name.removeprefix(TRAINED)] = tensor
+        if raw:
+            _compare_weights(dict(updater.trained.named_parameters()), raw, "in training")
+        updater.restore(rest)
+        updater.load_weights(self.policy, raw)
+        updater.has_trained = bool(self.optimizer) or not self.config.ema_decay
 
     def _blank_weights(self) -> dict[str, Tensor]:
         """Return weights of the config's shapes, without allocating memory."""
@@ -240,10 +248,10 @@ class SavedModel:
 
 
 def check_parameters(
-    given: Mapping[str, Any], policy: DecisionMambaPolicy, exact_match: bool
+    given: Mapping[str, Any], policy: DecisionMambaPolicy, names: Collection[str], exact_match: bool
 ) -> None:
     """Check state dictionaries before Stable-Baselines3's ``set_parameters`` loads them."""
-    expected = {"policy", "policy.optimizer"}
+    expected = set(names)
     if not given.keys() <= expected or (exact_match and given.keys() != expected):
         raise ConfigError(
             f"parameters of {sorted(map(str, given))} do not match a model's, {sorted(expected)}: "
@@ -252,12 +260,12 @@ def check_parameters(
             value=sorted(map(str, given)),
             choices=sorted(expected),
         )
-    own, others = policy.state_dict(), given.get("policy", {})
-    if not exact_match:
-        own = {name: tensor for name, tensor in own.items() if name in others}
-        others = {name: tensor for name, tensor in others.items() if name in own}
-    if "policy" in given:  # of any dtype: torch converts it
-        blank, others = (
+    for module in sorted(given.keys() & {"policy", "trained_policy"}):
+        own, others = policy.state_dict(), given[module]
+        if not exact_match:
+            own = {name: tensor for name, tensor in own.items() if name in others}
+            others = {name: tensor for name, tensor in others.items() if name in own}
+        blank, others = (  # of any dtype: torch converts it
             {name: torch.empty(each.shape, device="meta") for name, each in weights.items()}
             for weights in (own, others)
         )
