@@ -182,6 +182,12 @@ class SavedModel:
             return self
         schedule = None if settings.keys() & set(_SCHEDULE) else self.schedule
         config, counters = self.config.replace(**settings), dict(self.counters)
+        if self.config.ema_decay and not config.ema_decay and not self._raw_weights():
+            message = (
+                "ema_decay=0.0 acts with the raw weights, and the file has their average alone: "
+                "leave ema_decay as it is, or take a file that was saved with the optimiser"
+            )
+            raise ConfigError(message, setting="ema_decay", value=0.0)
         if "n_updates" in settings:  # the length of the current run, whether finished or not
             done, total = counters["num_timesteps"], counters["_total_timesteps"]
             counters["_total_timesteps"] = max(done, config.n_updates) if total else total
@@ -224,15 +230,18 @@ class SavedModel:
             ModelFileError: They do not fit; the updater is then unchanged.
         """
         _compare_weights(updater.policy.state_dict(), self.policy, "in the file")
-        raw, rest = {}, {}
-        for name, tensor in self.optimizer.items():
-            where = raw if name.startswith(TRAINED) else rest
-            where[name.removeprefix(TRAINED)] = tensor
+        raw = self._raw_weights()
+        rest = {n: each for n, each in self.optimizer.items() if not n.startswith(TRAINED)}
         if raw:
             _compare_weights(dict(updater.trained.named_parameters()), raw, "in training")
         updater.restore(rest)
         updater.load_weights(self.policy, raw)
         updater.has_trained = bool(self.optimizer) or not self.config.ema_decay
+
+    def _raw_weights(self) -> dict[str, Tensor]:
+        """Return the weights in training; empty where ``policy`` holds them, or they were left out."""
+        raw = (name for name in self.optimizer if name.startswith(TRAINED))
+        return {name.removeprefix(TRAINED): self.optimizer[name] for name in raw}
 
     def _blank_weights(self) -> dict[str, Tensor]:
         """Return weights of the config's shapes, without allocating memory."""

@@ -72,8 +72,8 @@ class UpdateGraphs:
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.learning_rate = torch.zeros((), device=policy.device)
         """Scalar that the optimiser reads the learning rate from."""
-        self.pull = torch.zeros((), device=policy.device)
-        """Scalar with the share of the raw weights in the next average."""
+        self.ema_rate = torch.zeros((), device=policy.device)
+        """Scalar that the average reads one minus its decay from."""
         self._graphs: dict[Hashable, _Graph] = {}
         self._failed = False
 
@@ -154,8 +154,8 @@ class UpdateGraphs:
     def _record(self, staged: Staged, before: Snapshot) -> _Graph:
         # Inputs of no real update: the comparison shows whether the graph depends on them.
         inputs = {name: t[:1].expand_as(t).clone() for name, t in staged.tensors.items()}
-        wanted = self.learning_rate.clone(), self.pull.clone()
-        for scalar in (self.learning_rate, self.pull):
+        wanted = self.learning_rate.clone(), self.ema_rate.clone()
+        for scalar in (self.learning_rate, self.ema_rate):
             scalar.mul_(0.5)
         self._put_back(before)
         groups = self.optimizer.param_groups
@@ -169,7 +169,7 @@ class UpdateGraphs:
                     lambda: [self.take_step(staged.assemble(inputs))], self.policy.device
                 )
         finally:
-            for scalar, value in zip((self.learning_rate, self.pull), wanted, strict=True):
+            for scalar, value in zip((self.learning_rate, self.ema_rate), wanted, strict=True):
                 scalar.copy_(value)
             for group in groups:
                 group["capturable"] = False

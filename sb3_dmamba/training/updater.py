@@ -80,7 +80,7 @@ class Updater:
             self.averages = [p for group in split_by_decay(policy) for p in group]
         self.has_trained = True
         """Whether the raw weights are known; a file without the optimiser has the average alone."""
-        self._pull: float | Tensor = 0.0  # share of the raw weights in the next average
+        self._ema_rate: float | Tensor = 0.0  # one minus the decay of this update
         self.carried = CarriedState()
         self.parallel: ParallelLoss | None = None  # set while several processes train
         self._feed: Feed | None = None
@@ -111,9 +111,9 @@ class Updater:
         graphs = self._graphs if self.parallel is None else None
         place = None if graphs is None else graphs.learning_rate
         set_learning_rate(self.optimizer, learning_rate, place)
-        self._pull = 1.0 - min(self.config.ema_decay, (1 + n_done) / (10 + n_done))
+        self._ema_rate = 1.0 - min(self.config.ema_decay, (1 + n_done) / (10 + n_done))
         if graphs is not None:
-            self._pull = graphs.pull.fill_(self._pull)
+            self._ema_rate = graphs.ema_rate.fill_(self._ema_rate)
         self.has_trained = True
         staged = self._feed_of(sampler).stage(n_done)
         if not self.trained.training:
@@ -157,12 +157,12 @@ class Updater:
         """
         if not self.averages:
             return
-        if isinstance(self._pull, float):
-            torch._foreach_lerp_(self.averages, self.parameters, self._pull)
+        if isinstance(self._ema_rate, float):
+            torch._foreach_lerp_(self.averages, self.parameters, self._ema_rate)
             return
         # A graph reads the share from a tensor, for which lerp is a kernel for each parameter.
         moves = torch._foreach_sub(self.parameters, self.averages)
-        torch._foreach_mul_(moves, self._pull)
+        torch._foreach_mul_(moves, self._ema_rate)
         torch._foreach_add_(self.averages, moves)
 
     def compute_loss(self, batch: WindowBatch) -> Tensor:
