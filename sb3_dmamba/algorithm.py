@@ -274,10 +274,10 @@ class DecisionMamba(BaseAlgorithm):
     def trained_policy(self) -> DecisionMambaPolicy:
         """The policy whose weights training changes: ``policy`` itself, unless these are averaged.
 
-        With ``ema_decay`` the weights of ``policy`` are the moving average of this one's. ``policy``
-        acts, during training too: in ``predict``, ``evaluate``, ``export``, ``policy.save`` and
-        callbacks. Weights written into it by other means than :meth:`set_parameters` do not reach
-        this one.
+        With ``ema_decay`` the weights of ``policy`` are the moving average of this one's, and
+        ``policy`` acts, during training too: in ``predict``, ``evaluate``, ``export``,
+        ``policy.save`` and callbacks. Weights written into it by other means than
+        :meth:`set_parameters` do not reach this one.
 
         Raises:
             NotFittedError: The model has no weights yet.

@@ -239,7 +239,7 @@ class SavedModel:
         updater.has_trained = bool(self.optimizer) or not self.config.ema_decay
 
     def _raw_weights(self) -> dict[str, Tensor]:
-        """Return the weights in training; empty where ``policy`` holds them, or they were left out."""
+        """Return the weights in training; empty if there is no average, or without them."""
         raw = (name for name in self.optimizer if name.startswith(TRAINED))
         return {name.removeprefix(TRAINED): self.optimizer[name] for name in raw}
 
