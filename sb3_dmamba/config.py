@@ -169,15 +169,28 @@ class DecisionMambaConfig:
         """Return the fields as JSON-compatible values."""
         return {**dataclasses.asdict(self), "adam_betas": list(self.adam_betas)}
 
+    def to_file(self) -> dict[str, Any]:
+        """Return :meth:`to_dict` without later fields than 0.1.0's, where they change nothing.
+
+        0.1.0 can then read the file.
+        """
+        fields = self.to_dict()
+        return {k: v for k, v in fields.items() if k not in _SINCE_0_1 or v != _SINCE_0_1[k]}
+
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> DecisionMambaConfig:
-        """Build a config from the result of :meth:`to_dict`; absent fields take their defaults.
+        """Build a config from the result of :meth:`to_dict` or :meth:`to_file`.
+
+        Absent fields take their defaults; later ones than 0.1.0's, what it did without them.
 
         Raises:
             ConfigError: As :meth:`replace`.
         """
         _check_names(fields)
-        return cls(**fields)
+        return cls(**{**_SINCE_0_1, **fields})
+
+
+_SINCE_0_1 = {"sampling": "uniform", "balance": 0.5, "ema_decay": 0.0}  # whatever the defaults are
 
 
 _ONES = (

@@ -86,7 +86,7 @@ class SavedModel:
         header = {
             "sb3_dmamba_version": sb3_dmamba.__version__,
             "torch_version": torch.__version__,
-            "config": self.config.to_dict(),
+            "config": self.config.to_file(),
             "task": None if self.task is None else self.task.to_dict(),
             "dataset": {
                 **{name: getattr(self.dataset, name) for name in ("source", "env_id")},
