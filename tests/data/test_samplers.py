@@ -124,18 +124,17 @@ def with_returns(lengths: list[int], returns: list[float]) -> Trajectories:
 
 
 def test_balanced_windows_have_the_stated_probabilities() -> None:
-    # Bins 0, 0, 9, 4, 9 of a range of 10: 50 is in bin 5 only if the range starts at 0.
-    lengths, returns = [30, 2, 5, 4, 1], [-10.0, -5.0, 90.0, 30.0, 85.0]
-    bins, in_bin = np.array([0, 0, 9, 4, 9]), {0: 32, 4: 4, 9: 6}
+    lengths, returns = [30, 2, 5, 4, 1, 6], [-10.0, -0.5, 90.0, 30.0, 80.5, 39.5]
+    bins, in_bin = [0, 0, 9, 4, 9, 4], {0: 32, 4: 10, 9: 6}  # each 10 wide
     data = with_returns(lengths, returns)
     for balance in (0.5, 1.0):
-        by_episode = [(1 - balance) / 42 + balance / 3 / in_bin[each] for each in bins]
+        by_episode = [(1 - balance) / 48 + balance / 3 / in_bin[each] for each in bins]
         expected = 64 * 400 * np.repeat(by_episode, lengths)
         sampler = WindowSampler(data, 3, 64, seed=5, balance=balance)
         firsts = np.concatenate([sampler.draw_first_steps(update) for update in range(400)])
-        counts = np.bincount(firsts, minlength=42)
-        # 41 degrees of freedom: 99.99 % lie below 82.
-        assert 15 < float(((counts - expected) ** 2 / expected).sum()) < 82
+        counts = np.bincount(firsts, minlength=48)
+        # 47 degrees of freedom: 99.99 % lie below 91.
+        assert 15 < float(((counts - expected) ** 2 / expected).sum()) < 91
 
 
 def test_the_uniform_share_is_what_it_was() -> None:
