@@ -6,7 +6,7 @@ import copy
 import functools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -275,6 +275,22 @@ class DecisionMamba(BaseAlgorithm):
         """Choose actions; see :meth:`DecisionMambaPolicy.predict`."""
         return self._built_policy().predict(observation, state, episode_start, deterministic)
 
+    @property
+    def trained_policy(self) -> DecisionMambaPolicy:
+        """The policy whose weights training changes: ``policy`` itself, unless these are averaged.
+
+        With ``ema_decay`` the weights of ``policy`` are the moving average of this one's, and
+        ``policy`` acts, during training too: in ``predict``, ``evaluate``, ``export``,
+        ``policy.save`` and callbacks. Weights written into it by other means than
+        :meth:`set_parameters` do not reach this one.
+
+        Raises:
+            NotFittedError: The model has no weights yet.
+        """
+        self._built_policy()
+        assert self._updater is not None
+        return self._updater.trained
+
     def as_stateful_wrapper(
         self,
         target_return: float,
@@ -340,6 +356,7 @@ class DecisionMamba(BaseAlgorithm):
         *,
         env: Environment | None = None,
         memory: Memory | None = None,
+        weights: Literal["ema", "last"] | None = None,
         deterministic: bool = True,
         clip_rewards: bool | None = None,
         delayed_rewards: bool | None = None,
@@ -356,6 +373,8 @@ class DecisionMamba(BaseAlgorithm):
             n_episodes: Episodes of each target.
             env: Environment to act in; None is the model's.
             memory: ``"window"`` or ``"stream"``; None is the config's.
+            weights: ``"ema"`` (averaged) or ``"last"`` (raw); None is what acts: the average if the
+                config has ``ema_decay``.
             deterministic: Whether a discrete action is the likeliest one, or drawn.
             clip_rewards: Whether targets count rewards clipped to [-1, 1] (scores never do); None
                 is as in the dataset, or the task.
@@ -370,10 +389,13 @@ class DecisionMamba(BaseAlgorithm):
 
         Raises:
             NotFittedError: The model has no weights yet.
+            ConfigError: ``weights`` names some that the model does not have.
             UnknownTaskError: No environment is known, or it cannot be made again.
             SpaceError: The environment's spaces are not the model's.
         """
-        policy = self._built_policy()
+        self._built_policy()
+        assert self._updater is not None
+        policy, weights = self._updater.choose(weights)
         if target_returns is None:
             target_returns = self._context.target_returns()
         return evaluate_targets(
@@ -396,7 +418,7 @@ class DecisionMamba(BaseAlgorithm):
                 mixer=self.config.mixer,
                 training_seed=self.seed,
                 n_updates=self._n_updates,
-                weights="last",
+                weights=weights,
             ),
         )
 
@@ -412,7 +434,8 @@ class DecisionMamba(BaseAlgorithm):
 
         Args:
             path: File to write, atomically; ``.zip`` is added to a name without a suffix.
-            exclude: ``["optimizer"]`` leaves out the optimiser's state, two thirds of the file.
+            exclude: ``["optimizer"]`` leaves out the optimiser's state, two thirds of the file, and
+                with ``ema_decay`` the raw weights: training then continues from the average.
             include: Stable-Baselines3's; everything that a model holds is written anyway.
 
         Raises:
@@ -589,8 +612,9 @@ class DecisionMamba(BaseAlgorithm):
         """Take over weights and optimiser state, from :meth:`get_parameters` or a model file.
 
         Args:
-            load_path_or_dict: State dictionaries of ``"policy"`` and ``"policy.optimizer"``, or
-                what :meth:`load` takes.
+            load_path_or_dict: State dictionaries of ``"policy"`` and ``"policy.optimizer"`` (and
+                of ``"trained_policy"`` with ``ema_decay``, by default the policy's), or what
+                :meth:`load` takes.
             exact_match: Whether everything must be given; a file always gives everything.
             device: Stable-Baselines3's; the model stays where it is.
 
@@ -600,20 +624,24 @@ class DecisionMamba(BaseAlgorithm):
             ConfigError: A dictionary has unknown names, or lacks some.
         """
         policy = self._built_policy()
-        if isinstance(load_path_or_dict, dict):
-            check_parameters(load_path_or_dict, policy, exact_match)
-            # Copied: torch's optimisers would share their moments with the giver's.
-            super().set_parameters(copy.deepcopy(load_path_or_dict), exact_match, device)
-            return
         assert self._updater is not None
+        if isinstance(load_path_or_dict, dict):
+            given, names = load_path_or_dict, self._get_torch_save_params()[0]
+            if "trained_policy" in names and "policy" in given:
+                given = {"trained_policy": given["policy"], **given}
+            check_parameters(given, policy, names, exact_match)
+            # Copied: torch's optimisers would share their moments with the giver's.
+            super().set_parameters(copy.deepcopy(given), exact_match, device)
+            self._updater.has_trained |= "trained_policy" in given
+            return
         SavedModel.read(load_path_or_dict).restore_into(self._updater)
 
     def _setup_model(self) -> None:
         """Do nothing: the networks are built when the spaces are known, in fit."""
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        self._built_policy()
-        return ["policy", "policy.optimizer"], []
+        names = ["policy", "policy.optimizer"]
+        return names if self.trained_policy is self.policy else [*names, "trained_policy"], []
 
     def _check_spaces(self, env: Any, name: str) -> None:
         check_spaces(self.policy.observation_space, self.action_space, env, name)

@@ -71,6 +71,11 @@ class DecisionMambaConfig:
             before each step's state and action, as in the paper. ``"decoupled"``: the sequence
             holds states and actions alone, and the return-to-go of a step scales and shifts the
             norms of that step's tokens (adaptive LayerNorm); a third fewer tokens.
+        sampling: Which windows are drawn: ``"uniform"`` over all steps, or ``"balanced"`` over
+            episode returns: the share ``balance`` of the windows is drawn uniformly over ten equal
+            bins of the data's range of returns (those that hold episodes), then over the steps of
+            the bin. Not with ``carry_state``, which reads every episode once.
+        balance: That share, from 0 to 1; the rest is uniform. No effect with ``"uniform"``.
         n_updates: Optimiser steps of one ``fit``; None is by the size of the data: every step is
             seen 20 times, in 2,000 to 100,000 updates.
         batch_size: Windows in an update.
@@ -84,6 +89,9 @@ class DecisionMambaConfig:
         weight_decay: AdamW's, on the weights of matrix products alone.
         adam_betas: AdamW's.
         max_grad_norm: Gradients are clipped to this norm.
+        ema_decay: Decay per update of an exponential moving average of the weights, such as 0.998;
+            0 keeps none. The average then acts, is evaluated and exported, and the raw weights go
+            on training. Update u, from 0, has the decay ``min(ema_decay, (1 + u) / (10 + u))``.
         precision: ``"fp32"``, or ``"bf16"`` for matrix products in bfloat16.
         backend: Implementation of the operations: ``"auto"`` picks the fastest that works on the
             device; one requested by name (``"reference"``, ``"cpu"``, ...) is used or raises.
@@ -124,6 +132,8 @@ class DecisionMambaConfig:
     carry_state: bool = False
     burn_in: int = 0
     conditioning: Literal["sequence", "decoupled"] = "decoupled"
+    sampling: Literal["uniform", "balanced"] = "uniform"
+    balance: float = 0.5
     n_updates: int | None = None
     batch_size: int = 64
     learning_rate: float = 1e-3
@@ -134,6 +144,7 @@ class DecisionMambaConfig:
     weight_decay: float = 0.1
     adam_betas: tuple[float, float] = (0.9, 0.999)
     max_grad_norm: float = 0.25
+    ema_decay: float = 0.0
     precision: Literal["fp32", "bf16"] = "fp32"
     backend: str = "auto"
     data_device: Literal["auto", "cpu", "device"] = "auto"
@@ -207,11 +218,19 @@ class DecisionMambaConfig:
         """Return the fields as JSON-compatible values."""
         return {**dataclasses.asdict(self), "adam_betas": list(self.adam_betas)}
 
+    def to_file(self) -> dict[str, Any]:
+        """Return :meth:`to_dict` without later fields than 0.1.0's, where they change nothing.
+
+        0.1.0 can then read the file.
+        """
+        fields = self.to_dict()
+        return {k: v for k, v in fields.items() if k not in _SINCE_0_1 or v != _SINCE_0_1[k]}
+
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> DecisionMambaConfig:
-        """Build a config from the result of :meth:`to_dict`, of an earlier version too.
+        """Build a config from the result of :meth:`to_dict` or :meth:`to_file`.
 
-        Absent fields take the paper's values: earlier versions knew no others.
+        Absent fields take the paper's values: 0.1.0 knew no others.
 
         Raises:
             ConfigError: As :meth:`replace`.
@@ -219,14 +238,22 @@ class DecisionMambaConfig:
         return cls.from_recipe("paper", **fields)
 
 
-# Ota 2024 (arXiv:2403.19925), D4RL locomotion; all that 0.1.0 had as its defaults.
+# What 0.1.0 did without these fields.
+_SINCE_0_1: dict[str, Any] = {
+    "conditioning": "sequence",
+    "sampling": "uniform",
+    "balance": 0.5,
+    "ema_decay": 0.0,
+}
+
+# Ota 2024 (arXiv:2403.19925), D4RL locomotion: the defaults of 0.1.0.
 _PAPER: dict[str, Any] = {
     "context_length": 20,
     "channel_mixing": True,
     "time_encoding": "timestep",
     "max_timestep": 1000,
     "return_scale": 1000.0,
-    "conditioning": "sequence",
+    **_SINCE_0_1,
     "n_updates": 100_000,
     "lr_schedule": "constant",
     "final_lr_fraction": 0.1,
@@ -240,8 +267,11 @@ _ONES = (
 )
 _MINIMA = {**dict.fromkeys(_ONES, 1), "burn_in": 0, "warmup_updates": 0}  # of integers
 _ABOVE_ZERO = (math.ulp(0.0), math.inf, "above 0")
+_BELOW_ONE = (0.0, 1.0 - 1e-9, "of at least 0 and below 1")
 _RANGES = {  # of floats: lowest, highest, and both in words
-    "dropout": (0.0, 1.0 - 1e-9, "of at least 0 and below 1"),
+    "dropout": _BELOW_ONE,
+    "balance": (0.0, 1.0, "from 0 to 1"),
+    "ema_decay": _BELOW_ONE,
     "return_scale": _ABOVE_ZERO,
     "learning_rate": _ABOVE_ZERO,
     "final_lr_fraction": (0.0, 1.0, "from 0 to 1"),
@@ -320,6 +350,12 @@ def _check_combinations(config: DecisionMambaConfig) -> None:
             f"carry_state=False or burn_in=0"
         )
         raise ConfigError(message, setting="burn_in", value=config.burn_in, choices=[0])
+    if config.carry_state and config.sampling != "uniform":
+        message = (
+            f'sampling="{config.sampling}" and carry_state=True exclude each other, since carried '
+            f'states go through whole episodes: use carry_state=False or sampling="uniform"'
+        )
+        raise ConfigError(message, setting="sampling", value=config.sampling, choices=["uniform"])
     if config.time_encoding != "global":
         return
     # The global encoding has a position for each token of the window, and none before it.

@@ -11,7 +11,7 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -33,7 +33,7 @@ from sb3_dmamba.networks import DecisionMambaPolicy
 from sb3_dmamba.networks.encoders import check_extractor, check_policy_kwargs, name_extractor
 from sb3_dmamba.spaces import space_from_json, space_to_json
 from sb3_dmamba.tasks import Task
-from sb3_dmamba.training.updater import Updater
+from sb3_dmamba.training.updater import TRAINED, Updater
 
 COUNTERS = ("num_timesteps", "_total_timesteps", "_n_updates")
 _SCHEDULE = ("warmup_updates", "decay_updates")
@@ -53,8 +53,9 @@ class SavedModel:
         target_return: Target return of its environment, if the user has set one.
         seed: Seed of its weights, batches and dropout.
         counters: Progress of the training, by attribute name.
-        policy: Weights and normalisation.
-        optimizer: The optimiser's moments and step counts, and the carried state; may be empty.
+        policy: Weights that act, averaged with ``ema_decay``, and normalisation.
+        optimizer: The optimiser's moments and step counts, the carried state, and with averaging
+            the raw weights; may be empty.
         extractor: Name of the features extractor's class, or None.
         policy_kwargs: Makes that extractor; not in the file.
         schedule: Warm-up and decay of the current run; None before the first.
@@ -85,7 +86,7 @@ class SavedModel:
         header = {
             "sb3_dmamba_version": sb3_dmamba.__version__,
             "torch_version": torch.__version__,
-            "config": self.config.to_dict(),
+            "config": self.config.to_file(),
             "task": None if self.task is None else self.task.to_dict(),
             "dataset": {
                 **{name: getattr(self.dataset, name) for name in ("source", "env_id")},
@@ -181,6 +182,12 @@ class SavedModel:
             return self
         schedule = None if settings.keys() & set(_SCHEDULE) else self.schedule
         config, counters = self.config.replace(**settings), dict(self.counters)
+        if self.config.ema_decay and not config.ema_decay and not self._raw_weights():
+            message = (
+                "ema_decay=0.0 acts with the raw weights, and the file has their average alone: "
+                "leave ema_decay as it is, or take a file that was saved with the optimiser"
+            )
+            raise ConfigError(message, setting="ema_decay", value=0.0)
         if "n_updates" in settings:  # the length of the current run, whether finished or not
             done, total = counters["num_timesteps"], counters["_total_timesteps"]
             counters["_total_timesteps"] = max(done, config.resolved_n_updates) if total else total
@@ -223,8 +230,18 @@ class SavedModel:
             ModelFileError: They do not fit; the updater is then unchanged.
         """
         _compare_weights(updater.policy.state_dict(), self.policy, "in the file")
-        updater.restore(self.optimizer)
-        updater.policy.load_state_dict(self.policy)
+        raw = self._raw_weights()
+        rest = {n: each for n, each in self.optimizer.items() if not n.startswith(TRAINED)}
+        if raw:
+            _compare_weights(dict(updater.trained.named_parameters()), raw, "in training")
+        updater.restore(rest)
+        updater.load_weights(self.policy, raw)
+        updater.has_trained = bool(self.optimizer) or not self.config.ema_decay
+
+    def _raw_weights(self) -> dict[str, Tensor]:
+        """Return the weights in training; empty if there is no average, or without them."""
+        raw = (name for name in self.optimizer if name.startswith(TRAINED))
+        return {name.removeprefix(TRAINED): self.optimizer[name] for name in raw}
 
     def _blank_weights(self) -> dict[str, Tensor]:
         """Return weights of the config's shapes, without allocating memory."""
@@ -240,10 +257,10 @@ class SavedModel:
 
 
 def check_parameters(
-    given: Mapping[str, Any], policy: DecisionMambaPolicy, exact_match: bool
+    given: Mapping[str, Any], policy: DecisionMambaPolicy, names: Collection[str], exact_match: bool
 ) -> None:
     """Check state dictionaries before Stable-Baselines3's ``set_parameters`` loads them."""
-    expected = {"policy", "policy.optimizer"}
+    expected = set(names)
     if not given.keys() <= expected or (exact_match and given.keys() != expected):
         raise ConfigError(
             f"parameters of {sorted(map(str, given))} do not match a model's, {sorted(expected)}: "
@@ -252,12 +269,12 @@ def check_parameters(
             value=sorted(map(str, given)),
             choices=sorted(expected),
         )
-    own, others = policy.state_dict(), given.get("policy", {})
-    if not exact_match:
-        own = {name: tensor for name, tensor in own.items() if name in others}
-        others = {name: tensor for name, tensor in others.items() if name in own}
-    if "policy" in given:  # of any dtype: torch converts it
-        blank, others = (
+    for module in sorted(given.keys() & {"policy", "trained_policy"}):
+        own, others = policy.state_dict(), given[module]
+        if not exact_match:
+            own = {name: tensor for name, tensor in own.items() if name in others}
+            others = {name: tensor for name, tensor in others.items() if name in own}
+        blank, others = (  # of any dtype: torch converts it
             {name: torch.empty(each.shape, device="meta") for name, each in weights.items()}
             for weights in (own, others)
         )

@@ -169,7 +169,7 @@ def test_train_keeps_a_model_that_is_there() -> None:
 def test_evaluate_reports_what_the_model_does() -> None:
     train("--output", "out")
     arguments = ["evaluate", "out/model.zip", "--target", "20", "--target", "50", "--episodes", "2"]
-    arguments += ["--seed", "5", "--memory", "stream"]
+    arguments += ["--seed", "5", "--memory", "stream", "--weights", "last"]
     document = json.loads(
         run(*arguments, "--output", "new/report.json", "--plot", "new/plot.png", "--json").stdout
     )

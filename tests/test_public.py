@@ -86,8 +86,8 @@ def test_names() -> None:
         (
             DecisionMamba.evaluate,
             "self, target_returns=None, n_episodes=10, *, env=None, memory=None, "
-            "deterministic=True, clip_rewards=None, delayed_rewards=None, max_episode_steps=None, "
-            "seed=None, n_envs=None, n_workers=None",
+            "weights=None, deterministic=True, clip_rewards=None, delayed_rewards=None, "
+            "max_episode_steps=None, seed=None, n_envs=None, n_workers=None",
         ),
         (DecisionMamba.save, "self, path, exclude=None, include=None"),
         (

@@ -37,6 +37,10 @@ def evaluate(
     ] = None,
     episodes: cli.EpisodesOption = 10,
     memory: cli.MemoryOption = None,
+    weights: Annotated[
+        cli.WeightsChoice | None,
+        cli.flag("Averaged weights (ema) or raw ones (last).", default="what the model acts with"),
+    ] = None,
     env: cli.EnvOption = None,
     stochastic: Annotated[
         bool, cli.flag("Draw discrete actions, as is usual for Atari games.", "--stochastic")
@@ -67,6 +71,7 @@ def evaluate(
         loaded = cli.load_model(model, cli.check_device(device), backend)
         name: Any = None if memory is None else memory.value
         act: dict[str, Any] = {"env": env, "memory": name, "deterministic": not stochastic}
+        act |= {"weights": None if weights is None else weights.value}
         act |= {"max_episode_steps": max_steps, "seed": seed}
         report = loaded.evaluate(target or None, episodes, **act)
         out.console.print(report)

@@ -146,6 +146,13 @@ class MemoryChoice(str, Enum):
     stream = "stream"
 
 
+class WeightsChoice(str, Enum):
+    """``weights`` of ``evaluate`` for the command line."""
+
+    ema = "ema"
+    last = "last"
+
+
 def flag(
     help: str, *names: str, default: bool | str = True, panel: str | None = None, **settings: Any
 ) -> Any:

@@ -77,8 +77,10 @@ def from_sb3(
     """Convert a ``sb3_dmamba.DecisionMamba`` to a d3rlpy learnable.
 
     Weights, settings, the seed and the count of updates are kept; the normalisation, the return
-    scale and the bounds of the actions become scalers. The optimiser starts anew. ``carry_state``
-    and ``burn_in``, which concern training, have no counterpart in d3rlpy and are dropped.
+    scale and the bounds of the actions become scalers. The optimiser starts anew. The weights are
+    those that act: the average with ``ema_decay``. ``carry_state``, ``burn_in``, ``sampling``,
+    ``balance`` and ``ema_decay``, which concern training, have no counterpart in d3rlpy and are
+    dropped.
 
     Args:
         model: The model, fitted, or the file of one.
@@ -255,7 +257,8 @@ def to_sb3(
     task = env if isinstance(env, str) else None  # a name is saved with the model
     model = Sb3DecisionMamba(task, config=config, seed=seed, device=device)
     updater = Updater.create(observation_space, action_space, config, None, seed, model.device)
-    updater.policy.model.load_state_dict(weights)
+    for policy in (updater.policy, updater.trained):
+        policy.model.load_state_dict(weights)
     if env is not None:
         model.set_env(env)  # made when the model has its weights
     model._adopt(updater)

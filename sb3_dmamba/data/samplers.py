@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int, Int32, Int64, Num
 from numpy import ndarray
 from torch import Tensor
 
-from sb3_dmamba.checks import check_integer
+from sb3_dmamba.checks import check_integer, check_number
 from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.data.validation import check_steps, find_episodes
 
@@ -64,8 +64,11 @@ class WindowBatch:
         return dataclasses.replace(self, **changed)
 
 
+N_RETURN_BINS = 10  # of balanced sampling
+
+
 class WindowSampler:
-    """Draws batches of windows; every step is equally likely to be a window's first.
+    """Draws batches of windows; by default every step is equally likely to be a window's first.
 
     The batch of an update is a pure function of the seed and the update's number, so a run that
     is resumed draws what it would have drawn, with no state to keep.
@@ -78,6 +81,9 @@ class WindowSampler:
         burn_in: Steps before each window to give as ``WindowBatch.before``, fewer where its
             episode has fewer. Which windows are drawn does not depend on it.
         rows: Which rows of each batch to give, where several processes share it; all by default.
+        balance: Share of the windows that are drawn balanced: uniformly over ten equal bins of the
+            range of episode returns, those without episodes left out, then over the steps of the
+            bin. The other windows are those that would be drawn without it.
 
     Raises:
         ConfigError: A number is out of its range.
@@ -97,6 +103,7 @@ class WindowSampler:
         seed: int = 0,
         burn_in: int = 0,
         rows: slice = slice(None),
+        balance: float = 0.0,
     ) -> None:
         self.trajectories = trajectories
         self.context_length = check_integer("context_length", context_length, 1)
@@ -104,6 +111,8 @@ class WindowSampler:
         self.seed = check_integer("seed", seed, 0)
         self.burn_in = check_integer("burn_in", burn_in, 0)
         self.rows = rows
+        self.balance = check_number("balance", balance, 0.0, 1.0, "from 0 to 1")
+        self._bins = _ReturnBins.of(trajectories) if self.balance else None
         self._within_window = np.arange(self.context_length)
         self._before_window = np.arange(-self.burn_in, 0)
 
@@ -122,7 +131,12 @@ class WindowSampler:
     def draw_first_steps(self, update: int) -> Int64[ndarray, "B"]:
         """Draw where the windows of an update begin, as flat indices of steps."""
         generator = np.random.default_rng((self.seed, check_integer("update", update, 0)))
-        return generator.integers(self.trajectories.n_steps, size=self.batch_size)[self.rows]
+        first_steps = generator.integers(self.trajectories.n_steps, size=self.batch_size)
+        if self._bins is not None:
+            is_balanced = generator.random(self.batch_size) < self.balance
+            drawn = self._bins.draw(generator, self.batch_size)
+            first_steps = np.where(is_balanced, drawn, first_steps)
+        return first_steps[self.rows]
 
     def window_at(self, first_steps: Int64[ndarray, "B"]) -> WindowBatch:
         """Return the windows that begin at given steps, flat indices from 0 to N - 1.
@@ -180,6 +194,37 @@ class WindowSampler:
             timesteps=torch.from_numpy(timesteps),
             padding_mask=torch.from_numpy(real),
         )
+
+
+class _ReturnBins(NamedTuple):
+    """Episodes in order of the bin of their return."""
+
+    starts: Int64[ndarray, "E"]  # first step of each episode in the data
+    ends: Int64[ndarray, "E"]  # steps up to each episode's end, in this order
+    bounds: Int64[ndarray, "bins+1"]  # steps before each bin that holds episodes, and in all
+
+    @classmethod
+    def of(cls, trajectories: Trajectories) -> _ReturnBins | None:
+        """Sort the episodes of a dataset; None if all returns are equal."""
+        returns = trajectories.returns
+        width = (returns.max() - returns.min()) / N_RETURN_BINS
+        if width == 0.0:
+            return None
+        bins = np.minimum((returns - returns.min()) // width, N_RETURN_BINS - 1)
+        order = np.argsort(bins, kind="stable")
+        ends = np.cumsum(trajectories.lengths[order])
+        is_last = np.append(np.diff(bins[order]) > 0, True)  # of its bin
+        bounds = np.concatenate([[0], ends[is_last]])
+        return cls(trajectories.episode_offsets[:-1][order], ends, bounds)
+
+    def draw(self, generator: np.random.Generator, size: int) -> Int64[ndarray, "B"]:
+        """Draw steps: uniform over the bins, then over the steps of a bin."""
+        bins = generator.integers(len(self.bounds) - 1, size=size)
+        places = generator.integers(self.bounds[bins], self.bounds[bins + 1])
+        ranks = np.searchsorted(self.ends, places, side="right")
+        begins = np.concatenate([[0], self.ends])[ranks]
+        steps: Int64[ndarray, "B"] = self.starts[ranks] + places - begins
+        return steps
 
 
 def _take_observations(

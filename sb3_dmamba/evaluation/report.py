@@ -152,7 +152,8 @@ class ReportDetails:
         mixer: ``"mamba"``, ``"attention"`` or ``"convolution"``.
         training_seed: The seed of the training run.
         weights: ``"last"`` for the weights at the end of training, ``"best"`` for those picked by
-            their scores in evaluations during training (an optimistic estimate).
+            their scores in evaluations during training (an optimistic estimate), ``"ema"`` for the
+            moving average of the weights at the end.
         n_updates: Updates the weights had.
     """
 
@@ -161,15 +162,14 @@ class ReportDetails:
     dataset_returns: NDArray[np.float64] | None = None
     mixer: str | None = None
     training_seed: int | None = None
-    weights: Literal["last", "best"] = "last"
+    weights: Literal["last", "best", "ema"] = "last"
     n_updates: int | None = None
 
     def __post_init__(self) -> None:
-        if self.weights not in ("last", "best"):
-            message = f"weights={self.weights!r}: choose one of 'last', 'best'"
-            raise ConfigError(
-                message, setting="weights", value=self.weights, choices=("last", "best")
-            )
+        choices = ("last", "best", "ema")
+        if self.weights not in choices:
+            message = f"weights={self.weights!r}: choose one of {', '.join(map(repr, choices))}"
+            raise ConfigError(message, setting="weights", value=self.weights, choices=choices)
         if self.dataset_returns is not None:
             values = np.array(self.dataset_returns, dtype=np.float64)
             if values.ndim != 1 or not len(values) or not np.isfinite(values).all():

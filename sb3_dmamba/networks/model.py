@@ -53,8 +53,9 @@ class TokenEmbedding(nn.Module):
         self.is_decoupled = config.conditioning == "decoupled"
         self.return_encoder: nn.Module = nn.Linear(1, width)
         if self.is_decoupled:
+            # Bounded: a return far beyond the data's is taken for about their highest.
             self.return_encoder = nn.Sequential(
-                nn.Linear(1, width), nn.SiLU(), nn.Linear(width, CONDITION_SIZE), nn.SiLU()
+                nn.Linear(1, width), nn.SiLU(), nn.Linear(width, CONDITION_SIZE), nn.Tanh()
             )
         self.activation = nn.Tanh() if config.embedding == "tanh" else nn.Identity()
         self.timestep_table: nn.Embedding | None = None

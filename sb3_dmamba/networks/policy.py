@@ -212,7 +212,7 @@ class DecisionMambaPolicy(BasePolicy):
         """
         description = {
             "format": _FORMAT,
-            "config": self.config.to_dict(),
+            "config": self.config.to_file(),
             "observation_space": space_to_json(self.observation_space),
             "action_space": space_to_json(self.action_space),
             "features_extractor": name_extractor(self.policy_kwargs),

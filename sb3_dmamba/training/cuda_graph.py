@@ -31,6 +31,7 @@ class Snapshot(NamedTuple):
     weights: list[Tensor]
     moments: list[Tensor]
     carried: list[Tensor]
+    averages: list[Tensor]
 
 
 @dataclass
@@ -57,18 +58,22 @@ class UpdateGraphs:
         policy: DecisionMambaPolicy,
         config: DecisionMambaConfig,
         carried: CarriedState,
+        averages: list[Tensor],
         take_step: Callable[[WindowBatch], Tensor],
         seed: Callable[[int], AbstractContextManager[None]],
     ) -> None:
         self.policy = policy
         self.config = config
         self.carried = carried
+        self.averages = averages
         self.take_step = take_step
         self.seed = seed
         self.optimizer = policy.optimizer
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.learning_rate = torch.zeros((), device=policy.device)
         """Scalar that the optimiser reads the learning rate from."""
+        self.ema_rate = torch.zeros((), device=policy.device)
+        """Scalar that the average reads one minus its decay from."""
         self._graphs: dict[Hashable, _Graph] = {}
         self._failed = False
 
@@ -149,8 +154,9 @@ class UpdateGraphs:
     def _record(self, staged: Staged, before: Snapshot) -> _Graph:
         # Inputs of no real update: the comparison shows whether the graph depends on them.
         inputs = {name: t[:1].expand_as(t).clone() for name, t in staged.tensors.items()}
-        wanted = self.learning_rate.clone()
-        self.learning_rate.mul_(0.5)
+        wanted = self.learning_rate.clone(), self.ema_rate.clone()
+        for scalar in (self.learning_rate, self.ema_rate):
+            scalar.mul_(0.5)
         self._put_back(before)
         groups = self.optimizer.param_groups
         for group in groups:
@@ -163,7 +169,8 @@ class UpdateGraphs:
                     lambda: [self.take_step(staged.assemble(inputs))], self.policy.device
                 )
         finally:
-            self.learning_rate.copy_(wanted)
+            for scalar, value in zip((self.learning_rate, self.ema_rate), wanted, strict=True):
+                scalar.copy_(value)
             for group in groups:
                 group["capturable"] = False
         gradients = [parameter.grad for parameter in self.parameters]
@@ -184,7 +191,7 @@ class UpdateGraphs:
         if self.config.carry_state:
             n_rows = len(next(iter(staged.tensors.values())))
             held = self.carried.hold(self.policy.model, n_rows)
-        addresses = [parameter.data_ptr() for parameter in self.parameters]
+        addresses = [each.data_ptr() for each in (*self.parameters, *self.averages)]
         # Loading a state gives the optimiser a new dictionary.
         return held, self.optimizer.state, [len(_renewed_generators), *addresses]
 
@@ -194,7 +201,7 @@ class UpdateGraphs:
         moments = [
             state[name] for name in ("step", "exp_avg", "exp_avg_sq") for state in states if state
         ]
-        return Snapshot(list(self.parameters), moments, self.carried.held())
+        return Snapshot(list(self.parameters), moments, self.carried.held(), self.averages)
 
     def _take_snapshot(self) -> Snapshot:
         return Snapshot(*([t.detach().clone() for t in part] for part in self._changing()))
@@ -288,10 +295,14 @@ def find_difference(
         for norm, distance in zip(norms, _distances(wanted, got), strict=True):
             if not distance <= tolerance * max(norm, _SMALL_PART * whole):
                 return f"{what} of norm {norm:g} are {distance:g} away"
-    moved = math.hypot(*_distances(before.weights, there.weights))
-    apart = math.hypot(*_distances(there.weights, here.weights))
-    if not apart <= _STEP_TOLERANCE * moved + _ROUNDING * math.hypot(*_norms(there.weights)):
-        return f"weights that moved by {moved:g} are {apart:g} away"
+    for what, start, wanted, got in (
+        ("weights", before.weights, there.weights, here.weights),
+        ("averaged weights", before.averages, there.averages, here.averages),
+    ):
+        moved = math.hypot(*_distances(start, wanted))
+        apart = math.hypot(*_distances(wanted, got))
+        if not apart <= _STEP_TOLERANCE * moved + _ROUNDING * math.hypot(*_norms(wanted)):
+            return f"{what} that moved by {moved:g} are {apart:g} away"
     return None
 
 

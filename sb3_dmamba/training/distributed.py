@@ -292,8 +292,8 @@ class DataParallel:
     ) -> None:
         self.processes = processes
         self._updater = updater
-        self._loss = DistributedDataParallel(_Loss(updater.policy, compute))
-        self._share_moments()
+        self._loss = DistributedDataParallel(_Loss(updater.trained, compute))
+        self._share_state()
 
     @property
     def streams(self) -> tuple[int, ...]:
@@ -334,14 +334,15 @@ class DataParallel:
     def _join_carried(self) -> dict[str, Tensor]:
         return self.processes.join_rows(self._updater.carried.state())
 
-    def _share_moments(self) -> None:
-        """Give every process rank 0's moments, as DistributedDataParallel does the weights."""
+    @torch.no_grad()
+    def _share_state(self) -> None:
+        """Give every process rank 0's moments and averages, as torch does the weights."""
         optimizer = self._updater.optimizer
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         states = [optimizer.state.get(parameter, {}) for parameter in parameters]
         tensors = [state[name] for state in states for name in sorted(state)]
         self.processes.check_alike({"the number of the optimiser's moments": len(tensors)})
-        for tensor in tensors:
+        for tensor in [*tensors, *self._updater.averages]:
             on_device = tensor.to(self._updater.policy.device)
             dist.broadcast(on_device, src=0)
             tensor.copy_(on_device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -90,7 +91,7 @@ def test_iterate_all_visits_each_step_once_in_order(
 def test_pure_in_seed_and_update() -> None:
     data = numbered([50, 20, 30])
     before = torch.get_rng_state(), str(np.random.get_state())  # noqa: NPY002
-    for make in (WindowSampler, ConsecutiveSampler):
+    for make in (WindowSampler, ConsecutiveSampler, partial(WindowSampler, balance=0.5)):
         sampler = make(data, 5, 16, seed=3)
         expected = sampler.sample(500)
         for update in (4, 0, 501):  # what was drawn before makes no difference
@@ -114,6 +115,37 @@ def test_every_step_is_equally_likely() -> None:
     chi_square = float(((counts - expected) ** 2 / expected).sum())
     # 59 degrees of freedom: mean 59, standard deviation 10.9; 99.99 % lie below 107.
     assert 25 < chi_square < 107
+
+
+def with_returns(lengths: list[int], returns: list[float]) -> Trajectories:
+    rewards = np.zeros(sum(lengths), np.float32)
+    rewards[np.cumsum(lengths) - 1] = returns
+    return make_trajectories(lengths, rewards=rewards)
+
+
+def test_balanced_windows_have_the_stated_probabilities() -> None:
+    lengths, returns = [30, 2, 5, 4, 1, 6], [-10.0, -0.5, 90.0, 30.0, 80.5, 39.5]
+    bins, in_bin = [0, 0, 9, 4, 9, 4], {0: 32, 4: 10, 9: 6}  # each 10 wide
+    data = with_returns(lengths, returns)
+    for balance in (0.5, 1.0):
+        by_episode = [(1 - balance) / 48 + balance / 3 / in_bin[each] for each in bins]
+        expected = 64 * 400 * np.repeat(by_episode, lengths)
+        sampler = WindowSampler(data, 3, 64, seed=5, balance=balance)
+        firsts = np.concatenate([sampler.draw_first_steps(update) for update in range(400)])
+        counts = np.bincount(firsts, minlength=48)
+        # 47 degrees of freedom: 99.99 % lie below 91.
+        assert 15 < float(((counts - expected) ** 2 / expected).sum()) < 91
+
+
+def test_the_uniform_share_is_what_it_was() -> None:
+    data = with_returns([30, 2, 5, 4, 1], [-10.0, -5.0, 90.0, 30.0, 85.0])
+    uniform = np.random.default_rng((5, 7)).integers(42, size=64)
+    assert WindowSampler(data, 3, 64, seed=5).draw_first_steps(7).tolist() == uniform.tolist()
+    balanced = WindowSampler(data, 3, 64, seed=5, balance=0.25).draw_first_steps(7)
+    assert 0.6 < float((balanced == uniform).mean()) < 0.95
+    alike = with_returns([30, 2, 5, 4, 1], [7.0] * 5)
+    found = WindowSampler(alike, 3, 64, seed=5, balance=1.0).draw_first_steps(7)
+    assert found.tolist() == uniform.tolist()
 
 
 def test_moving_a_batch() -> None:
@@ -140,6 +172,7 @@ def test_bad_settings() -> None:
         "batch_size": [0, True],
         "seed": [-1, None],
         "burn_in": [-1],
+        "balance": [1.1, True],
     }
     for name, values in bad.items():
         for value in values:

@@ -125,7 +125,10 @@ KINDS = 3
 def make_convolution(filter_length: int, width: int = 5) -> ConvolutionMixer:
     torch.manual_seed(0)
     config = DecisionMambaConfig(
-        mixer="convolution", hidden_size=width, filter_length=filter_length
+        mixer="convolution",
+        hidden_size=width,
+        filter_length=filter_length,
+        conditioning="sequence",
     )
     return ConvolutionMixer(config)
 

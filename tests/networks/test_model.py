@@ -22,10 +22,10 @@ from tests.toys import random_trajectories
 
 SMALL = DecisionMambaConfig(hidden_size=16, n_layers=2, context_length=6, dropout=0.0, d_state=4)
 VARIANTS: list[dict[str, Any]] = [
-    {},
-    {"channel_mixing": False},
-    {"mixer": "attention", "n_heads": 2},
-    {"mixer": "convolution", "filter_length": 4},
+    {"conditioning": "sequence"},
+    {"conditioning": "sequence", "channel_mixing": True},
+    {"conditioning": "sequence", "mixer": "attention", "n_heads": 2},
+    {"conditioning": "sequence", "mixer": "convolution", "filter_length": 4},
     {"mixer": "convolution", "filter_length": 3, "time_encoding": "global"},
     {"embedding": "tanh", "time_encoding": "global"},
     {"init": "paper"},
@@ -78,15 +78,15 @@ def test_every_parameter_gets_a_gradient(variant: dict[str, Any]) -> None:
 
 def test_decoupled_starts_without_the_return_and_with_a_third_fewer_tokens() -> None:
     data = random_trajectories(observation_shape=(3,))
-    config = SMALL.replace(conditioning="decoupled")
-    model = make_network(data, config, scatter=False)
+    model = make_network(data, SMALL.replace(conditioning="decoupled"), scatter=False)
     batch = WindowSampler(data, 6, 5, seed=0).sample(0)
     observations, actions, returns_to_go, timesteps = batch.inputs()
     assert model.embedding(*batch.inputs()).shape == (5, 2 * 6 - 1, 16)
     asked_otherwise = model(observations, actions, returns_to_go + 9.0, timesteps)
     torch.testing.assert_close(model(*batch.inputs()), asked_otherwise)
     # Without modulation it is the network without the first token of each step.
-    plain = SequenceModel(data.observation_space, data.action_space, SMALL, None)
+    tokens_only = SMALL.replace(conditioning="sequence")
+    plain = SequenceModel(data.observation_space, data.action_space, tokens_only, None)
     names = {name for name in plain.state_dict() if "return_encoder" not in name}
     added = {"embedding.return_encoder", "modulation"}
     assert {n for n in model.state_dict() if not any(part in n for part in added)} == {

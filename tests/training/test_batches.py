@@ -26,7 +26,9 @@ from tests.toys import random_trajectories
 
 CPU = torch.device("cpu")
 DATA = random_trajectories((23, 7, 40, 31))
-SETTINGS: list[dict[str, Any]] = [{}, {"carry_state": True}, {"burn_in": 4}]
+SETTINGS: list[dict[str, Any]] = [
+    *({}, {"carry_state": True}, {"burn_in": 4}, {"burn_in": 4, "sampling": "balanced"})
+]
 
 
 def make_config(**settings: Any) -> DecisionMambaConfig:

@@ -86,6 +86,15 @@ def test_replays_are_the_plain_updates(
     assert recorder.n_recorded <= 2  # with burn-in, one for each number of steps before
 
 
+def test_averages_are_part_of_a_replay(recorder: Recorder) -> None:
+    """But for rounding: a graph reads the decay from a tensor."""
+    plain = run(make_updater(cuda_graph="off", ema_decay=0.6))
+    found = run(make_updater(cuda_graph="on", ema_decay=0.6))
+    assert recorder.n_recorded == 1
+    for name, tensor in plain.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-6, atol=1e-7)
+
+
 @pytest.mark.parametrize(
     "settings", [{}, {"carry_state": True, "precision": "bf16"}, {"burn_in": 4}], ids=str
 )
@@ -123,10 +132,11 @@ def test_the_loop_looks_where_it_logs_alone(recorder: Recorder, cuda_graph: str)
 
 def test_an_interrupted_run_is_an_uninterrupted_one(recorder: Recorder, tmp_path: Path) -> None:
     chosen = {**SETTINGS, "cuda_graph": "on", "data_device": "device"}
-    for settings in ({}, {"carry_state": True}):
+    for settings in ({}, {"carry_state": True}, {"ema_decay": 0.9}):
         expected = everything_in(tiny_model(**{**chosen, **settings}).fit(DATA, 12))
         plain = tiny_model(**{**chosen, **settings, "cuda_graph": "off"}).fit(DATA, 12)
-        assert differences(expected, everything_in(plain)) == []
+        if "ema_decay" not in settings:
+            assert differences(expected, everything_in(plain)) == []
         model = tiny_model(**{**chosen, **settings}).fit(DATA, 12, callback=Stop(stop_at=5))
         model.save(tmp_path / "model")
         assert differences(expected, everything_in(model.fit())) == []
@@ -217,12 +227,12 @@ def test_a_wrong_graph_is_not_trusted(monkeypatch: pytest.MonkeyPatch, fault: st
         run(make_updater(cuda_graph="on"), 1)
 
 
-@pytest.mark.parametrize("what", ["batch", "seed", "rate", "host"])
+@pytest.mark.parametrize("what", ["batch", "seed", "rate", "average", "host"])
 def test_what_a_recording_holds_fast_is_noticed(
     recorder: Recorder, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     """An update that takes something from elsewhere than where the graph reads it."""
-    updater = make_updater(cuda_graph="on", dropout=0.3)
+    updater = make_updater(cuda_graph="on", dropout=0.3, ema_decay=0.9)
     take_step = updater.take_step
     kept: list[WindowBatch] = []
 
@@ -236,6 +246,8 @@ def test_what_a_recording_holds_fast_is_noticed(
         if what == "seed":
             torch.manual_seed(len(kept))
             kept.append(batch)
+        if what == "average" and kept:
+            updater._ema_rate = 0.5
         if what == "host":
             batch.padding_mask.sum().item()
         kept.append(batch)

@@ -14,6 +14,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +47,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "attention": {"mixer": "attention"},
     "burn-in": {"burn_in": 4},
     "carried": {"carry_state": True},
-    "bf16": {"precision": "bf16", "conditioning": "decoupled"},
+    "bf16": {"precision": "bf16", "conditioning": "sequence"},
+    "averaged": {"ema_decay": 0.9, "sampling": "balanced"},
     "one step": {"context_length": 1},
 }
 
@@ -111,11 +114,13 @@ def draw_seeds(folder: Path) -> list[Any]:
 
 def mix_up(folder: Path) -> float:
     """Start from other weights and moments in one process: rank 0's are taken."""
-    model = make_model().fit(DATA, 3)
+    model = make_model(ema_decay=0.9).fit(DATA, 3)
     if RANK == 1:
-        for parameter in model.policy.parameters():
+        for parameter in model.trained_policy.parameters():
             parameter.data.mul_(2.0)
             model.policy.optimizer.state[parameter]["exp_avg"].mul_(2.0)
+        for average in model.policy.parameters():
+            average.data.mul_(2.0)
     return add_up(model.fit(DATA, 3))
 
 
@@ -170,8 +175,10 @@ def main() -> None:
     (folder / f"results-{RANK}.json").write_text(json.dumps(results))
 
 
-@pytest.mark.parametrize("sampler", [WindowSampler, ConsecutiveSampler])
-def test_rows_of_all_processes_make_the_batch(sampler: type[WindowSampler]) -> None:
+@pytest.mark.parametrize(
+    "sampler", [WindowSampler, ConsecutiveSampler, partial(WindowSampler, balance=0.5)]
+)
+def test_rows_of_all_processes_make_the_batch(sampler: Callable[..., WindowSampler]) -> None:
     whole = sampler(DATA, 5, 8, 7)
     for size in (1, 2, 4):
         parts = [sampler(DATA, 5, 8, 7, rows=Processes(r, size).rows(8)) for r in range(size)]
@@ -325,7 +332,7 @@ def test_two_processes_train_as_one(name: str, folder: Path, results: list[dict[
 def test_checkpoints_of_two_and_of_one_are_continued_by_the_other(
     folder: Path, results: list[dict[str, Any]]
 ) -> None:
-    for name in ("mamba", "carried"):
+    for name in ("mamba", "carried", "averaged"):
         model = DecisionMamba.load(folder / f"{name}-0_{HALF}_steps")
         np.testing.assert_allclose(train(model, HALF), results[0][name][HALF:], rtol=1e-5)
         assert model.num_timesteps == N_UPDATES
@@ -352,7 +359,7 @@ def test_rank_0_alone_logs_calls_back_and_stops_both(
 def test_processes_agree_on_rank_0_s_weights_and_moments(results: list[dict[str, Any]]) -> None:
     for name in ("draw_seeds", "mix_up"):
         assert results[0][name] == results[1][name]
-    expected = add_up(make_model().fit(DATA, 3).fit(DATA, 3))
+    expected = add_up(make_model(ema_decay=0.9).fit(DATA, 3).fit(DATA, 3))
     assert results[0]["mix_up"] == pytest.approx(expected, rel=1e-5)
 
 
