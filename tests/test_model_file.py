@@ -132,7 +132,7 @@ def test_without_the_optimiser(tmp_path: Path) -> None:
 def saved() -> bytes:
     buffer = io.BytesIO()
     task = Task(name="toy", env_id="NotHere-v0", reference=ReferenceScores(0.0, 1.0, "by hand"))
-    tiny_model(task, n_layers=1).fit(DATA, 2).save(buffer)
+    tiny_model(task, n_layers=1, time_encoding="timestep").fit(DATA, 2).save(buffer)
     return buffer.getvalue()
 
 
