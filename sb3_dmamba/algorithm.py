@@ -50,8 +50,6 @@ class DecisionMamba(BaseAlgorithm):
         task: A task name (:func:`sb3_dmamba.list_tasks`), a Minari or Gymnasium id, an
             environment, or None: the spaces then come from the dataset.
         config: Settings; None takes the recipe's.
-        recipe: ``"default"``, which measures best on small data, or ``"paper"``; None is the
-            task's: the paper's for the tasks of the paper.
         env: Environment to act in, where it is not the task's.
         seed: Seed of the weights, the batches and dropout; None draws one. Two runs with one
             seed and dataset give the same weights on one machine with one number of threads.
@@ -60,6 +58,8 @@ class DecisionMamba(BaseAlgorithm):
         tensorboard_log: Folder for TensorBoard.
         policy_kwargs: Stable-Baselines3's ``features_extractor_class`` and
             ``features_extractor_kwargs`` (:class:`~sb3_dmamba.networks.ExtractorEncoder`).
+        recipe: ``"default"``, which measures best on small data, or ``"paper"``; None is the
+            task's: the paper's for the tasks of the paper.
         **overrides: Fields of :class:`~sb3_dmamba.DecisionMambaConfig` to change.
 
     Raises:
@@ -77,13 +77,13 @@ class DecisionMamba(BaseAlgorithm):
         task: str | Task | Environment | None,
         *,
         config: DecisionMambaConfig | None = None,
-        recipe: Recipe | None = None,
         env: Environment | None = None,
         seed: int | None = None,
         device: torch.device | str = "auto",
         verbose: int = 0,
         tensorboard_log: str | None = None,
         policy_kwargs: Mapping[str, Any] | None = None,
+        recipe: Recipe | None = None,
         **overrides: Any,
     ) -> None:
         self.task = get_task(task) if isinstance(task, str) else None
@@ -98,6 +98,7 @@ class DecisionMamba(BaseAlgorithm):
             message = f"recipe={recipe!r} and a config are given: leave one of them out"
             raise ConfigError(message, setting="recipe", value=recipe)
         chosen = (self.task or Task("")).with_recipe(recipe)
+        self.task = chosen if self.task is not None else None
         self.config = chosen.config(**overrides) if config is None else config.replace(**overrides)
         super().__init__(
             DecisionMambaPolicy,

@@ -155,7 +155,10 @@ class Task:
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-compatible values."""
         lists = {name: list(getattr(self, name)) for name in ("target_returns", "actions")}
-        return {**dataclasses.asdict(self), **lists}
+        fields = {**dataclasses.asdict(self), **lists}
+        if self.recipe == "paper":  # 0.1.0 had no other, and reads this
+            del fields["recipe"]
+        return fields
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Task:

@@ -161,3 +161,22 @@ def test_docstring_lists_exactly_the_fields() -> None:
     assert text is not None
     arguments = text.split("Args:\n")[1].split("\n\n")[0]
     assert re.findall(r"^    (\w+): ", arguments, flags=re.MULTILINE) == FIELDS
+
+
+def test_recipes() -> None:
+    paper = DecisionMambaConfig.from_recipe("paper", dropout=0.3)
+    assert (paper.context_length, paper.conditioning, paper.dropout) == (20, "sequence", 0.3)
+    assert paper == DecisionMambaConfig.from_dict({"dropout": 0.3})  # as 0.1.0 wrote it
+    assert DecisionMambaConfig.from_recipe("default") == DecisionMambaConfig()
+    with pytest.raises(ConfigError) as raised:
+        DecisionMambaConfig.from_recipe("best")  # type: ignore[arg-type]
+    assert (raised.value.setting, raised.value.value) == ("recipe", "best")
+
+
+def test_an_mlp_follows_mixers_that_mix_no_channels() -> None:
+    for mixer, given, expected in (
+        *(("mamba", None, False), ("attention", None, True), ("convolution", None, True)),
+        *(("mamba", True, True), ("attention", False, False)),
+    ):
+        config = DecisionMambaConfig().replace(mixer=mixer, channel_mixing=given)
+        assert config.resolved_channel_mixing is expected

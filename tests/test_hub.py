@@ -78,7 +78,7 @@ def test_files(folder: Path, model: DecisionMamba, report: EvaluationReport) -> 
     assert EvaluationReport.from_json(folder / "evaluation.json").to_json() == report.to_json()
     assert (folder / "evaluation.png").read_bytes().startswith(b"\x89PNG")
     config = read(folder, "config.json")
-    assert config["config"] == model.config.to_dict()
+    assert config["config"] == model.config.to_file()
     assert config["task"]["env_id"] == "Pickled-v0"
     assert "Python" in config["system_info"]
 

@@ -271,7 +271,10 @@ def test_a_model_of_stable_baselines3(tmp_path: Path) -> None:
 
 
 def test_parameters_of_another_model(saved: bytes) -> None:
-    model, wider = (tiny_model(hidden_size=width, n_layers=1).fit(DATA, 1) for width in (16, 32))
+    model, wider = (
+        tiny_model(hidden_size=width, n_layers=1, time_encoding="timestep").fit(DATA, 1)
+        for width in (16, 32)
+    )
     before, parameters = everything_in(model), model.get_parameters()
     headless = {k: v for k, v in parameters["policy"].items() if "head" not in k}
     broken = rewrite(saved, tensors=change_first(lambda tensor: torch.zeros(7), "optimizer"))

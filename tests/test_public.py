@@ -61,7 +61,7 @@ def test_names() -> None:
         (
             DecisionMamba,
             "task, *, config=None, env=None, seed=None, device='auto', verbose=0, "
-            "tensorboard_log=None, policy_kwargs=None, **overrides",
+            "tensorboard_log=None, policy_kwargs=None, recipe=None, **overrides",
         ),
         (
             DecisionMamba.fit,

@@ -11,6 +11,7 @@ import gymnasium
 import pytest
 from gymnasium.spaces import Discrete
 
+from sb3_dmamba.algorithm import DecisionMamba
 from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.d4rl import list_names
 from sb3_dmamba.data import load_trajectories
@@ -96,6 +97,20 @@ def test_every_name_of_d4rl_is_a_task() -> None:
         assert ("none is published" in origin) == (not has_recipe)
         assert ("version 2" in origin) == (has_recipe and not is_papers)
         assert task.reference == get_task(f"{name.split('-')[0]}-medium-v2").reference
+
+
+def test_the_papers_tasks_have_its_recipe_and_others_the_default() -> None:
+    assert DecisionMamba("walker2d-medium-v2").config.conditioning == "sequence"
+    chosen = DecisionMamba("walker2d-medium-v2", recipe="default", dropout=0.0)
+    assert chosen.config == DecisionMambaConfig(dropout=0.0)
+    assert DecisionMamba("Hopper-v5").config == DecisionMambaConfig()
+    assert DecisionMamba(None, recipe="paper").config == DecisionMambaConfig.from_recipe("paper")
+    old = {"name": "mine", "overrides": {"dropout": 0.0}}  # as 0.1.0 wrote a task
+    assert Task.from_dict(old).config() == DecisionMambaConfig.from_recipe("paper", dropout=0.0)
+    for given in ({"recipe": "best"}, {"recipe": "paper", "config": DecisionMambaConfig()}):
+        with pytest.raises(ConfigError) as raised:
+            DecisionMamba(None, **given)
+        assert (raised.value.setting, raised.value.value) == ("recipe", given["recipe"])
 
 
 def test_tasks_that_the_paper_does_not_have() -> None:

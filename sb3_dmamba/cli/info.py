@@ -158,7 +158,9 @@ def tasks(as_json: cli.JsonOption = False, debug: cli.DebugOption = False) -> No
         for task in named:
             config, targets = task.config(), [f"{target:g}" for target in task.target_returns]
             asked = targets[0] if len(targets) == 1 else f"{targets[0]}..{targets[-1]}"
-            width, updates = str(config.hidden_size), f"{config.n_updates:,}"
+            width, updates = str(config.hidden_size), "by the data"
+            if config.n_updates is not None:
+                updates = f"{config.n_updates:,}"
             table.add_row(task.name, task.env_id, asked, width, updates)
         output.console.print(table)
         output.console.print(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sb3_dmamba.cli import output as cli
-from sb3_dmamba.config import DecisionMambaConfig
+from sb3_dmamba.config import DecisionMambaConfig, Recipe
 from sb3_dmamba.errors import ConfigError, DatasetError
 
 if TYPE_CHECKING:
@@ -42,6 +42,14 @@ def train(
         int | None,
         cli.number(
             "Optimiser steps; with --resume, how many more.", "the task's, or what was left"
+        ),
+    ] = None,
+    recipe: Annotated[
+        Recipe | None,
+        cli.value(
+            "Settings to start from: default measures best on small data.",
+            "default|paper",
+            "the task's",
         ),
     ] = None,
     setting: cli.SettingOption = None,
@@ -92,15 +100,15 @@ def train(
     if (task is None) == (resume is None):
         raise typer.BadParameter("give either a task to start from or a checkpoint to --resume")
     others = [text for text in setting or () if not text.startswith("backend=")]
-    if resume is not None and (others or seed is not None):
+    if resume is not None and (others or recipe or seed is not None):
         raise typer.BadParameter(
-            "--resume continues with the checkpoint's settings and seed: leave --set and --seed "
-            "out (but for --set backend=auto, where its backend does not work here)"
+            "--resume continues with the checkpoint's settings and seed: leave --recipe, --set and "
+            "--seed out (but for --set backend=auto, where its backend does not work here)"
         )
     options = cli.parse_options(option)
     with cli.command_output(as_json, debug) as out:
         folder, settings = output or _default_output(task, resume), cli.read_settings(setting)
-        how = updates, settings, seed, device, checkpoint_every, eval_every, tensorboard
+        how = updates, recipe, settings, seed, device, checkpoint_every, eval_every, tensorboard
         plan = _Plan(task, resume, dataset, options, folder, *how)
         if plan.model_path.exists() and not overwrite and resume is None:
             fix = "give another --output, --resume to train it on, or --overwrite"
@@ -119,6 +127,7 @@ class _Plan:
     options: dict[str, Any]
     output: Path
     updates: int | None
+    recipe: Recipe | None
     settings: dict[str, Any]
     seed: int | None
     device: str
@@ -168,7 +177,8 @@ def _make_model(plan: _Plan) -> DecisionMamba:
     if plan.resume is None:
         updates = {} if plan.updates is None else {"n_updates": plan.updates}
         settings = {**plan.settings, **updates}
-        return decision_mamba(plan.task, seed=plan.seed, device=device, **settings)
+        named: dict[str, Any] = {"recipe": plan.recipe, "seed": plan.seed, "device": device}
+        return decision_mamba(plan.task, **named, **settings)
     model = decision_mamba.load(plan.resume, device=device, **plan.settings)
     if plan.updates is None and model.num_timesteps >= model._total_timesteps:
         done = f"{plan.resume} has done all of its {model.num_timesteps:,} updates"
@@ -304,6 +314,9 @@ def _print_resume_command(path: Path) -> None:
 # --- The recipe ----------------------------------------------------------------------------------
 
 
+_BY_THE_DATA = ("n_updates", "return_scale", "max_timestep")  # where the recipe has None
+
+
 def describe_changes(config: DecisionMambaConfig, task: Task | None) -> str | None:
     """List the settings that differ from a task's recipe, or without a task from the defaults."""
     recipe = DecisionMambaConfig() if task is None else task.config()
@@ -312,6 +325,6 @@ def describe_changes(config: DecisionMambaConfig, task: Task | None) -> str | No
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         expected = getattr(recipe if field.name == "n_updates" else scaled, field.name)
-        if value != expected:
+        if value != expected and not (field.name in _BY_THE_DATA and expected is None):
             named.append(f"{field.name}={value!r} ({expected!r})")
     return ", ".join(named) or None

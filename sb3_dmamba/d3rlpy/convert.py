@@ -127,8 +127,9 @@ def from_sb3(
     if core.resolved_return_scale != 1.0:
         reward_scaler = MultiplyRewardScaler(1.0 / core.resolved_return_scale)
     is_discrete = isinstance(policy.action_space, spaces.Discrete)
+    fields = {theirs: getattr(core, ours) for theirs, ours in CORE_NAMES.items()}
     config = (DiscreteDecisionMambaConfig if is_discrete else DecisionMambaConfig)(
-        **{theirs: getattr(core, ours) for theirs, ours in CORE_NAMES.items()},
+        **{**fields, "channel_mixing": core.resolved_channel_mixing},
         observation_scaler=observation_scaler,
         action_scaler=_extract_action_bounds(weights, policy),
         reward_scaler=reward_scaler,

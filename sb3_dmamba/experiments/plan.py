@@ -136,7 +136,8 @@ def make_plan(experiment: Experiment, request: Request) -> Plan:
             raise ConfigError(message, setting="data", value=request.data)
         tasks.append(planned)
         for name, variant in variants.items():
-            config = _make_config(planned.task, experiment, variant, request, loaded.get(options))
+            config = _make_config(planned.task, experiment, variant, request)
+            config = resolve_config(config, loaded.get(options))
             evaluation = _plan_evaluation(planned, experiment, request, config)
             for seed in seeds:
                 options = experiment.data_options(planned.name, source, seed)
@@ -171,13 +172,13 @@ def _plan_task(
 
 
 def _make_config(
-    task: Task, experiment: Experiment, variant: Variant, request: Request, data: Trajectories
+    task: Task, experiment: Experiment, variant: Variant, request: Request
 ) -> DecisionMambaConfig:
     relative = {} if variant.relative is None else variant.relative(task.config())
     settings = {**experiment.settings, **relative, **variant.settings, **request.settings}
     if request.n_updates is not None:
         settings["n_updates"] = request.n_updates
-    return resolve_config(task.config(**settings), data)
+    return task.config(**settings)
 
 
 def _plan_evaluation(
@@ -239,6 +240,7 @@ def generic_task(source: str, trajectories: Trajectories) -> Task:
         env_kwargs=trajectories.env_kwargs,
         dataset=source,
         reference=get_reference_scores(trajectories.env_id or ""),
+        recipe="paper",
         overrides={
             **catalogue.SMALL_RECIPE,
             "return_scale": 10.0 ** math.floor(math.log10(largest)),

@@ -187,6 +187,9 @@ _CHANNEL_MIXING_RATIO = 4
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU}
 
 
+_STATE_AND_ACTION = 2  # tokens of a step, that its return-to-go modulates
+
+
 class Modulation(nn.Module):
     """Factors and shifts of each step's tokens, from the step's return-to-go.
 
@@ -213,12 +216,12 @@ class Modulation(nn.Module):
             ]
 
     def forward(
-        self, condition: Float[Tensor, "*batch K C"], n_tokens: int
-    ) -> tuple[Float[Tensor, "*batch L H"], ...]:
-        """Return factors, shifts and gates of ``n_tokens`` tokens, two a step or one."""
+        self, condition: Float[Tensor, "B K C"], n_tokens: int = 1
+    ) -> tuple[Float[Tensor, "B L H"], ...]:
+        """Return factors, shifts and gates, each step's ``n_tokens`` times."""
         rows = self.projection(condition)
-        if n_tokens > condition.shape[-2]:
-            rows = rows.repeat_interleave(2, dim=-2)[..., :n_tokens, :]
+        if n_tokens > 1:
+            rows = rows.repeat_interleave(n_tokens, dim=1)
         return tuple(rows.chunk(self.n_rows, dim=-1))
 
 
@@ -257,7 +260,7 @@ class Block(nn.Module):
         condition: Float[Tensor, "B K C"] | None = None,
     ) -> Float[Tensor, "B M H"]:
         """Apply the block to whole sequences; ``readout`` selects the tokens to return."""
-        normed, gate = self._normalize(tokens, condition)
+        normed, gate = self._normalize(tokens, condition, _STATE_AND_ACTION)
         mixed = self.dropout(self.mixer(normed, readout))
         return self._add(tokens, mixed, gate, readout)
 
@@ -270,7 +273,7 @@ class Block(nn.Module):
         condition: Float[Tensor, "B K C"] | None = None,
     ) -> tuple[Float[Tensor, "B M H"], dict[str, Tensor]]:
         """Apply the block to continued sequences; see :meth:`MambaMixer.resume`."""
-        normed, gate = self._normalize(tokens, condition)
+        normed, gate = self._normalize(tokens, condition, _STATE_AND_ACTION)
         mixed, new_state = self.mixer.resume(normed, state, readout, real)
         return self._add(tokens, self.dropout(mixed), gate, readout), new_state
 
@@ -281,18 +284,22 @@ class Block(nn.Module):
         condition: Float[Tensor, "B L C"] | None = None,
     ) -> tuple[Float[Tensor, "B L H"], dict[str, Tensor]]:
         """Apply the block to the next tokens in acting; see :meth:`MambaMixer.step`."""
-        normed, gate = self._normalize(tokens, condition)
+        normed, gate = self._normalize(tokens, condition, 1)
         mixed, new_state = self.mixer.step(normed, state)
         return self._add(tokens, mixed, gate, None), new_state
 
     def _normalize(
-        self, tokens: Float[Tensor, "B L H"], condition: Tensor | None
+        self, tokens: Float[Tensor, "B L H"], condition: Tensor | None, n_tokens: int
     ) -> tuple[Float[Tensor, "B L H"], Float[Tensor, "B L H"] | None]:
-        """Return the input of the mixer, and the factor of its output."""
+        """Return the input of the mixer, and the factor of its output.
+
+        A row of the condition is for ``n_tokens`` tokens; a window ends with half a step.
+        """
         normed = self.norm(tokens)
         if self.modulation is None or condition is None:
             return normed, None
-        factor, shift, gate = self.modulation(condition, tokens.shape[1])
+        rows = self.modulation(condition, n_tokens)
+        factor, shift, gate = (each[:, : tokens.shape[1]] for each in rows)
         return torch.addcmul(shift, normed, factor), gate
 
     def _add(
@@ -582,14 +589,12 @@ class SequenceModel(nn.Module):
         return cast("list[Block]", list(self.blocks))
 
     def predict(
-        self,
-        state_tokens: Float[Tensor, "*batch K H"],
-        condition: Float[Tensor, "*batch K C"] | None = None,
-    ) -> Float[Tensor, "*batch K A"]:
+        self, state_tokens: Float[Tensor, "B K H"], condition: Float[Tensor, "B K C"] | None = None
+    ) -> Float[Tensor, "B K A"]:
         """Predict from the last block's output at state tokens."""
         normed = self.norm(state_tokens)
         if self.modulation is not None and condition is not None:
-            factor, shift = self.modulation(condition, state_tokens.shape[-2])
+            factor, shift = self.modulation(condition)
             normed = torch.addcmul(shift, normed, factor)
         prediction: Tensor = self.head(normed)
         return prediction

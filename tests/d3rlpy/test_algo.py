@@ -55,7 +55,7 @@ N_UPDATES = TINY["n_updates"]
 
 def sb3_losses(data: Trajectories, **settings: Any) -> tuple[DecisionMamba, list[float]]:
     recorder = Recorder()
-    model = DecisionMamba(None, seed=3, **{**TINY, **settings})
+    model = DecisionMamba(None, seed=3, recipe="paper", **{**TINY, **settings})
     model.fit(data, callback=recorder)
     return model, recorder.losses
 

@@ -42,7 +42,9 @@ def test_fields_have_the_defaults_of_d3rlpy_and_of_the_core_config() -> None:
         assert {name: found.get(name, "absent") for name in expected} == expected
         assert found.keys() - expected.keys() == OWN_FIELDS
     for name in OWN_FIELDS & CORE_NAMES.keys():
-        assert getattr(DecisionMambaConfig(), name) == getattr(CoreConfig(), CORE_NAMES[name])
+        assert getattr(DecisionMambaConfig(), name) == getattr(
+            CoreConfig.from_recipe("paper"), CORE_NAMES[name]
+        )
 
 
 def built(name: str = "mamba", **fields: Any) -> SequenceModel:

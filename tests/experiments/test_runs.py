@@ -28,7 +28,7 @@ from tests.experiments.toys import cartpole_data, changed
 RUN = Run(
     data=DataSource("somewhere", {"reward_mode": "delayed"}, "f1"),
     task=Task("toy", env_id="CartPole-v1", target_returns=(1.0,)),
-    config=DecisionMambaConfig(hidden_size=8),
+    config=DecisionMambaConfig.from_recipe("paper", hidden_size=8),
     seed=3,
     evaluation=EvaluationPlan((5.0, 10.0), 4),
     label="toy, mamba, seed 3",
@@ -44,7 +44,7 @@ def test_the_key_of_a_run_is_the_same_in_every_version() -> None:
 def test_everything_that_decides_the_result_changes_the_key() -> None:
     different: list[dict[str, Any]] = [
         {"seed": 4},
-        {"config": DecisionMambaConfig(hidden_size=16)},
+        {"config": DecisionMambaConfig.from_recipe("paper", hidden_size=16)},
         {"data": DataSource("somewhere", {}, "f2")},
         {"task": Task("toy", env_id="CartPole-v0")},
         {"task": Task("toy", env_id="CartPole-v1", env_kwargs={"sutton_barto_reward": True})},

@@ -125,10 +125,7 @@ KINDS = 3
 def make_convolution(filter_length: int, width: int = 5) -> ConvolutionMixer:
     torch.manual_seed(0)
     config = DecisionMambaConfig(
-        mixer="convolution",
-        hidden_size=width,
-        filter_length=filter_length,
-        conditioning="sequence",
+        mixer="convolution", hidden_size=width, filter_length=filter_length, conditioning="sequence"
     )
     return ConvolutionMixer(config)
 

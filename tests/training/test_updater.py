@@ -27,6 +27,7 @@ from sb3_dmamba.training.updater import (
     make_optimizer,
     optimizer_from_tensors,
     optimizer_to_tensors,
+    resolve_config,
     split_by_decay,
 )
 from tests.models import MIXERS, TINY, global_generators
@@ -193,7 +194,7 @@ ENDS: dict[str, Any] = {"warmup_updates": 10, "decay_updates": 50, "final_lr_fra
     ids=str,
 )
 def test_the_learning_rate(settings: dict[str, Any], expected: dict[int, float]) -> None:
-    config = DecisionMambaConfig().replace(learning_rate=0.5, **settings)
+    config = DecisionMambaConfig.from_recipe("paper", learning_rate=0.5, **settings)
     found = {update: compute_learning_rate(config, update, 100) for update in expected}
     assert found == pytest.approx(expected, rel=1e-12, abs=1e-12)
 
@@ -285,3 +286,22 @@ def test_an_optimiser_state_that_does_not_fit() -> None:
         assert raised.value.setting == next(iter(change))
         after = optimizer_to_tensors(optimizer)
         assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_the_data_decides_what_is_left_open() -> None:
+    data = random_trajectories((30, 50))
+    open_config = DecisionMambaConfig()
+    found = resolve_config(open_config, data)
+    scale = np.std(data.returns_to_go, dtype=np.float64)
+    assert found.return_scale == pytest.approx(scale, rel=1e-3)
+    assert (found.max_timestep, found.n_updates) == (50, 2000)
+    # 20 passes of 80 steps, 2 of them in an update
+    often = resolve_config(open_config.replace(batch_size=1, context_length=1), data)
+    assert often.n_updates == 2000
+    many = random_trajectories((1000,) * 5)
+    small = open_config.replace(batch_size=2, context_length=5)
+    assert resolve_config(small, many).n_updates == 10_000
+    given = DecisionMambaConfig(return_scale=3.0, n_updates=7, max_timestep=9)
+    assert resolve_config(given, data) == given
+    constant = dataclasses.replace(data, rewards=np.zeros_like(data.rewards))
+    assert resolve_config(open_config, constant).return_scale == 1.0
