@@ -41,7 +41,8 @@ class Network:
 def make_config(request: Request, **settings: Any) -> DecisionMambaConfig:
     """Return the settings of a network of the request's size."""
     shape = request.shape
-    config = DecisionMambaConfig(
+    config = DecisionMambaConfig.from_recipe(
+        "paper",
         hidden_size=shape.width,
         n_layers=shape.n_layers,
         context_length=shape.context,

@@ -193,9 +193,9 @@ def _compress(path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("sb3_dmamba/data/bundled"))
-    parser.add_argument("--sac-steps", type=int, default=120_000, help="steps that SAC learns")
+    parser.add_argument("--sac-steps", type=int, default=100_000, help="steps that SAC learns")
     parser.add_argument("--levels", type=int, default=6, help="checkpoints to record")
-    parser.add_argument("--episodes", type=int, default=15, help="episodes of each")
+    parser.add_argument("--episodes", type=int, default=18, help="episodes of each")
     parser.add_argument("--noise", type=float, default=0.2, help="largest standard deviation")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(

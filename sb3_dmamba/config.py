@@ -49,9 +49,13 @@ class DecisionMambaConfig:
         time_encoding: ``"timestep"`` adds a learned embedding of the step in the episode to the
             three tokens of a step; ``"global"`` adds it together with a learned embedding of the
             token's place in the window (the paper's Atari model; works with ``memory="window"``);
-            ``"none"`` adds nothing, for a mixer that is sensitive to the order by itself.
-        max_timestep: Size of the timestep table; later steps share its last entry. None is the
-            longest episode of the data.
+            ``"condition"`` gives the step, as a share of ``max_timestep``, to what modulates the
+            norms, beside the return-to-go (``conditioning="decoupled"`` alone): the rate at which
+            rewards must come follows from both; ``"none"`` adds nothing. None is by the data:
+            ``"condition"`` where most episodes end at a time limit, else ``"none"``; with
+            ``conditioning="sequence"`` it is ``"timestep"``.
+        max_timestep: Size of the timestep table; later steps share its last entry, and count as
+            its last step in ``"condition"``. None is the longest episode of the data.
         normalize_observations: Whether observations are standardised with the dataset's mean and
             standard deviation. Images are divided by 255 either way.
         return_scale: Returns-to-go are divided by this, in the environment's units; None is their
@@ -124,7 +128,7 @@ class DecisionMambaConfig:
     init: Literal["mamba", "paper"] = "mamba"  # the official code's slows learning, see docs
     encoder: Literal["auto", "linear", "nature_cnn"] = "auto"
     embedding: Literal["norm", "tanh"] = "norm"
-    time_encoding: Literal["timestep", "global", "none"] = "none"
+    time_encoding: Literal["condition", "timestep", "global", "none"] | None = None
     max_timestep: int | None = None
     normalize_observations: bool = True
     return_scale: float | None = None
@@ -182,6 +186,12 @@ class DecisionMambaConfig:
     def resolved_channel_mixing(self) -> bool:
         """Whether an MLP follows the mixer, with None resolved."""
         return self.mixer != "mamba" if self.channel_mixing is None else self.channel_mixing
+
+    @property
+    def resolved_time_encoding(self) -> str:
+        """How the model sees time; with None as if every episode ended at a time limit."""
+        by_default = "condition" if self.conditioning == "decoupled" else "timestep"
+        return self.time_encoding or by_default
 
     @property
     def tokens_per_step(self) -> int:
@@ -291,8 +301,9 @@ def check_setting(field: str, value: Any, name: str | None = None) -> Any:
         return check_integer(name, value, _MINIMA[field])
     if bool in (hint, *get_args(hint)):
         return check_flag(name, value)
-    if get_origin(hint) is Literal:
-        return _check_choice(name, value, get_args(hint))
+    for each in (hint, *get_args(hint)):
+        if get_origin(each) is Literal:
+            return _check_choice(name, value, get_args(each))
     return _check_betas(name, value) if field == "adam_betas" else _check_name(name, value)
 
 
@@ -344,6 +355,14 @@ def _check_combinations(config: DecisionMambaConfig) -> None:
     if config.mixer == "convolution" and not config.resolved_channel_mixing:
         message = 'mixer="convolution" mixes no channels by itself: use channel_mixing=True'
         raise ConfigError(message, setting="channel_mixing", value=False, choices=[True])
+    if config.time_encoding == "condition" and config.conditioning == "sequence":
+        message = (
+            'time_encoding="condition" modulates norms, and conditioning="sequence" has no '
+            'modulation: use conditioning="decoupled" or time_encoding="timestep"'
+        )
+        raise ConfigError(
+            message, setting="time_encoding", value="condition", choices=["timestep", "none"]
+        )
     if config.carry_state and config.burn_in:
         message = (
             f"burn_in={config.burn_in} and carry_state=True exclude each other: use "

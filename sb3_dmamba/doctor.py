@@ -30,7 +30,7 @@ from sb3_dmamba.machine import Machine, describe_machine
 from sb3_dmamba.ops import available_backends, causal_conv1d, explain_backends, selective_scan
 from sb3_dmamba.tasks import get_task
 
-DISTRIBUTION, BUNDLED_TASK = "sb3-dmamba", "hopper-bundled"
+DISTRIBUTION, BUNDLED_TASK = "sb3-dmamba", "halfcheetah-bundled"
 
 
 @dataclass(frozen=True)

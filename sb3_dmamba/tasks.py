@@ -217,6 +217,14 @@ def get_task(name: str) -> Task:
         return _gymnasium_task(name)
     if _is_local_minari_id(name) or _NAMESPACED_ID.fullmatch(name):
         return _minari_task(name)
+    if name == "hopper-bundled":
+        message = (
+            'the data of "hopper-bundled" left the package with version 0.2, and '
+            '"halfcheetah-bundled" takes its place: models trained on it still load'
+        )
+        raise UnknownTaskError(
+            message, setting="task", value=name, choices=["halfcheetah-bundled"]
+        )
     near = _near_tasks(name)
     hint = f"{did_you_mean(near)} " if near else ""
     message = (
@@ -294,7 +302,7 @@ _D4RL = "D4RL (Fu et al. 2020, arXiv:2004.07219), the same for v0, v1 and v2"
 _GAMER = "a random player and a human gamer, as Chen et al. 2021 normalise, without their rounding"
 _MEASURED = "measured in this environment, 100 episodes each; not D4RL's"
 
-_BUNDLED_DATASET = "sb3_dmamba/hopper-v0"  # found in the package by this Minari id
+_BUNDLED_DATASET = "sb3_dmamba/halfcheetah-v0"  # found in the package by this Minari id
 
 # Version 5 of the environments changes the rewards: D4RL's scores do not apply to it.
 _MEASURED_REFERENCES = {
@@ -474,28 +482,17 @@ def _atari_schedule(context_length: int) -> dict[str, int]:
 
 def _bundled_task() -> Task:
     return Task(
-        name="hopper-bundled",
-        env_id="Hopper-v5",
+        name="halfcheetah-bundled",
+        env_id="HalfCheetah-v5",
         dataset=_BUNDLED_DATASET,
-        target_returns=(1000.0, 2000.0, 3000.0),
-        reference=_MEASURED_REFERENCES["Hopper-v5"],
-        overrides={
-            "hidden_size": 128,
-            "channel_mixing": False,
-            "n_updates": 3000,
-            "warmup_updates": 600,
-            "learning_rate": 1e-3,
-            "lr_schedule": "linear",
-            "final_lr_fraction": 0.1,
-        },
-        description="The dataset inside this package: SAC stopped early, in minutes on a laptop",
+        target_returns=(1500.0, 2500.0, 3500.0, 4500.0),
+        overrides={"n_updates": 2000},
+        description="The dataset inside this package: five checkpoints of one SAC run",
         source={
             "env_id": "where the dataset was recorded",
-            "dataset": "recorded by examples/build_hopper_dataset.py, in D4RL's way",
-            "target_returns": "the spread of the dataset's returns",
-            "reference": _MEASURED,
-            "overrides": "the paper's shape without channel mixing (its Table 3), "
-            "with a schedule for a laptop CPU",
+            "dataset": "recorded by examples/build_halfcheetah_dataset.py",
+            "target_returns": "evenly spread over the dataset's returns",
+            "overrides": "minutes on a laptop CPU",
         },
     )
 

@@ -36,7 +36,7 @@ VALUES: dict[str, tuple[Any, list[Any]]] = {
     "init": ("paper", ["", None]),
     "encoder": ("nature_cnn", ["cnn", None]),
     "embedding": ("tanh", ["relu", None]),
-    "time_encoding": ("global", ["rotary", None]),
+    "time_encoding": ("global", ["rotary", 1]),
     "max_timestep": (10, COUNT),
     "normalize_observations": (False, [0, None]),
     "return_scale": (1.0, [0.0, -0.1, NAN, INF, "0.1", True]),

@@ -23,6 +23,8 @@ from sb3_dmamba.ops import available_backends
 OURS, PEER = "ours: Mamba", "d3rlpy: Decision Transformer"
 COMPILED = "d3rlpy: Decision Transformer, compile_graph=True"
 
+DECOUPLED = "ours: Mamba, decoupled"
+
 _METHOD = (
     "an update is a batch, forward, backward and AdamW, on noise in Hopper's shape; d3rlpy's batch "
     "is drawn beforehand, in its favour. Before the stopwatch, outputs and all gradients are "
@@ -39,6 +41,7 @@ def networks(request: Request) -> dict[str, Network]:
     bare = {"channel_mixing": False}
     found = {
         OURS: Network(bare),
+        DECOUPLED: Network({**bare, "conditioning": "decoupled"}),
         "ours: Mamba, bf16": Network({**bare, "precision": "bf16"}),
         "ours: Mamba + MLP": Network({}),
         "ours: attention + MLP": Network({"mixer": "attention"}),

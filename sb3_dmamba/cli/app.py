@@ -41,7 +41,7 @@ class ManyValuesCommand(TyperCommand):
 
 _EXAMPLES = """[bold]Examples[/bold]
 
-dmamba demo   [dim]train on the bundled Hopper data and see what it reaches[/dim]
+dmamba demo   [dim]train on the bundled HalfCheetah data and see what it reaches[/dim]
 
 dmamba train hopper/medium-v0 --updates 10000 --output runs/hopper
 
@@ -83,7 +83,7 @@ _COMMANDS: dict[Callable[..., None], tuple[str, ...]] = {
     train: (
         "dmamba train hopper/medium-v0 --updates 10000 --checkpoint-every 1000",
         "dmamba train breakout --dataset dqn-replay/Breakout --option n_steps=500000",
-        "dmamba train hopper-bundled --set mixer=attention --set hidden_size=256",
+        "dmamba train halfcheetah-bundled --set mixer=attention --set hidden_size=256",
         "dmamba train --resume runs/hopper-medium-v0/checkpoints/model_3000_steps.zip",
     ),
     evaluate: (

@@ -23,7 +23,7 @@ data_app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     context_settings=cli.HELP_OPTIONS,
-    epilog="[bold]Examples[/bold]\n\ndmamba data info sb3_dmamba/hopper-v0\n\n"
+    epilog="[bold]Examples[/bold]\n\ndmamba data info sb3_dmamba/halfcheetah-v0\n\n"
     "dmamba data download hopper-medium-v2",
 )
 

@@ -12,7 +12,7 @@ from sb3_dmamba.cli import output as cli
 if TYPE_CHECKING:
     from sb3_dmamba.evaluation import EvaluationReport
 
-_TASK = "hopper-bundled"
+_TASK = "halfcheetah-bundled"
 _EPISODES = 50  # of each target
 _QUICK_UPDATES, _QUICK_EPISODES = 100, 3
 _QUICK_WARNING = (
@@ -44,7 +44,7 @@ def demo(
     as_json: cli.JsonOption = False,
     debug: cli.DebugOption = False,
 ) -> None:
-    """Train on the Hopper data inside this package, evaluate, plot: a few minutes on two cores."""
+    """Train on the HalfCheetah data inside this package, evaluate, plot: a few minutes on two cores."""
     with cli.command_output(as_json, debug) as out:
         if quick:
             out.console.print(_QUICK_WARNING, style="yellow")

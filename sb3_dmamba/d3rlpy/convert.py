@@ -145,7 +145,7 @@ def from_sb3(
         activation_type=core.activation,
         embedding=core.embedding,
         position_encoding_type=position,
-        time_encoding="none" if core.time_encoding == "none" else None,
+        time_encoding=None if is_global else core.resolved_time_encoding,
         seed=model.seed,
     )
     learnable = config.create(device=device)

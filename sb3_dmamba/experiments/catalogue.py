@@ -567,6 +567,7 @@ _EFFICIENCY = Measurement(
     "an update cost, and a step of acting, in time, memory and operations, as the context grows?",
     variants={
         "mamba": _MAMBA_ALONE,
+        "mamba, decoupled": {**_MAMBA_ALONE, "conditioning": "decoupled"},
         "mamba+mlp": _network("mamba", time="none"),
         "attention+mlp": {"mixer": "attention", "channel_mixing": True},
         "convolution+mlp": {"mixer": "convolution", "channel_mixing": True},

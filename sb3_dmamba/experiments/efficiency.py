@@ -28,11 +28,11 @@ from sb3_dmamba.experiments.runs import write_json, write_text
 from sb3_dmamba.machine import describe_device
 from sb3_dmamba.networks import DecisionMambaPolicy
 from sb3_dmamba.networks.memory import ActingState
+from sb3_dmamba.networks.model import CONDITION_SIZE
 from sb3_dmamba.training.updater import Updater, compute_loss
 
 # --- Operations ----------------------------------------------------------------------------------
 
-_TOKENS_OF_STEP = 3
 _MLP_RATIO = 4
 
 
@@ -51,14 +51,17 @@ def count_flops(config: DecisionMambaConfig) -> float:
         skip_and_gate = 4 * inner
         mixer: float = projections + convolution + scan + skip_and_gate + 2 * inner * width
     elif config.mixer == "attention":
-        n_tokens = _TOKENS_OF_STEP * config.context_length
+        n_tokens = config.tokens_per_step * config.context_length
         seen = (n_tokens + 1) / 2  # by a token of a causal window, on average
         scores_and_sums = 2 * 2 * seen * width
         mixer = 2 * width * 3 * width + scores_and_sums + 2 * width**2
     else:
         mixer = 2 * width * config.filter_length
     channel_mixer = 2 * 2 * _MLP_RATIO * width**2 if config.resolved_channel_mixing else 0
-    return config.n_layers * (mixer + channel_mixer)
+    modulation = 0.0
+    if config.conditioning == "decoupled":  # three rows, shared by the tokens of a step
+        modulation = 2 * CONDITION_SIZE * 3 * width / config.tokens_per_step
+    return config.n_layers * (mixer + channel_mixer + modulation)
 
 
 # --- Check before timing -------------------------------------------------------------------------
@@ -322,7 +325,7 @@ def measure_efficiency(
         for length in lengths:
             for name, own in variants.items():
                 settings = {**_SHAPE, **own, **request.settings}
-                config = DecisionMambaConfig().replace(**settings, context_length=length)
+                config = DecisionMambaConfig.from_recipe("paper", **settings, context_length=length)
                 check_variant(config, device)
                 costs.append(measure_cost(name, config, device))
         clock = describe_clock(device)

@@ -319,12 +319,13 @@ class WindowMemory:
         n_steps = self.context_length if self.uniform else int(place.max()) + 1
         offset = torch.arange(n_steps, device=timestep.device)
         returns_to_go = window["returns_to_go"][:, :n_steps]
-        condition = self.model.embedding.condition(returns_to_go)
+        timesteps = (timestep - place)[:, None] + offset
+        condition = self.model.embedding.condition(returns_to_go, timesteps)
         tokens = self.model.embedding.join(
             window["embedded_observations"][:, :n_steps],
             window["actions"][:, :n_steps],
             returns_to_go,
-            (timestep - place)[:, None] + offset,
+            timesteps,
         )
         state_tokens = self.model.mix(tokens, condition)[row, place]
         newest = None if condition is None else condition[row, place].unsqueeze(1)

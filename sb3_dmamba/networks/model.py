@@ -51,15 +51,17 @@ class TokenEmbedding(nn.Module):
         self.action_encoder = ActionEncoder(action_space, width)
         self.tokens_per_step = config.tokens_per_step
         self.is_decoupled = config.conditioning == "decoupled"
+        self.is_time_in_condition = config.resolved_time_encoding == "condition"
         self.return_encoder: nn.Module = nn.Linear(1, width)
         if self.is_decoupled:
             # Bounded: a return far beyond the data's is taken for about their highest.
+            n_features = 2 if self.is_time_in_condition else 1
             self.return_encoder = nn.Sequential(
-                nn.Linear(1, width), nn.SiLU(), nn.Linear(width, CONDITION_SIZE), nn.Tanh()
+                nn.Linear(n_features, width), nn.SiLU(), nn.Linear(width, CONDITION_SIZE), nn.Tanh()
             )
         self.activation = nn.Tanh() if config.embedding == "tanh" else nn.Identity()
         self.timestep_table: nn.Embedding | None = None
-        if config.time_encoding != "none":
+        if config.resolved_time_encoding in ("timestep", "global"):
             self.timestep_table = nn.Embedding(self.max_timestep, width)
         self.position_table: nn.Parameter | None = None
         if config.time_encoding == "global":
@@ -109,16 +111,21 @@ class TokenEmbedding(nn.Module):
 
     def embed_returns(self, returns_to_go: Float[Tensor, "B K"]) -> Float[Tensor, "B K H"]:
         """Embed returns-to-go, before time is added."""
-        embedded: Tensor = self.activation(self._encode_returns(returns_to_go))
+        scaled_returns_to_go = (returns_to_go / self.return_scale).unsqueeze(-1)
+        embedded: Tensor = self.activation(self.return_encoder(scaled_returns_to_go))
         return embedded
 
-    def condition(self, returns_to_go: Float[Tensor, "B K"]) -> Float[Tensor, "B K C"] | None:
+    def condition(
+        self, returns_to_go: Float[Tensor, "B K"], timesteps: Int[Tensor, "B K"]
+    ) -> Float[Tensor, "B K C"] | None:
         """Return what modulates each step's norms; None where returns-to-go are tokens."""
-        return self._encode_returns(returns_to_go) if self.is_decoupled else None
-
-    def _encode_returns(self, returns_to_go: Float[Tensor, "B K"]) -> Float[Tensor, "B K *size"]:
-        encoded: Tensor = self.return_encoder((returns_to_go / self.return_scale).unsqueeze(-1))
-        return encoded
+        if not self.is_decoupled:
+            return None
+        features = [returns_to_go / self.return_scale]
+        if self.is_time_in_condition:
+            features.append(timesteps.clamp(0, self.max_timestep - 1) / self.max_timestep)
+        condition: Tensor = self.return_encoder(torch.stack(features, dim=-1))
+        return condition
 
     def embed_observations(self, observations: Num[Tensor, "B K *obs"]) -> Float[Tensor, "B K H"]:
         """Embed observations, before time is added."""
@@ -524,7 +531,7 @@ class SequenceModel(nn.Module):
         # 3,600 to a multiple of 16, and an action to a multiple of 0.004.
         device = returns_to_go.device.type
         with torch.autocast(device, enabled=False):
-            condition = self.embedding.condition(returns_to_go)
+            condition = self.embedding.condition(returns_to_go, timesteps)
             tokens = self.dropout(
                 self.embedding(observations, actions, returns_to_go, timesteps)
             )  # (B, 3K - 1 or 2K - 1, H)
@@ -559,7 +566,7 @@ class SequenceModel(nn.Module):
         """
         device = returns_to_go.device.type
         with torch.autocast(device, enabled=False):  # as in forward
-            condition = self.embedding.condition(returns_to_go)
+            condition = self.embedding.condition(returns_to_go, timesteps)
             embedded = self.embedding(
                 observations, actions, returns_to_go, timesteps, keep_last_action=True
             )
@@ -651,7 +658,7 @@ class SequenceModel(nn.Module):
         embedding = self.embedding
         now = timesteps.unsqueeze(1)  # (B, 1)
         parts, times = [embedding.embed_observations(observations.unsqueeze(1))], [now]
-        asked = [returns_to_go.unsqueeze(1)]
+        asked, asked_at = [returns_to_go.unsqueeze(1)], [now]
         if not embedding.is_decoupled:
             parts.insert(0, embedding.embed_returns(asked[0]))
             times.append(now)
@@ -660,6 +667,7 @@ class SequenceModel(nn.Module):
             times.insert(0, now - 1)
             if previous_returns_to_go is not None:
                 asked.insert(0, previous_returns_to_go.unsqueeze(1))
+                asked_at.insert(0, now - 1)
         tokens = embedding.add_time(torch.cat(parts, dim=1), torch.cat(times, dim=1))
         normed: Tensor = embedding.norm(tokens)
-        return normed, embedding.condition(torch.cat(asked, dim=1))
+        return normed, embedding.condition(torch.cat(asked, dim=1), torch.cat(asked_at, dim=1))

@@ -306,6 +306,7 @@ def compute_mean_loss(
 
 _PASSES = 20  # through the data, for n_updates=None
 _FEWEST_UPDATES, _MOST_UPDATES = 2_000, 100_000
+_MOST_EPISODES = 0.5  # that end at a time limit, for time_encoding=None
 
 
 def resolve_config(config: DecisionMambaConfig, trajectories: Trajectories) -> DecisionMambaConfig:
@@ -314,6 +315,11 @@ def resolve_config(config: DecisionMambaConfig, trajectories: Trajectories) -> D
     if config.return_scale is None:
         scale = float(np.std(trajectories.returns_to_go, dtype=np.float64))
         found["return_scale"] = float(f"{scale:.4g}") if scale > 0.0 else 1.0
+    if config.time_encoding is None and config.conditioning == "decoupled":
+        # With a time limit, what can still be earned depends on the time that is left; without
+        # one, time tells a model where the data's weaker agents failed.
+        at_limit = np.mean(np.asarray(trajectories.truncated)) > _MOST_EPISODES
+        found["time_encoding"] = "condition" if at_limit else "none"
     if config.max_timestep is None:
         found["max_timestep"] = max(1, int(trajectories.lengths.max(initial=1)))
     if config.n_updates is None:

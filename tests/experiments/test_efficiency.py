@@ -29,7 +29,7 @@ TINY = {"hidden_size": 16, "n_layers": 1, "d_state": 4}
 
 
 def config(**settings: Any) -> DecisionMambaConfig:
-    return DecisionMambaConfig(**{**TINY, "context_length": 4, **settings})
+    return DecisionMambaConfig.from_recipe("paper", **{**TINY, "context_length": 4, **settings})
 
 
 def efficiency() -> Measurement:

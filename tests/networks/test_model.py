@@ -25,13 +25,19 @@ VARIANTS: list[dict[str, Any]] = [
     {"conditioning": "sequence"},
     {"conditioning": "sequence", "channel_mixing": True},
     {"conditioning": "sequence", "mixer": "attention", "n_heads": 2},
-    {"conditioning": "sequence", "mixer": "convolution", "filter_length": 4},
+    {
+        "conditioning": "sequence",
+        "time_encoding": "timestep",
+        "mixer": "convolution",
+        "filter_length": 4,
+    },
     {"mixer": "convolution", "filter_length": 3, "time_encoding": "global"},
     {"embedding": "tanh", "time_encoding": "global"},
     {"init": "paper"},
     {"time_encoding": "none"},
     {"n_layers": 1, "normalize_observations": False},
     *({"conditioning": "decoupled", "mixer": mixer} for mixer in MIXERS),
+    {"conditioning": "decoupled", "time_encoding": "timestep"},
     {"conditioning": "decoupled", "embedding": "tanh", "time_encoding": "global", "init": "paper"},
 ]
 
@@ -78,14 +84,14 @@ def test_every_parameter_gets_a_gradient(variant: dict[str, Any]) -> None:
 
 def test_decoupled_starts_without_the_return_and_with_a_third_fewer_tokens() -> None:
     data = random_trajectories(observation_shape=(3,))
-    model = make_network(data, SMALL.replace(conditioning="decoupled"), scatter=False)
+    model = make_network(data, SMALL.replace(time_encoding="none"), scatter=False)
     batch = WindowSampler(data, 6, 5, seed=0).sample(0)
     observations, actions, returns_to_go, timesteps = batch.inputs()
     assert model.embedding(*batch.inputs()).shape == (5, 2 * 6 - 1, 16)
     asked_otherwise = model(observations, actions, returns_to_go + 9.0, timesteps)
     torch.testing.assert_close(model(*batch.inputs()), asked_otherwise)
     # Without modulation it is the network without the first token of each step.
-    tokens_only = SMALL.replace(conditioning="sequence")
+    tokens_only = SMALL.replace(conditioning="sequence", time_encoding="none")
     plain = SequenceModel(data.observation_space, data.action_space, tokens_only, None)
     names = {name for name in plain.state_dict() if "return_encoder" not in name}
     added = {"embedding.return_encoder", "modulation"}
@@ -132,15 +138,16 @@ def test_reading_fewer_tokens_reads_the_same(variant: dict[str, Any]) -> None:
     tokens = model.embedding(
         batch.observations, batch.actions, batch.returns_to_go, batch.timesteps
     )
-    condition = model.embedding.condition(batch.returns_to_go)
+    condition = model.embedding.condition(batch.returns_to_go, batch.timesteps)
     for block in model.layers:
         tokens = block(tokens, None, condition)
     expected = model.predict(tokens[:, model.state_tokens], condition)
     torch.testing.assert_close(predict(model, sampler), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_time_beyond_the_table_shares_its_last_entry() -> None:
-    model, sampler = make_model(SMALL.replace(max_timestep=4))
+@pytest.mark.parametrize("time_encoding", ["timestep", "condition"])
+def test_time_beyond_the_table_shares_its_last_entry(time_encoding: str) -> None:
+    model, sampler = make_model(SMALL.replace(max_timestep=4, time_encoding=time_encoding))
     far = torch.full((5, 6), 10_000)
     last = torch.full((5, 6), 3)
     assert torch.equal(

@@ -301,7 +301,15 @@ def test_the_data_decides_what_is_left_open() -> None:
     many = random_trajectories((1000,) * 5)
     small = open_config.replace(batch_size=2, context_length=5)
     assert resolve_config(small, many).n_updates == 10_000
-    given = DecisionMambaConfig(return_scale=3.0, n_updates=7, max_timestep=9)
+    for truncated, expected in (([True, True], "condition"), ([True, False], "none")):
+        flags = np.array(truncated)
+        cut = dataclasses.replace(data, truncated=flags, terminated=~flags)
+        assert resolve_config(open_config, cut).time_encoding == expected
+    tokens = open_config.replace(conditioning="sequence")
+    assert resolve_config(tokens, data).resolved_time_encoding == "timestep"
+    given = DecisionMambaConfig(
+        return_scale=3.0, n_updates=7, max_timestep=9, time_encoding="timestep"
+    )
     assert resolve_config(given, data) == given
     constant = dataclasses.replace(data, rewards=np.zeros_like(data.rewards))
     assert resolve_config(open_config, constant).return_scale == 1.0

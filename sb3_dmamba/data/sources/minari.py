@@ -47,7 +47,7 @@ def open_minari_id(source: str, *, download: bool = True) -> Dataset:
     """Find a dataset in Minari's folder (``MINARI_DATASETS_PATH``, or ~/.minari/datasets).
 
     One that is not there is downloaded by Minari, which shows its progress. The dataset that this
-    package carries, ``"sb3_dmamba/hopper-v0"``, is found everywhere.
+    package carries, ``"sb3_dmamba/halfcheetah-v0"``, is found everywhere.
 
     Args:
         source: The id, namespaces included.
