@@ -48,7 +48,7 @@ bench-gpu: install ## On a GPU: its tests, then everything timed (runs/bench-gpu
 	$(VENV)/bin/dmamba bench --device cuda --output runs/bench-gpu
 
 dataset: install ## Record the bundled dataset again
-	$(RUN) examples.build_hopper_dataset --output sb3_dmamba/data/bundled
+	$(RUN) examples.build_halfcheetah_dataset --output sb3_dmamba/data/bundled
 
 clean: ## Remove the virtual environment, caches and build results
 	rm -rf $(VENV) dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -19,7 +19,7 @@ from sb3_dmamba import DecisionMamba
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--task", default="hopper-bundled")
+    parser.add_argument("--task", default="halfcheetah-bundled")
     parser.add_argument("--updates", type=int, default=2000)
     parser.add_argument("--batch-size", type=int, default=64, help="of all processes together")
     parser.add_argument("--output", default="runs/distributed")

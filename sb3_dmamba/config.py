@@ -78,7 +78,8 @@ class DecisionMambaConfig:
         sampling: Which windows are drawn: ``"uniform"`` over all steps, or ``"balanced"`` over
             episode returns: the share ``balance`` of the windows is drawn uniformly over ten equal
             bins of the data's range of returns (those that hold episodes), then over the steps of
-            the bin. Not with ``carry_state``, which reads every episode once.
+            the bin. Not with ``carry_state``, which reads every episode once. None is
+            ``"balanced"`` where that is possible.
         balance: That share, from 0 to 1; the rest is uniform. No effect with ``"uniform"``.
         n_updates: Optimiser steps of one ``fit``; None is by the size of the data: every step is
             seen 20 times, in 2,000 to 100,000 updates.
@@ -136,7 +137,7 @@ class DecisionMambaConfig:
     carry_state: bool = False
     burn_in: int = 0
     conditioning: Literal["sequence", "decoupled"] = "decoupled"
-    sampling: Literal["uniform", "balanced"] = "uniform"
+    sampling: Literal["uniform", "balanced"] | None = None
     balance: float = 0.5
     n_updates: int | None = None
     batch_size: int = 64
@@ -192,6 +193,11 @@ class DecisionMambaConfig:
         """How the model sees time; with None as if every episode ended at a time limit."""
         by_default = "condition" if self.conditioning == "decoupled" else "timestep"
         return self.time_encoding or by_default
+
+    @property
+    def resolved_sampling(self) -> str:
+        """Which windows are drawn, with None resolved."""
+        return self.sampling or ("uniform" if self.carry_state else "balanced")
 
     @property
     def tokens_per_step(self) -> int:
@@ -369,7 +375,7 @@ def _check_combinations(config: DecisionMambaConfig) -> None:
             f"carry_state=False or burn_in=0"
         )
         raise ConfigError(message, setting="burn_in", value=config.burn_in, choices=[0])
-    if config.carry_state and config.sampling != "uniform":
+    if config.carry_state and config.sampling == "balanced":
         message = (
             f'sampling="{config.sampling}" and carry_state=True exclude each other, since carried '
             f'states go through whole episodes: use carry_state=False or sampling="uniform"'

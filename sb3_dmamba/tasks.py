@@ -222,9 +222,7 @@ def get_task(name: str) -> Task:
             'the data of "hopper-bundled" left the package with version 0.2, and '
             '"halfcheetah-bundled" takes its place: models trained on it still load'
         )
-        raise UnknownTaskError(
-            message, setting="task", value=name, choices=["halfcheetah-bundled"]
-        )
+        raise UnknownTaskError(message, setting="task", value=name, choices=["halfcheetah-bundled"])
     near = _near_tasks(name)
     hint = f"{did_you_mean(near)} " if near else ""
     message = (

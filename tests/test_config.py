@@ -44,7 +44,7 @@ VALUES: dict[str, tuple[Any, list[Any]]] = {
     "carry_state": (True, [0, None]),
     "burn_in": (12, [-1, 1.0, True, "3", None]),
     "conditioning": ("sequence", ["adaln", None]),
-    "sampling": ("balanced", ["returns", None, True]),
+    "sampling": ("uniform", ["returns", 1, True]),
     "balance": (1.0, [-0.1, 1.1, NAN, "0.5", None, True]),
     "n_updates": (5, COUNT),
     "batch_size": (3, [*COUNT, None]),

@@ -88,7 +88,7 @@ def test_one_line_of_each_script_differs() -> None:
 def test_hopper(form: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     d3rlpy = pytest.importorskip("d3rlpy", reason="the d3rlpy extra is not installed")
     pytest.importorskip("mujoco", reason="the MuJoCo extra is not installed")
-    dataset = load_trajectories("sb3_dmamba/hopper-v0").to_d3rlpy()
+    dataset = collect("random", "Hopper-v5", n_steps=300, seed=0).to_d3rlpy()
     env: Any = gymnasium.wrappers.TimeLimit(gymnasium.make("Hopper-v5"), 3)
     monkeypatch.setattr(d3rlpy.datasets, "get_d4rl", lambda name: (dataset, env))
     trained = "DecisionTransformer" if form is old else "DecisionMamba"

@@ -44,7 +44,7 @@ def demo(
     as_json: cli.JsonOption = False,
     debug: cli.DebugOption = False,
 ) -> None:
-    """Train on the HalfCheetah data inside this package, evaluate, plot: a few minutes on two cores."""
+    """Train on the data inside this package, evaluate, plot: a few minutes on two cores."""
     with cli.command_output(as_json, debug) as out:
         if quick:
             out.console.print(_QUICK_WARNING, style="yellow")

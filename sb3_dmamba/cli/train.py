@@ -314,7 +314,12 @@ def _print_resume_command(path: Path) -> None:
 # --- The recipe ----------------------------------------------------------------------------------
 
 
-_BY_THE_DATA = ("n_updates", "return_scale", "max_timestep", "time_encoding")  # where the recipe has None
+_BY_THE_DATA = (
+    "n_updates",
+    "return_scale",
+    "max_timestep",
+    "time_encoding",
+)  # where the recipe has None
 
 
 def describe_changes(config: DecisionMambaConfig, task: Task | None) -> str | None:

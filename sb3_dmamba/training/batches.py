@@ -39,7 +39,7 @@ def make_sampler(
     length, size = config.context_length, config.batch_size
     if config.carry_state:
         return ConsecutiveSampler(trajectories, length, size, seed, rows)
-    balance = config.balance if config.sampling == "balanced" else 0.0
+    balance = config.balance if config.resolved_sampling == "balanced" else 0.0
     return WindowSampler(trajectories, length, size, seed, config.burn_in, rows, balance)
 
 

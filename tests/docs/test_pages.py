@@ -28,7 +28,7 @@ TESTED_ELSEWHERE = {
     "stable_baselines3.md": "tests/sb3/test_page.py",
 }
 LANGUAGES = {"python", "bash", "diff", "json", "yaml", "bibtex", "text"}
-MUJOCO = ("hopper-bundled", "Hopper-v5", "sb3_dmamba/hopper-v0")
+MUJOCO = ("halfcheetah-bundled", "Hopper-v5", "sb3_dmamba/halfcheetah-v0")
 WORKED_EXAMPLES = ("file", "patch", "run", "command")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 PAGE = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
-SMALLER = {'"hopper-bundled"': '"hopper-bundled", n_layers=1, hidden_size=16'}
+SMALLER = {'"halfcheetah-bundled"': '"halfcheetah-bundled", n_layers=1, hidden_size=16'}
 SMALLER |= {"n_steps=3000": "n_steps=1"}
 
 

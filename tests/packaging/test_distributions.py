@@ -64,7 +64,7 @@ def test_the_wheel_works_away_from_the_checkout(built: Path, tmp_path: Path) -> 
     with zipfile.ZipFile(find(built, "*.whl")) as archive:
         archive.extractall(tmp_path / "installed")
     code = "import sys; sys.argv[0] = 'dmamba'; from sb3_dmamba.cli import main; main()"
-    command = [sys.executable, "-c", code, "data", "info", "sb3_dmamba/hopper-v0", "--json"]
+    command = [sys.executable, "-c", code, "data", "info", "sb3_dmamba/halfcheetah-v0", "--json"]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
     finished = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120,
