@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from sb3_dmamba.cli import output as cli
 
 if TYPE_CHECKING:
+    from sb3_dmamba.algorithm import DecisionMamba
     from sb3_dmamba.evaluation import EvaluationReport
 
 _TASK = "halfcheetah-bundled"
@@ -84,6 +87,10 @@ def _run(
     model.save(files["model"])
     report.plot(files["plot"])
     report.to_json(files["report"])
+    if (why_not := _draw_frames(model, report, folder / "frames.png")) is None:
+        files["frames"] = folder / "frames.png"
+    else:
+        out.console.print(f"no pictures of the runner: {why_not}", style="yellow")
     out.files(files.values())
     out.console.print(_conclude(report, summary.returns.mean), highlight=False)
     return {
@@ -94,6 +101,50 @@ def _run(
         "files": {name: str(path) for name, path in files.items()},
         "report": json.loads(report.to_json()),
     }
+
+
+_GROUND = slice(100, 230)  # rows of a frame, without the sky
+_FRAME_STEPS = (10, 30, 50, 70, 90, 110)  # of the environment, 0.05 s each
+
+
+def _draw_frames(model: DecisionMamba, report: EvaluationReport, path: Path) -> str | None:
+    """Draw moments of an episode for each target, in rows; return why that is not possible."""
+    if sys.platform == "linux" and not os.environ.get("DISPLAY"):
+        os.environ.setdefault("MUJOCO_GL", "egl")
+    targets = [result.target_return for result in report.results]
+    try:
+        rows = [_record_moments(model, target) for target in targets]
+    except Exception as error:  # whatever a driver raises
+        return f"{type(error).__name__}: {error}"
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(2.2 * len(_FRAME_STEPS), 1.2 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), len(_FRAME_STEPS), squeeze=False)
+    for target, row, row_axes in zip(targets, rows, axes, strict=True):
+        for step, (frame, place), cell in zip(_FRAME_STEPS, row, row_axes, strict=True):
+            cell.imshow(frame[_GROUND])
+            cell.set_xticks([])
+            cell.set_yticks([])
+            cell.set_title(f"{0.05 * step:.1f} s: {place:.1f} m", fontsize=8)
+        row_axes[0].set_ylabel(f"asked {target:,.0f}", fontsize=9)
+    figure.savefig(path, dpi=110)
+    return None
+
+
+def _record_moments(model: DecisionMamba, target: float) -> list[tuple[Any, float]]:
+    """Act in an episode; return the frames at ``_FRAME_STEPS`` and how far the runner has come."""
+    assert model.task is not None
+    actor = model.as_stateful_wrapper(target)
+    moments = []
+    with model.task.make_env(render_mode="rgb_array", width=320, height=240) as env:
+        observation, _ = env.reset(seed=0)
+        reward = 0.0
+        for step in range(1, _FRAME_STEPS[-1] + 1):
+            action = actor.predict(observation, reward)
+            observation, reward, _, _, info = env.step(action)  # type: ignore[assignment]
+            if step in _FRAME_STEPS:
+                moments.append((env.render(), float(info["x_position"])))
+    return moments
 
 
 def _conclude(report: EvaluationReport, data_mean: float) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import inspect
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ def make_environment(env_id: str, env_kwargs: Mapping[str, Any]) -> gymnasium.En
 
     name, kwargs = _resolve(env_id, env_kwargs)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _without_notes_of_mujoco(name):
             # Hopper-v4 and its siblings are asked for on purpose: v5 changes the rewards.
             warnings.filterwarnings("ignore", ".*is out of date", DeprecationWarning)
             return gymnasium.make(name, **kwargs)
@@ -54,6 +55,29 @@ def make_environment(env_id: str, env_kwargs: Mapping[str, Any]) -> gymnasium.En
             raise
         reason, message = error, f"gym cannot make {env_id!r}: {error}"
     raise UnknownTaskError(message, setting="env_id", value=env_id) from reason
+
+
+def _warn_unless_deprecated(text: str) -> None:
+    if "is deprecated" not in text:
+        warnings.warn(text, stacklevel=2)
+
+
+@contextmanager
+def _without_notes_of_mujoco(name: str) -> Iterator[None]:
+    """Drop what MuJoCo 4 prints for every HalfCheetah made: that its model file is old."""
+    import gymnasium
+
+    spec = gymnasium.registry.get(name)
+    if spec is None or "mujoco" not in str(spec.entry_point) or find_spec("mujoco") is None:
+        yield
+        return
+    mujoco = importlib.import_module("mujoco")
+    before = mujoco.get_mju_user_warning()
+    mujoco.set_mju_user_warning(_warn_unless_deprecated)
+    try:
+        yield
+    finally:
+        mujoco.set_mju_user_warning(before)
 
 
 def _resolve(env_id: str, env_kwargs: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
