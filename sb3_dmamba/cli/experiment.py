@@ -47,6 +47,10 @@ def experiment(
         cli.value("Folder of the trainings, which experiments may share.", "FOLDER", "OUT/cells"),
     ] = None,
     updates: Annotated[int | None, cli.number("Updates of each training.", "the task's")] = None,
+    processor_seconds: Annotated[
+        float | None,
+        cli.number("Processor time of each training, instead of --updates.", "the experiment's"),
+    ] = None,
     setting: cli.SettingOption = None,
     option: cli.OptionOption = None,
     variants: Annotated[list[str] | None, cli.value("Run these alone.", "NAME...", "all")] = None,
@@ -105,6 +109,7 @@ def experiment(
             "deterministic": None if stochastic is None else not stochastic,
             "max_episode_steps": max_steps,
             "data_options": cli.parse_options(option),
+            "processor_seconds": processor_seconds,
         }
         engine = {"kind": "ray" if ray else "local", "jobs": jobs, "threads": threads}
         engine["device"] = cli.check_device(device)
@@ -153,6 +158,7 @@ _TRAINING_OPTIONS = {  # field of the request -> option
     "deterministic": "--stochastic",
     "max_episode_steps": "--max-steps",
     "data_options": "--option",
+    "processor_seconds": "--processor-seconds",
 }
 
 

@@ -1,7 +1,7 @@
 """Catalogue of experiments: the question each asks, the variants it compares, the tasks it uses.
 
-The small tasks (``hopper``, ``pendulum``, ``cartpole``, ``breakout-small``) and every experiment
-are data below the classes that describe them. A run is identified by its settings, so variants
+The small tasks (``hopper``, ``pendulum``, ...) and every experiment are data below the classes
+that describe them. A run is identified by its settings, so variants
 with equal settings are trained once, whichever experiments list them.
 """
 
@@ -14,7 +14,7 @@ from pkgutil import resolve_name
 from typing import Any, TypeVar
 
 from sb3_dmamba.checks import did_you_mean, near_names
-from sb3_dmamba.config import DecisionMambaConfig, Memory
+from sb3_dmamba.config import DecisionMambaConfig, Memory, Recipe
 from sb3_dmamba.envs import ATARI_ID
 from sb3_dmamba.errors import ConfigError
 from sb3_dmamba.tasks import Task, get_reference_scores
@@ -27,16 +27,22 @@ class Variant:
     """One of the settings that an experiment compares.
 
     Args:
-        settings: Fields of ``DecisionMambaConfig`` on top of the task's recipe.
+        settings: Fields of ``DecisionMambaConfig`` on top of the task's recipe; of a peer, fields
+            of d3rlpy's config, as ``serialize_to_dict`` has them.
         data_options: Options of ``load_trajectories`` on top of the task's.
         description: A note for the report, where the name does not say enough.
         relative: Computes settings from the recipe's; ``settings`` come after them.
+        recipe: ``"default"`` or ``"paper"``: replaces the task's recipe and its changes to it.
+        algorithm: A peer: ``"d3rlpy:IQL"`` and so on; empty is Decision Mamba. The experiment's
+            and the user's settings are not a peer's.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     data_options: Mapping[str, Any] = field(default_factory=dict)
     description: str = ""
     relative: Callable[[DecisionMambaConfig], Mapping[str, Any]] | None = None
+    recipe: Recipe | None = None
+    algorithm: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,8 @@ class Experiment:
         published: Scores that others have reported, shown beside ours.
         data_options: Gives a task's data options, of the task's name, source and training seed.
         keep_data: Whether loaded data is kept as stores beside the runs, since loading is slow.
+        processor_seconds: Processor time of each training, which decides its number of updates;
+            None leaves that to the recipe.
 
     Raises:
         ConfigError: There is no variant.
@@ -86,6 +94,7 @@ class Experiment:
     published: Published | None = None
     data_options: Callable[[str, str, int], dict[str, Any]] = lambda *_: {}
     keep_data: bool = False
+    processor_seconds: float | None = None
 
     def __post_init__(self) -> None:
         if not self.variants:
@@ -256,6 +265,22 @@ def list_small_tasks() -> list[Task]:
             description="Hopper-v5 of mixed quality",
         ),
         Task(
+            name="hopper-medium-replay",
+            env_id="Hopper-v5",
+            dataset="hopper/medium-replay-v0",
+            target_returns=(700.0, 1400.0, 2100.0, 2800.0),
+            reference=get_reference_scores("Hopper-v5"),
+            description="Hopper-v5, all that an agent saw until it was of medium quality",
+        ),
+        Task(
+            name="walker2d-medium-replay",
+            env_id="Walker2d-v5",
+            dataset="walker2d/medium-replay-v0",
+            target_returns=(1000.0, 2000.0, 3000.0, 3900.0),
+            reference=get_reference_scores("Walker2d-v5"),
+            description="Walker2d-v5, all that an agent saw until it was of medium quality",
+        ),
+        Task(
             name="pendulum",
             recipe="paper",
             env_id="Pendulum-v1",
@@ -290,6 +315,7 @@ def list_small_tasks() -> list[Task]:
 
 
 _SMALL_TASKS = ("hopper", "pendulum", "cartpole")  # the default of most experiments
+_ROBOTS = ("hopper", "hopper-medium-replay", "walker2d-medium-replay")
 
 # --- Networks that several experiments train -----------------------------------------------------
 
@@ -309,6 +335,86 @@ def _long_windows(recipe: DecisionMambaConfig) -> dict[str, Any]:
     batch_size = max(1, round(recipe.batch_size / 3))
     return {"context_length": 3 * recipe.context_length, "batch_size": batch_size}
 
+
+_CHOICES: dict[str, dict[str, Any]] = {  # of fields of the default recipe: variants' names, values
+    "conditioning": {"sequence": "sequence", "decoupled": "decoupled"},
+    "sampling": {"uniform": "uniform", "balanced": "balanced"},
+    "ema_decay": {"raw": 0.0, "averaged": 0.998},
+    "channel_mixing": {"no MLP": False, "with MLP": True},
+    "context_length": {"K 20": 20, "K 10": 10},
+}
+
+
+def _vary_the_default() -> dict[str, Variant]:
+    """Return variants of the default recipe, each with another value of one setting."""
+    default = DecisionMambaConfig()
+    now = {name: getattr(default, name) for name in _CHOICES}
+    now["channel_mixing"] = default.resolved_channel_mixing
+    now["sampling"] = default.resolved_sampling
+    variants = {}
+    for field_name, choices in _CHOICES.items():
+        name, value = next(item for item in choices.items() if item[1] != now[field_name])
+        variants[name] = Variant({field_name: value}, recipe="default")
+    return variants
+
+
+# --- Peers: d3rlpy's algorithms, with the settings of its own reproductions ----------------------
+
+D3RLPY_TRANSFORMER = "d3rlpy:DecisionTransformer"
+"""The one peer that is asked for a return, and that remembers."""
+
+_STANDARDIZED = {"observation_scaler": {"type": "standard", "params": {"eps": 1e-3}}}
+_MLP_256 = {"type": "vector", "params": {"hidden_units": [256, 256, 256]}}
+
+
+def _schedule_d3rlpy(kind: str, **params: Any) -> dict[str, Any]:
+    return {"lr_scheduler_factory": {"type": kind, "params": params}}
+
+
+def _peers_transformer(run: DecisionMambaConfig) -> dict[str, Any]:
+    warmup = _schedule_d3rlpy("warmup", warmup_steps=max(1, run.resolved_n_updates // 10))
+    optimizer = {"weight_decay": 1e-4, "clip_grad_norm": 0.25, **warmup}
+    return {"optim_factory": {"type": "gpt_adam_w", "params": optimizer}}
+
+
+def _peers_cosine(run: DecisionMambaConfig) -> dict[str, Any]:
+    schedule = _schedule_d3rlpy("cosine_annealing", T_max=run.resolved_n_updates)
+    return {"actor_optim_factory": {"type": "adam", "params": schedule}}
+
+
+_PEERS = {
+    "d3rlpy DT": Variant(
+        {
+            "context_size": 20,
+            "encoder_factory": {
+                "type": "vector",
+                "params": {"hidden_units": [128], "exclude_last_activation": True},
+            },
+            "reward_scaler": {"type": "multiply", "params": {"multiplier": 0.001}},
+            **_STANDARDIZED,
+        },
+        relative=_peers_transformer,
+        algorithm=D3RLPY_TRANSFORMER,
+        description="d3rlpy's Decision Transformer; AdamW, warm-up over a tenth of the updates",
+    ),
+    "IQL": Variant(
+        {"reward_scaler": {"type": "return", "params": {"multiplier": 1000.0}}},
+        relative=_peers_cosine,
+        algorithm="d3rlpy:IQL",
+        description="the actor's learning rate falls to zero (cosine)",
+    ),
+    "TD3+BC": Variant(_STANDARDIZED, algorithm="d3rlpy:TD3PlusBC"),
+    "CQL": Variant(
+        {
+            "actor_encoder_factory": _MLP_256,
+            "critic_encoder_factory": _MLP_256,
+            "alpha_learning_rate": 0.0,
+        },
+        algorithm="d3rlpy:CQL",
+    ),
+    "BC": Variant(_STANDARDIZED, algorithm="d3rlpy:BC"),
+    "BC of the best 10 %": Variant(_STANDARDIZED, {"top_fraction": 0.1}, algorithm="d3rlpy:BC"),
+}
 
 # --- Tables of the paper -------------------------------------------------------------------------
 
@@ -513,6 +619,44 @@ _EXPERIMENTS = (
         },
         tasks=("hopper",),
         settings=_MAMBA_MLP,
+    ),
+    Experiment(
+        name="recipes",
+        title="The default recipe and its alternatives",
+        question="Which recipe comes closest to the return asked for, at equal processor time "
+        "rather than equal updates? The default recipe, the paper's (all defaults of version "
+        "0.1.0), and the default with one setting changed. The default was chosen on seeds 0 to "
+        "2; the seeds reported by default are fresh, 10 to 14.",
+        variants={
+            "default": Variant(recipe="default"),
+            "paper": Variant(recipe="paper"),
+            **_vary_the_default(),
+        },
+        tasks=(*_ROBOTS, "pendulum", "cartpole"),
+        memories=("window", "stream"),
+        n_episodes=20,
+        seeds=(10, 11, 12, 13, 14),
+        processor_seconds=100.0,
+    ),
+    Experiment(
+        name="peers",
+        title="Decision Mamba and other offline RL",
+        question="Where does Decision Mamba stand beside what one would take instead, at equal "
+        "processor time and on the same evaluation seeds? d3rlpy trains its own algorithms, with "
+        "the settings of its reproductions. IQL, TD3+BC, CQL and BC cannot be asked for a return: "
+        "the one that they reach stands in every target's column.",
+        variants={
+            "default": Variant(recipe="default"),
+            "paper": Variant(recipe="paper"),
+            "attention": Variant({"mixer": "attention"}, recipe="default"),
+            "convolution": Variant({"mixer": "convolution"}, recipe="default"),
+            **_PEERS,
+        },
+        tasks=_ROBOTS,
+        n_episodes=20,
+        seeds=(10, 11, 12, 13, 14),
+        evaluations=5,
+        processor_seconds=100.0,
     ),
     Experiment(
         name="d4rl",

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +23,7 @@ from rich import progress as rich
 from rich.console import Console
 
 from sb3_dmamba.checks import check_integer
-from sb3_dmamba.errors import ExperimentError, MissingDependencyError
+from sb3_dmamba.errors import ConfigError, ExperimentError, MissingDependencyError
 from sb3_dmamba.experiments.catalogue import Experiment
 from sb3_dmamba.experiments.plan import Request, make_plan
 from sb3_dmamba.experiments.report import write_report
@@ -100,6 +100,8 @@ def run_experiment(
     """
     engine = engine or Engine()
     plan = make_plan(experiment, request)
+    if plan.processor_seconds is not None:
+        engine = _on_the_processor(engine)
     folders = [planned.folder for planned in plan.runs]
     if slurm is not None:
         n_waiting = write_slurm_script(slurm, folders, experiment.name, command, engine)
@@ -109,6 +111,16 @@ def run_experiment(
     files = write_report(plan, out, command) if any_done else []
     raise_failures(failures)
     return Finished(tuple(files), len(folders))
+
+
+def _on_the_processor(engine: Engine) -> Engine:
+    if engine.device not in ("auto", "cpu"):
+        message = (
+            f"device={engine.device!r}: a budget of processor time is spent on the CPU; give a "
+            "number of updates instead"
+        )
+        raise ConfigError(message, setting="device", value=engine.device, choices=["auto", "cpu"])
+    return replace(engine, device="cpu")
 
 
 def execute_runs(

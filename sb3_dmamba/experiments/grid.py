@@ -7,16 +7,18 @@ loss curve until then, and each evaluation.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
+import io
 import itertools
 import os
 import platform
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
@@ -37,9 +39,22 @@ from sb3_dmamba.experiments.runs import (
 )
 from sb3_dmamba.machine import describe_device
 
+if TYPE_CHECKING:
+    from sb3_dmamba.experiments.peers import Peer
+
 _CHECKPOINT_SECONDS = 60.0
 _PROGRESS_SECONDS = 1.0
-_PACKAGES = ("torch", "numpy", "numba", "gymnasium", "stable-baselines3", "mujoco", "ale-py")
+_N_WARM_UP, _N_MEASURED = 20, 80  # updates; the former are the first of the latter
+_PACKAGES = (
+    "torch",
+    "numpy",
+    "numba",
+    "gymnasium",
+    "stable-baselines3",
+    "d3rlpy",
+    "mujoco",
+    "ale-py",
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -74,7 +89,9 @@ class _Execution:
         self.folder = folder
         self.run = folder.read_run()
         self.parent = parent
-        self.model = _open_model(folder, self.run, device)
+        if self.run.algorithm:  # d3rlpy's trainings cannot go on from a checkpoint
+            folder.discard()
+        self.model = _open_model(self.run, device, folder)
         self.session = Session(folder, str(self.model.device))
         self.n_updates = self.run.config.resolved_n_updates
         self.evaluated_updates = self.run.evaluation.evaluated_updates(self.n_updates)
@@ -84,17 +101,17 @@ class _Execution:
         done = self.model.num_timesteps
         if done < self.n_updates:
             trajectories = _load(self.run)
-            self.model.set_logger(Logger(None, []))
             self.curve = LossCurve(self.folder, done, self.n_updates)
             n_steps = None if done else self.n_updates  # None goes on with the schedule
             with self.session.training():
-                self.model.fit(trajectories, n_steps, callback=_EveryUpdate(self))
+                _fit(self.model, trajectories, n_steps, self.after_update)
         self._finish()
 
-    def after_update(self, loss: torch.Tensor) -> None:
+    def after_update(self, loss: torch.Tensor | None) -> None:
         """Count the loss; write a checkpoint and evaluate, where that is due."""
         done = self.model.num_timesteps
-        self.curve.add(done, loss)
+        if loss is not None:
+            self.curve.add(done, loss)
         _exit_without(self.parent)
         self.session.record["updates"] += 1
         if done in self.evaluated_updates or self.session.is_checkpoint_due():
@@ -160,13 +177,42 @@ class _Execution:
 
 
 class _EveryUpdate(BaseCallback):
-    def __init__(self, execution: _Execution) -> None:
+    def __init__(self, after_update: Callable[[torch.Tensor | None], None]) -> None:
         super().__init__()
-        self.execution = execution
+        self.after_update = after_update
 
     def _on_step(self) -> bool:
-        self.execution.after_update(self.locals["metrics"].loss)
+        self.after_update(self.locals["metrics"].loss)
         return True
+
+
+def _fit(
+    model: DecisionMamba | Peer,
+    trajectories: Trajectories,
+    n_steps: int | None,
+    after_update: Callable[[torch.Tensor | None], None],
+) -> None:
+    if isinstance(model, DecisionMamba):
+        model.set_logger(Logger(None, []))
+        model.fit(trajectories, n_steps, callback=_EveryUpdate(after_update))
+    else:  # of a peer, d3rlpy keeps the loss to itself
+        model.fit(trajectories, lambda: after_update(None))
+
+
+def measure_update_seconds(run: Run) -> float:
+    """Measure the processor time of an update of a training, on one thread of the CPU."""
+    n_threads = torch.get_num_threads()
+    times: list[float] = []
+    torch.set_num_threads(1)
+    try:
+        # d3rlpy prints
+        with torch.random.fork_rng(), contextlib.redirect_stdout(io.StringIO()):
+            shortened = dataclasses.replace(run, config=run.config.replace(n_updates=_N_MEASURED))
+            model = _open_model(shortened, "cpu")
+            _fit(model, _load(run), _N_MEASURED, lambda _: times.append(time.process_time()))
+    finally:
+        torch.set_num_threads(n_threads)
+    return (times[-1] - times[_N_WARM_UP - 1]) / (_N_MEASURED - _N_WARM_UP)
 
 
 def _exit_without(parent: int | None) -> None:
@@ -174,8 +220,12 @@ def _exit_without(parent: int | None) -> None:
         raise SystemExit(f"the process that started this one ({parent}) is gone")
 
 
-def _open_model(folder: RunFolder, run: Run, device: str) -> DecisionMamba:
-    if folder.model.exists():
+def _open_model(run: Run, device: str, folder: RunFolder | None = None) -> DecisionMamba | Peer:
+    if run.algorithm:
+        from sb3_dmamba.experiments.peers import Peer  # imports d3rlpy
+
+        return Peer(run, device)
+    if folder is not None and folder.model.exists():
         return DecisionMamba.load(folder.model, device=device)
     return DecisionMamba(run.task, config=run.config, seed=run.seed, device=device)
 
@@ -211,14 +261,14 @@ class Session:
         self._checkpoint_at = self._progress_at = time.monotonic()
         self._started = 0.0, 0.0  # wall and processor time
 
-    @contextmanager
+    @contextlib.contextmanager
     def training(self) -> Iterator[None]:
         """Count the time inside as training."""
         self._start()
         yield
         self._stop()
 
-    @contextmanager
+    @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
         """Do not count the time inside as training: checkpoints, evaluations."""
         self._stop()
@@ -226,7 +276,7 @@ class Session:
         self._checkpoint_at = time.monotonic()
         self._start()
 
-    @contextmanager
+    @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
         """Count the time inside as evaluation."""
         started = time.perf_counter()

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sb3_dmamba.checks import check_number
 from sb3_dmamba.config import DecisionMambaConfig, Memory
 from sb3_dmamba.data.sources import find_source, load_trajectories
 from sb3_dmamba.data.trajectories import Trajectories
@@ -24,6 +25,7 @@ from sb3_dmamba.envs import is_atari
 from sb3_dmamba.errors import ConfigError, UnknownTaskError
 from sb3_dmamba.experiments import catalogue, runs
 from sb3_dmamba.experiments.catalogue import Experiment, Variant
+from sb3_dmamba.experiments.grid import measure_update_seconds
 from sb3_dmamba.experiments.runs import DataSource, EvaluationPlan, Run, RunFolder
 from sb3_dmamba.tasks import Task, get_reference_scores, get_task
 from sb3_dmamba.training.updater import resolve_config
@@ -50,6 +52,8 @@ class Request:
         deterministic: Whether a discrete action is the likeliest one, or drawn.
         max_episode_steps: Episodes are cut after this many steps.
         data_options: Options of ``load_trajectories`` for all data, over the experiment's own.
+        processor_seconds: Processor time of each training instead of a number of updates: a
+            variant gets as many as this buys, at a cost measured once and kept in ``cells``.
     """
 
     cells: Path
@@ -65,6 +69,7 @@ class Request:
     deterministic: bool | None = None
     max_episode_steps: int | None = None
     data_options: Mapping[str, Any] = field(default_factory=dict)
+    processor_seconds: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,10 +119,12 @@ class Plan:
     tasks: tuple[PlannedTask, ...]
     variants: Mapping[str, Variant]
     runs: tuple[PlannedRun, ...]
+    processor_seconds: float | None = None  # of each training
 
 
 def make_plan(experiment: Experiment, request: Request) -> Plan:
     """Load the data, plan every run, and write its description into its folder."""
+    budget = _choose_budget(experiment, request)
     variants = catalogue.choose_variants(experiment.name, experiment.variants, request.variants)
     seeds = request.seeds or experiment.seeds
     if len(set(seeds)) != len(seeds):
@@ -136,17 +143,75 @@ def make_plan(experiment: Experiment, request: Request) -> Plan:
             raise ConfigError(message, setting="data", value=request.data)
         tasks.append(planned)
         for name, variant in variants.items():
-            config = _make_config(planned.task, experiment, variant, request)
-            config = resolve_config(config, loaded.get(options))
-            evaluation = _plan_evaluation(planned, experiment, request, config)
+            first = loaded.describe({**options, **variant.data_options, **request.data_options})
+            template = _Template(planned, experiment, variant, request)
+            n_updates = request.n_updates
+            if budget is not None:
+                probe = template.plan(_PROBE_UPDATES, first, loaded.get(options))
+                seconds = _find_update_seconds(probe, f"{planned.name}, {name}", request.cells)
+                n_updates = max(1, round(budget / seconds))
+            common = template.plan(n_updates, first, loaded.get(options))
             for seed in seeds:
-                options = experiment.data_options(planned.name, source, seed)
-                data = loaded.describe({**options, **variant.data_options, **request.data_options})
+                own = experiment.data_options(planned.name, source, seed)
+                data = loaded.describe({**own, **variant.data_options, **request.data_options})
                 label = f"{planned.name}, {name}, seed {seed}"
-                run = Run(data, planned.task, config, seed, evaluation, label)
+                run = dataclasses.replace(common, data=data, seed=seed, label=label)
                 folder = RunFolder.prepare(request.cells, run)
                 planned_runs.append(PlannedRun(planned.name, name, seed, run, folder))
-    return Plan(experiment, tuple(tasks), variants, tuple(planned_runs))
+    return Plan(experiment, tuple(tasks), variants, tuple(planned_runs), budget)
+
+
+_PROBE_UPDATES = 1000  # of the training whose first updates are measured
+
+
+def _choose_budget(experiment: Experiment, request: Request) -> float | None:
+    seconds = request.processor_seconds
+    if seconds is None:
+        return experiment.processor_seconds if request.n_updates is None else None
+    if request.n_updates is not None:
+        message = f"n_updates={request.n_updates} and processor_seconds={seconds}: give one of them"
+        raise ConfigError(message, setting="processor_seconds", value=seconds)
+    return check_number("processor_seconds", seconds, 0.001, math.inf, "above 0")
+
+
+def _find_update_seconds(run: Run, label: str, cells: Path) -> float:
+    """Return the processor time of an update: as measured before, or measured now."""
+    path = cells / "costs" / f"{run.cost_key}.json"
+    known = runs.read_json(path, None)
+    if known is None:
+        known = {"label": label, "update_seconds": measure_update_seconds(run)}
+        runs.write_json(path, known)
+    return float(known["update_seconds"])
+
+
+@dataclass(frozen=True)
+class _Template:
+    """What the runs of a variant on a task have in common."""
+
+    planned: PlannedTask
+    experiment: Experiment
+    variant: Variant
+    request: Request
+
+    def plan(self, n_updates: int | None, data: DataSource, trajectories: Trajectories) -> Run:
+        """Return a run of some length, without its own seed."""
+        task, variant = self.planned.task, self.variant
+        settings: dict[str, Any] = {}
+        if variant.recipe is not None:
+            task = dataclasses.replace(task, recipe=variant.recipe, overrides={})
+        if variant.algorithm:
+            given = {} if n_updates is None else {"n_updates": n_updates}
+            config = DecisionMambaConfig.from_recipe("paper", **given)
+            relative = {} if variant.relative is None else variant.relative(config)
+            settings = {**variant.settings, **relative}
+        else:
+            config = _make_config(task, self.experiment, variant, self.request, n_updates)
+            config = resolve_config(config, trajectories)
+        evaluation = _plan_evaluation(
+            self.planned, self.experiment, self.request, config, variant.algorithm
+        )
+        peer = {"algorithm": variant.algorithm, "algorithm_settings": settings}
+        return Run(data, task, config, 0, evaluation, **peer)  # type: ignore[arg-type]
 
 
 def _plan_task(
@@ -172,21 +237,27 @@ def _plan_task(
 
 
 def _make_config(
-    task: Task, experiment: Experiment, variant: Variant, request: Request
+    task: Task, experiment: Experiment, variant: Variant, request: Request, n_updates: int | None
 ) -> DecisionMambaConfig:
     relative = {} if variant.relative is None else variant.relative(task.config())
     settings = {**experiment.settings, **relative, **variant.settings, **request.settings}
-    if request.n_updates is not None:
-        settings["n_updates"] = request.n_updates
+    if n_updates is not None:
+        settings["n_updates"] = n_updates
     return task.config(**settings)
 
 
 def _plan_evaluation(
-    planned: PlannedTask, experiment: Experiment, request: Request, config: DecisionMambaConfig
+    planned: PlannedTask,
+    experiment: Experiment,
+    request: Request,
+    config: DecisionMambaConfig,
+    algorithm: str = "",
 ) -> EvaluationPlan:
     evaluations = request.evaluations or experiment.evaluations
-    memories = request.memories or experiment.memories
-    if config.time_encoding == "global":  # encodes the place in the window; stream has none
+    memories: tuple[str, ...] = request.memories or experiment.memories
+    if algorithm:
+        memories = ("window" if algorithm == catalogue.D3RLPY_TRANSFORMER else "none",)
+    elif config.time_encoding == "global":  # encodes the place in the window; stream has none
         memories = tuple(each for each in memories if each == "window") or ("window",)
     deterministic = request.deterministic
     if deterministic is None:  # published scores of Atari games are of drawn actions

@@ -162,6 +162,7 @@ def _describe(plan: Plan, command: str) -> dict[str, Any]:
         "command": command,
         "n_trainings": len(plan.runs),
         "seeds": list(dict.fromkeys(planned.seed for planned in plan.runs)),
+        "processor_seconds": plan.processor_seconds,
         "n_episodes": evaluation.n_episodes,
         "eval_seed": evaluation.seed,
         "max_episode_steps": evaluation.max_episode_steps,
@@ -170,6 +171,8 @@ def _describe(plan: Plan, command: str) -> dict[str, Any]:
                 "settings": dict(variant.settings),
                 "data_options": dict(variant.data_options),
                 "description": variant.description,
+                "recipe": variant.recipe,
+                "algorithm": variant.algorithm,
             }
             for name, variant in plan.variants.items()
         },
@@ -179,8 +182,10 @@ def _describe(plan: Plan, command: str) -> dict[str, Any]:
 
 
 def _describe_task(plan: Plan, planned: PlannedTask) -> dict[str, Any]:
-    runs = [each.run for each in plan.runs if each.task == planned.name]
-    configs = [run.identity()["config"] for run in runs]
+    planned_runs = [each for each in plan.runs if each.task == planned.name]
+    runs = [each.run for each in planned_runs]
+    ours = [run for run in runs if not run.algorithm] or runs
+    configs = [run.identity()["config"] for run in ours]
     reference = planned.task.reference
     return {
         "name": planned.name,
@@ -197,6 +202,7 @@ def _describe_task(plan: Plan, planned: PlannedTask) -> dict[str, Any]:
         "headline": planned.headline,
         "reference": None if reference is None else asdict(reference),
         "deterministic": all(run.evaluation.deterministic for run in runs),
+        "updates": {each.variant: each.run.config.n_updates for each in planned_runs},
         "settings": {k: v for k, v in configs[0].items() if all(c.get(k) == v for c in configs)},
     }
 
@@ -233,6 +239,7 @@ def _compute_costs(spent: Sequence[Mapping[str, float]]) -> dict[str, float]:
         "update_ms": 1e3 * table["train_seconds"] / table["updates"],
         "update_cpu_ms": 1e3 * table["train_cpu_seconds"] / table["updates"],
         "training_minutes": table["train_seconds"] / 60,
+        "training_cpu_seconds": table["train_cpu_seconds"],
         "evaluation_minutes": table["evaluation_seconds"] / 60,
     }
     return {name: float(np.median(each)) for name, each in values.items()}
@@ -271,11 +278,12 @@ class ArmSummary:
     history: Mapping[int, Mapping[float, NDArray[np.float64]]]  # update, target: means (seeds,)
     losses: tuple[NDArray[np.float64], ...]  # by seed: update and loss (points, 2)
     rank_correlation: Estimate | None  # None with fewer than three targets in range
+    distance: Estimate | None  # of asked and achieved, a share of the data's range; None without
 
     @property
     def name(self) -> str:
         """The variant and the memory."""
-        return f"{self.variant}, {self.memory}"
+        return self.variant if self.memory == "none" else f"{self.variant}, {self.memory}"
 
     def improvement(self, other: ArmSummary, target: float) -> Estimate:
         """Return how often a training of this arm is above one of another, at a target."""
@@ -340,6 +348,17 @@ class TaskSummary:
 
 
 @dataclass(frozen=True, eq=False)
+class Aggregate:
+    """A variant acting with one memory, over all tasks."""
+
+    arms: tuple[ArmSummary, ...]  # by task
+    distance: float  # mean over tasks
+    ratio: float  # of the distance to the first variant's
+    improvement: Estimate | None  # over the first variant, each task at its headline target
+    lowest_rank_correlation: float
+
+
+@dataclass(frozen=True, eq=False)
 class ExperimentSummary:
     """All of an experiment."""
 
@@ -355,6 +374,38 @@ class ExperimentSummary:
     def n_evaluations(self) -> int:
         """Evaluations of each training."""
         return max(len(arm.history) for task in self.tasks for arm in task.arms)
+
+    @cached_property
+    def aggregates(self) -> tuple[Aggregate, ...]:
+        """Each arm over all tasks, those alone that every task has."""
+        by_name = [{arm.name: arm for arm in task.arms} for task in self.tasks]
+        common = [name for name in by_name[0] if all(name in arms for arms in by_name)]
+        found: list[Aggregate] = []
+        for name in common:
+            arms = [each[name] for each in by_name]
+            others = [t.reference_arm(arm) for t, arm in zip(self.tasks, arms, strict=True)]
+            found.append(_aggregate(self.tasks, arms, others))
+        return tuple(found)
+
+
+def _aggregate(
+    tasks: Sequence[TaskSummary], arms: Sequence[ArmSummary], others: Sequence[ArmSummary | None]
+) -> Aggregate:
+    """Join a variant's arms; ``others`` are the first variant's, None for its own."""
+    own, first = (
+        float(np.mean([a.distance.value if a.distance else np.nan for a in each]))
+        for each in (arms, [o or a for a, o in zip(arms, others, strict=True)])
+    )
+    ratio = own / first if first else np.nan
+    improvement = None
+    if known := [o for o in others if o is not None]:
+        pairs = [
+            [arm.targets[task.headline].returns for task, arm in zip(tasks, each, strict=True)]
+            for each in (arms, known)
+        ]
+        improvement = statistics.compute_probability_of_improvement(*pairs)
+    correlations = [a.rank_correlation.value if a.rank_correlation else np.nan for a in arms]
+    return Aggregate(tuple(arms), own, ratio, improvement, float(np.min(correlations)))
 
 
 def summarize(record: Record) -> ExperimentSummary:
@@ -377,7 +428,8 @@ def summarize(record: Record) -> ExperimentSummary:
                 for _, rows in arms_rows[task["name"], variant].groupby("memory", sort=False)
             ]
             if arms:
-                tasks.append(TaskSummary(task, tuple(arms)))
+                budget = record.settings.get("processor_seconds")
+                tasks.append(TaskSummary({**task, "processor_seconds": budget}, tuple(arms)))
     except (KeyError, TypeError, ValueError) as error:
         raise ExperimentError(f"the files of the report do not fit together: {error!r}") from error
     if not tasks:
@@ -401,8 +453,12 @@ def _summarize_arm(
         means = targets[target].seed_means if update == last else each["mean"].to_numpy()
         history.setdefault(int(update), {})[target] = means
     within = task["targets_in_range"]
-    correlation = None
+    correlation = distance = None
+    span = task["highest_return"] - task["lowest_return"]
+    if within and span > 0.0:
+        means = np.stack([targets[each].seed_means for each in within])
+        distance = statistics.compute_distance(within, means, span)
     if len(within) >= _MIN_TARGETS:
         achieved = [targets[each].returns for each in within]
         correlation = statistics.compute_rank_correlation(within, achieved)
-    return ArmSummary(variant, memory, seeds, targets, history, curves, correlation)
+    return ArmSummary(variant, memory, seeds, targets, history, curves, correlation, distance)

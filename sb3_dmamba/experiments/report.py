@@ -7,6 +7,7 @@ their CSV and JSON files.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,7 +36,10 @@ Numbers are interquartile means over all seeds and episodes of the last weights,
 intervals ({intervals}). A number is bold where its interval lies above all others of its column.
 *Rank correlation* is Spearman's, between asked and achieved, over the targets within the data's
 range. *Better than the first* is how often a training is above one of the first variant under the
-same memory (of the first memory, for the first variant itself), asked {headlines}."""
+same memory (of the first memory, for the first variant itself), asked {headlines}. *Distance* is
+between the return asked for and a training's mean return, averaged over the targets within the
+data's range and over trainings, in percent of that range. *Spread between seeds* is the standard
+deviation of the trainings' mean returns, at the target of the comparison."""
 
 
 _INTERVALS = (
@@ -129,6 +133,7 @@ def _compose(summary: ExperimentSummary) -> str:
         "## Results",
         _HOW_TO_READ.format(headlines=headlines, intervals=intervals),
         *_compose_published(summary),
+        *_compose_aggregate(summary),
         *(part for task in summary.tasks for part in _compose_task(summary, task)),
         "## What was run",
         f"```bash\n{settings['command']}\n```",
@@ -154,6 +159,17 @@ def _compose_published(summary: ExperimentSummary) -> list[str]:
     return ["### Beside what others report", text, _format_published(summary, published)]
 
 
+def _compose_aggregate(summary: ExperimentSummary) -> list[str]:
+    if len(summary.tasks) < 2:
+        return []
+    text = (
+        "Distances in percent of each dataset's range, their mean, and its ratio to the first "
+        "variant's; how often a training is above one of the first variant, averaged over the "
+        "datasets at their targets of the comparison; the lowest of the rank correlations."
+    )
+    return ["### All tasks", text, _format_aggregates(summary)]
+
+
 def _compose_task(summary: ExperimentSummary, task: TaskSummary) -> list[str]:
     sections = [f"### {task.name}", _format_achieved(task)]
     if summary.n_evaluations > 1:
@@ -162,6 +178,7 @@ def _compose_task(summary: ExperimentSummary, task: TaskSummary) -> list[str]:
             "optimistic); each training at its best target.",
             _format_last_and_best(task),
         ]
+    sections += [_format_distances(task)]
     sections += ["Mean return of each training, in the order of seeds:", _format_seeds(task)]
     sections += [f"![{name}]({_picture(task, name)})" for name in _PLOTS]
     return sections
@@ -172,13 +189,31 @@ def _describe_trainings(summary: ExperimentSummary) -> str:
     seeds = ", ".join(map(str, settings["seeds"]))
     drawn = " and ".join(each["name"] for each in settings["tasks"] if not each["deterministic"])
     limit = settings["max_episode_steps"]
+    budget = settings.get("processor_seconds")
     return (
         f"Seeds {seeds}; {_count(settings['n_episodes'], 'episode')} of each target from "
         f"environment seed {settings['eval_seed']} on, the same for every training; "
         f"{_count(summary.n_evaluations, 'evaluation')} of each."
         + (f" Actions are drawn on {drawn}." if drawn else "")
         + ("" if limit is None else f" Episodes are cut after {limit:,} steps.")
+        + ("" if budget is None else f" {_describe_budget(summary, budget)}")
     )
+
+
+def _describe_budget(summary: ExperimentSummary, seconds: float) -> str:
+    bought = "; ".join(
+        f"on {task.name} "
+        + ", ".join(f"{n:,} for {name}" for name, n in task.task["updates"].items())
+        for task in summary.tasks
+    )
+    return (
+        f"Each training has {_count_seconds(seconds)} of processor time, by the cost of an update "
+        f"that was measured beforehand on one thread. This buys these updates: {bought}."
+    )
+
+
+def _count_seconds(seconds: float) -> str:
+    return f"{seconds:g} second{'' if seconds == 1 else 's'}"
 
 
 def _compose_data(summary: ExperimentSummary) -> list[str]:
@@ -225,7 +260,11 @@ def _describe_task(task: TaskSummary) -> str:
         other = task.reference_arm(arm)
         assert other is not None
         sentences.append(_compare(arm, other, target))
-    known = [f"{_name(a)} {a.rank_correlation.value:.2f}" for a in task.arms if a.rank_correlation]
+    known = [
+        f"{_name(arm)} {arm.rank_correlation.value:.2f}"
+        for arm in task.arms
+        if arm.rank_correlation and arm.rank_correlation.value == arm.rank_correlation.value
+    ]
     if known:
         sentences.append(
             f"Rank correlation of asked and achieved over the {len(within)} targets within the "
@@ -235,7 +274,7 @@ def _describe_task(task: TaskSummary) -> str:
 
 
 def _name(arm: ArmSummary) -> str:
-    return f"`{arm.variant}` in {arm.memory} memory"
+    return f"`{arm.variant}`" + ("" if arm.memory == "none" else f" in {arm.memory} memory")
 
 
 def _describe_estimate(value: Estimate) -> str:
@@ -314,6 +353,45 @@ def _format_achieved(task: TaskSummary) -> str:
     return format_table([*header, "rank correlation", "better than the first"], rows)
 
 
+def _format_distances(task: TaskSummary) -> str:
+    """Return each arm's distance of asked and achieved, and the spread between its trainings."""
+    rows = []
+    for arm in task.arms:
+        spread = (
+            float(np.std(means, ddof=1)) if len(means := _headline_means(task, arm)) > 1 else np.nan
+        )
+        rows.append([arm.variant, arm.memory, _format_percent(arm.distance), format_number(spread)])
+    target = format_number(task.headline)
+    header = ["variant", "memory", "distance (%)", f"spread between seeds, asked {target}"]
+    return format_table(header, rows)
+
+
+def _headline_means(task: TaskSummary, arm: ArmSummary) -> NDArray[np.float64]:
+    return arm.targets[task.headline].seed_means
+
+
+def _format_percent(value: Estimate | None) -> str:
+    if value is None:
+        return "-"
+    ends = {name: 100 * getattr(value, name) for name in ("value", "low", "high")}
+    return _format_estimate(dataclasses.replace(value, **ends))
+
+
+def _format_aggregates(summary: ExperimentSummary) -> str:
+    """Return each arm over all tasks."""
+    header = ["variant", "memory", *(task.name for task in summary.tasks), "mean", "ratio"]
+    rows = []
+    for each in summary.aggregates:
+        distances = [arm.distance.value if arm.distance else np.nan for arm in each.arms]
+        shown = [format_number(100 * d) for d in (*distances, each.distance)]
+        numbers = format_number(each.ratio), _format_estimate(each.improvement)
+        arm = each.arms[0]
+        rows.append(
+            [arm.variant, arm.memory, *shown, *numbers, format_number(each.lowest_rank_correlation)]
+        )
+    return format_table([*header, "better than the first", "lowest rank correlation"], rows)
+
+
 def _format_seeds(task: TaskSummary) -> str:
     """Return the mean returns of each arm's trainings, in the order of seeds."""
     header = ["variant", "memory", *(f"asked {format_number(target)}" for target in task.targets)]
@@ -366,10 +444,10 @@ def _format_published(summary: ExperimentSummary, published: Mapping[str, Any]) 
 def _format_variants(variants: Mapping[str, Mapping[str, Any]]) -> str:
     rows = []
     for name, variant in variants.items():
-        texts = (
-            *(_list_settings(variant[k]) for k in ("settings", "data_options")),
-            variant["description"],
-        )
+        recipe, algorithm = variant.get("recipe"), variant.get("algorithm")
+        base = [f"recipe {recipe}"] if recipe else [f"`{algorithm}`"] if algorithm else []
+        settings = ", ".join([*base, *filter(None, [_list_settings(variant["settings"])])])
+        texts = settings, _list_settings(variant["data_options"]), variant["description"]
         rows.append([name, *(text or "-" for text in texts)])
     return format_table(["variant", "settings", "data", "notes"], rows)
 
@@ -380,9 +458,14 @@ def _format_costs(costs: Sequence[Mapping[str, Any]]) -> str:
         "ms an update": "update_ms",
         "of it processor": "update_cpu_ms",
         "min training": "training_minutes",
+        "processor s training": "training_cpu_seconds",
         "min evaluation": "evaluation_minutes",
     }
-    rows = [[c["task"], c["variant"], *(f"{c[n]:.1f}" for n in columns.values())] for c in costs]
+    rows = []
+    for cost in costs:
+        values = (cost.get(name, np.nan) for name in columns.values())  # older ones have fewer
+        texts = ("-" if value != value else f"{value:.1f}" for value in values)
+        rows.append([cost["task"], cost["variant"], *texts])
     return format_table(["task", "variant", *columns], rows)
 
 
@@ -390,6 +473,7 @@ def _format_costs(costs: Sequence[Mapping[str, Any]]) -> str:
 
 # Okabe and Ito's palette, told apart by colour-blind readers too; a colour a variant
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_COLOURS += ("#999999", "#882255", "#44AA99")  # grey, and two of Tol's
 _LINE_STYLES = {"window": "-", "stream": "--"}
 _DATA_COLOUR = "#E69F00"
 _LOG_RANGE = 20.0  # targets spread over more than this factor are drawn at equal distances
@@ -500,20 +584,25 @@ def _plot_achieved(task: TaskSummary, path: Path) -> None:
 def _plot_learning(task: TaskSummary, path: Path) -> None:
     """Draw returns at the headline target, or the loss where there is a single evaluation."""
     has_returns = max(len(arm.history) for arm in task.arms) > 1
-    if not has_returns and not all(len(curve) for arm in task.arms for curve in arm.losses):
+    # a training has one loss, whatever memory it acts with; a peer's is not known
+    known = [each for each in _styled_arms(task) if all(map(len, each[0].losses))]
+    with_losses = {arm.variant: (arm, colour) for arm, colour, _ in known}
+    if not has_returns and not with_losses:
         return  # a report older than losses.csv: an existing picture stays
     figure, axes = new_figure()
+    budget = task.task["processor_seconds"]
     if has_returns:
         for arm, colour, style in _styled_arms(task):
             updates = sorted(arm.history)
             seeds = np.stack([arm.history[update][task.headline] for update in updates])
+            if budget is not None:
+                updates = [budget * update / updates[-1] for update in updates]
             centre = compute_interquartile_mean(seeds)
             axes.plot(updates, centre, color=colour, linestyle=style, marker="o", label=arm.name)
             axes.plot(updates, seeds, color=colour, linestyle=style, linewidth=0.6, alpha=0.5)
         axes.set_ylabel(f"return, asked {task.headline:,.0f}")
     else:
-        # a training has one loss, whatever memory it acts with
-        for arm, colour in {arm.variant: (arm, c) for arm, c, _ in _styled_arms(task)}.values():
+        for arm, colour in with_losses.values():
             curves = np.stack([curve[:, 1] for curve in arm.losses])
             low, high = curves.min(axis=0), curves.max(axis=0)
             points = arm.losses[0][:, 0]
@@ -524,7 +613,8 @@ def _plot_learning(task: TaskSummary, path: Path) -> None:
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("{x:g}")
         axes.tick_params(axis="y", which="both", labelsize=8)
-    axes.set_xlabel("updates")
+    is_timed = has_returns and budget is not None
+    axes.set_xlabel("processor seconds of training" if is_timed else "updates")
     axes.xaxis.set_major_formatter("{x:,.0f}")
     save_figure(figure, axes, f"{task.name}: learning", path)
 

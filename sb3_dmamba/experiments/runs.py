@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sb3_dmamba.checks import check_integer, check_optional_integer
-from sb3_dmamba.config import DecisionMambaConfig, Memory
+from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.errors import ConfigError, ExperimentError
 from sb3_dmamba.io import write_atomically
@@ -39,7 +40,7 @@ class EvaluationPlan:
 
     target_returns: tuple[float, ...]
     n_episodes: int
-    memories: tuple[Memory, ...] = ("window",)
+    memories: tuple[str, ...] = ("window",)  # "none" for a peer without memory
     every: int = 0  # updates between two evaluations; the last weights are always evaluated
     seed: int = 10_000  # of each target's first episode, the same for every run
     deterministic: bool = True
@@ -83,7 +84,11 @@ class DataSource:
 
 @dataclass(frozen=True)
 class Run:
-    """One training with its evaluations."""
+    """One training with its evaluations.
+
+    Of a peer, ``algorithm`` is its name (``"d3rlpy:IQL"``), ``algorithm_settings`` are fields of
+    its config, and ``config`` has the number of updates alone.
+    """
 
     data: DataSource
     task: Task
@@ -91,6 +96,8 @@ class Run:
     seed: int
     evaluation: EvaluationPlan
     label: str = field(default="", compare=False)  # in messages
+    algorithm: str = ""
+    algorithm_settings: Mapping[str, Any] = field(default_factory=dict)
 
     def identity(self) -> dict[str, Any]:
         """Return all that decides the result, JSON-compatible.
@@ -106,13 +113,24 @@ class Run:
             "config": {k: v for k, v in self.config.to_dict().items() if v != defaults[k]},
             "seed": self.seed,
             "evaluation": self.evaluation.identity(),
+            **self._peer(),
         }
+
+    def _peer(self) -> dict[str, Any]:
+        if not self.algorithm:
+            return {}  # runs from before there were peers keep their keys
+        settings = dict(self.algorithm_settings)
+        return {"algorithm": self.algorithm, "algorithm_settings": settings}
 
     @property
     def key(self) -> str:
         """Name of the run's folder: a hash of :meth:`identity`."""
-        text = json.dumps(self.identity(), sort_keys=True, allow_nan=False)
-        return hashlib.sha256(text.encode()).hexdigest()[:_KEY_LENGTH]
+        return _hash(self.identity())
+
+    @property
+    def cost_key(self) -> str:
+        """A hash of all that decides what an update costs."""
+        return _hash({**self.identity(), "seed": None, "evaluation": None})
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON-compatible values."""
@@ -124,6 +142,7 @@ class Run:
             "config": self.config.to_dict(),
             "seed": self.seed,
             "evaluation": dataclasses.asdict(self.evaluation),
+            **self._peer(),
         }
 
     @classmethod
@@ -140,9 +159,16 @@ class Run:
                 seed=fields["seed"],
                 evaluation=EvaluationPlan(**fields["evaluation"]),
                 label=fields["label"],
+                algorithm=fields.get("algorithm", ""),
+                algorithm_settings=fields.get("algorithm_settings", {}),
             )
         except (KeyError, TypeError) as error:
             raise ConfigError(f"not a run's description: {error!r}") from error
+
+
+def _hash(identity: Mapping[str, Any]) -> str:
+    text = json.dumps(identity, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:_KEY_LENGTH]
 
 
 # --- Folder --------------------------------------------------------------------------------------
@@ -158,6 +184,14 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, document: Any, indent: int | None = None) -> None:
     """Write a JSON file atomically."""
     write_text(path, json.dumps(document, indent=indent, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, default: Any) -> Any:
+    """Read a JSON file; return the default where it is absent or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return default
 
 
 class RunFolder:
@@ -220,10 +254,13 @@ class RunFolder:
 
     def read_json(self, path: Path, default: Any) -> Any:
         """Read a JSON file of the folder; return the default where it is absent or damaged."""
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError):
-            return default
+        return read_json(path, default)
+
+    def discard(self) -> None:
+        """Remove what an unfinished attempt left, for a run that cannot go on from it."""
+        shutil.rmtree(self.evaluations, ignore_errors=True)
+        for path in (self.losses, self.machine):
+            path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def locked(self, while_waiting: Callable[[], None] | None = None) -> Iterator[None]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from sb3_dmamba.evaluation.statistics import (
     Estimate,
     as_strata,
     compute_interquartile_mean,
+    compute_mean,
     estimate,
     percentile_interval,
     resample,
@@ -26,6 +27,7 @@ from sb3_dmamba.evaluation.statistics import (
 __all__ = [
     "Estimate",
     "PerformanceProfile",
+    "compute_distance",
     "compute_interquartile_mean",
     "compute_performance_profile",
     "compute_probability_of_improvement",
@@ -48,32 +50,61 @@ def find_winner(estimates: Mapping[str, Estimate]) -> str | None:
     return None
 
 
-def compute_probability_of_improvement(
-    first: NDArray[Any], second: NDArray[Any], *, level: float = 0.95
-) -> Estimate:
+def compute_probability_of_improvement(first: Any, second: Any, *, level: float = 0.95) -> Estimate:
     """Estimate how often a training of the first kind scores above one of the second.
 
     A training's score is the mean of its episodes; ties count half.
 
     Args:
-        first: Returns (seeds, episodes) of one task.
-        second: Likewise, with any number of seeds.
+        first: Returns (seeds, episodes) of one task, or a sequence of such.
+        second: Likewise, of the same tasks, with any number of seeds.
         level: Coverage of the interval.
 
     Returns:
-        The share of pairs of seeds, and a score interval of it, inside [0, 1].
+        The share of pairs of seeds, averaged over tasks, and its interval, inside [0, 1]: the
+        score intervals of the tasks, combined.
 
     Raises:
-        ConfigError: An array is empty or not of this shape.
+        ConfigError: An array is empty or not of this shape, or the numbers of tasks differ.
 
     Source: Agarwal et al. 2021 (arXiv:2108.13264), section 4.3; Newcombe 2006, "Confidence
-    intervals for an effect size measure based on the Mann-Whitney statistic, part 2", method 5.
+    intervals for an effect size measure based on the Mann-Whitney statistic, part 2", method 5;
+    Zou and Donner 2008, "Construction of confidence limits about effect measures: a general
+    approach", for the combination.
     """
-    (own,), (other,) = as_strata(first), as_strata(second)
-    differences = own.mean(axis=1)[:, None] - other.mean(axis=1)[None]
-    share = float(((differences > 0) + 0.5 * (differences == 0)).mean())
-    low, high = _score_interval(share, len(own), len(other), level)
-    return Estimate(share, low, high, min(len(own), len(other)), own.size + other.size)
+    pairs = as_strata(first), as_strata(second)
+    if len(pairs[0]) != len(pairs[1]):
+        message = f"returns of {len(pairs[0])} and {len(pairs[1])} tasks: give the same tasks"
+        raise ConfigError(message, setting="returns", value=tuple(map(len, pairs)))
+    found = []  # of each task: share, low, high
+    for own, other in zip(*pairs, strict=True):
+        differences = own.mean(axis=1)[:, None] - other.mean(axis=1)[None]
+        share = float(((differences > 0) + 0.5 * (differences == 0)).mean())
+        found.append([share, *_score_interval(share, len(own), len(other), level)])
+    shares, low, high = np.array(found).T
+    value = float(shares.mean())
+    below, above = (float(np.sqrt(((shares - end) ** 2).sum()) / len(found)) for end in (low, high))
+    strata = [*pairs[0], *pairs[1]]
+    counts = min(map(len, strata)), sum(each.size for each in strata)
+    return Estimate(value, value - below, value + above, *counts)
+
+
+def compute_distance(
+    target_returns: Sequence[float], seed_means: NDArray[Any], span: float
+) -> Estimate:
+    """Estimate the mean absolute distance between returns asked for and achieved.
+
+    Args:
+        target_returns: The returns asked for (targets,).
+        seed_means: Mean return of each training for each target (targets, seeds).
+        span: What the distance is a share of: the range of the data's returns.
+
+    Returns:
+        The mean over targets and trainings, and its interval over trainings, from 0.
+    """
+    distances = np.abs(seed_means - np.asarray(target_returns)[:, None]).mean(axis=0) / span
+    found = estimate(distances[:, None], compute_mean)
+    return replace(found, low=float(np.maximum(found.low, 0.0)))
 
 
 def _score_interval(share: float, n_own: int, n_other: int, level: float) -> tuple[float, float]:
