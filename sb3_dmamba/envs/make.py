@@ -16,6 +16,9 @@ from sb3_dmamba.errors import MissingDependencyError, UnknownTaskError
 if TYPE_CHECKING:
     import gymnasium
 
+HARMLESS_WRAPPERS = ("Monitor", "ReturnToGoEnv", "RecordEpisodeStatistics", "RecordVideo")
+"""Wrappers that leave observations, actions and rewards as they are, or that are undone here."""
+
 _ALE = "ALE/"
 _DM_CONTROL = "dm_control/"
 _OLD_GYM = "gym:"
