@@ -223,7 +223,7 @@ def flatten_for(space: spaces.Space[Any], observation: Any) -> ndarray:
 def as_unmasked(values: Any, name: str) -> ndarray:
     """Return ``np.asarray(values)``; SpaceError where that would drop a mask."""
     if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
-        problem = f"{name} is masked in {np.ma.count_masked(values)} places: fill or leave them out"
+        problem = f"{name}: {np.ma.count_masked(values)} values are masked: fill them in"
         raise _unfit(problem, np.ma.MaskedArray)
     return np.asarray(values)
 
@@ -496,7 +496,7 @@ def _describe(space: spaces.Box, between: str = " to ") -> str:
     texts = (
         f"{bound.flat[0]:g}"
         if np.unique(bound).size == 1
-        else f"np.float32([{', '.join(f'{value:g}' for value in bound.flat)}])"
+        else f"np.array([{', '.join(f'{value:g}' for value in bound.flat)}])"
         for bound in (space.low, space.high)
     )
     return between.join(texts)
@@ -531,7 +531,8 @@ def suggest_bounds(low: ndarray, high: ndarray) -> spaces.Box:
 
 def write_box(space: spaces.Box) -> str:
     """Write a Box of float32 as Python code, its bounds to six digits."""
-    return f"gymnasium.spaces.Box({_describe(space, ', ')}, {space.shape})"
+    bounds = _describe(space, ", ").replace("np.array", "np.float32")  # else Gymnasium warns
+    return f"gymnasium.spaces.Box({bounds}, {space.shape})"
 
 
 def space_to_json(space: spaces.Space[Any]) -> dict[str, Any]:
@@ -595,7 +596,7 @@ def _read_json(description: Mapping[str, Any], most: int) -> spaces.Space[Any]:
         children = [(key, _read_json(part, most)) for key, part in description["spaces"]]
         return spaces.Dict(children) if kind == "Dict" else spaces.Tuple([c[1] for c in children])
     if kind == "Discrete":
-        return spaces.Discrete(description["n"], start=description.get("start", 0))
+        return spaces.Discrete(description["n"], start=description["start"])
     if kind == "MultiDiscrete":
         return spaces.MultiDiscrete(description["nvec"], start=description["start"])
     if kind == "MultiBinary":

@@ -42,7 +42,7 @@ def as_array(values: Any, name: str = "the array") -> ndarray:
     for part in parts:
         if isinstance(part, np.ma.MaskedArray) and np.ma.is_masked(part):
             count = np.ma.count_masked(part)
-            problem = f"{name} is masked in {count} places: fill them in, or leave out those steps"
+            problem = f"{name}: {count} values are masked: fill them in, or leave out those steps"
             raise DatasetError(problem, setting=name, value=np.ma.MaskedArray)
     return values if isinstance(values, np.memmap) else np.asarray(values)
 

@@ -180,7 +180,7 @@ BAD_METADATA: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"env_spec": "[]"}, {"path": "metadata.json", "setting": "env_spec"}),
     *(
         ({"total_episodes": count}, {"setting": "total_episodes", "value": count})
-        for count in ("3", -1, 2.0, True)
+        for count in ("3", -1, 2.5, True)
     ),
 ]
 

@@ -78,7 +78,7 @@ def _read_spaces(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the spaces that are given among options, those in JSON's form as spaces."""
     found = {name: options.get(name) for name in ("observation_space", "action_space")}
     return {
-        name: space_from_json(space) if isinstance(space, Mapping) else space
+        name: space_from_json(space) if isinstance(space, dict) else space
         for name, space in found.items()
         if space is not None
     }
@@ -206,7 +206,7 @@ def find_source(source: Any) -> Source | None:
 
 def _check_options(options: Mapping[str, Any], known: Sequence[str], kind: str) -> None:
     """Raise DatasetError for an option that a kind of source does not take."""
-    known = [*known, *GENERAL_OPTIONS]
+    known = list(dict.fromkeys([*known, *GENERAL_OPTIONS]))
     for name, value in options.items():
         if name not in known:
             hint = did_you_mean(near_names(name, known)) or f"it takes {', '.join(known)}"

@@ -81,8 +81,9 @@ def load_arrays(
     check_keys(source)
     arrays = {key: as_array(source[key], key) for key in (*KEYS[1:], *DONES) if key in source}
     check_lengths({key: array.shape for key, array in arrays.items()})
+    actions = arrays.pop("actions")
     arrays = {k: array.reshape(len(array), *step_shape(k, array)) for k, array in arrays.items()}
-    actions, rewards = arrays["actions"], arrays["rewards"]
+    rewards = arrays["rewards"]
     if actions.dtype.kind not in "iuf":
         problem = f"actions have dtype {actions.dtype}: give one number or vector a step"
         raise DatasetError(problem, setting="actions", value=actions.dtype)
