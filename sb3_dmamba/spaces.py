@@ -45,6 +45,12 @@ class FlatBox(spaces.Box):
         return super().__eq__(other) and (theirs is None or ours in (None, theirs))
 
 
+def with_source(space: spaces.Space[Any], source: spaces.Space[Any] | None) -> spaces.Space[Any]:
+    """Return the space, or where a wrapper made it by flattening another, its :class:`FlatBox`."""
+    is_flat = source is not None and isinstance(space, spaces.Box)
+    return FlatBox(space, source) if is_flat else space
+
+
 def name_parts(space: Any) -> list[tuple[str, int]] | None:
     """Return names and sizes of the parts of a flattened Dict or Tuple; None where none is known.
 

@@ -20,11 +20,12 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 from sb3_dmamba.envs.stepping import (
     autoreset_mode,
     call_environment,
+    find_flattened,
     reset_environment,
     step_environment,
 )
 from sb3_dmamba.errors import ConditioningError
-from sb3_dmamba.spaces import flatten_observation
+from sb3_dmamba.spaces import flatten_observation, with_source
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class _GymBatch(Batch):
 
     def __init__(self, envs: list[gym.Env[Any, Any]]) -> None:
         self.n = len(envs)
-        self.observation_space = envs[0].observation_space
+        self.observation_space = with_source(envs[0].observation_space, find_flattened(envs[0]))
         self.action_space = envs[0].action_space
         self._envs = envs
 

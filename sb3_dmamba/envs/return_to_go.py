@@ -21,12 +21,19 @@ from sb3_dmamba.envs.stepping import (
     autoreset_mode,
     call_environment,
     check_rewards,
+    find_flattened,
     has_lost_life,
     reset_environment,
     step_environment,
 )
 from sb3_dmamba.errors import ConditioningError, SpaceError
-from sb3_dmamba.spaces import arrange_space, flat_space, flatten_observation, is_conditioned
+from sb3_dmamba.spaces import (
+    arrange_space,
+    flat_space,
+    flatten_observation,
+    is_conditioned,
+    with_source,
+)
 
 TargetReturn: TypeAlias = "float | Sequence[float] | NDArray[np.floating[Any]]"
 Observation = dict[str, NDArray[Any]]
@@ -261,7 +268,7 @@ class ReturnToGoEnv(ReturnToGo, gym.Wrapper[Observation, Any, Any, Any], RecordC
             delayed_rewards=delayed_rewards,
         )
         gym.Wrapper.__init__(self, env)
-        self._space = env.observation_space
+        self._space = with_source(env.observation_space, find_flattened(env))
         self.observation_space = conditioned_space(self._space)
         self._lives = Lives(env)
         self._statistics = LifeStatistics()

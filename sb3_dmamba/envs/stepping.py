@@ -150,6 +150,16 @@ def wrappers_of(env: Any) -> list[Any]:
     return chain
 
 
+def find_flattened(env: Any) -> gym.Space[Any] | None:
+    """Return the space that a ``FlattenObservation`` among the wrappers flattens; None without."""
+    for each in wrappers_of(env)[:-1]:
+        is_flat = type(each).__name__ == "FlattenObservation"
+        if is_flat and each.observation_space is env.observation_space:
+            space: gym.Space[Any] = each.env.observation_space
+            return space
+    return None
+
+
 def keeps_lives(env: Any) -> bool:
     """Whether this wrapper or game ends episodes with lives, and has ``was_real_done``."""
     return "was_real_done" in getattr(env, "__dict__", ())

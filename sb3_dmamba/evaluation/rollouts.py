@@ -29,6 +29,7 @@ from sb3_dmamba.spaces import (
     flat_space,
     flatten_observation,
     observation_dtype,
+    with_source,
 )
 from sb3_dmamba.tasks import ReferenceScores
 
@@ -166,7 +167,8 @@ def _check_targets(target_returns: Any) -> NDArray[np.float64]:
 
 def _check_spaces(description: dict[str, Any], policy: ActingPolicy) -> None:
     """Check that the policy can act there, and bring parts of observations into its order."""
-    space = arrange_space(description["observation_space"], policy.observation_space)
+    shown_space = with_source(description["observation_space"], description.get("flattened"))
+    space = arrange_space(shown_space, policy.observation_space)
     description["observation_space"] = space
     shown = flat_space(space), description["action_space"]
     expected = policy.observation_space, policy.action_space

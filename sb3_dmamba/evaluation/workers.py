@@ -26,6 +26,7 @@ from sb3_dmamba.envs.stepping import (
     CheckedEnv,
     Lives,
     close_envs,
+    find_flattened,
     keeps_lives,
     make_envs,
     reset_environment,
@@ -62,6 +63,7 @@ class LocalEnvs:
         self.description: dict[str, Any] = {
             "observation_space": getattr(first, "observation_space", None),
             "action_space": getattr(first, "action_space", None),
+            "flattened": find_flattened(first),
             "env_id": getattr(getattr(first, "spec", None), "id", None),
         }
 

@@ -12,8 +12,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from gymnasium import spaces
-
 from sb3_dmamba.checks import did_you_mean, near_names
 from sb3_dmamba.d4rl import D4RL_NAME, list_names
 from sb3_dmamba.data.joining import cut_into_pieces, write_pieces
@@ -30,20 +28,15 @@ from sb3_dmamba.errors import DatasetError
 from sb3_dmamba.io import Bar, count_progress, describe_missing_path
 from sb3_dmamba.spaces import space_from_json
 
-GENERAL_OPTIONS = ("reward_mode", "top_fraction", "observation_space", "action_space")
+_SPACES = ("observation_space", "action_space")
+GENERAL_OPTIONS = ("reward_mode", "top_fraction", *_SPACES)
 """Options of every source, which ``load_trajectories`` takes itself where the source does not."""
 
 _COULD_BE_A_NAME = re.compile(r"[-\w]+(/[-\w]+)*")
 
 
 def load_trajectories(
-    source: Any,
-    *,
-    reward_mode: str = "dense",
-    top_fraction: float | None = None,
-    observation_space: spaces.Space[Any] | Mapping[str, Any] | None = None,
-    action_space: spaces.Space[Any] | Mapping[str, Any] | None = None,
-    **options: Any,
+    source: Any, *, reward_mode: str = "dense", top_fraction: float | None = None, **options: Any
 ) -> Trajectories:
     """Load a dataset.
 
@@ -55,11 +48,10 @@ def load_trajectories(
         reward_mode: ``"dense"``, or ``"delayed"``: :meth:`Trajectories.with_delayed_rewards`.
         top_fraction: Keep only this fraction of the episodes, those with the largest returns, as
             :meth:`Trajectories.take_top` does; None keeps all.
-        observation_space: The environment's, in place of the one that the source records or that
-            is inferred from it: of a Dict or Tuple the names and order of the parts.
-        action_space: The environment's, or the Box that the actions shall be learnt in. Like
-            ``observation_space`` also in JSON's form, ``{"type": "Box", "low": [0], "high": [1]}``.
-        options: What the kind of source takes besides; the page on datasets lists them.
+        options: ``observation_space`` and ``action_space``, which replace those that the source
+            records or that are inferred from it, also in JSON's form,
+            ``{"type": "Box", "low": [0], "high": [1]}``; and what the kind of source takes besides:
+            the page on datasets lists them.
 
     Raises:
         DatasetError: The source is unknown, missing or malformed, or does not take an option.
@@ -68,15 +60,16 @@ def load_trajectories(
         ConfigError: ``reward_mode`` is unknown, or ``top_fraction`` not in (0, 1].
     """
     check_transform(reward_mode, top_fraction)  # before what may take long
-    given = {"observation_space": observation_space, "action_space": action_space}
-    data = transform(_load(source, options, _read_spaces(given)), reward_mode, top_fraction)
+    given = _read_spaces(options)
+    options = {name: value for name, value in options.items() if name not in _SPACES}
+    data = transform(_load(source, options, given), reward_mode, top_fraction)
     check_action_bounds(data)
     return data
 
 
 def _read_spaces(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the spaces that are given among options, those in JSON's form as spaces."""
-    found = {name: options.get(name) for name in ("observation_space", "action_space")}
+    found = {name: options.get(name) for name in _SPACES}
     return {
         name: space_from_json(space) if isinstance(space, dict) else space
         for name, space in found.items()
