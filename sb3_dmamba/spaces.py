@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -591,8 +592,9 @@ def space_from_json(description: Mapping[str, Any]) -> spaces.Box | spaces.Discr
         *(KeyError, TypeError, ValueError, AttributeError, AssertionError),
         *(OverflowError, MemoryError, RecursionError),
     ) as error:
-        raise SpaceError(f"{description!r} describes no space ({error!r})") from error
-    raise SpaceError(f"{description!r} describes neither a Box nor a Discrete space")
+        problem = f"{reprlib.repr(description)} describes no space ({error!r})"
+        raise SpaceError(problem) from error
+    raise SpaceError(f"{reprlib.repr(description)} describes neither a Box nor a Discrete space")
 
 
 def _read_json(description: Mapping[str, Any], most: int) -> spaces.Space[Any]:
