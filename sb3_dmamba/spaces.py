@@ -48,8 +48,9 @@ class FlatBox(spaces.Box):
 
 def with_source(space: spaces.Space[Any], source: spaces.Space[Any] | None) -> spaces.Space[Any]:
     """Return the space, or where a wrapper made it by flattening another, its :class:`FlatBox`."""
-    is_flat = source is not None and isinstance(space, spaces.Box)
-    return FlatBox(space, source) if is_flat else space
+    if source is None or not isinstance(space, spaces.Box):
+        return space
+    return FlatBox(space, source)
 
 
 def name_parts(space: Any) -> list[tuple[str, int]] | None:
@@ -230,7 +231,8 @@ def flatten_for(space: spaces.Space[Any], observation: Any) -> ndarray:
 def as_unmasked(values: Any, name: str) -> ndarray:
     """Return ``np.asarray(values)``; SpaceError where that would drop a mask."""
     if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
-        problem = f"{name}: {np.ma.count_masked(values)} values are masked: fill them in"
+        count = int(np.ma.getmaskarray(values).sum())
+        problem = f"{name}: {count} values are masked: fill them in"
         raise _unfit(problem, np.ma.MaskedArray)
     return np.asarray(values)
 

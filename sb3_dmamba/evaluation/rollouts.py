@@ -278,7 +278,7 @@ class _Episodes:
             ended = ended | (self.lengths[job] >= self._step_limit)
         return self._as_batch(shown), rewards, ended
 
-    def _name(self, number: int) -> str:
+    def _name(self, number: Any) -> str:
         return f"seed {self._seeds[number]} and target {self._targets[number]:g}"
 
     def _as_batch(self, observations: list[Any]) -> NDArray[Any]:

@@ -252,7 +252,7 @@ def read_flags(
     done = read_flag(arrays, DONES)
     if done is not None and terminated is None:
         terminated = done if truncated is None else done & ~truncated
-    elif done is not None and truncated is None:
+    elif done is not None and terminated is not None and truncated is None:
         truncated = done & ~terminated
     if terminated is None:
         terminated = np.zeros(n_steps, dtype=bool)
