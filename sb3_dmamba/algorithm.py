@@ -33,7 +33,7 @@ from sb3_dmamba.export import ExportedPolicy, export_policy
 from sb3_dmamba.model_file import COUNTERS, SavedModel, check_parameters
 from sb3_dmamba.networks import DecisionMambaPolicy
 from sb3_dmamba.networks.encoders import check_policy_kwargs, name_extractor
-from sb3_dmamba.spaces import check_dataset_fits
+from sb3_dmamba.spaces import check_dataset_fits, flatten_for
 from sb3_dmamba.tasks import Task, get_task
 from sb3_dmamba.training.batches import make_sampler
 from sb3_dmamba.training.distributed import join_processes, local_device
@@ -248,6 +248,7 @@ class DecisionMamba(BaseAlgorithm):
     def _adopt(self, updater: Updater) -> None:
         self._updater = updater
         self.policy = updater.policy
+        self._context.observation_space = updater.policy.observation_space
         self.observation_space = conditioned_space(updater.policy.observation_space)
         self.action_space = updater.policy.action_space
 
@@ -273,8 +274,17 @@ class DecisionMamba(BaseAlgorithm):
         episode_start: Any = None,
         deterministic: bool = True,
     ) -> tuple[np.ndarray, Any]:
-        """Choose actions; see :meth:`DecisionMambaPolicy.predict`."""
-        return self._built_policy().predict(observation, state, episode_start, deterministic)
+        """Choose actions; see :meth:`DecisionMambaPolicy.predict`.
+
+        An observation of the space that was flattened is flattened here, parts matched by name.
+        Actions have the action space's dtype.
+        """
+        policy = self._built_policy()
+        if isinstance(observation, Mapping) and "observation" in observation:
+            flat = flatten_for(policy.observation_space, observation["observation"])
+            observation = {**observation, "observation": flat}
+        actions, state = policy.predict(observation, state, episode_start, deterministic)
+        return actions.astype(self.action_space.dtype, copy=False), state
 
     @property
     def trained_policy(self) -> DecisionMambaPolicy:

@@ -19,6 +19,7 @@ from sb3_dmamba.envs import MINIMAL_ACTIONS, is_atari
 from sb3_dmamba.envs.batches import check_returns_unscaled
 from sb3_dmamba.envs.make import as_gymnasium, make_gymnasium
 from sb3_dmamba.envs.return_to_go import ReturnToGo
+from sb3_dmamba.envs.stepping import CheckedEnv
 from sb3_dmamba.errors import ConfigError, DatasetError, UnknownTaskError
 from sb3_dmamba.spaces import check_environment_fits, flat_space, is_conditioned
 from sb3_dmamba.tasks import ReferenceScores, Task, get_reference_scores, get_task
@@ -42,6 +43,7 @@ class RunContext:
         self.task = task
         self.dataset = DatasetInfo()
         self.chosen_target_return: float | None = None  # None: the default
+        self.observation_space: spaces.Box | None = None  # the model's; None: not known yet
         self._venv: VecEnv | None = None
         self._seed: int | None = None
 
@@ -107,7 +109,8 @@ class RunContext:
         if (env := self.find_env()) is not None:
             return env
         missing = "neither the task nor the dataset names an environment"
-        raise UnknownTaskError(f"{missing}: pass one with env=, or model.set_env", setting="env")
+        fix = "pass one with env= (on the command line, --env ID), or model.set_env"
+        raise UnknownTaskError(f"{missing}: {fix}", setting="env")
 
     def make_venv(self) -> VecEnv | None:
         """Return the environment, vectorised and conditioned, always the same; None if unknown."""
@@ -122,11 +125,11 @@ class RunContext:
 
     def wrap(self, env: Environment, target_return: float | None = None) -> VecEnv:
         """Vectorise and condition an environment, as :func:`wrap`; None is the model's target."""
-        return wrap(env, *self._conditions(target_return))
+        return wrap(env, *self._conditions(target_return), space=self.observation_space)
 
     def condition(self, env: Any, target_return: float | None = None) -> Any:
         """Wrap an environment in ``ReturnToGo``; None is the model's target."""
-        return ReturnToGo(env, *self._conditions(target_return))
+        return _condition(env, self._conditions(target_return), self.observation_space)
 
     def _conditions(self, target_return: float | None) -> tuple[float, bool, bool]:
         target = self.target_return if target_return is None else target_return
@@ -249,7 +252,7 @@ def make_factory(env: Environment) -> MakeEnv:
         )
         raise UnknownTaskError(message, setting="env")
     if isinstance(env, gym.Env):
-        while isinstance(env, (ReturnToGo, Monitor)):  # ours, not the user's
+        while isinstance(env, (ReturnToGo, Monitor, CheckedEnv)):  # ours, not the user's
             env = env.env
         return _remake(env)
     if as_gymnasium(env) is not env:
@@ -275,7 +278,11 @@ def _remake(env: gym.Env[Any, Any]) -> MakeEnv:
         # kwargs is None where a wrapper did not record its arguments
         if spec is not None and all(w.kwargs is not None for w in spec.additional_wrappers):
             return partial(gym.make, spec)
-    except (TypeError, ValueError):  # a wrapper whose arguments cannot be recorded
+    except (
+        AttributeError,
+        TypeError,
+        ValueError,
+    ):  # the old gym's, or a wrapper whose arguments cannot be recorded
         pass
     raise _not_again(env, f"{type(env.unwrapped).__name__}(...)")
 
@@ -285,19 +292,28 @@ def wrap(
     target_return: float,
     clip_rewards: bool = False,
     delayed_rewards: bool = False,
+    space: spaces.Box | None = None,
 ) -> VecEnv:
-    """Vectorise, monitor and condition an environment."""
+    """Vectorise, monitor and condition an environment; ``space`` is the model's, where known."""
     env = as_gymnasium(env)
     conditions = target_return, clip_rewards, delayed_rewards
     if isinstance(env, VecEnv):
         if is_conditioned(env.observation_space):
             check_returns_unscaled(env)
             return env
-        return cast("VecEnv", ReturnToGo(env, *conditions))
+        return cast("VecEnv", _condition(env, conditions, space))
     made = env if isinstance(env, gym.Env) else make_factory(env)()
     if not is_conditioned(made.observation_space):
-        made = cast("gym.Env[Any, Any]", ReturnToGo(Monitor(made), *conditions))
+        made = _condition(Monitor(CheckedEnv(made)), conditions, space)
     return DummyVecEnv([lambda: made])
+
+
+def _condition(env: Any, conditions: tuple[float, bool, bool], space: spaces.Box | None) -> Any:
+    """Wrap in ``ReturnToGo``, with the parts of Dict observations in the order of the model's."""
+    wrapped = ReturnToGo(env, *conditions)
+    if space is not None:
+        wrapped.arrange_parts(space)
+    return wrapped
 
 
 def set_target_return(venv: VecEnv, target_return: float) -> None:

@@ -123,9 +123,9 @@ class EvaluationError(DecisionMambaError, RuntimeError):
 
 
 class StepError(DatasetError, EvaluationError, ConditioningError):
-    """An environment's ``step`` returned something else than Gymnasium's five values.
+    """An environment's ``step`` or ``reset`` returned something else than Gymnasium's values.
 
-    ``setting`` names the one that is wrong ("step", "reward", "terminated", "truncated" or
+    ``setting`` names what is wrong ("step", "reset", "reward", "terminated", "truncated" or
     "info"), ``value`` is what was returned, ``index`` the environment's place among several.
     It is the error that ``collect``, ``evaluate`` and ``ReturnToGo`` raise for a non-finite reward.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
+import sysconfig
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -109,11 +110,21 @@ def _show(name: str, shown: bool, *columns: ProgressColumn) -> Iterator[Bar]:
 
 
 _PACKAGE = Path(__file__).parent
+_LIBRARIES = {Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")}
 
 
 def warn_caller(message: str) -> None:
-    """Warn with a UserWarning that points at the innermost frame outside this package."""
-    frame, level = inspect.currentframe(), 1
-    while frame is not None and _PACKAGE in Path(frame.f_code.co_filename).parents:
+    """Warn with a UserWarning that points at the line of the user's that led here.
+
+    That is the innermost frame outside this package, the standard library and installed packages.
+    """
+    frame, level, outside = inspect.currentframe(), 1, 0
+    while frame is not None:
+        folders = Path(frame.f_code.co_filename).parents
+        if _PACKAGE not in folders:
+            outside = outside or level  # of a library, where nothing else called it
+            if _LIBRARIES.isdisjoint(folders):
+                outside = level
+                break
         frame, level = frame.f_back, level + 1
-    warnings.warn(message, UserWarning, stacklevel=level)
+    warnings.warn(message, UserWarning, stacklevel=outside)

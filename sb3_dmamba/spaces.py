@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterable, Mapping
+import reprlib
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,12 +26,128 @@ _ONE_HOT = (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 _MOST_ELEMENTS = 1 << 24  # of an observation; a file that says more was made to fill memory
 
 
+class FlatBox(spaces.Box):
+    """The flat view of another space, which knows that space and so the order of its parts.
+
+    It equals a Box of the same bounds, unless that is the flat view of parts of other names or in
+    another order.
+
+    Args:
+        box: The bounds.
+        source: What is flattened.
+    """
+
+    def __init__(self, box: spaces.Box, source: spaces.Space[Any]) -> None:
+        super().__init__(box.low, box.high, dtype=np.float32)
+        self.source = source
+
+    def __eq__(self, other: object) -> bool:
+        ours, theirs = name_parts(self), name_parts(other)
+        return super().__eq__(other) and (theirs is None or ours in (None, theirs))
+
+
+def with_source(space: spaces.Space[Any], source: spaces.Space[Any] | None) -> spaces.Space[Any]:
+    """Return the space, or where a wrapper made it by flattening another, its :class:`FlatBox`."""
+    if source is None or not isinstance(space, spaces.Box):
+        return space
+    return FlatBox(space, source)
+
+
+def name_parts(space: Any) -> list[tuple[str, int]] | None:
+    """Return names and sizes of the parts of a flattened Dict or Tuple; None where none is known.
+
+    A name is a path such as ``arm/position``; the order is that of the flat view.
+    """
+    source = getattr(space, "source", None)
+    return list(_walk_parts(source, "")) if isinstance(source, _COMPOSITE) else None
+
+
+def _walk_parts(space: spaces.Space[Any], name: str) -> Iterator[tuple[str, int]]:
+    if isinstance(space, _COMPOSITE):
+        for key, child in _children(space):
+            yield from _walk_parts(child, f"{name}/{key}" if name else str(key))
+    elif isinstance(space, spaces.Discrete):
+        yield name, int(space.n)
+    elif isinstance(space, spaces.MultiDiscrete):
+        yield name, int(space.nvec.sum())
+    else:
+        yield name, math.prod(space.shape or ())
+
+
+def arrange_space(
+    space: spaces.Space[Any], model_space: spaces.Space[Any], what: str = "the environment"
+) -> spaces.Space[Any]:
+    """Return a space with the parts of its Dicts in the order of a model's, matched by name.
+
+    It flattens the same observations, which hold their parts by name, as the model's data were.
+
+    Args:
+        space: The observation space of one environment.
+        model_space: The flat observation space of a model.
+        what: Whose space it is, for the message.
+
+    Raises:
+        SpaceError: The parts differ in their names or sizes; shows both.
+    """
+    source = getattr(model_space, "source", None)
+    if not (isinstance(source, _COMPOSITE) and isinstance(space, _COMPOSITE)):
+        return space
+    arranged = _arrange(space, source)
+    _check_same_parts(FlatBox(flat_space(arranged), arranged), model_space, what)
+    return arranged
+
+
+def _arrange(space: spaces.Space[Any], like: spaces.Space[Any]) -> spaces.Space[Any]:
+    if type(space) is not type(like) or not isinstance(space, _COMPOSITE):
+        return space
+    theirs, ours = dict(_children(space)), dict(_children(like))  # type: ignore[arg-type]
+    if theirs.keys() != ours.keys():
+        return space
+    parts = [(key, _arrange(theirs[key], ours[key])) for key in ours]
+    is_dict = isinstance(space, spaces.Dict)
+    return spaces.Dict(parts) if is_dict else spaces.Tuple([part for _, part in parts])
+
+
+def _check_same_parts(space: spaces.Space[Any], ours: spaces.Space[Any], what: str) -> None:
+    """Raise SpaceError unless both have the same parts in the same order, as far as is known."""
+    parts, expected = name_parts(space), name_parts(ours)
+    if parts is None or expected is None or parts == expected:
+        return
+    theirs, models = (
+        ", ".join(f"{name} ({size})" for name, size in each) for each in (parts, expected)
+    )
+    fix = "use those of one task"
+    if sorted(parts) == sorted(expected):
+        fix = "pass the environment itself, not yet wrapped, or model.condition_env(env)"
+        if "dataset" in what:
+            fix = "load it with observation_space=, a Dict of pairs in that order"
+    problem = f"{what} has the parts {theirs}, and the model was made for {models}: {fix}"
+    raise SpaceError(problem, setting="observation_space", value=parts, choices=expected)
+
+
+def find_columns(space: spaces.Space[Any], wanted: spaces.Space[Any]) -> list[int] | None:
+    """Return the columns of a flat space in the order of another's parts; None where it has it.
+
+    Raises:
+        SpaceError: The parts differ in their names or sizes.
+    """
+    parts, order = name_parts(space), name_parts(wanted)
+    if parts is None or order is None or parts == order:
+        return None
+    if sorted(parts) != sorted(order):
+        _check_same_parts(wanted, space, "observation_space")
+    starts, start = {}, 0
+    for name, size in parts:
+        starts[name], start = start, start + size
+    return [starts[name] + index for name, size in order for index in range(size)]
+
+
 def flat_space(space: spaces.Space[Any]) -> spaces.Box:
     """Return the Box that observations of a space become.
 
     A Box stays as it is, images included. Discrete, MultiDiscrete and MultiBinary become one-hot
     (or binary) vectors, Dict and Tuple the concatenation of their parts in the space's own order,
-    all float32.
+    all float32: a :class:`FlatBox`, by which the parts are matched later.
 
     Args:
         space: An environment's observation space.
@@ -47,7 +165,7 @@ def flat_space(space: spaces.Space[Any]) -> spaces.Box:
     box = flatten_space(space)
     assert isinstance(box, spaces.Box)
     low, high = box.low.astype(np.float32), box.high.astype(np.float32)
-    return spaces.Box(low, high, dtype=np.float32)
+    return FlatBox(spaces.Box(low, high, dtype=np.float32), space)
 
 
 def flatten_observation(space: spaces.Space[Any], observation: Any, batch: bool = False) -> ndarray:
@@ -79,6 +197,46 @@ def flatten_observation(space: spaces.Space[Any], observation: Any, batch: bool 
     return flat if batch else flat[0]
 
 
+def flatten_for(space: spaces.Space[Any], observation: Any) -> ndarray:
+    """Return observations as the flat space of a model has them, of one environment or several.
+
+    What is flat already stays as it is; an observation of the space that was flattened is flattened
+    as the model's data were, parts matched by name.
+
+    Raises:
+        SpaceError: It has parts, and fits no space that the model knows.
+    """
+    source = getattr(space, "source", None)
+    has_parts = isinstance(observation, (Mapping, tuple))
+    if has_parts and source is None:
+        kind = type(observation).__name__
+        problem = (
+            f"the observation is a {kind}, and the policy takes one array of shape {space.shape}, "
+            "flattened as in training: load the data with observation_space= to have this done here"
+        )
+        raise _unfit(problem, kind, [space.shape])
+    if source is None or not has_parts:
+        values = as_unmasked(observation, "the observation")
+        if source is None or isinstance(source, _COMPOSITE) or values.shape[-1:] == space.shape:
+            return values
+        return flatten_observation(source, values, batch=values.ndim > len(source.shape or ()))
+    try:
+        return flatten_observation(source, observation)
+    except SpaceError:
+        with contextlib.suppress(SpaceError):
+            return flatten_observation(source, observation, batch=True)
+        raise
+
+
+def as_unmasked(values: Any, name: str) -> ndarray:
+    """Return ``np.asarray(values)``; SpaceError where that would drop a mask."""
+    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
+        count = int(np.ma.getmaskarray(values).sum())
+        problem = f"{name}: {count} values are masked: fill them in"
+        raise _unfit(problem, np.ma.MaskedArray)
+    return np.asarray(values)
+
+
 def _check_flattenable(space: spaces.Space[Any], name: str) -> None:
     """Raise SpaceError if a part of the space has no honest flat view."""
     problem = ""
@@ -94,12 +252,22 @@ def _check_flattenable(space: spaces.Space[Any], name: str) -> None:
                 break
             _check_flattenable(child, where)
     elif not isinstance(space, (spaces.Box, *_ONE_HOT)):
-        problem = (
+        problem = _describe_foreign(space, name) or (
             f"{name} is {type(space).__name__}, which has no vector of a fixed length: "
             f"supported are Box, Discrete, MultiDiscrete, MultiBinary, and Dict and Tuple of them"
         )
     if problem:
         raise SpaceError(problem, setting="observation_space", value=space)
+
+
+def _describe_foreign(space: Any, name: str) -> str:
+    """Say what is no space of Gymnasium's, such as the old gym's; empty where it is one."""
+    if isinstance(space, spaces.Space):
+        return ""
+    kind, fix = type(space), "give an instance of gymnasium.spaces"
+    if kind.__module__.partition(".")[0] == "gym":
+        fix = f"the old gym's is another class: give gymnasium.spaces.{kind.__name__}(...)"
+    return f"{name} is {kind.__module__}.{kind.__name__}, {space!r}, no space of Gymnasium's: {fix}"
 
 
 def _children(space: spaces.Dict | spaces.Tuple) -> list[tuple[Any, spaces.Space[Any]]]:
@@ -136,9 +304,11 @@ def _as_values(space: spaces.Space[Any], value: Any, batch: bool, name: str) -> 
     """Return the numbers of a space without parts, after a check of their shape."""
     try:
         if isinstance(space, spaces.Box) and space.dtype is not None and space.dtype.kind in "iu":
-            values = _as_integers(space, np.asarray(value), name)
+            values = _as_integers(space, as_unmasked(value, name), name)
         else:
-            values = np.asarray(value, space.dtype if isinstance(space, spaces.Box) else None)
+            values = as_unmasked(value, name)
+            if isinstance(space, spaces.Box):
+                values = values.astype(space.dtype, copy=False)
     except SpaceError:
         raise
     except (TypeError, ValueError) as error:
@@ -227,7 +397,9 @@ def check_action_space(space: spaces.Space[Any]) -> spaces.Box | spaces.Discrete
     """
     if isinstance(space, spaces.Discrete):
         return space
-    problem = ""
+    problem = _describe_foreign(space, "the action space")
+    if problem:
+        raise SpaceError(problem, setting="action_space", value=space)
     if not isinstance(space, spaces.Box):
         hint = "wrap the environment so that its actions are one of these"
         if isinstance(space, (spaces.MultiDiscrete, spaces.MultiBinary)):
@@ -257,6 +429,8 @@ def check_environment_fits(
         return
     theirs, ours = _describe(action_space), _describe(model_action_space)
     scaling = f"gymnasium.wrappers.RescaleAction(env, {_describe(model_action_space, ', ')})"
+    if describe_bounds(action_space):  # which cannot be scaled
+        scaling = "gymnasium.wrappers.ClipAction(env)"
     if not _lies_inside(model_action_space, action_space):
         problem = (
             f"{what} takes actions from {theirs}, and the model acts from {ours}: act in {scaling} "
@@ -265,7 +439,8 @@ def check_environment_fits(
         )
         choices = [model_action_space]
         raise SpaceError(problem, setting="action_space", value=action_space, choices=choices)
-    if action_space.is_bounded("both") and not _lies_inside(action_space, model_action_space):
+    is_narrow = not _lies_inside(action_space, model_action_space)
+    if is_narrow and not describe_bounds(action_space, model_action_space.high):
         warn_caller(
             f"{what} takes actions from {theirs}, and the model acts from {ours} only: if that "
             f"space was guessed from the data, load them with action_space=, the environment's, "
@@ -299,6 +474,7 @@ def _check_same_shape(space: spaces.Space[Any], ours: spaces.Space[Any], what: s
         problem = f"{what} has observations of shape {shapes}: use those of one task"
         choices = [ours.shape]
         raise SpaceError(problem, setting="observation_space", value=space.shape, choices=choices)
+    _check_same_parts(space, ours, what)
 
 
 def _check_same_actions(space: spaces.Space[Any], ours: spaces.Space[Any], what: str) -> None:
@@ -335,12 +511,64 @@ def _describe(space: spaces.Box, between: str = " to ") -> str:
     return between.join(texts)
 
 
+UNUSABLE_WIDTH = 1e6
+"""Bounds of an action further apart than this many times the actions (or 1) teach nothing."""
+
+
+def describe_bounds(space: spaces.Box, actions: ndarray | float = 1.0) -> str:
+    """Say why actions between the bounds of a Box cannot be learnt or scaled; empty if they can.
+
+    Args:
+        space: The action space.
+        actions: The largest absolute action of each dimension.
+    """
+    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        return "bounds that are not finite"
+    if not (high > low).all():
+        return "no room between its bounds"
+    most = UNUSABLE_WIDTH * np.maximum(np.abs(np.asarray(actions, np.float64)), 1.0)
+    return "bounds that are too wide" if (high - low > most).any() else ""
+
+
+def suggest_bounds(low: ndarray, high: ndarray) -> spaces.Box:
+    """Return a Box around actions from ``low`` to ``high``, with room where they are all alike."""
+    low, high = np.asarray(low, np.float32), np.asarray(high, np.float32)
+    pad = np.where(low < high, 0.0, np.maximum(1.0, np.abs(low))).astype(np.float32)
+    return spaces.Box(low - pad, high + pad, dtype=np.float32)
+
+
+def write_box(space: spaces.Box) -> str:
+    """Write a Box of float32 as Python code, its bounds to six digits."""
+    bounds = _describe(space, ", ").replace("np.array", "np.float32")  # else Gymnasium warns
+    return f"gymnasium.spaces.Box({bounds}, {space.shape})"
+
+
 def space_to_json(space: spaces.Space[Any]) -> dict[str, Any]:
-    """Describe a Box or Discrete space in what JSON can hold."""
+    """Describe a Box or Discrete space in what JSON can hold, with what a FlatBox flattens."""
+    if not isinstance(space, (spaces.Box, spaces.Discrete)):
+        raise SpaceError(f"space {space} cannot be saved: only Box and Discrete can")
+    source = getattr(space, "source", None)
+    described = _describe_json(space)
+    assert described is not None
+    return described if source is None else {**described, "source": _describe_json(source)}
+
+
+def _describe_json(space: spaces.Space[Any]) -> dict[str, Any] | None:
+    """Describe a space or a part of one; None where a key is no text or number."""
+    if isinstance(space, _COMPOSITE):
+        children = [(key, _describe_json(child)) for key, child in _children(space)]
+        if any(part is None or not isinstance(key, (str, int)) for key, part in children):
+            return None
+        return {"type": type(space).__name__, "spaces": [list(child) for child in children]}
     if isinstance(space, spaces.Discrete):
         return {"type": "Discrete", "n": int(space.n), "start": int(space.start)}
-    if not isinstance(space, spaces.Box):
-        raise SpaceError(f"space {space} cannot be saved: only Box and Discrete can")
+    if isinstance(space, spaces.MultiDiscrete):
+        nvec, start = space.nvec.tolist(), space.start.tolist()
+        return {"type": "MultiDiscrete", "nvec": nvec, "start": start}
+    if isinstance(space, spaces.MultiBinary):
+        return {"type": "MultiBinary", "n": [int(size) for size in space.shape]}
+    assert isinstance(space, spaces.Box)
     return {
         "type": "Box",
         "shape": list(space.shape),
@@ -351,21 +579,46 @@ def space_to_json(space: spaces.Space[Any]) -> dict[str, Any]:
 
 
 def space_from_json(description: Mapping[str, Any]) -> spaces.Box | spaces.Discrete:
-    """Build the space that :func:`space_to_json` described."""
+    """Build the space that :func:`space_to_json` described; of a Box, shape and dtype may lack."""
     try:
-        if description["type"] == "Discrete":
-            return spaces.Discrete(description["n"], start=description["start"])
-        if description["type"] == "Box":
-            shape, dtype = tuple(description["shape"]), np.dtype(description["dtype"])
-            if math.prod(shape) <= _MOST_ELEMENTS and dtype.kind in "biuf":
-                low, high = (
-                    np.broadcast_to(np.array(description[key], np.float64), shape).astype(dtype)
-                    for key in ("low", "high")
-                )
-                return spaces.Box(low, high, shape, dtype.type)
-    except (KeyError, TypeError, ValueError, AssertionError, OverflowError, MemoryError) as error:
-        raise SpaceError(f"{description!r} describes no space ({error!r})") from error
-    raise SpaceError(f"{description!r} describes neither a Box nor a Discrete space")
+        space = _read_json(description, _MOST_ELEMENTS)
+        if isinstance(space, spaces.Box) and description.get("source") is not None:
+            source = _read_json(description["source"], math.prod(space.shape))
+            size = sum(size for _, size in _walk_parts(source, ""))
+            if space.shape != (size,):
+                raise ValueError(f"its source has {size} numbers")
+            return FlatBox(space, source)
+        if isinstance(space, (spaces.Box, spaces.Discrete)):
+            return space
+    except (
+        *(KeyError, TypeError, ValueError, AttributeError, AssertionError),
+        *(OverflowError, MemoryError, RecursionError),
+    ) as error:
+        problem = f"{reprlib.repr(description)} describes no space ({error!r})"
+        raise SpaceError(problem) from error
+    raise SpaceError(f"{reprlib.repr(description)} describes neither a Box nor a Discrete space")
+
+
+def _read_json(description: Mapping[str, Any], most: int) -> spaces.Space[Any]:
+    """Read a space of at most ``most`` elements in a Box."""
+    kind = description["type"]
+    if kind in ("Dict", "Tuple"):
+        children = [(key, _read_json(part, most)) for key, part in description["spaces"]]
+        return spaces.Dict(children) if kind == "Dict" else spaces.Tuple([c[1] for c in children])
+    if kind == "Discrete":
+        return spaces.Discrete(description["n"], start=description["start"])
+    if kind == "MultiDiscrete":
+        return spaces.MultiDiscrete(description["nvec"], start=description["start"])
+    if kind == "MultiBinary":
+        return spaces.MultiBinary(description["n"])
+    if kind != "Box":
+        raise ValueError(f"its type is {kind!r}")
+    bounds = [np.array(description[key], np.float64) for key in ("low", "high")]
+    shape, dtype = tuple(description.get("shape", bounds[0].shape)), description.get("dtype", "f4")
+    if math.prod(shape) > most or np.dtype(dtype).kind not in "biuf":
+        raise ValueError(f"a Box of {dtype} and shape {shape}")
+    low, high = (np.broadcast_to(bound, shape).astype(dtype) for bound in bounds)
+    return spaces.Box(low, high, shape, np.dtype(dtype).type)
 
 
 def _bound_to_json(bound: ndarray) -> Any:

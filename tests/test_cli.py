@@ -8,21 +8,27 @@ import json
 import re
 import shlex
 import signal
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner, Result
 
+from sb3_dmamba import data
 from sb3_dmamba.algorithm import DecisionMamba
 from sb3_dmamba.cli import app, demo
-from sb3_dmamba.cli.output import parse_settings
+from sb3_dmamba.cli.output import command_output, parse_settings
 from sb3_dmamba.cli.train import describe_changes
 from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.data.recording import collect
+from sb3_dmamba.data.trajectories import replace
 from sb3_dmamba.errors import ConfigError, DatasetError
+from sb3_dmamba.io import warn_caller
 from sb3_dmamba.tasks import get_task, list_tasks
 from sb3_dmamba.training import loop as interrupts
 from sb3_dmamba.training.updater import Updater
@@ -465,3 +471,39 @@ def test_demo(monkeypatch: pytest.MonkeyPatch) -> None:
     assert document["report"]["results"][0]["returns"][demo._QUICK_EPISODES - 1 :] != []
     assert all(path.startswith("runs/demo-quick/") for path in document["files"].values())
     assert result.stderr.count("scores mean nothing") == 2
+
+
+def test_a_dataset_without_an_environment(tmp_path: Path) -> None:
+    source = data.load_trajectories(DATASET)
+    replace(source, env_id=None, env_kwargs={}).save(tmp_path / "store")
+    small = [*TINY, "--updates", "2", "--output", "out"]
+    result = run("train", "CartPole-v1", "--dataset", str(tmp_path / "store"), *small)
+    assert "--env" not in result.output
+    model = DecisionMamba(None, n_updates=1, hidden_size=8, n_layers=1).fit(tmp_path / "store")
+    model.save(tmp_path / "nowhere.zip")
+    assert "--env ID" in run("evaluate", "nowhere.zip", "--target", "9", exit_code=1).output
+    more = ("--resume", "nowhere.zip", "--dataset", str(tmp_path / "store"), "--updates", "1")
+    result = run("train", *more, "--output", "again")
+    assert "next: dmamba evaluate again/model.zip --env ID" in result.output
+    run("evaluate", "again/model.zip", "--target", "9", "--env", "CartPole-v1", "--episodes", "1")
+
+
+def test_warnings_are_one_line_and_advice_can_be_followed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = {"observations": np.zeros((6, 2)), "rewards": np.ones(6), "terminals": np.ones(6)}
+    space = gym.spaces.Box(-np.inf, np.inf, (1,))
+    loaded = data.load_trajectories(
+        {**steps, "actions": np.zeros((6, 1))}, action_space=gym.spaces.Box(-1, 1, (1,))
+    )
+    replace(loaded, action_space=space).save(tmp_path / "wide")
+    error = run("data", "info", "wide", exit_code=1).output
+    option = shlex.split(error.partition("on the command line, ")[2])
+    assert option[0] == "--option"
+    run("data", "info", "wide", *option)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        with command_output(as_json=False, debug=False):
+            warn_caller("look out")
+    assert capsys.readouterr().err == "Warning: look out\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -14,11 +15,16 @@ from gymnasium.vector.utils import concatenate, create_empty_array
 
 from sb3_dmamba.errors import SpaceError
 from sb3_dmamba.spaces import (
+    FlatBox,
+    arrange_space,
     check_action_space,
     check_dataset_fits,
     check_environment_fits,
+    find_columns,
     flat_space,
+    flatten_for,
     flatten_observation,
+    name_parts,
     space_from_json,
     space_to_json,
 )
@@ -254,3 +260,82 @@ def test_broken_descriptions() -> None:
     ]
     for description in broken:
         error_of(space_from_json, description)
+
+
+BOX1 = spaces.Box(-1, 1, (1,))
+PARTS = spaces.Dict(
+    [
+        ("z", spaces.Dict([("b", spaces.Box(5, 9, (2,))), ("a", spaces.Discrete(3))])),
+        ("t", spaces.Tuple([spaces.MultiBinary(2), spaces.Dict([("q", BOX1), ("p", BOX1)])])),
+        ("m", spaces.MultiDiscrete([2, 3])),
+    ]
+)
+OTHER_ORDER = spaces.Dict(
+    [
+        ("m", PARTS["m"]),
+        ("t", spaces.Tuple([PARTS["t"][0], spaces.Dict([("p", BOX1), ("q", BOX1)])])),
+        ("z", spaces.Dict([("a", PARTS["z"]["a"]), ("b", PARTS["z"]["b"])])),
+    ]
+)
+
+
+def test_parts_are_matched_by_name() -> None:
+    flat, sample = flat_space(PARTS), PARTS.sample()
+    arranged = arrange_space(OTHER_ORDER, flat)
+    expected = flatten_observation(PARTS, sample)
+    assert not np.array_equal(flatten_observation(OTHER_ORDER, sample), expected)
+    np.testing.assert_array_equal(flatten_observation(arranged, sample), expected)
+    np.testing.assert_array_equal(flatten_for(flat, sample), expected)
+    np.testing.assert_array_equal(flatten_for(flat, expected), expected)
+    columns = find_columns(flat_space(OTHER_ORDER), flat)
+    np.testing.assert_array_equal(flatten_observation(OTHER_ORDER, sample)[columns], expected)
+    assert find_columns(flat, flat) is None
+    assert flat != flat_space(OTHER_ORDER)
+    assert flat == spaces.Box(flat.low, flat.high) == flat
+    renamed = spaces.Dict([("zz", PARTS["z"]), ("t", PARTS["t"]), ("m", PARTS["m"])])
+    for call in (
+        lambda: arrange_space(renamed, flat),
+        lambda: find_columns(flat_space(renamed), flat),
+    ):
+        assert error_of(call).setting == "observation_space"
+
+
+def test_the_order_of_parts_is_kept_in_files() -> None:
+    flat = flat_space(PARTS)
+    for copied in (
+        space_from_json(json.loads(json.dumps(space_to_json(flat)))),
+        pickle.loads(pickle.dumps(flat)),
+    ):
+        assert isinstance(copied, FlatBox)
+        assert copied == flat
+        assert name_parts(copied) == name_parts(flat)
+    whole = space_to_json(flat)
+    deep: Any = {"type": "Discrete", "n": 2, "start": 0}
+    for _ in range(2000):
+        deep = {"type": "Tuple", "spaces": [[0, deep]]}
+    broken = [
+        *({"type": "Dict"}, {"type": "Dict", "spaces": [[[], deep]]}, [], deep),
+        *({"type": "Discrete", "n": 4, "start": 0}, {"type": "MultiBinary", "n": [10**15]}),
+        {**space_to_json(spaces.Box(0, 1, (1,))), "shape": [10**6]},
+    ]
+    for source in broken:
+        error_of(space_from_json, {**whole, "source": source})
+    exotic = flat_space(spaces.Dict([((1, 2), BOX1)]))
+    assert name_parts(space_from_json(space_to_json(exotic))) is None
+
+
+def test_a_discrete_observation_as_it_is() -> None:
+    flat = flat_space(spaces.Discrete(3, start=1))
+    assert flatten_for(flat, 2).tolist() == [0, 1, 0]
+    assert flatten_for(flat, np.array([3, 1])).tolist() == [[0, 0, 1], [1, 0, 0]]
+    assert flatten_for(flat, np.array([0, 1, 0])).tolist() == [0, 1, 0]
+    masked = np.ma.masked_array([1.0], [True])
+    for observation in (masked, {"a": 1}):
+        assert error_of(flatten_for, spaces.Box(-1, 1, (1,)), observation).setting == "observation"
+
+
+def test_spaces_of_the_old_gym() -> None:
+    old = pytest.importorskip("gym").spaces.Box(-2, 2, (1,))
+    assert error_of(check_action_space, old).value is old
+    assert error_of(flat_space, old).value is old
+    assert error_of(flat_space, None).value is None

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shlex
 import sys
 import types
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -18,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, Literal, get_args, get_ori
 import typer
 
 from sb3_dmamba.config import DecisionMambaConfig
-from sb3_dmamba.errors import ConfigError, DecisionMambaError, MissingDependencyError
+from sb3_dmamba.errors import ConfigError, DecisionMambaError, MissingDependencyError, SpaceError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -64,7 +66,7 @@ def command_output(as_json: bool, debug: bool) -> Iterator[Output]:
     stdout = sys.stdout
     redirect = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
     try:
-        with redirect:
+        with redirect, _plain_warnings():
             yield Output(Console(stderr=as_json), stdout, as_json)
     except KeyboardInterrupt:
         typer.echo("Interrupted.", err=True)
@@ -73,8 +75,39 @@ def command_output(as_json: bool, debug: bool) -> Iterator[Output]:
         if debug:
             raise
         label = typer.style(type(error).__name__, fg="red", bold=True)
-        typer.echo(f"{label}: {error}", err=True)
+        typer.echo(f"{label}: {error}{_as_option(error)}", err=True)
         raise typer.Exit(EXIT_ERROR) from None
+
+
+@contextlib.contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Show a UserWarning as one line on stderr: no line of the user's code has led to it."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def show_plainly(message: Any, category: Any, *where: Any, **kwargs: Any) -> None:
+            if issubclass(category, UserWarning) and sys.stderr is not None:
+                typer.echo(f"{typer.style('Warning', fg='yellow')}: {message}", err=True)
+            else:
+                show(message, category, *where, **kwargs)
+
+        warnings.showwarning = show_plainly
+        yield
+
+
+def _as_option(error: BaseException) -> str:
+    """Return how to give on the command line the action space that an error advises."""
+    if getattr(error, "setting", None) != "action_space" or not isinstance(error, SpaceError):
+        return ""
+    from gymnasium import spaces
+
+    from sb3_dmamba.spaces import space_to_json
+
+    boxes = [each for each in error.choices if isinstance(each, spaces.Box)]
+    if "load_trajectories" not in str(error) or not boxes:
+        return ""
+    described = json.dumps(space_to_json(boxes[0]))
+    return f"; on the command line, --option {shlex.quote(f'action_space={described}')}"
 
 
 def make_table(*columns: str, **settings: Any) -> Table:

@@ -249,11 +249,17 @@ def _train(
     done = model.num_timesteps - first
     out.line(f"{done:,} updates in {seconds:.0f} s")
     out.files([plan.model_path])
-    out.line(f"next: dmamba evaluate {plan.model_path}")
+    out.line(f"next: {_evaluate_command(model, plan.model_path)}")
     counts = {"updates": done, "total_updates": model.num_timesteps, "seconds": seconds}
     where = {"seed": model.seed, "device": str(model.device), "processes": n_processes}
     about = {"dataset": trajectories.summary().to_dict(), "config": model.config.to_dict()}
     out.emit({"model": str(plan.model_path), **counts, **where, **about})
+
+
+def _evaluate_command(model: DecisionMamba, path: Path) -> str:
+    """Return the command that evaluates a model; where it knows no environment, with --env."""
+    env = "" if model._context.find_env() is not None else " --env ID"
+    return f"dmamba evaluate {shlex.quote(str(path))}{env}"
 
 
 # --- Interrupted runs: messages on stderr --------------------------------------------------------
@@ -290,7 +296,7 @@ def _save_interrupted(plan: _Plan, model: DecisionMamba, first: int) -> None:
         model.save(path)
     if done >= total:
         typer.echo(f"All {done:,} updates are done: {path}", err=True)
-        typer.echo(f"Evaluate it with: dmamba evaluate {shlex.quote(str(path))}", err=True)
+        typer.echo(f"Evaluate it with: {_evaluate_command(model, path)}", err=True)
         return
     typer.echo(f"Kept what was trained, {done:,} of {total:,} updates: {path}", err=True)
     _print_resume_command(path)

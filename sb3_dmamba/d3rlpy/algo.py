@@ -37,6 +37,7 @@ from d3rlpy.torch_utility import (
 from torch import Tensor, nn
 
 from sb3_dmamba.checks import check_number
+from sb3_dmamba.d3rlpy.dataset import WindowReplayBuffer
 from sb3_dmamba.d3rlpy.files import export_policy, save_learnable
 from sb3_dmamba.d3rlpy.network import (
     SequenceConfig,
@@ -221,6 +222,9 @@ class SequenceAlgoBase(TransformerAlgoBase):
     def fit(self, dataset: ReplayBuffer, *args: Any, **kwargs: Any) -> None:
         """Train with d3rlpy's loop; arguments as d3rlpy's ``fit``.
 
+        Of what ``as_replay_buffer`` returned, update n takes batch n: a run that was saved and
+        loaded continues exactly. d3rlpy's own buffers draw from NumPy's global generator.
+
         Raises:
             DatasetError: The dataset is not a d3rlpy replay buffer.
             DivergenceError: The loss is not finite.
@@ -232,6 +236,8 @@ class SequenceAlgoBase(TransformerAlgoBase):
                 f"load_trajectories(dataset).to_d3rlpy()"
             )
             raise DatasetError(message, setting="dataset", value=dataset)
+        if isinstance(dataset, WindowReplayBuffer):
+            dataset.follow(0 if self._impl is None else int(self._impl.progress.n_updates))
         super().fit(dataset, *args, **kwargs)
 
     def as_stateful_wrapper(

@@ -29,7 +29,7 @@ from sb3_dmamba.errors import DatasetError, SpaceError
 
 
 def as_replay_buffer(
-    source: Any, *, seed: int = 0, first_batch: int = 0, **options: Any
+    source: Any, *, seed: int = 0, first_batch: int | None = None, **options: Any
 ) -> WindowReplayBuffer:
     """Load a dataset for d3rlpy's ``fit``, with the windows that our ``fit`` would draw.
 
@@ -37,7 +37,8 @@ def as_replay_buffer(
         source: Anything :func:`~sb3_dmamba.load_trajectories` takes.
         seed: Seed of the windows: that of ``DecisionMamba(seed=...)`` draws the same ones. Give
             every process of a data-parallel run the same seed; each draws its own windows from it.
-        first_batch: Number of the first batch, for a run that is resumed.
+        first_batch: Number of the first batch. None: each ``fit`` goes on after the algorithm's
+            updates so far, so that a run that was saved and loaded continues exactly.
         **options: Options of :func:`~sb3_dmamba.load_trajectories` for the source.
 
     Returns:
@@ -86,7 +87,7 @@ class WindowReplayBuffer(ReplayBufferBase):
     Args:
         trajectories: The episodes.
         seed: Seed of the windows, the same in every process.
-        first_batch: Number of the first batch, for a run that is resumed.
+        first_batch: Number of the first batch; None is the algorithm's number of updates.
 
     Attributes:
         n_batches: Number of the next batch.
@@ -96,9 +97,12 @@ class WindowReplayBuffer(ReplayBufferBase):
         SpaceError: The Discrete action space does not start at 0.
     """
 
-    def __init__(self, trajectories: Trajectories, seed: int, first_batch: int = 0) -> None:
+    def __init__(
+        self, trajectories: Trajectories, seed: int, first_batch: int | None = None
+    ) -> None:
         self.trajectories = trajectories
-        self.n_batches = first_batch
+        self.n_batches = first_batch or 0
+        self._follows_updates = first_batch is None
         self._seed = seed
         self._samplers: dict[tuple[int, ...], WindowSampler] = {}
         self._episodes = _Episodes(trajectories)
@@ -117,6 +121,11 @@ class WindowReplayBuffer(ReplayBufferBase):
             self._transition_picker = FrameStackTransitionPicker(trajectories.frame_stack)
             self._trajectory_slicer = FrameStackTrajectorySlicer(trajectories.frame_stack)
         self._dataset_info = _describe(trajectories, self._episodes[0])
+
+    def follow(self, n_updates: int) -> None:
+        """Go on with the batch of an algorithm's next update, unless ``first_batch`` was given."""
+        if self._follows_updates:
+            self.n_batches = n_updates
 
     def sample_trajectory_batch(self, batch_size: int, length: int) -> TrajectoryMiniBatch:
         """Draw the next ``batch_size`` windows of ``length`` steps, padded on the left."""

@@ -36,8 +36,14 @@ def _mapping(array: ndarray) -> Any:
     return getattr(array, "_mmap", None)
 
 
-def as_array(values: Any) -> ndarray:
-    """Return ``np.asarray(values)``, but a memory map as it is."""
+def as_array(values: Any, name: str = "the array") -> ndarray:
+    """Return ``np.asarray(values)``, but a memory map as it is; a masked value is refused."""
+    parts = values if isinstance(values, (list, tuple)) else (values,)
+    for part in parts:
+        if isinstance(part, np.ma.MaskedArray) and np.ma.is_masked(part):
+            count = int(np.ma.getmaskarray(part).sum())
+            problem = f"{name}: {count} values are masked: fill them in, or leave out those steps"
+            raise DatasetError(problem, setting=name, value=np.ma.MaskedArray)
     return values if isinstance(values, np.memmap) else np.asarray(values)
 
 

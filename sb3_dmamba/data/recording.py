@@ -16,6 +16,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space, iterate
 from jaxtyping import Bool, Float64
@@ -26,7 +27,13 @@ from sb3_dmamba.checks import check_integer, check_optional_integer
 from sb3_dmamba.data.trajectories import Trajectories, TrajectoriesWriter
 from sb3_dmamba.data.validation import check_frame_stack, frame_shape
 from sb3_dmamba.envs.batches import Batch, Stepped, find_normalizers, frozen_statistics
-from sb3_dmamba.envs.make import as_gymnasium, make_environment, make_gymnasium, qualify_id
+from sb3_dmamba.envs.make import (
+    HARMLESS_WRAPPERS,
+    as_gymnasium,
+    make_environment,
+    make_gymnasium,
+    qualify_id,
+)
 from sb3_dmamba.envs.stepping import check_rewards, close_envs, make_envs
 from sb3_dmamba.errors import ConfigError, DatasetError, StepError
 from sb3_dmamba.io import count_progress
@@ -225,8 +232,6 @@ def _adapt(env: Any, named: tuple[str | None, dict[str, Any]]) -> _Opened:
     return _Opened(envs, space, read, *named)
 
 
-# Wrappers that leave observations, actions and rewards as they are, or that are undone here.
-_HARMLESS = ("Monitor", "ReturnToGoEnv", "RecordEpisodeStatistics", "RecordVideo")
 _HARMLESS_VECTOR = ("VecNormalize", "VecMonitor", "VecCheckNan", "ReturnToGoVecEnv")
 _OF_VECTORS = ("num_envs", "vectorization_mode", "vector_kwargs", "wrappers", "render_mode")
 
@@ -243,7 +248,9 @@ def describe_environment(env: Any) -> tuple[str | None, dict[str, Any]]:
         spec = env.get_attr("spec", 0)[0] if isinstance(env, VecEnv) else env.spec
     except (AttributeError, TypeError, ValueError, EOFError):  # a wrapper that cannot be recorded
         return None, {}
-    if spec is None or any(each.name not in _HARMLESS for each in spec.additional_wrappers):
+    if not isinstance(spec, EnvSpec):  # none, or the old gym's
+        return None, {}
+    if any(each.name not in HARMLESS_WRAPPERS for each in spec.additional_wrappers):
         return None, {}
     kwargs = {key: value for key, value in spec.kwargs.items() if key not in _OF_VECTORS}
     registered = gym.registry.get(spec.id)

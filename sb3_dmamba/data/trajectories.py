@@ -21,7 +21,14 @@ from typing_extensions import Self
 
 from sb3_dmamba.checks import check_number
 from sb3_dmamba.data.export import to_d3rlpy, to_minari
-from sb3_dmamba.data.mapping import from_pickled, is_mapped, iterate_rows, join_rows, to_pickled
+from sb3_dmamba.data.mapping import (
+    as_array,
+    from_pickled,
+    is_mapped,
+    iterate_rows,
+    join_rows,
+    to_pickled,
+)
 from sb3_dmamba.data.returns import (
     Spread,
     TrajectoriesSummary,
@@ -48,12 +55,20 @@ from sb3_dmamba.data.validation import (
     check_json,
     check_steps,
     find_episodes,
+    iterate_chunks,
     rows_per_chunk,
     validate_arrays,
     within,
 )
-from sb3_dmamba.errors import ConfigError, DatasetError
-from sb3_dmamba.spaces import check_action_space
+from sb3_dmamba.errors import ConfigError, DatasetError, SpaceError
+from sb3_dmamba.spaces import (
+    check_action_space,
+    describe_bounds,
+    find_columns,
+    flat_space,
+    suggest_bounds,
+    write_box,
+)
 
 REWARD_MODES = ("dense", "delayed")
 
@@ -170,9 +185,9 @@ class Trajectories:
         """
         check_episodes(observations, actions, rewards, len(terminated))
         return cls(
-            observations=np.concatenate([np.asarray(part) for part in observations]),
-            actions=np.concatenate([np.asarray(part) for part in actions]),
-            rewards=np.concatenate([np.asarray(part) for part in rewards]),
+            observations=np.concatenate([as_array(part, "observations") for part in observations]),
+            actions=np.concatenate([as_array(part, "actions") for part in actions]),
+            rewards=np.concatenate([as_array(part, "rewards") for part in rewards]),
             terminated=np.asarray(terminated),
             truncated=np.asarray(truncated),
             episode_offsets=np.concatenate([[0], np.cumsum([len(part) for part in rewards])]),
@@ -481,6 +496,52 @@ def transform(
     if top_fraction is not None:
         trajectories = trajectories.take_top(top_fraction)
     return trajectories.with_delayed_rewards() if reward_mode == "delayed" else trajectories
+
+
+def with_spaces(
+    trajectories: Trajectories,
+    observation_space: spaces.Space[Any] | None = None,
+    action_space: spaces.Space[Any] | None = None,
+) -> Trajectories:
+    """Return a dataset with other spaces, which must hold what it has; None keeps its own.
+
+    Parts of observations are brought into the order of ``observation_space``.
+    """
+    if observation_space is action_space is None:
+        return trajectories
+    fields = _fields_of(trajectories)
+    if observation_space is not None:
+        space = fields["observation_space"] = flat_space(observation_space)
+        columns = find_columns(trajectories.observation_space, space)
+        if columns is not None:
+            rows = trajectories.observations
+            pieces = (piece[:, columns] for piece in iterate_rows(rows))
+            fields["observations"] = join_rows(pieces, rows.dtype, rows.shape, rows)
+    if action_space is not None:
+        fields["action_space"] = action_space
+    return Trajectories(**fields)
+
+
+def check_action_bounds(trajectories: Trajectories) -> None:
+    """Check that the actions of a dataset can be learnt between the bounds of their space.
+
+    Raises:
+        SpaceError: A bound is not finite, too wide for the actions, or leaves no room; ``choices``
+            has the Box that the actions lie in.
+    """
+    space = trajectories.action_space
+    if not isinstance(space, spaces.Box) or not describe_bounds(space):
+        return
+    chunks = [(rows.min(0), rows.max(0)) for _, rows in iterate_chunks(trajectories.actions)]
+    low, high = np.min([c[0] for c in chunks], 0), np.max([c[1] for c in chunks], 0)
+    problem = describe_bounds(space, np.maximum(np.abs(low), np.abs(high)))
+    if problem:
+        box = suggest_bounds(low, high)
+        message = (
+            f"the action space {space} has {problem}: pass action_space={write_box(box)}, in which "
+            "the data's actions lie, to load_trajectories"
+        )
+        raise SpaceError(message, setting="action_space", value=space, choices=[box])
 
 
 def _check_fraction(name: str, fraction: float) -> float:

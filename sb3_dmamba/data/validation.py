@@ -14,7 +14,7 @@ from jaxtyping import Int64
 from numpy import ndarray
 
 from sb3_dmamba.checks import check_integer
-from sb3_dmamba.data.mapping import convert_rows
+from sb3_dmamba.data.mapping import as_array, convert_rows
 from sb3_dmamba.errors import DatasetError, SpaceError
 from sb3_dmamba.spaces import check_action_space, loosen_bounds, observation_dtype
 
@@ -37,7 +37,7 @@ def validate_arrays(
     space = check_flat(observation_space)
     frame_stack = check_frame_stack(frame_stack, space)
     action_space = check_action_space(action_space)
-    found = {name: np.asanyarray(arrays[name]) for name in ARRAYS}
+    found = {name: as_array(arrays[name], name) for name in ARRAYS}
     if found["rewards"].size == 0:
         raise DatasetError("the dataset is empty: it needs at least one episode of one step")
     _check_shapes(found, frame_shape(space, frame_stack), space, action_space)
@@ -164,7 +164,10 @@ def _check_actions(
         fix = f": {space} allows {low} to {high}"
     else:
         low, high = loosen_bounds(space)
-        fix = f", outside the action space {space}: clip the actions, or give a wider Box"
+        fix = (
+            f", outside the action space {space}: clip the actions, or pass action_space=, a Box "
+            "that holds them all"
+        )
 
     def is_inside(rows: ndarray) -> ndarray:
         inside: ndarray = (rows >= low) & (rows <= high)

@@ -17,8 +17,15 @@ from jaxtyping import Bool, Float64
 from numpy import ndarray
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 
-from sb3_dmamba.envs.stepping import autoreset_mode, step_environment
+from sb3_dmamba.envs.stepping import (
+    autoreset_mode,
+    call_environment,
+    find_flattened,
+    reset_environment,
+    step_environment,
+)
 from sb3_dmamba.errors import ConditioningError
+from sb3_dmamba.spaces import flatten_observation, with_source
 
 
 @dataclass(frozen=True)
@@ -64,15 +71,14 @@ class _GymBatch(Batch):
 
     def __init__(self, envs: list[gym.Env[Any, Any]]) -> None:
         self.n = len(envs)
-        self.observation_space = envs[0].observation_space
+        self.observation_space = with_source(envs[0].observation_space, find_flattened(envs[0]))
         self.action_space = envs[0].action_space
         self._envs = envs
 
     def reset(self, seed: int | None) -> Any:
         seeds = [None if seed is None else seed + index for index in range(self.n)]
-        return self._join(
-            [env.reset(seed=each)[0] for env, each in zip(self._envs, seeds, strict=True)]
-        )
+        pairs = zip(self._envs, seeds, strict=True)
+        return self._join([reset_environment(env, seed=each)[0] for env, each in pairs])
 
     def step(self, actions: ndarray) -> Stepped:
         shown, rewards = [], np.zeros(self.n)
@@ -80,11 +86,13 @@ class _GymBatch(Batch):
         for index, env in enumerate(self._envs):
             observation, reward, *flags, _ = step_environment(env, actions[index])
             rewards[index], ends[:, index] = float(reward), flags
-            shown.append(env.reset()[0] if any(flags) else observation)
+            shown.append(reset_environment(env)[0] if any(flags) else observation)
         resets = np.zeros(self.n, dtype=bool)
         return Stepped(self._join(shown), rewards, ends[0], ends[1], resets)
 
     def _join(self, observations: list[Any]) -> Any:
+        for observation in observations:
+            flatten_observation(self.observation_space, observation)  # raises where it does not fit
         empty = create_empty_array(self.observation_space, self.n)
         return concatenate(self.observation_space, observations, empty)
 
@@ -100,13 +108,14 @@ class _GymVectorBatch(Batch):
         self._mode = autoreset_mode(env)
 
     def reset(self, seed: int | None) -> Any:
-        return self._env.reset(seed=seed)[0]
+        return reset_environment(self._env, seed=seed)[0]
 
     def step(self, actions: ndarray) -> Stepped:
-        observations, rewards, terminated, truncated, _ = self._env.step(actions)
+        result = call_environment("step", self._env.step, actions)
+        observations, rewards, terminated, truncated, _ = result
         ended = np.logical_or(terminated, truncated)
         if self._mode == "Disabled" and ended.any():
-            observations, _ = self._env.reset(options={"reset_mask": ended.copy()})
+            observations, _ = reset_environment(self._env, options={"reset_mask": ended.copy()})
         resets = ended if self._mode == "NextStep" else np.zeros_like(ended)
         paid = np.asarray(rewards, np.float64)
         return Stepped(observations, paid, terminated.copy(), truncated.copy(), resets)
@@ -129,7 +138,8 @@ class _SB3Batch(Batch):
         return self._env.reset()
 
     def step(self, actions: ndarray) -> Stepped:
-        observations, rewards, done, infos = self._env.step(actions)
+        result = call_environment("step_wait", self._env.step, actions)
+        observations, rewards, done, infos = result
         if self._normalizer is not None:
             rewards = self._normalizer.get_original_reward()
         done = np.asarray(done, dtype=bool)

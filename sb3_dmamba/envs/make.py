@@ -11,11 +11,18 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from sb3_dmamba.envs import register
 from sb3_dmamba.errors import MissingDependencyError, UnknownTaskError
 
 if TYPE_CHECKING:
     import gymnasium
+
+HARMLESS_WRAPPERS = (
+    *("CheckedEnv", "Monitor", "ReturnToGoEnv", "RecordEpisodeStatistics", "RecordVideo"),
+)
+"""Wrappers that leave observations, actions and rewards as they are, or that are undone here."""
 
 _ALE = "ALE/"
 _DM_CONTROL = "dm_control/"
@@ -126,10 +133,19 @@ def as_gymnasium(environment: Any) -> Any:
     if "dm_control" in packages:
         return _import_shimmy().DmControlCompatibilityV0(environment)
     if "gym" in packages and "gymnasium" not in packages:
+        if not hasattr(np, "bool8"):  # NumPy 2, where gym's own checker fails
+            _remove_checker(environment)
         reset = inspect.signature(environment.unwrapped.reset).parameters
         name = "GymV26CompatibilityV0" if "seed" in reset else "GymV21CompatibilityV0"
         return getattr(_import_shimmy("gym"), name)(env=environment)
     return environment
+
+
+def _remove_checker(environment: Any) -> None:
+    while hasattr(environment, "env"):
+        if type(environment.env).__name__ == "PassiveEnvChecker":
+            environment.env = environment.env.env
+        environment = environment.env
 
 
 def make_gymnasium(make_env: Callable[..., Any], **kwargs: Any) -> Any:

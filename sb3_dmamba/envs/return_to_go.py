@@ -19,12 +19,21 @@ from sb3_dmamba.envs.batches import find_normalizers
 from sb3_dmamba.envs.stepping import (
     Lives,
     autoreset_mode,
+    call_environment,
     check_rewards,
+    find_flattened,
     has_lost_life,
+    reset_environment,
     step_environment,
 )
 from sb3_dmamba.errors import ConditioningError, SpaceError
-from sb3_dmamba.spaces import flat_space, flatten_observation, is_conditioned
+from sb3_dmamba.spaces import (
+    arrange_space,
+    flat_space,
+    flatten_observation,
+    is_conditioned,
+    with_source,
+)
 
 TargetReturn: TypeAlias = "float | Sequence[float] | NDArray[np.floating[Any]]"
 Observation = dict[str, NDArray[Any]]
@@ -151,6 +160,7 @@ class ReturnToGo:
     """
 
     _tracker: ReturnTracker
+    _space: gym.Space[Any]  # of one wrapped environment, parts in the order in which they are shown
 
     @overload
     def __new__(
@@ -222,6 +232,19 @@ class ReturnToGo:
         """Whether the return-to-go stays at the target until an episode's end."""
         return self._tracker.delayed_rewards
 
+    def arrange_parts(self, space: gym.Space[Any]) -> None:
+        """Show the parts of Dict observations in the order of a model's flat space, by name.
+
+        Raises:
+            SpaceError: The parts differ in their names or sizes.
+        """
+        self._space = arrange_space(self._space, space)
+        shown: Any = conditioned_space(self._space)
+        if isinstance(self, ReturnToGoVectorEnv):
+            self.single_observation_space = shown
+            shown = batch_space(shown, self.num_envs)
+        self.observation_space = shown
+
     def set_target_return(self, target_return: TargetReturn) -> None:
         """Ask for another return from the next episodes on, and raise, as the constructor does."""
         self._tracker.set_targets(target_return)
@@ -245,7 +268,8 @@ class ReturnToGoEnv(ReturnToGo, gym.Wrapper[Observation, Any, Any, Any], RecordC
             delayed_rewards=delayed_rewards,
         )
         gym.Wrapper.__init__(self, env)
-        self.observation_space = conditioned_space(env.observation_space)
+        self._space = with_source(env.observation_space, find_flattened(env))
+        self.observation_space = conditioned_space(self._space)
         self._lives = Lives(env)
         self._statistics = LifeStatistics()
 
@@ -254,10 +278,10 @@ class ReturnToGoEnv(ReturnToGo, gym.Wrapper[Observation, Any, Any, Any], RecordC
     ) -> tuple[Observation, dict[str, Any]]:
         """Start an episode, with the whole target to go."""
         self._lives.begin_new_game()
-        observation, info = self.env.reset(seed=seed, options=options)
+        observation, info = reset_environment(self.env, seed=seed, options=options)
         self._tracker.start(np.ones(1, dtype=np.bool_))
         self._statistics.forget(0)
-        return self._tracker.condition_one(self.env.observation_space, observation), info
+        return self._tracker.condition_one(self._space, observation), info
 
     def step(self, action: Any) -> tuple[Observation, SupportsFloat, bool, bool, dict[str, Any]]:
         """Step, and take the reward off the return-to-go; go on where a life is lost."""
@@ -265,11 +289,11 @@ class ReturnToGoEnv(ReturnToGo, gym.Wrapper[Observation, Any, Any, Any], RecordC
         self._tracker.receive(reward)
         self._tracker.start(np.zeros(1, dtype=np.bool_))
         if terminated and not truncated and self._lives.game_goes_on():
-            observation, _ = self.env.reset()
+            observation, _ = reset_environment(self.env)
             terminated, info = False, self._statistics.after_life(0, info)
         elif terminated or truncated:
             info = self._statistics.after_game(0, info)
-        shown = self._tracker.condition_one(self.env.observation_space, observation)
+        shown = self._tracker.condition_one(self._space, observation)
         return shown, reward, terminated, truncated, info
 
     @property
@@ -306,7 +330,8 @@ class ReturnToGoVectorEnv(ReturnToGo, VectorWrapper):
     ) -> None:
         self._tracker = ReturnTracker(env.num_envs, target_return, clip_rewards, delayed_rewards)
         super().__init__(env)
-        self.single_observation_space = conditioned_space(env.single_observation_space)
+        self._space = env.single_observation_space
+        self.single_observation_space = conditioned_space(self._space)
         self.observation_space = batch_space(self.single_observation_space, env.num_envs)
         self._mode = autoreset_mode(env)
         self._to_reset = np.zeros(env.num_envs, dtype=np.bool_)
@@ -320,15 +345,16 @@ class ReturnToGoVectorEnv(ReturnToGo, VectorWrapper):
         mask = (options or {}).get("reset_mask")  # read first: gymnasium takes it out
         rows = np.ones(self.num_envs, dtype=np.bool_) if mask is None else np.array(mask, np.bool_)
         goes_on = self._games_that_go_on()
-        observations, infos = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
+        observations, infos = reset_environment(self.env, seed=seed, options=options)
         goes_on = np.asarray(infos.get("is_continued", goes_on), dtype=np.bool_)
         self._tracker.start(rows & ~goes_on)
         self._to_reset[rows] = False
-        return self._tracker.condition(self.env.single_observation_space, observations), infos
+        return self._tracker.condition(self._space, observations), infos
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Step, and take the rewards off the returns-to-go."""
-        observations, rewards, terminated, truncated, infos = self.env.step(actions)
+        result = call_environment("step", self.env.step, actions)
+        observations, rewards, terminated, truncated, infos = result
         self._tracker.receive(rewards)
         self._tracker.start(self._to_reset)  # whose step was a reset and paid nothing
         ended = np.logical_or(terminated, truncated)
@@ -338,7 +364,7 @@ class ReturnToGoVectorEnv(ReturnToGo, VectorWrapper):
             lost = self._has_lost_life(infos.get("final_info", {}))
             infos = self._with_final_returns_to_go(infos)
             self._tracker.start(ended & ~lost)
-        shown = self._tracker.condition(self.env.single_observation_space, observations)
+        shown = self._tracker.condition(self._space, observations)
         return shown, rewards, terminated, truncated, infos
 
     def _games_that_go_on(self) -> NDArray[np.bool_]:
@@ -363,8 +389,7 @@ class ReturnToGoVectorEnv(ReturnToGo, VectorWrapper):
         final = infos["final_obs"].copy()  # (n,) objects, None where no episode ended
         for row, observation in enumerate(final):
             if observation is not None:
-                space = self.env.single_observation_space
-                final[row] = self._tracker.condition_one(space, observation, row)
+                final[row] = self._tracker.condition_one(self._space, observation, row)
         return {**infos, "final_obs": final}
 
 
@@ -384,7 +409,8 @@ class ReturnToGoVecEnv(ReturnToGo, VecEnvWrapper):
         delayed_rewards: bool = False,
     ) -> None:
         self._tracker = ReturnTracker(env.num_envs, target_return, clip_rewards, delayed_rewards)
-        super().__init__(env, conditioned_space(env.observation_space))
+        self._space = env.observation_space
+        super().__init__(env, conditioned_space(self._space))
         normalizers = find_normalizers(env)  # the innermost is paid the environment's rewards
         self._reward_source = normalizers[-1] if normalizers else None
         self._may_lose_lives = np.array(env.env_is_wrapped(EpisodicLifeEnv))
@@ -399,29 +425,29 @@ class ReturnToGoVecEnv(ReturnToGo, VecEnvWrapper):
         self._tracker.episode_start[:] = True
         for row in range(self.num_envs):
             self._statistics.forget(row)
-        return self._tracker.condition(self.venv.observation_space, observations)
+        return self._tracker.condition(self._space, observations)
 
     def step_wait(self) -> Any:
         """Finish the step, and take the rewards off the returns-to-go.
 
         A lost life is not done: the environment has gone on with the game already.
         """
-        observations, rewards, dones, infos = self.venv.step_wait()
+        result = call_environment("step_wait", self.venv.step_wait)
+        observations, rewards, dones, infos = result
         source = self._reward_source
         self._tracker.receive(rewards if source is None else source.get_original_reward())
-        space = self.venv.observation_space
         if dones.any():
             infos, lost = list(infos), self._has_lost_life(dones, infos)
             for row in np.flatnonzero(dones).tolist():
                 if "terminal_observation" in infos[row]:
                     last = infos[row]["terminal_observation"]
-                    terminal = self._tracker.condition_one(space, last, row)
+                    terminal = self._tracker.condition_one(self._space, last, row)
                     infos[row] = {**infos[row], "terminal_observation": terminal}
                 join = self._statistics.after_life if lost[row] else self._statistics.after_game
                 infos[row] = join(row, infos[row])
             dones = dones & ~lost
         self._tracker.start(dones)
-        return self._tracker.condition(space, observations), rewards, dones, infos
+        return self._tracker.condition(self._space, observations), rewards, dones, infos
 
     def _has_lost_life(
         self, dones: NDArray[np.bool_], infos: list[dict[str, Any]]

@@ -6,11 +6,13 @@ Imports neither torch nor Stable-Baselines3, so that worker processes of an eval
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.utils import RecordConstructorArgs
 from numpy.typing import NDArray
 
 from sb3_dmamba.errors import ConfigError, StepError
@@ -38,16 +40,51 @@ def close_envs(envs: Sequence[gym.Env[Any, Any]]) -> None:
         env.close()  # type: ignore[no-untyped-call]
 
 
+_RETURNED = {
+    "step": "5 values (observation, reward, terminated, truncated, info), as Gymnasium's step has",
+    "reset": "2 values (observation, info), as Gymnasium's reset has",
+    "step_wait": "4 values (observations, rewards, dones, infos), as Stable-Baselines3's step has",
+}
+_UNPACKING = re.compile(r"values to unpack \(expected ([25])\b")
+
+
+def call_environment(name: str, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call ``step``, ``reset`` or ``step_wait``; StepError unless it returns its number of values.
+
+    The environment's wrappers may be the ones that cannot take what it returns.
+    """
+    count = int(_RETURNED[name][0])
+    try:
+        result = method(*args, **kwargs)
+    except ValueError as error:
+        if not _UNPACKING.search(str(error)):
+            raise
+        problem = f"a wrapper could not read what {name} returned ({error}): expected {{}}"
+        raise StepError(problem.format(_RETURNED[name]), setting=name, value=str(error)) from error
+    is_tuple = isinstance(result, (tuple, list))
+    if is_tuple and len(result) == count and (name != "reset" or isinstance(result[1], dict)):
+        return result
+    got = f"{len(result)} values" if is_tuple else f"one {type(result).__name__}"
+    problem = f"{name} returned {got}: expected {_RETURNED[name]}"
+    raise StepError(problem, setting=name, value=result)
+
+
+def reset_environment(env: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+    """Reset an environment; StepError unless it returned an observation and a dict."""
+    observation, info = call_environment("reset", env.reset, **kwargs)
+    return observation, info
+
+
 def step_environment(env: gym.Env[Any, Any], action: Any) -> tuple[Any, Any, Any, Any, Any]:
-    """Step an environment; StepError unless it returned Gymnasium's five values, well-formed."""
-    result: Any = env.step(action)
-    if not isinstance(result, (tuple, list)) or len(result) != 5:
-        got = f"{len(result)} values" if isinstance(result, (tuple, list)) else repr(result)
-        problem = f"step returned {got}: expected 5 (observation, reward, two flags, info)"
-        raise StepError(problem, setting="step", value=result)
+    """Step an environment; StepError unless it returned Gymnasium's five values, well-formed.
+
+    A reward that is an array of one number is returned as that number.
+    """
+    result = call_environment("step", env.step, action)
     observation, reward, terminated, truncated, info = result
     if not (isinstance(reward, float) and math.isfinite(reward)):  # else nothing to look at
-        check_rewards(reward)
+        values = check_rewards(reward)
+        reward = float(values[0]) if np.ndim(reward) else reward
     for name, flag in (("terminated", terminated), ("truncated", truncated)):
         if not _is_flag(flag):
             problem = f"the environment returned {name}={flag!r}: expected True or False"
@@ -63,7 +100,10 @@ def check_rewards(
 ) -> NDArray[np.float64]:
     """Return a step's rewards as (n,) float64; StepError unless those ``counted`` are finite."""
     try:
-        values: NDArray[np.float64] = np.asarray(rewards, dtype=np.float64).reshape(n)
+        given = np.asarray(rewards)
+        if given.dtype.kind not in "biuf" or np.ma.is_masked(rewards):
+            raise TypeError(given.dtype)
+        values: NDArray[np.float64] = given.astype(np.float64).reshape(n)
     except (TypeError, ValueError):
         problem = f"the environment returned reward={rewards!r}: expected {n} finite number(s)"
         raise StepError(problem, setting="reward", value=rewards) from None
@@ -86,12 +126,38 @@ def _is_flag(value: Any) -> bool:
         return False
 
 
+class CheckedEnv(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
+    """An environment whose steps and resets are checked before wrappers see them."""
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        RecordConstructorArgs.__init__(self)
+        gym.Wrapper.__init__(self, env)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        """Reset the environment, as :func:`reset_environment` does."""
+        return reset_environment(self.env, seed=seed, options=options)
+
+    def step(self, action: Any) -> Any:
+        """Step the environment, as :func:`step_environment` does."""
+        return step_environment(self.env, action)
+
+
 def wrappers_of(env: Any) -> list[Any]:
     """Return the wrappers of an environment, the outermost first, and the environment itself."""
     chain = [env]
     while isinstance(chain[-1], gym.Wrapper):
         chain.append(chain[-1].env)
     return chain
+
+
+def find_flattened(env: Any) -> gym.Space[Any] | None:
+    """Return the space that a ``FlattenObservation`` among the wrappers flattens; None without."""
+    for each in wrappers_of(env)[:-1]:
+        is_flat = type(each).__name__ == "FlattenObservation"
+        if is_flat and each.observation_space is env.observation_space:
+            space: gym.Space[Any] = each.env.observation_space
+            return space
+    return None
 
 
 def keeps_lives(env: Any) -> bool:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sb3_dmamba.envs.return_to_go import ReturnTracker, subtract_rewards
 from sb3_dmamba.errors import SpaceError
-from sb3_dmamba.spaces import channels_first
+from sb3_dmamba.spaces import channels_first, flatten_for
 from sb3_dmamba.tasks import ReferenceScores
 
 
@@ -108,11 +108,12 @@ class StatefulActor:
         """Choose the next action.
 
         Args:
-            x: One observation (*obs), as the policy's flat observation space has it.
+            x: One observation (*obs), as the policy's flat observation space has it, or of the
+                space that was flattened.
             reward: The reward of the last action; ignored at an episode's first step.
 
         Returns:
-            The action: (A,) float32, or an int.
+            The action: (A,) of the action space's dtype, or an int.
 
         Raises:
             SpaceError: ``x`` has another shape than the policy's observations.
@@ -130,23 +131,18 @@ class StatefulActor:
         )
         self._remaining, self._is_first = remaining, False  # only now: act may refuse its input
         action = actions[0]
-        return int(action) if actions.ndim == 1 else action
+        dtype = self._policy.action_space.dtype
+        return int(action) if actions.ndim == 1 else action.astype(dtype, copy=False)
 
     def _check_observation(self, x: Any) -> NDArray[Any]:
         space = self._policy.observation_space
         shape = space.shape or ()
-        found = type(x).__name__
-        if not isinstance(x, (tuple, dict)):
-            observation = channels_first(np.asarray(x), space)
-            if observation.shape == shape:
-                is_double = observation.dtype == np.float64
-                return observation.astype(np.float32) if is_double else observation
-            found = f"array of shape {observation.shape}"
-        message = (
-            f"the observation is a {found}, and the policy takes one array of shape {shape}: what "
-            f"is not a Box is flattened as in training, by "
-            f"gymnasium.spaces.flatten(env.observation_space, observation)"
-        )
+        observation = channels_first(flatten_for(space, x), space)
+        if observation.shape == shape:
+            is_double = observation.dtype == np.float64
+            return observation.astype(np.float32) if is_double else observation
+        found = f"array of shape {observation.shape}"
+        message = f"the observation is an {found}, and the policy takes one of shape {shape}"
         raise SpaceError(message, setting="observation", value=found, choices=[shape])
 
     @property

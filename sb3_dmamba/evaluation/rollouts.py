@@ -21,17 +21,22 @@ from sb3_dmamba.errors import ConfigError, StepError
 from sb3_dmamba.evaluation.actors import ActingPolicy
 from sb3_dmamba.evaluation.report import EvaluationReport, ReportDetails, TargetResult
 from sb3_dmamba.evaluation.workers import Envs, LocalEnvs, WorkerEnvs
+from sb3_dmamba.io import warn_caller
 from sb3_dmamba.spaces import (
+    arrange_space,
     channels_first,
     check_environment_fits,
     flat_space,
     flatten_observation,
     observation_dtype,
+    with_source,
 )
 from sb3_dmamba.tasks import ReferenceScores
 
 DEFAULT_MAX_ENVS = 128
 """Environments alive at once at most, unless ``n_envs`` says otherwise."""
+
+_LONG = 10_000  # steps of an episode after which an evaluation says how to end it
 
 MakeEnv = Callable[[], "gym.Env[Any, Any]"]
 OnProgress = Callable[[int, int], None]
@@ -161,7 +166,11 @@ def _check_targets(target_returns: Any) -> NDArray[np.float64]:
 
 
 def _check_spaces(description: dict[str, Any], policy: ActingPolicy) -> None:
-    shown = flat_space(description["observation_space"]), description["action_space"]
+    """Check that the policy can act there, and bring parts of observations into its order."""
+    shown_space = with_source(description["observation_space"], description.get("flattened"))
+    space = arrange_space(shown_space, policy.observation_space)
+    description["observation_space"] = space
+    shown = flat_space(space), description["action_space"]
     expected = policy.observation_space, policy.action_space
     check_environment_fits(*shown, *expected, "the environment")
 
@@ -195,6 +204,7 @@ class _Episodes:
         self.returns = np.zeros(len(self._targets), dtype=np.float64)  # (J,)
         self.lengths = np.zeros(len(self._targets), dtype=np.int64)  # (J,)
         self._step_limit = max_episode_steps
+        self._has_warned = False
         self._observation_space = envs.description["observation_space"]
         self._observation_dtype = observation_dtype(flat_space(self._observation_space))
         self._action_space = envs.description["action_space"]
@@ -235,7 +245,11 @@ class _Episodes:
         self, env: NDArray[np.int64], job: NDArray[np.int64]
     ) -> tuple[NDArray[Any], NDArray[np.float64]]:
         """Start episodes; returns their first observations and returns-to-go."""
-        shown = self._envs.reset(env.tolist(), self._seeds[job].tolist())
+        try:
+            shown = self._envs.reset(env.tolist(), self._seeds[job].tolist())
+        except StepError as error:
+            number = job[error.index]
+            raise error.located(f"at the start of the episode with {self._name(number)}") from error
         return self._as_batch(shown), self._targets[job]
 
     def _step(
@@ -250,22 +264,27 @@ class _Episodes:
             shown, rewards, scores, ended = self._envs.step(env.tolist(), actions)
         except StepError as error:
             number = job[error.index]
-            raise error.located(
-                f"at step {self.lengths[number]} of the episode with seed {self._seeds[number]} "
-                f"and target {self._targets[number]:g}"
-            ) from error
+            where = f"at step {self.lengths[number]} of the episode with {self._name(number)}"
+            raise error.located(where) from error
         self.returns[job] += scores
         self.lengths[job] += 1
+        if self._step_limit is None and (self.lengths[job] == _LONG).any() and not self._has_warned:
+            self._has_warned = True
+            warn_caller(
+                f"an episode has run for {_LONG:,} steps and has not ended: if the environment "
+                "never ends it, pass max_episode_steps= (--max-steps), which cuts episodes"
+            )
         if self._step_limit is not None:
             ended = ended | (self.lengths[job] >= self._step_limit)
         return self._as_batch(shown), rewards, ended
 
+    def _name(self, number: Any) -> str:
+        return f"seed {self._seeds[number]} and target {self._targets[number]:g}"
+
     def _as_batch(self, observations: list[Any]) -> NDArray[Any]:
         """Stack observations as (n, *flat shape), float32 or uint8."""
-        space = self._observation_space
-        if not isinstance(space, spaces.Box):
-            observations = [flatten_observation(space, each) for each in observations]
-        batch = np.stack(observations).astype(self._observation_dtype, copy=False)
+        flat = [flatten_observation(self._observation_space, each) for each in observations]
+        batch = np.stack(flat).astype(self._observation_dtype, copy=False)
         return channels_first(batch, self._policy.observation_space)
 
 

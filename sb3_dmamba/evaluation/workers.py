@@ -23,10 +23,13 @@ from numpy.typing import NDArray
 
 from sb3_dmamba.envs import register
 from sb3_dmamba.envs.stepping import (
+    CheckedEnv,
     Lives,
     close_envs,
+    find_flattened,
     keeps_lives,
     make_envs,
+    reset_environment,
     step_environment,
     wrappers_of,
 )
@@ -60,6 +63,7 @@ class LocalEnvs:
         self.description: dict[str, Any] = {
             "observation_space": getattr(first, "observation_space", None),
             "action_space": getattr(first, "action_space", None),
+            "flattened": find_flattened(first),
             "env_id": getattr(getattr(first, "spec", None), "id", None),
         }
 
@@ -67,9 +71,14 @@ class LocalEnvs:
         """Start an episode in each environment of ``ids``; returns the first observations."""
         for each in ids:
             self._lives[each].begin_new_game()
-        return [
-            self._envs[each].reset(seed=int(seed))[0] for each, seed in zip(ids, seeds, strict=True)
-        ]
+        shown = []
+        for row, (each, seed) in enumerate(zip(ids, seeds, strict=True)):
+            try:
+                shown.append(reset_environment(self._envs[each], seed=int(seed))[0])
+            except StepError as error:
+                error.index = row
+                raise
+        return shown
 
     def step(self, ids: Sequence[int], actions: NDArray[Any]) -> StepResult:
         """Take one step in each environment of ``ids``; where it costs a life, the game goes on."""
@@ -86,7 +95,7 @@ class LocalEnvs:
                 raise
             is_over = bool(terminated or truncated)
             if is_over and not truncated and self._lives[each].game_goes_on():
-                observation, is_over = env.reset()[0], False
+                observation, is_over = reset_environment(env)[0], False
             observations.append(observation)
             rewards[row] = reward
             scores[row] = reward if game is None else game.take()
@@ -99,7 +108,7 @@ class LocalEnvs:
         self._envs = []
 
 
-class _NotedRewards(gym.Wrapper[Any, Any, Any, Any]):
+class _NotedRewards(CheckedEnv):
     """Note the sum of the rewards that pass since the last look, or since a game's start."""
 
     def __init__(self, env: Any) -> None:
@@ -108,10 +117,10 @@ class _NotedRewards(gym.Wrapper[Any, Any, Any, Any]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         self._sum = 0.0
-        return self.env.reset(seed=seed, options=options)
+        return super().reset(seed=seed, options=options)
 
     def step(self, action: Any) -> Any:
-        result = step_environment(self.env, action)
+        result = super().step(action)
         self._sum += float(result[1])
         return result
 

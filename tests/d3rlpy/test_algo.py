@@ -212,13 +212,16 @@ def test_a_resumed_run_is_the_uninterrupted_one(name: str, tmp_path: Path) -> No
     first = make_algo(name, **fields)
     fit(first, as_replay_buffer(data), 3)
     first.save(tmp_path / "half.d3")
-    second: Any = d3rlpy.load_learnable(str(tmp_path / "half.d3"))
-    found = fit(second, as_replay_buffer(data, first_batch=3), 3).values
-    assert found["loss"] == expected["loss"][3:]
-    if is_discrete:  # d3rlpy begins its schedule anew
-        assert found["learning_rate"] == expected["learning_rate"][3:]
-    ours, theirs = weights_of(whole), weights_of(second)
-    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    used = as_replay_buffer(data)
+    used.sample_trajectory_batch(8, 4)
+    for buffer in (as_replay_buffer(data), as_replay_buffer(data, first_batch=3), used):
+        second: Any = d3rlpy.load_learnable(str(tmp_path / "half.d3"))
+        found = fit(second, buffer, 3).values
+        assert found["loss"] == expected["loss"][3:]
+        if is_discrete:  # d3rlpy begins its schedule anew
+            assert found["learning_rate"] == expected["learning_rate"][3:]
+        ours, theirs = weights_of(whole), weights_of(second)
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
 def test_global_randomness_is_used_without_a_seed_and_left_alone_with_one() -> None:

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 from gymnasium import spaces
 
 from sb3_dmamba.data import load_trajectories
 from sb3_dmamba.errors import SpaceError
-from tests.data.builders import refusal, unlike
+from sb3_dmamba.spaces import space_to_json
+from tests.data.builders import refusal, unlike, write_hdf5
 
 
 def _arrays(**changes: Any) -> dict[str, Any]:
@@ -105,3 +108,99 @@ def test_bad_arrays() -> None:
     for changes, expected in BAD:
         wrong += unlike(changes, refusal(_arrays(**changes)), expected)
     assert not wrong, "\n".join(wrong)
+
+
+def at(*steps: int) -> Any:
+    return np.isin(np.arange(12), steps)
+
+
+def _ends(**flags: Any) -> dict[str, Any]:
+    steps = {
+        "observations": np.zeros((12, 2)),
+        "actions": np.zeros((12, 1)),
+        "rewards": np.ones(12),
+    }
+    return {**steps, **flags}
+
+
+BOTH = {"terminals": at(2, 8), "timeouts": at(5, 11)}
+DONE = at(2, 5, 8, 11)
+
+
+def test_every_flag_of_an_end_is_read(tmp_path: Path) -> None:
+    right: list[dict[str, Any]] = [
+        {"dones": DONE, "timeouts": at(5, 11)},
+        {"done": DONE, "truncated": at(5, 11)},
+        {"terminated": at(2, 8), "dones": DONE},
+        {**BOTH, "dones": DONE, "is_last": DONE, "dones_float": DONE.astype(float)},
+        {**BOTH, "is_first": at(0, 3, 6, 9), "ends": np.arange(4), "not_done": ~DONE},
+        {"terminals": at(2, 8)[:, None], "timeouts": at(5, 11)[:, None].astype("f4")},
+    ]
+    wrong = [
+        *({"terminals": at(2, 8), name: DONE} for name in ("episode_ends", "is_last", "Done")),
+        *({"timeouts": at(5, 11), name: at(2, 8)} for name in ("term", "terminate", "is_terminal")),
+        *({"terminals": at(2, 8), name: at(5, 11)} for name in ("trunc", "time_out", "TimeLimits")),
+        *({"terminals": at(2, 8), name: at(0, 3, 6, 9)} for name in ("is_first", "episode_starts")),
+        *({"terminals": at(2), "timeouts": at(5, 11), "dones": DONE},),
+        *({"terminals": at(2, 8), "not_dones": ~DONE},),
+        *({"terminal": at(2, 8), "timeouts": at(5, 11)},),
+    ]
+    for flags in right:
+        for source in (_ends(**flags), write_hdf5(tmp_path / "a.hdf5", _ends(**flags))):
+            data = load_trajectories(source)
+            assert data.lengths.tolist() == [3, 3, 3, 3], flags
+            assert data.terminated.tolist() == [True, False, True, False]
+            assert data.truncated.tolist() == [False, True, False, True]
+    for flags in wrong:
+        for source in (_ends(**flags), write_hdf5(tmp_path / "a.hdf5", _ends(**flags))):
+            assert refusal(source).setting in flags, flags
+    other = {**BOTH, "end_effector_contact": at(1), "last": np.full(12, 2), "done_reason": "none"}
+    assert len(load_trajectories(_ends(**other))) == 4
+
+
+def test_masked_values_are_refused() -> None:
+    for name in ("observations", "actions", "rewards", "terminals"):
+        whole = _arrays()[name]
+        masked = np.ma.masked_array(whole, np.arange(whole.size).reshape(whole.shape) == 1)
+        error = refusal(_arrays(**{name: masked}))
+        assert (error.setting, error.value) == (name, np.ma.MaskedArray)
+        load_trajectories(_arrays(**{name: np.ma.masked_array(whole)}))
+
+
+def test_bounds_that_cannot_be_learnt() -> None:
+    top = np.finfo(np.float32).max
+    actions = {"actions": np.linspace(-1, 1, 6)[:, None] * [0.5, 0]}
+    for low, high in (
+        (-top, top),
+        (-np.inf, np.inf),
+        (-1.0, np.inf),
+        (-1e9, 1e9),
+        ([-1, 0], [1, 0]),
+    ):
+        space = spaces.Box(*(np.float32(np.broadcast_to(each, 2)) for each in (low, high)))
+        error = refusal(_arrays(**actions), SpaceError, action_space=space)
+        assert (error.setting, error.value) == ("action_space", space)
+        code = str(error).partition("action_space=")[2].partition(", in which")[0]
+        advised = eval(code, {"gymnasium": gymnasium, "np": np})
+        assert advised == error.choices[0]
+        for given in (advised, space_to_json(advised)):
+            data = load_trajectories(_arrays(**actions), action_space=given)
+            assert data.action_space == advised
+        assert load_trajectories(data, action_space=spaces.Box(-1, 1, (2,))).actions is data.actions
+    wide = spaces.Box(-1000, 1000, (2,))
+    assert load_trajectories(_arrays(**actions), action_space=wide).action_space == wide
+
+
+def test_parts_are_brought_into_the_order_asked_for(tmp_path: Path) -> None:
+    a, b = spaces.Discrete(2), spaces.Box(0, 9, (1,))
+    parts = {"a": np.arange(6) % 2, "b": np.arange(6.0)[:, None]}
+    space = spaces.Dict([("b", b), ("a", a)])
+    data = load_trajectories(_arrays(observations=parts), observation_space=space)
+    data.save(tmp_path / "store")
+    for source in (data, tmp_path / "store"):
+        sorted_ = load_trajectories(source, observation_space=spaces.Dict(a=a, b=b))
+        assert sorted_.observations[:, 2].tolist() == data.observations[:, 0].tolist()
+        assert load_trajectories(sorted_, observation_space=space).observations.tolist() == (
+            data.observations.tolist()
+        )
+    assert load_trajectories(tmp_path / "store").observation_space != sorted_.observation_space

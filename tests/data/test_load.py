@@ -59,8 +59,16 @@ def test_options_that_do_not_exist() -> None:
     cases: list[tuple[Any, str, str]] = [
         ({}, "env", "did you mean 'env_id'?"),
         ({}, "zzz", "env_id, env_kwargs, name, reward_mode, top_fraction"),
-        ("a/b-v0", "env_id", "it takes download, reward_mode, top_fraction"),
-        (make_trajectories([2]), "env_id", "it takes reward_mode, top_fraction"),
+        (
+            "a/b-v0",
+            "env_id",
+            "download, observation_space, action_space, reward_mode, top_fraction",
+        ),
+        (
+            make_trajectories([2]),
+            "env_id",
+            "it takes reward_mode, top_fraction, observation_space, action_space",
+        ),
     ]
     for source, name, hint in cases:
         error = refusal(source, **{name: 1})

@@ -14,8 +14,9 @@ import h5py
 import minari
 import numpy as np
 import pytest
-from gymnasium import spaces
+from gymnasium import spaces, wrappers
 from gymnasium.spaces.utils import flatten
+from minari.serialization import serialize_space
 
 from sb3_dmamba.data import load_trajectories
 from sb3_dmamba.data.joining import join_pieces
@@ -180,7 +181,7 @@ BAD_METADATA: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"env_spec": "[]"}, {"path": "metadata.json", "setting": "env_spec"}),
     *(
         ({"total_episodes": count}, {"setting": "total_episodes", "value": count})
-        for count in ("3", -1, 2.0, True)
+        for count in ("3", -1, 2.5, True)
     ),
 ]
 
@@ -431,3 +432,49 @@ def test_statistics(shared_data: Path, monkeypatch: pytest.MonkeyPatch, dataset_
     )
     assert found == TABLE[dataset_id]
     assert summary.cut == 0
+
+
+def test_counts_that_are_unknown_or_written_as_floats(minari_root: Path) -> None:
+    _make(VECTOR)
+    whole = load_trajectories("box/small-v0")
+    file = minari_root / "box" / "small-v0" / "data" / "metadata.json"
+    metadata = json.loads(file.read_text())
+    for steps, episodes in ((None, 3), (float(whole.n_steps), 3.0), (None, None)):
+        counts = {"total_steps": steps, "total_episodes": episodes}
+        file.write_text(json.dumps({**metadata, **counts}))
+        data = load_trajectories("box/small-v0")
+        np.testing.assert_array_equal(data.episode_offsets, whole.episode_offsets)
+
+
+def test_spaces_in_place_of_the_recorded_ones(minari_root: Path) -> None:
+    _make(spaces.Dict(a=VECTOR, b=VECTOR))
+    narrow = json.dumps(
+        {**json.loads(serialize_space(ACTIONS)), "low": [-0.01] * 2, "high": [0.01] * 2}
+    )
+    recorded = load_trajectories("box/small-v0").observations
+    _edit(minari_root, action_space=narrow)
+    assert refusal("box/small-v0").setting == "actions"
+    given = {
+        "observation_space": spaces.Dict([("b", VECTOR), ("a", VECTOR)]),
+        "action_space": ACTIONS,
+    }
+    for source in (
+        "box/small-v0",
+        minari_root / "box" / "small-v0",
+        minari.load_dataset("box/small-v0"),
+    ):
+        data = load_trajectories(source, **given)
+        assert data.action_space == ACTIONS
+        np.testing.assert_array_equal(data.observations, recorded[:, [2, 3, 0, 1]])
+
+
+def test_harmless_wrappers_keep_the_environment(minari_root: Path) -> None:
+    _make(VECTOR)
+    env: Any = wrappers.RecordEpisodeStatistics(gymnasium.make("Pendulum-v1"))
+    _edit(minari_root, env_spec=env.spec.to_json())
+    data = load_trajectories("box/small-v0")
+    assert (data.env_id, data.env_kwargs) == ("Pendulum-v1", {"max_episode_steps": 200})
+    _edit(minari_root, env_spec=wrappers.FlattenObservation(env).spec.to_json())
+    with pytest.warns(UserWarning, match="recover_environment") as caught:
+        assert load_trajectories("box/small-v0").env_id is None
+    assert caught[0].filename == __file__

@@ -187,7 +187,8 @@ def test_scaling_that_the_values_tell() -> None:
         ([-1.0, 0.5], -1.0, 1.0, [-1.0, 0.5]),  # the same either way
         ([-1.0, 0.5], -np.inf, np.inf, [-1.0, 0.5]),  # nothing to scale by
     ):
-        data = load_trajectories(with_actions(values, low, high))
+        finite = spaces.Box(-2.0, 2.0, (1,)) if np.isinf(low) else None
+        data = load_trajectories(with_actions(values, low, high), action_space=finite)
         assert data.actions[:, 0].tolist() == expected
     error = refusal(with_actions([-0.5, 3.0], 0.0, 2.0))  # neither
     assert (error.setting, error.index, error.value) == ("actions", 0, -0.5)

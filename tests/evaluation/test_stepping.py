@@ -6,12 +6,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gymnasium.wrappers import TimeLimit
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+from sb3_dmamba import context
 from sb3_dmamba.data.recording import collect
 from sb3_dmamba.envs.return_to_go import ReturnToGo
-from sb3_dmamba.errors import ConditioningError, DatasetError, EvaluationError, StepError
-from sb3_dmamba.evaluation import evaluate_targets
+from sb3_dmamba.errors import (
+    ConditioningError,
+    DatasetError,
+    EvaluationError,
+    SpaceError,
+    StepError,
+)
+from sb3_dmamba.evaluation import evaluate_targets, rollouts
 from sb3_dmamba.evaluation.workers import WorkerEnvs
 from tests.evaluation.toys import SeededEnv, ToyPolicy
 
@@ -41,6 +50,8 @@ WRONG: list[tuple[str, Any]] = [
     ("reward", -np.inf),
     ("reward", None),
     ("reward", "much"),
+    ("reward", "1.0"),
+    ("reward", np.ma.masked),
     ("reward", np.ones(2)),
     ("terminated", None),
     ("terminated", "no"),
@@ -119,3 +130,57 @@ def test_vectors_of_rewards() -> None:
     with pytest.raises(StepError) as caught:
         collect(lambda _: ACTION, DummyVecEnv([Paying] * 2), 9, seed=4)
     assert (caught.value.setting, caught.value.index) == ("reward", 1)
+
+
+class OldReset(SeededEnv):
+    """Returns no info from reset, as the old gym did."""
+
+    def reset(self, **options: Any) -> Any:
+        return super().reset(**options)[0]
+
+
+@pytest.mark.parametrize("wrap", [lambda env: env, lambda env: TimeLimit(env, 9), Monitor])
+@pytest.mark.parametrize("caller", [evaluate, play, record])
+def test_resets_and_what_wrappers_cannot_read(caller: Any, wrap: Any) -> None:
+    with pytest.raises(StepError) as caught:
+        caller(lambda: wrap(OldReset()))
+    assert caught.value.setting == "reset"
+    with pytest.raises(StepError) as caught:
+        caller(lambda: wrap(Returning(step=(np.zeros(2), 1.0, False, {}))))
+    assert caught.value.setting == "step"
+
+
+@pytest.mark.parametrize("caller", [evaluate, play, record])
+def test_observations_of_another_shape(caller: Any) -> None:
+    with pytest.raises(SpaceError) as caught:
+        caller(lambda: Returning(observation=np.zeros((2, 5))))
+    assert caught.value.setting == "observation"
+
+
+def test_a_reward_that_is_an_array_of_one_counts() -> None:
+    class Column(SeededEnv):
+        def step(self, action: Any) -> Any:
+            observation, reward, *rest = super().step(action)
+            return observation, np.array([reward]), *rest
+
+    policy, targets = ToyPolicy(SeededEnv()), [1.0]
+    found, expected = (evaluate_targets(policy, make, targets, 2) for make in (Column, SeededEnv))
+    assert found.results[0].returns.tolist() == expected.results[0].returns.tolist()
+    for number in (collect(lambda _: ACTION, make, 9, seed=4) for make in (Column, SeededEnv)):
+        assert number.rewards.shape == (9,)
+    env: Any = ReturnToGo(Column(), 1.0)
+    env.reset(seed=4)
+    _, reward, *_ = env.step(ACTION)
+    assert isinstance(reward, float)
+    assert env.return_to_go == 1.0 - reward
+    venv = context.wrap(Column(), 1.0)
+    venv.reset()
+    assert venv.step(ACTION[None])[1].shape == (1,)
+
+
+def test_an_endless_episode_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rollouts, "_LONG", 3)
+    with pytest.warns(UserWarning, match="max_episode_steps") as caught:
+        evaluate_targets(ToyPolicy(SeededEnv()), SeededEnv, [1.0, 2.0], 3)
+    assert [each.filename for each in caught] == [__file__]
+    evaluate_targets(ToyPolicy(SeededEnv()), SeededEnv, [1.0], 1, max_episode_steps=4)

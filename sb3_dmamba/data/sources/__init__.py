@@ -16,13 +16,21 @@ from sb3_dmamba.checks import did_you_mean, near_names
 from sb3_dmamba.d4rl import D4RL_NAME, list_names
 from sb3_dmamba.data.joining import cut_into_pieces, write_pieces
 from sb3_dmamba.data.store import check_place
-from sb3_dmamba.data.trajectories import Trajectories, check_transform, transform
+from sb3_dmamba.data.trajectories import (
+    Trajectories,
+    check_action_bounds,
+    check_transform,
+    transform,
+    with_spaces,
+)
 from sb3_dmamba.envs import parse_tmaze_name
 from sb3_dmamba.errors import DatasetError
 from sb3_dmamba.io import Bar, count_progress, describe_missing_path
+from sb3_dmamba.spaces import space_from_json
 
-GENERAL_OPTIONS = ("reward_mode", "top_fraction")
-"""Options of every source, which ``load_trajectories`` takes itself."""
+_SPACES = ("observation_space", "action_space")
+GENERAL_OPTIONS = ("reward_mode", "top_fraction", *_SPACES)
+"""Options of every source, which ``load_trajectories`` takes itself where the source does not."""
 
 _COULD_BE_A_NAME = re.compile(r"[-\w]+(/[-\w]+)*")
 
@@ -40,26 +48,47 @@ def load_trajectories(
         reward_mode: ``"dense"``, or ``"delayed"``: :meth:`Trajectories.with_delayed_rewards`.
         top_fraction: Keep only this fraction of the episodes, those with the largest returns, as
             :meth:`Trajectories.take_top` does; None keeps all.
-        options: What the kind of source takes besides; the page on datasets lists them.
+        options: ``observation_space`` and ``action_space``, which replace those that the source
+            records or that are inferred from it, also in JSON's form,
+            ``{"type": "Box", "low": [0], "high": [1]}``; and what the kind of source takes besides:
+            the page on datasets lists them.
 
     Raises:
         DatasetError: The source is unknown, missing or malformed, or does not take an option.
-        SpaceError: Its spaces cannot be learnt.
+        SpaceError: Its spaces cannot be learnt; where an action has no bounds, or too wide ones,
+            ``choices`` has the Box that the data's actions lie in.
         ConfigError: ``reward_mode`` is unknown, or ``top_fraction`` not in (0, 1].
     """
     check_transform(reward_mode, top_fraction)  # before what may take long
-    return transform(_load(source, options), reward_mode, top_fraction)
+    given = _read_spaces(options)
+    options = {name: value for name, value in options.items() if name not in _SPACES}
+    data = transform(_load(source, options, given), reward_mode, top_fraction)
+    check_action_bounds(data)
+    return data
 
 
-def _load(source: Any, options: dict[str, Any]) -> Trajectories:
+def _read_spaces(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the spaces that are given among options, those in JSON's form as spaces."""
+    found = {name: options.get(name) for name in _SPACES}
+    return {
+        name: space_from_json(space) if isinstance(space, dict) else space
+        for name, space in found.items()
+        if space is not None
+    }
+
+
+def _load(source: Any, options: dict[str, Any], given: dict[str, Any]) -> Trajectories:
+    """Load a dataset; spaces that its source does not take replace its own afterwards."""
     if isinstance(source, Trajectories):
         _check_options(options, [], "Trajectories")
-        return source
+        return with_spaces(source, **given)
     row = find_source(source)
     if row is None:
         raise _unknown_source(source)
-    opened = row.open(source, options)
-    return opened if isinstance(opened, Trajectories) else opened.load()
+    names = row.option_names()
+    opened = row.open(source, {**options, **{k: v for k, v in given.items() if k in names}})
+    data = opened if isinstance(opened, Trajectories) else opened.load()
+    return with_spaces(data, **{k: v for k, v in given.items() if k not in names})
 
 
 def convert_trajectories(
@@ -91,11 +120,13 @@ def convert_trajectories(
                 f"{name}= is not an option of a conversion: pass source and folder by position"
             )
             raise DatasetError(problem, setting=name, value=options[name])
+    options |= _read_spaces(options)
     place = Path(folder).expanduser().absolute()
     check_place(place, overwrite)  # before what may take long
     row = None if isinstance(source, Trajectories) else find_source(source)
-    is_changed = not set(GENERAL_OPTIONS).isdisjoint(options)
-    if row is not None and not is_changed and "store" in row.option_names():
+    names = [] if row is None else row.option_names()
+    is_changed = not set(GENERAL_OPTIONS).difference(names).isdisjoint(options)
+    if row is not None and not is_changed and "store" in names:
         given = {"store": place, "overwrite": overwrite, "progress_bar": progress_bar, **options}
         written = row.open(source, given)
         assert isinstance(written, Trajectories)  # what takes a store writes it
@@ -168,7 +199,7 @@ def find_source(source: Any) -> Source | None:
 
 def _check_options(options: Mapping[str, Any], known: Sequence[str], kind: str) -> None:
     """Raise DatasetError for an option that a kind of source does not take."""
-    known = [*known, *GENERAL_OPTIONS]
+    known = list(dict.fromkeys([*known, *GENERAL_OPTIONS]))
     for name, value in options.items():
         if name not in known:
             hint = did_you_mean(near_names(name, known)) or f"it takes {', '.join(known)}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,13 +24,22 @@ from sb3_dmamba.spaces import check_action_space, flat_space, flatten_observatio
 REQUIRED = ("observations", "actions", "rewards")
 TERMINATED = ("terminals", "terminations", "terminated")
 TRUNCATED = ("timeouts", "truncations", "truncated")
+DONES = ("dones", "done")  # either of both, as the old gym has it
 KEYS = (*REQUIRED, *TERMINATED, *TRUNCATED)
+FLAGS = (*TERMINATED, *TRUNCATED, *DONES)
+
+_FLAG_LIKE = re.compile(  # names that others give to the ends of episodes, or to their starts
+    r"(?P<not>not_?|non_?)?(is_?|has_?|episode_?|ep_?|traj(ectory)?_?|env_?|step_?|next_?)*"
+    r"(term(inal|inate|inated|ination)?|done|time_?(out|limit)|trunc(ate|ated|ation)?|end|ended|last"
+    r"|(?P<start>first|start|init|initial))s?(_?(flag|float|mask|bool|step)s?)?",
+    re.IGNORECASE,
+)
 
 _SYNONYMS = {
     "observations": ("observation", "obs", "states", "state"),
     "actions": ("action", "acts", "act"),
     "rewards": ("reward", "rews", "rew"),
-    "terminals": ("dones", "done", "terminal", "ends"),
+    "terminals": (*DONES, "terminal", "ends"),
 }
 _N_LISTED = 20
 _FRAME_DIMENSIONS = 2  # from here on, uint8 observations are frames
@@ -53,7 +63,8 @@ def load_arrays(
         source: ``observations`` (N, ...) (a dict or tuple of arrays where ``observation_space`` is
             a Dict or Tuple), ``actions`` (N, ...), ``rewards`` (N,), and at least one of
             ``terminals`` (``terminations``, ``terminated``) and ``timeouts`` (``truncations``,
-            ``truncated``), (N,). Other keys are left alone.
+            ``truncated``), (N,). ``dones`` (``done``) tells the one that is not given. Numbers and
+            flags may be columns, (N, 1). Other keys are left alone.
         observation_space: The environment's. None: an unbounded Box, or frames of bytes.
         action_space: The environment's. None: Discrete, up to the largest integer that occurs, or a
             Box from -1 to 1 if no float lies outside.
@@ -63,22 +74,21 @@ def load_arrays(
 
     Raises:
         DatasetError: A key is missing, given twice or nearly right, the arrays do not fit together,
+            what looks like an end of episodes marks another step than the flags, a value is masked,
             or the action space cannot be inferred.
         SpaceError: A space cannot be learnt.
     """
     check_keys(source)
-    for key in source:
-        close = [] if key in KEYS else near_names(str(key), KEYS, cutoff=0.85)
-        if close:
-            problem = f"{key!r} looks like {close[0]!r}: rename it, or leave it out"
-            raise DatasetError(problem, setting=str(key), choices=close)
-    arrays = {key: as_array(source[key]) for key in KEYS[1:] if key in source}
+    arrays = {key: as_array(source[key], key) for key in (*KEYS[1:], *DONES) if key in source}
     check_lengths({key: array.shape for key, array in arrays.items()})
-    actions, rewards = arrays["actions"], arrays["rewards"]
+    actions = arrays.pop("actions")
+    arrays = {k: array.reshape(len(array), *step_shape(k, array)) for k, array in arrays.items()}
+    rewards = arrays["rewards"]
     if actions.dtype.kind not in "iuf":
         problem = f"actions have dtype {actions.dtype}: give one number or vector a step"
         raise DatasetError(problem, setting="actions", value=actions.dtype)
-    terminated, truncated = read_flags(arrays, len(rewards))
+    others = {key: source[key] for key in list_flag_like(source)}
+    terminated, truncated = read_flags(arrays, len(rewards), others=others)
     offsets, ends = cut_episodes(terminated, truncated)
     if action_space is None:
         action_space = infer_action_space(iterate_rows(actions))
@@ -167,7 +177,7 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def check_keys(keys: Iterable[Any], terminated: Sequence[str] = TERMINATED) -> None:
-    """Check that observations, actions, rewards and at least one kind of flag are there."""
+    """Check that each array has one name that is known, and no other array nearly one."""
     found = list(keys)
     listed = ", ".join(map(repr, found[:_N_LISTED])) or "nothing"
     for key in REQUIRED:
@@ -179,6 +189,12 @@ def check_keys(keys: Iterable[Any], terminated: Sequence[str] = TERMINATED) -> N
         hint += " if no time limit ended an episode" if hint else ""
         problem = f"there is neither 'terminals' nor 'timeouts' but {listed}{hint}"
         raise DatasetError(problem, setting="terminals", choices=found)
+    known = (*REQUIRED, *FLAGS)
+    for key in found:
+        close = [] if key in known else near_names(str(key).lower(), KEYS, cutoff=0.85)
+        if close:
+            problem = f"{key!r} looks like {close[0]!r}: rename it, or leave it out"
+            raise DatasetError(problem, setting=str(key), choices=close)
 
 
 def _rename_hint(found: Sequence[Any], key: str) -> str:
@@ -201,12 +217,43 @@ def check_lengths(shapes: Mapping[str, tuple[int, ...]]) -> None:
             raise DatasetError(problem, setting=key, value=shape)
 
 
+def step_shape(key: str, array: Any) -> tuple[int, ...]:
+    """Return the shape of one step; () for a column of rewards, flags or indices."""
+    shape: tuple[int, ...] = array.shape[1:]
+    is_number = key != "observations" and (key != "actions" or array.dtype.kind in "iu")
+    return () if is_number and shape == (1,) else shape
+
+
+def list_flag_like(keys: Iterable[Any]) -> list[str]:
+    """Return the names that look like ends or starts of episodes, and are no flag that is read."""
+    found = [key for key in keys if isinstance(key, str) and key not in FLAGS]
+    return [key for key in found if _FLAG_LIKE.fullmatch(key)]
+
+
 def read_flags(
-    arrays: Mapping[str, ndarray], n_steps: int, time_limit: int | None = None
+    arrays: Mapping[str, ndarray],
+    n_steps: int,
+    time_limit: int | None = None,
+    others: Mapping[str, Any] | None = None,
 ) -> tuple[Bool[ndarray, "N"], Bool[ndarray, "N"]]:
-    """Return which steps terminated and which truncated: by ``time_limit`` where no flag says."""
+    """Return which steps terminated and which truncated: by ``time_limit`` where no flag says.
+
+    Args:
+        arrays: The flags by name, (N,); ``dones`` are either.
+        n_steps: N.
+        time_limit: Steps after which an episode was truncated.
+        others: What :func:`list_flag_like` found; must mark no other steps, where it marks any.
+
+    Raises:
+        DatasetError: A flag is none, is given twice, or marks an end that the others do not.
+    """
     terminated = read_flag(arrays, TERMINATED)
     truncated = read_flag(arrays, TRUNCATED)
+    done = read_flag(arrays, DONES)
+    if done is not None and terminated is None:
+        terminated = done if truncated is None else done & ~truncated
+    elif done is not None and terminated is not None and truncated is None:
+        truncated = done & ~terminated
     if terminated is None:
         terminated = np.zeros(n_steps, dtype=bool)
     if truncated is None:
@@ -216,7 +263,33 @@ def read_flags(
             steps = np.arange(n_steps)
             within = steps - starts[np.searchsorted(starts, steps, side="right") - 1]
             truncated = (within % time_limit == time_limit - 1) & ~terminated
+    marked = {} if done is None else {next(name for name in DONES if name in arrays): done}
+    for name, values in (others or {}).items():
+        marks = _read_marks(name, values, n_steps)
+        marked |= {} if marks is None else {name: marks}
+    for name, marks in marked.items():
+        stray = np.flatnonzero(marks & ~(terminated | truncated))
+        if len(stray):
+            problem = (
+                f"{name!r} marks step {stray[0]} as the end of an episode, which no flag that is "
+                "read does: rename it to 'terminals' or 'timeouts', or leave it out"
+            )
+            raise DatasetError(problem, index=int(stray[0]), setting=name)
     return terminated, truncated
+
+
+def _read_marks(name: str, values: Any, n_steps: int) -> Bool[ndarray, "N"] | None:
+    """Return the steps that end episodes by an array of any name; None where it holds no flags."""
+    kind = _FLAG_LIKE.fullmatch(name)
+    try:
+        array = np.asarray(values)
+    except (TypeError, ValueError):
+        return None
+    is_flags = array.dtype.kind in "biuf" and array.shape in ((n_steps,), (n_steps, 1))
+    if kind is None or not is_flags or not ((array == 0) | (array == 1)).all():
+        return None
+    marks: Bool[ndarray, "N"] = (array.reshape(n_steps) != 0) ^ (kind["not"] is not None)
+    return np.append(marks[1:], False) if kind["start"] else marks
 
 
 def read_flag(arrays: Mapping[str, ndarray], names: Sequence[str]) -> Bool[ndarray, "N"] | None:
@@ -261,7 +334,7 @@ def _flatten(observations: Any, space: spaces.Space[Any] | None) -> tuple[ndarra
     if isinstance(observations, (Mapping, tuple)):
         problem = f"observations are a {type(observations).__name__}: pass their observation_space"
         raise DatasetError(problem, setting="observation_space")
-    array = as_array(observations)
+    array = as_array(observations, "observations")
     return array, infer_observation_space(array) if space is None else space
 
 

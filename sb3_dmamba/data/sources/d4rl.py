@@ -19,6 +19,8 @@ from sb3_dmamba.checks import check_optional_integer
 from sb3_dmamba.d4rl import D4RLName, cache_folder, find_robot, parse_name
 from sb3_dmamba.data.joining import IN_MEMORY_BYTES, join_pieces, spill_pieces
 from sb3_dmamba.data.sources.arrays import (
+    DONES,
+    FLAGS,
     KEYS,
     REQUIRED,
     TERMINATED,
@@ -29,10 +31,12 @@ from sb3_dmamba.data.sources.arrays import (
     cut_episodes,
     infer_action_space,
     infer_observation_space,
+    list_flag_like,
     load_arrays,
     naming,
     read_flag,
     read_flags,
+    step_shape,
 )
 from sb3_dmamba.data.sources.download import OFFLINE_VARIABLE, download_file, is_offline
 from sb3_dmamba.data.sources.pickles import load_plain_pickle, to_array
@@ -47,7 +51,6 @@ MediumExpert = Literal["d4rl", "paper"]
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _MAX_COMPRESSION = 1100  # deflate reaches 1032 to 1
 _OUTSIDE = "its contents lie in another file, which is not followed"
-_PICKLED_TERMINATED = (*TERMINATED, "dones")
 
 
 def open_d4rl_name(
@@ -57,6 +60,8 @@ def open_d4rl_name(
     folder: str | os.PathLike[str] | None = None,
     download: bool = True,
     progress_bar: bool = True,
+    observation_space: spaces.Space[Any] | None = None,
+    action_space: spaces.Space[Any] | None = None,
 ) -> D4RLDataset:
     """Find a Gym-MuJoCo dataset by D4RL's name, ``"hopper-medium-replay-v2"``.
 
@@ -69,6 +74,8 @@ def open_d4rl_name(
             Decision Transformer's ``<name>.pkl``. None: ``D4RL_DATASET_DIR`` or ~/.d4rl/datasets.
         download: Whether a file that is not there is downloaded from D4RL's address.
         progress_bar: Show a bar, on stderr, while it is.
+        observation_space: As :func:`open_d4rl_file` has it.
+        action_space: As :func:`open_d4rl_file` has it.
 
     Raises:
         DatasetError: There is no such dataset, or it cannot be downloaded (says where to put it).
@@ -92,7 +99,12 @@ def open_d4rl_name(
         path = find_d4rl_file(
             str(part), folder=folder, download=download, progress_bar=progress_bar
         )
-        files[part] = open_d4rl_file(path, max_episode_steps=part.settings.max_episode_steps)
+        files[part] = open_d4rl_file(
+            path,
+            observation_space=observation_space,
+            action_space=action_space,
+            max_episode_steps=part.settings.max_episode_steps,
+        )
     return D4RLDataset(files)
 
 
@@ -247,8 +259,9 @@ class D4RLFile:
         try:
             with naming(self.path):
                 if isinstance(contents, dict):
-                    flat = {key: _to_array(contents, key) for key in KEYS if key in contents}
-                    contents = {**contents, **flat}
+                    keys = [key for key in (*KEYS, *DONES) if key in contents]
+                    flat = {key: _to_array(contents, key) for key in keys}
+                    contents = {**contents, **flat, **_read_flag_like(contents)}
                 data = load(
                     contents,
                     observation_space=self.observation_space,
@@ -270,17 +283,18 @@ class _FlatFile:
         self._check_kind()
         keys = list(file)
         check_keys(keys)
-        self._arrays = {key: self._find(key) for key in KEYS if key in keys}
+        self._arrays = {key: self._find(key) for key in (*KEYS, *DONES) if key in keys}
         check_lengths({key: array.shape for key, array in self._arrays.items()})
         self.n_steps = len(self._arrays["rewards"])
-        flags = {
-            key: self._read(key, 0, self.n_steps) for key in self._arrays if key not in REQUIRED
-        }
+        flags = {key: self._read(key, 0, self.n_steps) for key in FLAGS if key in self._arrays}
+        found = {key: self._find(key) for key in list_flag_like(keys) if self._is_a_step(key)}
+        self._arrays |= found
+        others = {key: self._read(key, 0, self.n_steps) for key in found}
         self._terminated, self._truncated = read_flags(
-            flags, self.n_steps, options.max_episode_steps
+            flags, self.n_steps, options.max_episode_steps, others
         )
         self.offsets, self.ends = cut_episodes(self._terminated, self._truncated)
-        self._shapes = {key: _step_shape(key, self._arrays[key]) for key in REQUIRED}
+        self._shapes = {key: step_shape(key, self._arrays[key]) for key in REQUIRED}
         self._action_space = options.action_space
         if self._action_space is None:
             step = rows_per_chunk(self._arrays["actions"])
@@ -337,7 +351,15 @@ class _FlatFile:
             except (OSError, RuntimeError, ValueError) as error:
                 problem = f"{key}: steps {first} to {last - 1} are damaged ({error})"
                 raise DatasetError(problem, index=first, setting=key) from error
-        return values.reshape(stop - start, *_step_shape(key, source))
+        return values.reshape(stop - start, *step_shape(key, source))
+
+    def _is_a_step(self, key: str) -> bool:
+        """Whether a number in this file has the length of the rewards, and can be read."""
+        try:
+            node = self._find(key)
+        except DatasetError:
+            return False
+        return bool(node.shape[0] == node.size == self.n_steps)
 
     def _find(self, key: str) -> h5py.Dataset:
         """Return an array whose contents lie in this file and are numbers."""
@@ -376,13 +398,6 @@ class _FlatFile:
 def _memory_type(array: h5py.Dataset) -> np.dtype[Any]:
     dtype: np.dtype[Any] = array.dtype
     return np.dtype(np.float32) if dtype.kind == "f" else dtype
-
-
-def _step_shape(key: str, array: ndarray | h5py.Dataset) -> tuple[int, ...]:
-    """Return the shape of one step; () for a column of rewards, flags or indices."""
-    shape: tuple[int, ...] = array.shape[1:]
-    is_number = key != "observations" and (key != "actions" or array.dtype.kind in "iu")
-    return () if is_number and shape == (1,) else shape
 
 
 def _join_episodes(
@@ -429,16 +444,30 @@ def _join_episodes(
 def _read_episode(episode: Any) -> dict[str, ndarray]:
     if not isinstance(episode, Mapping):
         raise DatasetError(f"expected a dict of arrays, got {type(episode).__name__}")
-    check_keys(episode, _PICKLED_TERMINATED)
-    arrays = {key: _to_array(episode, key) for key in (*KEYS, "dones") if key in episode}
+    check_keys(episode, (*TERMINATED, *DONES))
+    arrays = {key: _to_array(episode, key) for key in (*KEYS, *DONES) if key in episode}
     check_lengths({key: array.shape for key, array in arrays.items()})
     for key, array in arrays.items():
-        arrays[key] = array.reshape(len(array), *_step_shape(key, array))
-    terminated = _read_end(arrays, _PICKLED_TERMINATED)
-    truncated = _read_end(arrays, TRUNCATED)
-    arrays["terminated"] = np.array(bool(terminated))
+        arrays[key] = array.reshape(len(array), *step_shape(key, array))
+    terminated, truncated, done = (
+        _read_end(arrays, names) for names in (TERMINATED, TRUNCATED, DONES)
+    )
+    if terminated is None:
+        terminated = bool(done) and not truncated
+    arrays["terminated"] = np.array(terminated)
     arrays["truncated"] = np.array(not terminated if truncated is None else truncated)
+    last = np.arange(len(arrays["rewards"])) == len(arrays["rewards"]) - 1
+    read_flags({"terminals": last}, len(last), others=_read_flag_like(episode))
     return arrays
+
+
+def _read_flag_like(source: Mapping[Any, Any]) -> dict[str, ndarray]:
+    """Return the arrays of a pickled dict whose names look like flags that are not read."""
+    found = {}
+    for key in list_flag_like(source):
+        with contextlib.suppress(DatasetError):
+            found[key] = to_array(source[key])
+    return found
 
 
 def _read_end(arrays: Mapping[str, ndarray], names: tuple[str, ...]) -> bool | None:

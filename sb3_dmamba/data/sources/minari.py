@@ -30,7 +30,7 @@ from sb3_dmamba.data.sources.arrays import copy_rows, naming
 from sb3_dmamba.data.sources.download import OFFLINE_VARIABLE, is_offline
 from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.data.validation import CHUNK_BYTES
-from sb3_dmamba.envs.make import qualify_id
+from sb3_dmamba.envs.make import HARMLESS_WRAPPERS, qualify_id
 from sb3_dmamba.errors import DatasetError
 from sb3_dmamba.io import Bar, describe_missing_path, minari_folder, warn_caller
 from sb3_dmamba.spaces import check_action_space, flat_space, observation_dtype
@@ -43,7 +43,13 @@ _HOST = "huggingface.co"  # of Minari's default, hf://farama-minari
 _INSTALL = 'pip install "minari[hf]" (or "minari[gcs]" where MINARI_REMOTE begins with gcp)'
 
 
-def open_minari_id(source: str, *, download: bool = True) -> Dataset:
+def open_minari_id(
+    source: str,
+    *,
+    download: bool = True,
+    observation_space: spaces.Space[Any] | None = None,
+    action_space: spaces.Space[Any] | None = None,
+) -> Dataset:
     """Find a dataset in Minari's folder (``MINARI_DATASETS_PATH``, or ~/.minari/datasets).
 
     One that is not there is downloaded by Minari, which shows its progress. The dataset that this
@@ -52,36 +58,52 @@ def open_minari_id(source: str, *, download: bool = True) -> Dataset:
     Args:
         source: The id, namespaces included.
         download: Whether to download what is not there.
+        observation_space: The environment's; None is the one that the dataset records.
+        action_space: Likewise.
 
     Raises:
         DatasetError: It is not there and cannot be downloaded (lists near names that are there,
             and how to get it), or is malformed.
         SpaceError: Its spaces cannot be learnt.
     """
-    return Dataset.open(find_minari_folder(source, download=download) / "data")
+    folder = find_minari_folder(source, download=download)
+    return Dataset.open(folder / "data", observation_space, action_space)
 
 
-def open_minari_folder(source: str | os.PathLike[str]) -> Dataset:
+def open_minari_folder(
+    source: str | os.PathLike[str],
+    *,
+    observation_space: spaces.Space[Any] | None = None,
+    action_space: spaces.Space[Any] | None = None,
+) -> Dataset:
     """Find a dataset in its folder (which has ``data`` inside), or in that ``data`` folder.
 
-    Nothing is written there, and it may lie anywhere.
+    Nothing is written there, and it may lie anywhere. Spaces as :func:`open_minari_id` has them.
 
     Raises:
         DatasetError: It is malformed.
         SpaceError: Its spaces cannot be learnt.
     """
     folder = Path(source).expanduser()
-    return Dataset.open(folder / "data" if (folder / "data").is_dir() else folder)
+    folder = folder / "data" if (folder / "data").is_dir() else folder
+    return Dataset.open(folder, observation_space, action_space)
 
 
-def load_minari_object(source: Any) -> Trajectories:
+def load_minari_object(
+    source: Any,
+    *,
+    observation_space: spaces.Space[Any] | None = None,
+    action_space: spaces.Space[Any] | None = None,
+) -> Trajectories:
     """Load the episodes that a ``minari.MinariDataset`` selects, in its order.
+
+    Spaces as :func:`open_minari_id` has them.
 
     Raises:
         DatasetError: It is malformed.
         SpaceError: Its spaces cannot be learnt.
     """
-    dataset = Dataset.open(Path(source.storage.data_path))
+    dataset = Dataset.open(Path(source.storage.data_path), observation_space, action_space)
     return dataset.load([int(index) for index in source.episode_indices])
 
 
@@ -100,25 +122,32 @@ class Dataset:
     source: str
 
     @classmethod
-    def open(cls, folder: Path) -> Dataset:
-        """Read the metadata in a ``data`` folder."""
+    def open(
+        cls,
+        folder: Path,
+        observation_space: spaces.Space[Any] | None = None,
+        action_space: spaces.Space[Any] | None = None,
+    ) -> Dataset:
+        """Read the metadata in a ``data`` folder; a space that is given replaces its own."""
         with naming(folder / _METADATA):
             metadata = _read_metadata(folder)
-            observation_space = _read_space(metadata, "observation_space")
+            recorded = _read_space(metadata, "observation_space")
+            observation_space = recorded if observation_space is None else observation_space
             flat = flat_space(observation_space)
-            action_space = check_action_space(_read_space(metadata, "action_space"))
+            recorded = _read_space(metadata, "action_space")
+            taken = check_action_space(recorded if action_space is None else action_space)
             data_format = metadata.get("data_format", "hdf5")
             if data_format != "hdf5":
                 problem = f"the dataset is stored as {data_format!r}: only 'hdf5' is read"
                 raise DatasetError(problem, setting="data_format", value=data_format)
-            n_episodes = _read_count(metadata, "total_episodes")
-            n_steps = _read_count(metadata, "total_steps") or n_episodes
+            n_episodes = _read_count(metadata, "total_episodes", folder)
+            n_steps = _read_count(metadata, "total_steps", folder) or n_episodes
             env_id, env_kwargs = _read_environment(metadata, folder)
         row = np.dtype(observation_dtype(flat)).itemsize * math.prod(flat.shape)
         return cls(
             folder,
             observation_space,
-            action_space,
+            taken,
             n_episodes,
             max(1, row * n_steps // max(n_episodes, 1)),
             n_steps,
@@ -278,11 +307,23 @@ def _restore_order(space: spaces.Space[Any], recorded: Any) -> spaces.Space[Any]
     return space
 
 
-def _read_count(metadata: dict[str, Any], key: str) -> int:
+def _read_count(metadata: dict[str, Any], key: str, folder: Path) -> int:
+    """Return a count, which may be written as 21.0; where it is null, the file's own, or 0."""
     count = metadata.get(key, 0)
-    if type(count) is not int or count < 0:
+    if count is None:
+        return _count_groups(folder) if key == "total_episodes" else 0
+    is_number = isinstance(count, (int, float)) and not isinstance(count, bool)
+    if not is_number or count % 1 != 0 or count < 0:
         raise DatasetError(f"{key} is {count!r}: it is a count", setting=key, value=count)
-    return count
+    return int(count)
+
+
+def _count_groups(folder: Path) -> int:
+    try:
+        with h5py.File(folder / "main_data.hdf5", "r") as file:
+            return sum(name.startswith("episode_") for name in file)
+    except OSError:
+        return 0  # an error when it is read
 
 
 def _read_environment(metadata: dict[str, Any], folder: Path) -> tuple[str | None, dict[str, Any]]:
@@ -297,10 +338,13 @@ def _read_environment(metadata: dict[str, Any], folder: Path) -> tuple[str | Non
         kwargs = dict(spec.get("kwargs") or {})
     except (KeyError, TypeError, ValueError) as error:
         raise DatasetError(f"env_spec is malformed ({error!r})", setting="env_spec") from error
+    wrappers = [name for name in wrappers if name not in HARMLESS_WRAPPERS]
     if wrappers:
+        named = metadata.get("dataset_id")
         warn_caller(
             f"the dataset in {folder} was recorded from {env_id} through {', '.join(wrappers)}, "
-            f"which its metadata cannot rebuild: pass the environment yourself to evaluate"
+            f"which may change what is seen or paid: pass env=minari.load_dataset({named!r})"
+            f".recover_environment to evaluate"
         )
         return None, {}
     if spec.get("max_episode_steps") is not None:

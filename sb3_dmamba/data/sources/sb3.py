@@ -29,6 +29,8 @@ def load_replay_buffer(
     env_id: str | None = None,
     env_kwargs: Mapping[str, Any] | None = None,
     name: str = "sb3",
+    observation_space: spaces.Space[Any] | None = None,
+    action_space: spaces.Space[Any] | None = None,
 ) -> Trajectories:
     """Copy the episodes out of a ``ReplayBuffer`` or ``DictReplayBuffer`` (HER's too).
 
@@ -47,6 +49,8 @@ def load_replay_buffer(
         env_id: What ``gymnasium.make`` takes.
         env_kwargs: Its other arguments.
         name: Name of the dataset in summaries and reports.
+        observation_space: The environment's; None is the buffer's, by which it is read.
+        action_space: Likewise; actions are scaled back by the buffer's.
 
     Raises:
         DatasetError: The buffer holds no whole episode, its rows do not follow each other, or an
@@ -83,6 +87,7 @@ def load_replay_buffer(
         segments,
         lambda array, env, start, end: array[rows[start:end], env],
         lambda actions: _unscale(actions, source.action_space) if is_scaled else actions,
+        given=(observation_space, action_space),
         env_id=env_id,
         env_kwargs=env_kwargs or {},
         source=name,
@@ -98,6 +103,8 @@ def load_rollout_buffer(
     env_id: str | None = None,
     env_kwargs: Mapping[str, Any] | None = None,
     name: str = "sb3",
+    observation_space: spaces.Space[Any] | None = None,
+    action_space: spaces.Space[Any] | None = None,
 ) -> Trajectories:
     """Copy the episodes out of a ``RolloutBuffer`` or ``DictRolloutBuffer``.
 
@@ -116,6 +123,8 @@ def load_rollout_buffer(
         env_id: What ``gymnasium.make`` takes.
         env_kwargs: Its other arguments.
         name: Name of the dataset in summaries and reports.
+        observation_space: The environment's; None is the buffer's, by which it is read.
+        action_space: Likewise; actions are scaled back by the buffer's.
 
     Raises:
         DatasetError: Nothing is said about time limits, or no episode began in the buffer.
@@ -157,6 +166,7 @@ def load_rollout_buffer(
         segments,
         read,
         lambda actions: (_unscale if scaled_actions else _clip)(actions, space),
+        given=(observation_space, action_space),
         env_id=env_id,
         env_kwargs=env_kwargs or {},
         source=name,
@@ -204,10 +214,13 @@ def _copy_segments(
     segments: Sequence[_Segment],
     read: _ReadRows,
     convert_actions: Callable[[ndarray], ndarray],
+    given: tuple[spaces.Space[Any] | None, spaces.Space[Any] | None],
     **described: Any,
 ) -> Trajectories:
     """Copy segments; ``convert_actions`` makes the environment's actions of a Box's, (T, A)."""
-    space, action_space = buffer.observation_space, check_action_space(buffer.action_space)
+    own = buffer.observation_space, buffer.action_space
+    space, actions = (o if space is None else space for o, space in zip(own, given, strict=True))
+    action_space = check_action_space(actions)
     is_box = isinstance(action_space, spaces.Box)
 
     def rows() -> Iterator[tuple[Any, ndarray, ndarray]]:
