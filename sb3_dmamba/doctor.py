@@ -328,7 +328,7 @@ def _time_updates(
 
 def _time_acting(model: DecisionMamba, memory: Memory, seconds: float) -> float:
     """Return steps per second of one environment whose window is full."""
-    space = model.policy.observation_space
+    space = model.policy.flat_space
     seen = {
         "observation": np.zeros((1, *space.shape), space.dtype),
         "return_to_go": np.full((1, 1), 1000.0, np.float32),

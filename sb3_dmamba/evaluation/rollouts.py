@@ -18,7 +18,7 @@ from sb3_dmamba.checks import check_integer, check_optional_integer
 from sb3_dmamba.envs.return_to_go import subtract_rewards
 from sb3_dmamba.envs.stepping import Lives
 from sb3_dmamba.errors import ConfigError, StepError
-from sb3_dmamba.evaluation.actors import ActingPolicy
+from sb3_dmamba.evaluation.actors import ActingPolicy, flat_space_of
 from sb3_dmamba.evaluation.report import EvaluationReport, ReportDetails, TargetResult
 from sb3_dmamba.evaluation.workers import Envs, LocalEnvs, WorkerEnvs
 from sb3_dmamba.spaces import (
@@ -162,7 +162,7 @@ def _check_targets(target_returns: Any) -> NDArray[np.float64]:
 
 def _check_spaces(description: dict[str, Any], policy: ActingPolicy) -> None:
     shown = flat_space(description["observation_space"]), description["action_space"]
-    expected = policy.observation_space, policy.action_space
+    expected = flat_space_of(policy), policy.action_space
     check_environment_fits(*shown, *expected, "the environment")
 
 
@@ -198,6 +198,7 @@ class _Episodes:
         self._observation_space = envs.description["observation_space"]
         self._observation_dtype = observation_dtype(flat_space(self._observation_space))
         self._action_space = envs.description["action_space"]
+        self._policy_space = flat_space_of(policy)
 
     def run(
         self, n_envs: int, memory: Any, deterministic: bool, clip: bool, delayed: bool
@@ -266,7 +267,7 @@ class _Episodes:
         if not isinstance(space, spaces.Box):
             observations = [flatten_observation(space, each) for each in observations]
         batch = np.stack(observations).astype(self._observation_dtype, copy=False)
-        return channels_first(batch, self._policy.observation_space)
+        return channels_first(batch, self._policy_space)
 
 
 class SeedEpisodes(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
