@@ -46,7 +46,7 @@ from sb3_dmamba.training.loop import Evaluations, UpdateLog, as_callbacks, run_u
 from sb3_dmamba.training.updater import Updater, compute_learning_rate, draw_seed, plan_schedule
 
 # Of a model file: what may be left out, and attributes without which there is no model.
-_OPTIONAL = ("optimizer", "policy.optimizer", "target_return", *ATTRIBUTES, *COUNTERS)
+_OPTIONAL = ("optimizer", "target_return", *ATTRIBUTES, *COUNTERS)
 _REQUIRED = (
     *("policy", "config", "task", "dataset", "seed", "learning_rate", "policy_kwargs"),
     *("observation_space", "action_space", "_schedule"),
@@ -136,6 +136,7 @@ class DecisionMamba(BaseAlgorithm):
         self._trajectories: Trajectories | None = None
         self._schedule: dict[str, int | None] | None = None  # of the run, once it has begun
         self._lr_function: Schedule | None = None  # in place of the config's schedule
+        self._prints_evaluations = False  # although verbose is 0
         self._update_log: UpdateLog | None = None  # since fit
         self._recipe: Callable[..., DecisionMambaConfig] | None = None
         if config is None and self.task is not None:
@@ -282,7 +283,7 @@ class DecisionMamba(BaseAlgorithm):
         n_episodes = check_integer("n_eval_episodes", n_episodes, 1)
         venv = self._context.wrap(self._context.require_env() if env is None else env)
         self._check_spaces(venv, "the environment")
-        return Evaluations(venv, eval_freq, n_episodes, self.verbose)
+        return Evaluations(venv, eval_freq, n_episodes, self.verbose or self._prints_evaluations)
 
     @property
     def dataset(self) -> DatasetInfo:
@@ -493,30 +494,21 @@ class DecisionMamba(BaseAlgorithm):
     ) -> set[str]:
         """Return what a model file is to leave out, after a check of the names."""
         left_out, kept = (
-            {names} if isinstance(names, str) else set(names or ()) for names in (exclude, include)
+            {"optimizer" if name == "policy.optimizer" else name for name in names}
+            for names in map(_as_names, (exclude, include))
         )
-        written = {*_OPTIONAL, *_REQUIRED}
-        problems = {
-            "exclude": left_out - set(_OPTIONAL) - (self._names_of_no_file() - written),
-            "include": kept - written,
-        }
-        for setting, names in problems.items():
-            if names:
-                message = f"{setting}={sorted(names)}: every model file has " + (
-                    f"{', '.join(_REQUIRED)}; {', '.join(_OPTIONAL)} can be left out"
-                    if setting == "exclude"
-                    else f"{', '.join(sorted(written))}, and no other object: pass such as env= to "
-                    f"DecisionMamba.load"
-                )
-                raise ConfigError(message, setting=setting, value=sorted(names), choices=_OPTIONAL)
-        excluded = left_out - kept
-        if excluded & {"optimizer", "policy.optimizer"}:
-            excluded |= {"optimizer"} - kept
-        return excluded
-
-    def _names_of_no_file(self) -> set[str]:
-        """Return attributes, ours and those of Stable-Baselines3's algorithms, that stay out."""
-        return {*vars(self), *self._excluded_save_params()}
+        # What no file holds, of this algorithm and Stable-Baselines3's, is left out in any case.
+        absent = {*vars(self), *self._excluded_save_params()} - {*_OPTIONAL, *_REQUIRED}
+        if unknown := sorted(map(str, left_out - {*_OPTIONAL, *absent})):
+            message = f"exclude={unknown}: what can be left out is {', '.join(_OPTIONAL)}"
+            raise ConfigError(message, setting="exclude", value=unknown, choices=_OPTIONAL)
+        if objects := sorted(map(str, kept - {*_OPTIONAL, *_REQUIRED})):
+            message = (
+                f"include={objects}: a model file holds data and no objects; pass what you need "
+                f"again, such as env= to DecisionMamba.load"
+            )
+            raise ConfigError(message, setting="include", value=objects, choices=_OPTIONAL)
+        return left_out - kept
 
     def _attributes_to_save(self, excluded: set[str]) -> dict[str, Any]:
         log = self.tensorboard_log
@@ -551,8 +543,8 @@ class DecisionMamba(BaseAlgorithm):
             path: The file; ``.zip`` may be left off.
             env: Environment to act in; None is the one the model was made for, made on demand.
             device: Where to put the model.
-            custom_objects: Values in place of the file's: settings, ``"policy_kwargs"``, ``"seed"``,
-                ``"verbose"``, ``"tensorboard_log"``, ``"target_return"``, counters; an
+            custom_objects: Values in place of the file's: settings, ``"policy_kwargs"``,
+                ``"seed"``, ``"verbose"``, ``"tensorboard_log"``, ``"target_return"``, counters; an
                 ``"lr_schedule"`` or ``"learning_rate"`` that is a function or 0 becomes
                 :attr:`lr_schedule`. Spaces are checked. As in Stable-Baselines3, names that the
                 file does not have are ignored.
@@ -602,12 +594,11 @@ class DecisionMamba(BaseAlgorithm):
             setattr(model, name, check_integer(name, values[name], 0))
         model._schedule = saved.schedule
         if rates and "learning_rate" not in {**settings, **overrides}:
-            rate = rates.get("learning_rate", rates.get("lr_schedule"))
+            rate: Any = rates.get("learning_rate", rates.get("lr_schedule"))
             model.learning_rate, model.lr_schedule = rate, FloatSchedule(rate)
-        spaces = {
-            n: custom.get(n, getattr(model, n)) for n in ("observation_space", "action_space")
-        }
-        if spaces.keys() & custom.keys():
+        own = {name: getattr(model, name) for name in ("observation_space", "action_space")}
+        if own.keys() & custom.keys():
+            spaces = {name: custom.get(name, space) for name, space in own.items()}
             model._check_spaces(SimpleNamespace(**spaces), "custom_objects")
         if env is not None:
             model.set_env(env)
@@ -667,7 +658,7 @@ class DecisionMamba(BaseAlgorithm):
         return unwrap_vec_normalize(env) if isinstance(env, VecEnv) else None
 
     @property
-    def lr_schedule(self) -> Schedule:  # type: ignore[override]
+    def lr_schedule(self) -> Schedule:
         """Learning rate as a function of the remaining share of a run, from 1 to 0.
 
         It may be set to another function, which :meth:`fit` follows in place of the config's
@@ -782,6 +773,10 @@ class DecisionMamba(BaseAlgorithm):
 
     def _check_spaces(self, env: Any, name: str) -> None:
         check_spaces(self.policy.flat_space, self.action_space, env, name)
+
+
+def _as_names(names: Iterable[str] | None) -> set[str]:
+    return {names} if isinstance(names, str) else set(names or ())
 
 
 _RATES = ("learning_rate", "lr_schedule")

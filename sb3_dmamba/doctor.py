@@ -110,7 +110,10 @@ class Package:
             return None
         if self.extra is None:
             return f'pip install "{self.name}{self.needed}"'
-        return f'pip install "{DISTRIBUTION}[{self.extra}]"'
+        command = f'pip install "{DISTRIBUTION}[{self.extra}]"'
+        if self.extra == "cuda" and shutil.which("nvcc") is None:
+            return f"{command} builds with nvcc, which is not here; nothing needs it"
+        return command
 
 
 _FOR_CONTRIBUTORS = ("dev", "docs")

@@ -136,7 +136,11 @@ class SavedModel:
 
     @classmethod
     def _from_file(cls, file: ModelFile) -> SavedModel:
-        new = {"features_extractor": None, "schedule": None, "attributes": {}}  # in later files
+        new: dict[str, Any] = {
+            "features_extractor": None,
+            "schedule": None,
+            "attributes": {},
+        }  # in later files
         header = {**new, **file.header}
         target_return = _field(header, "target_return", float, int, type(None))
         if target_return is not None and not np.isfinite(target_return):

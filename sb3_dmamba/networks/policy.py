@@ -81,8 +81,8 @@ class DecisionMambaPolicy(BasePolicy):
             "window": WindowMemory(self.model, action_space, config.context_length),
         }
         self._layouts: dict[str, dict[str, tuple[int, ...]]] = {}
-        self.register_state_dict_post_hook(_name_as_not_compiled)
-        self.register_load_state_dict_pre_hook(_name_as_compiled)
+        self.register_state_dict_post_hook(_name_as_not_compiled)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_name_as_compiled)  # type: ignore[no-untyped-call]
 
     def initial_state(self, n_envs: int, memory: str | None = None) -> ActingState:
         """Return the state of ``n_envs`` episodes that have not begun.
