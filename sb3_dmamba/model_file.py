@@ -331,8 +331,11 @@ def _read_schedule(fields: dict[str, Any] | None) -> dict[str, int | None] | Non
 
 def _read_attributes(fields: dict[str, Any]) -> dict[str, Any]:
     found = {name: value for name, value in fields.items() if name in ATTRIBUTES}
-    for name in found:
+    for name, value in found.items():
         _field(found, name, str) if name == "tensorboard_log" else _count(found, name)
+        if name == "_stats_window_size" and not 0 < value < 2**31:
+            message = f"{name} is {value!r}, and should be a length"
+            raise ModelFileError(message, setting=name, value=value)
     return found
 
 

@@ -205,6 +205,7 @@ EDITS: dict[str, list[Any]] = {
     "counters": [{}, 5, REMOVE],
     "counters.num_timesteps": [-1],
     "counters._n_updates": ["3"],
+    "attributes": [[], {"verbose": -1}, {"tensorboard_log": 3}, {"_stats_window_size": 0}],
 }
 
 

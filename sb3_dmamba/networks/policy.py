@@ -153,7 +153,7 @@ class DecisionMambaPolicy(BasePolicy):
 
     def predict(
         self,
-        observation: np.ndarray | Mapping[str, np.ndarray],
+        observation: Any,
         state: Any = None,
         episode_start: Any = None,
         deterministic: bool = True,
