@@ -67,7 +67,7 @@ def test_packages_of_the_distribution() -> None:
 def test_mamba_ssm_is_built_with_nvcc(monkeypatch: pytest.MonkeyPatch) -> None:
     package = Package("mamba-ssm", ">=2.2", None, "cuda", False)
     for path, needs in ((None, True), ("/usr/bin/nvcc", False)):
-        monkeypatch.setattr(doctor.shutil, "which", lambda _, path=path: path)
+        monkeypatch.setattr("shutil.which", lambda _, path=path: path)
         assert package.remedy is not None
         assert package.remedy.startswith('pip install "sb3-dmamba[cuda]"')
         assert ("nvcc" in package.remedy) is needs

@@ -64,7 +64,8 @@ def _run(
     from sb3_dmamba.data import load_trajectories
     from sb3_dmamba.tasks import get_task
 
-    get_task(_TASK).make_env().close()  # before training: it may lack the mujoco extra
+    environment: Any = get_task(_TASK).make_env()  # before training: it may need an extra
+    environment.close()
     overrides: dict[str, Any] = {} if updates is None else {"n_updates": updates}
     model = decision_mamba(_TASK, seed=seed, **overrides)
     trajectories = load_trajectories(get_task(_TASK).dataset)

@@ -130,6 +130,14 @@ def test_callbacks_that_need_episodes_are_refused() -> None:
         )
         == []
     )
+
+    class Rollouts(Recorder):
+        def _on_rollout_start(self) -> None:
+            raise AssertionError
+
+        _on_rollout_end = _on_rollout_start
+
+    model.fit(DATA, 1, callback=Rollouts())
     with pytest.raises(KeyError, match="mine"):
         model.fit(DATA, 1, callback=read("mine"))
 
@@ -171,8 +179,9 @@ def test_before_fit() -> None:
     for model in (tiny_model(venv), tiny_model(None, env=venv), DecisionMamba(None, venv)):
         assert model.get_vec_normalize_env() is venv
         assert model.n_envs == 3
-        assert model.observation_space["observation"] == venv.observation_space
-        assert model.observation_space["return_to_go"].shape == (1,)
+        space: Any = model.observation_space
+        assert space["observation"] == venv.observation_space
+        assert space["return_to_go"].shape == (1,)
         assert model.action_space == venv.action_space
         assert not hasattr(model, "policy")
         with pytest.raises(NotFittedError):
@@ -186,7 +195,7 @@ def test_before_fit() -> None:
             with pytest.raises(NotFittedError):
                 getattr(nowhere, name)
     with pytest.raises(AttributeError, match="replay_buffer"):
-        _ = unknown.replay_buffer  # type: ignore[attr-defined]
+        _ = unknown.replay_buffer
 
 
 def test_a_policy_is_no_task() -> None:
