@@ -602,7 +602,7 @@ class DecisionMamba(BaseAlgorithm):
             model._check_spaces(SimpleNamespace(**spaces), "custom_objects")
         if env is not None:
             model.set_env(env)
-        model.set_random_seed(values["seed"] if seed is None else seed)
+        model.set_random_seed(custom.get("seed") if seed is None else seed)
         return model
 
     def export(
