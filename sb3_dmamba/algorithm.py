@@ -3,42 +3,60 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import os
+import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, BinaryIO, Literal, TypeVar
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar
 
 import numpy as np
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.type_aliases import MaybeCallback
-from stable_baselines3.common.utils import get_system_info
-from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
+from stable_baselines3.common.utils import FloatSchedule, get_system_info
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 
 from sb3_dmamba.checks import check_integer
 from sb3_dmamba.config import DecisionMambaConfig, Memory, Recipe
 from sb3_dmamba.context import Environment, RunContext, check_spaces, make_factory
 from sb3_dmamba.data import DatasetInfo, Trajectories, load_trajectories
 from sb3_dmamba.data import compute_observation_statistics as compute_statistics
-from sb3_dmamba.envs.return_to_go import conditioned_space
 from sb3_dmamba.errors import (
     ConfigError,
     DatasetError,
     MissingDependencyError,
     NotFittedError,
+    ParametersError,
     UnknownTaskError,
 )
 from sb3_dmamba.evaluation import EvaluationReport, ReportDetails, StatefulActor, evaluate_targets
 from sb3_dmamba.export import ExportedPolicy, export_policy
-from sb3_dmamba.model_file import COUNTERS, SavedModel, check_parameters
+from sb3_dmamba.model_file import ATTRIBUTES, COUNTERS, SavedModel, check_parameters
 from sb3_dmamba.networks import DecisionMambaPolicy
 from sb3_dmamba.networks.encoders import check_policy_kwargs, name_extractor
 from sb3_dmamba.spaces import check_dataset_fits, flatten_for
 from sb3_dmamba.tasks import Task, get_task
 from sb3_dmamba.training.batches import make_sampler
 from sb3_dmamba.training.distributed import join_processes, local_device
-from sb3_dmamba.training.loop import Evaluations, as_callbacks, run_updates
-from sb3_dmamba.training.updater import Updater, draw_seed, plan_schedule, resolve_config
+from sb3_dmamba.training.loop import Evaluations, UpdateLog, as_callbacks, run_updates
+from sb3_dmamba.training.updater import (
+    Updater,
+    compute_learning_rate,
+    draw_seed,
+    plan_schedule,
+    resolve_config,
+)
+
+# Of a model file: what may be left out, and attributes without which there is no model.
+_OPTIONAL = ("optimizer", "target_return", *ATTRIBUTES, *COUNTERS)
+_REQUIRED = (
+    *("policy", "config", "task", "dataset", "seed", "learning_rate", "policy_kwargs"),
+    *("observation_space", "action_space", "_schedule"),
+)
 
 Self = TypeVar("Self", bound="DecisionMamba")
 
@@ -60,11 +78,14 @@ class DecisionMamba(BaseAlgorithm):
             ``features_extractor_kwargs`` (:class:`~sb3_dmamba.networks.ExtractorEncoder`).
         recipe: ``"default"``, which measures best on small data, or ``"paper"``; None is the
             task's: the paper's for the tasks of the paper.
+        stats_window_size: Length of ``ep_info_buffer`` and ``ep_success_buffer``, which only
+            callbacks of your own fill: learning from a dataset plays no episodes.
         **overrides: Fields of :class:`~sb3_dmamba.DecisionMambaConfig` to change.
 
     Raises:
         UnknownTaskError: The name is unknown; suggests close ones.
-        ConfigError: A setting is unknown or out of range, or ``policy_kwargs`` has something else.
+        ConfigError: A setting is unknown or out of range, ``policy_kwargs`` has something else, or
+            the task is one of Stable-Baselines3's policies.
 
     Source: Ota 2024 (arXiv:2403.19925).
     """
@@ -75,17 +96,25 @@ class DecisionMamba(BaseAlgorithm):
     def __init__(
         self,
         task: str | Task | Environment | None,
+        env: Environment | None = None,
         *,
         config: DecisionMambaConfig | None = None,
-        env: Environment | None = None,
         seed: int | None = None,
         device: torch.device | str = "auto",
         verbose: int = 0,
         tensorboard_log: str | None = None,
         policy_kwargs: Mapping[str, Any] | None = None,
         recipe: Recipe | None = None,
+        stats_window_size: int = 100,
         **overrides: Any,
     ) -> None:
+        if _is_policy(task):
+            message = (
+                f"{task!r} is a policy, and the first argument is what to learn: a task's name, an "
+                f"environment or None. Write DecisionMamba(env) or DecisionMamba(None, env=env); "
+                f"the network has settings, such as hidden_size=256"
+            )
+            raise ConfigError(message, setting="task", value=task)
         self.task = get_task(task) if isinstance(task, str) else None
         if isinstance(task, Task):
             self.task = task
@@ -105,17 +134,21 @@ class DecisionMamba(BaseAlgorithm):
             env=None,
             learning_rate=self.config.learning_rate,
             policy_kwargs=check_policy_kwargs(policy_kwargs),
+            stats_window_size=check_integer("stats_window_size", stats_window_size, 1),
             tensorboard_log=tensorboard_log,
             verbose=verbose,
             device=local_device(device),
             support_multi_env=True,
             seed=draw_seed() if seed is None else check_integer("seed", seed, 0),
         )
-        self.n_envs = 1
+        self.n_envs = getattr(env, "num_envs", 1)
         self._context = RunContext(env, self.task)
         self._updater: Updater | None = None  # policy and optimiser, once the spaces are known
         self._trajectories: Trajectories | None = None
         self._schedule: dict[str, int | None] | None = None  # of the run, once it has begun
+        self._lr_function: Schedule | None = None  # in place of the config's schedule
+        self._prints_evaluations = False  # although verbose is 0
+        self._update_log: UpdateLog | None = None  # since fit
         self._recipe: Callable[..., DecisionMambaConfig] | None = None
         if config is None:
             given = {name: value for name, value in overrides.items() if name != "n_updates"}
@@ -190,6 +223,11 @@ class DecisionMamba(BaseAlgorithm):
                 config = self.config if recipe is None else recipe(n_updates=n_updates)
                 self._schedule = plan_schedule(config, n_updates)
             updater.schedule = self.config.replace(**self._schedule)
+            updater.lr_schedule = self._lr_function
+            self.start_time, self._num_timesteps_at_start = time.time_ns(), self.num_timesteps
+            if self.ep_info_buffer is None or reset_num_timesteps:
+                self.ep_info_buffer = deque(maxlen=self._stats_window_size)
+                self.ep_success_buffer = deque(maxlen=self._stats_window_size)
             rows = processes.rows(self.config.batch_size)
             sampler = make_sampler(trajectories, self.config, self.seed, rows)
             log = log_interval, tb_log_name, progress_bar
@@ -232,7 +270,7 @@ class DecisionMamba(BaseAlgorithm):
             self.config = resolve_config(self.config, trajectories)
             seed, device, kwargs = self.seed, self.device, self.policy_kwargs
             self._adopt(Updater.create(*theirs, self.config, statistics, seed, device, kwargs))
-        check_dataset_fits(*theirs, self.policy.observation_space, self.action_space)
+        check_dataset_fits(*theirs, self.policy.flat_space, self.action_space)
         if is_new:
             self._trajectories = trajectories
             self._context.set_dataset(dataset)
@@ -248,8 +286,8 @@ class DecisionMamba(BaseAlgorithm):
     def _adopt(self, updater: Updater) -> None:
         self._updater = updater
         self.policy = updater.policy
-        self._context.observation_space = updater.policy.observation_space
-        self.observation_space = conditioned_space(updater.policy.observation_space)
+        self._context.observation_space = updater.policy.flat_space
+        self.observation_space = updater.policy.observation_space
         self.action_space = updater.policy.action_space
 
     def _make_evaluations(
@@ -258,7 +296,7 @@ class DecisionMamba(BaseAlgorithm):
         n_episodes = check_integer("n_eval_episodes", n_episodes, 1)
         venv = self._context.wrap(self._context.require_env() if env is None else env)
         self._check_spaces(venv, "the environment")
-        return Evaluations(venv, eval_freq, n_episodes, self.verbose)
+        return Evaluations(venv, eval_freq, n_episodes, self.verbose or self._prints_evaluations)
 
     @property
     def dataset(self) -> DatasetInfo:
@@ -281,7 +319,7 @@ class DecisionMamba(BaseAlgorithm):
         """
         policy = self._built_policy()
         if isinstance(observation, Mapping) and "observation" in observation:
-            flat = flatten_for(policy.observation_space, observation["observation"])
+            flat = flatten_for(policy.flat_space, observation["observation"])
             observation = {**observation, "observation": flat}
         actions, state = policy.predict(observation, state, episode_start, deterministic)
         return actions.astype(self.action_space.dtype, copy=False), state
@@ -348,8 +386,25 @@ class DecisionMamba(BaseAlgorithm):
 
     def _built_policy(self) -> DecisionMambaPolicy:
         if self._updater is None:
-            raise NotFittedError("the model has no weights yet: call fit, or DecisionMamba.load")
-        return self.policy
+            raise _no_weights()
+        return getattr(self.policy, "_orig_mod", self.policy)  # where torch.compile wraps it
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Before fit: the spaces of the environment, and a NotFittedError for the policy."""
+            if name == "policy":
+                raise _no_weights()
+            if name not in ("observation_space", "action_space"):
+                message = f"{type(self).__name__!r} object has no attribute {name!r}"
+                raise AttributeError(message, name=name, obj=self)
+            try:
+                env = self._context.wrap(self._context.require_env(), 0.0)
+            except (MissingDependencyError, UnknownTaskError) as error:
+                message = f"{name} is not known before the model is fitted: {error}"
+                raise NotFittedError(message) from error
+            self.observation_space, self.action_space = env.observation_space, env.action_space
+            return vars(self)[name]
 
     def _reward_options(
         self, clip_rewards: bool | None, delayed_rewards: bool | None
@@ -445,35 +500,70 @@ class DecisionMamba(BaseAlgorithm):
 
         Args:
             path: File to write, atomically; ``.zip`` is added to a name without a suffix.
-            exclude: ``["optimizer"]`` leaves out the optimiser's state, two thirds of the file, and
-                with ``ema_decay`` the raw weights: training then continues from the average.
-            include: Stable-Baselines3's; everything that a model holds is written anyway.
+            exclude: Names of what to leave out; loading takes the defaults for it.
+                ``"optimizer"`` is two thirds of the file (with ``ema_decay`` the raw weights too:
+                training then continues from the average); others are ``"verbose"``,
+                ``"tensorboard_log"``, ``"target_return"`` and counters such as
+                ``"num_timesteps"``. Attributes that no file holds may be named too.
+            include: Names to write although ``exclude`` has them.
 
         Raises:
             NotFittedError: The model has no weights yet.
-            ConfigError: ``exclude`` names something else.
+            ConfigError: ``exclude`` names something unknown, or that every model needs; or
+                ``include`` something that is no data, such as ``"env"``.
             OSError: The file cannot be written; one that was there is as it was.
         """
         policy = self._built_policy()
         assert self._updater is not None
-        excluded = {exclude} if isinstance(exclude, str) else set(exclude or ())
-        if not excluded <= {"optimizer"}:
-            message = f"exclude={exclude!r}: only 'optimizer' can be left out"
-            raise ConfigError(message, setting="exclude", value=exclude)
+        excluded = self._read_excluded(exclude, include)
+        counters = {name: 0 if name in excluded else getattr(self, name) for name in COUNTERS}
+        target_return = self._context.chosen_target_return
         SavedModel(
             config=self.config,
             task=self.task,
             dataset=self.dataset,
-            observation_space=policy.observation_space,
+            observation_space=policy.flat_space,
             action_space=self.action_space,
-            target_return=self._context.chosen_target_return,
+            target_return=None if "target_return" in excluded else target_return,
             seed=self.seed,
-            counters={name: getattr(self, name) for name in COUNTERS},
+            counters=counters,
             policy=policy.state_dict(),
-            optimizer={} if excluded else self._updater.state(),
+            optimizer={} if "optimizer" in excluded else self._updater.state(),
             extractor=name_extractor(self.policy_kwargs),
             schedule=self._schedule,
+            attributes=self._attributes_to_save(excluded),
         ).write(path)
+
+    def _read_excluded(
+        self, exclude: Iterable[str] | None, include: Iterable[str] | None
+    ) -> set[str]:
+        """Return what a model file is to leave out, after a check of the names."""
+        left_out, kept = (
+            {"optimizer" if name == "policy.optimizer" else name for name in names}
+            for names in map(_as_names, (exclude, include))
+        )
+        # What no file holds, of this algorithm and Stable-Baselines3's, is left out in any case.
+        absent = {*vars(self), *self._excluded_save_params()} - {*_OPTIONAL, *_REQUIRED}
+        if unknown := sorted(map(str, left_out - {*_OPTIONAL, *absent})):
+            message = f"exclude={unknown}: what can be left out is {', '.join(_OPTIONAL)}"
+            raise ConfigError(message, setting="exclude", value=unknown, choices=_OPTIONAL)
+        if objects := sorted(map(str, kept - {*_OPTIONAL, *_REQUIRED})):
+            message = (
+                f"include={objects}: a model file holds data and no objects; pass what you need "
+                f"again, such as env= to DecisionMamba.load"
+            )
+            raise ConfigError(message, setting="include", value=objects, choices=_OPTIONAL)
+        return left_out - kept
+
+    def _attributes_to_save(self, excluded: set[str]) -> dict[str, Any]:
+        log = self.tensorboard_log
+        values = {
+            "verbose": int(self.verbose),
+            "tensorboard_log": None if log is None else os.fspath(log),
+            "_stats_window_size": self._stats_window_size,
+        }
+        names = [name for name in values if name not in excluded]
+        return {name: values[name] for name in names if values[name] != ATTRIBUTES[name]}
 
     @classmethod
     def load(  # type: ignore[override]
@@ -485,7 +575,7 @@ class DecisionMamba(BaseAlgorithm):
         print_system_info: bool = False,
         force_reset: bool = True,
         *,
-        verbose: int = 0,
+        verbose: int | None = None,
         tensorboard_log: str | None = None,
         seed: int | None = None,
         target_return: float | None = None,
@@ -498,11 +588,15 @@ class DecisionMamba(BaseAlgorithm):
             path: The file; ``.zip`` may be left off.
             env: Environment to act in; None is the one the model was made for, made on demand.
             device: Where to put the model.
-            custom_objects: Stable-Baselines3's; only its ``"policy_kwargs"`` changes something.
+            custom_objects: Values in place of the file's: settings, ``"policy_kwargs"``,
+                ``"seed"``, ``"verbose"``, ``"tensorboard_log"``, ``"target_return"``, counters; an
+                ``"lr_schedule"`` or ``"learning_rate"`` that is a function or 0 becomes
+                :attr:`lr_schedule`. Spaces are checked. As in Stable-Baselines3, names that the
+                file does not have are ignored.
             print_system_info: Whether to print the versions in use.
             force_reset: As in :meth:`set_env`.
-            verbose: As in the constructor.
-            tensorboard_log: As in the constructor.
+            verbose: As in the constructor; None keeps the file's.
+            tensorboard_log: As in the constructor; None keeps the file's.
             seed: As :meth:`set_random_seed` takes it; None keeps the file's.
             target_return: Return that :meth:`get_env` asks for; None keeps the file's.
             policy_kwargs: The features extractor that the model was made with; a file has no code.
@@ -510,26 +604,50 @@ class DecisionMamba(BaseAlgorithm):
 
         Raises:
             ModelFileError: The file is missing, damaged, no model file, or of a newer version.
-            SpaceError: ``env`` has other spaces than the model.
+            SpaceError: ``env`` or ``custom_objects`` has other spaces than the model.
             ConfigError: A setting is unknown, out of range, or makes another network; or the
                 features extractor is missing, or another.
         """
         if print_system_info:
             get_system_info()
-        policy_kwargs = policy_kwargs or (custom_objects or {}).get("policy_kwargs")
-        saved = SavedModel.read(path).with_extractor(policy_kwargs, path).with_settings(**overrides)
-        kept: dict[str, Any] = {"config": saved.config, "seed": saved.seed}
-        log: dict[str, Any] = {"verbose": verbose, "tensorboard_log": tensorboard_log}
-        model = cls(saved.task, **kept, device=device, **log, policy_kwargs=policy_kwargs)
+        custom = dict(custom_objects or {})
+        rates = {name: custom.pop(name) for name in _RATES if _is_no_setting(custom.get(name))}
+        named = {field.name for field in dataclasses.fields(DecisionMambaConfig)}
+        settings = {name: value for name, value in custom.items() if name in named}
+        policy_kwargs = policy_kwargs or custom.get("policy_kwargs")
+        saved = SavedModel.read(path).with_extractor(policy_kwargs, path)
+        saved = saved.with_settings(**{**settings, **overrides})
+        given = {"verbose": verbose, "tensorboard_log": tensorboard_log}
+        values = {**ATTRIBUTES, **saved.attributes, **saved.counters, "seed": saved.seed, **custom}
+        values |= {name: value for name, value in given.items() if value is not None}
+        model = cls(
+            saved.task,
+            config=saved.config,
+            seed=values["seed"],
+            device=device,
+            verbose=values["verbose"],
+            tensorboard_log=values["tensorboard_log"],
+            policy_kwargs=policy_kwargs,
+            stats_window_size=values["_stats_window_size"],
+        )
         model._context.set_dataset(saved.dataset)
-        model.target_return = saved.target_return if target_return is None else target_return
+        if target_return is None:
+            target_return = custom.get("target_return", saved.target_return)
+        model.target_return = target_return
         model._adopt(saved.restore(model.device))
         for name in COUNTERS:
-            setattr(model, name, saved.counters[name])
+            setattr(model, name, check_integer(name, values[name], 0))
         model._schedule = saved.schedule
+        if rates and "learning_rate" not in {**settings, **overrides}:
+            rate: Any = rates.get("learning_rate", rates.get("lr_schedule"))
+            model.learning_rate, model.lr_schedule = rate, FloatSchedule(rate)
+        own = {name: getattr(model, name) for name in ("observation_space", "action_space")}
+        if own.keys() & custom.keys():
+            spaces = {name: custom.get(name, space) for name, space in own.items()}
+            model._check_spaces(SimpleNamespace(**spaces), "custom_objects")
         if env is not None:
             model.set_env(env)
-        model.set_random_seed(seed)
+        model.set_random_seed(custom.get("seed") if seed is None else seed)
         return model
 
     def export(
@@ -577,8 +695,45 @@ class DecisionMamba(BaseAlgorithm):
             self._check_spaces(venv, self._context.env_name)
         self.env = venv
         self.n_envs = 1 if venv is None else venv.num_envs
-        self._vec_normalize_env = None if venv is None else unwrap_vec_normalize(venv)
         return venv
+
+    def get_vec_normalize_env(self) -> VecNormalize | None:
+        """Return the ``VecNormalize`` among the wrappers of the environment given; else None."""
+        env = self._context.env
+        return unwrap_vec_normalize(env) if isinstance(env, VecEnv) else None
+
+    @property
+    def lr_schedule(self) -> Schedule:
+        """Learning rate as a function of the remaining share of a run, from 1 to 0.
+
+        It may be set to another function, which :meth:`fit` follows in place of the config's
+        schedule; a model file holds no functions, so a loaded model has the config's again.
+        """
+        if self._lr_function is not None:
+            return self._lr_function
+        n_updates = self._total_timesteps or self.config.n_updates
+        config = self.config.replace(**(self._schedule or plan_schedule(self.config, n_updates)))
+
+        def rate(progress_remaining: float) -> float:
+            update = round((1.0 - progress_remaining) * n_updates)
+            return compute_learning_rate(config, update, n_updates)
+
+        return rate
+
+    @lr_schedule.setter
+    def lr_schedule(self, schedule: Schedule) -> None:
+        self._lr_function = schedule
+
+    def dump_logs(self) -> None:
+        """Write a line of the log now: means over the updates since the last one.
+
+        Raises:
+            NotFittedError: The model has not been fitted since it was made or loaded.
+            DivergenceError: A loss or gradient is not finite.
+        """
+        if self._update_log is None:
+            raise NotFittedError("there are no updates to log yet: call fit")
+        self._update_log.write(self)
 
     def set_env(self, env: Environment, force_reset: bool = True) -> None:
         """Set the environment to act in; it is vectorised and conditioned where it is not.
@@ -594,8 +749,11 @@ class DecisionMamba(BaseAlgorithm):
         """
         before = self._context.env
         self._context.set_env(env)
-        if self._updater is None:
-            return  # made and checked when the spaces are known
+        if self._updater is None:  # made and checked when the spaces are known
+            self.n_envs = getattr(env, "num_envs", 1)
+            for name in ("observation_space", "action_space"):
+                vars(self).pop(name, None)
+            return
         try:
             self.get_env()
         except Exception:
@@ -632,6 +790,7 @@ class DecisionMamba(BaseAlgorithm):
         Raises:
             NotFittedError: The model has no weights yet.
             ModelFileError: The file is damaged, or another model's; this one is as it was.
+            ParametersError: A dictionary lacks a tensor, or has one of another shape.
             ConfigError: A dictionary has unknown names, or lacks some.
         """
         policy = self._built_policy()
@@ -642,7 +801,16 @@ class DecisionMamba(BaseAlgorithm):
                 given = {"trained_policy": given["policy"], **given}
             check_parameters(given, policy, names, exact_match)
             # Copied: torch's optimisers would share their moments with the giver's.
-            super().set_parameters(copy.deepcopy(given), exact_match, device)
+            given = copy.deepcopy(given)
+            if "policy.optimizer" in given:  # first: torch checks it before it changes anything
+                try:
+                    policy.optimizer.load_state_dict(given["policy.optimizer"])
+                except (KeyError, TypeError, ValueError) as error:
+                    message = f"the optimiser's state is not of this model: {error}"
+                    raise ParametersError(message, setting="policy.optimizer") from error
+            for name in ("policy", "trained_policy"):
+                if name in given:
+                    getattr(self, name).load_state_dict(given[name], strict=exact_match)
             self._updater.has_trained |= "trained_policy" in given
             return
         SavedModel.read(load_path_or_dict).restore_into(self._updater)
@@ -655,4 +823,26 @@ class DecisionMamba(BaseAlgorithm):
         return names if self.trained_policy is self.policy else [*names, "trained_policy"], []
 
     def _check_spaces(self, env: Any, name: str) -> None:
-        check_spaces(self.policy.observation_space, self.action_space, env, name)
+        check_spaces(self.policy.flat_space, self.action_space, env, name)
+
+
+def _as_names(names: Iterable[str] | None) -> set[str]:
+    return {names} if isinstance(names, str) else set(names or ())
+
+
+_RATES = ("learning_rate", "lr_schedule")
+
+
+def _is_no_setting(rate: Any) -> bool:
+    """Whether a learning rate is a function of Stable-Baselines3's, or the 0 RL Zoo loads with."""
+    return callable(rate) or (isinstance(rate, (int, float)) and rate == 0)
+
+
+def _is_policy(task: Any) -> bool:
+    if isinstance(task, type):
+        return issubclass(task, BasePolicy)
+    return isinstance(task, str) and task.endswith("Policy")
+
+
+def _no_weights() -> NotFittedError:
+    return NotFittedError("the model has no weights yet: call fit, or DecisionMamba.load")

@@ -110,7 +110,10 @@ class Package:
             return None
         if self.extra is None:
             return f'pip install "{self.name}{self.needed}"'
-        return f'pip install "{DISTRIBUTION}[{self.extra}]"'
+        command = f'pip install "{DISTRIBUTION}[{self.extra}]"'
+        if self.extra == "cuda" and shutil.which("nvcc") is None:
+            return f"{command} builds with nvcc, which is not here; nothing needs it"
+        return command
 
 
 _FOR_CONTRIBUTORS = ("dev", "docs")
@@ -328,7 +331,7 @@ def _time_updates(
 
 def _time_acting(model: DecisionMamba, memory: Memory, seconds: float) -> float:
     """Return steps per second of one environment whose window is full."""
-    space = model.policy.observation_space
+    space = model.policy.flat_space
     seen = {
         "observation": np.zeros((1, *space.shape), space.dtype),
         "return_to_go": np.full((1, 1), 1000.0, np.float32),

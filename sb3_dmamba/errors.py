@@ -26,6 +26,7 @@ __all__ = [
     "MissingDependencyError",
     "ModelFileError",
     "NotFittedError",
+    "ParametersError",
     "SpaceError",
     "StepError",
     "UnknownTaskError",
@@ -154,11 +155,15 @@ class ModelFileError(DecisionMambaError, ValueError):
         self.path = _as_path(path)
 
 
+class ParametersError(ModelFileError, RuntimeError):
+    """State dictionaries lack a tensor of the model, or hold one of another shape."""
+
+
 class BackendError(DecisionMambaError, RuntimeError):
     """An implementation that was requested by name does not work on this machine."""
 
 
-class NotFittedError(DecisionMambaError, RuntimeError):
+class NotFittedError(DecisionMambaError, RuntimeError, AttributeError):
     """A model has no weights yet: it was neither fitted nor loaded."""
 
 

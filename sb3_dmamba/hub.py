@@ -223,7 +223,7 @@ def _name_environment(report: EvaluationReport, model: DecisionMamba) -> str:
 
 def _write_model(model: DecisionMamba, folder: Path, file: str) -> None:
     path = folder / f"{file}.zip"
-    model.save(path)
+    model.save(path, exclude=["tensorboard_log"])  # a path of this machine
     normalizer = model.get_vec_normalize_env()
     if normalizer is not None:
         normalizer.save(str(folder / "vec_normalize.pkl"))

@@ -27,7 +27,7 @@ from torch import Tensor
 import sb3_dmamba
 from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.data import DatasetInfo
-from sb3_dmamba.errors import ConfigError, ModelFileError, SpaceError
+from sb3_dmamba.errors import ConfigError, ModelFileError, ParametersError, SpaceError
 from sb3_dmamba.io import write_atomically
 from sb3_dmamba.networks import DecisionMambaPolicy
 from sb3_dmamba.networks.encoders import check_extractor, check_policy_kwargs, name_extractor
@@ -36,6 +36,7 @@ from sb3_dmamba.tasks import Task
 from sb3_dmamba.training.updater import TRAINED, Updater
 
 COUNTERS = ("num_timesteps", "_total_timesteps", "_n_updates")
+ATTRIBUTES = {"verbose": 0, "tensorboard_log": None, "_stats_window_size": 100}  # with defaults
 _SCHEDULE = ("warmup_updates", "decay_updates")
 _REWARD_FLAGS = ("clip_rewards", "delayed_rewards")
 
@@ -59,6 +60,7 @@ class SavedModel:
         extractor: Name of the features extractor's class, or None.
         policy_kwargs: Makes that extractor; not in the file.
         schedule: Warm-up and decay of the current run; None before the first.
+        attributes: Those of :data:`ATTRIBUTES` that are not the defaults.
     """
 
     config: DecisionMambaConfig
@@ -74,6 +76,7 @@ class SavedModel:
     extractor: str | None = None
     policy_kwargs: Mapping[str, Any] = field(default_factory=dict)
     schedule: dict[str, int | None] | None = None
+    attributes: dict[str, Any] = field(default_factory=dict)
 
     def write(self, path: str | os.PathLike[str] | BinaryIO) -> None:
         """Write the model file, atomically; ``.zip`` is added to a name without a suffix.
@@ -100,6 +103,7 @@ class SavedModel:
             "counters": self.counters,
             "features_extractor": self.extractor,
             "schedule": self.schedule,
+            **({"attributes": self.attributes} if self.attributes else {}),
         }
         tensors = {
             "policy": self.policy,
@@ -133,7 +137,12 @@ class SavedModel:
 
     @classmethod
     def _from_file(cls, file: ModelFile) -> SavedModel:
-        header = {"features_extractor": None, "schedule": None, **file.header}  # new in later files
+        new: dict[str, Any] = {
+            "features_extractor": None,
+            "schedule": None,
+            "attributes": {},
+        }  # in later files
+        header = {**new, **file.header}
         target_return = _field(header, "target_return", float, int, type(None))
         if target_return is not None and not np.isfinite(target_return):
             raise ModelFileError(
@@ -156,6 +165,7 @@ class SavedModel:
             optimizer=file.tensors["optimizer"],
             extractor=_field(header, "features_extractor", str, type(None)),
             schedule=_read_schedule(_field(header, "schedule", dict, type(None))),
+            attributes=_read_attributes(_field(header, "attributes", dict)),
         )
 
     def with_extractor(self, policy_kwargs: Mapping[str, Any] | None, path: Any) -> SavedModel:
@@ -278,10 +288,15 @@ def check_parameters(
             {name: torch.empty(each.shape, device="meta") for name, each in weights.items()}
             for weights in (own, others)
         )
-        _compare_weights(blank, others, "given")
+        _compare_weights(blank, others, "given", ParametersError)
 
 
-def _compare_weights(own: Mapping[str, Tensor], given: Mapping[str, Tensor], where: str) -> None:
+def _compare_weights(
+    own: Mapping[str, Tensor],
+    given: Mapping[str, Tensor],
+    where: str,
+    error: type[ModelFileError] = ModelFileError,
+) -> None:
     """Compare names, dtypes and shapes; torch would load those that fit before it complains."""
     expected = {name: _describe(tensor) for name, tensor in own.items()}
     found = {name: _describe(tensor) for name, tensor in given.items()}
@@ -292,7 +307,7 @@ def _compare_weights(own: Mapping[str, Tensor], given: Mapping[str, Tensor], whe
                 f"should be {expected.get(name, 'absent')}: take a model of the same settings and "
                 f"spaces"
             )
-            raise ModelFileError(message, setting=name, value=found.get(name))
+            raise error(message, setting=name, value=found.get(name))
 
 
 def _describe(tensor: Tensor) -> str:
@@ -329,6 +344,16 @@ def _read_schedule(fields: dict[str, Any] | None) -> dict[str, int | None] | Non
     if fields is None:
         return None
     return {name: None if fields[name] is None else _count(fields, name) for name in _SCHEDULE}
+
+
+def _read_attributes(fields: dict[str, Any]) -> dict[str, Any]:
+    found = {name: value for name, value in fields.items() if name in ATTRIBUTES}
+    for name, value in found.items():
+        _field(found, name, str) if name == "tensorboard_log" else _count(found, name)
+        if name == "_stats_window_size" and not 0 < value < 2**31:
+            message = f"{name} is {value!r}, and should be a length"
+            raise ModelFileError(message, setting=name, value=value)
+    return found
 
 
 def _field(fields: Mapping[str, Any], name: str, *kinds: type[Any]) -> Any:

@@ -8,6 +8,8 @@ import json
 import re
 import shlex
 import signal
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +29,7 @@ from sb3_dmamba.cli.train import describe_changes
 from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.data.recording import collect
 from sb3_dmamba.data.trajectories import replace
-from sb3_dmamba.errors import ConfigError, DatasetError
+from sb3_dmamba.errors import ConfigError, DatasetError, MissingDependencyError
 from sb3_dmamba.io import warn_caller
 from sb3_dmamba.tasks import get_task, list_tasks
 from sb3_dmamba.training import loop as interrupts
@@ -209,6 +211,36 @@ def test_demo_on_the_bundled_dataset() -> None:
     asked = [result["target_return"] for result in document["report"]["results"]]
     assert asked == list(get_task("halfcheetah-bundled").target_returns)
     assert document["report"]["env_id"] == "HalfCheetah-v5"
+
+
+def test_the_demo_looks_for_its_environment_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "_TASK", "CartPole-v1")
+
+    def missing(*_: Any) -> Any:
+        raise MissingDependencyError("mujoco", "make Hopper-v5", "mujoco")
+
+    monkeypatch.setattr("sb3_dmamba.tasks.make_environment", missing)
+    result = run("demo", exit_code=1)
+    assert result.stderr.startswith("MissingDependencyError: mujoco")
+    assert result.stderr.count("\n") == 1
+    assert not Path("runs").exists()
+
+
+WITHOUT = """
+import sys
+sys.modules["torch"] = None
+from sb3_dmamba.cli.app import main
+main()
+"""
+
+
+def test_without_torch_every_command_says_so_in_a_line() -> None:
+    for arguments in (["doctor"], ["demo"], ["evaluate", "model.zip"]):
+        command = [sys.executable, "-c", WITHOUT, *arguments]
+        result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+        assert result.returncode == 1, arguments
+        assert result.stderr.count("\n") == 1
+        assert result.stderr.rstrip().endswith(": pip install torch")
 
 
 MISTAKES = [

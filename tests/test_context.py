@@ -143,7 +143,7 @@ def test_everything_that_conditions_counts_alike(tmp_path: Path) -> None:
         assert not each.evaluate(9.0, 2, n_workers=0, clip_rewards=False).clip_rewards
         for clip, expected in ((None, 8.0), (True, 8.0), (False, 6.0)):
             actor = each.as_stateful_wrapper(9.0, clip_rewards=clip)
-            observation = np.zeros(each.policy.observation_space.shape or (), np.float32)
+            observation = np.zeros(each.policy.flat_space.shape or (), np.float32)
             actor.predict(observation, 0.0)
             actor.predict(observation, 3.0)
             assert actor.return_to_go == expected

@@ -64,6 +64,15 @@ def test_packages_of_the_distribution() -> None:
     ]
 
 
+def test_mamba_ssm_is_built_with_nvcc(monkeypatch: pytest.MonkeyPatch) -> None:
+    package = Package("mamba-ssm", ">=2.2", None, "cuda", False)
+    for path, needs in ((None, True), ("/usr/bin/nvcc", False)):
+        monkeypatch.setattr("shutil.which", lambda _, path=path: path)
+        assert package.remedy is not None
+        assert package.remedy.startswith('pip install "sb3-dmamba[cuda]"')
+        assert ("nvcc" in package.remedy) is needs
+
+
 @pytest.mark.usefixtures("_requirements")
 def test_missing_packages_are_problems_and_missing_extras_are_not(
     monkeypatch: pytest.MonkeyPatch,

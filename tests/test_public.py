@@ -60,8 +60,9 @@ def test_names() -> None:
     [
         (
             DecisionMamba,
-            "task, *, config=None, env=None, seed=None, device='auto', verbose=0, "
-            "tensorboard_log=None, policy_kwargs=None, recipe=None, **overrides",
+            "task, env=None, *, config=None, seed=None, device='auto', verbose=0, "
+            "tensorboard_log=None, policy_kwargs=None, recipe=None, stats_window_size=100, "
+            "**overrides",
         ),
         (
             DecisionMamba.fit,
@@ -93,8 +94,8 @@ def test_names() -> None:
         (
             DecisionMamba.load,
             "path, env=None, device='auto', custom_objects=None, print_system_info=False, "
-            "force_reset=True, *, verbose=0, tensorboard_log=None, seed=None, target_return=None, "
-            "policy_kwargs=None, **overrides",
+            "force_reset=True, *, verbose=None, tensorboard_log=None, seed=None, "
+            "target_return=None, policy_kwargs=None, **overrides",
         ),
         (DecisionMamba.export, "self, path, *, memory=None, device='cpu', verify=True"),
         (DecisionMamba.get_env, "self"),

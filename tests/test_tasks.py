@@ -6,6 +6,7 @@ import dataclasses
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import pytest
@@ -204,9 +205,7 @@ def test_wrong_settings() -> None:
     assert get_task("hopper-medium-v2").config().hidden_size == 256
 
 
-@pytest.mark.parametrize(
-    "name", ["halfcheetah-bundled", "hopper-medium-v2", "pong", "a/b-v0"]
-)
+@pytest.mark.parametrize("name", ["halfcheetah-bundled", "hopper-medium-v2", "pong", "a/b-v0"])
 def test_json_and_pickle_round_trip(name: str) -> None:
     task = get_task(name)
     assert Task.from_dict(json.loads(json.dumps(task.to_dict()))).config() == task.config()
@@ -260,6 +259,19 @@ def test_make_env_without_an_environment() -> None:
     with pytest.raises(UnknownTaskError) as raised:
         Task("mine", env_id="Missing-v0").make_env()
     assert (raised.value.setting, raised.value.value) == ("env_id", "Missing-v0")
+
+
+def test_an_id_that_moved_to_another_package() -> None:
+    def moved(**_: Any) -> Any:
+        raise ImportError("The environments are in gymnasium-robotics")
+
+    gymnasium.register("Moved-v2", moved)
+    try:
+        with pytest.raises(UnknownTaskError, match="gymnasium-robotics") as raised:
+            Task("mine", env_id="Moved-v2").make_env()
+    finally:
+        del gymnasium.registry["Moved-v2"]
+    assert (raised.value.setting, raised.value.value) == ("env_id", "Moved-v2")
 
 
 def test_ids() -> None:

@@ -55,7 +55,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--updates", type=int, help="of each training")
     parser.add_argument("--episodes", type=int, help="of each target")
     parser.add_argument("--cells", type=Path, default=Path("runs/cells"))
-    parser.add_argument("--out", type=Path, help="of the report; default: runs/EXPERIMENT")
+    parser.add_argument(
+        "--output", "--out", dest="out", type=Path, help="of the report; default: runs/EXPERIMENT"
+    )
     parser.add_argument("--address", help="of a cluster: auto, or ray://HEAD:10001")
     parser.add_argument("--threads", type=int, default=1, help="CPUs of each training")
     parser.add_argument("--device", default="auto", help="cuda asks Ray for a GPU each")

@@ -67,6 +67,8 @@ def _run(
     from sb3_dmamba.data import load_trajectories
     from sb3_dmamba.tasks import get_task
 
+    environment: Any = get_task(_TASK).make_env()  # before training: it may need an extra
+    environment.close()
     overrides: dict[str, Any] = {} if updates is None else {"n_updates": updates}
     model = decision_mamba(_TASK, seed=seed, **overrides)
     trajectories = load_trajectories(get_task(_TASK).dataset)
@@ -80,11 +82,11 @@ def _run(
     seconds = time.perf_counter() - start
     out.console.print(f"trained {model.num_timesteps:,} updates in {seconds:.0f} s")
 
-    report = model.evaluate(n_episodes=episodes)
-    out.console.print(report)
     names = {"model": "model.zip", "plot": "returns.png", "report": "report.json"}
     files = {each: folder / name for each, name in {**names, "progress": "progress.csv"}.items()}
     model.save(files["model"])
+    report = model.evaluate(n_episodes=episodes)
+    out.console.print(report)
     report.plot(files["plot"])
     report.to_json(files["report"])
     if (why_not := _draw_frames(model, report, folder / "frames.png")) is None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _MOST_NAMES = 4  # variants or tasks in a row of the list
 
 # Options that say where and how fast to run, which changes no result.
-_ENGINE_OPTIONS = ("--jobs", "--threads", "--cells", "--out", "--device", "--slurm")
+_ENGINE_OPTIONS = ("--jobs", "--threads", "--cells", "--output", "--out", "--device", "--slurm")
 _ENGINE_FLAGS = ("--ray", "--json", "--debug")
 
 
@@ -41,10 +41,15 @@ def experiment(
     seeds: Annotated[
         list[int] | None, cli.value("Training seeds.", "N...", "the experiment's")
     ] = None,
-    out: Annotated[Path | None, cli.value("Folder of the report.", "FOLDER", "runs/NAME")] = None,
+    out: Annotated[
+        Path | None,
+        cli.value("Folder of the report.", "FOLDER", "runs/NAME", names=("--output", "--out")),
+    ] = None,
     cells: Annotated[
         Path | None,
-        cli.value("Folder of the trainings, which experiments may share.", "FOLDER", "OUT/cells"),
+        cli.value(
+            "Folder of the trainings, which experiments may share.", "FOLDER", "OUTPUT/cells"
+        ),
     ] = None,
     updates: Annotated[int | None, cli.number("Updates of each training.", "the task's")] = None,
     processor_seconds: Annotated[

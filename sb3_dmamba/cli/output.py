@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import shlex
 import sys
 import types
@@ -12,7 +13,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from importlib import import_module
+from importlib import import_module, metadata
 from pathlib import Path
 from types import ModuleType
 from typing import IO, TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -71,11 +72,11 @@ def command_output(as_json: bool, debug: bool) -> Iterator[Output]:
     except KeyboardInterrupt:
         typer.echo("Interrupted.", err=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None
-    except (DecisionMambaError, OSError) as error:
+    except (DecisionMambaError, OSError, ImportError) as error:
         if debug:
             raise
         label = typer.style(type(error).__name__, fg="red", bold=True)
-        typer.echo(f"{label}: {error}{_as_option(error)}", err=True)
+        typer.echo(f"{label}: {error}{_as_option(error)}{_remedy(error)}", err=True)
         raise typer.Exit(EXIT_ERROR) from None
 
 
@@ -108,6 +109,20 @@ def _as_option(error: BaseException) -> str:
         return ""
     described = json.dumps(space_to_json(boxes[0]))
     return f"; on the command line, --option {shlex.quote(f'action_space={described}')}"
+
+
+def _remedy(error: Exception) -> str:
+    """Return the command that installs a missing package, where this one requires it."""
+    name = str(getattr(error, "name", "") or "").partition(".")[0].replace("_", "-")
+    try:
+        required = metadata.requires("sb3-dmamba") or []
+    except metadata.PackageNotFoundError:
+        return ""
+    for line in required:
+        needed = re.match(r"[\w.-]+", line)
+        if needed and needed[0].lower() == name and isinstance(error, ModuleNotFoundError):
+            return f": pip install {needed[0]}"
+    return ""
 
 
 def make_table(*columns: str, **settings: Any) -> Table:

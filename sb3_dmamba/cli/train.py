@@ -231,7 +231,7 @@ def _train(
     if changes := describe_changes(model.config, model.task):
         out.line(f"settings that differ from the recipe: {changes}")
     first = model.num_timesteps
-    model.verbose = 1  # evaluations are printed
+    model._prints_evaluations = True
     model.set_logger(cli.make_csv_logger(plan.output, first, plan.tensorboard))
     start = time.perf_counter()
     try:

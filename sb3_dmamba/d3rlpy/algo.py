@@ -447,7 +447,7 @@ class DecisionMambaImpl(TransformerAlgoImplBase):
         return {"loss": loss}
 
     def inner_update(self, batch: Any, grad_step: int) -> dict[str, float]:
-        """Take one optimiser step.
+        """Take one optimiser step; none, with a loss of 0, where the masks leave no step.
 
         Raises DivergenceError: the loss is not finite; the weights are as they were.
         """
@@ -458,6 +458,8 @@ class DecisionMambaImpl(TransformerAlgoImplBase):
             metrics["learning_rate"] = self._schedule.compute(n_tokens)
             for group in self._modules.optim.optim.param_groups:
                 group["lr"] = metrics["learning_rate"]
+        if n_tokens == int(progress.n_tokens):
+            return {"loss": 0.0, **metrics}
         with self._seeded_dropout():
             loss = float(self._compute_grad(batch)["loss"].detach())
         if not math.isfinite(loss):

@@ -118,7 +118,7 @@ def from_sb3(
     is_image = isinstance(policy.model.embedding.observation_encoder, NatureCNNEncoder)
     observation_scaler = PixelObservationScaler()
     if not is_image:
-        observation_scaler = _extract_normalization(weights, policy.observation_space.shape)
+        observation_scaler = _extract_normalization(weights, policy.flat_space.shape)
     encoder = "nature_cnn" if is_image else "linear"
     schedule = {name: getattr(core, name) for name in _SCHEDULE_SETTINGS}
     is_global = core.time_encoding == "global"
@@ -149,7 +149,7 @@ def from_sb3(
         seed=model.seed,
     )
     learnable = config.create(device=device)
-    learnable.create_impl(policy.observation_space.shape, action_size)
+    learnable.create_impl(policy.flat_space.shape, action_size)
     _rename_weights(weights, {_ENCODER: f"{_ENCODER}encoder.network."})
     learnable.impl.model.load_state_dict(weights)
     learnable.impl.progress.n_updates.fill_(model._n_updates)

@@ -58,9 +58,13 @@ def make_environment(env_id: str, env_kwargs: Mapping[str, Any]) -> gymnasium.En
         reason = error
         message = f"{env_id!r} needs {package!r}, which is not installed: pip install it"
     except Exception as error:
-        if type(error).__module__ != "gym.error":
+        if isinstance(error, ImportError) and not isinstance(error, MissingDependencyError):
+            message = f"{env_id!r} cannot be made here: {error}"  # an id that moved elsewhere
+        elif type(error).__module__ == "gym.error":
+            message = f"gym cannot make {env_id!r}: {error}"
+        else:
             raise
-        reason, message = error, f"gym cannot make {env_id!r}: {error}"
+        reason = error
     raise UnknownTaskError(message, setting="env_id", value=env_id) from reason
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sb3_dmamba.envs.return_to_go import ReturnTracker, subtract_rewards
 from sb3_dmamba.errors import SpaceError
-from sb3_dmamba.spaces import channels_first, flatten_for
+from sb3_dmamba.spaces import channels_first, flatten_for, is_conditioned
 from sb3_dmamba.tasks import ReferenceScores
 
 
@@ -29,7 +29,7 @@ class ActingPolicy(Protocol):
 
     @property
     def observation_space(self) -> gym.Space[Any]:
-        """The flat observations."""
+        """The flat observations, with or without their return-to-go."""
 
     @property
     def action_space(self) -> gym.Space[Any]:
@@ -50,6 +50,15 @@ class ActingPolicy(Protocol):
         deterministic: bool = True,
     ) -> tuple[NDArray[Any], Any]:
         """Choose actions for observations (n, *obs) and unscaled returns-to-go (n,)."""
+
+
+def flat_space_of(policy: ActingPolicy) -> gym.Space[Any]:
+    """Return the space of the observations that a policy's ``act`` takes."""
+    space = policy.observation_space
+    if is_conditioned(space):
+        assert isinstance(space, gym.spaces.Dict)
+        return space["observation"]
+    return space
 
 
 ReferenceScore = ReferenceScores
@@ -135,14 +144,17 @@ class StatefulActor:
         return int(action) if actions.ndim == 1 else action.astype(dtype, copy=False)
 
     def _check_observation(self, x: Any) -> NDArray[Any]:
-        space = self._policy.observation_space
+        space = flat_space_of(self._policy)
         shape = space.shape or ()
         observation = channels_first(flatten_for(space, x), space)
         if observation.shape == shape:
             is_double = observation.dtype == np.float64
             return observation.astype(np.float32) if is_double else observation
         found = f"array of shape {observation.shape}"
-        message = f"the observation is an {found}, and the policy takes one of shape {shape}"
+        message = (
+            f"the observation is an {found}, and the policy takes one of shape {shape}: of "
+            f"reset's (observation, info) pass the first"
+        )
         raise SpaceError(message, setting="observation", value=found, choices=[shape])
 
     @property

@@ -18,7 +18,7 @@ from sb3_dmamba.checks import check_integer, check_optional_integer
 from sb3_dmamba.envs.return_to_go import subtract_rewards
 from sb3_dmamba.envs.stepping import Lives
 from sb3_dmamba.errors import ConfigError, StepError
-from sb3_dmamba.evaluation.actors import ActingPolicy
+from sb3_dmamba.evaluation.actors import ActingPolicy, flat_space_of
 from sb3_dmamba.evaluation.report import EvaluationReport, ReportDetails, TargetResult
 from sb3_dmamba.evaluation.workers import Envs, LocalEnvs, WorkerEnvs
 from sb3_dmamba.io import warn_caller
@@ -168,10 +168,10 @@ def _check_targets(target_returns: Any) -> NDArray[np.float64]:
 def _check_spaces(description: dict[str, Any], policy: ActingPolicy) -> None:
     """Check that the policy can act there, and bring parts of observations into its order."""
     shown_space = with_source(description["observation_space"], description.get("flattened"))
-    space = arrange_space(shown_space, policy.observation_space)
+    space = arrange_space(shown_space, flat_space_of(policy))
     description["observation_space"] = space
     shown = flat_space(space), description["action_space"]
-    expected = policy.observation_space, policy.action_space
+    expected = flat_space_of(policy), policy.action_space
     check_environment_fits(*shown, *expected, "the environment")
 
 
@@ -208,6 +208,7 @@ class _Episodes:
         self._observation_space = envs.description["observation_space"]
         self._observation_dtype = observation_dtype(flat_space(self._observation_space))
         self._action_space = envs.description["action_space"]
+        self._policy_space = flat_space_of(policy)
 
     def run(
         self, n_envs: int, memory: Any, deterministic: bool, clip: bool, delayed: bool
@@ -285,7 +286,7 @@ class _Episodes:
         """Stack observations as (n, *flat shape), float32 or uint8."""
         flat = [flatten_observation(self._observation_space, each) for each in observations]
         batch = np.stack(flat).astype(self._observation_dtype, copy=False)
-        return channels_first(batch, self._policy.observation_space)
+        return channels_first(batch, self._policy_space)
 
 
 class SeedEpisodes(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):

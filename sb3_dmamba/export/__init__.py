@@ -151,7 +151,7 @@ def _describe_policy(
         "memory": graph.memory_name,
         "context_length": config.context_length,
         "mixer": config.mixer,
-        "observation_space": space_to_json(policy.observation_space),
+        "observation_space": space_to_json(policy.flat_space),
         "action_space": space_to_json(policy.action_space),
         **about,
         "inputs": describe({"observation": observation, "return_to_go": return_to_go}),

@@ -90,8 +90,8 @@ class PolicyGraph(nn.Module):
         self.device = torch.device(device)
         is_discrete = isinstance(self.model.head, DiscreteHead)
         self.output_names = ["action", "logits"] if is_discrete else ["action"]
-        self._observation_shape = policy.observation_space.shape
-        is_bytes = policy.observation_space.dtype == np.uint8
+        self._observation_shape = policy.flat_space.shape
+        is_bytes = policy.flat_space.dtype == np.uint8
         self._observation_dtype = torch.uint8 if is_bytes else torch.float32
 
     def initial_state(self, n_envs: int) -> Tensors:

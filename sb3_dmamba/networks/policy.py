@@ -23,6 +23,7 @@ from torch import Tensor
 
 from sb3_dmamba.config import DecisionMambaConfig, Memory
 from sb3_dmamba.data import ObservationStatistics
+from sb3_dmamba.envs.return_to_go import conditioned_space
 from sb3_dmamba.errors import ConditioningError, ConfigError, ModelFileError, SpaceError
 from sb3_dmamba.networks.encoders import (
     ExtractorEncoder,
@@ -55,7 +56,8 @@ class DecisionMambaPolicy(BasePolicy):
         ConfigError: ``policy_kwargs`` has other keys.
     """
 
-    observation_space: spaces.Box
+    flat_space: spaces.Box  # of observations without the return-to-go
+    observation_space: spaces.Dict
 
     def __init__(
         self,
@@ -65,7 +67,8 @@ class DecisionMambaPolicy(BasePolicy):
         statistics: ObservationStatistics | None = None,
         **policy_kwargs: Any,
     ) -> None:
-        super().__init__(observation_space, action_space)
+        super().__init__(conditioned_space(observation_space), action_space)
+        self.flat_space = observation_space
         self.policy_kwargs = check_policy_kwargs(policy_kwargs)
         self.config = config
         self.memory: Memory = config.memory
@@ -78,6 +81,8 @@ class DecisionMambaPolicy(BasePolicy):
             "window": WindowMemory(self.model, action_space, config.context_length),
         }
         self._layouts: dict[str, dict[str, tuple[int, ...]]] = {}
+        self.register_state_dict_post_hook(_name_as_not_compiled)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_name_as_compiled)  # type: ignore[no-untyped-call]
 
     def initial_state(self, n_envs: int, memory: str | None = None) -> ActingState:
         """Return the state of ``n_envs`` episodes that have not begun.
@@ -108,7 +113,7 @@ class DecisionMambaPolicy(BasePolicy):
         """Choose the next action in each environment.
 
         Args:
-            observations: Shape (n, *observation_space.shape).
+            observations: Shape (n, *flat_space.shape).
             returns_to_go: Shape (n,), in the environment's units.
             state: Result of :meth:`initial_state` or of the last call.
             deterministic: Whether a discrete action is the most likely one, or sampled.
@@ -120,29 +125,35 @@ class DecisionMambaPolicy(BasePolicy):
         Raises:
             SpaceError: Observations are not of the space's shape, or not finite.
         """
-        expected = (len(state), *self.observation_space.shape)
+        expected = (len(state), *self.flat_space.shape)
         if observations.shape != expected:
             message = f"observations have shape {observations.shape}, and {expected} was expected"
             raise SpaceError(message, setting="observations", value=observations.shape)
         check_finite(observations)
-        memory = self._memories[state.memory]
         device = state.tensors["timestep"].device
         # A contiguous copy: torch reads no negative strides, and warns of read-only arrays.
         inputs = torch.as_tensor(np.array(observations, order="C"), device=device)
-        if inputs.dtype != torch.uint8:
-            inputs = inputs.float()
         returns = torch.tensor(returns_to_go, dtype=torch.float32, device=device)
-        if self.training:
-            self.set_training_mode(False)
-        predictions, remembered = memory.encode(inputs, returns, state)
-        actions = self.model.head.act(predictions, deterministic)
+        actions, remembered = self._choose(inputs, returns, state, deterministic)
         stored = actions.flatten(1) if actions.dim() > 1 else actions
         taken = actions.cpu().numpy().copy()  # the caller may change it, but not the state
         return taken, state.advance(stored, remembered)
 
+    def _choose(
+        self, observations: Tensor, returns_to_go: Tensor, state: ActingState, deterministic: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return actions (n, *action) and what the memory remembers of the step."""
+        if observations.dtype != torch.uint8:
+            observations = observations.float()
+        if self.training:
+            self.set_training_mode(False)
+        memory = self._memories[state.memory]
+        predictions, remembered = memory.encode(observations, returns_to_go, state)
+        return self.model.head.act(predictions, deterministic), remembered
+
     def predict(
         self,
-        observation: np.ndarray | Mapping[str, np.ndarray],
+        observation: Any,
         state: Any = None,
         episode_start: Any = None,
         deterministic: bool = True,
@@ -164,7 +175,7 @@ class DecisionMambaPolicy(BasePolicy):
                 another model or number of environments.
             SpaceError: The observation is not of the space's shape, or not finite.
         """
-        observations, returns_to_go, single = read_observation(observation, self.observation_space)
+        observations, returns_to_go, single = read_observation(observation, self.flat_space)
         n_envs = len(observations)
         state = self.initial_state(n_envs) if state is None else self._check_state(state, n_envs)
         if episode_start is not None:
@@ -213,7 +224,7 @@ class DecisionMambaPolicy(BasePolicy):
         description = {
             "format": _FORMAT,
             "config": self.config.to_file(),
-            "observation_space": space_to_json(self.observation_space),
+            "observation_space": space_to_json(self.flat_space),
             "action_space": space_to_json(self.action_space),
             "features_extractor": name_extractor(self.policy_kwargs),
         }
@@ -255,7 +266,7 @@ class DecisionMambaPolicy(BasePolicy):
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {
-            "observation_space": self.observation_space,
+            "observation_space": self.flat_space,
             "action_space": self.action_space,
             "config": self.config,
             **self.policy_kwargs,
@@ -270,8 +281,47 @@ class DecisionMambaPolicy(BasePolicy):
         super().load_from_vector(vector)
         forget_kept_weights(self)
 
+    def forward(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:
+        """Choose actions at the first step of episodes, where there is nothing to remember.
+
+        Args:
+            observation: First result of :meth:`obs_to_tensor`: a dictionary of tensors.
+            deterministic: Whether a discrete action is the most likely one, or sampled.
+
+        Returns:
+            Actions of shape (n, *action_space.shape), without gradients. Later steps need the
+            memory of :meth:`predict` or :meth:`act`.
+        """
+        return self._predict(observation, deterministic)
+
+    @torch.no_grad()
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:
-        raise NotImplementedError("the policy needs its memory: call predict or act")
+        assert isinstance(observation, dict)
+        observations, returns_to_go = observation["observation"], observation["return_to_go"]
+        state = self.initial_state(len(observations))
+        return self._choose(observations, returns_to_go[:, -1].float(), state, deterministic)[0]
+
+
+_COMPILED = "_orig_mod."  # where torch.compile keeps the module that it wraps
+
+
+def _name_as_not_compiled(
+    policy: DecisionMambaPolicy, weights: dict[str, Tensor], prefix: str, _metadata: Any
+) -> None:
+    """Name the weights alike whether or not modules inside are wrapped by ``torch.compile``."""
+    for name in [name for name in weights if _COMPILED in name.removeprefix(prefix)]:
+        plain = prefix + name.removeprefix(prefix).replace(_COMPILED, "")
+        weights[plain] = weights.pop(name)
+
+
+def _name_as_compiled(
+    policy: DecisionMambaPolicy, weights: dict[str, Tensor], prefix: str, *_: Any
+) -> None:
+    """Undo :func:`_name_as_not_compiled` before weights are loaded."""
+    for name, _weight in [*policy.named_parameters(), *policy.named_buffers()]:
+        plain = prefix + name.replace(_COMPILED, "")
+        if _COMPILED in name and plain in weights:
+            weights[prefix + name] = weights.pop(plain)
 
 
 _WRAP_IT = (
@@ -292,6 +342,13 @@ def read_observation(
     Returns observations (n, *space.shape), returns-to-go (n,) float32, and whether the observation
     had no axis of environments.
     """
+    if isinstance(observation, tuple) and isinstance(observation[-1], Mapping):
+        raise ConditioningError(
+            "the observation is a tuple, as Gymnasium's reset returns it: write "
+            "observation, info = env.reset() and pass the observation alone",
+            setting="observation",
+            value=observation,
+        )
     if not isinstance(observation, Mapping) or not {"observation", "return_to_go"} <= set(
         observation
     ):

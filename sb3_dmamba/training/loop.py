@@ -36,6 +36,7 @@ from stable_baselines3.common.callbacks import (
     ConvertCallback,
     EvalCallback,
     EventCallback,
+    StopTrainingOnMaxEpisodes,
 )
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import MaybeCallback
@@ -46,6 +47,7 @@ from sb3_dmamba.data import WindowSampler
 from sb3_dmamba.envs.batches import check_returns_unscaled
 from sb3_dmamba.errors import (
     ConditioningError,
+    ConfigError,
     DivergenceError,
     MissingDependencyError,
     UnknownTaskError,
@@ -121,8 +123,8 @@ def _run(
     agree: Callable[[bool], bool],
 ) -> None:
     total_timesteps = model._total_timesteps  # callbacks read it in their locals
-    recent: list[UpdateMetrics] = []
-    logged_at = time.perf_counter()
+    begun_at, log = model.num_timesteps, UpdateLog()
+    model._update_log = log  # type: ignore[attr-defined]  # for model.dump_logs
     callback.on_training_start(locals(), globals())
     agree(True)
     while model.num_timesteps < total_timesteps:
@@ -132,23 +134,61 @@ def _run(
             model.num_timesteps += 1
             model._n_updates += 1
         model._update_current_progress_remaining(model.num_timesteps, total_timesteps)
-        recent.append(metrics)
+        log.recent.append(metrics)
         callback.update_locals(locals())
         keep_going = agree(callback.on_step() and not interrupts.is_pending)
         is_last = not keep_going or model.num_timesteps >= total_timesteps
-        if len(recent) >= log_interval or is_last:
-            now = time.perf_counter()
-            _log(model, recent, len(recent) / (now - logged_at))
-            logged_at, recent = now, []
+        is_due = (model.num_timesteps - begun_at) % log_interval == 0
+        if log.recent and (is_due or is_last):
+            log.write(model)
         if not keep_going:
             break
     callback.on_training_end()
     agree(False)
 
 
-def _log(model: BaseAlgorithm, recent: list[UpdateMetrics], updates_per_second: float) -> None:
-    losses = torch.stack([metrics.loss for metrics in recent]).tolist()
-    grad_norms = torch.stack([metrics.grad_norm for metrics in recent]).tolist()
+_SHORTEST = sys.float_info.epsilon  # seconds, where a coarse clock has not advanced
+
+
+class UpdateLog:
+    """The updates since the last line of the log."""
+
+    def __init__(self) -> None:
+        self.recent: list[UpdateMetrics] = []
+        self._written_at = time.perf_counter()
+
+    def write(self, model: BaseAlgorithm) -> None:
+        """Write a line of the log: means over the updates since the last one, and the speed.
+
+        Raises DivergenceError: a loss or gradient is not finite.
+        """
+        logger, recent = model.logger, self.recent
+        now = time.perf_counter()
+        seconds = max(now - self._written_at, _SHORTEST)
+        self.recent, self._written_at = [], now
+        if recent:
+            losses = torch.stack([metrics.loss for metrics in recent]).tolist()
+            grad_norms = torch.stack([metrics.grad_norm for metrics in recent]).tolist()
+            _check_finite(model, recent, losses, grad_norms)
+            logger.record("train/loss", sum(losses) / len(losses))
+            logger.record("train/grad_norm", sum(grad_norms) / len(grad_norms))
+            logger.record("train/learning_rate", recent[-1].learning_rate)
+            logger.record("time/updates_per_second", len(recent) / seconds)
+        logger.record("train/n_updates", model._n_updates, exclude="tensorboard")
+        elapsed = max((time.time_ns() - model.start_time) / 1e9, _SHORTEST)
+        n_done = model.num_timesteps - model._num_timesteps_at_start
+        logger.record("time/fps", int(n_done / elapsed))
+        logger.record("time/time_elapsed", int(elapsed), exclude="tensorboard")
+        logger.record("time/total_timesteps", model.num_timesteps, exclude="tensorboard")
+        logger.dump(model.num_timesteps)
+
+
+def _check_finite(
+    model: BaseAlgorithm,
+    recent: Sequence[UpdateMetrics],
+    losses: Sequence[float],
+    grad_norms: Sequence[float],
+) -> None:
     for index, (loss, grad_norm) in enumerate(zip(losses, grad_norms, strict=True)):
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise DivergenceError(
@@ -158,13 +198,6 @@ def _log(model: BaseAlgorithm, recent: list[UpdateMetrics], updates_per_second: 
                 f"max_grad_norm, more warmup_updates, or precision='fp32'",
                 value=(loss, grad_norm),
             )
-    logger = model.logger
-    logger.record("train/loss", sum(losses) / len(losses))
-    logger.record("train/grad_norm", sum(grad_norms) / len(grad_norms))
-    logger.record("train/learning_rate", recent[-1].learning_rate)
-    logger.record("train/n_updates", model._n_updates, exclude="tensorboard")
-    logger.record("time/updates_per_second", updates_per_second)
-    logger.dump(model.num_timesteps)
 
 
 def as_callbacks(callback: MaybeCallback) -> list[BaseCallback]:
@@ -178,13 +211,18 @@ def as_callbacks(callback: MaybeCallback) -> list[BaseCallback]:
 def start_callbacks(model: BaseAlgorithm, callbacks: Sequence[BaseCallback]) -> BaseCallback:
     """Join callbacks and initialise them with a model.
 
-    An ``EvalCallback`` needs the model to have an environment; a model without one gets the
-    callback's.
+    An ``EvalCallback`` needs the model to have an environment; a model without one, or whose own
+    cannot be made here, gets the callback's.
 
     Raises:
         ConditioningError: The environment of an ``EvalCallback`` has no return-to-go, or scales it.
+        ConfigError: A callback counts the episodes of a training that plays none.
     """
-    for callback in _evaluations(callbacks):
+    for callback in _walk(callbacks):
+        if isinstance(callback, StopTrainingOnMaxEpisodes):
+            raise _no_rollouts(type(callback).__name__)
+        if not isinstance(callback, EvalCallback):
+            continue
         space = callback.eval_env.observation_space
         if not isinstance(space, spaces.Dict) or "return_to_go" not in space.spaces:
             raise ConditioningError(
@@ -194,7 +232,11 @@ def start_callbacks(model: BaseAlgorithm, callbacks: Sequence[BaseCallback]) -> 
                 setting="eval_env",
             )
         check_returns_unscaled(callback.eval_env)
-        if model.get_env() is None:
+        try:
+            env = model.get_env()
+        except (MissingDependencyError, UnknownTaskError):
+            env = None
+        if env is None:
             model.set_env(callback.eval_env)
     with warnings.catch_warnings():
         # True of algorithms that learn in their environment, unlike this one.
@@ -202,26 +244,43 @@ def start_callbacks(model: BaseAlgorithm, callbacks: Sequence[BaseCallback]) -> 
         return model._init_callback(list(callbacks))
 
 
-def _evaluations(callbacks: Sequence[BaseCallback]) -> Iterator[EvalCallback]:
-    """Yield every ``EvalCallback``, those inside other callbacks included."""
+def _walk(callbacks: Sequence[BaseCallback]) -> Iterator[BaseCallback]:
+    """Yield every callback, those inside other callbacks included."""
     for callback in callbacks:
-        if isinstance(callback, EvalCallback):
-            yield callback
-        elif isinstance(callback, CallbackList):
-            yield from _evaluations(callback.callbacks)
-        elif isinstance(callback, EventCallback) and callback.callback is not None:
-            yield from _evaluations([callback.callback])
+        yield callback
+        inner = callback.callbacks if isinstance(callback, CallbackList) else []
+        if isinstance(callback, EventCallback) and callback.callback is not None:
+            inner = [callback.callback]
+        yield from _walk(inner)
+
+
+# What a callback finds in its locals where Stable-Baselines3 plays episodes.
+_OF_ROLLOUTS = ("dones", "infos", "rewards", "actions", "new_obs", "rollout_buffer")
+
+
+def _no_rollouts(what: str) -> ConfigError:
+    message = (
+        f"{what} needs the steps of an environment, and learning from a dataset takes none: say "
+        f"how long to train with n_steps, or stop by an EvalCallback's scores "
+        f"(StopTrainingOnRewardThreshold, StopTrainingOnNoModelImprovement)"
+    )
+    return ConfigError(message, setting="callback", value=what)
 
 
 @contextmanager
 def explain_missing_environment(model: BaseAlgorithm) -> Iterator[None]:
-    """Convert Stable-Baselines3's assertion about a missing environment into an error.
+    """Convert what callbacks raise where there is no environment, or no steps in it.
 
     Raises:
         UnknownTaskError: A callback needs the model's environment, and there is none.
+        ConfigError: A callback looks for the steps of an environment in its locals.
     """
     try:
         yield
+    except KeyError as error:
+        if error.args[:1] not in [(name,) for name in _OF_ROLLOUTS]:
+            raise
+        raise _no_rollouts(f"a callback that reads locals[{error}]") from error
     except AssertionError as error:
         if "get_env()" not in str(error) or model.get_env() is not None:
             raise

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -69,6 +69,7 @@ class Updater:
             self.trained = copy.deepcopy(policy, {id(each): each for each in policy.buffers()})
         self.config = config
         self.schedule = config  # fit sets the run's own
+        self.lr_schedule: Callable[[float], float] | None = None  # in place of the config's
         self.seed = seed
         self.optimizer = make_optimizer(self.trained, config)
         for each in (policy, self.trained):
@@ -107,7 +108,10 @@ class Updater:
         self, sampler: WindowSampler, n_done: int, schedule_step: int, n_updates: int
     ) -> UpdateMetrics:
         """Take one optimiser step on the next batch."""
-        learning_rate = compute_learning_rate(self.schedule, schedule_step, n_updates)
+        if self.lr_schedule is None:
+            learning_rate = compute_learning_rate(self.schedule, schedule_step, n_updates)
+        else:
+            learning_rate = float(self.lr_schedule(1.0 - schedule_step / n_updates))
         graphs = self._graphs if self.parallel is None else None
         place = None if graphs is None else graphs.learning_rate
         set_learning_rate(self.optimizer, learning_rate, place)
@@ -293,7 +297,7 @@ def compute_carried_loss(
 def compute_mean_loss(
     head: ActionHead, predictions: Tensor, actions: Tensor, padding_mask: Tensor
 ) -> Tensor:
-    """Return the mean loss of predictions over the real steps.
+    """Return the mean loss of predictions over the real steps; 0 where there is none.
 
     Shapes: ``padding_mask`` (B, K).
     """
@@ -301,7 +305,7 @@ def compute_mean_loss(
     # the loss's derivative, the gradients.
     predictions = torch.where(padding_mask.unsqueeze(-1), predictions, 0.0)
     losses = head.losses(predictions, actions)  # (B, K)
-    return torch.where(padding_mask, losses, 0.0).sum() / padding_mask.sum()
+    return torch.where(padding_mask, losses, 0.0).sum() / padding_mask.sum().clamp_min(1)
 
 
 _PASSES = 20  # through the data, for n_updates=None

@@ -240,6 +240,19 @@ def test_global_randomness_is_used_without_a_seed_and_left_alone_with_one() -> N
     assert losses(7, 1) == losses(7, 2) != losses(8, 1)
 
 
+@pytest.mark.parametrize("name", OURS)
+def test_windows_of_padding_alone_are_no_update(name: str) -> None:
+    algo, batch = make_algo(name, (9,)), draw_batch(is_discrete="discrete" in name)
+    batch.masks[:] = 0.0
+    before = weights_of(algo)
+    assert algo.update(batch)["loss"] == 0.0
+    assert int(algo.impl.progress.n_updates) == int(algo.impl.progress.n_tokens) == 0
+    assert all(torch.equal(before[key], tensor) for key, tensor in weights_of(algo).items())
+    batch.masks[0, -1] = 1.0
+    assert 0.0 < algo.update(batch)["loss"] < 100.0
+    assert int(algo.impl.progress.n_tokens) == 1
+
+
 def test_a_non_finite_loss_raises_and_keeps_the_weights() -> None:
     algo = make_algo("mamba", (9,))
     batch = draw_batch()

@@ -145,8 +145,8 @@ def test_there_and_back(case: str, tmp_path: Path) -> None:
     ) == model.config.replace(normalize_observations=True, encoder="auto", return_scale=1.0)
     assert back.config.return_scale == pytest.approx(model.config.return_scale)
     assert back.action_space == model.action_space
-    assert back.policy.observation_space.shape == model.policy.observation_space.shape
-    assert back.policy.observation_space.dtype == model.policy.observation_space.dtype
+    assert back.policy.flat_space.shape == model.policy.flat_space.shape
+    assert back.policy.flat_space.dtype == model.policy.flat_space.dtype
     assert (back.seed, back._n_updates) == (model.seed, model._n_updates)
 
 
@@ -208,7 +208,7 @@ def test_scalers_become_part_of_the_network() -> None:
         if isinstance(learnable.observation_scaler, PixelObservationScaler):
             data = one_episode(spaces.Box(0, 255, (9,), np.uint8), np.resize(ROWS, (20, 9)))
         both_play(model, learnable, data)
-        assert model.policy.observation_space.dtype == data.observation_space.dtype
+        assert model.policy.flat_space.dtype == data.observation_space.dtype
     assert model.action_space == spaces.Box(-2.0, 5.0, (3,), np.float32)  # of the last
 
 

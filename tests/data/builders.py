@@ -19,6 +19,13 @@ from sb3_dmamba.data import Trajectories, load_trajectories
 from sb3_dmamba.errors import DatasetError, DecisionMambaError
 
 
+def import_d3rlpy() -> Any:
+    """Import d3rlpy, or skip what needs it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it imports the old gym, which warns
+        return pytest.importorskip("d3rlpy", reason="the d3rlpy extra is not installed")
+
+
 def make_trajectories(
     lengths: list[int], seed: int = 0, n_observations: int = 3, **changes: Any
 ) -> Trajectories:

@@ -1,14 +1,10 @@
-"""Hypothesis's profile, and Minari's folder of datasets."""
+"""Minari's folder of datasets."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
-
-settings.register_profile("no deadline", deadline=None)  # machines are slow at times
-settings.load_profile("no deadline")
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from sb3_dmamba.data.recording import collect
 from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.envs.return_to_go import ReturnToGo
 from sb3_dmamba.errors import ConditioningError, ConfigError, DatasetError, SpaceError
-from tests.data.builders import assert_same
+from tests.data.builders import assert_same, import_d3rlpy
 from tests.evaluation.toys import SeededEnv, episode_length
 from tests.models import tiny_model
 from tests.toys import ChoiceEnv, choice_trajectories
@@ -355,9 +354,7 @@ def test_normalised_environments_are_recorded_in_their_own_numbers() -> None:
 
 
 def test_d3rlpys_algorithms() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # d3rlpy imports the old gym, which warns
-        import d3rlpy
+    d3rlpy = import_d3rlpy()
     config: Any = d3rlpy.algos.SACConfig()
     algorithm = config.create(device="cpu")
     algorithm.create_impl((2,), 2)

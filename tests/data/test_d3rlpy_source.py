@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
@@ -11,12 +10,11 @@ from gymnasium import spaces
 
 from sb3_dmamba.data import load_trajectories
 from sb3_dmamba.errors import DatasetError, SpaceError
-from tests.data.builders import make_trajectories, refusal, unlike
+from tests.data.builders import import_d3rlpy, make_trajectories, refusal, unlike
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # d3rlpy imports the old gym, which warns
-    import d3rlpy
-    from d3rlpy.dataset import Episode, InfiniteBuffer, MDPDataset, ReplayBuffer
+d3rlpy = import_d3rlpy()
+Episode, InfiniteBuffer = d3rlpy.dataset.Episode, d3rlpy.dataset.InfiniteBuffer
+MDPDataset, ReplayBuffer = d3rlpy.dataset.MDPDataset, d3rlpy.dataset.ReplayBuffer
 
 LENGTHS = (3, 1, 4)
 TERMINALS = np.array([0, 0, 1, 1, 0, 0, 0, 0], dtype=np.float32)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import pickle
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,14 +30,10 @@ from sb3_dmamba.data import Trajectories, load_trajectories
 from sb3_dmamba.data.recording import collect
 from sb3_dmamba.data.sources import SOURCES
 from sb3_dmamba.spaces import flat_space, flatten_observation
-from tests.data.builders import assert_same, write_minari
+from tests.data.builders import assert_same, import_d3rlpy, write_minari
 from tests.data.dqn_files import FRAME, STACK, Played, Recorder
 
 pytestmark = pytest.mark.filterwarnings("ignore:the ring is full")
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # d3rlpy imports the old gym, which warns
-    import d3rlpy
 
 LENGTHS = (5, 2, 9, 1, 4, 7)
 ENDS = ("terminated", "truncated", "terminated", "terminated", "truncated", "cut")
@@ -202,7 +197,7 @@ def write_to_minari(case: Case, folder: Path) -> Written:
 
 
 def write_d3rlpy(case: Case, folder: Path) -> Written:
-    shown = case.shown
+    d3rlpy, shown = import_d3rlpy(), case.shown
     if isinstance(shown, dict):  # in the order of the space, scalars as vectors
         assert isinstance(case.space, spaces.Dict)
         shown = [shown[key].reshape(N, -1) for key in case.space.spaces]
@@ -220,6 +215,7 @@ def write_d3rlpy(case: Case, folder: Path) -> Written:
 
 
 def write_to_d3rlpy(case: Case, folder: Path) -> Written:
+    import_d3rlpy()
     return case.data.to_d3rlpy(), {"observation_space": case.data.observation_space}
 
 

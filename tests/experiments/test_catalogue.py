@@ -78,7 +78,10 @@ def test_every_variant_has_its_own_config_on_every_task() -> None:
         for name in experiment.tasks:
             task = small.get(name) or get_task(name)
             planned = [
-                (repr(_make_config(task, experiment, variant, REQUEST, None)), repr(variant.data_options))
+                (
+                    repr(_make_config(task, experiment, variant, REQUEST, None)),
+                    repr(variant.data_options),
+                )
                 for variant in experiment.variants.values()
             ]
             assert len(set(planned)) == len(planned), experiment.name

@@ -57,7 +57,7 @@ def test_options_take_several_values_at_once(asked: dict[str, Any]) -> None:
         *("mixers", "--seeds", "3", "4", "--data", "hopper", "pendulum", "--targets", "-200"),
         "1e3",
         *("--set", "dropout=0.3", "n_layers=2", "--memory", "window", "stream", "--seeds", "5"),
-        *("--jobs", "2", "--variants", "mamba", "--out", "here", "--updates", "9"),
+        *("--jobs", "2", "--variants", "mamba", "--output", "here", "--updates", "9"),
     )
     assert result.exit_code == 0, result.output
     request, engine = asked["request"], asked["engine"]
@@ -96,9 +96,10 @@ def test_mistakes_are_said_in_a_line(tmp_path: Path) -> None:
 
 
 def test_the_command_of_a_report_is_what_decides_its_numbers() -> None:
-    arguments = "experiment mixers --data hopper --jobs 2 --out x --cells=y --seeds 0 1 --ray"
     expected = "dmamba experiment mixers --data hopper --seeds 0 1"
-    assert _reproduce(arguments.split()) == expected
+    for output in ("--out x", "--output x", "--out=x", "--output=x"):
+        arguments = f"experiment mixers --data hopper --jobs 2 {output} --cells=y --seeds 0 1 --ray"
+        assert _reproduce(arguments.split()) == expected
 
 
 def start(out: Path, data: Path, log: Path) -> subprocess.Popen[bytes]:

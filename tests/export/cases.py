@@ -73,7 +73,7 @@ def all_kinds(memory: Memory) -> list[str]:
 def draw_inputs(policy: DecisionMambaPolicy, seed: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
     """Observations and returns-to-go of N_ENVS environments at each of N_STEPS steps."""
     rng = np.random.default_rng(seed)
-    space = policy.observation_space
+    space = policy.flat_space
     shape = (N_ENVS, *space.shape)
     steps: list[tuple[np.ndarray, np.ndarray]] = []
     for _ in range(N_STEPS):

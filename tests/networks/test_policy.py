@@ -90,8 +90,8 @@ def recorded(n_envs: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 def recorded_for(policy: DecisionMambaPolicy, n_envs: int) -> tuple[np.ndarray, np.ndarray]:
     """As :func:`recorded`, with images where the policy sees images."""
     observations, returns_to_go = recorded(n_envs)
-    if policy.observation_space.dtype == np.uint8:
-        shape = (T, n_envs, *policy.observation_space.shape)
+    if policy.flat_space.dtype == np.uint8:
+        shape = (T, n_envs, *policy.flat_space.shape)
         observations = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     return observations, returns_to_go
 

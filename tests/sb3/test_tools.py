@@ -83,15 +83,15 @@ def test_a_policy_in_a_file_of_its_own(settings: dict[str, Any], tmp_path: Path)
     policy = DecisionMambaPolicy.load(tmp_path / "policy.pth", device="cpu")
     assert global_generators() == before
     assert policy.config == model.config
-    assert policy.observation_space == model.policy.observation_space
+    assert policy.flat_space == model.policy.flat_space
     assert policy.action_space == model.action_space
-    rng, shape = np.random.default_rng(0), model.policy.observation_space.shape
+    rng, shape = np.random.default_rng(0), model.policy.flat_space.shape
     for memory in ("window", "stream"):
         states: list[Any] = [each.initial_state(2, memory) for each in (model.policy, policy)]
         for _ in range(3):
             observation = rng.integers(0, 200, (2, *shape))
             shown = {
-                "observation": observation.astype(model.policy.observation_space.dtype),
+                "observation": observation.astype(model.policy.flat_space.dtype),
                 "return_to_go": rng.normal(size=(2, 1)),
             }
             expected, states[0] = model.policy.predict(shown, states[0])
