@@ -146,15 +146,15 @@ class StatefulActor:
     def _check_observation(self, x: Any) -> NDArray[Any]:
         space = flat_space_of(self._policy)
         shape = space.shape or ()
+        if isinstance(x, tuple) and len(x) == 2 and isinstance(x[1], dict):
+            message = "the observation is a tuple: of reset's (observation, info) pass the first"
+            raise SpaceError(message, setting="observation", value=x)
         observation = channels_first(flatten_for(space, x), space)
         if observation.shape == shape:
             is_double = observation.dtype == np.float64
             return observation.astype(np.float32) if is_double else observation
         found = f"array of shape {observation.shape}"
-        message = (
-            f"the observation is an {found}, and the policy takes one of shape {shape}: of "
-            f"reset's (observation, info) pass the first"
-        )
+        message = f"the observation is an {found}, and the policy takes one of shape {shape}"
         raise SpaceError(message, setting="observation", value=found, choices=[shape])
 
     @property
