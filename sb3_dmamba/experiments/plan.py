@@ -25,7 +25,7 @@ from sb3_dmamba.envs import is_atari
 from sb3_dmamba.errors import ConfigError, UnknownTaskError
 from sb3_dmamba.experiments import catalogue, runs
 from sb3_dmamba.experiments.catalogue import Experiment, Variant
-from sb3_dmamba.experiments.grid import measure_update_seconds
+from sb3_dmamba.experiments.models import measure_update_seconds
 from sb3_dmamba.experiments.runs import DataSource, EvaluationPlan, Run, RunFolder
 from sb3_dmamba.tasks import Task, get_reference_scores, get_task
 from sb3_dmamba.training.updater import resolve_config

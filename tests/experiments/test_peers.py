@@ -15,7 +15,8 @@ from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.errors import ConfigError, SpaceError
 from sb3_dmamba.experiments import report
 from sb3_dmamba.experiments.catalogue import D3RLPY_TRANSFORMER, Variant, get_experiment
-from sb3_dmamba.experiments.grid import execute_run, measure_update_seconds
+from sb3_dmamba.experiments.grid import execute_run
+from sb3_dmamba.experiments.models import measure_update_seconds
 from sb3_dmamba.experiments.plan import Plan
 from sb3_dmamba.experiments.runs import Run
 from tests.experiments.toys import TINY, TOY, cartpole_data, changed, toy_plan
@@ -32,7 +33,7 @@ VARIANTS = {
         {
             "batch_size": 4,
             "context_size": 3,
-            "max_timestep": 5,
+            "max_timestep": 10,
             "encoder_factory": UNITS,
             "observation_scaler": {"type": "standard", "params": {}},
             "reward_scaler": {"type": "multiply", "params": {"multiplier": 0.1}},
@@ -132,7 +133,7 @@ def test_the_transformer_acts_in_a_batch_as_d3rlpy_s_wrapper_does_alone(tmp_path
     rng = np.random.default_rng(0)
     wrappers = [peer.algo.as_stateful_wrapper(target_return=target) for target in TARGETS]
     state, remaining, rewards = peer.initial_state(2), np.array(TARGETS), np.zeros(2)
-    for step in range(8):  # beyond the context of 3 and the timesteps of 5
+    for step in range(13):  # beyond the context of 3 and the timesteps of 10
         if step == 5:  # the second episode ends, and another begins
             state = state.reset(np.array([False, True]))
             wrappers[1].reset()
@@ -144,7 +145,7 @@ def test_the_transformer_acts_in_a_batch_as_d3rlpy_s_wrapper_does_alone(tmp_path
         rewards = rng.uniform(-5, 0, size=2)
         remaining = remaining - rewards
     assert np.ptp(state.take([1]).lengths) == 0
-    assert state.lengths.tolist() == [8, 3]
+    assert state.lengths.tolist() == [13, 8]
 
 
 def test_actions_fill_the_space(tmp_path: Path) -> None:

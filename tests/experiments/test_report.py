@@ -107,7 +107,7 @@ def test_distances_and_all_tasks_together(plan: Plan, tmp_path: Path) -> None:
     assert attention.ratio == pytest.approx(attention.distance / mamba.distance)
     assert attention.improvement is not None
     assert (attention.improvement.value, attention.improvement.high) == (1.0, 1.0)
-    assert attention.lowest_rank_correlation == 1.0
+    assert attention.lowest_rank_correlation == pytest.approx(1.0)
     assert "### All tasks" in report_of(both, tmp_path / "both")
 
 

@@ -151,7 +151,7 @@ def test_the_distance_of_asked_and_achieved_is_of_each_training() -> None:
     means = np.array([[10.0, 30.0], [40.0, 20.0]])  # two targets, two seeds: 20 and 30 are asked
     found = compute_distance([20.0, 30.0], means, 100.0)
     assert found.value == pytest.approx(0.10)  # no seed's error makes up for another's
-    assert (found.low, found.high) == (found.value, found.value)  # both seeds are as far away
+    assert (found.low, found.high) == pytest.approx((0.1, 0.1))  # both seeds are as far away
     uneven = compute_distance([20.0], np.array([[20.0, 60.0]]), 100.0)
     assert uneven.value == pytest.approx(0.2)
     assert uneven.low == 0.0 < uneven.value < uneven.high
