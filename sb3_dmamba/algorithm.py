@@ -808,9 +808,9 @@ class DecisionMamba(BaseAlgorithm):
                 except (KeyError, TypeError, ValueError) as error:
                     message = f"the optimiser's state is not of this model: {error}"
                     raise ParametersError(message, setting="policy.optimizer") from error
-            for name in ("policy", "trained_policy"):
+            for name, module in (("policy", policy), ("trained_policy", self.trained_policy)):
                 if name in given:
-                    getattr(self, name).load_state_dict(given[name], strict=exact_match)
+                    module.load_state_dict(given[name], strict=exact_match)
             self._updater.has_trained |= "trained_policy" in given
             return
         SavedModel.read(load_path_or_dict).restore_into(self._updater)
@@ -819,6 +819,7 @@ class DecisionMamba(BaseAlgorithm):
         """Do nothing: the networks are built when the spaces are known, in fit."""
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        self._built_policy()
         names = ["policy", "policy.optimizer"]
         return names if self.trained_policy is self.policy else [*names, "trained_policy"], []
 

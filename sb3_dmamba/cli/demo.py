@@ -67,11 +67,12 @@ def _run(
     from sb3_dmamba.data import load_trajectories
     from sb3_dmamba.tasks import get_task
 
-    environment: Any = get_task(_TASK).make_env()  # before training: it may need an extra
-    environment.close()
+    task = get_task(_TASK)
+    if task.env_id is not None:
+        task.make_env().close()  # before training: it may need an extra
     overrides: dict[str, Any] = {} if updates is None else {"n_updates": updates}
     model = decision_mamba(_TASK, seed=seed, **overrides)
-    trajectories = load_trajectories(get_task(_TASK).dataset)
+    trajectories = load_trajectories(task.dataset)
     summary = trajectories.summary()
     out.console.print(summary)
 
@@ -143,7 +144,7 @@ def _record_moments(model: DecisionMamba, target: float) -> list[tuple[Any, floa
         reward = 0.0
         for step in range(1, _FRAME_STEPS[-1] + 1):
             action = actor.predict(observation, reward)
-            observation, reward, _, _, info = env.step(action)  # type: ignore[assignment]
+            observation, reward, _, _, info = env.step(action)
             if step in _FRAME_STEPS:
                 moments.append((env.render(), float(info["x_position"])))
     return moments

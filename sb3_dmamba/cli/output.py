@@ -345,8 +345,10 @@ _BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False,
 
 
 def _parse(text: str, hint: Any) -> Any:
-    if get_origin(hint) is types.UnionType:  # every union here is "int | None"
-        return None if text.lower() == "none" else _parse(text, get_args(hint)[0])
+    if type(None) in get_args(hint):
+        kind = get_args(hint)[0]
+        is_choice = text in get_args(kind)  # "none" may be one
+        return None if text.lower() == "none" and not is_choice else _parse(text, kind)
     if get_origin(hint) is tuple:
         first, second = text.strip("()[] ").split(",")
         return float(first), float(second)

@@ -8,52 +8,28 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
-import io
 import itertools
 import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import Logger
 
 import sb3_dmamba
-from sb3_dmamba.algorithm import DecisionMamba
-from sb3_dmamba.data.sources import load_trajectories
-from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.errors import DecisionMambaError, ExperimentError
-from sb3_dmamba.experiments.runs import (
-    Evaluation,
-    LossCurve,
-    Run,
-    RunFolder,
-    compute_fingerprint,
-    write_json,
-)
+from sb3_dmamba.experiments.models import fit_model, load_data, open_model
+from sb3_dmamba.experiments.runs import Evaluation, LossCurve, RunFolder, write_json
 from sb3_dmamba.machine import describe_device
-
-if TYPE_CHECKING:
-    from sb3_dmamba.experiments.peers import Peer
 
 _CHECKPOINT_SECONDS = 60.0
 _PROGRESS_SECONDS = 1.0
-_N_WARM_UP, _N_MEASURED = 20, 80  # updates; the former are the first of the latter
 _PACKAGES = (
-    "torch",
-    "numpy",
-    "numba",
-    "gymnasium",
-    "stable-baselines3",
-    "d3rlpy",
-    "mujoco",
-    "ale-py",
+    *("torch", "numpy", "numba", "gymnasium", "stable-baselines3", "d3rlpy", "mujoco", "ale-py"),
 )
 
 
@@ -91,7 +67,7 @@ class _Execution:
         self.parent = parent
         if self.run.algorithm:  # d3rlpy's trainings cannot go on from a checkpoint
             folder.discard()
-        self.model = _open_model(self.run, device, folder)
+        self.model = open_model(self.run, device, folder)
         self.session = Session(folder, str(self.model.device))
         self.n_updates = self.run.config.resolved_n_updates
         self.evaluated_updates = self.run.evaluation.evaluated_updates(self.n_updates)
@@ -100,11 +76,11 @@ class _Execution:
         self._evaluate_if_due()
         done = self.model.num_timesteps
         if done < self.n_updates:
-            trajectories = _load(self.run)
+            trajectories = load_data(self.run)
             self.curve = LossCurve(self.folder, done, self.n_updates)
             n_steps = None if done else self.n_updates  # None goes on with the schedule
             with self.session.training():
-                _fit(self.model, trajectories, n_steps, self.after_update)
+                fit_model(self.model, trajectories, n_steps, self.after_update)
         self._finish()
 
     def after_update(self, loss: torch.Tensor | None) -> None:
@@ -176,70 +152,9 @@ class _Execution:
             write_json(self.folder.progress, state)
 
 
-class _EveryUpdate(BaseCallback):
-    def __init__(self, after_update: Callable[[torch.Tensor | None], None]) -> None:
-        super().__init__()
-        self.after_update = after_update
-
-    def _on_step(self) -> bool:
-        self.after_update(self.locals["metrics"].loss)
-        return True
-
-
-def _fit(
-    model: DecisionMamba | Peer,
-    trajectories: Trajectories,
-    n_steps: int | None,
-    after_update: Callable[[torch.Tensor | None], None],
-) -> None:
-    if isinstance(model, DecisionMamba):
-        model.set_logger(Logger(None, []))
-        model.fit(trajectories, n_steps, callback=_EveryUpdate(after_update))
-    else:  # of a peer, d3rlpy keeps the loss to itself
-        model.fit(trajectories, lambda: after_update(None))
-
-
-def measure_update_seconds(run: Run) -> float:
-    """Measure the processor time of an update of a training, on one thread of the CPU."""
-    n_threads = torch.get_num_threads()
-    times: list[float] = []
-    torch.set_num_threads(1)
-    try:
-        # d3rlpy prints
-        with torch.random.fork_rng(), contextlib.redirect_stdout(io.StringIO()):
-            shortened = dataclasses.replace(run, config=run.config.replace(n_updates=_N_MEASURED))
-            model = _open_model(shortened, "cpu")
-            _fit(model, _load(run), _N_MEASURED, lambda _: times.append(time.process_time()))
-    finally:
-        torch.set_num_threads(n_threads)
-    return (times[-1] - times[_N_WARM_UP - 1]) / (_N_MEASURED - _N_WARM_UP)
-
-
 def _exit_without(parent: int | None) -> None:
     if parent is not None and os.getppid() != parent:
         raise SystemExit(f"the process that started this one ({parent}) is gone")
-
-
-def _open_model(run: Run, device: str, folder: RunFolder | None = None) -> DecisionMamba | Peer:
-    if run.algorithm:
-        from sb3_dmamba.experiments.peers import Peer  # imports d3rlpy
-
-        return Peer(run, device)
-    if folder is not None and folder.model.exists():
-        return DecisionMamba.load(folder.model, device=device)
-    return DecisionMamba(run.task, config=run.config, seed=run.seed, device=device)
-
-
-def _load(run: Run) -> Trajectories:
-    trajectories = load_trajectories(run.data.source, **run.data.options)
-    fingerprint = compute_fingerprint(trajectories)
-    if fingerprint != run.data.fingerprint:
-        message = (
-            f"the data at {run.data.source} has changed since {run.label} was planned "
-            f"(fingerprint {run.data.fingerprint}, now {fingerprint}): run the experiment again"
-        )
-        raise ExperimentError(message, setting="data", value=run.data.source)
-    return trajectories
 
 
 class Session:

@@ -104,6 +104,11 @@ class Peer:
             SpaceError: Observations or actions are not vectors of numbers.
         """
         self.observation_space, self.action_space = _check_spaces(trajectories)
+        low, high = self.action_space.low, self.action_space.high
+        bounded = np.isfinite(low).all() and np.isfinite(high).all()
+        if bounded and not ((low == -1.0).all() and (high == 1.0).all()):  # d3rlpy's ends in a tanh
+            scaler = d3rlpy.preprocessing.MinMaxActionScaler(minimum=low, maximum=high)
+            self.algo.config.action_scaler = scaler
         d3rlpy.seed(self.run.seed)
 
         def count(*_: Any) -> None:

@@ -25,7 +25,7 @@ from sb3_dmamba.envs import is_atari
 from sb3_dmamba.errors import ConfigError, UnknownTaskError
 from sb3_dmamba.experiments import catalogue, runs
 from sb3_dmamba.experiments.catalogue import Experiment, Variant
-from sb3_dmamba.experiments.grid import measure_update_seconds
+from sb3_dmamba.experiments.models import measure_update_seconds
 from sb3_dmamba.experiments.runs import DataSource, EvaluationPlan, Run, RunFolder
 from sb3_dmamba.tasks import Task, get_reference_scores, get_task
 from sb3_dmamba.training.updater import resolve_config
@@ -195,10 +195,9 @@ class _Template:
 
     def plan(self, n_updates: int | None, data: DataSource, trajectories: Trajectories) -> Run:
         """Return a run of some length, without its own seed."""
-        task, variant = self.planned.task, self.variant
+        variant = self.variant
+        task = _with_recipe(self.planned.task, variant)
         settings: dict[str, Any] = {}
-        if variant.recipe is not None:
-            task = dataclasses.replace(task, recipe=variant.recipe, overrides={})
         if variant.algorithm:
             given = {} if n_updates is None else {"n_updates": n_updates}
             config = DecisionMambaConfig.from_recipe("paper", **given)
@@ -234,6 +233,13 @@ def _plan_task(
     returns = np.asarray(data.returns, dtype=np.float64)
     targets = tuple(map(float, targets))
     return PlannedTask(task, loaded.source, fingerprint, returns, data.n_steps, targets)
+
+
+def _with_recipe(task: Task, variant: Variant) -> Task:
+    """Return the task with the variant's recipe alone; ``Task.with_recipe`` keeps its own."""
+    if variant.recipe is None:
+        return task
+    return dataclasses.replace(task, recipe=variant.recipe, overrides={})
 
 
 def _make_config(

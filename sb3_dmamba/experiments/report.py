@@ -36,10 +36,10 @@ Numbers are interquartile means over all seeds and episodes of the last weights,
 intervals ({intervals}). A number is bold where its interval lies above all others of its column.
 *Rank correlation* is Spearman's, between asked and achieved, over the targets within the data's
 range. *Better than the first* is how often a training is above one of the first variant under the
-same memory (of the first memory, for the first variant itself), asked {headlines}. *Distance* is
-between the return asked for and a training's mean return, averaged over the targets within the
-data's range and over trainings, in percent of that range. *Spread between seeds* is the standard
-deviation of the trainings' mean returns, at the target of the comparison."""
+same memory (of the first memory, for the first variant itself), asked {headlines}.
+*Distance* is between the return asked for and a training's mean return, averaged over the targets
+within the data's range and over trainings, in percent of that range. *Spread between seeds* is the
+standard deviation of the trainings' mean returns, at the target of the comparison."""
 
 
 _INTERVALS = (
@@ -164,8 +164,9 @@ def _compose_aggregate(summary: ExperimentSummary) -> list[str]:
         return []
     text = (
         "Distances in percent of each dataset's range, their mean, and its ratio to the first "
-        "variant's; how often a training is above one of the first variant, averaged over the "
-        "datasets at their targets of the comparison; the lowest of the rank correlations."
+        "variant's under the same memory; how often a training is above one of the first variant, "
+        "averaged over the datasets at their targets of the comparison; the lowest of the rank "
+        "correlations."
     )
     return ["### All tasks", text, _format_aggregates(summary)]
 
@@ -461,11 +462,9 @@ def _format_costs(costs: Sequence[Mapping[str, Any]]) -> str:
         "processor s training": "training_cpu_seconds",
         "min evaluation": "evaluation_minutes",
     }
-    rows = []
-    for cost in costs:
-        values = (cost.get(name, np.nan) for name in columns.values())  # older ones have fewer
-        texts = ("-" if value != value else f"{value:.1f}" for value in values)
-        rows.append([cost["task"], cost["variant"], *texts])
+    # older files have fewer
+    columns = {k: name for k, name in columns.items() if all(name in cost for cost in costs)}
+    rows = [[c["task"], c["variant"], *(f"{c[n]:.1f}" for n in columns.values())] for c in costs]
     return format_table(["task", "variant", *columns], rows)
 
 

@@ -315,7 +315,7 @@ _MOST_EPISODES = 0.5  # that end at a time limit, for time_encoding=None
 
 def resolve_config(config: DecisionMambaConfig, trajectories: Trajectories) -> DecisionMambaConfig:
     """Return a config in which the settings that a dataset decides have its values."""
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"channel_mixing": config.resolved_channel_mixing}
     if config.return_scale is None:
         scale = float(np.std(trajectories.returns_to_go, dtype=np.float64))
         found["return_scale"] = float(f"{scale:.4g}") if scale > 0.0 else 1.0

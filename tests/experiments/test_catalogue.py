@@ -20,6 +20,7 @@ from sb3_dmamba.experiments.catalogue import (
 )
 from sb3_dmamba.experiments.grid import execute_run
 from sb3_dmamba.experiments.plan import Request, _make_config
+from sb3_dmamba.experiments.plan import _with_recipe as with_recipe
 from sb3_dmamba.experiments.runs import RunFolder
 from sb3_dmamba.tasks import get_task
 from tests.data import dqn_files
@@ -79,7 +80,9 @@ def test_every_variant_has_its_own_config_on_every_task() -> None:
             task = small.get(name) or get_task(name)
             planned = [
                 (
-                    repr(_make_config(task, experiment, variant, REQUEST, None)),
+                    _make_config(with_recipe(task, variant), experiment, variant, REQUEST, None)
+                    if not variant.algorithm
+                    else (variant.algorithm, repr(variant.settings)),
                     repr(variant.data_options),
                 )
                 for variant in experiment.variants.values()

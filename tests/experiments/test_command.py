@@ -73,6 +73,11 @@ def test_options_take_several_values_at_once(asked: dict[str, Any]) -> None:
     assert asked["slurm"] is None
 
 
+def test_a_budget_of_processor_time(asked: dict[str, Any]) -> None:
+    assert invoke("mixers", "--processor-seconds", "2.5").exit_code == 0
+    assert asked["request"].processor_seconds == 2.5
+
+
 def test_engines(asked: dict[str, Any]) -> None:
     assert invoke("mixers", "--ray", "--threads", "2", "--device", "cpu").exit_code == 0
     assert asked["engine"] == type(asked["engine"])("ray", 1, 2, "cpu")
@@ -88,6 +93,7 @@ def test_mistakes_are_said_in_a_line(tmp_path: Path) -> None:
         "--updates": ["mixers", "--set", "n_updates=3"],
         "no/such/folder": ["mixers", "--data", "no/such/folder/at-all"],
         "leave --updates out": ["efficiency", "--updates", "3"],
+        "leave --processor-seconds out": ["efficiency", "--processor-seconds", "3"],
     }
     for message, arguments in mistakes.items():
         result = invoke(*arguments, "--out", str(tmp_path))

@@ -11,7 +11,9 @@ import pytest
 from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.envs import ATARI_ID
 from sb3_dmamba.errors import ConfigError, DecisionMambaError, UnknownTaskError
-from sb3_dmamba.experiments.catalogue import list_small_tasks
+from sb3_dmamba.experiments import engines
+from sb3_dmamba.experiments import plan as module
+from sb3_dmamba.experiments.catalogue import Variant, list_small_tasks
 from sb3_dmamba.experiments.plan import (
     LoadedData,
     PlannedTask,
@@ -20,7 +22,7 @@ from sb3_dmamba.experiments.plan import (
     make_plan,
     resolve_data,
 )
-from sb3_dmamba.experiments.runs import EvaluationPlan
+from sb3_dmamba.experiments.runs import EvaluationPlan, Run
 from sb3_dmamba.tasks import Task
 from tests.experiments.toys import TOY, cartpole_data, changed, save_data, toy_plan
 
@@ -45,6 +47,55 @@ def test_settings_add_up_in_order(tmp_path: Path) -> None:
     assert mamba.lr_schedule == "linear"  # the task's
     assert (mamba.n_layers, mamba.dropout) == (2, 0.3)  # the user's, over all
     assert (mamba.n_updates, mamba.warmup_updates) == (20, 2)  # in proportion
+
+
+def test_a_variant_s_recipe_replaces_the_task_s(tmp_path: Path) -> None:
+    named = {each: Variant({"d_conv": 3}, recipe=each) for each in ("default", "paper")}
+    experiment = changed(TOY, variants={"own": Variant(), **named}, settings={})
+    plan = toy_plan(tmp_path, experiment, data=(f"cartpole={save_data(tmp_path / 'data')}",))
+    own, default, paper = (each.run.config for each in plan.runs[::2])
+    assert own.hidden_size == 64  # the small task's
+    for config, recipe in ((default, "default"), (paper, "paper")):
+        plain = DecisionMambaConfig.from_recipe(recipe)
+        assert (config.hidden_size, config.learning_rate) == (128, plain.learning_rate)
+        assert (config.context_length, config.d_conv) == (plain.context_length, 3)
+    assert (paper.return_scale, own.return_scale) == (1000.0, 100.0)
+
+
+def test_a_budget_buys_the_same_updates_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[Run] = []
+
+    def measure(run: Run) -> float:
+        measured.append(run)
+        return 0.1 * len(measured)
+
+    monkeypatch.setattr(module, "measure_update_seconds", measure)
+    budget = {"n_updates": None, "processor_seconds": 4.0}
+    plan = toy_plan(tmp_path, **budget)
+    assert [each.run.config.n_updates for each in plan.runs] == [40, 40, 20, 20]
+    assert [each.run.config.warmup_updates for each in plan.runs] == [4, 4, 2, 2]
+    assert len(measured) == 2
+    assert (plan.processor_seconds, measured[0].seed) == (4.0, 0)
+    again = toy_plan(tmp_path, **{**budget, "n_episodes": 2, "seeds": (1,)})
+    assert [each.run.config.n_updates for each in again.runs] == [40, 20]
+    double = toy_plan(tmp_path, **{**budget, "processor_seconds": 8.0})
+    assert [each.run.config.n_updates for each in double.runs] == [80, 80, 40, 40]
+    assert len(measured) == 2  # kept beside the runs
+    toy_plan(tmp_path, **budget, settings={"hidden_size": 16})
+    assert len(measured) == 4  # another network has another cost
+    own = changed(TOY, processor_seconds=2.0)
+    assert toy_plan(tmp_path, own, n_updates=None).runs[0].run.config.n_updates == 20
+    assert toy_plan(tmp_path, own).processor_seconds is None  # updates were asked for
+    for wrong in ({"processor_seconds": 2.0}, {"n_updates": None, "processor_seconds": 0.0}):
+        with pytest.raises(ConfigError) as caught:
+            toy_plan(tmp_path, **wrong)
+        assert caught.value.setting == "processor_seconds"
+    with pytest.raises(ConfigError) as caught:
+        engines._on_the_processor(engines.Engine(device="cuda"))
+    assert (caught.value.setting, caught.value.value) == ("device", "cuda")
+    assert engines._on_the_processor(engines.Engine()).device == "cpu"
 
 
 def test_data_without_a_task_gets_its_scale_and_targets_from_itself(tmp_path: Path) -> None:

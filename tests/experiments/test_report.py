@@ -18,7 +18,7 @@ from sb3_dmamba.experiments.plan import Plan
 from sb3_dmamba.experiments.record import ExperimentSummary, Record, summarize
 from sb3_dmamba.experiments.report import MACHINE_HEADING, main, rebuild_report, write_report
 from sb3_dmamba.experiments.runs import write_json
-from tests.experiments.toys import fake_result, toy_plan
+from tests.experiments.toys import fake_result, save_data, toy_plan
 
 PLOTS = dict(module._PLOTS)
 REPOSITORY = Path(__file__).parents[2]
@@ -81,6 +81,34 @@ def test_a_part_of_the_runs_can_be_reported(plan: Plan, tmp_path: Path) -> None:
         planned.folder.result.unlink()
     with pytest.raises(ExperimentError, match="nothing to report"):
         summary_of(plan)
+
+
+def test_distances_and_all_tasks_together(plan: Plan, tmp_path: Path) -> None:
+    """Seed s of mamba reaches (4, 9, 13) + s/10, of attention (4, 5, 5) + s/10; asked 5, 10, 14."""
+    (task,) = summary_of(plan).tasks
+    low, high = task.task["lowest_return"], task.task["highest_return"]
+    within = [each for each in TARGETS if low <= each <= high]
+    for arm in task.arms:
+        levels = dict(zip(TARGETS, LEVELS[arm.variant], strict=True))
+        expected = np.mean([t - levels[t] - 0.1 for t in within]) / (high - low)
+        assert arm.distance is not None
+        assert arm.distance.value == pytest.approx(expected)
+        assert arm.distance.low < expected < arm.distance.high
+    assert f"| spread between seeds, asked {task.headline:.0f}" in report_of(plan, tmp_path / "out")
+    data = (str(tmp_path / "data"), str(save_data(tmp_path / "more", seed=1)))
+    levels = {**LEVELS, "attention": (5.0, 9.9, 13.9)}
+    both = finish(toy_plan(tmp_path, data=data, target_returns=TARGETS, seeds=(0, 1)), levels)
+    summary = summary_of(both)
+    (mamba, attention) = (each for each in summary.aggregates if each.arms[0].memory == "window")
+    assert (mamba.ratio, mamba.improvement) == (1.0, None)
+    distances = [arm.distance.value for arm in attention.arms if arm.distance]
+    assert len(distances) == 2
+    assert attention.distance == pytest.approx(np.mean(distances))
+    assert attention.ratio == pytest.approx(attention.distance / mamba.distance)
+    assert attention.improvement is not None
+    assert (attention.improvement.value, attention.improvement.high) == (1.0, 1.0)
+    assert attention.lowest_rank_correlation == pytest.approx(1.0)
+    assert "### All tasks" in report_of(both, tmp_path / "both")
 
 
 def test_the_same_results_give_the_same_bytes(plan: Plan, tmp_path: Path) -> None:

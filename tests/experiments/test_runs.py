@@ -49,6 +49,8 @@ def test_everything_that_decides_the_result_changes_the_key() -> None:
         {"task": Task("toy", env_id="CartPole-v0")},
         {"task": Task("toy", env_id="CartPole-v1", env_kwargs={"sutton_barto_reward": True})},
         {"task": Task("toy", env_id="CartPole-v1", clip_rewards=True)},
+        {"algorithm": "d3rlpy:BC"},
+        {"algorithm": "d3rlpy:BC", "algorithm_settings": {"batch_size": 8}},
         {"evaluation": EvaluationPlan((5.0,), 4)},
         {"evaluation": EvaluationPlan((5.0, 10.0), 5)},
         {"evaluation": EvaluationPlan((5.0, 10.0), 4, ("stream",))},
@@ -69,6 +71,8 @@ def test_everything_that_decides_the_result_changes_the_key() -> None:
 def test_a_run_survives_json() -> None:
     again = Run.from_dict(json.loads(json.dumps(RUN.to_dict())))
     assert (again, again.label, again.key) == (RUN, RUN.label, RUN.key)
+    peer = changed(RUN, algorithm="d3rlpy:BC", algorithm_settings={"batch_size": 8})
+    assert Run.from_dict(json.loads(json.dumps(peer.to_dict()))) == peer
     fields: dict[str, Any]
     for fields in ({}, {"format": 2}, {"format": 1, "seed": 3}):
         with pytest.raises(ConfigError):

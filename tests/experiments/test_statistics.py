@@ -18,6 +18,7 @@ from sb3_dmamba.evaluation.statistics import (
 )
 from sb3_dmamba.evaluation.statistics import compute_mean as mean
 from sb3_dmamba.experiments.statistics import (
+    compute_distance,
     compute_performance_profile,
     compute_probability_of_improvement,
     compute_rank_correlation,
@@ -130,6 +131,31 @@ def test_every_pair_of_trainings_counts_and_ties_half() -> None:
     found = compute_probability_of_improvement(first, second)
     assert found.value == (0.5 + 1 + 1 + 1) / 6
     assert compute_probability_of_improvement(second, first).value == pytest.approx(1 - found.value)
+
+
+def test_improvement_over_several_tasks_is_their_mean() -> None:
+    strong = np.full((3, 2), 2.0), np.zeros((3, 2))
+    even = np.array([[0.0], [1.0], [2.0]]), np.array([[0.0], [1.0], [2.0]])
+    alone = [compute_probability_of_improvement(*each) for each in (strong, even)]
+    both = compute_probability_of_improvement([strong[0], even[0]], [strong[1], even[1]])
+    assert both.value == (1.0 + 0.5) / 2
+    below = math.hypot(*(each.value - each.low for each in alone)) / 2
+    assert both.low == pytest.approx(0.75 - below)
+    assert both.high == pytest.approx(0.75 + (alone[1].high - 0.5) / 2)
+    assert both.n_seeds == 3
+    with pytest.raises(ConfigError):
+        compute_probability_of_improvement([strong[0], even[0]], [strong[1]])
+
+
+def test_the_distance_of_asked_and_achieved_is_of_each_training() -> None:
+    means = np.array([[10.0, 30.0], [40.0, 20.0]])  # two targets, two seeds: 20 and 30 are asked
+    found = compute_distance([20.0, 30.0], means, 100.0)
+    assert found.value == pytest.approx(0.10)  # no seed's error makes up for another's
+    assert (found.low, found.high) == pytest.approx((0.1, 0.1))  # both seeds are as far away
+    uneven = compute_distance([20.0], np.array([[20.0, 60.0]]), 100.0)
+    assert uneven.value == pytest.approx(0.2)
+    assert uneven.low == 0.0 < uneven.value < uneven.high
+    assert math.isnan(compute_distance([20.0], np.array([[25.0]]), 100.0).low)
 
 
 def test_few_seeds_on_one_side_prove_little() -> None:
