@@ -321,10 +321,8 @@ def _print_resume_command(path: Path) -> None:
 
 
 _BY_THE_DATA = (
-    "n_updates",
-    "return_scale",
-    "max_timestep",
-    "time_encoding",
+    *("n_updates", "return_scale", "max_timestep", "time_encoding"),
+    "channel_mixing",
 )  # where the recipe has None
 
 

@@ -148,7 +148,7 @@ class StatefulActor:
         shape = space.shape or ()
         if isinstance(x, tuple) and len(x) == 2 and isinstance(x[1], dict):
             message = "the observation is a tuple: of reset's (observation, info) pass the first"
-            raise SpaceError(message, setting="observation", value=x)
+            raise SpaceError(message, setting="observation", value=x, choices=[shape])
         observation = channels_first(flatten_for(space, x), space)
         if observation.shape == shape:
             is_double = observation.dtype == np.float64

@@ -250,13 +250,12 @@ def test_damaged_files(minari_root: Path) -> None:
 
 
 def test_the_bundled_dataset_is_found_by_its_id() -> None:
-    bundled = load_trajectories("sb3_dmamba/hopper-v0")
-    assert (len(bundled), bundled.n_steps, bundled.env_id) == (549, 79_963, "Hopper-v5")
-    assert bundled.source == "minari:sb3_dmamba/hopper-v0"
-    # What data/bundled/README.md says of the two parts.
-    replay, medium = bundled.returns[:474], bundled.returns[474:]
-    found = (replay.mean(), medium.mean(), medium.max())
-    assert found == pytest.approx((221.4, 1392.0, 2913.2), abs=0.05)
+    bundled = load_trajectories("sb3_dmamba/halfcheetah-v0")
+    assert (len(bundled), bundled.n_steps, bundled.env_id) == (90, 90_000, "HalfCheetah-v5")
+    assert bundled.source == "minari:sb3_dmamba/halfcheetah-v0"
+    # What data/bundled/README.md says of the five levels.
+    levels = bundled.returns.reshape(5, 18).mean(axis=1)
+    assert levels == pytest.approx((1216.6, 2260.0, 3319.6, 3495.6, 4423.7), abs=0.05)
 
 
 def test_d4rl_names_and_minari_ids_are_told_apart(

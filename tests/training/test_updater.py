@@ -307,9 +307,8 @@ def test_the_data_decides_what_is_left_open() -> None:
         assert resolve_config(open_config, cut).time_encoding == expected
     tokens = open_config.replace(conditioning="sequence")
     assert resolve_config(tokens, data).resolved_time_encoding == "timestep"
-    given = DecisionMambaConfig(
-        return_scale=3.0, n_updates=7, max_timestep=9, time_encoding="timestep"
-    )
+    numbers: dict[str, Any] = {"return_scale": 3.0, "n_updates": 7, "max_timestep": 9}
+    given = DecisionMambaConfig(**numbers, time_encoding="timestep", channel_mixing=False)
     assert resolve_config(given, data) == given
     constant = dataclasses.replace(data, rewards=np.zeros_like(data.rewards))
     assert resolve_config(open_config, constant).return_scale == 1.0
