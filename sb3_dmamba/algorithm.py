@@ -819,9 +819,8 @@ class DecisionMamba(BaseAlgorithm):
         """Do nothing: the networks are built when the spaces are known, in fit."""
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        self._built_policy()
-        names = ["policy", "policy.optimizer"]
-        return names if self.trained_policy is self.policy else [*names, "trained_policy"], []
+        policy, names = self._built_policy(), ["policy", "policy.optimizer"]
+        return names if self.trained_policy is policy else [*names, "trained_policy"], []
 
     def _check_spaces(self, env: Any, name: str) -> None:
         check_spaces(self.policy.flat_space, self.action_space, env, name)

@@ -28,4 +28,4 @@ def test_the_page_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.Mo
     for block in code:
         exec(compile(block, "docs/export.md", "exec"), names)
     assert names["is_over"]
-    assert names["outputs"]["action"].shape == (2, 3)
+    assert names["outputs"]["action"].shape == (2, 6)
