@@ -711,7 +711,7 @@ class DecisionMamba(BaseAlgorithm):
         """
         if self._lr_function is not None:
             return self._lr_function
-        n_updates = self._total_timesteps or self.config.n_updates
+        n_updates = self._total_timesteps or self.config.n_updates or 1000  # before fit
         config = self.config.replace(**(self._schedule or plan_schedule(self.config, n_updates)))
 
         def rate(progress_remaining: float) -> float:

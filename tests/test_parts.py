@@ -72,6 +72,7 @@ def test_parts_are_matched_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     record().save(tmp_path / "store")
     monkeypatch.setattr(DecisionMambaPolicy, "act", note)
     conditioned = model.condition_env
+    look: Any = Reach().look()
 
     def set_env(env: Any) -> None:
         model.set_env(env)
@@ -91,7 +92,7 @@ def test_parts_are_matched_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "collect": lambda: collect(model, Reach(), 3),
         "evaluation in fit": lambda: fit().fit(n_steps=1, eval_env=Reach(), eval_freq=1),
         "predict": lambda: model.predict({"observation": Reach().look(), "return_to_go": 3.0}),
-        "actor": lambda: model.as_stateful_wrapper(3.0).predict(Reach().look(), 0.0),
+        "actor": lambda: model.as_stateful_wrapper(3.0).predict(look, 0.0),
         "store": lambda: fit().fit(tmp_path / "store", 1).evaluate(3, 1, env=Reach),
     }
     wrong = []

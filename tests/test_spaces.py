@@ -270,11 +270,13 @@ PARTS = spaces.Dict(
         ("m", spaces.MultiDiscrete([2, 3])),
     ]
 )
+T: Any = PARTS["t"]
+Z: Any = PARTS["z"]
 OTHER_ORDER = spaces.Dict(
     [
         ("m", PARTS["m"]),
-        ("t", spaces.Tuple([PARTS["t"][0], spaces.Dict([("p", BOX1), ("q", BOX1)])])),
-        ("z", spaces.Dict([("a", PARTS["z"]["a"]), ("b", PARTS["z"]["b"])])),
+        ("t", spaces.Tuple([T[0], spaces.Dict([("p", BOX1), ("q", BOX1)])])),
+        ("z", spaces.Dict([("a", Z["a"]), ("b", Z["b"])])),
     ]
 )
 
@@ -320,7 +322,8 @@ def test_the_order_of_parts_is_kept_in_files() -> None:
     ]
     for source in broken:
         error_of(space_from_json, {**whole, "source": source})
-    exotic = flat_space(spaces.Dict([((1, 2), BOX1)]))
+    keys: Any = [((1, 2), BOX1)]
+    exotic = flat_space(spaces.Dict(keys))
     assert name_parts(space_from_json(space_to_json(exotic))) is None
 
 

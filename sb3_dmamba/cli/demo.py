@@ -69,7 +69,8 @@ def _run(
 
     task = get_task(_TASK)
     if task.env_id is not None:
-        task.make_env().close()  # before training: it may need an extra
+        with task.make_env():  # before training: it may need an extra
+            pass
     overrides: dict[str, Any] = {} if updates is None else {"n_updates": updates}
     model = decision_mamba(_TASK, seed=seed, **overrides)
     trajectories = load_trajectories(task.dataset)

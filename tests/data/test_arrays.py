@@ -177,7 +177,8 @@ def test_bounds_that_cannot_be_learnt() -> None:
         (-1e9, 1e9),
         ([-1, 0], [1, 0]),
     ):
-        space = spaces.Box(*(np.float32(np.broadcast_to(each, 2)) for each in (low, high)))
+        lowest, highest = (np.float32(np.broadcast_to(each, 2)) for each in (low, high))
+        space = spaces.Box(lowest, highest)
         error = refusal(_arrays(**actions), SpaceError, action_space=space)
         assert (error.setting, error.value) == ("action_space", space)
         code = str(error).partition("action_space=")[2].partition(", in which")[0]

@@ -453,7 +453,7 @@ def test_spaces_in_place_of_the_recorded_ones(minari_root: Path) -> None:
     recorded = load_trajectories("box/small-v0").observations
     _edit(minari_root, action_space=narrow)
     assert refusal("box/small-v0").setting == "actions"
-    given = {
+    given: Any = {
         "observation_space": spaces.Dict([("b", VECTOR), ("a", VECTOR)]),
         "action_space": ACTIONS,
     }
@@ -473,7 +473,8 @@ def test_harmless_wrappers_keep_the_environment(minari_root: Path) -> None:
     _edit(minari_root, env_spec=env.spec.to_json())
     data = load_trajectories("box/small-v0")
     assert (data.env_id, data.env_kwargs) == ("Pendulum-v1", {"max_episode_steps": 200})
-    _edit(minari_root, env_spec=wrappers.FlattenObservation(env).spec.to_json())
+    flattened: Any = wrappers.FlattenObservation(env)
+    _edit(minari_root, env_spec=flattened.spec.to_json())
     with pytest.warns(UserWarning, match="recover_environment") as caught:
         assert load_trajectories("box/small-v0").env_id is None
     assert caught[0].filename == __file__
