@@ -10,7 +10,7 @@ import pytest
 
 PAGE = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
 SMALLER = {'"halfcheetah-bundled"': '"halfcheetah-bundled", n_layers=1, hidden_size=16'}
-SMALLER |= {"n_steps=3000": "n_steps=1"}
+SMALLER |= {"n_steps=1200": "n_steps=1"}
 
 
 def blocks(language: str) -> list[str]:
