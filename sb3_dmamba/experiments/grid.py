@@ -102,6 +102,7 @@ class _Execution:
         update, plan = self.model.num_timesteps, self.run.evaluation
         if update not in self.evaluated_updates:
             return
+        memory: Any  # also a peer's
         for memory in plan.memories:
             path = self._evaluation_path(update, memory)
             if self.folder.read_json(path, None) is not None:

@@ -150,9 +150,12 @@ class Peer:
     def initial_state(self, n: int, memory: Any = None) -> History:
         """Return the empty history of ``n`` episodes."""
         length = self.algo.config.context_size if self.is_conditioned else 0
-        widths = self.observation_space.shape[0], self.action_space.shape[0]
-        vectors = [np.zeros((n, length, width), dtype=np.float32) for width in widths]
-        return History(*vectors, np.zeros((n, length), np.float32), np.zeros(n, np.int64))
+        return History(
+            observations=np.zeros((n, length, *self.observation_space.shape), np.float32),
+            actions=np.zeros((n, length, *self.action_space.shape), np.float32),
+            returns_to_go=np.zeros((n, length), np.float32),
+            lengths=np.zeros(n, np.int64),
+        )
 
     def act(
         self,

@@ -471,8 +471,10 @@ def _format_costs(costs: Sequence[Mapping[str, Any]]) -> str:
 # --- Pictures ------------------------------------------------------------------------------------
 
 # Okabe and Ito's palette, told apart by colour-blind readers too; a colour a variant
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_COLOURS += ("#999999", "#882255", "#44AA99")  # grey, and two of Tol's
+_COLOURS = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"),
+    *("#999999", "#882255", "#44AA99"),  # grey, and two of Tol's
+)
 _LINE_STYLES = {"window": "-", "stream": "--"}
 _DATA_COLOUR = "#E69F00"
 _LOG_RANGE = 20.0  # targets spread over more than this factor are drawn at equal distances
