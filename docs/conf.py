@@ -48,6 +48,7 @@ napoleon_use_rtype = False
 # Names of other packages have no page here. Those of this package must lead somewhere.
 nitpicky = True
 nitpick_ignore_regex = [
+    (r"py:obj", r"typing\.Literal\[.*"),  # a default beside its type is split at the comma
     (r"py:.*", r"(?!sb3_dmamba)[\w.]+(\[\w+)?"),
     (r"py:.*", r"sb3_dmamba\.[\w.]+\.Self"),  # a type variable
 ]

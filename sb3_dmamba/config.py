@@ -201,7 +201,7 @@ class DecisionMambaConfig:
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens of one environment step: return-to-go, state, action, or the last two."""
+        """Tokens of an environment step, 3 with the return-to-go among them, else 2."""
         return 3 if self.conditioning == "sequence" else 2
 
     def replace(self, **overrides: Any) -> DecisionMambaConfig:
