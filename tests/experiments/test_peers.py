@@ -161,7 +161,7 @@ def test_an_update_of_either_kind_can_be_measured(tmp_path: Path) -> None:
 
 def test_what_is_no_peer_is_refused(tmp_path: Path) -> None:
     run = plan_peers(tmp_path, "BC").runs[0].run
-    mistakes = {
+    mistakes: dict[str, dict[str, Any]] = {
         "algorithm": {"algorithm": "d3rlpy:XYZ"},
         "sise": {"algorithm_settings": {"sise": 1}},
     }

@@ -55,8 +55,8 @@ def test_a_variant_s_recipe_replaces_the_task_s(tmp_path: Path) -> None:
     plan = toy_plan(tmp_path, experiment, data=(f"cartpole={save_data(tmp_path / 'data')}",))
     own, default, paper = (each.run.config for each in plan.runs[::2])
     assert own.hidden_size == 64  # the small task's
-    for config, recipe in ((default, "default"), (paper, "paper")):
-        plain = DecisionMambaConfig.from_recipe(recipe)
+    plains = DecisionMambaConfig(), DecisionMambaConfig.from_recipe("paper")
+    for config, plain in zip((default, paper), plains, strict=True):
         assert (config.hidden_size, config.learning_rate) == (128, plain.learning_rate)
         assert (config.context_length, config.d_conv) == (plain.context_length, 3)
     assert (paper.return_scale, own.return_scale) == (1000.0, 100.0)
@@ -72,7 +72,7 @@ def test_a_budget_buys_the_same_updates_each_time(
         return 0.1 * len(measured)
 
     monkeypatch.setattr(module, "measure_update_seconds", measure)
-    budget = {"n_updates": None, "processor_seconds": 4.0}
+    budget: dict[str, Any] = {"n_updates": None, "processor_seconds": 4.0}
     plan = toy_plan(tmp_path, **budget)
     assert [each.run.config.n_updates for each in plan.runs] == [40, 40, 20, 20]
     assert [each.run.config.warmup_updates for each in plan.runs] == [4, 4, 2, 2]

@@ -89,8 +89,8 @@ def test_distances_and_all_tasks_together(plan: Plan, tmp_path: Path) -> None:
     low, high = task.task["lowest_return"], task.task["highest_return"]
     within = [each for each in TARGETS if low <= each <= high]
     for arm in task.arms:
-        levels = dict(zip(TARGETS, LEVELS[arm.variant], strict=True))
-        expected = np.mean([t - levels[t] - 0.1 for t in within]) / (high - low)
+        reached = dict(zip(TARGETS, LEVELS[arm.variant], strict=True))
+        expected = np.mean([t - reached[t] - 0.1 for t in within]) / (high - low)
         assert arm.distance is not None
         assert arm.distance.value == pytest.approx(expected)
         assert arm.distance.low < expected < arm.distance.high
