@@ -130,7 +130,7 @@ def test_load_takes_what_stable_baselines3s_load_takes(
         tmp_path / "model", None, "cpu", {"learning_rate": 0.0}, True, True, verbose=1, seed=8
     )
     assert "Stable-Baselines3" in capsys.readouterr().out
-    assert (loaded.seed, loaded.verbose, loaded.learning_rate) == (8, 1, model.learning_rate)
+    assert (loaded.seed, loaded.verbose, loaded.learning_rate) == (8, 1, 0.0)
     loaded = DecisionMamba.load(
         tmp_path / "model", env=make_env, target_return=7.5, memory="stream", learning_rate=0.5
     )
