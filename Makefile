@@ -18,7 +18,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 install: $(INSTALLED) ## Make the virtual environment with the tried versions
 
-demo: install ## Train on the bundled Hopper dataset, evaluate, plot (runs/demo)
+demo: install ## Train on the bundled dataset, evaluate, plot (runs/demo)
 	$(VENV)/bin/dmamba demo
 
 test: install ## Run the tests, one process for each core
