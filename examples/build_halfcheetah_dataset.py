@@ -179,11 +179,11 @@ def _compress(path: Path) -> None:
             if isinstance(node, h5py.Group):
                 copy.require_group(name).attrs.update(node.attrs)
             else:
-                small = node.nbytes < SMALLEST_COMPRESSED
-                options = {} if small else {"compression": "gzip", "compression_opts": 9}
-                stored = copy.create_dataset(
-                    name, data=node[()], shuffle=not small or None, **options
-                )
+                options: dict[str, Any] = {}
+                if node.nbytes >= SMALLEST_COMPRESSED:
+                    options = {"compression": "gzip", "compression_opts": 9, "shuffle": True}
+                    options["chunks"] = (len(node), *[1] * (node.ndim - 1))  # a column each
+                stored = copy.create_dataset(name, data=node[()], **options)
                 stored.attrs.update(node.attrs)
 
         source.visititems(visit)
