@@ -356,9 +356,10 @@ def _convert_returns(learnable: Learnable, weights: Weights) -> float:
     scaling = _read_scaler(learnable, "reward_scaler")
     shift, scale = float(scaling.shift), float(scaling.scale)
     first = f"{_RETURNS}0." if f"{_RETURNS}0.weight" in weights else _RETURNS
-    weight, bias = weights[f"{first}weight"], weights[f"{first}bias"]  # (H, 1), (H,)
+    # The first column is the return-to-go's; there may be another, the time's.
+    weight, bias = weights[f"{first}weight"].clone(), weights[f"{first}bias"]
     if scale < 0.0:
-        weight, scale = -weight, -scale  # (r - s) / -c = -((r - s) / c)
+        weight[:, 0], scale = -weight[:, 0], -scale  # (r - s) / -c = -((r - s) / c)
     if shift != 0.0:
         bias = (bias.double() - weight[:, 0].double() * (shift / scale)).to(bias.dtype)
     weights[f"{first}weight"], weights[f"{first}bias"] = weight, bias

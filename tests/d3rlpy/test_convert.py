@@ -9,6 +9,7 @@ from typing import Any
 import d3rlpy
 import numpy as np
 import pytest
+import torch
 from d3rlpy.algos import DecisionTransformerConfig
 from d3rlpy.models import PixelEncoderFactory, VectorEncoderFactory
 from d3rlpy.optimizers import AdamWFactory, RMSpropFactory, WarmupSchedulerFactory
@@ -31,6 +32,7 @@ from sb3_dmamba.config import Memory
 from sb3_dmamba.d3rlpy import DecisionMambaEncoderFactory, from_sb3, to_sb3
 from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.errors import ConfigError, ModelFileError, NotFittedError, SpaceError
+from sb3_dmamba.networks.model import Modulation
 from tests.d3rlpy.cases import draw_batch, make_algo, make_scalers, vector_encoder
 from tests.models import tiny_model
 from tests.toys import ChoiceEnv, choice_trajectories, random_trajectories
@@ -201,8 +203,12 @@ def test_scalers_become_part_of_the_network() -> None:
     model = to_sb3(learnable)
     assert model.config.encoder == "nature_cnn"
     both_play(model, learnable, random_trajectories((13,), (2, 36, 36), n_actions=3))
-    for fields in SCALERS:
+    clock = {"conditioning": "decoupled", "time_encoding": "condition"}
+    for fields in [{**clock, "reward_scaler": MultiplyRewardScaler(-0.2)}, *SCALERS]:
         learnable = make_algo("mamba", (9,), **{"encoder_factory": vector_encoder(), **fields})
+        for module in learnable.impl.model.modules():
+            if isinstance(module, Modulation):  # which starts without effect
+                torch.nn.init.normal_(module.projection.weight, std=0.3)
         model = to_sb3(learnable)
         data = random_trajectories(observation_shape=(9,))
         if isinstance(learnable.observation_scaler, PixelObservationScaler):
