@@ -219,8 +219,8 @@ def get_task(name: str) -> Task:
         return _minari_task(name)
     if name == "hopper-bundled":
         message = (
-            'the data of "hopper-bundled" left the package with version 0.2, and '
-            '"halfcheetah-bundled" takes its place: models trained on it still load'
+            'the data of "hopper-bundled" is no longer in the package: use "halfcheetah-bundled" '
+            "(models trained on the former still load)"
         )
         raise UnknownTaskError(message, setting="task", value=name, choices=["halfcheetah-bundled"])
     near = _near_tasks(name)

@@ -35,7 +35,7 @@ def make_environment(env_id: str, env_kwargs: Mapping[str, Any]) -> gymnasium.En
 
     name, kwargs = _resolve(env_id, env_kwargs)
     try:
-        with warnings.catch_warnings(), _without_notes_of_mujoco(name):
+        with warnings.catch_warnings(), _silence_mujoco_deprecations(name):
             # Hopper-v4 and its siblings are asked for on purpose: v5 changes the rewards.
             warnings.filterwarnings("ignore", ".*is out of date", DeprecationWarning)
             return gymnasium.make(name, **kwargs)
@@ -74,8 +74,8 @@ def _warn_unless_deprecated(text: str) -> None:
 
 
 @contextmanager
-def _without_notes_of_mujoco(name: str) -> Iterator[None]:
-    """Drop what MuJoCo 4 prints for every HalfCheetah made: that its model file is old."""
+def _silence_mujoco_deprecations(name: str) -> Iterator[None]:
+    """Silence MuJoCo 4 about Gymnasium's model files, such as HalfCheetah's, for each one made."""
     import gymnasium
 
     spec = gymnasium.registry.get(name)

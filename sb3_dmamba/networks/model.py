@@ -194,9 +194,6 @@ _CHANNEL_MIXING_RATIO = 4
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU}
 
 
-_STATE_AND_ACTION = 2  # tokens of a step, that its return-to-go modulates
-
-
 class Modulation(nn.Module):
     """Factors and shifts of each step's tokens, from the step's return-to-go.
 
@@ -216,11 +213,10 @@ class Modulation(nn.Module):
 
     def reset(self) -> None:
         """Set the initial weights, which ``initialize`` must leave alone."""
+        factor_shift_gate = torch.tensor([1.0, 0.0, 1.0])[: self.n_rows]
         nn.init.zeros_(self.projection.weight)
-        with torch.no_grad():  # factor, shift, gate
-            self.projection.bias.view(self.n_rows, -1)[:] = torch.tensor([1.0, 0.0, 1.0])[
-                : self.n_rows, None
-            ]
+        with torch.no_grad():
+            self.projection.bias.view(self.n_rows, -1).copy_(factor_shift_gate.unsqueeze(1))
 
     def forward(
         self, condition: Float[Tensor, "B K C"], n_tokens: int = 1
@@ -247,6 +243,7 @@ class Block(nn.Module):
         width = config.hidden_size
         is_decoupled = config.conditioning == "decoupled"
         self.norm = nn.LayerNorm(width, elementwise_affine=not is_decoupled)
+        self.tokens_per_step = config.tokens_per_step
         self.modulation = Modulation(width, has_gate=True) if is_decoupled else None
         self.mixer: _Mixer = _MIXERS[config.mixer](config)
         self.dropout = Dropout(config.dropout)
@@ -267,7 +264,7 @@ class Block(nn.Module):
         condition: Float[Tensor, "B K C"] | None = None,
     ) -> Float[Tensor, "B M H"]:
         """Apply the block to whole sequences; ``readout`` selects the tokens to return."""
-        normed, gate = self._normalize(tokens, condition, _STATE_AND_ACTION)
+        normed, gate = self._normalize(tokens, condition, self.tokens_per_step)
         mixed = self.dropout(self.mixer(normed, readout))
         return self._add(tokens, mixed, gate, readout)
 
@@ -280,7 +277,7 @@ class Block(nn.Module):
         condition: Float[Tensor, "B K C"] | None = None,
     ) -> tuple[Float[Tensor, "B M H"], dict[str, Tensor]]:
         """Apply the block to continued sequences; see :meth:`MambaMixer.resume`."""
-        normed, gate = self._normalize(tokens, condition, _STATE_AND_ACTION)
+        normed, gate = self._normalize(tokens, condition, self.tokens_per_step)
         mixed, new_state = self.mixer.resume(normed, state, readout, real)
         return self._add(tokens, self.dropout(mixed), gate, readout), new_state
 

@@ -236,9 +236,13 @@ class Updater:
         acting: Literal["ema", "last"] = "ema" if self.averages else "last"
         choices = ("ema", "last") if self.averages and self.has_trained else (acting,)
         if weights is not None and weights not in choices:
-            known = " or ".join(f'"{each}"' for each in choices)
-            why = "a model trained with ema_decay above 0 has both, its file unless saved without"
-            message = f"weights={weights!r}: this model has {known}; {why} the optimiser"
+            fixes = {
+                ("ema", "last"): "choose one of them",
+                ("ema",): "load a file that was saved with its optimiser for the others",
+                ("last",): "train with ema_decay above 0 for averaged ones",
+            }
+            known = " and ".join(map(repr, choices))
+            message = f"weights={weights!r}: this model has {known}; {fixes[choices]}"
             raise ConfigError(message, setting="weights", value=weights, choices=choices)
         return (self.trained if weights == "last" else self.policy), weights or acting
 
