@@ -2,8 +2,8 @@
 
 The dataset that ships inside ``sb3_dmamba`` was made by this script (``make dataset``). SAC learns
 in Gymnasium's ``HalfCheetah-v5`` and is saved every 5,000 steps. Of the checkpoints, those whose
-returns are nearest to evenly spaced levels are played with Gaussian noise on their actions, as
-much of it in each episode as is drawn for it. HalfCheetah never falls: an episode of a weaker
+returns are nearest to evenly spaced levels are recorded with Gaussian noise on their actions, whose
+standard deviation is drawn for each episode. HalfCheetah never falls: an episode of a weaker
 checkpoint is a slower run of the same 1,000 steps.
 
 It is also the example to copy for a dataset of your own: any Stable-Baselines3 agent and any
@@ -31,6 +31,7 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import CheckpointCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 ENV_ID = "HalfCheetah-v5"
 DATASET_ID = "sb3_dmamba/halfcheetah-v0"
@@ -68,22 +69,23 @@ def train(folder: Path, n_steps: int, seed: int) -> list[Path]:
     return find()
 
 
-def choose_levels(checkpoints: list[Path], n_levels: int) -> list[tuple[Path, float]]:
+def choose_levels(checkpoints: list[Path], n_levels: int, seed: int) -> list[Path]:
     """Choose the checkpoints nearest to evenly spaced returns, up to the best.
 
     Returns:
-        Each checkpoint with its mean return over ``N_EVAL_EPISODES`` deterministic episodes,
-        weakest first.
+        The checkpoints, weakest first by the mean return of ``N_EVAL_EPISODES`` deterministic
+        episodes, which are the same for all of them.
     """
-    env = Monitor(gym.make(ENV_ID))
-    returns = np.array(
-        [evaluate_policy(SAC.load(each), env, N_EVAL_EPISODES)[0] for each in checkpoints]
-    )
-    for path, value in zip(checkpoints, returns, strict=True):
-        print(f"{path.stem}: return {value:.0f}")
-    levels = np.linspace(0.0, returns.max(), n_levels + 1)[1:]
-    nearest = {int(np.abs(returns - level).argmin()) for level in levels}
-    return [(checkpoints[k], float(returns[k])) for k in sorted(nearest, key=lambda k: returns[k])]
+    env = DummyVecEnv([lambda: Monitor(gym.make(ENV_ID))])
+    returns = []
+    for path in checkpoints:
+        env.seed(seed)
+        mean, _ = evaluate_policy(SAC.load(path), env, N_EVAL_EPISODES)
+        print(f"{path.stem}: return {mean:.0f}")
+        returns.append(mean)
+    levels = np.linspace(0.0, max(returns), n_levels + 1)[1:]
+    nearest = {int(np.abs(np.subtract(returns, level)).argmin()) for level in levels}
+    return [checkpoints[place] for place in sorted(nearest, key=lambda place: returns[place])]
 
 
 def roll_out(agent: SAC, n_episodes: int, noise: float, rng: np.random.Generator) -> list[Episode]:
@@ -207,7 +209,8 @@ def main() -> None:
     checkpoints = train(arguments.scratch, arguments.sac_steps, arguments.seed)
     rng = np.random.default_rng(arguments.seed)
     episodes: list[Episode] = []
-    for path, _ in choose_levels(checkpoints, arguments.levels):
+    chosen = choose_levels(checkpoints, arguments.levels, arguments.seed)
+    for path in chosen:
         recorded = roll_out(SAC.load(path), arguments.episodes, arguments.noise, rng)
         returns = np.array([episode["rewards"].sum() for episode in recorded])
         print(
@@ -216,7 +219,7 @@ def main() -> None:
         )
         episodes += recorded
     description = (
-        f"HalfCheetah-v5: {arguments.levels} checkpoints of one SAC run (SB3, seed "
+        f"HalfCheetah-v5: {len(chosen)} checkpoints of one SAC run (SB3, seed "
         f"{arguments.seed}, {arguments.sac_steps} steps) of evenly spaced returns, "
         f"{arguments.episodes} episodes each, with Gaussian noise of standard deviation up to "
         f"{arguments.noise:g} on the actions."

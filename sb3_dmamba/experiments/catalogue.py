@@ -625,8 +625,8 @@ _EXPERIMENTS = (
         title="The default recipe and its alternatives",
         question="Which recipe comes closest to the return asked for, at equal processor time "
         "rather than equal updates? The default recipe, the paper's (all defaults of version "
-        "0.1.0), and the default with one setting changed. The default was chosen on seeds 0 to "
-        "2; the seeds reported by default are fresh, 10 to 14.",
+        "0.1.0), and the default with one setting changed. The default was chosen on seeds 0 and "
+        "1; the seeds reported by default are fresh, 10 to 14.",
         variants={
             "default": Variant(recipe="default"),
             "paper": Variant(recipe="paper"),
