@@ -7,6 +7,7 @@ width, C the size of a condition and A the size of a prediction.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any, Literal, cast
 
 import torch
@@ -218,14 +219,69 @@ class Modulation(nn.Module):
         with torch.no_grad():
             self.projection.bias.view(self.n_rows, -1).copy_(factor_shift_gate.unsqueeze(1))
 
+    def forward(self, condition: Float[Tensor, "B K C"]) -> tuple[Float[Tensor, "B K H"], ...]:
+        """Return factors, shifts and, with a gate, gates: a row for each step."""
+        return tuple(self.projection(condition).chunk(self.n_rows, dim=-1))
+
+
+class _AddScaled(torch.autograd.Function):
+    """``base + factor * tokens``, where a row of the factors is for all tokens of a step.
+
+    Repeating the rows for each token, and their gradients' sums, would take a tenth of an update.
+    """
+
+    @staticmethod
     def forward(
-        self, condition: Float[Tensor, "B K C"], n_tokens: int = 1
-    ) -> tuple[Float[Tensor, "B L H"], ...]:
-        """Return factors, shifts and gates, each step's ``n_tokens`` times."""
-        rows = self.projection(condition)
-        if n_tokens > 1:
-            rows = rows.repeat_interleave(n_tokens, dim=1)
-        return tuple(rows.chunk(self.n_rows, dim=-1))
+        ctx: Any,
+        base: Float[Tensor, "B _ H"],
+        tokens: Float[Tensor, "B L H"],
+        factor: Float[Tensor, "B K H"],
+        n_tokens: int,
+    ) -> Float[Tensor, "B L H"]:
+        ctx.save_for_backward(tokens, factor)
+        ctx.n_tokens, ctx.is_base_per_step = n_tokens, base.shape[1] < tokens.shape[1]
+        ctx.base_dtype = base.dtype
+        added = torch.empty_like(tokens, dtype=torch.result_type(base, tokens))
+        for place, steps in _places(tokens, n_tokens):
+            base_rows = base[:, steps] if ctx.is_base_per_step else base[:, place]
+            torch.addcmul(base_rows, tokens[:, place], factor[:, steps], out=added[:, place])
+        return added
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        tokens, factor = ctx.saved_tensors
+        gradient, n_tokens = gradients[0], ctx.n_tokens
+        of_tokens = torch.empty_like(tokens)
+        for place, steps in _places(tokens, n_tokens):
+            torch.mul(gradient[:, place], factor[:, steps], out=of_tokens[:, place])
+        of_factor = _sum_over_steps(gradient * tokens, n_tokens).to(factor.dtype)
+        of_base = _sum_over_steps(gradient, n_tokens) if ctx.is_base_per_step else gradient
+        return of_base.to(ctx.base_dtype), of_tokens, of_factor, None
+
+
+def _places(tokens: Tensor, n_tokens: int) -> Iterator[tuple[slice, slice]]:
+    """Yield where each kind of token lies in a window, and the steps that have one."""
+    for first in range(n_tokens):  # the window's last step has no action
+        yield slice(first, None, n_tokens), slice(0, len(range(first, tokens.shape[1], n_tokens)))
+
+
+def _sum_over_steps(tokens: Float[Tensor, "B L H"], n_tokens: int) -> Float[Tensor, "B K H"]:
+    (place, _), *others = _places(tokens, n_tokens)
+    total = tokens[:, place].clone()
+    for place, steps in others:
+        total[:, steps] += tokens[:, place]
+    return total
+
+
+def add_scaled(
+    base: Float[Tensor, "B _ H"], tokens: Float[Tensor, "B L H"], factor: Float[Tensor, "B K H"]
+) -> Float[Tensor, "B L H"]:
+    """Return ``base + factor * tokens``, with a row of the factors for each token or each step."""
+    if factor.shape[1] == tokens.shape[1]:
+        return torch.addcmul(base, tokens, factor)
+    n_tokens = -(-tokens.shape[1] // factor.shape[1])
+    added: Tensor = _AddScaled.apply(base, tokens, factor, n_tokens)  # type: ignore[no-untyped-call]
+    return added
 
 
 class Block(nn.Module):
@@ -243,7 +299,6 @@ class Block(nn.Module):
         width = config.hidden_size
         is_decoupled = config.conditioning == "decoupled"
         self.norm = nn.LayerNorm(width, elementwise_affine=not is_decoupled)
-        self.tokens_per_step = config.tokens_per_step
         self.modulation = Modulation(width, has_gate=True) if is_decoupled else None
         self.mixer: _Mixer = _MIXERS[config.mixer](config)
         self.dropout = Dropout(config.dropout)
@@ -264,7 +319,7 @@ class Block(nn.Module):
         condition: Float[Tensor, "B K C"] | None = None,
     ) -> Float[Tensor, "B M H"]:
         """Apply the block to whole sequences; ``readout`` selects the tokens to return."""
-        normed, gate = self._normalize(tokens, condition, self.tokens_per_step)
+        normed, gate = self._normalize(tokens, condition)
         mixed = self.dropout(self.mixer(normed, readout))
         return self._add(tokens, mixed, gate, readout)
 
@@ -277,7 +332,7 @@ class Block(nn.Module):
         condition: Float[Tensor, "B K C"] | None = None,
     ) -> tuple[Float[Tensor, "B M H"], dict[str, Tensor]]:
         """Apply the block to continued sequences; see :meth:`MambaMixer.resume`."""
-        normed, gate = self._normalize(tokens, condition, self.tokens_per_step)
+        normed, gate = self._normalize(tokens, condition)
         mixed, new_state = self.mixer.resume(normed, state, readout, real)
         return self._add(tokens, self.dropout(mixed), gate, readout), new_state
 
@@ -288,36 +343,33 @@ class Block(nn.Module):
         condition: Float[Tensor, "B L C"] | None = None,
     ) -> tuple[Float[Tensor, "B L H"], dict[str, Tensor]]:
         """Apply the block to the next tokens in acting; see :meth:`MambaMixer.step`."""
-        normed, gate = self._normalize(tokens, condition, 1)
+        normed, gate = self._normalize(tokens, condition)
         mixed, new_state = self.mixer.step(normed, state)
         return self._add(tokens, mixed, gate, None), new_state
 
     def _normalize(
-        self, tokens: Float[Tensor, "B L H"], condition: Tensor | None, n_tokens: int
-    ) -> tuple[Float[Tensor, "B L H"], Float[Tensor, "B L H"] | None]:
-        """Return the input of the mixer, and the factor of its output.
-
-        A row of the condition is for ``n_tokens`` tokens; a window ends with half a step.
-        """
+        self, tokens: Float[Tensor, "B L H"], condition: Float[Tensor, "B K C"] | None
+    ) -> tuple[Float[Tensor, "B L H"], Float[Tensor, "B K H"] | None]:
+        """Return the input of the mixer, and the factor of its output."""
         normed = self.norm(tokens)
         if self.modulation is None or condition is None:
             return normed, None
-        rows = self.modulation(condition, n_tokens)
-        factor, shift, gate = (each[:, : tokens.shape[1]] for each in rows)
-        return torch.addcmul(shift, normed, factor), gate
+        factor, shift, gate = self.modulation(condition)
+        return add_scaled(shift, normed, factor), gate
 
     def _add(
         self,
         tokens: Float[Tensor, "B L H"],
         mixed: Float[Tensor, "B M H"],
-        gate: Float[Tensor, "B L H"] | None,
+        gate: Float[Tensor, "B K H"] | None,
         readout: slice | None,
     ) -> Float[Tensor, "B M H"]:
         """Add the mixer's output to the tokens, and mix the channels."""
-        if readout is not None:
-            tokens, gate = tokens[:, readout], None if gate is None else gate[:, readout]
-        added = tokens + mixed if gate is None else torch.addcmul(tokens, mixed, gate)
-        return self._mix_channels(added)
+        if readout is not None:  # one token a step, as the gate has rows
+            tokens = tokens[:, readout]
+        return self._mix_channels(
+            tokens + mixed if gate is None else add_scaled(tokens, mixed, gate)
+        )
 
     def _mix_channels(self, tokens: Float[Tensor, "B L H"]) -> Float[Tensor, "B L H"]:
         if self.channel_mixer is None:
@@ -599,7 +651,7 @@ class SequenceModel(nn.Module):
         normed = self.norm(state_tokens)
         if self.modulation is not None and condition is not None:
             factor, shift = self.modulation(condition)
-            normed = torch.addcmul(shift, normed, factor)
+            normed = add_scaled(shift, normed, factor)
         prediction: Tensor = self.head(normed)
         return prediction
 
