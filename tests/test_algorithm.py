@@ -29,6 +29,7 @@ from sb3_dmamba.errors import (
     SpaceError,
     UnknownTaskError,
 )
+from sb3_dmamba.experiments.models import measure_return_importance
 from sb3_dmamba.tasks import ReferenceScores, Task
 from tests.models import (
     MIXERS,
@@ -264,6 +265,19 @@ def test_it_does_what_is_asked_in_a_continuous_task(mixer: str, conditioning: st
     report = model.evaluate([3.0, 6.0, 9.0], 10, n_workers=0)
     for result in report.results:
         assert abs(result.mean - result.target_return) < 0.75
+
+
+@pytest.mark.parametrize("conditioning", ["sequence", "decoupled"])
+def test_the_importance_of_the_return(conditioning: str) -> None:
+    data = dial_trajectories()
+    model = DecisionMamba(DialEnv, seed=0, conditioning=conditioning, **FAST).fit(data, 200)
+    trained = measure_return_importance(model, data)
+    assert trained is not None
+    assert trained > 5.0
+    for name, weights in model.policy.named_parameters():
+        if "return_encoder" in name or "modulation" in name:
+            weights.data.zero_()  # of the return nothing is left
+    assert measure_return_importance(model, data) == 1.0
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,12 @@ import torch
 
 import sb3_dmamba
 from sb3_dmamba.errors import DecisionMambaError, ExperimentError
-from sb3_dmamba.experiments.models import fit_model, load_data, open_model
+from sb3_dmamba.experiments.models import (
+    fit_model,
+    load_data,
+    measure_return_importance,
+    open_model,
+)
 from sb3_dmamba.experiments.runs import Evaluation, LossCurve, RunFolder, write_json
 from sb3_dmamba.machine import describe_device
 
@@ -128,7 +133,12 @@ class _Execution:
             rows += self._read_evaluation(update, memory)
         curve = LossCurve(self.folder, self.n_updates, self.n_updates)
         n_parameters = sum(each.numel() for each in self.model.policy.parameters())
-        result = {"n_parameters": n_parameters, "losses": curve.entries, "evaluations": rows}
+        result = {
+            "n_parameters": n_parameters,
+            "return_importance": measure_return_importance(self.model, load_data(self.run)),
+            "losses": curve.entries,
+            "evaluations": rows,
+        }
         write_json(self.folder.result, result)
         self.folder.progress.unlink(missing_ok=True)
 

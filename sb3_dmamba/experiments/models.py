@@ -14,6 +14,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 
 from sb3_dmamba.algorithm import DecisionMamba
+from sb3_dmamba.data.samplers import WindowSampler
 from sb3_dmamba.data.sources import load_trajectories
 from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.errors import ExperimentError
@@ -65,6 +66,38 @@ def measure_update_seconds(run: Run) -> float:
     finally:
         torch.set_num_threads(n_threads)
     return (times[-1] - times[_N_WARM_UP - 1]) / (_N_MEASURED - _N_WARM_UP)
+
+
+_N_IMPORTANCE_BATCHES = 20
+
+
+def measure_return_importance(
+    model: DecisionMamba | Peer, trajectories: Trajectories
+) -> float | None:
+    """Return the loss with returns-to-go permuted among windows, as a multiple of the loss.
+
+    At 1 the return says nothing about the actions that the rest of the window does not. None for
+    a peer.
+
+    Source: permutation importance, Breiman 2001.
+    """
+    if not isinstance(model, DecisionMamba):
+        return None
+    config = model.config
+    sampler = WindowSampler(trajectories, config.context_length, config.batch_size, seed=0)
+    generator = torch.Generator().manual_seed(0)
+    network, device = model.policy.model.eval(), model.device
+    sums = torch.zeros(2, dtype=torch.float64)
+    with torch.inference_mode():
+        for index in range(_N_IMPORTANCE_BATCHES):
+            batch = sampler.sample(index).to(device)
+            observations, actions, returns_to_go, timesteps = batch.inputs()
+            permuted = returns_to_go[torch.randperm(len(returns_to_go), generator=generator)]
+            for place, given in enumerate((returns_to_go, permuted)):
+                predictions = network(observations, actions, given, timesteps)
+                losses = network.head.losses(predictions, actions)
+                sums[place] += losses[batch.padding_mask].sum().double().cpu()
+    return float(sums[1] / sums[0])
 
 
 def open_model(run: Run, device: str, folder: RunFolder | None = None) -> DecisionMamba | Peer:

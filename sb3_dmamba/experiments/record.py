@@ -31,10 +31,11 @@ FORMAT = 1
 
 EVALUATION_COLUMNS = (
     "task", "variant", "memory", "seed", "update", "target_return", "n_episodes", "mean",
-    "interquartile_mean", "std", "min", "max", "mean_length", "n_parameters", "returns",
+    "interquartile_mean", "std", "min", "max", "mean_length", "n_parameters", "return_importance",
+    "returns",
 )  # fmt: skip
 """Columns of ``results.csv``. ``returns`` has every episode's, separated by spaces, for the last
-weights; it is empty for earlier ones."""
+weights; it is empty for earlier ones. Older reports have no ``return_importance``."""
 
 LOSS_COLUMNS = ("task", "variant", "seed", "update", "loss")
 """Columns of ``losses.csv``: the mean training loss since the row before."""
@@ -103,6 +104,8 @@ def read_table(path: Path, columns: Iterable[str]) -> pd.DataFrame:
         raise _missing(path) from error
     except ValueError as error:
         raise ExperimentError(f"{path} cannot be read: {error}", value=str(path)) from error
+    if "return_importance" in columns and "return_importance" not in table:
+        table["return_importance"] = ""  # a report older than the column
     if missing := [name for name in columns if name not in table]:
         raise ExperimentError(f"{path} lacks the columns {', '.join(missing)}", value=str(path))
     return table
@@ -147,6 +150,7 @@ def _evaluation_row(planned: PlannedRun, result: RunResult, evaluation: Evaluati
         *(str(planned.seed), str(evaluation.update), target, str(len(returns))),
         *(f"{float(value):.8g}" for value in figures),
         str(result.n_parameters),
+        "" if result.return_importance is None else f"{result.return_importance:.4g}",
         " ".join(f"{value:.8g}" for value in returns.tolist()) if is_last else "",
     ]
 
@@ -279,6 +283,7 @@ class ArmSummary:
     losses: tuple[NDArray[np.float64], ...]  # by seed: update and loss (points, 2)
     rank_correlation: Estimate | None  # None with fewer than three targets in range
     distance: Estimate | None  # of asked and achieved, a share of the data's range; None without
+    return_importance: float  # mean over trainings; NaN where not measured
 
     @property
     def name(self) -> str:
@@ -461,4 +466,6 @@ def _summarize_arm(
     if len(within) >= _MIN_TARGETS:
         achieved = [targets[each].returns for each in within]
         correlation = statistics.compute_rank_correlation(within, achieved)
-    return ArmSummary(variant, memory, seeds, targets, history, curves, correlation, distance)
+    importance = pd.to_numeric(rows["return_importance"], errors="coerce").mean()
+    fits = correlation, distance, float(importance)
+    return ArmSummary(variant, memory, seeds, targets, history, curves, *fits)

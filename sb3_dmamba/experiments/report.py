@@ -40,6 +40,9 @@ same memory (of the first memory, for the first variant itself), asked {headline
 *Distance* is between the return asked for and a training's mean return, averaged over the targets
 within the data's range and over trainings, in percent of that range. *Spread between seeds* is the
 standard deviation of the trainings' mean returns, at the target of the comparison."""
+_HOW_TO_READ_IMPORTANCE = """ *Return's importance* is the loss
+with returns-to-go permuted among windows, as a multiple of the loss: at 1 the return says nothing
+about the data's actions that the rest of the window does not."""
 
 
 _INTERVALS = (
@@ -125,13 +128,16 @@ def _compose(summary: ExperimentSummary) -> str:
     headlines = ", ".join(f"{format_number(t.headline)} on {t.name}" for t in summary.tasks)
     is_single = all(len(arm.seeds) == 1 for task in summary.tasks for arm in task.arms)
     intervals = _INTERVALS_OF_ONE_SEED if is_single else _INTERVALS
+    how_to_read = _HOW_TO_READ.format(headlines=headlines, intervals=intervals)
+    if any(map(_has_importance, summary.tasks)):
+        how_to_read += _HOW_TO_READ_IMPORTANCE
     sections = [
         f"# {compose_title(settings)}",
         f"**{settings['title']}.** {settings['question']}",
         "## Answer",
         *_describe_answer(summary),
         "## Results",
-        _HOW_TO_READ.format(headlines=headlines, intervals=intervals),
+        how_to_read,
         *_compose_published(summary),
         *_compose_aggregate(summary),
         *(part for task in summary.tasks for part in _compose_task(summary, task)),
@@ -364,7 +370,15 @@ def _format_distances(task: TaskSummary) -> str:
         rows.append([arm.variant, arm.memory, _format_percent(arm.distance), format_number(spread)])
     target = format_number(task.headline)
     header = ["variant", "memory", "distance (%)", f"spread between seeds, asked {target}"]
+    if _has_importance(task):
+        header.append("return's importance")
+        for row, arm in zip(rows, task.arms, strict=True):
+            row.append(format_number(arm.return_importance))
     return format_table(header, rows)
+
+
+def _has_importance(task: TaskSummary) -> bool:
+    return not all(np.isnan(arm.return_importance) for arm in task.arms)
 
 
 def _headline_means(task: TaskSummary, arm: ArmSummary) -> NDArray[np.float64]:

@@ -245,6 +245,7 @@ class RunFolder:
                 losses=tuple((int(update), float(loss)) for update, loss in fields["losses"]),
                 evaluations=tuple(map(Evaluation.from_dict, fields["evaluations"])),
                 n_parameters=int(fields["n_parameters"]),
+                return_importance=fields.get("return_importance"),
             )
         except FileNotFoundError as error:
             raise ExperimentError(f"the run {self.path} is not done") from error
@@ -315,6 +316,7 @@ class RunResult:
     losses: tuple[tuple[int, float], ...]  # update, and the mean since the entry before
     evaluations: tuple[Evaluation, ...]  # by update, memory and target
     n_parameters: int
+    return_importance: float | None = None  # of a model of ours, see measure_return_importance
 
     @cached_property
     def last_update(self) -> int:
