@@ -35,22 +35,22 @@ class Kernel(Protocol):
 
 
 @functools.cache
-def load_kernel(module_name: str, builder: str, bits: int) -> Kernel:
-    """Compile what a module's builder makes for floats of ``bits`` bits, or load it from cache."""
-    compiled = compile_function(module_name, builder, "void(int64, int64)", bits)
+def load_kernel(module_name: str, builder: str, kind: int) -> Kernel:
+    """Compile what a module's builder makes for vectors of a kind, or load it from cache."""
+    compiled = compile_function(module_name, builder, "void(int64, int64)", kind)
     call: Any = compiled.ctypes
     call.owner = compiled  # the machine code lives as long as this object
     call.address = compiled.address
     return cast("Kernel", call)
 
 
-def compile_function(module_name: str, builder: str, signature: str, bits: int) -> Any:
+def compile_function(module_name: str, builder: str, signature: str, kind: int) -> Any:
     """Compile a function to machine code with C's calling convention, or load it from the cache."""
     with _compile_lock:
         from numba import cfunc
 
         module = importlib.import_module(f"sb3_dmamba.ops.{module_name}")
-        function = getattr(module, builder)(bits, _source_digest())
+        function = getattr(module, builder)(kind, _source_digest())
         try:
             return cfunc(signature, cache=True)(function)
         except (RuntimeError, OSError):  # no folder to cache in: compile for this process alone
@@ -68,11 +68,15 @@ def _source_digest() -> int:
     return zlib.crc32(b"".join(path.read_bytes() for path in sources))
 
 
-def count_vectors(dtype: torch.dtype, channels: int) -> tuple[int, int, int]:
-    """Return a float's bits, the floats of a 512-bit vector, and the vectors of a row."""
+def choose_vectors(dtype: torch.dtype, vector_bits: int = 512) -> tuple[int, int, int]:
+    """Return a kernel's ``kind`` (see ``_simd``), the bytes of a float and the lanes of a vector.
+
+    Vectors of 512 bits were the fastest for the scan and the convolution on AVX2 too: what a loop
+    does for a vector besides its arithmetic is done half as often.
+    """
     bits = 64 if dtype is torch.float64 else 32
-    width = 512 // bits
-    return bits, width, -(-channels // width)
+    lanes = vector_bits // bits
+    return 100 * bits + lanes, bits // 8, lanes
 
 
 def prepare(tensors: list[Tensor | None], n_sequences: int, dtype: torch.dtype) -> bool:
@@ -241,7 +245,7 @@ def find_team() -> Team | None:
         return None
     if not is_torchs:
         return None
-    member = compile_function("_cpu", "build_member", "void(int64)", 32)
+    member = compile_function("_cpu", "build_member", "void(int64)", 0)
     enter.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
     enter.restype = None
 
@@ -252,12 +256,12 @@ def find_team() -> Team | None:
     return run
 
 
-def build_member(bits: int, digest: int) -> Callable[[int], None]:
+def build_member(kind: int, digest: int) -> Callable[[int], None]:
     """Make the function that every thread of the team calls: take a ticket, run the kernel."""
     from sb3_dmamba.ops._simd import call_kernel_at, fetch_increment, load_int
 
     def member(block: int) -> None:
-        _ = digest, bits  # a cached function is found again only while its sources are the same
+        _ = digest, kind  # a cached function is found again only while its sources are the same
         ticket = fetch_increment(block + TICKETS_TAKEN)
         if ticket < load_int(block + N_TICKETS):
             scratch = load_int(block + SCRATCHES + 8 * ticket)
