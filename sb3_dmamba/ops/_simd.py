@@ -14,7 +14,6 @@ Imported only when a kernel is first needed, because it imports Numba.
 
 from __future__ import annotations
 
-import functools
 import math
 import operator
 from collections.abc import Callable
@@ -59,12 +58,19 @@ class VectorType(types.Type):
         super().__init__(name=f"Vector{kind}")
 
 
-@functools.cache
-def register_bits() -> int:
-    """Return the bits of a vector register, 512 with AVX-512 and else 256 (two NEON registers)."""
+def _has_avx512() -> bool:
     # The target that Numba compiles for, which NUMBA_CPU_NAME may have narrowed.
-    features = cpu_target.target_context.codegen().magic_tuple()[-1]
-    return 512 if "+avx512f" in features else 256
+    return "+avx512f" in cpu_target.target_context.codegen().magic_tuple()[-1]
+
+
+def fit_register(kind: int) -> int:
+    """Return the kind with vectors of a register: 512 bits with AVX-512, else 256.
+
+    For loops whose sums would not find room otherwise. Of NEON's 128-bit registers there are twice
+    as many as of AVX2's.
+    """
+    bits, lanes = divmod(kind, 100)
+    return 100 * bits + min(lanes, (512 if _has_avx512() else 256) // bits)
 
 
 @register_jitable
@@ -120,7 +126,7 @@ def _emit_polynomial(builder: Any, r: Any, vector: VectorType) -> Any:
 
 
 def _emit_exp2(builder: Any, x: Any, vector: VectorType) -> Any:
-    is_native = vector.lanes * vector.bits == 512 == register_bits()
+    is_native = vector.lanes * vector.bits == 512 and _has_avx512()
     return (_emit_exp2_avx512 if is_native else _emit_exp2_portable)(builder, x, vector)
 
 

@@ -17,11 +17,11 @@ from sb3_dmamba.ops._simd import (
     exp2,
     exp_minus_abs,
     fetch_increment,
+    fit_register,
     fma,
     load,
     load_int,
     load_lanes,
-    register_bits,
     sigmoid_from_exp,
     softplus_from_exp,
     splat,
@@ -34,7 +34,7 @@ from sb3_dmamba.ops._simd import (
 from sb3_dmamba.ops.mamba_step import MambaWeights
 
 ROWS = 12  # tokens in a unit of work: their activations take some 100 KB at a width of 128
-PANEL = 4  # vectors of a matrix product's output that are accumulated together
+PANEL = 4  # registers of a matrix product's output that are accumulated together
 
 
 class _Prepared(NamedTuple):
@@ -75,8 +75,8 @@ def mamba_step(
 
 def _prepare(weights: MambaWeights) -> _Prepared:
     dtype = compute_dtype(weights.in_proj)
-    kind, float_size, lanes = _cpu.choose_vectors(dtype, register_bits())
-    panel = PANEL * lanes
+    kind, float_size, lanes = _cpu.choose_vectors(dtype)
+    panel = PANEL * (fit_register(kind) % 100)
     (inner, n_taps), n_states = weights.conv1d.shape, weights.A.shape[1]
     width, rank = weights.in_proj.shape[1], weights.dt_proj.shape[1]
     weight_in, weight_gate = weights.in_proj.to(dtype).chunk(2)
@@ -196,7 +196,8 @@ def multiply(
 def build_step(kind: int, digest: int) -> Callable[[int, int], None]:
     """Make the kernel for vectors of a kind."""
     size, lanes, vector = vector_sizes(kind)
-    panel_bytes = PANEL * vector
+    product = fit_register(kind)
+    panel_bytes = PANEL * vector_sizes(product)[2]
 
     def mamba_step(p: int, scratch: int) -> None:
         _ = digest  # a cached kernel is found again only while its sources are the same
@@ -233,7 +234,15 @@ def build_step(kind: int, digest: int) -> Callable[[int, int], None]:
             n_rows = n_envs * length
             source = tokens + first * length * token_row
             multiply(
-                gated, gated_row, source, token_row, in_proj, 2 * inner_panels, n_rows, width, kind
+                gated,
+                gated_row,
+                source,
+                token_row,
+                in_proj,
+                2 * inner_panels,
+                n_rows,
+                width,
+                product,
             )
             for env in range(n_envs):
                 row = env * length
@@ -263,7 +272,7 @@ def build_step(kind: int, digest: int) -> Callable[[int, int], None]:
                         store_lanes(after + k * inner_row + offset, count, x)
             multiply(
                 projected, projected_row, convolved, channel_row, x_proj, n_panels, n_rows, inner,
-                kind,
+                product,
             )  # fmt: skip
             for row in range(n_rows):
                 at = row * channel_row
@@ -308,7 +317,7 @@ def build_step(kind: int, digest: int) -> Callable[[int, int], None]:
                     y = fma(load(skip + offset, kind), u, load(at, kind))
                     store(at, y * (z * sigmoid_from_exp(z, exp_minus_abs(z))))
             multiply(
-                mixed, mixed_row, outputs, gated_row, out_proj, width_panels, n_rows, inner, kind
+                mixed, mixed_row, outputs, gated_row, out_proj, width_panels, n_rows, inner, product
             )
             target = load_int(p + MIXED) + first * length * token_row
             for row in range(n_rows):
