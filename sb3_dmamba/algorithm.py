@@ -38,6 +38,7 @@ from sb3_dmamba.export import ExportedPolicy, export_policy
 from sb3_dmamba.model_file import ATTRIBUTES, COUNTERS, SavedModel, check_parameters
 from sb3_dmamba.networks import DecisionMambaPolicy
 from sb3_dmamba.networks.encoders import check_policy_kwargs, name_extractor
+from sb3_dmamba.ops.dispatch import compile_ahead
 from sb3_dmamba.spaces import check_dataset_fits, flatten_for
 from sb3_dmamba.tasks import Task, get_task
 from sb3_dmamba.training.batches import make_sampler
@@ -203,6 +204,7 @@ class DecisionMamba(BaseAlgorithm):
         if n_steps is not None:
             n_steps = check_integer("n_steps", n_steps, 1)
         with join_processes(self.device) as processes:
+            self._compile_ahead()
             with processes.leader_first():
                 trajectories = self._load_dataset(dataset)
             if (seed := processes.from_leader(self.seed)) != self.seed:
@@ -233,6 +235,11 @@ class DecisionMamba(BaseAlgorithm):
             log = log_interval, tb_log_name, progress_bar
             run_updates(self, updater, sampler, processes, callback, *log)
         return self
+
+    def _compile_ahead(self) -> None:
+        """Compile the kernels of an update, in a thread, while a dataset is loaded."""
+        if self.config.mixer == "mamba":
+            compile_ahead(self.config.backend, self.device)
 
     def learn(
         self: Self,

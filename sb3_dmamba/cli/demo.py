@@ -73,6 +73,7 @@ def _run(
             pass
     overrides: dict[str, Any] = {} if updates is None else {"n_updates": updates}
     model = decision_mamba(_TASK, seed=seed, **overrides)
+    model._compile_ahead()
     trajectories = load_trajectories(task.dataset)
     summary = trajectories.summary()
     out.console.print(summary)

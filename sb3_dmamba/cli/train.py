@@ -157,6 +157,7 @@ def _run(plan: _Plan, out: cli.Output) -> None:
         model = _make_model(plan)
     from sb3_dmamba.training.distributed import join_processes
 
+    model._compile_ahead()
     with join_processes(model.device) as processes:
         with _report_interrupt(plan), processes.leader_first():
             trajectories = _load_dataset(plan, model)

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 import sb3_dmamba
+from sb3_dmamba.algorithm import DecisionMamba
 from sb3_dmamba.errors import DecisionMambaError, ExperimentError
 from sb3_dmamba.experiments.models import (
     fit_model,
@@ -81,6 +82,8 @@ class _Execution:
         self._evaluate_if_due()
         done = self.model.num_timesteps
         if done < self.n_updates:
+            if isinstance(self.model, DecisionMamba):
+                self.model._compile_ahead()
             trajectories = load_data(self.run)
             self.curve = LossCurve(self.folder, done, self.n_updates)
             n_steps = None if done else self.n_updates  # None goes on with the schedule

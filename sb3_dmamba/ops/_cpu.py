@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import importlib
 import os
+import tempfile
 import threading
 import zlib
 from array import array
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from sb3_dmamba.ops._shared import wants_gradient
@@ -35,26 +38,67 @@ class Kernel(Protocol):
 
 
 @functools.cache
-def load_kernel(module_name: str, builder: str, bits: int) -> Kernel:
-    """Compile what a module's builder makes for floats of ``bits`` bits, or load it from cache."""
-    compiled = compile_function(module_name, builder, "void(int64, int64)", bits)
+def load_kernel(module_name: str, builder: str, kind: int) -> Kernel:
+    """Compile what a module's builder makes for vectors of a kind, or load it from cache."""
+    with _compile_lock:  # a thread that waited here finds the other's kernel
+        return _load_kernel(module_name, builder, kind)
+
+
+@functools.cache
+def _load_kernel(module_name: str, builder: str, kind: int) -> Kernel:
+    compiled = compile_function(module_name, builder, "void(int64, int64)", kind)
     call: Any = compiled.ctypes
     call.owner = compiled  # the machine code lives as long as this object
     call.address = compiled.address
     return cast("Kernel", call)
 
 
-def compile_function(module_name: str, builder: str, signature: str, bits: int) -> Any:
-    """Compile a function to machine code with C's calling convention, or load it from the cache."""
-    with _compile_lock:
+def compile_function(module_name: str, builder: str, signature: str, kind: int) -> Any:
+    """Compile a function to machine code with C's calling convention, or load it from the cache.
+
+    One process of a user compiles at a time: the others wait, and find the result in the cache.
+    """
+    with _compile_lock, contextlib.ExitStack() as held:
         from numba import cfunc
 
+        with contextlib.suppress(OSError, NotImplementedError):  # no lock here: each compiles
+            user = os.getuid() if hasattr(os, "getuid") else 0
+            held.enter_context(FileLock(Path(tempfile.gettempdir(), f"sb3_dmamba-{user}.lock")))
         module = importlib.import_module(f"sb3_dmamba.ops.{module_name}")
-        function = getattr(module, builder)(bits, _source_digest())
+        function = getattr(module, builder)(kind, _source_digest())
         try:
             return cfunc(signature, cache=True)(function)
         except (RuntimeError, OSError):  # no folder to cache in: compile for this process alone
             return cfunc(signature)(function)
+
+
+_ahead = threading.Thread()
+
+
+def compile_ahead() -> None:
+    """Start to compile the kernels of an update in float32, or load them, in a thread.
+
+    Once a process. At exit the kernel that is being compiled is finished: a thread cannot be
+    stopped inside LLVM.
+    """
+    global _ahead
+    if _ahead.ident is None:
+        _ahead = threading.Thread(target=_compile_all, name="sb3_dmamba kernels")
+        _ahead.start()
+
+
+def is_compiling() -> bool:
+    """Return whether kernels are being compiled ahead, or loaded."""
+    return _ahead.is_alive()
+
+
+def _compile_all() -> None:
+    kind, _, _ = choose_vectors(torch.float32)
+    with contextlib.suppress(Exception):  # the call that needs the kernel will raise it
+        for builder in ("build_forward", "build_backward"):
+            for module in ("causal_conv1d.cpu", "selective_scan._kernels"):
+                if threading.main_thread().is_alive():
+                    load_kernel(module, builder, kind)
 
 
 def _source_digest() -> int:
@@ -68,11 +112,15 @@ def _source_digest() -> int:
     return zlib.crc32(b"".join(path.read_bytes() for path in sources))
 
 
-def count_vectors(dtype: torch.dtype, channels: int) -> tuple[int, int, int]:
-    """Return a float's bits, the floats of a 512-bit vector, and the vectors of a row."""
+def choose_vectors(dtype: torch.dtype) -> tuple[int, int, int]:
+    """Return the ``kind`` of vectors (see ``_simd``), a float's bytes, and the lanes of a vector.
+
+    512 bits everywhere: on AVX2 the scan and the convolution took 1.2 to 1.5 times as long with
+    256, because what a loop does besides its arithmetic is done twice as often.
+    """
     bits = 64 if dtype is torch.float64 else 32
-    width = 512 // bits
-    return bits, width, -(-channels // width)
+    lanes = 512 // bits
+    return 100 * bits + lanes, bits // 8, lanes
 
 
 def prepare(tensors: list[Tensor | None], n_sequences: int, dtype: torch.dtype) -> bool:
@@ -195,10 +243,15 @@ def _forget_threads() -> None:
     global _pool, _is_forked
     _pool = _make_pool()
     _is_forked = True  # OpenMP's threads have not come along, and its runtime does not know it
+    _compile_lock.release()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_threads)
+if hasattr(os, "register_at_fork"):  # a fork waits for the kernel that a thread compiles
+    os.register_at_fork(
+        before=_compile_lock.acquire,
+        after_in_parent=_compile_lock.release,
+        after_in_child=_forget_threads,
+    )
 
 
 def _run_in_pool(kernel: Kernel, block: int, scratches: list[int], keep: object) -> None:
@@ -241,7 +294,7 @@ def find_team() -> Team | None:
         return None
     if not is_torchs:
         return None
-    member = compile_function("_cpu", "build_member", "void(int64)", 32)
+    member = compile_function("_cpu", "build_member", "void(int64)", 0)
     enter.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
     enter.restype = None
 
@@ -252,12 +305,12 @@ def find_team() -> Team | None:
     return run
 
 
-def build_member(bits: int, digest: int) -> Callable[[int], None]:
+def build_member(kind: int, digest: int) -> Callable[[int], None]:
     """Make the function that every thread of the team calls: take a ticket, run the kernel."""
     from sb3_dmamba.ops._simd import call_kernel_at, fetch_increment, load_int
 
     def member(block: int) -> None:
-        _ = digest, bits  # a cached function is found again only while its sources are the same
+        _ = digest, kind  # a cached function is found again only while its sources are the same
         ticket = fetch_increment(block + TICKETS_TAKEN)
         if ticket < load_int(block + N_TICKETS):
             scratch = load_int(block + SCRATCHES + 8 * ticket)

@@ -1,10 +1,10 @@
 """Explicit SIMD for Numba kernels: one vector type, and the few operations the kernels need.
 
 Numba leaves vectorisation to LLVM's loop vectoriser, which cannot keep a sum over states in
-registers while it runs along channels. These intrinsics emit LLVM vectors of 512 bits directly
-(16 float32 or 8 float64 lanes); LLVM maps them to what the machine has (AVX-512, pairs of AVX2
-registers, fours of NEON ones). Memory is addressed by integers, as ``Tensor.data_ptr`` gives them.
-``bits``, the width of a float, is always a compile-time constant.
+registers while it runs along channels. These intrinsics emit LLVM vectors directly; LLVM makes
+several registers of what is wider than one (of 512 bits a pair of AVX2's, four of NEON's). Memory
+is addressed by integers, as ``Tensor.data_ptr`` gives them. The vectors of a kernel are one
+compile-time constant, ``kind``: 100 times a float's bits, plus lanes (3216 is 16 float32).
 
 Imported only when a kernel is first needed, because it imports Numba.
 """
@@ -26,7 +26,7 @@ from numba.core.registry import cpu_target
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_jitable, register_model
 
-VECTOR_BITS = 512
+LINE = 64  # bytes that a cache holds together: what is fetched ahead
 LOG2_E = math.log2(math.e)
 LN_2 = math.log(2.0)
 
@@ -47,12 +47,41 @@ _EXP2_RANGE = {32: (-127.0, 128.0), 64: (-1023.0, 1024.0)}
 _LOG1P_TERMS = {32: 8, 64: 17}
 
 
-def _vector_type(bits: int) -> ir.VectorType:
-    return ir.VectorType(FLOATS[bits], VECTOR_BITS // bits)
+class VectorType(types.Type):
+    """Numba's type of a vector of floats."""
+
+    def __init__(self, kind: int) -> None:
+        self.bits, self.lanes = divmod(kind, 100)
+        self.scalar = FLOATS[self.bits]
+        self.llvm = ir.VectorType(self.scalar, self.lanes)
+        self.suffix = f"v{self.lanes}f{self.bits}"  # in the names of LLVM's functions
+        super().__init__(name=f"Vector{kind}")
 
 
-def _constant(value: float, bits: int) -> Any:
-    return ir.Constant(_vector_type(bits), [value] * (VECTOR_BITS // bits))
+def _has_avx512() -> bool:
+    # The target that Numba compiles for, which NUMBA_CPU_NAME may have narrowed.
+    return "+avx512f" in cpu_target.target_context.codegen().magic_tuple()[-1]
+
+
+def fit_register(kind: int) -> int:
+    """Return the kind with vectors of a register: 512 bits with AVX-512, else 256.
+
+    For loops whose sums would not find room otherwise. Of NEON's 128-bit registers there are twice
+    as many as of AVX2's.
+    """
+    bits, lanes = divmod(kind, 100)
+    return 100 * bits + min(lanes, (512 if _has_avx512() else 256) // bits)
+
+
+@register_jitable
+def vector_sizes(kind: int) -> tuple[int, int, int]:
+    """Return the bytes of a float, the lanes of a vector, and the bytes of a vector."""
+    bits, lanes = kind // 100, kind % 100
+    return bits // 8, lanes, bits // 8 * lanes
+
+
+def _constant(value: float, vector: VectorType) -> Any:
+    return ir.Constant(vector.llvm, [value] * vector.lanes)
 
 
 def _pointer(builder: Any, address: Any, pointee: Any) -> Any:
@@ -73,105 +102,90 @@ def _broadcast(builder: Any, scalar: Any, lanes: int) -> Any:
     return builder.shuffle_vector(first, empty, zeros)
 
 
-def _lane_mask(builder: Any, lanes: Any, bits: int) -> Any:
-    count = VECTOR_BITS // bits
-    numbers = ir.Constant(ir.VectorType(I32, count), list(range(count)))
+def _lane_mask(builder: Any, lanes: Any, vector: VectorType) -> Any:
+    numbers = ir.Constant(ir.VectorType(I32, vector.lanes), list(range(vector.lanes)))
     return builder.icmp_unsigned(
-        "<", numbers, _broadcast(builder, builder.trunc(lanes, I32), count)
+        "<", numbers, _broadcast(builder, builder.trunc(lanes, I32), vector.lanes)
     )
 
 
-def _narrow(builder: Any, number: Any, bits: int) -> Any:
-    return number if bits == 64 else builder.fptrunc(number, FLOATS[bits])
+def _narrow(builder: Any, number: Any, vector: VectorType) -> Any:
+    return number if vector.bits == 64 else builder.fptrunc(number, vector.scalar)
 
 
-def _emit_fma(builder: Any, a: Any, b: Any, c: Any, bits: int) -> Any:
+def _emit_fma(builder: Any, a: Any, b: Any, c: Any, vector: VectorType) -> Any:
     # fmuladd fuses where the machine can and never calls a library where it cannot.
-    name = f"llvm.fmuladd.v{VECTOR_BITS // bits}f{bits}"
-    return _call(builder, name, _vector_type(bits), [a, b, c])
+    return _call(builder, f"llvm.fmuladd.{vector.suffix}", vector.llvm, [a, b, c])
 
 
-def _emit_polynomial(builder: Any, r: Any, bits: int) -> Any:
-    *rest, result = (_constant(c, bits) for c in _EXP2_COEFFICIENTS[bits])
+def _emit_polynomial(builder: Any, r: Any, vector: VectorType) -> Any:
+    *rest, result = (_constant(c, vector) for c in _EXP2_COEFFICIENTS[vector.bits])
     for coefficient in reversed(rest):
-        result = _emit_fma(builder, result, r, coefficient, bits)
+        result = _emit_fma(builder, result, r, coefficient, vector)
     return result
 
 
-def _has_avx512() -> bool:
-    # The target that Numba compiles for, which NUMBA_CPU_NAME may have narrowed.
-    return "+avx512f" in cpu_target.target_context.codegen().magic_tuple()[-1]
+def _emit_exp2(builder: Any, x: Any, vector: VectorType) -> Any:
+    is_native = vector.lanes * vector.bits == 512 and _has_avx512()
+    return (_emit_exp2_avx512 if is_native else _emit_exp2_portable)(builder, x, vector)
 
 
-def _emit_exp2(builder: Any, x: Any, bits: int) -> Any:
-    return (_emit_exp2_avx512 if _has_avx512() else _emit_exp2_portable)(builder, x, bits)
-
-
-def _emit_exp2_avx512(builder: Any, x: Any, bits: int) -> Any:
+def _emit_exp2_avx512(builder: Any, x: Any, vector: VectorType) -> Any:
     # AVX-512 rounds and scales by a power of two in one instruction each, at the edges too.
-    vector, lanes = _vector_type(bits), VECTOR_BITS // bits
-    nearest = _call(builder, f"llvm.rint.v{lanes}f{bits}", vector, [x])
-    result = _emit_polynomial(builder, builder.fsub(x, nearest), bits)
-    all_lanes, current_rounding = ir.Constant(ir.IntType(lanes), -1), ir.Constant(I32, 4)
-    arguments = [result, nearest, _constant(0.0, bits), all_lanes, current_rounding]
-    name = f"llvm.x86.avx512.mask.scalef.{'ps' if bits == 32 else 'pd'}.512"
-    return _call(builder, name, vector, arguments)
+    nearest = _call(builder, f"llvm.rint.{vector.suffix}", vector.llvm, [x])
+    result = _emit_polynomial(builder, builder.fsub(x, nearest), vector)
+    all_lanes, current_rounding = ir.Constant(ir.IntType(vector.lanes), -1), ir.Constant(I32, 4)
+    arguments = [result, nearest, _constant(0.0, vector), all_lanes, current_rounding]
+    name = f"llvm.x86.avx512.mask.scalef.{'ps' if vector.bits == 32 else 'pd'}.512"
+    return _call(builder, name, vector.llvm, arguments)
 
 
-def _emit_exp2_portable(builder: Any, x: Any, bits: int) -> Any:
-    low, high = (_constant(edge, bits) for edge in _EXP2_RANGE[bits])
-    mantissa = _MANTISSA_BITS[bits]
+def _emit_exp2_portable(builder: Any, x: Any, vector: VectorType) -> Any:
+    low, high = (_constant(edge, vector) for edge in _EXP2_RANGE[vector.bits])
+    mantissa = _MANTISSA_BITS[vector.bits]
     # Both comparisons are false for NaN, which therefore passes through.
     x = builder.select(builder.fcmp_ordered("<", x, low), low, x)
     x = builder.select(builder.fcmp_ordered(">", x, high), high, x)
     # Adding 1.5 * 2**mantissa leaves the nearest integer in the lowest bits.
-    shifter = _constant(1.5 * 2.0**mantissa, bits)
+    shifter = _constant(1.5 * 2.0**mantissa, vector)
     shifted = builder.fadd(x, shifter)
-    result = _emit_polynomial(builder, builder.fsub(x, builder.fsub(shifted, shifter)), bits)
-    integers = ir.VectorType(ir.IntType(bits), VECTOR_BITS // bits)
-    shift = ir.Constant(integers, [mantissa] * (VECTOR_BITS // bits))
+    result = _emit_polynomial(builder, builder.fsub(x, builder.fsub(shifted, shifter)), vector)
+    integers = ir.VectorType(ir.IntType(vector.bits), vector.lanes)
+    shift = ir.Constant(integers, [mantissa] * vector.lanes)
     exponent = builder.shl(builder.bitcast(shifted, integers), shift)
     total = builder.add(builder.bitcast(result, integers), exponent)
-    return builder.bitcast(total, _vector_type(bits))
+    return builder.bitcast(total, vector.llvm)
 
 
-def _emit_exp_minus_abs(builder: Any, x: Any, bits: int) -> Any:
-    negative = builder.fcmp_ordered("<", x, _constant(0.0, bits))
+def _emit_exp_minus_abs(builder: Any, x: Any, vector: VectorType) -> Any:
+    negative = builder.fcmp_ordered("<", x, _constant(0.0, vector))
     minus_abs = builder.select(negative, x, builder.fneg(x))
-    return _emit_exp2(builder, builder.fmul(minus_abs, _constant(LOG2_E, bits)), bits)
+    return _emit_exp2(builder, builder.fmul(minus_abs, _constant(LOG2_E, vector)), vector)
 
 
-def _emit_sigmoid(builder: Any, x: Any, e: Any, bits: int) -> Any:
+def _emit_sigmoid(builder: Any, x: Any, e: Any, vector: VectorType) -> Any:
     # Exact at both ends.
-    one = _constant(1.0, bits)
-    negative = builder.fcmp_ordered("<", x, _constant(0.0, bits))
+    one = _constant(1.0, vector)
+    negative = builder.fcmp_ordered("<", x, _constant(0.0, vector))
     return builder.fdiv(builder.select(negative, e, one), builder.fadd(one, e))
 
 
-def _emit_softplus(builder: Any, x: Any, e: Any, bits: int) -> Any:
+def _emit_softplus(builder: Any, x: Any, e: Any, vector: VectorType) -> Any:
     # log(1 + exp(x)) = max(x, 0) + log(1 + e)
-    s = builder.fdiv(e, builder.fadd(e, _constant(2.0, bits)))
+    s = builder.fdiv(e, builder.fadd(e, _constant(2.0, vector)))
     square = builder.fmul(s, s)
-    terms = _LOG1P_TERMS[bits]
-    series = _constant(1.0 / (2 * terms + 1), bits)
+    terms = _LOG1P_TERMS[vector.bits]
+    series = _constant(1.0 / (2 * terms + 1), vector)
     for k in reversed(range(terms)):
-        series = _emit_fma(builder, series, square, _constant(1.0 / (2 * k + 1), bits), bits)
-    negative = builder.fcmp_ordered("<", x, _constant(0.0, bits))
-    positive_part = builder.select(negative, _constant(0.0, bits), x)
-    return _emit_fma(builder, builder.fadd(s, s), series, positive_part, bits)
-
-
-class VectorType(types.Type):
-    """Numba's type of a 512-bit vector of floats."""
-
-    def __init__(self, bits: int) -> None:
-        self.bits = bits
-        super().__init__(name=f"Vector{bits}")
+        series = _emit_fma(builder, series, square, _constant(1.0 / (2 * k + 1), vector), vector)
+    negative = builder.fcmp_ordered("<", x, _constant(0.0, vector))
+    positive_part = builder.select(negative, _constant(0.0, vector), x)
+    return _emit_fma(builder, builder.fadd(s, s), series, positive_part, vector)
 
 
 @register_model(VectorType)
 def _vector_model(manager: Any, numba_type: VectorType) -> Any:
-    return models.PrimitiveModel(manager, numba_type, _vector_type(numba_type.bits))
+    return models.PrimitiveModel(manager, numba_type, numba_type.llvm)
 
 
 def _register_operator(function: Any, method: str) -> None:
@@ -197,11 +211,11 @@ _intrinsic: Any = intrinsic  # Numba's type of it has the first argument, which 
 
 
 def _vector_math(emit: Callable[..., Any], n_vectors: int) -> Any:
-    """Make an intrinsic that maps vectors to a vector; ``emit(builder, *vectors, bits)``."""
+    """Make an intrinsic that maps vectors to a vector; ``emit(builder, *vectors, type)``."""
 
     def resolve(first: Any) -> tuple[Any, Any]:
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            return emit(builder, *args, first.bits)
+            return emit(builder, *args, first)
 
         return first(*[first] * n_vectors), codegen
 
@@ -220,14 +234,14 @@ softplus_from_exp: Any = _vector_math(_emit_softplus, 2)  #: (x, exp(-|x|)) -> s
 
 
 @_intrinsic(prefer_literal=True)
-def load(typing_context: Any, address: Any, bits: Any) -> Any:
+def load(typing_context: Any, address: Any, kind: Any) -> Any:
     """Load a vector."""
-    width = bits.literal_value
+    vector = VectorType(kind.literal_value)
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.load(_pointer(builder, args[0], _vector_type(width)), align=width // 8)
+        return builder.load(_pointer(builder, args[0], vector.llvm), align=vector.bits // 8)
 
-    return VectorType(width)(types.int64, bits), codegen
+    return vector(types.int64, kind), codegen
 
 
 @_intrinsic
@@ -235,103 +249,100 @@ def store(typing_context: Any, address: Any, vector: Any) -> Any:
     """Store a vector."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> None:
-        pointer = _pointer(builder, args[0], _vector_type(vector.bits))
+        pointer = _pointer(builder, args[0], vector.llvm)
         builder.store(args[1], pointer, align=vector.bits // 8)
 
     return types.void(types.int64, vector), codegen
 
 
 @_intrinsic(prefer_literal=True)
-def load_lanes(typing_context: Any, address: Any, lanes: Any, bits: Any) -> Any:
+def load_lanes(typing_context: Any, address: Any, lanes: Any, kind: Any) -> Any:
     """Load the first lanes of a vector; the rest is 0."""
-    width = bits.literal_value
-    vector, count = _vector_type(width), VECTOR_BITS // width
+    vector = VectorType(kind.literal_value)
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        pointer = _pointer(builder, args[0], vector)
-        result = cgutils.alloca_once(builder, vector)
-        full = builder.icmp_signed("==", args[1], ir.Constant(I64, count))
+        pointer = _pointer(builder, args[0], vector.llvm)
+        result = cgutils.alloca_once(builder, vector.llvm)
+        full = builder.icmp_signed("==", args[1], ir.Constant(I64, vector.lanes))
         with builder.if_else(full, likely=True) as (then, otherwise):
             with then:
-                builder.store(builder.load(pointer, align=width // 8), result)
+                builder.store(builder.load(pointer, align=vector.bits // 8), result)
             with otherwise:
-                alignment = ir.Constant(I32, width // 8)
-                arguments = [pointer, alignment, _lane_mask(builder, args[1], width)]
-                arguments.append(_constant(0.0, width))
-                name = f"llvm.masked.load.v{count}f{width}.p0"
-                builder.store(_call(builder, name, vector, arguments), result)
+                alignment = ir.Constant(I32, vector.bits // 8)
+                arguments = [pointer, alignment, _lane_mask(builder, args[1], vector)]
+                arguments.append(_constant(0.0, vector))
+                name = f"llvm.masked.load.{vector.suffix}.p0"
+                builder.store(_call(builder, name, vector.llvm, arguments), result)
         return builder.load(result)
 
-    return VectorType(width)(types.int64, types.int64, bits), codegen
+    return vector(types.int64, types.int64, kind), codegen
 
 
 @_intrinsic
 def store_lanes(typing_context: Any, address: Any, lanes: Any, vector: Any) -> Any:
     """Store the first lanes of a vector."""
-    width, count = vector.bits, VECTOR_BITS // vector.bits
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> None:
-        pointer = _pointer(builder, args[0], _vector_type(width))
-        full = builder.icmp_signed("==", args[1], ir.Constant(I64, count))
+        pointer = _pointer(builder, args[0], vector.llvm)
+        full = builder.icmp_signed("==", args[1], ir.Constant(I64, vector.lanes))
         with builder.if_else(full, likely=True) as (then, otherwise):
             with then:
-                builder.store(args[2], pointer, align=width // 8)
+                builder.store(args[2], pointer, align=vector.bits // 8)
             with otherwise:
-                alignment = ir.Constant(I32, width // 8)
-                arguments = [args[2], pointer, alignment, _lane_mask(builder, args[1], width)]
-                name = f"llvm.masked.store.v{count}f{width}.p0"
+                alignment = ir.Constant(I32, vector.bits // 8)
+                arguments = [args[2], pointer, alignment, _lane_mask(builder, args[1], vector)]
+                name = f"llvm.masked.store.{vector.suffix}.p0"
                 _call(builder, name, ir.VoidType(), arguments)
 
     return types.void(types.int64, types.int64, vector), codegen
 
 
 @_intrinsic(prefer_literal=True)
-def splat_load(typing_context: Any, address: Any, bits: Any) -> Any:
+def splat_load(typing_context: Any, address: Any, kind: Any) -> Any:
     """Load one float into every lane."""
-    width = bits.literal_value
+    vector = VectorType(kind.literal_value)
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        number = builder.load(_pointer(builder, args[0], FLOATS[width]))
-        return _broadcast(builder, number, VECTOR_BITS // width)
+        number = builder.load(_pointer(builder, args[0], vector.scalar))
+        return _broadcast(builder, number, vector.lanes)
 
-    return VectorType(width)(types.int64, bits), codegen
+    return vector(types.int64, kind), codegen
 
 
 @_intrinsic(prefer_literal=True)
-def splat(typing_context: Any, value: Any, bits: Any) -> Any:
+def splat(typing_context: Any, value: Any, kind: Any) -> Any:
     """Put one float into every lane."""
-    width = bits.literal_value
+    vector = VectorType(kind.literal_value)
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return _broadcast(builder, _narrow(builder, args[0], width), VECTOR_BITS // width)
+        return _broadcast(builder, _narrow(builder, args[0], vector), vector.lanes)
 
-    return VectorType(width)(types.float64, bits), codegen
+    return vector(types.float64, kind), codegen
 
 
 @_intrinsic(prefer_literal=True)
-def copy_scaled(typing_context: Any, target: Any, source: Any, bits: Any, factor: Any) -> Any:
+def copy_scaled(typing_context: Any, target: Any, source: Any, kind: Any, factor: Any) -> Any:
     """Store one float times a factor: ``*target = factor * *source``."""
-    width = bits.literal_value
+    vector = VectorType(kind.literal_value)
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> None:
-        value = builder.load(_pointer(builder, args[1], FLOATS[width]))
-        scaled = builder.fmul(value, _narrow(builder, args[3], width))
-        builder.store(scaled, _pointer(builder, args[0], FLOATS[width]))
+        value = builder.load(_pointer(builder, args[1], vector.scalar))
+        scaled = builder.fmul(value, _narrow(builder, args[3], vector))
+        builder.store(scaled, _pointer(builder, args[0], vector.scalar))
 
-    return types.void(types.int64, types.int64, bits, types.float64), codegen
+    return types.void(types.int64, types.int64, kind, types.float64), codegen
 
 
 @_intrinsic
 def store_sum(typing_context: Any, address: Any, vector: Any) -> Any:
     """Store the sum of a vector's lanes."""
-    scalar, name = FLOATS[vector.bits], f"v{VECTOR_BITS // vector.bits}f{vector.bits}"
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> None:
         # "reassoc" makes it a tree of fixed shape instead of a chain.
-        operands = [ir.Constant(scalar, 0.0), args[1]]
-        name_of_sum = f"llvm.vector.reduce.fadd.{name}"
-        total = _call(builder, name_of_sum, scalar, operands, fastmath=("reassoc",))
-        builder.store(total, _pointer(builder, args[0], scalar))
+        operands = [ir.Constant(vector.scalar, 0.0), args[1]]
+        name = f"llvm.vector.reduce.fadd.{vector.suffix}"
+        total = _call(builder, name, vector.scalar, operands, fastmath=("reassoc",))
+        builder.store(total, _pointer(builder, args[0], vector.scalar))
 
     return types.void(types.int64, vector), codegen
 
@@ -387,29 +398,29 @@ def call_kernel_at(typing_context: Any, address: Any, block: Any, scratch: Any) 
 
 @register_jitable
 def pack_channels(
-    target: int, source: int, channels: int, n: int, factor: float, bits: int
+    target: int, source: int, channels: int, n: int, factor: float, kind: int
 ) -> None:
     """Copy a contiguous (channels, n) array, times a factor, to n vectors a block of channels.
 
     Lanes beyond the last channel are 0.
     """
-    literally(bits)
-    size, width = bits // 8, 512 // bits
-    zero = splat(0.0, bits)
+    literally(kind)
+    size, width, vector = vector_sizes(kind)
+    zero = splat(0.0, kind)
     for i in range((channels + width - 1) // width * n):
-        store(target + 64 * i, zero)
+        store(target + vector * i, zero)
     for channel in range(channels):
-        place = target + 64 * n * (channel // width) + size * (channel % width)
+        place = target + vector * n * (channel // width) + size * (channel % width)
         for i in range(n):
-            copy_scaled(place + 64 * i, source + size * (channel * n + i), bits, factor)
+            copy_scaled(place + vector * i, source + size * (channel * n + i), kind, factor)
 
 
 @register_jitable
-def unpack_channels(target: int, source: int, channels: int, n: int, bits: int) -> None:
+def unpack_channels(target: int, source: int, channels: int, n: int, kind: int) -> None:
     """Copy n vectors a block of channels back to a contiguous (channels, n) array."""
-    literally(bits)
-    size, width = bits // 8, 512 // bits
+    literally(kind)
+    size, width, vector = vector_sizes(kind)
     for channel in range(channels):
-        place = source + 64 * n * (channel // width) + size * (channel % width)
+        place = source + vector * n * (channel // width) + size * (channel % width)
         for i in range(n):
-            copy_scaled(target + size * (channel * n + i), place + 64 * i, bits, 1.0)
+            copy_scaled(target + size * (channel * n + i), place + vector * i, kind, 1.0)

@@ -165,6 +165,19 @@ def _resolve(name: str, device_type: str) -> str:
     return name
 
 
+def compile_ahead(backend: str, device: str | torch.device) -> None:
+    """Compile the kernels of a Mamba mixer's update in a thread, while a dataset is loaded.
+
+    Nothing happens where another backend than "cpu" will run.
+
+    Args:
+        backend: As :func:`resolve_backend` takes it.
+        device: Where the tensors will live.
+    """
+    if torch.device(device).type == "cpu" and backend in ("auto", "cpu"):
+        importlib.import_module("sb3_dmamba.ops._cpu").compile_ahead()
+
+
 # Not functools.cache: torch.compile would trace the cached function.
 _implementations: dict[tuple[str, str, str], Callable[..., Any]] = {}
 

@@ -52,6 +52,7 @@ from sb3_dmamba.errors import (
     MissingDependencyError,
     UnknownTaskError,
 )
+from sb3_dmamba.ops._cpu import is_compiling
 from sb3_dmamba.training.distributed import Processes, train_together
 from sb3_dmamba.training.updater import UpdateMetrics, Updater
 
@@ -340,7 +341,8 @@ class UpdateProgress(BaseCallback):
         )
         self.progress.start()
         self.looked_at = -math.inf
-        self.bar = self.progress.add_task("fit", total=total, loss="-", rate="-")
+        doing = "preparing kernels" if is_compiling() else "fit"
+        self.bar = self.progress.add_task(doing, total=total, loss="-", rate="-")
 
     def _on_step(self) -> bool:
         task = self.progress.tasks[0]
@@ -348,7 +350,7 @@ class UpdateProgress(BaseCallback):
             self.looked_at = time.monotonic()
             loss = float(self.locals["metrics"].loss)
             rate = f"{task.speed:.1f}" if task.speed else "-"
-            self.progress.update(self.bar, loss=f"{loss:.4f}", rate=rate)
+            self.progress.update(self.bar, description="fit", loss=f"{loss:.4f}", rate=rate)
         self.progress.advance(self.bar)
         return True
 

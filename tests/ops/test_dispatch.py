@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -47,6 +50,31 @@ optional = ("triton", "mamba_ssm", "causal_conv1d")
 print([m for m in optional if m in sys.modules])
 """
     assert run_python("-W", "error", "-c", code).split() == ["[]", "[]"]
+
+
+AHEAD = """
+from sb3_dmamba.ops import _cpu, dispatch
+dispatch.compile_ahead("reference", "cpu")
+dispatch.compile_ahead("auto", "meta")
+assert not _cpu.is_compiling()
+dispatch.compile_ahead("auto", "cpu")
+dispatch.compile_ahead("auto", "cpu")
+assert _cpu.is_compiling()
+_cpu._ahead.join()
+kernels = [("selective_scan._kernels", way) for way in ("build_forward", "build_backward")]
+kernels += [("causal_conv1d.cpu", way) for _, way in kernels]
+loaded = _cpu._load_kernel.cache_info().misses
+owners = [_cpu.load_kernel(*each, 3216).owner for each in kernels]
+assert _cpu._load_kernel.cache_info().misses == loaded == 4
+print(sum(owner.cache_hits for owner in owners))
+"""
+
+
+def test_of_processes_that_start_together_one_compiles(tmp_path: Path) -> None:
+    env = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    with ThreadPoolExecutor() as pool:
+        started = [pool.submit(run_python, "-c", AHEAD, env=env) for _ in range(2)]
+    assert sum(int(each.result()) for each in started) == 4
 
 
 def test_works_without_avx512_and_without_a_folder_to_cache_in() -> None:

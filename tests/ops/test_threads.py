@@ -69,7 +69,7 @@ def test_the_caller_works_alone_where_no_thread_starts(monkeypatch: pytest.Monke
 
 
 FORK = """
-import os, torch
+import os, threading, time, torch
 from sb3_dmamba.ops import _cpu
 from tests.ops.cases import evaluate, scan, scan_inputs
 _cpu.PARALLEL_THRESHOLD = 0
@@ -77,9 +77,17 @@ torch.set_num_threads(2)
 tensors = scan_inputs(16, 20, 24, 4)
 # A forward pass alone: autograd itself refuses to work after a fork that follows its use.
 before = scan(tensors, "cpu")[0]
+def compile_something():
+    with _cpu._compile_lock:
+        held.set()
+        time.sleep(0.5)
+held = threading.Event()
+threading.Thread(target=compile_something).start()
+held.wait()
 child = os.fork()
 if child == 0:
-    os._exit(0 if torch.equal(scan(tensors, "cpu")[0], before) else 1)
+    can_compile = _cpu._compile_lock.acquire(timeout=5)
+    os._exit(0 if can_compile and torch.equal(scan(tensors, "cpu")[0], before) else 1)
 status = os.waitpid(child, 0)[1]
 print(os.waitstatus_to_exitcode(status))
 """

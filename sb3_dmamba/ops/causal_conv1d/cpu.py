@@ -10,6 +10,7 @@ from torch import Tensor
 from sb3_dmamba.ops import _cpu
 from sb3_dmamba.ops._shared import compute_dtype, make_differentiable
 from sb3_dmamba.ops._simd import (
+    LINE,
     exp_minus_abs,
     fetch_increment,
     fma,
@@ -23,6 +24,7 @@ from sb3_dmamba.ops._simd import (
     splat,
     store,
     store_lanes,
+    vector_sizes,
 )
 
 
@@ -58,13 +60,14 @@ def _forward(
     """Return the output, and the final state or None; nothing besides the inputs is saved."""
     x, weight = tensors[0], tensors[1]
     (batch, length, channels), taps, dtype = x.shape, weight.shape[1], x.dtype
-    bits, _, blocks = _cpu.count_vectors(dtype, channels)
+    kind, size, width = _cpu.choose_vectors(dtype)
+    blocks = -(-channels // width)
     y = _cpu.empty(*x.shape, dtype=dtype)
     final = _cpu.empty(batch, taps - 1, channels, dtype=dtype) if return_final_state else None
     _cpu.call_kernel(
-        _cpu.load_kernel("causal_conv1d.cpu", "build_forward", bits),
-        (*_common_arguments(silu, bits // 8, tensors), *_cpu.addresses(y, final)),
-        64 * blocks * taps,
+        _cpu.load_kernel("causal_conv1d.cpu", "build_forward", kind),
+        (*_common_arguments(silu, size, tensors), *_cpu.addresses(y, final)),
+        size * width * blocks * taps,
         batch,
         batch * length * channels * taps,
     )
@@ -76,7 +79,8 @@ def _backward(
 ) -> tuple[Tensor | None, ...]:
     x, weight, _, initial = tensors
     (batch, length, channels), taps, dtype = x.shape, weight.shape[1], x.dtype
-    bits, width, blocks = _cpu.count_vectors(dtype, channels)
+    kind, size, width = _cpu.choose_vectors(dtype)
+    blocks = -(-channels // width)
     grad_y = _cpu.rows(grad_y)
     grad_final = None if grad_final is None else grad_final.contiguous()
     d_x = _cpu.empty(*x.shape, dtype=dtype)
@@ -85,13 +89,13 @@ def _backward(
     # Of each group: the weight's gradient, then the bias's as one more tap.
     partials = _cpu.empty(n_groups, blocks, taps + 1, width, dtype=dtype)
     _cpu.call_kernel(
-        _cpu.load_kernel("causal_conv1d.cpu", "build_backward", bits),
+        _cpu.load_kernel("causal_conv1d.cpu", "build_backward", kind),
         (
-            *_common_arguments(silu, bits // 8, tensors),
-            *(0, 0, *_cpu.row_arguments(bits // 8, grad_y)),
+            *_common_arguments(silu, size, tensors),
+            *(0, 0, *_cpu.row_arguments(size, grad_y)),
             *(*_cpu.addresses(grad_final, d_x, d_initial, partials), group_size),
         ),
-        64 * (blocks * taps + length),
+        size * width * (blocks * taps + length),
         n_groups,
         batch * length * channels * taps,
     )
@@ -110,10 +114,9 @@ _convolve = make_differentiable(_forward, _backward)
 # fmt: on
 
 
-def build_forward(bits: int, digest: int) -> Callable[[int, int], None]:
-    """Make the forward kernel for floats of ``bits`` bits."""
-    size = bits // 8
-    width = 512 // bits
+def build_forward(kind: int, digest: int) -> Callable[[int, int], None]:
+    """Make the forward kernel for vectors of a kind."""
+    size, width, vector = vector_sizes(kind)
 
     def conv_forward(p: int, scratch: int) -> None:
         _ = digest  # a cached kernel is found again only while its sources are the same
@@ -124,8 +127,8 @@ def build_forward(bits: int, digest: int) -> Callable[[int, int], None]:
         final = load_int(p + FINAL)
         past = taps - 1
         row = size * channels
-        zero = splat(0.0, bits)
-        pack_channels(scratch, weight, channels, taps, 1.0, bits)
+        zero = splat(0.0, kind)
+        pack_channels(scratch, weight, channels, taps, 1.0, kind)
         while True:
             b = fetch_increment(p + COUNTER)
             if b >= load_int(p + BATCH):
@@ -135,44 +138,43 @@ def build_forward(bits: int, digest: int) -> Callable[[int, int], None]:
             before = initial + b * past * row
             for block in range(blocks):
                 lanes = min(width, channels - block * width)
-                offset = 64 * block
+                offset = vector * block
                 taps_here = scratch + offset * taps
                 bias = zero
                 if bias_in != 0:
-                    bias = load_lanes(bias_in + offset, lanes, bits)
+                    bias = load_lanes(bias_in + offset, lanes, kind)
                 for t in range(length):
                     y = bias
                     for k in range(taps):
                         source = t - past + k
                         if source >= 0:
-                            x = load_lanes(x_rows + source * x_t + offset, lanes, bits)
-                            y = fma(x, load(taps_here + 64 * k, bits), y)
+                            x = load_lanes(x_rows + source * x_t + offset, lanes, kind)
+                            y = fma(x, load(taps_here + vector * k, kind), y)
                         elif initial != 0:
-                            x = load_lanes(before + (source + past) * row + offset, lanes, bits)
-                            y = fma(x, load(taps_here + 64 * k, bits), y)
+                            x = load_lanes(before + (source + past) * row + offset, lanes, kind)
+                            y = fma(x, load(taps_here + vector * k, kind), y)
                     if silu != 0:
                         y = y * sigmoid_from_exp(y, exp_minus_abs(y))
                     store_lanes(y_rows + t * row + offset, lanes, y)
                     # The next block's lines: the hardware foresees none in a walk down the rows.
-                    prefetch(x_rows + t * x_t + offset + 64)
-                    prefetch_to_write(y_rows + t * row + offset + 64)
+                    prefetch(x_rows + t * x_t + offset + LINE)
+                    prefetch_to_write(y_rows + t * row + offset + LINE)
                 if final != 0:
                     for k in range(past):
                         source = length - past + k
                         x = zero
                         if source >= 0:
-                            x = load_lanes(x_rows + source * x_t + offset, lanes, bits)
+                            x = load_lanes(x_rows + source * x_t + offset, lanes, kind)
                         elif initial != 0:
-                            x = load_lanes(before + (source + past) * row + offset, lanes, bits)
+                            x = load_lanes(before + (source + past) * row + offset, lanes, kind)
                         store_lanes(final + (b * past + k) * row + offset, lanes, x)
 
     return conv_forward
 
 
-def build_backward(bits: int, digest: int) -> Callable[[int, int], None]:
-    """Make the backward kernel for floats of ``bits`` bits."""
-    size = bits // 8
-    width = 512 // bits
+def build_backward(kind: int, digest: int) -> Callable[[int, int], None]:
+    """Make the backward kernel for vectors of a kind."""
+    size, width, vector = vector_sizes(kind)
 
     def conv_backward(p: int, scratch: int) -> None:
         _ = digest
@@ -184,16 +186,16 @@ def build_backward(bits: int, digest: int) -> Callable[[int, int], None]:
         batch, group_size = load_int(p + BATCH), load_int(p + GROUP_SIZE)
         past = taps - 1
         row = size * channels
-        grads = scratch + 64 * blocks * taps
-        zero, one = splat(0.0, bits), splat(1.0, bits)
-        pack_channels(scratch, weight, channels, taps, 1.0, bits)
+        grads = scratch + vector * blocks * taps
+        zero, one = splat(0.0, kind), splat(1.0, kind)
+        pack_channels(scratch, weight, channels, taps, 1.0, kind)
         while True:
             group = fetch_increment(p + COUNTER)
             if group * group_size >= batch:
                 break
-            partials = load_int(p + PARTIALS) + group * blocks * (taps + 1) * 64
+            partials = load_int(p + PARTIALS) + group * blocks * (taps + 1) * vector
             for i in range(blocks * (taps + 1)):
-                store(partials + 64 * i, zero)
+                store(partials + vector * i, zero)
             for b in range(group * group_size, min(batch, (group + 1) * group_size)):
                 x_rows = load_int(p + X) + b * load_int(p + X_B)
                 grad_rows = load_int(p + GRAD_Y) + b * load_int(p + GRAD_Y_B)
@@ -201,54 +203,58 @@ def build_backward(bits: int, digest: int) -> Callable[[int, int], None]:
                 before = initial + b * past * row
                 for block in range(blocks):
                     lanes = min(width, channels - block * width)
-                    offset = 64 * block
+                    offset = vector * block
                     taps_here = scratch + offset * taps
                     partial = partials + offset * (taps + 1)
                     bias = zero
                     if bias_in != 0:
-                        bias = load_lanes(bias_in + offset, lanes, bits)
-                    d_bias = load(partial + 64 * taps, bits)
+                        bias = load_lanes(bias_in + offset, lanes, kind)
+                    d_bias = load(partial + vector * taps, kind)
                     for t in range(length):
-                        grad = load_lanes(grad_rows + t * grad_y_t + offset, lanes, bits)
+                        grad = load_lanes(grad_rows + t * grad_y_t + offset, lanes, kind)
                         if silu != 0:
                             y = bias
                             for k in range(taps):
                                 source = t - past + k
                                 if source >= 0:
-                                    x = load_lanes(x_rows + source * x_t + offset, lanes, bits)
-                                    y = fma(x, load(taps_here + 64 * k, bits), y)
+                                    x = load_lanes(x_rows + source * x_t + offset, lanes, kind)
+                                    y = fma(x, load(taps_here + vector * k, kind), y)
                                 elif initial != 0:
                                     place = before + (source + past) * row + offset
-                                    x = load_lanes(place, lanes, bits)
-                                    y = fma(x, load(taps_here + 64 * k, bits), y)
+                                    x = load_lanes(place, lanes, kind)
+                                    y = fma(x, load(taps_here + vector * k, kind), y)
                             gate = sigmoid_from_exp(y, exp_minus_abs(y))
                             # silu' = gate * (1 + y * (1 - gate))
                             grad = grad * (gate * fma(y, one - gate, one))
-                        store(grads + 64 * t, grad)
-                        prefetch(x_rows + t * x_t + offset + 64)
-                        prefetch(grad_rows + t * grad_y_t + offset + 64)
-                        prefetch_to_write(d_x_rows + t * row + offset + 64)
+                        store(grads + vector * t, grad)
+                        prefetch(x_rows + t * x_t + offset + LINE)
+                        prefetch(grad_rows + t * grad_y_t + offset + LINE)
+                        prefetch_to_write(d_x_rows + t * row + offset + LINE)
                         d_bias = d_bias + grad
                         for k in range(taps):
                             source = t - past + k
                             x = zero
                             if source >= 0:
-                                x = load_lanes(x_rows + source * x_t + offset, lanes, bits)
+                                x = load_lanes(x_rows + source * x_t + offset, lanes, kind)
                             elif initial != 0:
                                 place = before + (source + past) * row + offset
-                                x = load_lanes(place, lanes, bits)
-                            store(partial + 64 * k, fma(grad, x, load(partial + 64 * k, bits)))
-                    store(partial + 64 * taps, d_bias)
+                                x = load_lanes(place, lanes, kind)
+                            store(
+                                partial + vector * k, fma(grad, x, load(partial + vector * k, kind))
+                            )
+                    store(partial + vector * taps, d_bias)
                     for s in range(-past, length):
                         d_x = zero
                         if grad_final != 0 and s - length + past >= 0:
                             place = grad_final + (b * past + s - length + past) * row + offset
-                            d_x = load_lanes(place, lanes, bits)
+                            d_x = load_lanes(place, lanes, kind)
                         for k in range(taps):
                             t = s + past - k
                             if 0 <= t < length:
                                 d_x = fma(
-                                    load(taps_here + 64 * k, bits), load(grads + 64 * t, bits), d_x
+                                    load(taps_here + vector * k, kind),
+                                    load(grads + vector * t, kind),
+                                    d_x,
                                 )
                         if s >= 0:
                             store_lanes(d_x_rows + s * row + offset, lanes, d_x)

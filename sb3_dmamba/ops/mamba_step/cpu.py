@@ -17,6 +17,7 @@ from sb3_dmamba.ops._simd import (
     exp2,
     exp_minus_abs,
     fetch_increment,
+    fit_register,
     fma,
     load,
     load_int,
@@ -28,17 +29,18 @@ from sb3_dmamba.ops._simd import (
     store,
     store_lanes,
     store_sum,
+    vector_sizes,
 )
 from sb3_dmamba.ops.mamba_step import MambaWeights
 
 ROWS = 12  # tokens in a unit of work: their activations take some 100 KB at a width of 128
-PANEL = 4  # vectors of a matrix product's output that are accumulated together
+PANEL = 4  # registers of a matrix product's output that are accumulated together
 
 
 class _Prepared(NamedTuple):
     tensors: tuple[Tensor, ...]  # the owners of the addresses
     arguments: tuple[int, ...]  # sizes and addresses, in the kernel's order
-    bits: int
+    kind: int
     products: int  # multiplications for one token
     scratch: int  # bytes for one token
 
@@ -58,7 +60,7 @@ def mamba_step(
     after = [_cpu.empty(*x.shape, dtype=dtype) for x in before]
     group = max(1, ROWS // max(length, 1))
     _cpu.call_kernel(
-        _cpu.load_kernel("mamba_step.cpu", "build_step", prepared.bits),
+        _cpu.load_kernel("mamba_step.cpu", "build_step", prepared.kind),
         (*(0, batch, length, group, *prepared.arguments), *_cpu.addresses(*before, *after)),
         group * length * prepared.scratch,
         -(-batch // group),
@@ -73,8 +75,8 @@ def mamba_step(
 
 def _prepare(weights: MambaWeights) -> _Prepared:
     dtype = compute_dtype(weights.in_proj)
-    bits, lanes, _ = _cpu.count_vectors(dtype, 0)
-    panel = PANEL * lanes
+    kind, float_size, lanes = _cpu.choose_vectors(dtype)
+    panel = PANEL * (fit_register(kind) % 100)
     (inner, n_taps), n_states = weights.conv1d.shape, weights.A.shape[1]
     width, rank = weights.in_proj.shape[1], weights.dt_proj.shape[1]
     weight_in, weight_gate = weights.in_proj.to(dtype).chunk(2)
@@ -109,9 +111,9 @@ def _prepare(weights: MambaWeights) -> _Prepared:
     return _Prepared(
         tensors,
         (*sizes, *n_panels, *_cpu.addresses(*tensors)),
-        bits,
+        kind,
         sum(x.numel() for x in (weights.in_proj, weights.x_proj, weights.out_proj, weights.A)),
-        64 * PANEL * (5 * n_panels[0] + n_panels[1] + n_panels[2]),
+        float_size * panel * (5 * n_panels[0] + n_panels[1] + n_panels[2]),
     )
 
 
@@ -124,20 +126,19 @@ def _prepare(weights: MambaWeights) -> _Prepared:
  NEW_SCAN_STATE) = (8 * place for place in range(27))
 # fmt: on
 
-PANEL_BYTES = 64 * PANEL
-
 
 @register_jitable
 def multiply(
     target: int, target_row: int, source: int, source_row: int,
-    panels: int, n_panels: int, n_rows: int, n_inputs: int, bits: int,
+    panels: int, n_panels: int, n_rows: int, n_inputs: int, kind: int,
 ) -> None:  # fmt: skip
     """Store ``source @ weights``: (n_rows, n_inputs) by panels of packed weights."""
-    literally(bits)
-    size = bits // 8
-    zero = splat(0.0, bits)
+    literally(kind)
+    size, _, vector = vector_sizes(kind)
+    panel_bytes = PANEL * vector
+    zero = splat(0.0, kind)
     for panel in range(n_panels):
-        first = panels + panel * n_inputs * PANEL_BYTES
+        first = panels + panel * n_inputs * panel_bytes
         row = 0
         while row + 3 <= n_rows:
             x0 = source + row * source_row
@@ -146,51 +147,57 @@ def multiply(
             b0, b1, b2, b3 = zero, zero, zero, zero
             c0, c1, c2, c3 = zero, zero, zero, zero
             for i in range(n_inputs):
-                w = first + i * PANEL_BYTES
-                w0, w1 = load(w, bits), load(w + 64, bits)
-                w2, w3 = load(w + 128, bits), load(w + 192, bits)
-                x = splat_load(x0 + size * i, bits)
-                a0, a1, a2, a3 = fma(x, w0, a0), fma(x, w1, a1), fma(x, w2, a2), fma(x, w3, a3)
-                x = splat_load(x1 + size * i, bits)
-                b0, b1, b2, b3 = fma(x, w0, b0), fma(x, w1, b1), fma(x, w2, b2), fma(x, w3, b3)
-                x = splat_load(x2 + size * i, bits)
-                c0, c1, c2, c3 = fma(x, w0, c0), fma(x, w1, c1), fma(x, w2, c2), fma(x, w3, c3)
-            y = target + row * target_row + panel * PANEL_BYTES
+                # A load serves three products before the next: AVX2 has a register for each of the
+                # 12 sums, 3 inputs, and one vector of weights.
+                w = first + i * panel_bytes
+                xa, xb = splat_load(x0 + size * i, kind), splat_load(x1 + size * i, kind)
+                xc = splat_load(x2 + size * i, kind)
+                weight = load(w, kind)
+                a0, b0, c0 = fma(xa, weight, a0), fma(xb, weight, b0), fma(xc, weight, c0)
+                weight = load(w + vector, kind)
+                a1, b1, c1 = fma(xa, weight, a1), fma(xb, weight, b1), fma(xc, weight, c1)
+                weight = load(w + 2 * vector, kind)
+                a2, b2, c2 = fma(xa, weight, a2), fma(xb, weight, b2), fma(xc, weight, c2)
+                weight = load(w + 3 * vector, kind)
+                a3, b3, c3 = fma(xa, weight, a3), fma(xb, weight, b3), fma(xc, weight, c3)
+            y = target + row * target_row + panel * panel_bytes
             store(y, a0)
-            store(y + 64, a1)
-            store(y + 128, a2)
-            store(y + 192, a3)
+            store(y + vector, a1)
+            store(y + 2 * vector, a2)
+            store(y + 3 * vector, a3)
             y += target_row
             store(y, b0)
-            store(y + 64, b1)
-            store(y + 128, b2)
-            store(y + 192, b3)
+            store(y + vector, b1)
+            store(y + 2 * vector, b2)
+            store(y + 3 * vector, b3)
             y += target_row
             store(y, c0)
-            store(y + 64, c1)
-            store(y + 128, c2)
-            store(y + 192, c3)
+            store(y + vector, c1)
+            store(y + 2 * vector, c2)
+            store(y + 3 * vector, c3)
             row += 3
         while row < n_rows:
             x0 = source + row * source_row
             a0, a1, a2, a3 = zero, zero, zero, zero
             for i in range(n_inputs):
-                w = first + i * PANEL_BYTES
-                x = splat_load(x0 + size * i, bits)
-                a0, a1 = fma(x, load(w, bits), a0), fma(x, load(w + 64, bits), a1)
-                a2, a3 = fma(x, load(w + 128, bits), a2), fma(x, load(w + 192, bits), a3)
-            y = target + row * target_row + panel * PANEL_BYTES
+                w = first + i * panel_bytes
+                x = splat_load(x0 + size * i, kind)
+                a0, a1 = fma(x, load(w, kind), a0), fma(x, load(w + vector, kind), a1)
+                a2 = fma(x, load(w + 2 * vector, kind), a2)
+                a3 = fma(x, load(w + 3 * vector, kind), a3)
+            y = target + row * target_row + panel * panel_bytes
             store(y, a0)
-            store(y + 64, a1)
-            store(y + 128, a2)
-            store(y + 192, a3)
+            store(y + vector, a1)
+            store(y + 2 * vector, a2)
+            store(y + 3 * vector, a3)
             row += 1
 
 
-def build_step(bits: int, digest: int) -> Callable[[int, int], None]:
-    """Make the kernel for floats of ``bits`` bits."""
-    size = bits // 8
-    lanes = 512 // bits
+def build_step(kind: int, digest: int) -> Callable[[int, int], None]:
+    """Make the kernel for vectors of a kind."""
+    size, lanes, vector = vector_sizes(kind)
+    product = fit_register(kind)
+    panel_bytes = PANEL * vector_sizes(product)[2]
 
     def mamba_step(p: int, scratch: int) -> None:
         _ = digest  # a cached kernel is found again only while its sources are the same
@@ -207,9 +214,9 @@ def build_step(bits: int, digest: int) -> Callable[[int, int], None]:
         past = n_taps - 1
         token_row, inner_row = size * width, size * inner
         # Scratch: rows of a token, in turn of each kind.
-        channel_row = PANEL_BYTES * inner_panels
-        gated_row, projected_row = 2 * channel_row, PANEL_BYTES * n_panels
-        mixed_row = PANEL_BYTES * width_panels
+        channel_row = panel_bytes * inner_panels
+        gated_row, projected_row = 2 * channel_row, panel_bytes * n_panels
+        mixed_row = panel_bytes * width_panels
         rows = group * length
         gated = scratch  # the inputs, the gates
         convolved = gated + rows * gated_row
@@ -227,88 +234,96 @@ def build_step(bits: int, digest: int) -> Callable[[int, int], None]:
             n_rows = n_envs * length
             source = tokens + first * length * token_row
             multiply(
-                gated, gated_row, source, token_row, in_proj, 2 * inner_panels, n_rows, width, bits
+                gated,
+                gated_row,
+                source,
+                token_row,
+                in_proj,
+                2 * inner_panels,
+                n_rows,
+                width,
+                product,
             )
             for env in range(n_envs):
                 row = env * length
                 before = load_int(p + CONV_STATE) + (first + env) * past * inner_row
                 after = load_int(p + NEW_CONV_STATE) + (first + env) * past * inner_row
-                for offset in range(0, inner_row, 64):
+                for offset in range(0, inner_row, vector):
                     count = min(lanes, (inner_row - offset) // size)
                     for t in range(length):
-                        y = load(conv_bias + offset, bits)
+                        y = load(conv_bias + offset, kind)
                         for k in range(n_taps):
                             source = t - past + k
                             if source >= 0:
-                                x = load(gated + (row + source) * gated_row + offset, bits)
+                                x = load(gated + (row + source) * gated_row + offset, kind)
                             else:
                                 at = before + (source + past) * inner_row + offset
-                                x = load_lanes(at, count, bits)
-                            y = fma(x, load(conv + k * channel_row + offset, bits), y)
+                                x = load_lanes(at, count, kind)
+                            y = fma(x, load(conv + k * channel_row + offset, kind), y)
                         y = y * sigmoid_from_exp(y, exp_minus_abs(y))
                         store(convolved + (row + t) * channel_row + offset, y)
                     for k in range(past):
                         source = length - past + k
                         if source >= 0:
-                            x = load(gated + (row + source) * gated_row + offset, bits)
+                            x = load(gated + (row + source) * gated_row + offset, kind)
                         else:
                             at = before + (source + past) * inner_row + offset
-                            x = load_lanes(at, count, bits)
+                            x = load_lanes(at, count, kind)
                         store_lanes(after + k * inner_row + offset, count, x)
             multiply(
                 projected, projected_row, convolved, channel_row, x_proj, n_panels, n_rows, inner,
-                bits,
+                product,
             )  # fmt: skip
             for row in range(n_rows):
                 at = row * channel_row
                 low_rank = projected + row * projected_row
-                for offset in range(0, inner_row, 64):
-                    step = load(dt_bias + offset, bits)
+                for offset in range(0, inner_row, vector):
+                    step = load(dt_bias + offset, kind)
                     for r in range(rank):
-                        weight = load(dt_proj + r * channel_row + offset, bits)
-                        step = fma(splat_load(low_rank + size * r, bits), weight, step)
+                        weight = load(dt_proj + r * channel_row + offset, kind)
+                        step = fma(splat_load(low_rank + size * r, kind), weight, step)
                     step = softplus_from_exp(step, exp_minus_abs(step))
                     store(steps + at + offset, step)
-                    store(inflows + at + offset, step * load(convolved + at + offset, bits))
+                    store(inflows + at + offset, step * load(convolved + at + offset, kind))
             for env in range(n_envs):
                 old = load_int(p + SCAN_STATE) + (first + env) * inner_row * n_states
                 new = load_int(p + NEW_SCAN_STATE) + (first + env) * inner_row * n_states
                 for channel in range(inner):
-                    rate = rates + channel * state_blocks * 64
+                    rate = rates + channel * state_blocks * vector
                     source = old + channel * n_states * size
                     target = new + channel * n_states * size
                     for t in range(length):
                         row = env * length + t
                         at = row * channel_row + channel * size
-                        step, inflow = splat_load(steps + at, bits), splat_load(inflows + at, bits)
+                        step, inflow = splat_load(steps + at, kind), splat_load(inflows + at, kind)
                         b_row = projected + row * projected_row + rank * size
                         c_row = b_row + n_states * size
-                        y = splat(0.0, bits)
+                        y = splat(0.0, kind)
                         for block in range(state_blocks):
-                            offset = 64 * block
+                            offset = vector * block
                             count = min(lanes, n_states - block * lanes)
-                            h = load_lanes(source + offset, count, bits)
-                            decay = exp2(step * load(rate + offset, bits))
-                            h = fma(decay, h, inflow * load_lanes(b_row + offset, count, bits))
-                            y = fma(h, load_lanes(c_row + offset, count, bits), y)
+                            h = load_lanes(source + offset, count, kind)
+                            decay = exp2(step * load(rate + offset, kind))
+                            h = fma(decay, h, inflow * load_lanes(b_row + offset, count, kind))
+                            y = fma(h, load_lanes(c_row + offset, count, kind), y)
                             store_lanes(target + offset, count, h)
                         store_sum(outputs + row * gated_row + channel * size, y)
                         source = target
             for row in range(n_rows):
-                for offset in range(0, inner_row, 64):
+                for offset in range(0, inner_row, vector):
                     at = gated + row * gated_row + offset
-                    u = load(convolved + row * channel_row + offset, bits)
-                    z = load(at + channel_row, bits)
-                    y = fma(load(skip + offset, bits), u, load(at, bits))
+                    u = load(convolved + row * channel_row + offset, kind)
+                    z = load(at + channel_row, kind)
+                    y = fma(load(skip + offset, kind), u, load(at, kind))
                     store(at, y * (z * sigmoid_from_exp(z, exp_minus_abs(z))))
             multiply(
-                mixed, mixed_row, outputs, gated_row, out_proj, width_panels, n_rows, inner, bits
+                mixed, mixed_row, outputs, gated_row, out_proj, width_panels, n_rows, inner, product
             )
             target = load_int(p + MIXED) + first * length * token_row
             for row in range(n_rows):
-                for offset in range(0, token_row, 64):
+                for offset in range(0, token_row, vector):
                     count = min(lanes, (token_row - offset) // size)
-                    y = load(mixed + row * mixed_row + offset, bits)
+                    y = load(mixed + row * mixed_row + offset, kind)
                     store_lanes(target + row * token_row + offset, count, y)
 
     return mamba_step

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from sb3_dmamba.ops._simd import (
+    LINE,
     LN_2,
     LOG2_E,
     exp2,
@@ -25,6 +26,7 @@ from sb3_dmamba.ops._simd import (
     store_lanes,
     store_sum,
     unpack_channels,
+    vector_sizes,
 )
 
 # fmt: off
@@ -37,14 +39,13 @@ from sb3_dmamba.ops._simd import (
 # fmt: on
 
 
-def build_forward(bits: int, digest: int) -> Callable[[int, int], None]:
-    """Make the forward kernel for floats of ``bits`` bits.
+def build_forward(kind: int, digest: int) -> Callable[[int, int], None]:
+    """Make the forward kernel for vectors of a kind.
 
-    Scratch, in 64-byte vectors: 3 rows of a chunk, one block's states, and the rates and weights of
-    the steps of all blocks.
+    Scratch, in vectors: 3 rows of a chunk, one block's states, and the rates and weights of the
+    steps of all blocks.
     """
-    size = bits // 8
-    width = 512 // bits
+    size, width, vector = vector_sizes(kind)
 
     def scan_forward(p: int, scratch: int) -> None:
         _ = digest  # a cached kernel is found again only while its sources are the same
@@ -59,99 +60,99 @@ def build_forward(bits: int, digest: int) -> Callable[[int, int], None]:
         checkpoint = load_int(p + CHECKPOINTS)
         n_chunks = (length + chunk - 1) // chunk
         steps = scratch
-        inputs = steps + 64 * chunk
-        outputs = inputs + 64 * chunk
-        state = outputs + 64 * chunk
-        rates = state + 64 * n
-        weights = rates + 64 * blocks * n
-        zero = splat(0.0, bits)
-        pack_channels(rates, a_in, channels, n, LOG2_E, bits)
+        inputs = steps + vector * chunk
+        outputs = inputs + vector * chunk
+        state = outputs + vector * chunk
+        rates = state + vector * n
+        weights = rates + vector * blocks * n
+        zero = splat(0.0, kind)
+        pack_channels(rates, a_in, channels, n, LOG2_E, kind)
         if rank > 0:
-            pack_channels(weights, weight_in, channels, rank, 1.0, bits)
+            pack_channels(weights, weight_in, channels, rank, 1.0, kind)
         while True:
             b = fetch_increment(p + COUNTER)
             if b >= load_int(p + BATCH):
                 break
             for block in range(blocks):
                 lanes = min(width, channels - block * width)
-                rate = rates + 64 * block * n
+                rate = rates + vector * block * n
                 for s in range(n):
-                    store(state + 64 * s, zero)
+                    store(state + vector * s, zero)
                 if initial != 0:
                     source = initial + size * (b * channels + block * width) * n
-                    pack_channels(state, source, lanes, n, 1.0, bits)
+                    pack_channels(state, source, lanes, n, 1.0, kind)
                 bias, skip = zero, zero
                 if bias_in != 0:
-                    bias = load_lanes(bias_in + 64 * block, lanes, bits)
+                    bias = load_lanes(bias_in + vector * block, lanes, kind)
                 if d_in != 0:
-                    skip = load_lanes(d_in + 64 * block, lanes, bits)
-                u_row = load_int(p + U) + b * load_int(p + U_B) + 64 * block
+                    skip = load_lanes(d_in + vector * block, lanes, kind)
+                u_row = load_int(p + U) + b * load_int(p + U_B) + vector * block
                 delta_row = load_int(p + DELTA) + b * load_int(p + DELTA_B)
                 if rank < 0:
-                    delta_row += 64 * block
-                weight = weights + 64 * block * rank
-                z_row = z_in + b * load_int(p + Z_B) + 64 * block
+                    delta_row += vector * block
+                weight = weights + vector * block * rank
+                z_row = z_in + b * load_int(p + Z_B) + vector * block
                 b_row = load_int(p + B_IN) + b * load_int(p + B_B)
                 c_row = load_int(p + C_IN) + b * load_int(p + C_B)
-                y_row = load_int(p + Y) + size * b * length * channels + 64 * block
-                saved = checkpoint + 64 * n * (b * n_chunks * blocks + block)
+                y_row = load_int(p + Y) + size * b * length * channels + vector * block
+                saved = checkpoint + vector * n * (b * n_chunks * blocks + block)
                 for start in range(0, length, chunk):
                     steps_here = min(chunk, length - start)
                     if checkpoint != 0:
                         for s in range(n):
-                            store(saved + 64 * s, load(state + 64 * s, bits))
-                        saved += 64 * n * blocks
+                            store(saved + vector * s, load(state + vector * s, kind))
+                        saved += vector * n * blocks
                     for t in range(steps_here):
-                        u = load_lanes(u_row, lanes, bits)
+                        u = load_lanes(u_row, lanes, kind)
                         step = bias
                         if rank < 0:
-                            step = load_lanes(delta_row, lanes, bits) + bias
-                            prefetch(delta_row + 64)
+                            step = load_lanes(delta_row, lanes, kind) + bias
+                            prefetch(delta_row + LINE)
                         for r in range(rank):
-                            low = splat_load(delta_row + size * r, bits)
-                            step = fma(low, load(weight + 64 * r, bits), step)
+                            low = splat_load(delta_row + size * r, kind)
+                            step = fma(low, load(weight + vector * r, kind), step)
                         if softplus != 0:
                             step = softplus_from_exp(step, exp_minus_abs(step))
                         # The next block's line: the hardware foresees none here.
-                        prefetch(u_row + 64)
-                        store(steps + 64 * t, step)
-                        store(inputs + 64 * t, step * u)
-                        store(outputs + 64 * t, skip * u)
+                        prefetch(u_row + LINE)
+                        store(steps + vector * t, step)
+                        store(inputs + vector * t, step * u)
+                        store(outputs + vector * t, skip * u)
                         u_row += u_t
                         delta_row += delta_t
                     for t in range(steps_here):
-                        step, step_u = load(steps + 64 * t, bits), load(inputs + 64 * t, bits)
-                        y = load(outputs + 64 * t, bits)
+                        step = load(steps + vector * t, kind)
+                        step_u = load(inputs + vector * t, kind)
+                        y = load(outputs + vector * t, kind)
                         for s in range(n):
-                            decay = exp2(step * load(rate + 64 * s, bits))
-                            inflow = step_u * splat_load(b_row + size * s, bits)
-                            h = fma(decay, load(state + 64 * s, bits), inflow)
-                            store(state + 64 * s, h)
-                            y = fma(h, splat_load(c_row + size * s, bits), y)
-                        store(outputs + 64 * t, y)
+                            decay = exp2(step * load(rate + vector * s, kind))
+                            inflow = step_u * splat_load(b_row + size * s, kind)
+                            h = fma(decay, load(state + vector * s, kind), inflow)
+                            store(state + vector * s, h)
+                            y = fma(h, splat_load(c_row + size * s, kind), y)
+                        store(outputs + vector * t, y)
                         b_row += b_t
                         c_row += c_t
                     for t in range(steps_here):
-                        y = load(outputs + 64 * t, bits)
+                        y = load(outputs + vector * t, kind)
                         if z_in != 0:
-                            z = load_lanes(z_row, lanes, bits)
-                            prefetch(z_row + 64)
+                            z = load_lanes(z_row, lanes, kind)
+                            prefetch(z_row + LINE)
                             y = y * (z * sigmoid_from_exp(z, exp_minus_abs(z)))
                         store_lanes(y_row, lanes, y)
-                        prefetch_to_write(y_row + 64)
+                        prefetch_to_write(y_row + LINE)
                         z_row += z_t
                         y_row += size * channels
                 if final != 0:
                     target = final + size * (b * channels + block * width) * n
-                    unpack_channels(target, state, lanes, n, bits)
+                    unpack_channels(target, state, lanes, n, kind)
 
     return scan_forward
 
 
-def build_backward(bits: int, digest: int) -> Callable[[int, int], None]:
-    """Make the backward kernel for floats of ``bits`` bits."""
-    size = bits // 8
-    width = 512 // bits
+def build_backward(kind: int, digest: int) -> Callable[[int, int], None]:
+    """Make the backward kernel for vectors of a kind."""
+    size, width, vector = vector_sizes(kind)
 
     def scan_backward(p: int, scratch: int) -> None:
         _ = digest
@@ -167,44 +168,44 @@ def build_backward(bits: int, digest: int) -> Callable[[int, int], None]:
         d_initial, batch = load_int(p + D_INITIAL), load_int(p + BATCH)
         group_size = load_int(p + GROUP_SIZE)
         n_chunks = (length + chunk - 1) // chunk
-        row_size = 64 * n
+        row_size = vector * n
         # Scratch, in rows of n vectors: what one block needs in a chunk comes first.
         states = scratch
         decays = states + (chunk + 1) * row_size
         sums_b = decays + chunk * row_size
         sums_c = sums_b + chunk * row_size
         steps = sums_c + chunk * row_size
-        slopes = steps + 64 * chunk
-        inputs = slopes + 64 * chunk
-        grads = inputs + 64 * chunk
-        gates = grads + 64 * chunk
-        rates = gates + 64 * chunk
+        slopes = steps + vector * chunk
+        inputs = slopes + vector * chunk
+        grads = inputs + vector * chunk
+        gates = grads + vector * chunk
+        rates = gates + vector * chunk
         carries = rates + blocks * row_size
         weights = carries + blocks * row_size
-        d_steps = weights + 64 * blocks * max(rank, 0)
-        d_steps_t = 64 * (blocks | 1)  # odd: rows do not compete for the same cache lines
-        zero, ln_2 = splat(0.0, bits), splat(LN_2, bits)
-        pack_channels(rates, a_in, channels, n, LOG2_E, bits)
+        d_steps = weights + vector * blocks * max(rank, 0)
+        d_steps_t = vector * (blocks | 1)  # odd: rows do not compete for the same cache lines
+        zero, ln_2 = splat(0.0, kind), splat(LN_2, kind)
+        pack_channels(rates, a_in, channels, n, LOG2_E, kind)
         if rank > 0:
-            pack_channels(weights, weight_in, channels, rank, 1.0, bits)
+            pack_channels(weights, weight_in, channels, rank, 1.0, kind)
         while True:
             group = fetch_increment(p + COUNTER)
             if group * group_size >= batch:
                 break
-            partials = load_int(p + PARTIALS) + group * blocks * parts * 64
+            partials = load_int(p + PARTIALS) + group * blocks * parts * vector
             for i in range(blocks * parts):
-                store(partials + 64 * i, zero)
+                store(partials + vector * i, zero)
             for b in range(group * group_size, min(batch, (group + 1) * group_size)):
                 for i in range(blocks * n):
-                    store(carries + 64 * i, zero)
+                    store(carries + vector * i, zero)
                 if grad_final != 0:
                     source = grad_final + size * b * channels * n
-                    pack_channels(carries, source, channels, n, 1.0, bits)
+                    pack_channels(carries, source, channels, n, 1.0, kind)
                 for chunk_index in range(n_chunks - 1, -1, -1):
                     start = chunk_index * chunk
                     steps_here = min(chunk, length - start)
                     for i in range(2 * chunk * n):
-                        store(sums_b + 64 * i, zero)
+                        store(sums_b + vector * i, zero)
                     b_rows = load_int(p + B_IN) + b * load_int(p + B_B) + start * b_t
                     c_rows = load_int(p + C_IN) + b * load_int(p + C_B) + start * c_t
                     u_rows = load_int(p + U) + b * load_int(p + U_B) + start * u_t
@@ -214,77 +215,79 @@ def build_backward(bits: int, digest: int) -> Callable[[int, int], None]:
                     dense = size * (b * length + start) * channels
                     for block in range(blocks):
                         lanes = min(width, channels - block * width)
-                        offset = 64 * block
+                        offset = vector * block
                         rate = rates + block * row_size
                         carry = carries + block * row_size
-                        partial = partials + block * parts * 64
-                        weight = weights + 64 * block * rank
+                        partial = partials + block * parts * vector
+                        weight = weights + vector * block * rank
                         bias, skip = zero, zero
                         if bias_in != 0:
-                            bias = load_lanes(bias_in + offset, lanes, bits)
+                            bias = load_lanes(bias_in + offset, lanes, kind)
                         if d_in != 0:
-                            skip = load_lanes(d_in + offset, lanes, bits)
+                            skip = load_lanes(d_in + offset, lanes, kind)
                         saved = load_int(p + CHECKPOINTS) + row_size * (
                             (b * n_chunks + chunk_index) * blocks + block
                         )
                         for s in range(n):
-                            store(states + 64 * s, load(saved + 64 * s, bits))
+                            store(states + vector * s, load(saved + vector * s, kind))
                         # What depends on one token alone first: its long chains overlap here.
                         for t in range(steps_here):
-                            u = load_lanes(u_rows + t * u_t + offset, lanes, bits)
+                            u = load_lanes(u_rows + t * u_t + offset, lanes, kind)
                             step = bias
                             delta_row = delta_rows + t * delta_t
                             if rank < 0:
-                                step = load_lanes(delta_row + offset, lanes, bits) + bias
-                                prefetch(delta_row + offset + 64)
+                                step = load_lanes(delta_row + offset, lanes, kind) + bias
+                                prefetch(delta_row + offset + LINE)
                             for r in range(rank):
-                                low = splat_load(delta_row + size * r, bits)
-                                step = fma(low, load(weight + 64 * r, bits), step)
+                                low = splat_load(delta_row + size * r, kind)
+                                step = fma(low, load(weight + vector * r, kind), step)
                             if softplus != 0:
                                 e = exp_minus_abs(step)
-                                store(slopes + 64 * t, sigmoid_from_exp(step, e))
+                                store(slopes + vector * t, sigmoid_from_exp(step, e))
                                 step = softplus_from_exp(step, e)
                             # The next block's lines: the hardware foresees none here.
-                            prefetch(u_rows + t * u_t + offset + 64)
-                            prefetch(grad_rows + t * grad_y_t + offset + 64)
-                            store(steps + 64 * t, step)
-                            store(inputs + 64 * t, u)
-                            grad = load_lanes(grad_rows + t * grad_y_t + offset, lanes, bits)
+                            prefetch(u_rows + t * u_t + offset + LINE)
+                            prefetch(grad_rows + t * grad_y_t + offset + LINE)
+                            store(steps + vector * t, step)
+                            store(inputs + vector * t, u)
+                            grad = load_lanes(grad_rows + t * grad_y_t + offset, lanes, kind)
                             if z_in != 0:
-                                prefetch(z_rows + t * z_t + offset + 64)
-                                z = load_lanes(z_rows + t * z_t + offset, lanes, bits)
+                                prefetch(z_rows + t * z_t + offset + LINE)
+                                z = load_lanes(z_rows + t * z_t + offset, lanes, kind)
                                 gate = sigmoid_from_exp(z, exp_minus_abs(z))
                                 silu = z * gate
                                 # silu' = gate + silu * (1 - gate)
-                                store(gates + 64 * t, grad * (gate + (silu - silu * gate)))
+                                store(gates + vector * t, grad * (gate + (silu - silu * gate)))
                                 grad = grad * silu
-                            store(grads + 64 * t, grad)
+                            store(grads + vector * t, grad)
                         # Forward again, keeping states and decays.
                         for t in range(steps_here):
-                            step, u = load(steps + 64 * t, bits), load(inputs + 64 * t, bits)
+                            step = load(steps + vector * t, kind)
+                            u = load(inputs + vector * t, kind)
                             step_u = step * u
                             y = skip * u
                             state = states + t * row_size
                             decay_row = decays + t * row_size
                             b_row, c_row = b_rows + t * b_t, c_rows + t * c_t
                             for s in range(n):
-                                decay = exp2(step * load(rate + 64 * s, bits))
-                                inflow = step_u * splat_load(b_row + size * s, bits)
-                                h = fma(decay, load(state + 64 * s, bits), inflow)
-                                store(decay_row + 64 * s, decay)
-                                store(state + row_size + 64 * s, h)
-                                y = fma(h, splat_load(c_row + size * s, bits), y)
+                                decay = exp2(step * load(rate + vector * s, kind))
+                                inflow = step_u * splat_load(b_row + size * s, kind)
+                                h = fma(decay, load(state + vector * s, kind), inflow)
+                                store(decay_row + vector * s, decay)
+                                store(state + row_size + vector * s, h)
+                                y = fma(h, splat_load(c_row + size * s, kind), y)
                             if z_in != 0:
                                 target = load_int(p + D_Z) + dense + size * t * channels
-                                d_z = load(gates + 64 * t, bits) * y
+                                d_z = load(gates + vector * t, kind) * y
                                 store_lanes(target + offset, lanes, d_z)
-                                prefetch_to_write(target + offset + 64)
+                                prefetch_to_write(target + offset + LINE)
                         # Backward, with the carried gradient of the state after this step.
-                        d_skip = load(partial + 64 * n, bits)
-                        d_bias = load(partial + 64 * n + 64, bits)
+                        d_skip = load(partial + vector * n, kind)
+                        d_bias = load(partial + vector * n + vector, kind)
                         for t in range(steps_here - 1, -1, -1):
-                            step, u = load(steps + 64 * t, bits), load(inputs + 64 * t, bits)
-                            grad = load(grads + 64 * t, bits)
+                            step = load(steps + vector * t, kind)
+                            u = load(inputs + vector * t, kind)
+                            grad = load(grads + vector * t, kind)
                             step_u = step * u
                             d_step_u, d_exponent = zero, zero
                             state = states + t * row_size
@@ -295,20 +298,20 @@ def build_backward(bits: int, digest: int) -> Callable[[int, int], None]:
                                 # All loads before all stores: rows of different arrays share
                                 # the low bits of their addresses, and a load waits for a store
                                 # before it that looks the same.
-                                at = 64 * s
-                                carried = load(carry + at, bits)
+                                at = vector * s
+                                carried = load(carry + at, kind)
                                 before, after = (
-                                    load(state + at, bits),
-                                    load(state + row_size + at, bits),
+                                    load(state + at, kind),
+                                    load(state + row_size + at, kind),
                                 )
-                                decay = load(decay_row + at, bits)
-                                d_rate = load(partial + at, bits)
-                                old_b, old_c = load(sum_b + at, bits), load(sum_c + at, bits)
-                                d_h = fma(grad, splat_load(c_row + size * s, bits), carried)
-                                d_step_u = fma(d_h, splat_load(b_row + size * s, bits), d_step_u)
+                                decay = load(decay_row + at, kind)
+                                d_rate = load(partial + at, kind)
+                                old_b, old_c = load(sum_b + at, kind), load(sum_c + at, kind)
+                                d_h = fma(grad, splat_load(c_row + size * s, kind), carried)
+                                d_step_u = fma(d_h, splat_load(b_row + size * s, kind), d_step_u)
                                 d_before = d_h * decay
                                 d_log = d_before * before
-                                d_exponent = fma(d_log, load(rate + at, bits), d_exponent)
+                                d_exponent = fma(d_log, load(rate + at, kind), d_exponent)
                                 store(carry + at, d_before)
                                 store(partial + at, fma(d_log, step, d_rate))
                                 store(sum_b + at, fma(d_h, step_u, old_b))
@@ -316,42 +319,42 @@ def build_backward(bits: int, digest: int) -> Callable[[int, int], None]:
                             d_u = fma(d_step_u, step, grad * skip)
                             d_delta = fma(d_step_u, u, d_exponent * ln_2)
                             if softplus != 0:
-                                d_delta = d_delta * load(slopes + 64 * t, bits)
+                                d_delta = d_delta * load(slopes + vector * t, kind)
                             d_skip = fma(grad, u, d_skip)
                             d_bias = d_bias + d_delta
                             place = dense + size * t * channels + offset
                             store_lanes(load_int(p + D_U) + place, lanes, d_u)
-                            prefetch_to_write(load_int(p + D_U) + place + 64)
+                            prefetch_to_write(load_int(p + D_U) + place + LINE)
                             if rank < 0:
                                 store_lanes(load_int(p + D_DELTA) + place, lanes, d_delta)
-                                prefetch_to_write(load_int(p + D_DELTA) + place + 64)
+                                prefetch_to_write(load_int(p + D_DELTA) + place + LINE)
                             else:
                                 store(d_steps + t * d_steps_t + offset, d_delta)
-                        store(partial + 64 * n, d_skip)
-                        store(partial + 64 * n + 64, d_bias)
+                        store(partial + vector * n, d_skip)
+                        store(partial + vector * n + vector, d_bias)
                         for r in range(rank):
-                            d_weight = load(partial + 64 * (n + 2 + r), bits)
+                            d_weight = load(partial + vector * (n + 2 + r), kind)
                             for t in range(steps_here):
-                                low = splat_load(delta_rows + t * delta_t + size * r, bits)
-                                d_step = load(d_steps + t * d_steps_t + offset, bits)
+                                low = splat_load(delta_rows + t * delta_t + size * r, kind)
+                                d_step = load(d_steps + t * d_steps_t + offset, kind)
                                 d_weight = fma(d_step, low, d_weight)
-                            store(partial + 64 * (n + 2 + r), d_weight)
+                            store(partial + vector * (n + 2 + r), d_weight)
                     for t in range(steps_here):
                         place = load_int(p + D_DELTA) + size * (b * length + start + t) * rank
                         for r in range(rank):
                             d_low = zero
                             for block in range(blocks):
-                                d_step = load(d_steps + t * d_steps_t + 64 * block, bits)
-                                weight = weights + 64 * (block * rank + r)
-                                d_low = fma(d_step, load(weight, bits), d_low)
+                                d_step = load(d_steps + t * d_steps_t + vector * block, kind)
+                                weight = weights + vector * (block * rank + r)
+                                d_low = fma(d_step, load(weight, kind), d_low)
                             store_sum(place + size * r, d_low)
                     first = size * (b * length + start) * n
                     for i in range(steps_here * n):
                         place = first + size * i
-                        store_sum(load_int(p + D_B) + place, load(sums_b + 64 * i, bits))
-                        store_sum(load_int(p + D_C) + place, load(sums_c + 64 * i, bits))
+                        store_sum(load_int(p + D_B) + place, load(sums_b + vector * i, kind))
+                        store_sum(load_int(p + D_C) + place, load(sums_c + vector * i, kind))
                 if d_initial != 0:
                     target = d_initial + size * b * channels * n
-                    unpack_channels(target, carries, channels, n, bits)
+                    unpack_channels(target, carries, channels, n, kind)
 
     return scan_backward

@@ -55,7 +55,8 @@ def _forward(
     u, A, weight = tensors[0], tensors[5], tensors[9]
     (batch, length, channels), states, dtype = u.shape, A.shape[1], u.dtype
     rank = 0 if weight is None else weight.shape[1]
-    bits, width, blocks = _cpu.count_vectors(dtype, channels)
+    kind, size, width = _cpu.choose_vectors(dtype)
+    blocks = -(-channels // width)
     y = _cpu.empty(*u.shape, dtype=dtype)
     final = checkpoints = None
     if return_final_state:
@@ -63,9 +64,9 @@ def _forward(
     if save:
         checkpoints = _cpu.empty(batch, -(-length // CHUNK), blocks, states, width, dtype=dtype)
     _cpu.call_kernel(
-        _cpu.load_kernel("selective_scan._kernels", "build_forward", bits),
-        (*_common_arguments(softplus, bits // 8, tensors), *_cpu.addresses(checkpoints, y, final)),
-        64 * (states * (1 + blocks) + rank * blocks + 3 * CHUNK),
+        _cpu.load_kernel("selective_scan._kernels", "build_forward", kind),
+        (*_common_arguments(softplus, size, tensors), *_cpu.addresses(checkpoints, y, final)),
+        size * width * (states * (1 + blocks) + rank * blocks + 3 * CHUNK),
         batch,
         batch * length * channels * states,
     )
@@ -82,7 +83,8 @@ def _backward(
     u, delta, B, C, z, A, _, _, initial, weight = tensors
     (batch, length, channels), states, dtype = u.shape, A.shape[1], u.dtype
     rank = 0 if weight is None else weight.shape[1]
-    bits, width, blocks = _cpu.count_vectors(dtype, channels)
+    kind, size, width = _cpu.choose_vectors(dtype)
+    blocks = -(-channels // width)
     grad_y = _cpu.rows(grad_y)
     grad_final = None if grad_final is None else grad_final.contiguous()
     d_u, d_delta, d_B, d_C, d_z, d_initial = results = [
@@ -94,13 +96,15 @@ def _backward(
     parts = states + 2 + rank
     partials = _cpu.empty(n_groups, blocks, parts, width, dtype=dtype)
     _cpu.call_kernel(
-        _cpu.load_kernel("selective_scan._kernels", "build_backward", bits),
+        _cpu.load_kernel("selective_scan._kernels", "build_backward", kind),
         (
-            *_common_arguments(softplus, bits // 8, tensors),
-            *(*_cpu.addresses(checkpoints), 0, 0, *_cpu.row_arguments(bits // 8, grad_y)),
+            *_common_arguments(softplus, size, tensors),
+            *(*_cpu.addresses(checkpoints), 0, 0, *_cpu.row_arguments(size, grad_y)),
             *(*_cpu.addresses(grad_final, *results, partials), group_size),
         ),
-        64 * (states * (4 * CHUNK + 1 + 2 * blocks) + rank * blocks + (blocks + 6) * CHUNK),
+        size
+        * width
+        * (states * (4 * CHUNK + 1 + 2 * blocks) + (rank + CHUNK) * blocks + 6 * CHUNK),
         n_groups,
         batch * length * channels * states,
     )
