@@ -301,6 +301,7 @@ class DecisionMamba(BaseAlgorithm):
                 f"products round differently then, so that its weights are not exactly those of a "
                 f"run on {before} throughout (OMP_NUM_THREADS={before})"
             )
+        self._computed.setdefault("precision", self.config.precision)  # of an older file
         self._computed |= {"threads": threads, "device": describe_device(str(self.device))}
 
     def _adopt(self, updater: Updater) -> None:

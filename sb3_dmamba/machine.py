@@ -111,8 +111,8 @@ def advise_threads(threads: int, cores: float, load: float | None) -> str:
     return "as many as are free; of several trainings at once, give each its share"
 
 
-# OpenMP's threads wait asleep: by default they spin, and one busy neighbour makes two threads on two
-# cores slower than one.
+# OpenMP's threads wait asleep: by default they spin, and beside one busy process two threads on two
+# cores are slower than one.
 PASSIVE_WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
 
 

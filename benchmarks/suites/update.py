@@ -64,6 +64,7 @@ def _only_on_gpu(bare: dict[str, Any], eager: dict[str, Any]) -> dict[str, Netwo
     """Return what differs there: graphs, the dataset's place, mamba-ssm in more than one way."""
     bf16 = {"precision": "bf16"}
     return {
+        "ours: Mamba, tf32": Network({**bare, "precision": "tf32"}),
         "ours: Mamba, no CUDA graph": Network(eager),
         "ours: Mamba, dataset on the host": Network({**bare, "data_device": "cpu"}),
         "the same network on mamba_ssm.Mamba, bf16": Network({**eager, **bf16}, "mamba_ssm"),
