@@ -390,13 +390,13 @@ class StarvationWatch(BaseCallback):
 
 
 def _describe_starvation(waiting: float) -> str:
-    advice = "end what else computes here, or train on fewer threads (OMP_NUM_THREADS=1)"
-    if not os.environ.keys() & PASSIVE_WAITING.keys():
+    threads, advice = torch.get_num_threads(), "end what else computes here"
+    if threads > 1 and not os.environ.keys() & PASSIVE_WAITING.keys():
         variables = " ".join(f"{name}={value}" for name, value in PASSIVE_WAITING.items())
-        advice = f"start Python with {variables} (its threads then wait asleep), {advice}"
+        advice = f"start Python with {variables}, so that threads wait asleep, or {advice}"
     return (
-        f"training is short of cores: of its {torch.get_num_threads()} threads {waiting:.1f} on "
-        f"average were ready and had none in the last {_WATCH_SECONDS:.0f} s: {advice}"
+        f"training is short of cores: {waiting:.1f} of its threads (torch has {threads}) on average "
+        f"were ready and had none in the last {_WATCH_SECONDS:.0f} s: {advice}"
     )
 
 

@@ -35,8 +35,10 @@ def test_updates_beside_busy_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     popen = subprocess.Popen
 
     def start(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
-        started.append(popen(*arguments, **options))
-        return started[-1]
+        process = popen(*arguments, **options)
+        if update._NEIGHBOUR in arguments[0]:
+            started.append(process)
+        return process
 
     def seconds(self: Timer, runs: dict[str, Any]) -> dict[str, Timing]:
         busy = [each for each in started if each.poll() is None]
