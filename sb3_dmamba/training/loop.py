@@ -395,8 +395,8 @@ def _describe_starvation(waiting: float) -> str:
         variables = " ".join(f"{name}={value}" for name, value in PASSIVE_WAITING.items())
         advice = f"start Python with {variables}, so that threads wait asleep, or {advice}"
     return (
-        f"training is short of cores: {waiting:.1f} of its threads (torch has {threads}) on average "
-        f"were ready and had none in the last {_WATCH_SECONDS:.0f} s: {advice}"
+        f"training is short of cores: in the last {_WATCH_SECONDS:.0f} s {waiting:.1f} of its "
+        f"threads on average were ready and had none (torch has {threads} threads): {advice}"
     )
 
 
