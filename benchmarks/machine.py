@@ -32,12 +32,14 @@ def describe(request: Request) -> dict[str, Any]:
     """Describe the machine that a benchmark runs on.
 
     The load is that of the minute before: other work on the machine shows there, and makes two
-    threads that wait for each other by spinning many times slower than one.
+    threads that wait for each other by spinning many times slower than one. The command has them
+    wait asleep (OMP_WAIT_POLICY).
     """
     found: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
         "device": describe_device(request.device),
         "threads": torch.get_num_threads(),
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "not set"),
         "load": round(os.getloadavg()[0], 1),
     }
     if request.on_gpu:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from benchmarks.machine import describe
 from benchmarks.reports import print_report, write_report
 from benchmarks.request import Request
 from benchmarks.suites import choose
+from sb3_dmamba.machine import describe_cpu, describe_device
 
 _WIDTH = 160  # of tables that go into a file
 
@@ -40,10 +42,13 @@ def run(
         console.width = _WIDTH
     documents = []
     with _threads(request.threads):
+        kind = describe_device(request.device) if request.on_gpu else describe_cpu()
         for name, suite in suites.items():
             machine = describe(request)
             console.rule(f"{name}: {suite.question}")
             report = suite.run(name, request)
+            tables = [dataclasses.replace(t, title=f"{t.title}; {kind}") for t in report.tables]
+            report = dataclasses.replace(report, tables=tables)
             command = request.command.replace("dmamba bench", f"dmamba bench {name}", 1)
             print_report(report, console)
             if output is not None:

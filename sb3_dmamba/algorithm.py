@@ -35,6 +35,8 @@ from sb3_dmamba.errors import (
 )
 from sb3_dmamba.evaluation import EvaluationReport, ReportDetails, StatefulActor, evaluate_targets
 from sb3_dmamba.export import ExportedPolicy, export_policy
+from sb3_dmamba.io import warn_caller
+from sb3_dmamba.machine import check_precision, choose_precision, describe_device
 from sb3_dmamba.model_file import ATTRIBUTES, COUNTERS, SavedModel, check_parameters
 from sb3_dmamba.networks import DecisionMambaPolicy
 from sb3_dmamba.networks.encoders import check_policy_kwargs, name_extractor
@@ -147,6 +149,7 @@ class DecisionMamba(BaseAlgorithm):
         self._updater: Updater | None = None  # policy and optimiser, once the spaces are known
         self._trajectories: Trajectories | None = None
         self._schedule: dict[str, int | None] | None = None  # of the run, once it has begun
+        self._computed: dict[str, Any] = {}  # how: precision asked for, threads, device
         self._lr_function: Schedule | None = None  # in place of the config's schedule
         self._prints_evaluations = False  # although verbose is 0
         self._update_log: UpdateLog | None = None  # since fit
@@ -191,7 +194,8 @@ class DecisionMamba(BaseAlgorithm):
             reset_num_timesteps: Whether the learning-rate schedule starts again from zero.
 
         Raises:
-            ConfigError: ``n_steps``, ``eval_freq`` or ``log_interval`` is out of range.
+            ConfigError: ``n_steps``, ``eval_freq`` or ``log_interval`` is out of range, or the
+                device does not have the precision.
             DatasetError: There is no dataset, or it cannot be used.
             SpaceError: It does not fit the model or its environment.
             UnknownTaskError: ``eval_freq`` or a callback needs an environment; none is known.
@@ -215,6 +219,7 @@ class DecisionMamba(BaseAlgorithm):
                 callback = [*as_callbacks(callback), evaluations]
             if reset_num_timesteps:
                 self.num_timesteps = self._total_timesteps = 0
+            self._note_machine()
             if n_steps is None:
                 unfinished = self._total_timesteps - self.num_timesteps
                 n_steps = unfinished if unfinished > 0 else self.config.resolved_n_updates
@@ -274,7 +279,9 @@ class DecisionMamba(BaseAlgorithm):
         if self._updater is None:
             normalize = self.config.normalize_observations
             statistics = compute_statistics(trajectories) if normalize else None
-            self.config = resolve_config(self.config, trajectories)
+            self._computed["precision"] = asked = self.config.precision
+            precision = choose_precision(asked, self.device)
+            self.config = resolve_config(self.config, trajectories).replace(precision=precision)
             seed, device, kwargs = self.seed, self.device, self.policy_kwargs
             self._adopt(Updater.create(*theirs, self.config, statistics, seed, device, kwargs))
         check_dataset_fits(*theirs, self.policy.flat_space, self.action_space)
@@ -289,6 +296,20 @@ class DecisionMamba(BaseAlgorithm):
                     raise  # one that only the task names is made when it is needed, and raises then
         assert self._updater is not None
         return self._updater
+
+    def _note_machine(self) -> None:
+        """Check the precision, and record what a training computes with."""
+        check_precision(self.config.precision, self.device)
+        threads = torch.get_num_threads() if self.device.type == "cpu" else None
+        before = self._computed.get("threads")
+        if self.num_timesteps and None not in (before, threads) and before != threads:
+            warn_caller(
+                f"this training has run on {before} threads and goes on with {threads}: matrix "
+                f"products round differently then, so that its weights are not exactly those of a "
+                f"run on {before} throughout (OMP_NUM_THREADS={before})"
+            )
+        self._computed.setdefault("precision", self.config.precision)  # of an older file
+        self._computed |= {"threads": threads, "device": describe_device(str(self.device))}
 
     def _adopt(self, updater: Updater) -> None:
         self._updater = updater
@@ -538,6 +559,7 @@ class DecisionMamba(BaseAlgorithm):
             optimizer={} if "optimizer" in excluded else self._updater.state(),
             extractor=name_extractor(self.policy_kwargs),
             schedule=self._schedule,
+            computed=self._computed,
             attributes=self._attributes_to_save(excluded),
         ).write(path)
 
@@ -637,6 +659,10 @@ class DecisionMamba(BaseAlgorithm):
             policy_kwargs=policy_kwargs,
             stats_window_size=values["_stats_window_size"],
         )
+        precision = choose_precision(saved.config.precision, model.device)
+        model.config = saved.config.replace(precision=precision)
+        saved = dataclasses.replace(saved, config=model.config)
+        model._computed = saved.computed
         model._context.set_dataset(saved.dataset)
         if target_return is None:
             target_return = custom.get("target_return", saved.target_return)

@@ -97,7 +97,9 @@ class DecisionMambaConfig:
         ema_decay: Decay per update of an exponential moving average of the weights, such as 0.998;
             0 keeps none. The average then acts, is evaluated and exported, and the raw weights go
             on training. Update u, from 0, has the decay ``min(ema_decay, (1 + u) / (10 + u))``.
-        precision: ``"fp32"``, or ``"bf16"`` for matrix products in bfloat16.
+        precision: Of matrix products in training: ``"fp32"``; ``"bf16"`` (bfloat16, in the blocks);
+            ``"tf32"``, on CUDA alone; or ``"auto"``: bf16 where the device multiplies in it
+            natively, else fp32, which a model keeps when training goes on elsewhere.
         backend: Implementation of the operations: ``"auto"`` picks the fastest that works on the
             device; one requested by name (``"reference"``, ``"cpu"``, ...) is used or raises.
         data_device: Where the dataset is kept in training: ``"device"`` is the model's device,
@@ -150,7 +152,7 @@ class DecisionMambaConfig:
     adam_betas: tuple[float, float] = (0.9, 0.999)
     max_grad_norm: float = 0.25
     ema_decay: float = 0.0
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "tf32", "auto"] = "fp32"
     backend: str = "auto"
     data_device: Literal["auto", "cpu", "device"] = "auto"
     cuda_graph: Literal["auto", "on", "off"] = "auto"

@@ -26,7 +26,7 @@ from sb3_dmamba.d4rl import cache_folder
 from sb3_dmamba.data import Trajectories, load_trajectories
 from sb3_dmamba.errors import DecisionMambaError
 from sb3_dmamba.io import minari_folder
-from sb3_dmamba.machine import Machine, describe_machine
+from sb3_dmamba.machine import Machine, describe_machine, measure_products
 from sb3_dmamba.ops import available_backends, causal_conv1d, explain_backends, selective_scan
 from sb3_dmamba.tasks import get_task
 
@@ -270,6 +270,7 @@ class Speed:
     updates_on_one_thread: float | None  # a second; None with one thread, or on a GPU
     window_steps: float  # of acting a second, one environment, full window
     stream_steps: float
+    products: dict[str, float]  # GFLOP a second on the CPU in fp32 and bf16
 
 
 def measure_speed(seconds: float, device: str = "auto") -> Speed:
@@ -284,12 +285,13 @@ def measure_speed(seconds: float, device: str = "auto") -> Speed:
     if compares:
         torch.set_num_threads(1)
         try:
-            _, alone = _time_updates(model, trajectories, share)
+            on_one = DecisionMamba(BUNDLED_TASK, seed=0, device=device)
+            _, alone = _time_updates(on_one, trajectories, share)
         finally:
             torch.set_num_threads(threads)
     window, stream = _time_acting(model, "window", share), _time_acting(model, "stream", share)
     where = BUNDLED_TASK, str(model.device), threads
-    return Speed(*where, first, updates, alone, window, stream)
+    return Speed(*where, first, updates, alone, window, stream, measure_products())
 
 
 class _Timer(BaseCallback):

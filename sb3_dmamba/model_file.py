@@ -60,6 +60,8 @@ class SavedModel:
         extractor: Name of the features extractor's class, or None.
         policy_kwargs: Makes that extractor; not in the file.
         schedule: Warm-up and decay of the current run; None before the first.
+        computed: How it was trained last: ``precision`` that was asked for (the config has the one
+            in use), ``threads`` (None on a GPU) and ``device``; may be empty.
         attributes: Those of :data:`ATTRIBUTES` that are not the defaults.
     """
 
@@ -76,6 +78,7 @@ class SavedModel:
     extractor: str | None = None
     policy_kwargs: Mapping[str, Any] = field(default_factory=dict)
     schedule: dict[str, int | None] | None = None
+    computed: dict[str, Any] = field(default_factory=dict)
     attributes: dict[str, Any] = field(default_factory=dict)
 
     def write(self, path: str | os.PathLike[str] | BinaryIO) -> None:
@@ -103,6 +106,7 @@ class SavedModel:
             "counters": self.counters,
             "features_extractor": self.extractor,
             "schedule": self.schedule,
+            "computed": self.computed,
             **({"attributes": self.attributes} if self.attributes else {}),
         }
         tensors = {
@@ -140,6 +144,7 @@ class SavedModel:
         new: dict[str, Any] = {
             "features_extractor": None,
             "schedule": None,
+            "computed": {},
             "attributes": {},
         }  # in later files
         header = {**new, **file.header}
@@ -165,6 +170,7 @@ class SavedModel:
             optimizer=file.tensors["optimizer"],
             extractor=_field(header, "features_extractor", str, type(None)),
             schedule=_read_schedule(_field(header, "schedule", dict, type(None))),
+            computed=_read_computed(_field(header, "computed", dict)),
             attributes=_read_attributes(_field(header, "attributes", dict)),
         )
 
@@ -192,6 +198,7 @@ class SavedModel:
             return self
         schedule = None if settings.keys() & set(_SCHEDULE) else self.schedule
         config, counters = self.config.replace(**settings), dict(self.counters)
+        computed = {**self.computed, **{k: v for k, v in settings.items() if k == "precision"}}
         if self.config.ema_decay and not config.ema_decay and not self._raw_weights():
             message = (
                 "ema_decay=0.0 acts with the raw weights, and the file has their average alone: "
@@ -201,7 +208,8 @@ class SavedModel:
         if "n_updates" in settings:  # the length of the current run, whether finished or not
             done, total = counters["num_timesteps"], counters["_total_timesteps"]
             counters["_total_timesteps"] = max(done, config.resolved_n_updates) if total else total
-        changed = dataclasses.replace(self, config=config, counters=counters, schedule=schedule)
+        new: dict[str, Any] = {"counters": counters, "schedule": schedule, "computed": computed}
+        changed = dataclasses.replace(self, config=config, **new)
         try:
             _compare_weights(changed._blank_weights(), self.policy, "in the file")
         except (ModelFileError, SpaceError, RuntimeError) as error:
@@ -344,6 +352,13 @@ def _read_schedule(fields: dict[str, Any] | None) -> dict[str, int | None] | Non
     if fields is None:
         return None
     return {name: None if fields[name] is None else _count(fields, name) for name in _SCHEDULE}
+
+
+def _read_computed(fields: dict[str, Any]) -> dict[str, Any]:
+    found = {name: fields[name] for name in ("precision", "threads", "device") if name in fields}
+    if found.get("threads") is not None:
+        _count(found, "threads")
+    return found
 
 
 def _read_attributes(fields: dict[str, Any]) -> dict[str, Any]:

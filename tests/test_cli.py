@@ -294,6 +294,16 @@ def test_another_backend_than_the_models() -> None:
     assert DecisionMamba.load("out/model.zip").config.backend == "auto"
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA has TF32")
+def test_another_precision_than_the_models() -> None:
+    train("--output", "out")
+    DecisionMamba.load("out/model.zip", precision="tf32").save("out/gpu.zip")
+    resume = ["train", "--resume", "out/gpu.zip", "--updates", "1"]
+    assert "ConfigError: precision='tf32'" in run(*resume, exit_code=1).stderr
+    run(*resume, "--set", "precision=fp32")
+    assert DecisionMamba.load("out/model.zip").config.precision == "fp32"
+
+
 def test_wrong_usage_exits_with_2() -> None:
     for arguments in (
         ["train"],

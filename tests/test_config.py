@@ -60,7 +60,7 @@ VALUES: dict[str, tuple[Any, list[Any]]] = {
     ),
     "max_grad_norm": (1.0, [0.0, INF, None]),
     "ema_decay": (0.998, [-0.1, 1.0, NAN, "0.9", None, True]),
-    "precision": ("bf16", ["fp16", None]),
+    "precision": ("tf32", ["fp16", None]),
     "backend": ("reference", ["", None, 3]),
     "data_device": ("cpu", ["cuda", None, True]),
     "cuda_graph": ("off", [True, None, "yes"]),

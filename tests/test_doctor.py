@@ -26,7 +26,7 @@ from sb3_dmamba.doctor import (
     why_no_bundled_dataset,
 )
 from sb3_dmamba.errors import DatasetError
-from sb3_dmamba.machine import advise_threads, describe_machine
+from sb3_dmamba.machine import advise_threads, describe_cpu, describe_machine
 from sb3_dmamba.ops import available_backends, explain_backends
 
 REQUIREMENTS = [
@@ -178,11 +178,21 @@ def test_the_speed_check(monkeypatch: pytest.MonkeyPatch) -> None:
     assert speed.device == "cpu"
     assert min(speed.updates, speed.window_steps, speed.stream_steps) > 0
     assert (speed.updates_on_one_thread is None) == (threads == 1)
+    assert min(speed.products[name] for name in ("fp32", "bf16")) > 0
     monkeypatch.setattr(doctor, "check_backends", lambda device: WORKING)
     monkeypatch.setattr(doctor, "measure_speed", lambda *_: speed)
     result = CliRunner().invoke(app, ["doctor", "--seconds", "0.1"], env={"COLUMNS": "150"})
     assert result.exit_code == 0, result.output
-    for text in ("Machine", "Packages", "Backends", "Datasets", "updates", "Nothing is broken."):
+    for text in (
+        "Machine",
+        describe_cpu(),
+        "GFLOP",
+        "Packages",
+        "Backends",
+        "Datasets",
+        "updates",
+        "Nothing is broken.",
+    ):
         assert text in result.stdout
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.contenders import Candidate, Outcome, race
+from benchmarks.contenders import Candidate, Outcome, gate, race
 from benchmarks.networks import Network, make_config, make_contender
 from benchmarks.peers import make_peer_update
 from benchmarks.pictures import draw_bars
@@ -18,6 +21,7 @@ from benchmarks.request import Request
 from benchmarks.timing import Timer
 from sb3_dmamba import DecisionMambaConfig
 from sb3_dmamba.experiments.efficiency import make_trajectories
+from sb3_dmamba.machine import describe_machine
 from sb3_dmamba.ops import available_backends
 
 OURS, PEER = "ours: Mamba", "d3rlpy: Decision Transformer"
@@ -60,6 +64,7 @@ def _only_on_gpu(bare: dict[str, Any], eager: dict[str, Any]) -> dict[str, Netwo
     """Return what differs there: graphs, the dataset's place, mamba-ssm in more than one way."""
     bf16 = {"precision": "bf16"}
     return {
+        "ours: Mamba, tf32": Network({**bare, "precision": "tf32"}),
         "ours: Mamba, no CUDA graph": Network(eager),
         "ours: Mamba, dataset on the host": Network({**bare, "data_device": "cpu"}),
         "the same network on mamba_ssm.Mamba, bf16": Network({**eager, **bf16}, "mamba_ssm"),
@@ -79,6 +84,7 @@ def measure(request: Request) -> Report:
         make = functools.partial(make_peer_update, data, request, compiled=compiled)
         candidates.append(Candidate(name, make))
     outcome = race(candidates, request.make_timer())
+    busy = None if request.on_gpu else measure_beside_neighbours(candidates, request)
     outcome.add_ratio("against peer", PEER)
     outcome.add_ratio("against compiled", COMPILED)
     outcome.add_ratio("against ours", OURS)
@@ -92,10 +98,69 @@ def measure(request: Request) -> Report:
         "update",
         "One update",
         _METHOD,
-        [Table("update", title, columns(request), outcome.rows, _notes(outcome, request))],
+        [
+            Table("update", title, columns(request), outcome.rows, _notes(outcome, request)),
+            *([busy] if busy else []),
+        ],
         [Picture("update", title, _drawing(outcome, title))],
         outcome.left_out,
+        [] if busy is None or request.quick else _find_collapsed(busy),
     )
+
+
+LEAST_KEPT = 0.45  # of the rate alone, beside busy processes on half the cores
+# Ends with the process that started it.
+_NEIGHBOUR = "import os; parent = os.getppid()\nwhile os.getppid() == parent: pass"
+
+
+def measure_beside_neighbours(candidates: list[Candidate], request: Request) -> Table:
+    """Time updates alone, and beside processes that keep half of the cores busy."""
+    chosen = [each for each in candidates if each.name in (OURS, DECOUPLED, PEER)]
+    runs = {name: contender.run for name, (contender, _) in gate(chosen)[0].items()}
+    n_busy = max(1, int(describe_machine().cores) // 2)
+    timer = request.make_timer()
+    alone = timer.measure(runs)
+    with _busy_neighbours(n_busy):
+        beside = timer.measure(runs)
+    rows = [
+        {
+            "name": name,
+            "kept": alone[name].median / beside[name].median,
+            "alone": alone[name].median,
+            "beside": beside[name].median,
+            "neighbours": n_busy,
+        }
+        for name in runs
+    ]
+    named = [
+        Column("name", ""),
+        Column("kept", f"rate kept (at least {LEAST_KEPT})", ".2f", 1.0, "x"),
+        Column("alone", "ms alone", ".2f", 1e3),
+        Column("beside", "ms beside them", ".2f", 1e3),
+        Column("neighbours", "busy processes"),
+    ]
+    return Table("busy", "One update beside busy processes", named, rows)
+
+
+@contextlib.contextmanager
+def _busy_neighbours(n_processes: int) -> Iterator[None]:
+    command = [sys.executable, "-c", _NEIGHBOUR]
+    processes = [subprocess.Popen(command) for _ in range(n_processes)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def _find_collapsed(busy: Table) -> list[str]:
+    return [
+        f"{row['name']} keeps {row['kept']:.2f} of its rate beside {row['neighbours']} busy "
+        f"processes, and should keep {LEAST_KEPT}"
+        for row in busy.rows
+        if row["name"] != PEER and row["kept"] < LEAST_KEPT
+    ]
 
 
 def columns(request: Request) -> list[Column]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -16,6 +17,7 @@ from sb3_dmamba.cli.experiment import bench, experiment
 from sb3_dmamba.cli.info import doctor, tasks
 from sb3_dmamba.cli.output import HELP_OPTIONS
 from sb3_dmamba.cli.train import train
+from sb3_dmamba.machine import set_thread_variables
 
 _NUMBER = re.compile(r"-?[\d.]+(e[+-]?\d+)?")
 
@@ -119,5 +121,6 @@ app.add_typer(data_app)
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line, in a process of its own."""
+    set_thread_variables(os.environ)  # before torch is loaded
     app()

@@ -65,6 +65,7 @@ def _machine_table(machine: Machine) -> Table:
     load = "" if machine.load is None else f", {machine.load:.1f} busy in the last minute"
     table.add_row("system", machine.system)
     table.add_row("CPU", f"{machine.processor}, {machine.cores:g} cores{load}")
+    table.add_row("", machine.kind)
     table.add_row("threads", f"{machine.threads}: {machine.advice}")
     built = f"torch is built for CUDA {machine.cuda}" if machine.cuda else "torch is built for CPUs"
     if not machine.gpus:
@@ -131,6 +132,10 @@ def _speed_table(speed: Speed) -> Table:
     ratio = speed.stream_steps / speed.window_steps
     stream = f"steps of acting, memory stream: {ratio:.1f} times as fast"
     table.add_row(f"{speed.stream_steps:,.0f}", stream)
+    ratio = speed.products["bf16"] / speed.products["fp32"]
+    for name, text in (("fp32", ""), ("bf16", f": {ratio:.2g} times as fast")):
+        rate = f"GFLOP of matrix products on the CPU in {name}{text}"
+        table.add_row(f"{speed.products[name]:,.3g}", rate)
     return table
 
 

@@ -99,11 +99,12 @@ def train(
     """
     if (task is None) == (resume is None):
         raise typer.BadParameter("give either a task to start from or a checkpoint to --resume")
-    others = [text for text in setting or () if not text.startswith("backend=")]
+    others = [text for text in setting or () if not text.startswith(("backend=", "precision="))]
     if resume is not None and (others or recipe or seed is not None):
         raise typer.BadParameter(
             "--resume continues with the checkpoint's settings and seed: leave --recipe, --set and "
-            "--seed out (but for --set backend=auto, where its backend does not work here)"
+            "--seed out (but for --set backend=auto, where its backend does not work here, and "
+            "--set precision=fp32, where its precision is slow or absent)"
         )
     options = cli.parse_options(option)
     with cli.command_output(as_json, debug) as out:
@@ -224,11 +225,14 @@ def _fit(plan: _Plan, model: DecisionMamba, trajectories: Trajectories) -> None:
 def _train(
     plan: _Plan, model: DecisionMamba, trajectories: Trajectories, n_processes: int, out: cli.Output
 ) -> None:
+    from sb3_dmamba.machine import choose_precision
     from sb3_dmamba.training.loop import UpdateInterrupted
 
     out.console.print(trajectories.summary())
     together = f", {n_processes} processes" if n_processes > 1 else ""
-    out.line(f"seed {model.seed}, device {model.device}{together}")
+    precision = choose_precision(model.config.precision, model.device)
+    computing = "" if precision == "fp32" else f", {precision}"
+    out.line(f"seed {model.seed}, device {model.device}{computing}{together}")
     if changes := describe_changes(model.config, model.task):
         out.line(f"settings that differ from the recipe: {changes}")
     first = model.num_timesteps

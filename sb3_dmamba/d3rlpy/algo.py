@@ -50,6 +50,7 @@ from sb3_dmamba.d3rlpy.network import (
 from sb3_dmamba.envs.return_to_go import subtract_rewards
 from sb3_dmamba.errors import ConfigError, DatasetError, DivergenceError, SpaceError
 from sb3_dmamba.export.graph import make_traceable
+from sb3_dmamba.machine import check_precision, choose_precision, tf32_products
 from sb3_dmamba.networks import SequenceModel
 from sb3_dmamba.networks.memory import StreamMemory
 from sb3_dmamba.training.updater import DROPOUT_STREAM, WEIGHT_STREAM, compute_mean_loss, local_seed
@@ -190,7 +191,10 @@ class SequenceAlgoBase(TransformerAlgoBase):
 
     def inner_create_impl(self, observation_shape: Sequence[Any], action_size: int) -> None:
         """Build network and optimiser; d3rlpy calls it when shapes are known."""
-        config = self._config
+        config, device = self._config, torch.device(self._device)
+        if config.precision == "auto":  # a file has the one in use: training goes on in it
+            precision = choose_precision("auto", device)
+            self._config = config = dataclasses.replace(config, precision=precision)
         seeded: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
         if config.seed is not None:
             seeded = local_seed(torch.device("cpu"), config.seed, WEIGHT_STREAM)
@@ -228,7 +232,9 @@ class SequenceAlgoBase(TransformerAlgoBase):
         Raises:
             DatasetError: The dataset is not a d3rlpy replay buffer.
             DivergenceError: The loss is not finite.
+            ConfigError: The device does not have the precision.
         """
+        check_precision(self._config.precision, torch.device(self._device))
         if not isinstance(dataset, ReplayBufferBase):
             message = (
                 f"d3rlpy's fit takes a replay buffer, and this is a {type(dataset).__name__}: give "
@@ -439,11 +445,12 @@ class DecisionMambaImpl(TransformerAlgoImplBase):
     def compute_grad(self, batch: Any) -> dict[str, Tensor]:
         """Fill the gradients; return the loss under its name."""
         self._modules.optim.zero_grad()
-        with torch.autocast(
-            torch.device(self._device).type, torch.bfloat16, enabled=self._precision == "bf16"
-        ):
-            loss = self.compute_loss(batch)
-        loss.backward()
+        with tf32_products(self._precision):
+            with torch.autocast(
+                torch.device(self._device).type, torch.bfloat16, enabled=self._precision == "bf16"
+            ):
+                loss = self.compute_loss(batch)
+            loss.backward()
         return {"loss": loss}
 
     def inner_update(self, batch: Any, grad_step: int) -> dict[str, float]:

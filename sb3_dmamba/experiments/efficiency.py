@@ -25,7 +25,7 @@ from sb3_dmamba.experiments.grid import describe_versions
 from sb3_dmamba.experiments.record import FORMAT, read_settings, read_table, write_table
 from sb3_dmamba.experiments.report import compose_title, draw_lines, format_table
 from sb3_dmamba.experiments.runs import write_json, write_text
-from sb3_dmamba.machine import describe_device
+from sb3_dmamba.machine import check_precision, choose_precision, describe_device
 from sb3_dmamba.networks import DecisionMambaPolicy
 from sb3_dmamba.networks.memory import ActingState
 from sb3_dmamba.networks.model import CONDITION_SIZE
@@ -326,6 +326,9 @@ def measure_efficiency(
             for name, own in variants.items():
                 settings = {**_SHAPE, **own, **request.settings}
                 config = DecisionMambaConfig.from_recipe("paper", **settings, context_length=length)
+                precision = choose_precision(config.precision, torch.device(device))
+                check_precision(precision, torch.device(device))
+                config = config.replace(precision=precision)
                 check_variant(config, device)
                 costs.append(measure_cost(name, config, device))
         clock = describe_clock(device)

@@ -28,6 +28,7 @@ from sb3_dmamba.experiments.catalogue import Experiment
 from sb3_dmamba.experiments.plan import Request, make_plan
 from sb3_dmamba.experiments.report import write_report
 from sb3_dmamba.experiments.runs import RunFolder, write_text
+from sb3_dmamba.machine import PASSIVE_WAITING, set_thread_variables
 
 __all__ = ["Engine", "Finished", "run_experiment"]
 
@@ -183,7 +184,7 @@ class _Processes:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    env={**os.environ, **dict.fromkeys(_THREAD_VARIABLES, str(threads))},
+                    env=_make_environment(threads),
                 )
                 self._running.add(process)
             status = process.wait()
@@ -197,6 +198,12 @@ class _Processes:
             self._is_stopped = True
             for process in self._running:
                 process.terminate()
+
+
+def _make_environment(threads: int) -> dict[str, str]:
+    environment = {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, str(threads))}
+    set_thread_variables(environment)
+    return environment
 
 
 def _describe_failure(folder: RunFolder, status: int) -> str | None:
@@ -301,6 +308,7 @@ def write_slurm_script(
     waiting = [folder.path.resolve() for folder in folders if not folder.is_done]
     if not waiting:
         raise ExperimentError("every run is done: run the command without --slurm for the report")
+    variables = {**dict.fromkeys(_THREAD_VARIABLES, engine.threads), **PASSIVE_WAITING}
     run = shlex.join(run_command(Path("RUN_FOLDER"), engine.device, engine.threads))
     script = _SCRIPT.format(
         n_runs=len(waiting),
@@ -311,7 +319,7 @@ def write_slurm_script(
         logs=waiting[0].parent,
         gpu="#SBATCH --gpus=1\n" if engine.device.startswith("cuda") else "",
         folders="\n".join(f"  {shlex.quote(str(folder))}" for folder in waiting),
-        variables=" ".join(f"{variable}={engine.threads}" for variable in _THREAD_VARIABLES),
+        variables=" ".join(f"{name}={value}" for name, value in variables.items()),
         directory=shlex.quote(str(Path.cwd())),
         run=run.replace("RUN_FOLDER", '"${runs[$((SLURM_ARRAY_TASK_ID - 1))]}"', 1),
     )

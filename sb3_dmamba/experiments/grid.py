@@ -30,7 +30,7 @@ from sb3_dmamba.experiments.models import (
     open_model,
 )
 from sb3_dmamba.experiments.runs import Evaluation, LossCurve, RunFolder, write_json
-from sb3_dmamba.machine import describe_device
+from sb3_dmamba.machine import choose_precision, describe_device
 
 _CHECKPOINT_SECONDS = 60.0
 _PROGRESS_SECONDS = 1.0
@@ -75,6 +75,9 @@ class _Execution:
             folder.discard()
         self.model = open_model(self.run, device, folder)
         self.session = Session(folder, str(self.model.device))
+        if isinstance(self.model, DecisionMamba):
+            precision = choose_precision(self.model.config.precision, self.model.device)
+            self.session.record["precision"] = precision
         self.n_updates = self.run.config.resolved_n_updates
         self.evaluated_updates = self.run.evaluation.evaluated_updates(self.n_updates)
 

@@ -229,6 +229,8 @@ def _describe_machine(plan: Plan) -> dict[str, Any]:
         versions = ", ".join(f"{name} {each}" for name, each in session["versions"].items())
         threads = f"{session['threads']} thread{'' if session['threads'] == 1 else 's'}"
         where = f"{session['machine']}, device {session['device']}"
+        if "precision" in session:
+            where += f", {session['precision']}"
         machines.append(f"{where}, {threads} a training; {versions}")
     return {"costs": costs, "machines": list(dict.fromkeys(machines))}
 

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
 import sys
 import threading
@@ -52,6 +53,8 @@ from sb3_dmamba.errors import (
     MissingDependencyError,
     UnknownTaskError,
 )
+from sb3_dmamba.io import warn_caller
+from sb3_dmamba.machine import PASSIVE_WAITING, read_waiting_seconds
 from sb3_dmamba.ops._cpu import is_compiling
 from sb3_dmamba.training.distributed import Processes, train_together
 from sb3_dmamba.training.updater import UpdateMetrics, Updater
@@ -80,13 +83,14 @@ def run_updates(
     elif not model._custom_logger:
         model._logger = _make_logger(model, log_name)
     progress = [UpdateProgress()] if progress_bar and is_leader else []
+    watch = [StarvationWatch()] if is_leader and updater.policy.device.type == "cpu" else []
     given = as_callbacks(callback) if is_leader else []
     interrupts = Interrupts()
     # Several processes stop together, at the end of an update.
     held = interrupts.held() if processes.size > 1 else nullcontext()
     try:
         with held, train_together(updater, processes) as agree, explain_missing_environment(model):
-            callbacks = start_callbacks(model, [*given, *progress])
+            callbacks = start_callbacks(model, [*given, *progress, *watch])
             _run(model, updater, sampler, callbacks, log_interval, interrupts, agree)
     finally:
         for bar in progress:
@@ -361,6 +365,41 @@ class UpdateProgress(BaseCallback):
 
     def _on_training_end(self) -> None:
         self.close()
+
+
+_WATCH_SECONDS = 10.0
+_STARVED = 0.3  # threads that wait for a core, on average: updates wait for the slowest thread
+
+
+class StarvationWatch(BaseCallback):
+    """Warn once in a process that training waits for cores that something else uses."""
+
+    has_warned = False
+
+    def _on_training_start(self) -> None:
+        self._begun, self._waited = time.perf_counter(), read_waiting_seconds()
+
+    def _on_step(self) -> bool:
+        seconds = time.perf_counter() - self._begun
+        if seconds < _WATCH_SECONDS or StarvationWatch.has_warned:
+            return True
+        waiting = (read_waiting_seconds() - self._waited) / seconds
+        if waiting > _STARVED:
+            StarvationWatch.has_warned = True
+            warn_caller(_describe_starvation(waiting))
+        self._on_training_start()
+        return True
+
+
+def _describe_starvation(waiting: float) -> str:
+    threads, advice = torch.get_num_threads(), "end what else computes here"
+    if threads > 1 and not os.environ.keys() & PASSIVE_WAITING.keys():
+        variables = " ".join(f"{name}={value}" for name, value in PASSIVE_WAITING.items())
+        advice = f"start Python with {variables}, so that threads wait asleep, or {advice}"
+    return (
+        f"training is short of cores: in the last {_WATCH_SECONDS:.0f} s {waiting:.1f} of its "
+        f"threads on average were ready and had none (torch has {threads} threads): {advice}"
+    )
 
 
 _ONE_PRESS_SECONDS = 1.0  # a launcher may repeat the signal of the terminal

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.data import ObservationStatistics, Trajectories, WindowBatch, WindowSampler
 from sb3_dmamba.errors import ConfigError, ModelFileError
+from sb3_dmamba.machine import tf32_products
 from sb3_dmamba.networks import DecisionMambaPolicy
 from sb3_dmamba.networks.model import ActionHead
 from sb3_dmamba.training.batches import Feed, ResidentFeed, make_feed
@@ -138,14 +139,15 @@ class Updater:
         device = self.trained.device.type
         compute = self.compute_loss if self.parallel is None else self.parallel.compute_loss
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(
-            device,
-            torch.bfloat16,
-            enabled=self.config.precision == "bf16",
-            cache_enabled=device != "cuda",  # a graph would keep the cast weights of one update
-        ):
-            loss = compute(batch)
-        loss.backward()
+        with tf32_products(self.config.precision):
+            with torch.autocast(
+                device,
+                torch.bfloat16,
+                enabled=self.config.precision == "bf16",
+                cache_enabled=device != "cuda",  # a graph would keep the cast weights of one update
+            ):
+                loss = compute(batch)
+            loss.backward()
         grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
         self.optimizer.step()
         self._average()

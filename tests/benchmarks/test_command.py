@@ -14,6 +14,7 @@ from benchmarks.suites import SUITES, Suite, choose
 from sb3_dmamba.cli import app
 from sb3_dmamba.cli import experiment as command
 from sb3_dmamba.errors import ConfigError
+from sb3_dmamba.machine import describe_cpu
 
 ROOT = Path(__file__).parents[2]
 
@@ -80,6 +81,7 @@ def test_a_suite_runs_and_writes(tmp_path: Path) -> None:
     ours = ["ours, in memory", "ours, from a store on disk", "ours, kept on the device"]
     assert names == [*ours, "d3rlpy"]
     assert document["machine"]["threads"] == 1
+    assert all(table["title"].endswith(f"; {describe_cpu()}") for table in document["tables"])
     assert "mean nothing" in document["machine"]["figures"]
     written = {path.name for path in tmp_path.iterdir()}
     assert written == {"data.md", "data.json", "data_vectors.png", "data_images.png"}

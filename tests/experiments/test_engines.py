@@ -208,6 +208,8 @@ def test_a_slurm_script_executes_one_run_a_task(
             check=True,
         )
         assert finished.stdout.split() == [str(folder.path.resolve()), "cuda"]
+    assert "export OMP_NUM_THREADS=2 " in text
+    assert "OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0" in text
 
 
 def test_a_cpu_s_script_asks_for_no_gpu_and_one_of_nothing_is_refused(

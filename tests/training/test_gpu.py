@@ -54,7 +54,7 @@ SETTINGS: list[dict[str, Any]] = [{}, {"carry_state": True}, {"burn_in": 4}]
 
 @pytest.mark.parametrize("mixer", MIXERS)
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
 @pytest.mark.parametrize("data_device", ["cpu", "device"])
 def test_graphs_are_the_plain_updates(
     mixer: str, settings: dict[str, Any], precision: str, data_device: str
