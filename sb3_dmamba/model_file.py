@@ -106,7 +106,7 @@ class SavedModel:
             "counters": self.counters,
             "features_extractor": self.extractor,
             "schedule": self.schedule,
-            "computed": self.computed,
+            **({"computed": self.computed} if self.computed else {}),
             **({"attributes": self.attributes} if self.attributes else {}),
         }
         tensors = {
@@ -355,7 +355,7 @@ def _read_schedule(fields: dict[str, Any] | None) -> dict[str, int | None] | Non
 
 
 def _read_computed(fields: dict[str, Any]) -> dict[str, Any]:
-    found = {name: fields[name] for name in ("precision", "threads", "device") if name in fields}
+    found = {k: v for k, v in fields.items() if k in ("precision", "threads", "device")}
     if found.get("threads") is not None:
         _count(found, "threads")
     return found

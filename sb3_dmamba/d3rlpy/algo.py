@@ -189,6 +189,8 @@ class DiscreteDecisionMambaConfig(SequenceConfig):
 class SequenceAlgoBase(TransformerAlgoBase):
     """Base class of our two algorithms."""
 
+    _config: Any  # d3rlpy's classes have no type of it
+
     def inner_create_impl(self, observation_shape: Sequence[Any], action_size: int) -> None:
         """Build network and optimiser; d3rlpy calls it when shapes are known."""
         config, device = self._config, torch.device(self._device)
