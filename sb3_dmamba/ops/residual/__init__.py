@@ -1,0 +1,103 @@
+"""What surrounds a mixer: a modulated norm before it; dropout, gate and residual after it."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int16
+from torch import Tensor
+
+from sb3_dmamba.ops._shared import check_tensors
+from sb3_dmamba.ops.dispatch import get_implementation
+
+__all__ = ["add_residual", "modulated_norm"]
+
+
+def modulated_norm(
+    x: Float[Tensor, "B L D"],
+    factor: Float[Tensor, "B K D"],
+    shift: Float[Tensor, "B K D"],
+    *,
+    eps: float = 1e-5,
+    backend: str = "auto",
+) -> Float[Tensor, "B L D"]:
+    """Normalise each token, then scale and shift it by its step's rows.
+
+    ``y = shift + factor * (x - mean(x)) / sqrt(var(x) + eps)``. A step has ``ceil(L / K)`` tokens;
+    the last one may have fewer.
+
+    Args:
+        x: Input, shape (B, L, D); may be a strided view, as the others.
+        factor: Shape (B, K, D).
+        shift: Shape (B, K, D).
+        eps: Added to the variance.
+        backend: ``"auto"``, or the name of the implementation to use.
+
+    Returns:
+        ``y``, differentiable, with the shape of ``x``.
+
+    Raises:
+        ValueError: Shapes, dtypes or devices do not fit; names the argument.
+        BackendError: The backend does not exist or does not work here.
+    """
+    _check_steps(x, factor)
+    check_tensors(x, ("x", x, x.shape, "(B, L, D)"), ("factor", factor, factor.shape, "(B, K, D)"),
+                  ("shift", shift, factor.shape, "(B, K, D)"))  # fmt: skip
+    implementation = get_implementation("modulated_norm", backend, x.device.type, "residual")
+    y: Tensor = implementation(x, factor, shift, eps)
+    return y
+
+
+def add_residual(
+    x: Float[Tensor, "B L D"],
+    residual: Float[Tensor, "B L D"] | None = None,
+    gate: Float[Tensor, "B K D"] | None = None,
+    *,
+    levels: Int16[Tensor, "B L D"] | None = None,
+    n_dropped: int = 0,
+    backend: str = "auto",
+) -> Float[Tensor, "B L D"]:
+    """Drop elements, scale each token by its step's row, and add the residual.
+
+    ``y = residual + gate * dropout(x)``. Dropout zeroes the elements with one of the lowest
+    ``n_dropped`` of the 65,536 levels, and scales the others up.
+
+    Args:
+        x: Input, shape (B, L, D); may be a strided view, as residual and gate.
+        residual: Shape (B, L, D); None adds nothing.
+        gate: Shape (B, K, D), for steps of ``ceil(L / K)`` tokens; None is ones.
+        levels: A random int16 for each element, contiguous; None drops none.
+        n_dropped: Levels of the elements that are dropped, below 65,536.
+        backend: ``"auto"``, or the name of the implementation to use.
+
+    Returns:
+        ``y``, differentiable, with the shape of ``x``.
+
+    Raises:
+        ValueError: Shapes, dtypes or devices do not fit; names the argument.
+        BackendError: The backend does not exist or does not work here.
+    """
+    _check_steps(x, x if gate is None else gate)
+    check_tensors(x, ("x", x, x.shape, "(B, L, D)"), ("residual", residual, x.shape, "(B, L, D)"),
+                  ("gate", gate, x.shape if gate is None else gate.shape, "(B, K, D)"))  # fmt: skip
+    if levels is not None and not (
+        levels.shape == x.shape and levels.dtype is torch.int16 and levels.is_contiguous()
+    ):
+        raise ValueError(
+            f"levels has shape {tuple(levels.shape)}, dtype {levels.dtype} and strides "
+            f"{levels.stride()}, expected contiguous int16 of shape {tuple(x.shape)}"
+        )
+    implementation = get_implementation("add_residual", backend, x.device.type, "residual")
+    y: Tensor = implementation(x, residual, gate, levels, n_dropped)
+    return y
+
+
+def _check_steps(x: Tensor, rows: Tensor) -> None:
+    fits = x.ndim == rows.ndim == 3 and (x.shape[0], x.shape[2]) == (rows.shape[0], rows.shape[2])
+    if fits and x.numel():
+        length, n_steps = x.shape[1], rows.shape[1]
+        fits = n_steps > 0 and -(-length // -(-length // n_steps)) == n_steps
+    if not fits:
+        raise ValueError(
+            f"x has shape {tuple(x.shape)} and the steps' rows {tuple(rows.shape)}, expected "
+            "(B, L, D) and (B, K, D) with K steps of ceil(L / K) tokens"
+        )
