@@ -228,9 +228,10 @@ class Modulation(nn.Module):
         with torch.no_grad():
             self.projection.bias.view(self.n_rows, -1).copy_(factor_shift_gate.unsqueeze(1))
 
-    def forward(self, condition: Float[Tensor, "B K C"]) -> tuple[Float[Tensor, "B K H"], ...]:
-        """Return factors, shifts and, with a gate, gates: a row for each step."""
-        return tuple(self.projection(condition).chunk(self.n_rows, dim=-1))
+    def forward(self, condition: Float[Tensor, "B K C"]) -> Float[Tensor, "B K rows*H"]:
+        """Return factors, shifts and, with a gate, gates, side by side."""
+        rows: Tensor = self.projection(condition)
+        return rows
 
 
 class Block(nn.Module):
@@ -301,9 +302,10 @@ class Block(nn.Module):
         """Return the input of the mixer, and the factor of its output."""
         if self.modulation is None or condition is None:
             return self.norm(tokens), None
-        factor, shift, gate = self.modulation(condition)
-        eps, backend = self.norm.eps, self.dropout.backend
-        return modulated_norm(tokens, factor, shift, eps=eps, backend=backend), gate
+        backend = self.dropout.backend
+        return modulated_norm(
+            tokens, self.modulation(condition), eps=self.norm.eps, backend=backend
+        )
 
     def _add(
         self,
@@ -601,9 +603,8 @@ class SequenceModel(nn.Module):
         if self.modulation is None or condition is None:
             normed = self.norm(state_tokens)
         else:
-            factor, shift = self.modulation(condition)
-            eps, backend = self.norm.eps, self.dropout.backend
-            normed = modulated_norm(state_tokens, factor, shift, eps=eps, backend=backend)
+            rows, backend = self.modulation(condition), self.dropout.backend
+            normed, _ = modulated_norm(state_tokens, rows, eps=self.norm.eps, backend=backend)
         prediction: Tensor = self.head(normed)
         return prediction
 

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int16
 from torch import Tensor
 
-from sb3_dmamba.ops._shared import check_tensors
+from sb3_dmamba.ops._shared import check_tensors, count_tokens
 from sb3_dmamba.ops.dispatch import get_implementation
 
 __all__ = ["add_residual", "modulated_norm"]
@@ -14,37 +14,36 @@ __all__ = ["add_residual", "modulated_norm"]
 
 def modulated_norm(
     x: Float[Tensor, "B L D"],
-    factor: Float[Tensor, "B K D"],
-    shift: Float[Tensor, "B K D"],
+    modulation: Float[Tensor, "B K _"],
     *,
     eps: float = 1e-5,
     backend: str = "auto",
-) -> Float[Tensor, "B L D"]:
-    """Normalise each token, then scale and shift it by its step's rows.
+) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "B K _"]]:
+    """Normalise each token, then scale and shift it by its step's factors and shifts.
 
     ``y = shift + factor * (x - mean(x)) / sqrt(var(x) + eps)``. A step has ``ceil(L / K)`` tokens;
     the last one may have fewer.
 
     Args:
-        x: Input, shape (B, L, D); may be a strided view, as the others.
-        factor: Shape (B, K, D).
-        shift: Shape (B, K, D).
+        x: Input, shape (B, L, D); may be a strided view.
+        modulation: D factors, D shifts and any number of others, shape (B, K, 2D or more).
         eps: Added to the variance.
         backend: ``"auto"``, or the name of the implementation to use.
 
     Returns:
-        ``y``, differentiable, with the shape of ``x``.
+        ``y`` with the shape of ``x``, and what else ``modulation`` has: a pass for its gradient,
+        which needs no concatenation then. Both are differentiable.
 
     Raises:
         ValueError: Shapes, dtypes or devices do not fit; names the argument.
         BackendError: The backend does not exist or does not work here.
     """
-    _check_steps(x, factor)
-    check_tensors(x, ("x", x, x.shape, "(B, L, D)"), ("factor", factor, factor.shape, "(B, K, D)"),
-                  ("shift", shift, factor.shape, "(B, K, D)"))  # fmt: skip
+    _check_steps(x, modulation, 2)
+    check_tensors(x, ("x", x, x.shape, "(B, L, D)"),
+                  ("modulation", modulation, modulation.shape, "(B, K, _)"))  # fmt: skip
     implementation = get_implementation("modulated_norm", backend, x.device.type, "residual")
-    y: Tensor = implementation(x, factor, shift, eps)
-    return y
+    y, rest = implementation(x, modulation, eps)
+    return y, rest
 
 
 def add_residual(
@@ -76,9 +75,9 @@ def add_residual(
         ValueError: Shapes, dtypes or devices do not fit; names the argument.
         BackendError: The backend does not exist or does not work here.
     """
-    _check_steps(x, x if gate is None else gate)
+    _check_steps(x, x if gate is None else gate, 1)
     check_tensors(x, ("x", x, x.shape, "(B, L, D)"), ("residual", residual, x.shape, "(B, L, D)"),
-                  ("gate", gate, x.shape if gate is None else gate.shape, "(B, K, D)"))  # fmt: skip
+                  ("gate", gate, (x.shape[0], 0 if gate is None else gate.shape[1], x.shape[2]), "(B, K, D)"))  # fmt: skip
     if levels is not None and not (
         levels.shape == x.shape and levels.dtype is torch.int16 and levels.is_contiguous()
     ):
@@ -91,13 +90,14 @@ def add_residual(
     return y
 
 
-def _check_steps(x: Tensor, rows: Tensor) -> None:
-    fits = x.ndim == rows.ndim == 3 and (x.shape[0], x.shape[2]) == (rows.shape[0], rows.shape[2])
+def _check_steps(x: Tensor, rows: Tensor, n_parts: int) -> None:
+    fits = x.ndim == rows.ndim == 3 and x.shape[0] == rows.shape[0]
+    fits = fits and rows.shape[2] >= n_parts * x.shape[2]
     if fits and x.numel():
         length, n_steps = x.shape[1], rows.shape[1]
-        fits = n_steps > 0 and -(-length // -(-length // n_steps)) == n_steps
+        fits = n_steps > 0 and count_tokens(length, count_tokens(length, n_steps)) == n_steps
     if not fits:
         raise ValueError(
             f"x has shape {tuple(x.shape)} and the steps' rows {tuple(rows.shape)}, expected "
-            "(B, L, D) and (B, K, D) with K steps of ceil(L / K) tokens"
+            f"(B, L, D) and (B, K, {n_parts} * D) with K steps of ceil(L / K) tokens"
         )

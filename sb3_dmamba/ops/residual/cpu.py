@@ -30,35 +30,40 @@ from sb3_dmamba.ops._simd import (
 _WORK = 16  # of an element, in the units of _cpu.PARALLEL_THRESHOLD
 
 
-def modulated_norm(x: Tensor, factor: Tensor, shift: Tensor, eps: float) -> Tensor:
+def modulated_norm(x: Tensor, modulation: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Compute the norm; shapes are those of :func:`sb3_dmamba.ops.modulated_norm`."""
-    dtype = torch.result_type(x, shift)
-    tensors: list[Tensor | None] = [x, factor, shift]
-    if _cpu.prepare(tensors, 3, compute_dtype(x)):
-        y, _ = _normalize(eps, False, *tensors)
+    dtype = torch.result_type(x, modulation)
+    tensors: list[Tensor | None] = [x, modulation]
+    if _cpu.prepare(tensors, 2, compute_dtype(x)):
+        y, rest = _normalize(eps, False, *tensors)
     else:
-        y, _, _ = _norm_forward(eps, False, False, tensors)
-    return y.to(dtype)
+        y, rest, _ = _norm_forward(eps, False, False, tensors)
+    return y.to(dtype), rest
 
 
 def _norm_forward(
     eps: float, return_final_state: bool, save: bool, tensors: Sequence[Any]
-) -> tuple[Tensor, None, Tensor | None]:
-    """Return the output and, to save, mean and inverse standard deviation of each token."""
-    x = tensors[0]
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the output, the rows that it does not use and, to save, each token's moments."""
+    x, modulation = tensors
     y = _cpu.empty(*x.shape, dtype=x.dtype)
     moments = _cpu.empty(*x.shape[:2], 2, dtype=x.dtype) if save else None
-    _run("norm_forward", eps, tensors, x, [y, moments])
-    return y, None, moments
+    _run("norm_forward", x, modulation, None, [y, moments], number=eps)
+    return y, modulation[..., 2 * x.shape[2] :], moments
 
 
 def _norm_backward(
-    eps: float, tensors: Sequence[Any], moments: Tensor | None, grad_y: Tensor, _: Tensor | None
-) -> tuple[Tensor, ...]:
-    gradients = [_cpu.empty(*each.shape, dtype=each.dtype) for each in tensors]
-    inputs = (tensors[0], tensors[1], _cpu.rows(grad_y))
-    _run("norm_backward", eps, inputs, tensors[0], [*gradients, moments])
-    return tuple(gradients)
+    eps: float, tensors: Sequence[Any], moments: Tensor | None, grad_y: Tensor,
+    grad_rest: Tensor | None,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    x, modulation = tensors
+    d_x = _cpu.empty(*x.shape, dtype=x.dtype)
+    d_modulation = _cpu.empty(*modulation.shape, dtype=x.dtype)
+    outputs, size = [d_x, d_modulation, moments], modulation.shape[2]
+    _run("norm_backward", x, modulation, _cpu.rows(grad_y), outputs, setting=size)
+    rest = d_modulation[..., 2 * x.shape[2] :]
+    rest.zero_() if grad_rest is None else rest.copy_(grad_rest)
+    return d_x, d_modulation
 
 
 def add_residual(
@@ -81,7 +86,7 @@ def _add_forward(
 ) -> tuple[Tensor, None, None]:
     x, residual, gate, levels = tensors
     y = _cpu.empty(*x.shape, dtype=x.dtype)
-    _run("add_forward", n_dropped, (x, gate, residual), x, [y, levels])
+    _run("add_forward", x, gate, residual, [y, levels], *_dropout(n_dropped))
     return y, None, None
 
 
@@ -91,40 +96,42 @@ def _add_backward(
     x, _, gate, levels = tensors
     d_x = _cpu.empty(*x.shape, dtype=x.dtype)
     d_gate = None if gate is None else _cpu.empty(*gate.shape, dtype=x.dtype)
-    _run("add_backward", n_dropped, (x, gate, _cpu.rows(grad_y)), x, [d_x, levels, d_gate])
+    outputs = [d_x, levels, d_gate]
+    _run("add_backward", x, gate, _cpu.rows(grad_y), outputs, *_dropout(n_dropped))
     return d_x, grad_y, d_gate, None
+
+
+def _dropout(n_dropped: int) -> tuple[int, float]:
+    """Return the lowest level that is kept, and the factor of what is kept."""
+    return n_dropped - DROPOUT_LEVELS // 2, DROPOUT_LEVELS / (DROPOUT_LEVELS - n_dropped)
 
 
 _normalize = make_differentiable(_norm_forward, _norm_backward)
 _add = make_differentiable(_add_forward, _add_backward)
 
 # fmt: off
-# The kernels' argument block. X, X_B, X_T: address, strides along B and L. NUMBER is a float.
-(COUNTER, BATCH, LENGTH, CHANNELS, N_STEPS, N_TOKENS, THRESHOLD, NUMBER, X, X_B, X_T,
- ROWS, ROWS_B, ROWS_T, OTHER, OTHER_B, OTHER_T, OUT_0, OUT_1, OUT_2, OUT_3,
- ) = (8 * place for place in range(21))
+# The kernels' argument block. X, X_B, X_T: address, strides along B and L.
+(COUNTER, BATCH, LENGTH, CHANNELS, N_STEPS, N_TOKENS, SETTING, NUMBER, X, X_B, X_T,
+ ROWS, ROWS_B, ROWS_T, OTHER, OTHER_B, OTHER_T, OUT_0, OUT_1, OUT_2) = (8 * i for i in range(20))
 # fmt: on
 
 
 def _run(
-    kernel: str, setting: float, rows: Sequence[Any], x: Tensor, others: list[Tensor | None]
-) -> None:
-    """Run a kernel on rows of tokens and of steps; ``setting`` is eps or n_dropped."""
+    kernel: str, x: Tensor, rows: Tensor | None, other: Tensor | None,
+    outputs: list[Tensor | None], setting: int = 0, number: float = 0.0,
+) -> None:  # fmt: skip
+    """Run a kernel on tokens, the rows of their steps, and tokens of another kind."""
     batch, length, channels = x.shape
-    n_steps = length if rows[1] is None else rows[1].shape[1]
+    n_steps = length if rows is None else rows.shape[1]
     bits, _, _ = _cpu.count_vectors(x.dtype, channels)
-    threshold, number = 0, setting
-    if isinstance(setting, int):
-        threshold = setting - DROPOUT_LEVELS // 2
-        number = DROPOUT_LEVELS / (DROPOUT_LEVELS - setting)
     packed = struct.pack("<d" if bits == 64 else "<f4x", number)
-    tensors = [*others, *(None,) * (4 - len(others))]
+    sizes = (0, batch, length, channels, n_steps, count_tokens(length, n_steps))
+    tensors = [*outputs, *(None,) * (3 - len(outputs))]
     _cpu.call_kernel(
         _cpu.load_kernel("residual.cpu", f"build_{kernel}", bits),
         (
-            *(0, batch, length, channels, n_steps, count_tokens(length, n_steps), threshold),
-            *(int.from_bytes(packed, "little"), *_cpu.row_arguments(bits // 8, *rows)),
-            *_cpu.addresses(*tensors),
+            *(*sizes, setting, int.from_bytes(packed, "little")),
+            *(*_cpu.row_arguments(bits // 8, x, rows, other), *_cpu.addresses(*tensors)),
         ),
         64,
         batch,
@@ -199,9 +206,6 @@ def build_norm_forward(bits: int, digest: int) -> Callable[[int, int], None]:
                 token, step = b * length + t, t // n_tokens
                 x = load_int(p + X) + b * load_int(p + X_B) + t * load_int(p + X_T)
                 factor = load_int(p + ROWS) + b * load_int(p + ROWS_B) + step * load_int(p + ROWS_T)
-                shift = (
-                    load_int(p + OTHER) + b * load_int(p + OTHER_B) + step * load_int(p + OTHER_T)
-                )
                 y = load_int(p + OUT_0) + token * row
                 total = splat(0.0, bits)
                 for block in range(blocks):
@@ -222,7 +226,7 @@ def build_norm_forward(bits: int, digest: int) -> Callable[[int, int], None]:
                     scaled = fma(
                         normed,
                         load_lanes(factor + at, lanes, bits),
-                        load_lanes(shift + at, lanes, bits),
+                        load_lanes(factor + row + at, lanes, bits),
                     )
                     store_lanes(y + at, lanes, scaled)
                 if moments != 0:
@@ -255,9 +259,10 @@ def build_norm_backward(bits: int, digest: int) -> Callable[[int, int], None]:
                 factor = load_int(p + ROWS) + b * load_int(p + ROWS_B) + step * load_int(p + ROWS_T)
                 grad_y = load_int(p + OTHER) + b * load_int(p + OTHER_B) + t * load_int(p + OTHER_T)
                 d_x = load_int(p + OUT_0) + token * row
-                of_step = (b * load_int(p + N_STEPS) + step) * row
-                d_factor, d_shift = load_int(p + OUT_1) + of_step, load_int(p + OUT_2) + of_step
-                moments = load_int(p + OUT_3) + 2 * size * token
+                d_factor = load_int(p + OUT_1)
+                d_factor += (b * load_int(p + N_STEPS) + step) * size * load_int(p + SETTING)
+                d_shift = d_factor + row
+                moments = load_int(p + OUT_2) + 2 * size * token
                 mean, scale = splat_load(moments, bits), splat_load(moments + size, bits)
                 total, projected = splat(0.0, bits), splat(0.0, bits)
                 for block in range(blocks):
@@ -296,7 +301,7 @@ def build_add_forward(bits: int, digest: int) -> Callable[[int, int], None]:
             load_int(p + CHANNELS),
             load_int(p + N_TOKENS),
         )
-        row, threshold = size * channels, load_int(p + THRESHOLD)
+        row, threshold = size * channels, load_int(p + SETTING)
         scale = splat_load(p + NUMBER, bits)
         while True:
             b = fetch_increment(p + COUNTER)
@@ -343,7 +348,7 @@ def build_add_backward(bits: int, digest: int) -> Callable[[int, int], None]:
             load_int(p + CHANNELS),
             load_int(p + N_TOKENS),
         )
-        row, threshold = size * channels, load_int(p + THRESHOLD)
+        row, threshold = size * channels, load_int(p + SETTING)
         scale = splat_load(p + NUMBER, bits)
         while True:
             b = fetch_increment(p + COUNTER)
