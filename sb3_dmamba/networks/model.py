@@ -294,7 +294,8 @@ class Block(nn.Module):
         """Apply the block to the next tokens in acting; see :meth:`MambaMixer.step`."""
         normed, gate = self._normalize(tokens, condition)
         mixed, new_state = self.mixer.step(normed, state)
-        return self._add(tokens, mixed, gate, None), new_state
+        added = tokens + mixed if gate is None else torch.addcmul(tokens, mixed, gate)
+        return self._mix_channels(added), new_state
 
     def _normalize(
         self, tokens: Float[Tensor, "B L H"], condition: Float[Tensor, "B K C"] | None

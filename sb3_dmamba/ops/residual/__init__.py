@@ -76,8 +76,9 @@ def add_residual(
         BackendError: The backend does not exist or does not work here.
     """
     _check_steps(x, x if gate is None else gate, 1)
+    of_gate = (x.shape[0], 0 if gate is None else gate.shape[1], x.shape[2])
     check_tensors(x, ("x", x, x.shape, "(B, L, D)"), ("residual", residual, x.shape, "(B, L, D)"),
-                  ("gate", gate, (x.shape[0], 0 if gate is None else gate.shape[1], x.shape[2]), "(B, K, D)"))  # fmt: skip
+                  ("gate", gate, of_gate, "(B, K, D)"))  # fmt: skip
     if levels is not None and not (
         levels.shape == x.shape and levels.dtype is torch.int16 and levels.is_contiguous()
     ):
