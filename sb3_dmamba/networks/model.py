@@ -228,7 +228,7 @@ class Modulation(nn.Module):
         with torch.no_grad():
             self.projection.bias.view(self.n_rows, -1).copy_(factor_shift_gate.unsqueeze(1))
 
-    def forward(self, condition: Float[Tensor, "B K C"]) -> Float[Tensor, "B K rows*H"]:
+    def forward(self, condition: Float[Tensor, "B K C"]) -> Float[Tensor, "B K _"]:
         """Return factors, shifts and, with a gate, gates, side by side."""
         rows: Tensor = self.projection(condition)
         return rows
