@@ -13,8 +13,6 @@ from torch.nn.functional import linear
 from sb3_dmamba.errors import BackendError
 from sb3_dmamba.ops._shared import wants_gradient
 from sb3_dmamba.ops.mamba_step import MambaWeights
-from sb3_dmamba.ops.reference import add_residual as add_residual
-from sb3_dmamba.ops.reference import modulated_norm as modulated_norm
 
 TAPS = (2, 3, 4)  # what causal-conv1d is compiled for
 CHANNELS_MULTIPLE = 8  # of its layout with channels innermost, ours

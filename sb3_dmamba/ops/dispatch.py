@@ -177,7 +177,11 @@ def get_implementation(
     if implementation is None:
         backend = _resolve(name, device_type)
         # The CPU's kernels are long: a module in each folder. Other backends are one module.
-        module = f"{folder or operation}.cpu" if backend == "cpu" else backend
+        module = backend
+        if backend == "cpu":
+            module = f"{folder or operation}.cpu"
+        elif folder == "residual":  # torch's own operations
+            module = "reference"
         implementations = importlib.import_module(f"sb3_dmamba.ops.{module}")
         implementation = getattr(implementations, operation)
         _implementations[operation, name, device_type] = implementation

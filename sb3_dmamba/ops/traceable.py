@@ -11,23 +11,13 @@ from torch import Tensor
 
 from sb3_dmamba.ops._shared import compute_dtype
 from sb3_dmamba.ops.reference import (
-    add_residual,
     add_skip_and_gate,
     causal_conv1d,  # loops over its taps alone
     compute_step_size,
     mamba_step,  # loops over few tokens
-    modulated_norm,
 )
 
-__all__ = [
-    "add_residual",
-    "causal_conv1d",
-    "mamba_step",
-    "modulated_norm",
-    "recurrence_as",
-    "run_recurrence",
-    "selective_scan",
-]
+__all__ = ["causal_conv1d", "mamba_step", "recurrence_as", "run_recurrence", "selective_scan"]
 
 
 def selective_scan(

@@ -14,17 +14,10 @@ from torch import Tensor
 from sb3_dmamba.ops import _triton
 from sb3_dmamba.ops.causal_conv1d.triton import causal_conv1d
 from sb3_dmamba.ops.mamba_step import MambaWeights
-from sb3_dmamba.ops.reference import add_residual, compose_step, modulated_norm
+from sb3_dmamba.ops.reference import compose_step
 from sb3_dmamba.ops.selective_scan.triton import selective_scan
 
-__all__ = [
-    "add_residual",
-    "causal_conv1d",
-    "mamba_step",
-    "modulated_norm",
-    "selective_scan",
-    "why_not",
-]
+__all__ = ["causal_conv1d", "mamba_step", "selective_scan", "why_not"]
 
 OLDEST_CAPABILITY = (7, 5)  # compiles for it; Triton itself promises 8.0 and later
 

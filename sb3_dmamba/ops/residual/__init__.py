@@ -21,18 +21,16 @@ def modulated_norm(
 ) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "B K _"]]:
     """Normalise each token, then scale and shift it by its step's factors and shifts.
 
-    ``y = shift + factor * (x - mean(x)) / sqrt(var(x) + eps)``. A step has ``ceil(L / K)`` tokens;
-    the last one may have fewer.
-
     Args:
         x: Input, shape (B, L, D); may be a strided view.
-        modulation: D factors, D shifts and any number of others, shape (B, K, 2D or more).
+        modulation: D factors, D shifts and any number of others, shape (B, K, 2D or more). A step
+            has ``ceil(L / K)`` tokens, the last one perhaps fewer.
         eps: Added to the variance.
         backend: ``"auto"``, or the name of the implementation to use.
 
     Returns:
-        ``y`` with the shape of ``x``, and what else ``modulation`` has: a pass for its gradient,
-        which needs no concatenation then. Both are differentiable.
+        ``shift + factor * (x - mean(x)) / sqrt(var(x) + eps)``, and the others of ``modulation``,
+        whose gradient then needs no concatenation. Both are differentiable.
 
     Raises:
         ValueError: Shapes, dtypes or devices do not fit; names the argument.
@@ -55,21 +53,16 @@ def add_residual(
     n_dropped: int = 0,
     backend: str = "auto",
 ) -> Float[Tensor, "B L D"]:
-    """Drop elements, scale each token by its step's row, and add the residual.
-
-    ``y = residual + gate * dropout(x)``. Dropout zeroes the elements with one of the lowest
-    ``n_dropped`` of the 65,536 levels, and scales the others up.
+    """Return ``residual + gate * dropout(x)``, differentiable.
 
     Args:
         x: Input, shape (B, L, D); may be a strided view, as residual and gate.
         residual: Shape (B, L, D); None adds nothing.
-        gate: Shape (B, K, D), for steps of ``ceil(L / K)`` tokens; None is ones.
+        gate: Shape (B, K, D), a row for the ``ceil(L / K)`` tokens of a step; None is ones.
         levels: A random int16 for each element, contiguous; None drops none.
-        n_dropped: Levels of the elements that are dropped, below 65,536.
+        n_dropped: How many of the 65,536 levels, the lowest, are dropped: their elements become
+            zero and the others are scaled up.
         backend: ``"auto"``, or the name of the implementation to use.
-
-    Returns:
-        ``y``, differentiable, with the shape of ``x``.
 
     Raises:
         ValueError: Shapes, dtypes or devices do not fit; names the argument.

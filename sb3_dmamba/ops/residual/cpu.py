@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import types
+from numba.extending import register_jitable
 from torch import Tensor
 
 from sb3_dmamba.ops import _cpu, _simd, reference
@@ -25,6 +26,7 @@ from sb3_dmamba.ops._simd import (
     splat_load,
     store,
     store_lanes,
+    store_sum,
 )
 
 _WORK = 16  # of an element, in the units of _cpu.PARALLEL_THRESHOLD
@@ -42,7 +44,7 @@ def modulated_norm(x: Tensor, modulation: Tensor, eps: float) -> tuple[Tensor, T
         assert rest is not None
     else:
         y, rest, _ = _norm_forward(eps, False, False, tensors)
-    return y.to(dtype), rest
+    return y.to(dtype), rest.to(modulation.dtype)
 
 
 def _norm_forward(
@@ -90,7 +92,7 @@ def _add_forward(
 ) -> tuple[Tensor, None, None]:
     x, residual, gate, levels = tensors
     y = _cpu.empty(*x.shape, dtype=x.dtype)
-    _run("add_forward", x, gate, residual, [y, levels], *_dropout(n_dropped))
+    _run_add(n_dropped, x, gate, residual, [y, levels])
     return y, None, None
 
 
@@ -100,23 +102,28 @@ def _add_backward(
     x, _, gate, levels = tensors
     d_x = _cpu.empty(*x.shape, dtype=x.dtype)
     d_gate = None if gate is None else _cpu.empty(*gate.shape, dtype=x.dtype)
-    outputs = [d_x, levels, d_gate]
-    _run("add_backward", x, gate, _cpu.rows(grad_y), outputs, *_dropout(n_dropped))
+    _run_add(n_dropped, x, gate, _cpu.rows(grad_y), [d_x, levels, d_gate], "backward")
     return d_x, grad_y, d_gate, None
 
 
-def _dropout(n_dropped: int) -> tuple[int, float]:
-    """Return the lowest level that is kept, and the factor of what is kept."""
-    return n_dropped - DROPOUT_LEVELS // 2, DROPOUT_LEVELS / (DROPOUT_LEVELS - n_dropped)
+def _run_add(
+    n_dropped: int, x: Tensor, gate: Tensor | None, other: Tensor | None,
+    outputs: list[Tensor | None], direction: str = "forward",
+) -> None:  # fmt: skip
+    levels = outputs[1]
+    if levels is not None and x.shape[2] % 16:  # a vector of the last token's reaches further
+        outputs[1] = torch.cat([levels.flatten(), levels.new_empty(16)])
+    lowest, scale = n_dropped - DROPOUT_LEVELS // 2, DROPOUT_LEVELS / (DROPOUT_LEVELS - n_dropped)
+    _run(f"add_{direction}", x, gate, other, outputs, lowest, scale)
 
 
 _normalize = make_differentiable(_norm_forward, _norm_backward)
 _add = make_differentiable(_add_forward, _add_backward)
 
 # fmt: off
-# The kernels' argument block. X, X_B, X_T: address, strides along B and L.
-(COUNTER, BATCH, LENGTH, CHANNELS, N_STEPS, N_TOKENS, SETTING, NUMBER, X, X_B, X_T,
- ROWS, ROWS_B, ROWS_T, OTHER, OTHER_B, OTHER_T, OUT_0, OUT_1, OUT_2) = (8 * i for i in range(20))
+# The kernels' argument block. X, ROWS and OTHER: address, strides along B and L.
+(COUNTER, BATCH, LENGTH, CHANNELS, N_STEPS, N_TOKENS, SETTING, NUMBER, X, _, _, ROWS, _, _,
+ OTHER, _, _, OUT_0, OUT_1, OUT_2) = (8 * place for place in range(20))
 # fmt: on
 
 
@@ -131,61 +138,40 @@ def _run(
     packed = struct.pack("<d" if bits == 64 else "<f4x", number)
     sizes = (0, batch, length, channels, n_steps, count_tokens(length, n_steps))
     tensors = [*outputs, *(None,) * (3 - len(outputs))]
-    _cpu.call_kernel(
-        _cpu.load_kernel("residual.cpu", f"build_{kernel}", bits),
-        (
-            *(*sizes, setting, int.from_bytes(packed, "little")),
-            *(*_cpu.row_arguments(bits // 8, x, rows, other), *_cpu.addresses(*tensors)),
-        ),
-        64,
-        batch,
-        x.numel() * _WORK,
+    arguments = (
+        *(*sizes, setting, int.from_bytes(packed, "little")),
+        *(*_cpu.row_arguments(bits // 8, x, rows, other), *_cpu.addresses(*tensors)),
     )
+    loaded = _cpu.load_kernel("residual.cpu", f"build_{kernel}", bits)
+    _cpu.call_kernel(loaded, arguments, 64, batch, x.numel() * _WORK)
 
 
 def _emit_inverse_root(builder: Any, x: Any, bits: int) -> Any:
-    name = f"llvm.sqrt.v{_simd.VECTOR_BITS // bits}f{bits}"
-    return builder.fdiv(_simd._constant(1.0, bits), _simd._call(builder, name, x.type, [x]))
-
-
-def _emit_sum(builder: Any, x: Any, bits: int) -> Any:
-    # "reassoc" makes it a tree of fixed shape instead of a chain.
-    lanes, scalar = _simd.VECTOR_BITS // bits, _simd.FLOATS[bits]
-    name, zero = f"llvm.vector.reduce.fadd.v{lanes}f{bits}", ir.Constant(scalar, 0.0)
-    total = _simd._call(builder, name, scalar, [zero, x], fastmath=("reassoc",))
-    return _simd._broadcast(builder, total, lanes)
+    root = _simd._call(builder, f"llvm.sqrt.v{_simd.VECTOR_BITS // bits}f{bits}", x.type, [x])
+    return builder.fdiv(_simd._constant(1.0, bits), root)
 
 
 inverse_root: Any = _simd._vector_math(_emit_inverse_root, 1)  #: 1 / sqrt(x)
-sum_lanes: Any = _simd._vector_math(_emit_sum, 1)  #: the sum of the lanes, in each of them
 
 
 @_simd._intrinsic
-def select_levels(
-    typing_context: Any, address: Any, lanes: Any, threshold: Any, vector: Any
-) -> Any:
-    """Zero the lanes of a vector whose int16, one of those at the address, is below a threshold."""
+def select_levels(typing_context: Any, address: Any, lowest: Any, vector: Any) -> Any:
+    """Zero the lanes of a vector whose int16, of those at the address, is below the lowest."""
     count = _simd.VECTOR_BITS // vector.bits
-    levels = ir.VectorType(ir.IntType(16), count)
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        pointer = _simd._pointer(builder, args[0], levels)
-        found = cgutils.alloca_once(builder, levels)
-        full = builder.icmp_signed("==", args[1], ir.Constant(_simd.I64, count))
-        with builder.if_else(full, likely=True) as (then, otherwise):
-            with then:
-                builder.store(builder.load(pointer, align=2), found)
-            with otherwise:
-                mask = _simd._lane_mask(builder, args[1], vector.bits)
-                zeros = ir.Constant(levels, [0] * count)
-                arguments = [pointer, ir.Constant(_simd.I32, 2), mask, zeros]
-                name = f"llvm.masked.load.v{count}i16.p0"
-                builder.store(_simd._call(builder, name, levels, arguments), found)
-        lowest = _simd._broadcast(builder, builder.trunc(args[2], ir.IntType(16)), count)
-        is_kept = builder.icmp_signed(">=", builder.load(found), lowest)
-        return builder.select(is_kept, args[3], _simd._constant(0.0, vector.bits))
+        pointer = _simd._pointer(builder, args[0], ir.VectorType(ir.IntType(16), count))
+        edge = _simd._broadcast(builder, builder.trunc(args[1], ir.IntType(16)), count)
+        is_kept = builder.icmp_signed(">=", builder.load(pointer, align=2), edge)
+        return builder.select(is_kept, args[2], _simd._constant(0.0, vector.bits))
 
-    return vector(types.int64, types.int64, types.int64, vector), codegen
+    return vector(types.int64, types.int64, vector), codegen
+
+
+@register_jitable
+def _row(tokens: int, b: int, t: int) -> int:
+    """Return where row t of sequence b is, of the tensor whose arguments are at an address."""
+    return load_int(tokens) + b * load_int(tokens + 8) + t * load_int(tokens + 16)  # type: ignore[no-any-return]
 
 
 def build_norm_forward(bits: int, digest: int) -> Callable[[int, int], None]:
@@ -194,48 +180,41 @@ def build_norm_forward(bits: int, digest: int) -> Callable[[int, int], None]:
 
     def norm_forward(p: int, scratch: int) -> None:
         _ = digest  # a cached kernel is found again only while its sources are the same
-        length, channels, n_tokens = (
-            load_int(p + LENGTH),
-            load_int(p + CHANNELS),
-            load_int(p + N_TOKENS),
-        )
+        length, channels = load_int(p + LENGTH), load_int(p + CHANNELS)
         blocks, row = (channels + width - 1) // width, size * channels
-        moments = load_int(p + OUT_1)
         eps, inverse = splat_load(p + NUMBER, bits), splat(1.0 / channels, bits)
+        moments = load_int(p + OUT_1)
         while True:
             b = fetch_increment(p + COUNTER)
             if b >= load_int(p + BATCH):
                 break
             for t in range(length):
-                token, step = b * length + t, t // n_tokens
-                x = load_int(p + X) + b * load_int(p + X_B) + t * load_int(p + X_T)
-                factor = load_int(p + ROWS) + b * load_int(p + ROWS_B) + step * load_int(p + ROWS_T)
-                y = load_int(p + OUT_0) + token * row
+                x, factor = _row(p + X, b, t), _row(p + ROWS, b, t // load_int(p + N_TOKENS))
+                y = load_int(p + OUT_0) + (b * length + t) * row
                 total = splat(0.0, bits)
-                for block in range(blocks):
-                    lanes = min(width, channels - block * width)
-                    total = total + load_lanes(x + 64 * block, lanes, bits)
-                mean = sum_lanes(total) * inverse
+                for i in range(blocks):
+                    lanes = min(width, channels - i * width)
+                    total = total + load_lanes(x + 64 * i, lanes, bits)
+                store_sum(scratch, total)
+                mean = splat_load(scratch, bits) * inverse
                 store(scratch, mean)
                 total = splat(0.0, bits)
-                for block in range(blocks):
-                    lanes = min(width, channels - block * width)
+                for i in range(blocks):
+                    lanes = min(width, channels - i * width)
                     # Zero in the lanes beyond the last channel.
-                    off = load_lanes(x + 64 * block, lanes, bits) - load_lanes(scratch, lanes, bits)
+                    off = load_lanes(x + 64 * i, lanes, bits) - load_lanes(scratch, lanes, bits)
                     total = fma(off, off, total)
-                scale = inverse_root(fma(sum_lanes(total), inverse, eps))
-                for block in range(blocks):
-                    lanes, at = min(width, channels - block * width), 64 * block
+                store_sum(scratch, total)
+                scale = inverse_root(fma(splat_load(scratch, bits), inverse, eps))
+                for i in range(blocks):
+                    lanes, at = min(width, channels - i * width), 64 * i
+                    shift = load_lanes(factor + row + at, lanes, bits)
                     normed = (load_lanes(x + at, lanes, bits) - mean) * scale
-                    scaled = fma(
-                        normed,
-                        load_lanes(factor + at, lanes, bits),
-                        load_lanes(factor + row + at, lanes, bits),
-                    )
-                    store_lanes(y + at, lanes, scaled)
+                    result = fma(normed, load_lanes(factor + at, lanes, bits), shift)
+                    store_lanes(y + at, lanes, result)
                 if moments != 0:
-                    store_lanes(moments + 2 * size * token, 1, mean)
-                    store_lanes(moments + 2 * size * token + size, 1, scale)
+                    store_lanes(moments + 2 * size * (b * length + t), 1, mean)
+                    store_lanes(moments + 2 * size * (b * length + t) + size, 1, scale)
 
     return norm_forward
 
@@ -246,138 +225,96 @@ def build_norm_backward(bits: int, digest: int) -> Callable[[int, int], None]:
 
     def norm_backward(p: int, scratch: int) -> None:
         _ = digest
-        length, channels, n_tokens = (
-            load_int(p + LENGTH),
-            load_int(p + CHANNELS),
-            load_int(p + N_TOKENS),
-        )
+        length, channels = load_int(p + LENGTH), load_int(p + CHANNELS)
         blocks, row = (channels + width - 1) // width, size * channels
-        inverse = splat(1.0 / channels, bits)
+        n_tokens, inverse = load_int(p + N_TOKENS), splat(1.0 / channels, bits)
         while True:
             b = fetch_increment(p + COUNTER)
             if b >= load_int(p + BATCH):
                 break
             for t in range(length):
-                token, step = b * length + t, t // n_tokens
-                x = load_int(p + X) + b * load_int(p + X_B) + t * load_int(p + X_T)
-                factor = load_int(p + ROWS) + b * load_int(p + ROWS_B) + step * load_int(p + ROWS_T)
-                grad_y = load_int(p + OTHER) + b * load_int(p + OTHER_B) + t * load_int(p + OTHER_T)
-                d_x = load_int(p + OUT_0) + token * row
-                d_factor = load_int(p + OUT_1)
-                d_factor += (b * load_int(p + N_STEPS) + step) * size * load_int(p + SETTING)
-                d_shift = d_factor + row
-                moments = load_int(p + OUT_2) + 2 * size * token
+                x, factor = _row(p + X, b, t), _row(p + ROWS, b, t // n_tokens)
+                grad_y, d_x = _row(p + OTHER, b, t), load_int(p + OUT_0) + (b * length + t) * row
+                step = b * load_int(p + N_STEPS) + t // n_tokens
+                d_factor = load_int(p + OUT_1) + step * size * load_int(p + SETTING)
+                moments = load_int(p + OUT_2) + 2 * size * (b * length + t)
                 mean, scale = splat_load(moments, bits), splat_load(moments + size, bits)
                 total, projected = splat(0.0, bits), splat(0.0, bits)
-                for block in range(blocks):
-                    lanes, at = min(width, channels - block * width), 64 * block
+                for i in range(blocks):
+                    lanes, at = min(width, channels - i * width), 64 * i
                     grad = load_lanes(grad_y + at, lanes, bits)
                     normed = (load_lanes(x + at, lanes, bits) - mean) * scale
                     of_factor, of_shift = grad * normed, grad
                     if t % n_tokens != 0:
                         of_factor = of_factor + load_lanes(d_factor + at, lanes, bits)
-                        of_shift = of_shift + load_lanes(d_shift + at, lanes, bits)
+                        of_shift = of_shift + load_lanes(d_factor + row + at, lanes, bits)
                     store_lanes(d_factor + at, lanes, of_factor)
-                    store_lanes(d_shift + at, lanes, of_shift)
+                    store_lanes(d_factor + row + at, lanes, of_shift)
                     of_normed = grad * load_lanes(factor + at, lanes, bits)
                     total = total + of_normed
                     projected = fma(of_normed, normed, projected)
-                total, projected = sum_lanes(total) * inverse, sum_lanes(projected) * inverse
-                for block in range(blocks):
-                    lanes, at = min(width, channels - block * width), 64 * block
+                store_sum(scratch, total)
+                store_sum(scratch + size, projected)
+                total = splat_load(scratch, bits) * inverse
+                projected = splat_load(scratch + size, bits) * inverse
+                for i in range(blocks):
+                    lanes, at = min(width, channels - i * width), 64 * i
+                    grad = load_lanes(grad_y + at, lanes, bits)
+                    of_normed = grad * load_lanes(factor + at, lanes, bits)
                     normed = (load_lanes(x + at, lanes, bits) - mean) * scale
-                    of_normed = load_lanes(grad_y + at, lanes, bits) * load_lanes(
-                        factor + at, lanes, bits
-                    )
                     store_lanes(d_x + at, lanes, (of_normed - total - normed * projected) * scale)
 
     return norm_backward
 
 
 def build_add_forward(bits: int, digest: int) -> Callable[[int, int], None]:
-    """Make the residual's forward kernel for floats of ``bits`` bits."""
-    size, width = bits // 8, 512 // bits
-
-    def add_forward(p: int, scratch: int) -> None:
-        _ = digest
-        length, channels, n_tokens = (
-            load_int(p + LENGTH),
-            load_int(p + CHANNELS),
-            load_int(p + N_TOKENS),
-        )
-        row, threshold = size * channels, load_int(p + SETTING)
-        scale = splat_load(p + NUMBER, bits)
-        while True:
-            b = fetch_increment(p + COUNTER)
-            if b >= load_int(p + BATCH):
-                break
-            for t in range(length):
-                token = b * length + t
-                x = load_int(p + X) + b * load_int(p + X_B) + t * load_int(p + X_T)
-                gate = (
-                    load_int(p + ROWS)
-                    + b * load_int(p + ROWS_B)
-                    + t // n_tokens * load_int(p + ROWS_T)
-                )
-                residual = (
-                    load_int(p + OTHER) + b * load_int(p + OTHER_B) + t * load_int(p + OTHER_T)
-                )
-                y, levels = load_int(p + OUT_0) + token * row, load_int(p + OUT_1)
-                for block in range((channels + width - 1) // width):
-                    lanes, at = min(width, channels - block * width), 64 * block
-                    kept = load_lanes(x + at, lanes, bits)
-                    if levels != 0:
-                        place = levels + 2 * (token * channels + block * width)
-                        kept = kept * select_levels(place, lanes, threshold, scale)
-                    total = splat(0.0, bits)
-                    if load_int(p + OTHER) != 0:
-                        total = load_lanes(residual + at, lanes, bits)
-                    if load_int(p + ROWS) != 0:
-                        total = fma(kept, load_lanes(gate + at, lanes, bits), total)
-                    else:
-                        total = total + kept
-                    store_lanes(y + at, lanes, total)
-
-    return add_forward
+    """Make the sum's forward kernel for floats of ``bits`` bits."""
+    return _build_add(bits, digest, False)
 
 
 def build_add_backward(bits: int, digest: int) -> Callable[[int, int], None]:
-    """Make the residual's backward kernel for floats of ``bits`` bits."""
+    """Make the sum's backward kernel for floats of ``bits`` bits."""
+    return _build_add(bits, digest, True)
+
+
+def _build_add(bits: int, digest: int, backward: bool) -> Callable[[int, int], None]:
     size, width = bits // 8, 512 // bits
 
-    def add_backward(p: int, scratch: int) -> None:
+    def add(p: int, scratch: int) -> None:
         _ = digest
-        length, channels, n_tokens = (
-            load_int(p + LENGTH),
-            load_int(p + CHANNELS),
-            load_int(p + N_TOKENS),
-        )
-        row, threshold = size * channels, load_int(p + SETTING)
-        scale = splat_load(p + NUMBER, bits)
+        length, channels = load_int(p + LENGTH), load_int(p + CHANNELS)
+        n_tokens, has_gate = load_int(p + N_TOKENS), load_int(p + ROWS) != 0
+        levels, lowest, row = load_int(p + OUT_1), load_int(p + SETTING), size * channels
+        one, scale = splat(1.0, bits), splat_load(p + NUMBER, bits)
         while True:
             b = fetch_increment(p + COUNTER)
             if b >= load_int(p + BATCH):
                 break
             for t in range(length):
-                token, step = b * length + t, t // n_tokens
-                x = load_int(p + X) + b * load_int(p + X_B) + t * load_int(p + X_T)
-                gate = load_int(p + ROWS) + b * load_int(p + ROWS_B) + step * load_int(p + ROWS_T)
-                grad_y = load_int(p + OTHER) + b * load_int(p + OTHER_B) + t * load_int(p + OTHER_T)
-                d_x, levels = load_int(p + OUT_0) + token * row, load_int(p + OUT_1)
-                d_gate = load_int(p + OUT_2) + (b * load_int(p + N_STEPS) + step) * row
-                for block in range((channels + width - 1) // width):
-                    lanes, at = min(width, channels - block * width), 64 * block
-                    grad = load_lanes(grad_y + at, lanes, bits)
-                    factor = splat(1.0, bits)
+                x, gate = _row(p + X, b, t), _row(p + ROWS, b, t // n_tokens)
+                token, other = b * length + t, _row(p + OTHER, b, t)
+                d_gate = load_int(p + OUT_2) + (b * load_int(p + N_STEPS) + t // n_tokens) * row
+                for i in range((channels + width - 1) // width):
+                    lanes, at = min(width, channels - i * width), 64 * i
+                    factor, result = one, splat(0.0, bits)
                     if levels != 0:
-                        place = levels + 2 * (token * channels + block * width)
-                        factor = select_levels(place, lanes, threshold, scale)
-                    if load_int(p + ROWS) != 0:
-                        of_gate = grad * (load_lanes(x + at, lanes, bits) * factor)
-                        if t % n_tokens != 0:
-                            of_gate = of_gate + load_lanes(d_gate + at, lanes, bits)
-                        store_lanes(d_gate + at, lanes, of_gate)
-                        grad = grad * load_lanes(gate + at, lanes, bits)
-                    store_lanes(d_x + at, lanes, grad * factor)
+                        place = levels + 2 * (token * channels + i * width)
+                        factor = select_levels(place, lowest, scale)
+                    kept = load_lanes(x + at, lanes, bits) * factor
+                    if load_int(p + OTHER) != 0:
+                        result = load_lanes(other + at, lanes, bits)
+                    if backward:  # other is the gradient
+                        if has_gate:
+                            of_gate = result * kept
+                            if t % n_tokens != 0:
+                                of_gate = of_gate + load_lanes(d_gate + at, lanes, bits)
+                            store_lanes(d_gate + at, lanes, of_gate)
+                            result = result * load_lanes(gate + at, lanes, bits)
+                        result = result * factor
+                    elif has_gate:
+                        result = fma(kept, load_lanes(gate + at, lanes, bits), result)
+                    else:
+                        result = result + kept
+                    store_lanes(load_int(p + OUT_0) + token * row + at, lanes, result)
 
-    return add_backward
+    return add
