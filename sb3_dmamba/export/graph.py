@@ -18,7 +18,7 @@ from sb3_dmamba.networks import (
     SequenceModel,
 )
 from sb3_dmamba.networks.memory import StreamMemory, WindowMemory
-from sb3_dmamba.networks.model import DiscreteHead
+from sb3_dmamba.networks.model import DiscreteHead, Dropout
 
 EXAMPLE_ENVS = 2  # rows of the inputs to trace with: a single one would be taken to broadcast
 
@@ -32,9 +32,9 @@ def make_traceable(model: SequenceModel) -> None:
 
     A trace would take the results of a kernel for constants, and unroll the reference's loops.
     """
-    for block in model.layers:
-        if isinstance(block.mixer, (MambaMixer, ConvolutionMixer)):
-            block.mixer.backend = "traceable"
+    for module in model.modules():
+        if isinstance(module, (MambaMixer, ConvolutionMixer, Dropout)):
+            module.backend = "traceable"
 
 
 def copy_traceable(model: SequenceModel) -> SequenceModel:

@@ -7,7 +7,6 @@ width, C the size of a condition and A the size of a prediction.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any, Literal, cast
 
 import torch
@@ -20,6 +19,8 @@ from sb3_dmamba.data import ObservationStatistics
 from sb3_dmamba.errors import SpaceError
 from sb3_dmamba.networks.encoders import ActionEncoder, make_observation_encoder
 from sb3_dmamba.networks.mixers import AttentionMixer, ConvolutionMixer, MambaMixer
+from sb3_dmamba.ops import add_residual, modulated_norm
+from sb3_dmamba.ops._shared import DROPOUT_LEVELS
 
 CONDITION_SIZE = 32
 """Features of a return-to-go that modulate the norms, of ``conditioning="decoupled"``."""
@@ -149,7 +150,6 @@ class TokenEmbedding(nn.Module):
         return timed
 
 
-_LEVELS = 1 << 16  # one random int16 per element: probabilities are multiples of 1 / 65536
 _PER_DRAW = 4  # int16s in one int64 of torch's generator
 
 
@@ -162,23 +162,32 @@ class Dropout(nn.Module):
     Source: Srivastava et al. 2014.
     """
 
-    def __init__(self, p: float) -> None:
+    def __init__(self, p: float, backend: str = "auto") -> None:
         super().__init__()
         self.p = p
+        self.backend = backend
 
-    def forward(self, activations: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """Apply dropout in training mode; return the activations unchanged otherwise."""
-        if not self.training or self.p == 0.0:
+    def forward(
+        self,
+        activations: Float[Tensor, "B L H"],
+        residual: Float[Tensor, "B L H"] | None = None,
+        gate: Float[Tensor, "B K H"] | None = None,
+    ) -> Float[Tensor, "B L H"]:
+        """Return ``residual + gate * activations``, with dropout in training mode."""
+        levels, n_dropped = None, 0
+        if self.training and self.p > 0.0:
+            if activations.device.type == "cpu":
+                n_dropped = min(round(self.p * DROPOUT_LEVELS), DROPOUT_LEVELS - 1)
+                draws = torch.empty(-(-activations.numel() // _PER_DRAW), dtype=torch.int64)
+                draws.random_(torch.iinfo(torch.int64).min, None)
+                levels = draws.view(torch.int16)[: activations.numel()].view(activations.shape)
+            else:
+                activations = nn.functional.dropout(activations, self.p)
+        if levels is None and residual is None:
             return activations
-        if activations.device.type != "cpu":
-            return nn.functional.dropout(activations, self.p)
-        n_dropped = min(round(self.p * _LEVELS), _LEVELS - 1)
-        n_draws = -(-activations.numel() // _PER_DRAW)
-        draws = torch.empty(n_draws, dtype=torch.int64)
-        draws.random_(torch.iinfo(torch.int64).min, None)
-        levels = draws.view(torch.int16)[: activations.numel()].view(activations.shape)
-        kept = (levels >= n_dropped - _LEVELS // 2).to(activations.dtype)
-        return activations * kept.mul_(_LEVELS / (_LEVELS - n_dropped))
+        return add_residual(
+            *(activations, residual, gate), levels=levels, n_dropped=n_dropped, backend=self.backend
+        )
 
     def extra_repr(self) -> str:
         """Describe the module in ``print(model)``."""
@@ -219,69 +228,10 @@ class Modulation(nn.Module):
         with torch.no_grad():
             self.projection.bias.view(self.n_rows, -1).copy_(factor_shift_gate.unsqueeze(1))
 
-    def forward(self, condition: Float[Tensor, "B K C"]) -> tuple[Float[Tensor, "B K H"], ...]:
-        """Return factors, shifts and, with a gate, gates: a row for each step."""
-        return tuple(self.projection(condition).chunk(self.n_rows, dim=-1))
-
-
-class _AddScaled(torch.autograd.Function):
-    """``base + factor * tokens``, where a row of the factors is for all tokens of a step.
-
-    Repeating the rows for each token, and their gradients' sums, would take a tenth of an update.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        base: Float[Tensor, "B _ H"],
-        tokens: Float[Tensor, "B L H"],
-        factor: Float[Tensor, "B K H"],
-        n_tokens: int,
-    ) -> Float[Tensor, "B L H"]:
-        ctx.save_for_backward(tokens, factor)
-        ctx.n_tokens, ctx.is_base_per_step = n_tokens, base.shape[1] < tokens.shape[1]
-        ctx.base_dtype = base.dtype
-        added = torch.empty_like(tokens, dtype=torch.result_type(base, tokens))
-        for place, steps in _places(tokens, n_tokens):
-            base_rows = base[:, steps] if ctx.is_base_per_step else base[:, place]
-            torch.addcmul(base_rows, tokens[:, place], factor[:, steps], out=added[:, place])
-        return added
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        tokens, factor = ctx.saved_tensors
-        gradient, n_tokens = gradients[0], ctx.n_tokens
-        of_tokens = torch.empty_like(tokens)
-        for place, steps in _places(tokens, n_tokens):
-            torch.mul(gradient[:, place], factor[:, steps], out=of_tokens[:, place])
-        of_factor = _sum_over_steps(gradient * tokens, n_tokens).to(factor.dtype)
-        of_base = _sum_over_steps(gradient, n_tokens) if ctx.is_base_per_step else gradient
-        return of_base.to(ctx.base_dtype), of_tokens, of_factor, None
-
-
-def _places(tokens: Tensor, n_tokens: int) -> Iterator[tuple[slice, slice]]:
-    """Yield where each kind of token lies in a window, and the steps that have one."""
-    for first in range(n_tokens):  # the window's last step has no action
-        yield slice(first, None, n_tokens), slice(0, len(range(first, tokens.shape[1], n_tokens)))
-
-
-def _sum_over_steps(tokens: Float[Tensor, "B L H"], n_tokens: int) -> Float[Tensor, "B K H"]:
-    (place, _), *others = _places(tokens, n_tokens)
-    total = tokens[:, place].clone()
-    for place, steps in others:
-        total[:, steps] += tokens[:, place]
-    return total
-
-
-def add_scaled(
-    base: Float[Tensor, "B _ H"], tokens: Float[Tensor, "B L H"], factor: Float[Tensor, "B K H"]
-) -> Float[Tensor, "B L H"]:
-    """Return ``base + factor * tokens``, with a row of the factors for each token or each step."""
-    if factor.shape[1] == tokens.shape[1]:
-        return torch.addcmul(base, tokens, factor)
-    n_tokens = -(-tokens.shape[1] // factor.shape[1])
-    added: Tensor = _AddScaled.apply(base, tokens, factor, n_tokens)  # type: ignore[no-untyped-call]
-    return added
+    def forward(self, condition: Float[Tensor, "B K C"]) -> Float[Tensor, "B K _"]:
+        """Return factors, shifts and, with a gate, gates, side by side."""
+        rows: Tensor = self.projection(condition)
+        return rows
 
 
 class Block(nn.Module):
@@ -301,7 +251,7 @@ class Block(nn.Module):
         self.norm = nn.LayerNorm(width, elementwise_affine=not is_decoupled)
         self.modulation = Modulation(width, has_gate=True) if is_decoupled else None
         self.mixer: _Mixer = _MIXERS[config.mixer](config)
-        self.dropout = Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout, config.backend)
         self.channel_mixer: nn.Sequential | None = None
         if config.resolved_channel_mixing:
             self.channel_mixer = nn.Sequential(
@@ -309,7 +259,7 @@ class Block(nn.Module):
                 nn.Linear(width, _CHANNEL_MIXING_RATIO * width),
                 _ACTIVATIONS[config.activation](),
                 nn.Linear(_CHANNEL_MIXING_RATIO * width, width),
-                Dropout(config.dropout),
+                Dropout(config.dropout, config.backend),
             )
 
     def forward(
@@ -320,8 +270,7 @@ class Block(nn.Module):
     ) -> Float[Tensor, "B M H"]:
         """Apply the block to whole sequences; ``readout`` selects the tokens to return."""
         normed, gate = self._normalize(tokens, condition)
-        mixed = self.dropout(self.mixer(normed, readout))
-        return self._add(tokens, mixed, gate, readout)
+        return self._add(tokens, self.mixer(normed, readout), gate, readout)
 
     def resume(
         self,
@@ -334,7 +283,7 @@ class Block(nn.Module):
         """Apply the block to continued sequences; see :meth:`MambaMixer.resume`."""
         normed, gate = self._normalize(tokens, condition)
         mixed, new_state = self.mixer.resume(normed, state, readout, real)
-        return self._add(tokens, self.dropout(mixed), gate, readout), new_state
+        return self._add(tokens, mixed, gate, readout), new_state
 
     def step(
         self,
@@ -345,17 +294,19 @@ class Block(nn.Module):
         """Apply the block to the next tokens in acting; see :meth:`MambaMixer.step`."""
         normed, gate = self._normalize(tokens, condition)
         mixed, new_state = self.mixer.step(normed, state)
-        return self._add(tokens, mixed, gate, None), new_state
+        added = tokens + mixed if gate is None else torch.addcmul(tokens, mixed, gate)
+        return self._mix_channels(added), new_state
 
     def _normalize(
         self, tokens: Float[Tensor, "B L H"], condition: Float[Tensor, "B K C"] | None
     ) -> tuple[Float[Tensor, "B L H"], Float[Tensor, "B K H"] | None]:
         """Return the input of the mixer, and the factor of its output."""
-        normed = self.norm(tokens)
         if self.modulation is None or condition is None:
-            return normed, None
-        factor, shift, gate = self.modulation(condition)
-        return add_scaled(shift, normed, factor), gate
+            return self.norm(tokens), None
+        backend = self.dropout.backend
+        return modulated_norm(
+            tokens, self.modulation(condition), eps=self.norm.eps, backend=backend
+        )
 
     def _add(
         self,
@@ -367,15 +318,17 @@ class Block(nn.Module):
         """Add the mixer's output to the tokens, and mix the channels."""
         if readout is not None:  # one token a step, as the gate has rows
             tokens = tokens[:, readout]
-        return self._mix_channels(
-            tokens + mixed if gate is None else add_scaled(tokens, mixed, gate)
-        )
+        return self._mix_channels(self.dropout(mixed, tokens, gate))
 
     def _mix_channels(self, tokens: Float[Tensor, "B L H"]) -> Float[Tensor, "B L H"]:
         if self.channel_mixer is None:
             return tokens
-        mixed: Tensor = tokens + self.channel_mixer(tokens)
-        return mixed
+        *layers, dropout = self.channel_mixer
+        mixed = tokens
+        for layer in layers:
+            mixed = layer(mixed)
+        added: Tensor = dropout(mixed, tokens)
+        return added
 
 
 class ContinuousHead(nn.Module):
@@ -550,7 +503,7 @@ class SequenceModel(nn.Module):
         self.tokens_per_step = config.tokens_per_step
         # An action is predicted at its step's state, the last token but the action itself.
         self.state_tokens = slice(self.tokens_per_step - 2, None, self.tokens_per_step)
-        self.dropout = Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout, config.backend)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         is_decoupled = config.conditioning == "decoupled"
         self.norm = nn.LayerNorm(config.hidden_size, elementwise_affine=not is_decoupled)
@@ -648,10 +601,11 @@ class SequenceModel(nn.Module):
         self, state_tokens: Float[Tensor, "B K H"], condition: Float[Tensor, "B K C"] | None = None
     ) -> Float[Tensor, "B K A"]:
         """Predict from the last block's output at state tokens."""
-        normed = self.norm(state_tokens)
-        if self.modulation is not None and condition is not None:
-            factor, shift = self.modulation(condition)
-            normed = add_scaled(shift, normed, factor)
+        if self.modulation is None or condition is None:
+            normed = self.norm(state_tokens)
+        else:
+            rows, backend = self.modulation(condition), self.dropout.backend
+            normed, _ = modulated_norm(state_tokens, rows, eps=self.norm.eps, backend=backend)
         prediction: Tensor = self.head(normed)
         return prediction
 

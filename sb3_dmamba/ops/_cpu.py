@@ -27,6 +27,11 @@ from sb3_dmamba.ops._shared import wants_gradient
 MAX_GROUPS = 32
 _compile_lock = threading.RLock()
 
+# glibc returns freed memory to the system when more is free than twice the largest block that it
+# has mapped and freed (up to 32 MiB), and the next update waits for each page to be zeroed and
+# mapped again. A large block, never touched, lets it keep what updates use over and over.
+torch.empty((32 << 20) - (1 << 16), dtype=torch.uint8)
+
 
 class Kernel(Protocol):
     """A compiled function; the interpreter lock is released while it runs."""

@@ -39,9 +39,17 @@ def wants_gradient(tensors: Iterable[Tensor | None]) -> bool:
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
 
-Forward = Callable[[bool, bool, bool, Sequence[Any]], tuple[Tensor, Tensor | None, Tensor | None]]
+DROPOUT_LEVELS = 1 << 16  # a random int16 per element: probabilities are multiples of 1 / 65536
+
+
+def count_tokens(length: int, n_steps: int) -> int:
+    """Return the tokens of a step, of which the last step may have fewer."""
+    return -(-length // max(n_steps, 1))
+
+
+Forward = Callable[[Any, bool, bool, Sequence[Any]], tuple[Tensor, Tensor | None, Tensor | None]]
 Backward = Callable[
-    [bool, Sequence[Any], Tensor | None, Tensor, Tensor | None], Sequence[Tensor | None]
+    [Any, Sequence[Any], Tensor | None, Tensor, Tensor | None], Sequence[Tensor | None]
 ]
 
 
@@ -50,18 +58,18 @@ def make_differentiable(
 ) -> Callable[..., tuple[Tensor, Tensor | None]]:
     """Make an autograd function of an operation's forward and backward kernels.
 
-    Returns a function of (activation, return_final_state, *inputs) that returns output and final
+    Returns a function of (setting, return_final_state, *inputs) that returns output and final
     state. Its gradients have no gradients.
     """
 
     class Operation(torch.autograd.Function):
         @staticmethod
         def forward(
-            ctx: Any, activation: bool, return_final_state: bool, *inputs: Tensor | None
+            ctx: Any, setting: Any, return_final_state: bool, *inputs: Tensor | None
         ) -> tuple[Tensor, Tensor | None]:
-            y, final, saved = run_forward(activation, return_final_state, True, inputs)
+            y, final, saved = run_forward(setting, return_final_state, True, inputs)
             ctx.save_for_backward(*inputs, saved)
-            ctx.activation = activation
+            ctx.setting = setting
             ctx.set_materialize_grads(False)
             return y, final
 
@@ -74,7 +82,7 @@ def make_differentiable(
             *inputs, saved = ctx.saved_tensors
             if grad_y is None:
                 grad_y = torch.zeros_like(inputs[0])
-            gradients = run_backward(ctx.activation, inputs, saved, grad_y, grad_final)
+            gradients = run_backward(ctx.setting, inputs, saved, grad_y, grad_final)
             wanted = zip(gradients, needed, strict=True)
             return None, None, *(gradient if need else None for gradient, need in wanted)
 

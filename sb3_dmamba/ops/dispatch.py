@@ -182,13 +182,19 @@ def compile_ahead(backend: str, device: str | torch.device) -> None:
 _implementations: dict[tuple[str, str, str], Callable[..., Any]] = {}
 
 
-def get_implementation(operation: str, name: str, device_type: str) -> Callable[..., Any]:
-    """Return the function that implements an operation."""
+def get_implementation(
+    operation: str, name: str, device_type: str, folder: str | None = None
+) -> Callable[..., Any]:
+    """Return the function that implements an operation, whose folder may have another name."""
     implementation = _implementations.get((operation, name, device_type))
     if implementation is None:
         backend = _resolve(name, device_type)
-        # The CPU's kernels are long: a module for each operation. Other backends are one module.
-        module = f"{operation}.cpu" if backend == "cpu" else backend
+        # The CPU's kernels are long: a module in each folder. Other backends are one module.
+        module = backend
+        if backend == "cpu":
+            module = f"{folder or operation}.cpu"
+        elif folder == "residual":  # torch's own operations
+            module = "reference"
         implementations = importlib.import_module(f"sb3_dmamba.ops.{module}")
         implementation = getattr(implementations, operation)
         _implementations[operation, name, device_type] = implementation

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.functional import linear
 
-from sb3_dmamba.ops._shared import compute_dtype
+from sb3_dmamba.ops._shared import DROPOUT_LEVELS, compute_dtype, count_tokens
 from sb3_dmamba.ops.mamba_step import MambaWeights
 
 
@@ -123,3 +123,33 @@ def compose_step(
     assert new_convolution_state is not None
     assert new_scan_state is not None
     return linear(mixed, weights.out_proj), new_convolution_state, new_scan_state
+
+
+def modulated_norm(x: Tensor, modulation: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Compute the norm; shapes are those of :func:`sb3_dmamba.ops.modulated_norm`."""
+    width = x.shape[2]
+    factor, shift = modulation[..., :width], modulation[..., width : 2 * width]
+    normed = functional.layer_norm(x, (width,), eps=eps)
+    y = torch.addcmul(_repeat(shift, x), normed, _repeat(factor, x))
+    return y, modulation[..., 2 * width :]
+
+
+def add_residual(
+    x: Tensor, residual: Tensor | None, gate: Tensor | None, levels: Tensor | None, n_dropped: int
+) -> Tensor:
+    """Compute the sum; shapes are those of :func:`sb3_dmamba.ops.add_residual`."""
+    if levels is not None:
+        kept = (levels >= n_dropped - DROPOUT_LEVELS // 2).to(x.dtype)
+        x = x * kept.mul_(DROPOUT_LEVELS / (DROPOUT_LEVELS - n_dropped))
+    if gate is None:
+        return x if residual is None else residual + x
+    gate = _repeat(gate, x)
+    return x * gate if residual is None else torch.addcmul(residual, x, gate)
+
+
+def _repeat(rows: Tensor, x: Tensor) -> Tensor:
+    """Return each step's row (B, K, D) once for each of its tokens (B, L, D)."""
+    if rows.shape[1] == x.shape[1]:
+        return rows
+    n_tokens = count_tokens(x.shape[1], rows.shape[1])
+    return rows.unsqueeze(2).expand(-1, -1, n_tokens, -1).flatten(1, 2)[:, : x.shape[1]]

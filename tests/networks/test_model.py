@@ -16,7 +16,7 @@ from torch import Tensor
 from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.data import Trajectories, WindowBatch, WindowSampler
 from sb3_dmamba.networks import SequenceModel
-from sb3_dmamba.networks.model import Modulation, add_scaled
+from sb3_dmamba.networks.model import Modulation
 from tests.models import MIXERS
 from tests.toys import random_trajectories
 
@@ -98,24 +98,6 @@ def test_decoupled_starts_without_the_return_and_with_a_third_fewer_tokens() -> 
     assert {n for n in model.state_dict() if not any(part in n for part in added)} == {
         n for n in names if not (n.startswith("norm.") or re.fullmatch(r"blocks\.\d\.norm\..*", n))
     }
-
-
-@pytest.mark.parametrize("n_tokens", [3, 5, 6])  # of three steps; the last without its action
-def test_a_factor_of_a_step_scales_all_its_tokens(n_tokens: int) -> None:
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(rows: int) -> Tensor:
-        drawn = torch.randn(2, rows, 4, generator=generator, dtype=torch.float64)
-        return drawn.requires_grad_()
-
-    tokens, factor = draw(n_tokens), draw(3)
-    per_step = -(-n_tokens // 3)
-    for base in (draw(n_tokens), draw(3)):
-        repeats = 1 if base.shape[1] == n_tokens else per_step
-        rows = base.repeat_interleave(repeats, dim=1)[:, :n_tokens]
-        expected = rows + tokens * factor.repeat_interleave(per_step, dim=1)[:, :n_tokens]
-        torch.testing.assert_close(add_scaled(base, tokens, factor), expected)
-        assert torch.autograd.gradcheck(add_scaled, (base, tokens, factor))
 
 
 def test_images_of_either_layout_are_the_same_images() -> None:
