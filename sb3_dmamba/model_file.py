@@ -28,7 +28,7 @@ import sb3_dmamba
 from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.data import DatasetInfo
 from sb3_dmamba.errors import ConfigError, ModelFileError, ParametersError, SpaceError
-from sb3_dmamba.io import write_atomically
+from sb3_dmamba.io import check_members, write_atomically
 from sb3_dmamba.networks import DecisionMambaPolicy
 from sb3_dmamba.networks.encoders import check_extractor, check_policy_kwargs, name_extractor
 from sb3_dmamba.spaces import space_from_json, space_to_json
@@ -369,7 +369,7 @@ def _field(fields: Mapping[str, Any], name: str, *kinds: type[Any]) -> Any:
 
 def _count(fields: Mapping[str, Any], name: str) -> int:
     value: int = _field(fields, name, int)
-    if isinstance(value, bool) or value < 0:
+    if isinstance(value, bool) or not 0 <= value < 2**63:
         raise ModelFileError(
             f"{name} is {value!r}, and should be a count", setting=name, value=value
         )
@@ -456,12 +456,7 @@ class ModelFile:
                 )
             message = f"{name} has no {_HEADER}, so it is not an sb3_dmamba model file: {origin}"
             raise ModelFileError(message, path=path)
-        if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
-            raise ModelFileError(
-                f"{name} has compressed members, which no sb3_dmamba model file has (they could "
-                f"grow to any size): use the file as it was saved",
-                path=path,
-            )
+        check_members(archive)
         header = json.loads(archive.read(_HEADER))
         if not isinstance(header, dict):
             raise ModelFileError(f"{_HEADER} of {name} is not a JSON object", path=path)
