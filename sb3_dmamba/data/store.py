@@ -18,7 +18,7 @@ from tokenize import TokenError
 from typing import IO, Any
 
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from gymnasium import spaces
 from jaxtyping import Shaped
 from numpy import ndarray
@@ -52,6 +52,7 @@ _HEADER_TYPES: dict[str, tuple[type, ...]] = {
 _LONGEST = 10**18  # rows that the header of a stream leaves room for
 _BUFFER_BYTES = 1 << 20
 _PARTIAL, _LOCK = ".partial", ".lock"
+_NO_LOCK = (OSError, NotImplementedError)  # held by another, or none on this file system
 _HERE, _RENAME_EXCHANGE = -100, 2  # of Linux: AT_FDCWD, and a flag of renameat2
 _MOST_DIMENSIONS = 32
 _LONGEST_HEADER = 10_000  # bytes, as NumPy has it; one of an array has some hundred
@@ -283,17 +284,18 @@ def make_temporary(folder: Path) -> tuple[Path, FileLock]:
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     for left in folder.parent.glob(f".{glob.escape(folder.name)}.*{_PARTIAL}"):
-        with contextlib.suppress(Timeout, OSError), FileLock(left / _LOCK, timeout=0):
+        with contextlib.suppress(*_NO_LOCK), FileLock(left / _LOCK, timeout=0):
             shutil.rmtree(left, ignore_errors=True)
     temporary = tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=_PARTIAL, dir=folder.parent)
     lock = FileLock(Path(temporary) / _LOCK)
-    lock.acquire()
+    with contextlib.suppress(*_NO_LOCK):
+        lock.acquire(timeout=0)
     return Path(temporary), lock
 
 
 def move_into_place(temporary: Path, folder: Path) -> None:
     """Rename a finished store; an older one is removed after the new one is in place."""
-    (temporary / _LOCK).unlink()
+    (temporary / _LOCK).unlink(missing_ok=True)
     # mkdtemp's folders are private; a store has the permissions any new folder has.
     umask = os.umask(0)
     os.umask(umask)
