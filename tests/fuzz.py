@@ -1,7 +1,7 @@
 """Damage the files that the package reads, and check what reading them gives.
 
 ``python -m tests.fuzz --seconds 600`` damages a sound file of each kind at random, and by known
-tricks (:data:`TRICKS` a kind: bombs, huge declared sizes, pickles that call functions). A worker
+tricks (bombs, huge declared sizes, pickles that call functions). A worker
 process with less than 1 GB of memory reads it. The outcome must be a :class:`DecisionMambaError`,
 the value of the sound file, or, where no checksum covers the change, another valid value. A crash,
 another exception, a minute without an answer, or anything executed is a fault.
@@ -16,6 +16,7 @@ import functools
 import gzip
 import hashlib
 import io
+import itertools
 import json
 import os
 import pickle
@@ -50,6 +51,8 @@ from tests.data.dqn_files import Played, Recorder
 from tests.models import tiny_model
 from tests.toys import random_trajectories
 
+Trick = Callable[[Path], object]  # damages a sound file
+
 MEMORY_BYTES = 1 << 30
 CPU_SECONDS_A_CASE = 60.0  # an hour of the clock, on a machine that does much else
 MARKER = Path("executed")  # what the malicious files would make, in the worker's folder
@@ -69,17 +72,17 @@ class Kind:
     """
 
     name: str
-    write: Callable[[Path], object]
+    write: Trick
     read: Callable[[Path], dict[str, Any]]
-    tricks: list[Callable[[Path], object]]
+    tricks: list[Trick]
     has_checksums: bool
 
 
-# --- Random damage ---------------------------------------------------------------------------------
+# --- Random damage -------------------------------------------------------------------------------
 
 
 def damage(content: bytes, rng: random.Random) -> bytes:
-    """Change bytes: at their beginning or end, where formats keep their structure, half the time."""
+    """Change bytes: half the time near an end, where formats keep their structure."""
     data = bytearray(content)
     for _ in range(rng.choice((1, 1, 1, 2, 8))):
         size = len(data)
@@ -168,11 +171,11 @@ def mutate(path: Path, rng: random.Random) -> bool:
     return file.suffix == ".json"  # a text without any
 
 
-# --- Known tricks ----------------------------------------------------------------------------------
+# --- Known tricks --------------------------------------------------------------------------------
 
 
 def inflates(n_mib: int, window_bits: int, prefix: bytes = b"") -> bytes:
-    """Return a deflated prefix and zeros, about a thousandth of their size, with a wrong checksum."""
+    """Return a deflated prefix and zeros, in a thousandth of their size; the checksum is wrong."""
     zeros, packer = bytes(1 << 20), zlib.compressobj(9, zlib.DEFLATED, window_bits)
     head = packer.compress(prefix) + packer.flush(zlib.Z_FULL_FLUSH)
     block = packer.compress(zeros) + packer.flush(zlib.Z_FULL_FLUSH)
@@ -229,12 +232,17 @@ def edit_json(path: Path, *keys: str, value: Any) -> None:
     path.write_bytes(seal_envelope(parts) if is_zip else parts["model.json"])
 
 
-def sets(*keys: str, value: Any, file: str = "") -> Callable[[Path], None]:
+def sets(*keys: str, value: Any, file: str = "") -> Trick:
     """Return a trick that sets a field of JSON."""
     return lambda path: edit_json(path / file if file else path, *keys, value=value)
 
 
-def replaces(content: bytes, *names: str) -> Callable[[Path], object]:
+def discrete(number: Any) -> dict[str, Any]:
+    """Return a Discrete space of so many actions as a model file has it."""
+    return {"type": "Discrete", "n": str(number), "start": "0"}
+
+
+def replaces(content: bytes, *names: str) -> Trick:
     """Return a trick that replaces a file of a folder, a member of a zip, or the file itself."""
 
     def trick(path: Path) -> object:
@@ -275,7 +283,7 @@ def zip_overlap(path: Path) -> None:
         archive.filelist += archive.filelist[-1:] * 10_000
 
 
-def policy_calls(number: int) -> Callable[[Path], None]:
+def policy_calls(number: int) -> Trick:
     def trick(path: Path) -> None:
         saved = torch.load(path, weights_only=True)
         torch.save({**saved, "state_dict": malicious()[number]}, path)
@@ -283,12 +291,12 @@ def policy_calls(number: int) -> Callable[[Path], None]:
     return trick
 
 
-def pickles(make: Callable[[], Any], protocol: int = 4) -> Callable[[Path], object]:
+def pickles(value: Any, protocol: int = 4) -> Trick:
     """Return a trick that pickles an object in place of the rewards."""
 
     def trick(path: Path) -> object:
         contents = pickle.loads(path.read_bytes())
-        contents[0]["rewards"] = make()
+        contents[0]["rewards"] = value
         return path.write_bytes(pickle.dumps(contents, protocol))
 
     return trick
@@ -308,12 +316,12 @@ def own_item() -> Any:
     return value
 
 
-def hdf5(change: Callable[[h5py.Group], object]) -> Callable[[Path], object]:
+def hdf5(change: Callable[[h5py.Group], object]) -> Trick:
     """Return a trick that changes an HDF5 file: its arrays, or those of Minari's first episode."""
 
     def trick(path: Path) -> object:
         with h5py.File(path if path.is_file() else path / "data/main_data.hdf5", "r+") as file:
-            return change(file["episode_0"] if "episode_0" in file else file)
+            return change(file.get("episode_0", file))
 
     return trick
 
@@ -416,7 +424,7 @@ def huge_frame(path: Path) -> None:
             group["observations"] = np.repeat(frame[None], n_frames, 0)
 
 
-def sparse(name: str, shape: tuple[int, ...], dtype: str) -> Callable[[Path], None]:
+def sparse(name: str, shape: tuple[int, ...], dtype: str) -> Trick:
     """Return a trick: a file of a store as long as its header says, without contents."""
 
     def trick(path: Path) -> None:
@@ -429,38 +437,18 @@ def sparse(name: str, shape: tuple[int, ...], dtype: str) -> Callable[[Path], No
     return trick
 
 
-def all_of(*tricks: Callable[[Path], object]) -> Callable[[Path], object]:
+def all_of(*tricks: Trick) -> Trick:
     return lambda path: [trick(path) for trick in tricks]
 
 
-def member(name: str, content: bytes) -> Callable[[Path], object]:
+def member(name: str, content: bytes) -> Trick:
     """Return a trick that replaces a file of the DQN replay."""
     return replaces(
         content, f"$store$_{name}_ckpt.0.gz" if name != "add_count" else "add_count_ckpt.0.gz"
     )
 
 
-NESTED = b"[" * 200_000
-HEADERS = [  # of .npy files: too long, nested too deeply, and no numbers
-    npy((3,), "<f4", version=2, length=2**32 - 1) + bytes(1 << 16),
-    b"\x93NUMPY\x02\0" + struct.pack("<I", 5000) + b"(" * 5000,
-    b"\x93NUMPY\x01\0" + struct.pack("<H", 5000) + b"-" * 5000,
-    npy((3,), "|O") + b"cos\nsystem\n(S'touch executed'\ntR.",
-    npy((-1,), "<f4"),
-    npy((2**62, 2**62), "<f4"),
-    npy((0, 2**62, 2**62), "<f4"),
-]
-SIZES = (10**9, 10**15, 10**300, -1, 0, 1.5, "9", None, True, [], float("inf"))
-HDF5_TRICKS = [
-    *(declares(key, (1 << 44,)) for key in ("rewards", "observations")),
-    declares("actions", (1 << 20, 1 << 20, 16)), declares("rewards", (1 << 28,), "S16"),
-    *(chunk(key) for key in ("rewards", "observations", "actions")),
-    chunk("rewards", inner=True), chunk("rewards", chunks=(1 << 29,)),
-    *(links(make) for make in (lambda: h5py.SoftLink("rewards"), lambda: h5py.SoftLink("/"), lambda: h5py.ExternalLink("/etc/hostname", "/"), lambda: h5py.ExternalLink(str(MARKER), "/rewards"))),
-    hdf5(external), hdf5(virtual),
-]  # fmt: skip
-
-# --- Kinds -----------------------------------------------------------------------------------------
+# --- Sound files and tables ----------------------------------------------------------------------
 
 
 def read_data(path: Path, **options: Any) -> dict[str, Any]:
@@ -509,12 +497,16 @@ def write_store(path: Path) -> None:
     random_trajectories((40, 30)).save(path)
 
 
+def write_d4rl(path: Path) -> None:
+    write_hdf5(path, flat_arrays(), compression="gzip")
+
+
 def write_pickle(path: Path) -> None:
     arrays = flat_arrays()
     bounds = (0, 4, 9)
     episodes = [
         {key: values[first:last] for key, values in arrays.items() if key != "timeouts"}
-        for first, last in zip(bounds, bounds[1:], strict=False)
+        for first, last in itertools.pairwise(bounds)
     ]
     path.write_bytes(pickle.dumps(episodes, 4))
 
@@ -543,64 +535,121 @@ def write_minari(path: Path) -> None:
     shutil.move(path.parent / "recorded" / "fuzz-v0", path)
 
 
+NESTED = b"[" * 200_000
+HEADERS = [  # of .npy files: too long, nested too deeply, objects, and shapes of no array
+    npy((3,), "<f4", version=2, length=2**32 - 1) + bytes(1 << 16),
+    b"\x93NUMPY\x02\0" + struct.pack("<I", 5000) + b"(" * 5000,
+    b"\x93NUMPY\x01\0" + struct.pack("<H", 5000) + b"-" * 5000,
+    npy((3,), "|O") + b"cos\nsystem\n(S'touch executed'\ntR.",
+    *(npy(shape, "<f4") for shape in ((-1,), (2**62, 2**62), (0, 2**62, 2**62))),
+]
+SIZES = (10**9, 10**15, 10**300, -1, 0, 1.5, "9", None, True, [], float("inf"))
+
+
+def sizes(*fields: str, file: str = "") -> list[Trick]:
+    """Return tricks that set fields of JSON, each given as its path, to :data:`SIZES`."""
+    return [sets(*field.split("."), value=value, file=file) for field in fields for value in SIZES]
+
+
+ZIPS: list[Trick] = [zip_bomb, zip_sizes, zip_overlap]
+MODELS = [
+    *ZIPS,
+    *(replaces(pickle.dumps(each), "data.pkl", "policy.safetensors") for each in malicious()),
+    *(replaces(text, "model.json") for text in (NESTED, b"1" * 10_000)),
+    replaces(struct.pack("<Q", _HUGE) + b"{}", "policy.safetensors"),
+    replaces(struct.pack("<Q", 200_000) + NESTED, "policy.safetensors"),
+    *sizes("config.hidden_size", "config.n_layers", "config.context_length", "config.d_state"),
+    *sizes("config.max_timestep", "config.n_updates", "counters.num_timesteps", "seed"),
+    *sizes("observation_space.shape", "action_space.shape", "action_space.low"),
+    *(sets("observation_space", "shape", value=shape) for shape in ([10**9], [10**5, 10**5], [-3])),
+    *(sets("action_space", value=discrete(number)) for number in SIZES),
+]
+POLICIES = [*ZIPS, *(policy_calls(number) for number in range(len(malicious())))]
+HEADER = "trajectories.json"
+STORES = [
+    *(replaces(each, f"{name}.npy") for each in HEADERS for name in ("rewards", "terminated")),
+    replaces(NESTED, HEADER),
+    *sizes("n_steps", "n_episodes", "frame_stack", "observation_space.shape", file=HEADER),
+    sets("observation_space", "shape", value=[10**9], file=HEADER),
+    all_of(sparse("rewards", (_HUGE,), "<f4"), sets("n_steps", value=_HUGE, file=HEADER)),
+    all_of(sparse("terminated", (1 << 33,), "|b1"), sets("n_episodes", value=1 << 33, file=HEADER)),
+]
+ELSEWHERE = (("/etc/hostname", "/"), (str(MARKER), "/rewards"))
+HDF5 = [
+    *(declares(key, (1 << 44,)) for key in ("rewards", "observations")),
+    declares("actions", (1 << 20, 1 << 20, 16)),
+    declares("rewards", (1 << 28,), "S16"),
+    *(chunk(key) for key in ("rewards", "observations", "actions")),
+    chunk("rewards", inner=True),
+    chunk("rewards", chunks=(1 << 29,)),
+    *(links(functools.partial(h5py.SoftLink, name)) for name in ("rewards", "/")),
+    *(links(functools.partial(h5py.ExternalLink, *place)) for place in ELSEWHERE),
+    hdf5(external),
+    hdf5(virtual),
+]
+METADATA = "data/metadata.json"
+SPACES = (
+    json.dumps({"type": "Discrete", "n": 10**300, "start": 0}),
+    json.dumps({"type": "MultiBinary", "n": [10**6, 10**6]}),
+    '{"type": "Tuple", "subspaces": ' * 5000,
+)
+MINARI = [
+    *HDF5,
+    huge_frame,
+    replaces(NESTED, METADATA),
+    *(sets("observation_space", value=space, file=METADATA) for space in SPACES),
+    *sizes("total_episodes", "total_steps", "env_spec", "data_format", file=METADATA),
+]
+ZEROS = (  # of 2^28 rows
+    *(("observation", "|u1", (1 << 28, 2, 3)), ("action", "<i4", (1 << 28,))),
+    *(("reward", "<f4", (1 << 28,)), ("terminal", "|u1", (1 << 28,))),
+)
+REPLAYS = [
+    *(
+        member(name, content)
+        for name in ("observation", "action", "add_count")
+        for content in (
+            *(gzip.compress(header) for header in HEADERS),
+            *(inflates(4096, 31), inflates(4096, 31, b"\x93NUMPY\2\0\xff\xff\xff\xff")),
+        )
+    ),
+    member("observation", inflates(3600, 31, npy((60, 8000, 7800), "|u1"))),
+    member("action", inflates(2048, 31, npy((60,), "<i4"))),
+    member("add_count", inflates(2048, 31, npy((), "<i8"))),
+    all_of(*(member(name, inflates(2048, 31, npy(shape, kind))) for name, kind, shape in ZEROS)),
+]
+ODD: tuple[Any, ...] = (10**5000, [10**5000], [[1], [2, 3]], ["a" * 1000] * 1000, {1: 2}, None)
+PICKLES = [
+    *(pickles(each, protocol) for each in malicious() for protocol in (0, 2, 4)),
+    *(pickles(each) for each in (shared_lists(), own_item(), [None] * 9, bytearray(9), *ODD)),
+    *(
+        replaces(b"\x80\x04" + opcodes)
+        for opcodes in (
+            b"}N" + b"\x85" * 1_000_000 + b"Ns.",  # a tuple in a tuple ... as a key
+            b"}(N" + b"N\x86" * 500_000 + b"Nu.",
+            b"\x8f(N\x94" + b"h\0h\0\x86\x940" * 2 + b"h\0" + b"N\x86" * 500_000 + b"\x90.",
+            b"]" + b"]a" * 1000 + b"a" * 1000 + b".",
+            b"](" * 300_000 + b"e" * 300_000 + b".",
+            b"\x8e" + struct.pack("<Q", _HUGE) + b"x.",  # bytes of a huge length
+            b"\x8b\xff\xff\xff\x7f\x01.",
+        )
+    ),
+    replaces(b"(lp0\nr\xff\xff\xff\x7f."),  # a huge index of the memo
+    replaces(b"I" + b"9" * 100_000 + b"\n."),
+]
+
 KINDS = [
-    Kind("model.zip", write_model, read_model, [
-        zip_bomb, zip_sizes, zip_overlap,
-        *(replaces(pickle.dumps(call), "data", "data.pkl", "policy.safetensors") for call in malicious()),
-        replaces(NESTED, "model.json"), replaces(b"1" * 10_000, "model.json"),
-        replaces(struct.pack("<Q", _HUGE) + b"{}", "policy.safetensors"),
-        replaces(struct.pack("<Q", 200_000) + NESTED, "policy.safetensors"),
-        *(sets("config", name, value=value) for name in ("hidden_size", "n_layers", "context_length", "d_state", "max_timestep", "n_updates") for value in SIZES),
-        *(sets("observation_space", "shape", value=value) for value in ([10**9], [10**5, 10**5], [-3], [3.0], "3")),
-        *(sets("action_space", value={"type": "Discrete", "n": str(value), "start": "0"}) for value in SIZES),
-        *(sets("counters", "num_timesteps", value=value) for value in SIZES),
-        *(sets("seed", value=value) for value in SIZES),
-    ], True),
-    Kind("policy.pt", write_policy, read_policy, [
-        zip_bomb, zip_sizes, zip_overlap, *(policy_calls(number) for number in range(len(malicious()))),
-    ], True),
-    Kind("store", write_store, read_store, [
-        *(replaces(header, f"{name}.npy") for header in HEADERS for name in ("rewards", "terminated")),
-        replaces(NESTED, "trajectories.json"),
-        *(sets(name, value=value, file="trajectories.json") for name in ("n_steps", "n_episodes", "frame_stack") for value in SIZES),
-        sets("observation_space", "shape", value=[10**9], file="trajectories.json"),
-        all_of(sparse("rewards", (1 << 40,), "<f4"), sets("n_steps", value=1 << 40, file="trajectories.json")),
-        all_of(sparse("terminated", (1 << 33,), "|b1"), sets("n_episodes", value=1 << 33, file="trajectories.json")),
-    ], True),
-    Kind("d4rl.hdf5", lambda path: write_hdf5(path, flat_arrays(), compression="gzip"), read_data, [*HDF5_TRICKS, many_steps], False),
-    Kind("minari", write_minari, read_data, [
-        *HDF5_TRICKS, huge_frame, replaces(NESTED, "data/metadata.json"),
-        *(sets(name, value=value, file="data/metadata.json") for name in ("total_episodes", "total_steps", "env_spec", "data_format") for value in SIZES),
-        sets("observation_space", value=json.dumps({"type": "Discrete", "n": 10**300, "start": 0}), file="data/metadata.json"),
-        sets("observation_space", value=json.dumps({"type": "MultiBinary", "n": [10**6, 10**6]}), file="data/metadata.json"),
-        sets("observation_space", value='{"type": "Tuple", "subspaces": ' * 5000, file="data/metadata.json"),
-    ], False),
-    Kind("dqn", write_dqn, functools.partial(read_data, game="Breakout"), [
-        *(member(name, gzip.compress(header)) for name in ("observation", "action", "add_count") for header in HEADERS),
-        *(member(name, inflates(4096, 31)) for name in ("observation", "action", "add_count")),
-        *(member(name, inflates(4096, 31, b"\x93NUMPY\2\0\xff\xff\xff\xff")) for name in ("observation", "action", "add_count")),
-        member("observation", inflates(3600, 31, npy((60, 8000, 7800), "|u1"))),
-        member("action", inflates(2048, 31, npy((60,), "<i4"))),
-        member("add_count", inflates(2048, 31, npy((), "<i8"))),
-        all_of(*(member(name, inflates(2048, 31, npy(shape, kind))) for name, kind, shape in (("observation", "|u1", (1 << 28, 2, 3)), ("action", "<i4", (1 << 28,)), ("reward", "<f4", (1 << 28,)), ("terminal", "|u1", (1 << 28,))))),
-    ], True),
-    Kind("episodes.pkl", write_pickle, read_data, [
-        *(pickles(lambda number=number: malicious()[number], protocol) for number in range(len(malicious())) for protocol in (0, 2, 4)),  # type: ignore[misc]
-        pickles(shared_lists), pickles(own_item),
-        *(pickles(lambda value=value: value) for value in (10**5000, [10**5000], [[1], [2, 3]], ["a"], {1: 2}, None, [None] * 9, bytearray(9))),  # type: ignore[misc]
-        replaces(b"\x80\x04}" + b"N" + b"\x85" * 1_000_000 + b"N" + b"s."),  # the hash of a nested tuple
-        replaces(b"\x80\x04}(" + b"N" + b"N\x86" * 500_000 + b"N" + b"u."),
-        replaces(b"\x80\x04\x8f(" + b"N\x94" + b"h\0h\0\x86\x940" * 2 + b"h\0" + b"N\x86" * 500_000 + b"\x90."),
-        replaces(b"\x80\x04" + b"]" + b"]a" * 1000 + b"a" * 1000 + b"."),
-        replaces(b"\x80\x04" + b"](" * 300_000 + b"e" * 300_000 + b"."),
-        replaces(b"\x80\x04\x8e" + struct.pack("<Q", _HUGE) + b"x."),
-        replaces(b"\x80\x04\x8b\xff\xff\xff\x7f\x01."),
-        replaces(b"(lp0\nr\xff\xff\xff\x7f."), replaces(b"I" + b"9" * 100_000 + b"\n."),
-    ], False),
-]  # fmt: skip
+    Kind("model.zip", write_model, read_model, MODELS, True),
+    Kind("policy.pt", write_policy, read_policy, POLICIES, True),
+    Kind("store", write_store, read_store, STORES, True),
+    Kind("d4rl.hdf5", write_d4rl, read_data, [*HDF5, many_steps], False),
+    Kind("minari", write_minari, read_data, MINARI, False),
+    Kind("dqn", write_dqn, functools.partial(read_data, game="Breakout"), REPLAYS, True),
+    Kind("episodes.pkl", write_pickle, read_data, PICKLES, False),
+]
 
 
-# --- The worker ------------------------------------------------------------------------------------
+# --- The worker ----------------------------------------------------------------------------------
 
 _WATCHED = {
     *("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "subprocess.Popen"),
@@ -687,7 +736,7 @@ def work(seed: int) -> None:
             print(json.dumps([outcome, said, seconds, peak]), flush=True)
 
 
-# --- The driver ------------------------------------------------------------------------------------
+# --- The driver ----------------------------------------------------------------------------------
 
 
 class Worker:

@@ -200,7 +200,7 @@ def main() -> None:
     parser.add_argument("--only", choices=list(KINDS))
     options = parser.parse_args()
     for kind in KINDS if options.only is None else [options.only]:
-        print(kill(kind, options.times, options.seed), flush=True)  # noqa: T201
+        print(kill(kind, options.times, options.seed), flush=True)
 
 
 if __name__ == "__main__":
