@@ -17,11 +17,11 @@ def check_integer(
     name: str,
     value: Any,
     minimum: int,
-    maximum: int = 2**63 - 1,
+    maximum: float = math.inf,
     *,
     error: type[DecisionMambaError] = ConfigError,
 ) -> int:
-    """Validate an integer and convert it to Python's int; the default maximum is NumPy's."""
+    """Validate an integer and convert it to Python's int."""
     is_integer = not isinstance(value, bool) and isinstance(value, Integral)
     if is_integer and minimum <= int(value) <= maximum:
         return int(value)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import math
 import os
 import zipfile
 from collections.abc import Collection, Mapping
@@ -159,7 +160,7 @@ class SavedModel:
             observation_space=observation_space,
             action_space=space_from_json(header["action_space"]),
             target_return=target_return,
-            seed=_count(header, "seed"),
+            seed=_count(header, "seed", math.inf),
             counters={name: _count(header["counters"], name) for name in COUNTERS},
             policy=file.tensors["policy"],
             optimizer=file.tensors["optimizer"],
@@ -367,9 +368,9 @@ def _field(fields: Mapping[str, Any], name: str, *kinds: type[Any]) -> Any:
     return value
 
 
-def _count(fields: Mapping[str, Any], name: str) -> int:
+def _count(fields: Mapping[str, Any], name: str, limit: float = 2**63) -> int:
     value: int = _field(fields, name, int)
-    if isinstance(value, bool) or not 0 <= value < 2**63:
+    if isinstance(value, bool) or not 0 <= value < limit:
         raise ModelFileError(
             f"{name} is {value!r}, and should be a count", setting=name, value=value
         )

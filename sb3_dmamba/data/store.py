@@ -123,7 +123,7 @@ def _read_header(path: Path) -> dict[str, Any]:
             raise _damaged(path, problem + "save the data anew", name, value)
     if header["n_episodes"] > header["n_steps"]:
         problem = "has more episodes than steps: it was changed; save the data anew"
-        raise _damaged(path, problem, "n_episodes", header["n_episodes"])
+        raise _damaged(path, problem)
     return header
 
 
