@@ -187,6 +187,20 @@ def test_a_policy_file_is_checked_before_torch_reads_it(make: Any) -> None:
         DecisionMambaPolicy.load(path)
 
 
+def test_torch_gets_a_zip_whose_directory_is_sound(make: Any) -> None:
+    """Torch takes a member that is flagged as a folder for read, and returns unset memory."""
+    path = make("policy.pt")
+    sound = fuzz.digest(fuzz.read_policy(path))
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        place = archive.start_dir
+    while (place := content.find(b"PK\1\2", place)) >= 0:
+        content[place + 38] |= 0x10
+        place += 46
+    path.write_bytes(content)
+    assert fuzz.digest(fuzz.read_policy(path)) == sound
+
+
 def archive_bytes(path: Path, info: zipfile.ZipInfo) -> bytes:
     with zipfile.ZipFile(path) as archive:
         return archive.read(info)

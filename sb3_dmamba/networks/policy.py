@@ -449,13 +449,17 @@ def _read_policy_file(
     try:
         if not zipfile.is_zipfile(io.BytesIO(content)):
             raise ModelFileError("it is not a zip, or was cut off")
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        # torch compares no checksums, and finds other bytes where a zip's directory is damaged.
+        checked = io.BytesIO()
+        with zipfile.ZipFile(io.BytesIO(content)) as archive, zipfile.ZipFile(checked, "w") as copy:
             check_members(archive)
-            for name in archive.namelist():  # torch compares no checksums
-                member = io.BytesIO(archive.read(name))
+            for name in archive.namelist():
+                member = archive.read(name)
                 if name.endswith(".pkl"):
-                    check_opcodes(member)
-        saved = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
+                    check_opcodes(io.BytesIO(member))
+                copy.writestr(name, member)
+        checked.seek(0)
+        saved = torch.load(checked, map_location=device, weights_only=True)
         description = json.loads(saved["data"])
         if description["format"] != _FORMAT:
             raise ModelFileError(f"the format is {description['format']!r}, not {_FORMAT!r}")
