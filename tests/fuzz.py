@@ -247,7 +247,8 @@ def replaces(content: bytes, *names: str) -> Trick:
 
     def trick(path: Path) -> object:
         if names and path.is_file():
-            return edit_zip(path, lambda parts: parts.update(dict.fromkeys(names, content)))
+            edit_zip(path, lambda parts: parts.update(dict.fromkeys(names, content)))
+            return None
         return [(path / name).write_bytes(content) for name in names or ("",)]
 
     return trick
@@ -543,7 +544,7 @@ HEADERS = [  # of .npy files: too long, nested too deeply, objects, and shapes o
     npy((3,), "|O") + b"cos\nsystem\n(S'touch executed'\ntR.",
     *(npy(shape, "<f4") for shape in ((-1,), (2**62, 2**62), (0, 2**62, 2**62))),
 ]
-SIZES = (10**9, 10**15, 10**300, -1, 0, 1.5, "9", None, True, [], float("inf"))
+SIZES: tuple[Any, ...] = (10**9, 10**15, 10**300, -1, 0, 1.5, "9", None, True, [], float("inf"))
 
 
 def sizes(*fields: str, file: str = "") -> list[Trick]:

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import zlib
 from collections.abc import Mapping
+from gzip import GzipFile
 from pathlib import Path
 from tokenize import TokenError
 from typing import IO, Any
@@ -165,7 +166,7 @@ def map_npy(
         return map_file(file, dtype, shape, start, path)
 
 
-def read_npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+def read_npy_header(file: IO[bytes] | GzipFile) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Return shape, whether in Fortran order, and dtype of an ``.npy`` file; ValueError if damaged.
 
     NumPy reads a header as long as it says it is, up to 4 GB.
