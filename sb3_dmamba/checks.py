@@ -14,14 +14,20 @@ from sb3_dmamba.errors import ConfigError, DecisionMambaError
 
 
 def check_integer(
-    name: str, value: Any, minimum: int, *, error: type[DecisionMambaError] = ConfigError
+    name: str,
+    value: Any,
+    minimum: int,
+    maximum: float = math.inf,
+    *,
+    error: type[DecisionMambaError] = ConfigError,
 ) -> int:
     """Validate an integer and convert it to Python's int."""
-    if not isinstance(value, bool) and isinstance(value, Integral) and int(value) >= minimum:
+    is_integer = not isinstance(value, bool) and isinstance(value, Integral)
+    if is_integer and minimum <= int(value) <= maximum:
         return int(value)
-    raise error(
-        f"{name}={value!r}: give an integer of at least {minimum}", setting=name, value=value
-    )
+    limit = f" and at most {maximum}" if is_integer and int(value) > maximum else ""
+    message = f"{name}={value!r}: give an integer of at least {minimum}{limit}"
+    raise error(message, setting=name, value=value)
 
 
 def check_optional_integer(

@@ -286,6 +286,8 @@ _ONES = (
 _MINIMA = {**dict.fromkeys(_ONES, 1), "burn_in": 0, "warmup_updates": 0}  # of integers
 _ABOVE_ZERO = (math.ulp(0.0), math.inf, "above 0")
 _BELOW_ONE = (0.0, 1.0 - 1e-9, "of at least 0 and below 1")
+_LONGEST_CONTEXT = 1 << 20  # steps; acting allocates them
+_LARGEST = 2**63 - 1  # integer of torch's
 _RANGES = {  # of floats: lowest, highest, and both in words
     "dropout": _BELOW_ONE,
     "balance": (0.0, 1.0, "from 0 to 1"),
@@ -306,7 +308,8 @@ def check_setting(field: str, value: Any, name: str | None = None) -> Any:
     if field in _RANGES:
         return check_number(name, value, *_RANGES[field])
     if field in _MINIMA:
-        return check_integer(name, value, _MINIMA[field])
+        most = _LONGEST_CONTEXT if field == "context_length" else _LARGEST
+        return check_integer(name, value, _MINIMA[field], most)
     if bool in (hint, *get_args(hint)):
         return check_flag(name, value)
     for each in (hint, *get_args(hint)):

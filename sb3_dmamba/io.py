@@ -8,6 +8,7 @@ import os
 import sysconfig
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,20 @@ def write_atomically(target: Path, content: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def check_members(archive: zipfile.ZipFile) -> None:
+    """Raise ValueError where a zip's members are compressed, overlap, or share a name.
+
+    Without any of these, reading them all takes no more memory than the file has bytes.
+    """
+    members = archive.infolist()
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise ValueError("it has compressed members, which could grow to any size")
+    names = {member.filename for member in members}
+    too_long = sum(member.file_size for member in members) > archive.start_dir
+    if too_long or len(names) < len(members):
+        raise ValueError("its members overlap")
 
 
 def minari_folder() -> Path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import math
 import os
 import zipfile
 from collections.abc import Collection, Mapping
@@ -28,7 +29,7 @@ import sb3_dmamba
 from sb3_dmamba.config import DecisionMambaConfig
 from sb3_dmamba.data import DatasetInfo
 from sb3_dmamba.errors import ConfigError, ModelFileError, ParametersError, SpaceError
-from sb3_dmamba.io import write_atomically
+from sb3_dmamba.io import check_members, write_atomically
 from sb3_dmamba.networks import DecisionMambaPolicy
 from sb3_dmamba.networks.encoders import check_extractor, check_policy_kwargs, name_extractor
 from sb3_dmamba.spaces import space_from_json, space_to_json
@@ -164,7 +165,7 @@ class SavedModel:
             observation_space=observation_space,
             action_space=space_from_json(header["action_space"]),
             target_return=target_return,
-            seed=_count(header, "seed"),
+            seed=_count(header, "seed", math.inf),
             counters={name: _count(header["counters"], name) for name in COUNTERS},
             policy=file.tensors["policy"],
             optimizer=file.tensors["optimizer"],
@@ -382,9 +383,9 @@ def _field(fields: Mapping[str, Any], name: str, *kinds: type[Any]) -> Any:
     return value
 
 
-def _count(fields: Mapping[str, Any], name: str) -> int:
+def _count(fields: Mapping[str, Any], name: str, limit: float = 2**63) -> int:
     value: int = _field(fields, name, int)
-    if isinstance(value, bool) or value < 0:
+    if isinstance(value, bool) or not 0 <= value < limit:
         raise ModelFileError(
             f"{name} is {value!r}, and should be a count", setting=name, value=value
         )
@@ -471,12 +472,7 @@ class ModelFile:
                 )
             message = f"{name} has no {_HEADER}, so it is not an sb3_dmamba model file: {origin}"
             raise ModelFileError(message, path=path)
-        if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
-            raise ModelFileError(
-                f"{name} has compressed members, which no sb3_dmamba model file has (they could "
-                f"grow to any size): use the file as it was saved",
-                path=path,
-            )
+        check_members(archive)
         header = json.loads(archive.read(_HEADER))
         if not isinstance(header, dict):
             raise ModelFileError(f"{_HEADER} of {name} is not a JSON object", path=path)

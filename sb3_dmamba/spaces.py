@@ -162,6 +162,10 @@ def flat_space(space: spaces.Space[Any]) -> spaces.Box:
     if isinstance(space, spaces.Box):
         return space
     _check_flattenable(space, "the observation space")
+    size = sum(size for _, size in _walk_parts(space, ""))
+    if size > _MOST_ELEMENTS:
+        problem = f"the observation space has {size:,} numbers when it is flattened: give fewer"
+        raise SpaceError(problem, setting="observation_space", value=size)
     box = flatten_space(space)
     assert isinstance(box, spaces.Box)
     low, high = box.low.astype(np.float32), box.high.astype(np.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shlex
 import time
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ import typer
 
 from sb3_dmamba.cli import output as cli
 from sb3_dmamba.config import DecisionMambaConfig, Recipe
-from sb3_dmamba.errors import ConfigError, DatasetError
+from sb3_dmamba.errors import ConfigError, DatasetError, ModelFileError
 
 if TYPE_CHECKING:
     from sb3_dmamba.algorithm import DecisionMamba
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from sb3_dmamba.tasks import Task
 
 _PANEL = "Checkpoints and evaluation"
+_CHECKPOINT = re.compile(r"model_\d+_steps\.zip")
 
 
 def train(
@@ -60,7 +62,8 @@ def train(
     resume: Annotated[
         Path | None,
         cli.value(
-            "Continue from this checkpoint or model, exactly as if it had not stopped.",
+            "Continue from this checkpoint or model, or a run's folder from its newest, exactly as "
+            "if it had not stopped.",
             "MODEL",
             False,
             panel=_PANEL,
@@ -108,6 +111,7 @@ def train(
         )
     options = cli.parse_options(option)
     with cli.command_output(as_json, debug) as out:
+        resume = _find_newest(resume) if resume is not None and resume.is_dir() else resume
         folder, settings = output or _default_output(task, resume), cli.read_settings(setting)
         how = updates, recipe, settings, seed, device, checkpoint_every, eval_every, tensorboard
         plan = _Plan(task, resume, dataset, options, folder, *how)
@@ -144,6 +148,25 @@ class _Plan:
     def checkpoint(self, n_updates: int) -> Path:
         """Return the path that Stable-Baselines3's callback gives a checkpoint."""
         return self.output / "checkpoints" / f"model_{n_updates}_steps.zip"
+
+
+def _find_newest(folder: Path) -> Path:
+    """Return the model or checkpoint of a run's folder that has the most updates."""
+    files = [*folder.glob("model_*_steps.zip"), *folder.glob("checkpoints/model_*_steps.zip")]
+    found = {int(file.stem.split("_")[1]): file for file in files if _CHECKPOINT.match(file.name)}
+    if (folder / "model.zip").is_file():
+        cli.import_algorithm()
+        from sb3_dmamba.model_file import SavedModel
+
+        model = SavedModel.read(folder / "model.zip")
+        found[model.counters["num_timesteps"]] = folder / "model.zip"
+    if not found:
+        message = (
+            f"{folder} has neither a model.zip nor a checkpoints/model_*_steps.zip: nothing was "
+            f"saved before it stopped; start it again, or name a model"
+        )
+        raise ModelFileError(message, path=folder, setting="--resume", value=str(folder))
+    return found[max(found)]
 
 
 def _default_output(task: str | None, resume: Path | None) -> Path:

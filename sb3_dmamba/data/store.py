@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import glob
+import io
 import json
 import os
 import shutil
+import sys
 import tempfile
+import zlib
 from collections.abc import Mapping
+from gzip import GzipFile
 from pathlib import Path
 from tokenize import TokenError
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
+from filelock import FileLock
 from gymnasium import spaces
 from jaxtyping import Shaped
 from numpy import ndarray
 from numpy.lib import format as npy
 
-from sb3_dmamba.data.mapping import map_file
+from sb3_dmamba.data.mapping import iterate_rows, map_file
 from sb3_dmamba.data.validation import (
+    ARRAYS,
     check_flat,
     check_frame_stack,
     check_offsets,
@@ -44,8 +52,16 @@ _HEADER_TYPES: dict[str, tuple[type, ...]] = {
 }
 _LONGEST = 10**18  # rows that the header of a stream leaves room for
 _BUFFER_BYTES = 1 << 20
+_PARTIAL, _LOCK = ".partial", ".lock"
+_NO_LOCK = (OSError, NotImplementedError)  # held by another, or none on this file system
+_HERE, _RENAME_EXCHANGE = -100, 2  # of Linux: AT_FDCWD, and a flag of renameat2
+_MOST_DIMENSIONS = 32
+_LONGEST_HEADER = 10_000  # bytes, as NumPy has it; one of an array has some hundred
 # What NumPy raises at a damaged header, which it parses as Python.
-_DAMAGE = (ValueError, TypeError, LookupError, EOFError, OSError, SyntaxError, TokenError)
+_DAMAGE = (
+    *(ValueError, TypeError, LookupError, SyntaxError, TokenError, MemoryError, RecursionError),
+    OverflowError,
+)
 
 
 def read_store(folder: Path) -> dict[str, Any]:
@@ -67,6 +83,18 @@ def read_store(folder: Path) -> dict[str, Any]:
         file = folder / "episode_offsets.npy"
         raise within(error, f"{file}", path=file) from error
     return {**arrays, **fields}
+
+
+def check_checksums(folder: Path, arrays: Mapping[str, Any]) -> None:
+    """Compare the arrays of a store with the checksums in its header, which old ones lack."""
+    checksums = _read_header(folder / HEADER_NAME).get("crc32", {})
+    for name in ARRAYS if checksums != {} else ():
+        found = 0
+        for rows in iterate_rows(arrays[name]):
+            found = zlib.crc32(np.ascontiguousarray(rows).data.cast("B"), found)
+        if not isinstance(checksums, dict) or checksums.get(name) != found:
+            problem = "holds other values than were written (its checksum differs): copy it again"
+            raise _damaged(folder / f"{name}.npy", problem, name)
 
 
 def _read_header(path: Path) -> dict[str, Any]:
@@ -94,6 +122,9 @@ def _read_header(path: Path) -> dict[str, Any]:
         if not is_right:
             problem = f"has {name}={value!r}, and {expected} was expected: it was changed; "
             raise _damaged(path, problem + "save the data anew", name, value)
+    if header["n_episodes"] > header["n_steps"]:
+        problem = "has more episodes than steps: it was changed; save the data anew"
+        raise _damaged(path, problem)
     return header
 
 
@@ -117,10 +148,8 @@ def map_npy(
         raise _damaged(path, "is missing from the store: copy the whole folder again")
     with path.open("rb") as file:
         try:
-            version = npy.read_magic(file)
-            read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-            found_shape, fortran_order, found_dtype = read_header[version](file)
-        except _DAMAGE as error:
+            found_shape, fortran_order, found_dtype = read_npy_header(file)
+        except (ValueError, OSError) as error:
             problem = f"has no readable .npy header ({error}): copy the whole store again"
             raise _damaged(path, problem) from error
         if (found_shape, found_dtype) != (shape, dtype) or fortran_order:
@@ -135,6 +164,28 @@ def map_npy(
             problem = f"is {size} bytes long and should be {expected}: copy it again"
             raise _damaged(path, problem)
         return map_file(file, dtype, shape, start, path)
+
+
+def read_npy_header(file: IO[bytes] | GzipFile) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Return shape, whether in Fortran order, and dtype of an ``.npy`` file; ValueError if damaged.
+
+    NumPy reads a header as long as it says it is, up to 4 GB.
+    """
+    try:
+        width, read = {
+            (1, 0): (2, npy.read_array_header_1_0),
+            (2, 0): (4, npy.read_array_header_2_0),
+        }[npy.read_magic(file)]
+        length = file.read(width)
+        if int.from_bytes(length, "little") > _LONGEST_HEADER:
+            raise ValueError("its header is too long")
+        header = file.read(int.from_bytes(length, "little"))
+        shape, fortran_order, dtype = read(io.BytesIO(length + header))
+    except _DAMAGE as error:
+        raise ValueError(f"it is not an array as np.save writes it ({error!r})") from error
+    if min(shape, default=0) < 0 or len(shape) > _MOST_DIMENSIONS:
+        raise ValueError(f"it is not an array as np.save writes it (of shape {shape})")
+    return shape, fortran_order, dtype
 
 
 def _damaged(
@@ -155,10 +206,9 @@ def row_types(fields: Mapping[str, Any]) -> dict[str, tuple[np.dtype[Any], tuple
     }
 
 
-def write_header(folder: Path, fields: Mapping[str, Any], n_episodes: int, n_steps: int) -> None:
-    """Write the JSON of a store of these fields."""
-    counts = {"n_episodes": n_episodes, "n_steps": n_steps}
-    header = {"format": _FORMAT, "format_version": FORMAT_VERSION, **counts, **fields}
+def write_header(folder: Path, fields: Mapping[str, Any], **described: Any) -> None:
+    """Write the JSON of a store of these fields: ``n_episodes``, ``n_steps`` and ``crc32``."""
+    header = {"format": _FORMAT, "format_version": FORMAT_VERSION, **described, **fields}
     for name in ("observation_space", "action_space"):
         header[name] = space_to_json(fields[name])
     with (folder / HEADER_NAME).open("w", encoding="utf-8") as file:
@@ -173,6 +223,7 @@ class NpyStream:
     def __init__(self, path: Path, dtype: np.dtype[Any], row_shape: tuple[int, ...]) -> None:
         self._dtype, self._row_shape = dtype, row_shape
         self._n_rows = 0
+        self.crc32 = 0  # of the rows
         self._header_size = len(_npy_header(dtype, (_LONGEST, *row_shape), 0))
         self._file = path.open("xb", buffering=_BUFFER_BYTES)
         self._file.write(b"\0" * self._header_size)
@@ -181,7 +232,9 @@ class NpyStream:
         """Append rows, which have the stream's dtype and shape."""
         assert rows.dtype == self._dtype, (rows.dtype, self._dtype)
         assert rows.shape[1:] == self._row_shape, (rows.shape, self._row_shape)
-        self._file.write(np.ascontiguousarray(rows).data.cast("B"))
+        content = np.ascontiguousarray(rows).data.cast("B")
+        self.crc32 = zlib.crc32(content, self.crc32)
+        self._file.write(content)
         self._n_rows += len(rows)
 
     def finish(self) -> None:
@@ -225,14 +278,34 @@ def check_place(folder: Path, overwrite: bool) -> None:
         raise DatasetError(f"{folder} {problem}", path=folder)
 
 
+def make_temporary(folder: Path) -> tuple[Path, FileLock]:
+    """Make a hidden folder beside the one given, which it will become, and hold its lock.
+
+    Those that killed processes left behind, whose locks nobody holds, are removed.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for left in folder.parent.glob(f".{glob.escape(folder.name)}.*{_PARTIAL}"):
+        with contextlib.suppress(*_NO_LOCK), FileLock(left / _LOCK, timeout=0):
+            shutil.rmtree(left, ignore_errors=True)
+    temporary = tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=_PARTIAL, dir=folder.parent)
+    lock = FileLock(Path(temporary) / _LOCK)
+    with contextlib.suppress(*_NO_LOCK):
+        lock.acquire(timeout=0)
+    return Path(temporary), lock
+
+
 def move_into_place(temporary: Path, folder: Path) -> None:
     """Rename a finished store; an older one is removed after the new one is in place."""
+    (temporary / _LOCK).unlink(missing_ok=True)
     # mkdtemp's folders are private; a store has the permissions any new folder has.
     umask = os.umask(0)
     os.umask(umask)
     temporary.chmod(0o777 & ~umask)
     if not folder.exists():
         temporary.replace(folder)
+        return
+    if _exchange(temporary, folder):
+        shutil.rmtree(temporary, ignore_errors=True)
         return
     old = Path(tempfile.mkdtemp(suffix=".old", prefix=".", dir=folder.parent))
     folder.replace(old / "store")
@@ -243,3 +316,10 @@ def move_into_place(temporary: Path, folder: Path) -> None:
         raise
     finally:
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two folders' names in one step, so that a kill leaves both; only Linux can."""
+    swap = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
+    names = os.fsencode(one), os.fsencode(other)
+    return swap is not None and swap(_HERE, names[0], _HERE, names[1], _RENAME_EXCHANGE) == 0

@@ -6,7 +6,6 @@ import dataclasses
 import math
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -39,7 +38,9 @@ from sb3_dmamba.data.returns import (
 )
 from sb3_dmamba.data.store import (
     NpyStream,
+    check_checksums,
     check_place,
+    make_temporary,
     move_into_place,
     read_store,
     row_types,
@@ -399,7 +400,7 @@ class Trajectories:
 
         Args:
             folder: What :meth:`save` or a ``TrajectoriesWriter`` wrote.
-            verify: Whether every value is looked at again.
+            verify: Whether every value is looked at again, and its array's checksum compared.
 
         Raises:
             DatasetError: A file is missing, damaged or of a newer version; names it.
@@ -475,9 +476,11 @@ def load_store(folder: str | os.PathLike[str], *, verify: bool = False) -> Traje
     if not verify:
         return _assemble(fields)
     try:
-        return Trajectories(**fields)
+        data = Trajectories(**fields)
     except DatasetError as error:
         raise within(error, f"the store {path} holds what was never written", path=path) from error
+    check_checksums(path, fields)
+    return data
 
 
 def check_transform(reward_mode: str, top_fraction: float | None) -> None:
@@ -645,11 +648,7 @@ class TrajectoriesWriter:
     def __enter__(self) -> Self:
         if self._temporary is not None:
             raise DatasetError(f"the writer of {self._folder} was entered before: make another")
-        parent = self._folder.parent
-        parent.mkdir(parents=True, exist_ok=True)
-        self._temporary = Path(
-            tempfile.mkdtemp(prefix=f".{self._folder.name}.", suffix=".partial", dir=parent)
-        )
+        self._temporary, self._lock = make_temporary(self._folder)
         for name, (dtype, shape) in row_types(self._fields).items():
             self._streams[name] = NpyStream(self._temporary / f"{name}.npy", dtype, shape)
         return self
@@ -662,6 +661,7 @@ class TrajectoriesWriter:
             stream.abandon()
         self._streams = {}
         if self._temporary is not None:
+            self._lock.release()
             shutil.rmtree(self._temporary, ignore_errors=True)
 
     @property
@@ -756,8 +756,13 @@ class TrajectoriesWriter:
             self._streams[name].write(array)
         for stream in self._streams.values():
             stream.finish()
+        described = {
+            "n_episodes": self.n_episodes,
+            "n_steps": self.n_steps,
+            "crc32": {name: stream.crc32 for name, stream in self._streams.items()},
+        }
         self._streams = {}
-        write_header(self._temporary, self._fields, self.n_episodes, self.n_steps)
+        write_header(self._temporary, self._fields, **described)
         move_into_place(self._temporary, self._folder)
         return load_store(self._folder)
 

@@ -23,8 +23,10 @@ from torch import Tensor
 
 from sb3_dmamba.config import DecisionMambaConfig, Memory
 from sb3_dmamba.data import ObservationStatistics
+from sb3_dmamba.data.sources.pickles import check_opcodes
 from sb3_dmamba.envs.return_to_go import conditioned_space
 from sb3_dmamba.errors import ConditioningError, ConfigError, ModelFileError, SpaceError
+from sb3_dmamba.io import check_members
 from sb3_dmamba.networks.encoders import (
     ExtractorEncoder,
     check_extractor,
@@ -432,6 +434,7 @@ _FORMAT = "sb3_dmamba policy 1"
 # What torch, zipfile and json raise on damaged files.
 _DAMAGE = (
     *(pickle.UnpicklingError, RuntimeError, EOFError, OSError, LookupError, TypeError, ValueError),
+    *(zipfile.BadZipFile, AttributeError, OverflowError, MemoryError, AssertionError),
 )
 
 
@@ -446,7 +449,17 @@ def _read_policy_file(
     try:
         if not zipfile.is_zipfile(io.BytesIO(content)):
             raise ModelFileError("it is not a zip, or was cut off")
-        saved = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
+        # torch compares no checksums, and finds other bytes where a zip's directory is damaged.
+        checked = io.BytesIO()
+        with zipfile.ZipFile(io.BytesIO(content)) as archive, zipfile.ZipFile(checked, "w") as copy:
+            check_members(archive)
+            for name in archive.namelist():
+                member = archive.read(name)
+                if name.endswith(".pkl"):
+                    check_opcodes(io.BytesIO(member))
+                copy.writestr(name, member)
+        checked.seek(0)
+        saved = torch.load(checked, map_location=device, weights_only=True)
         description = json.loads(saved["data"])
         if description["format"] != _FORMAT:
             raise ModelFileError(f"the format is {description['format']!r}, not {_FORMAT!r}")

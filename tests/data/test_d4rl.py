@@ -366,12 +366,7 @@ def test_dtypes_with_fields_stay_without_contents(tmp_path: Path) -> None:
             to_array(contents["observations"])
 
 
-def test_a_pickle_that_is_cut(tmp_path: Path) -> None:
-    whole = pickle.dumps(episodes(flat_arrays()), 4)
-    path = tmp_path / "a.pkl"
-    for length in range(1, len(whole), 97):
-        path.write_bytes(whole[:length])
-        assert "damaged or no pickle" in str(refusal(path))
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     path = tmp_path / "none.pkl"
     for load in (load_plain_pickle, lambda path: open_d4rl_file(path.with_suffix(".h5")).load()):
         with pytest.raises(DatasetError, match=r"there is no file .*none\."):

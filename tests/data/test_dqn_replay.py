@@ -344,6 +344,14 @@ class TestDamage:
         path.write_bytes(gzip.compress(huge))
         assert not unlike("huge", refusal(logs), {"path": path, "said": "holds as many"})
 
+    def test_a_checksum_behind_rows_that_are_not_read(self, logs: Path) -> None:
+        _record(logs, LENGTHS[:2], capacity=25, log_at=20)
+        path = member_path(logs, "observation", 0)
+        whole = bytearray(path.read_bytes())
+        whole[-8] ^= 1
+        path.write_bytes(whole)
+        assert not unlike("checksum", refusal(logs), {"path": path, "said": "CRC"})
+
     def test_no_end_anywhere(self, logs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         _record(logs)
         monkeypatch.setattr(dqn_replay, "_LONGEST_EPISODE", 30)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
 import re
@@ -62,9 +63,21 @@ def load_trajectories(
     check_transform(reward_mode, top_fraction)  # before what may take long
     given = _read_spaces(options)
     options = {name: value for name, value in options.items() if name not in _SPACES}
-    data = transform(_load(source, options, given), reward_mode, top_fraction)
+    with _naming_memory(source):
+        data = transform(_load(source, options, given), reward_mode, top_fraction)
     check_action_bounds(data)
     return data
+
+
+@contextlib.contextmanager
+def _naming_memory(source: Any) -> Iterator[None]:
+    """Raise a DatasetError in place of a MemoryError."""
+    try:
+        yield
+    except MemoryError as error:
+        name = str(source) if isinstance(source, (str, PathLike)) else type(source).__name__
+        problem = f"{name} takes more memory than there is ({error}): give fewer steps at a time"
+        raise DatasetError(problem, path=source) from error
 
 
 def _read_spaces(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -128,10 +141,11 @@ def convert_trajectories(
     is_changed = not set(GENERAL_OPTIONS).difference(names).isdisjoint(options)
     if row is not None and not is_changed and "store" in names:
         given = {"store": place, "overwrite": overwrite, "progress_bar": progress_bar, **options}
-        written = row.open(source, given)
+        with _naming_memory(source):
+            written = row.open(source, given)
         assert isinstance(written, Trajectories)  # what takes a store writes it
         return written
-    with count_progress(place.name, "steps", progress_bar) as bar:
+    with count_progress(place.name, "steps", progress_bar) as bar, _naming_memory(source):
         if row is None or is_changed:
             data: Trajectories | Opened = load_trajectories(source, **options)
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -39,6 +39,7 @@ from sb3_dmamba.data.sources.arrays import (
     step_shape,
 )
 from sb3_dmamba.data.sources.download import OFFLINE_VARIABLE, download_file, is_offline
+from sb3_dmamba.data.sources.hdf5 import check_numbers, find_node, list_keys
 from sb3_dmamba.data.sources.pickles import load_plain_pickle, to_array
 from sb3_dmamba.data.trajectories import Trajectories, replace
 from sb3_dmamba.data.validation import CHUNK_BYTES, group_episodes, rows_per_chunk
@@ -49,8 +50,6 @@ from sb3_dmamba.spaces import check_action_space
 MediumExpert = Literal["d4rl", "paper"]
 
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
-_MAX_COMPRESSION = 1100  # deflate reaches 1032 to 1
-_OUTSIDE = "its contents lie in another file, which is not followed"
 
 
 def open_d4rl_name(
@@ -256,21 +255,17 @@ class D4RLFile:
     def _read_pickle(self) -> Trajectories:
         contents = load_plain_pickle(self.path)
         load = load_arrays if isinstance(contents, dict) else _join_episodes
-        try:
-            with naming(self.path):
-                if isinstance(contents, dict):
-                    keys = [key for key in (*KEYS, *DONES) if key in contents]
-                    flat = {key: _to_array(contents, key) for key in keys}
-                    contents = {**contents, **flat, **_read_flag_like(contents)}
-                data = load(
-                    contents,
-                    observation_space=self.observation_space,
-                    action_space=self.action_space,
-                    name=f"d4rl:{self.path}",
-                )
-        except MemoryError as error:
-            problem = f"{self.path}: its episodes do not fit into memory together"
-            raise DatasetError(problem, path=self.path) from error
+        with naming(self.path):
+            if isinstance(contents, dict):
+                keys = [key for key in (*KEYS, *DONES) if key in contents]
+                flat = {key: _to_array(contents, key) for key in keys}
+                contents = {**contents, **flat, **_read_flag_like(contents)}
+            data = load(
+                contents,
+                observation_space=self.observation_space,
+                action_space=self.action_space,
+                name=f"d4rl:{self.path}",
+            )
         shapes = data.observations.shape[1:], data.actions.shape[1:]
         return replace(data, **self.environment(*shapes))
 
@@ -280,8 +275,8 @@ class _FlatFile:
 
     def __init__(self, file: h5py.File, options: D4RLFile) -> None:
         self._file, self._options = file, options
-        self._check_kind()
-        keys = list(file)
+        keys = list_keys(file)
+        self._check_kind(keys)
         check_keys(keys)
         self._arrays = {key: self._find(key) for key in (*KEYS, *DONES) if key in keys}
         check_lengths({key: array.shape for key, array in self._arrays.items()})
@@ -363,36 +358,20 @@ class _FlatFile:
 
     def _find(self, key: str) -> h5py.Dataset:
         """Return an array whose contents lie in this file and are numbers."""
-        if isinstance(self._file.get(key, getlink=True), h5py.ExternalLink):
-            raise self._error(key, _OUTSIDE)
-        try:
-            node = self._file.get(key)
-        except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
-            raise self._error(key, f"it is damaged ({error}): get the file again") from error
+        node = find_node(self._file, key)
         if not isinstance(node, h5py.Dataset):
-            raise self._error(key, "it is not an array")
-        if node.external or node.is_virtual or node.file.filename != self._file.filename:
-            raise self._error(key, _OUTSIDE)
-        if node.dtype.kind not in "biuf" or not node.ndim:
-            raise self._error(key, f"it holds {node.dtype}, shape {node.shape}: give numbers")
-        stored = node.id.get_storage_size()
-        if node.nbytes > _MAX_COMPRESSION * stored + 2**20:
-            problem = f"{node.nbytes:,} bytes are announced, {stored:,} stored: get it again"
-            raise self._error(key, problem)
-        return node
+            raise DatasetError(f"{key}: it is not an array", setting=key)
+        return check_numbers(node, key)
 
-    def _check_kind(self) -> None:
+    def _check_kind(self, keys: Sequence[str]) -> None:
         """Recognise files of other kinds that have the same ending."""
-        if "episode_0" in self._file:
+        if "episode_0" in keys:
             folder = str(self._options.path.resolve().parent)
             raise DatasetError(f"this is a file of Minari's: pass its folder, {folder!r}")
-        if "observations_0" in self._file:
+        if "observations_0" in keys:
             raise DatasetError(
                 "this is a file of d3rlpy's: load it with d3rlpy, and pass what that returns"
             )
-
-    def _error(self, key: str, problem: str) -> DatasetError:
-        return DatasetError(f"{key}: {problem}", setting=key)
 
 
 def _memory_type(array: h5py.Dataset) -> np.dtype[Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import re
-import tokenize
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from jaxtyping import Bool, Num, UInt8
 from numpy import ndarray
 from typing_extensions import Self
 
+from sb3_dmamba.data.store import read_npy_header
 from sb3_dmamba.errors import DatasetError
 
 MEMBERS = {"observation": "u1", "action": "iu", "reward": "fiu", "terminal": "bu"}
@@ -24,6 +24,7 @@ MEMBERS = {"observation": "u1", "action": "iu", "reward": "fiu", "terminal": "bu
 
 _NAME = re.compile(rf"\$store\$_({'|'.join(MEMBERS)})_ckpt\.(\d+)\.gz")
 _PIECE_BYTES = 1 << 20
+_MOST_PIXELS = 1 << 18  # of a frame; the emulator's have 210 * 160
 _MAX_COMPRESSION = 1032  # of deflate
 
 
@@ -116,14 +117,9 @@ class MemberReader:
     def _read_header(self) -> tuple[tuple[int, ...], np.dtype[Any]]:
         with self._explained():
             try:
-                version = np.lib.format.read_magic(self._file)
-                read = {
-                    (1, 0): np.lib.format.read_array_header_1_0,
-                    (2, 0): np.lib.format.read_array_header_2_0,
-                }[version]
-                shape, fortran_order, dtype = read(self._file)
-            except (ValueError, KeyError, SyntaxError, tokenize.TokenError) as error:
-                raise self._error(f"it is not an array as np.save writes it ({error})") from error
+                shape, fortran_order, dtype = read_npy_header(self._file)
+            except ValueError as error:
+                raise self._error(str(error)) from error
         if fortran_order and len(shape) > 1:
             raise self._error("its array is in Fortran order, which cannot be read row by row")
         return shape, dtype
@@ -186,6 +182,9 @@ class Checkpoint:
                 if len(shape) != dimensions or 0 in shape:
                     expected = "(rows, height, width)" if dimensions == 3 else "(rows,)"
                     problem = f"expected shape {expected}, got {shape}"
+                    raise error_in(reader.path, problem, setting=member, value=shape)
+                if dimensions == 3 and shape[1] * shape[2] > _MOST_PIXELS:
+                    problem = f"frames have shape {shape[1:]}, and no game has so many pixels"
                     raise error_in(reader.path, problem, setting=member, value=shape)
         if len({shape[0] for shape in shapes.values()}) > 1:
             lengths = ", ".join(f"{member} {shape[0]:,}" for member, shape in shapes.items())

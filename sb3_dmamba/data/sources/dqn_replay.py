@@ -209,6 +209,8 @@ def iterate_episodes(
     """
     episode: _Unfinished | None = None
     padding = 0  # all-zero rows since the last end
+    ranges = list(ranges)
+    read_to_end = {part.checkpoint for part in ranges if part.stop == part.checkpoint.n_rows}
     for part in ranges:
         checkpoint = part.checkpoint
         if not part.continues:
@@ -233,8 +235,9 @@ def iterate_episodes(
                         yield from episode.finish(terminated=True)
                         episode, padding, starts_here = None, 0, True
                 report(stop - start)
-            if part.stop == checkpoint.n_rows:
-                frames.finish()
+            if part.stop == checkpoint.n_rows or checkpoint not in read_to_end:
+                frames.skip(checkpoint.n_rows - part.stop)
+                frames.finish()  # compares the checksum
     if episode is not None:
         yield from episode.finish(terminated=False)
 

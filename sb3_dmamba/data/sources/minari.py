@@ -28,6 +28,7 @@ from sb3_dmamba.checks import near_names
 from sb3_dmamba.data.joining import IN_MEMORY_BYTES, spill_pieces
 from sb3_dmamba.data.sources.arrays import copy_rows, naming
 from sb3_dmamba.data.sources.download import OFFLINE_VARIABLE, is_offline
+from sb3_dmamba.data.sources.hdf5 import find_node
 from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.data.validation import CHUNK_BYTES
 from sb3_dmamba.envs.make import HARMLESS_WRAPPERS, qualify_id
@@ -40,6 +41,7 @@ _VERSION = re.compile(r"-v\d+$")
 _OTHER_D4RL = re.compile(r"(antmaze|maze2d|pen|hammer|door|relocate|kitchen)-[a-z-]+-v\d")
 _BUNDLED = Path(__file__).parents[1] / "bundled"  # laid out as Minari lays out its own folder
 _HOST = "huggingface.co"  # of Minari's default, hf://farama-minari
+_NO_IMAGE = (OSError, AttributeError, ValueError, SyntaxError)  # what Pillow raises
 _INSTALL = 'pip install "minari[hf]" (or "minari[gcs]" where MINARI_REMOTE begins with gcp)'
 
 
@@ -212,7 +214,7 @@ class Dataset:
 
 
 def _find(group: Any, key: str, kind: type | tuple[type, ...] = (h5py.Group, h5py.Dataset)) -> Any:
-    node = group.get(key) if isinstance(group, h5py.Group) else None
+    node = find_node(group, key) if isinstance(group, h5py.Group) else None
     if not isinstance(node, kind):
         raise DatasetError(f"{group.name} has no {key!r}: download the dataset again", setting=key)
     return node
@@ -245,11 +247,14 @@ def _decode_jpeg(frames: ndarray, space: spaces.Box, name: str) -> UInt8[ndarray
     images = np.empty((len(frames), *space.shape), dtype=np.uint8)
     for index, frame in enumerate(frames):
         try:
-            image = np.asarray(Image.open(io.BytesIO(frame.tobytes())))
-        except (OSError, AttributeError) as error:
+            with Image.open(io.BytesIO(frame.tobytes())) as opened:
+                shape = (opened.height, opened.width, len(opened.getbands()))
+                fits = math.prod(shape) == images[index].size  # before it is decoded
+                image = np.asarray(opened) if fits else np.empty(0)
+        except (Image.DecompressionBombError, *_NO_IMAGE) as error:
             raise DatasetError(f"{name}: frame {index} is not an image ({error})") from error
-        if image.shape != space.shape and image.size != images[index].size:
-            problem = f"{name}: frame {index} has shape {image.shape}, expected {space.shape}"
+        if image.size != images[index].size:
+            problem = f"{name}: frame {index} has shape {shape}, expected {space.shape}"
             raise DatasetError(problem)
         images[index] = image.reshape(space.shape)
     return images
@@ -275,7 +280,7 @@ def _read_metadata(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         problem = f"{folder} is not a Minari dataset: it has no {_METADATA}"
         raise DatasetError(problem, path=folder) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DatasetError(f"it cannot be read ({error}): download the dataset again") from error
     if not isinstance(metadata, dict):
         raise DatasetError("it holds no JSON object: download the dataset again")
@@ -291,7 +296,10 @@ def _read_space(metadata: dict[str, Any], name: str) -> spaces.Space[Any]:
     try:
         space: spaces.Space[Any] = deserialize_space(metadata[name])
         return _restore_order(space, json.loads(metadata[name]))
-    except (AssertionError, KeyError, TypeError, ValueError, NotImplementedError) as error:
+    except (
+        *(AssertionError, LookupError, TypeError, ValueError, AttributeError),
+        *(RuntimeError, OverflowError, MemoryError),
+    ) as error:
         problem = f"{name} is not a space that Minari knows ({error!r})"
         raise DatasetError(problem, setting=name, value=metadata[name]) from error
 
@@ -313,7 +321,7 @@ def _read_count(metadata: dict[str, Any], key: str, folder: Path) -> int:
     if count is None:
         return _count_groups(folder) if key == "total_episodes" else 0
     is_number = isinstance(count, (int, float)) and not isinstance(count, bool)
-    if not is_number or count % 1 != 0 or count < 0:
+    if not is_number or count % 1 != 0 or not 0 <= count < 2**63:
         raise DatasetError(f"{key} is {count!r}: it is a count", setting=key, value=count)
     return int(count)
 
@@ -336,7 +344,7 @@ def _read_environment(metadata: dict[str, Any], folder: Path) -> tuple[str | Non
         env_id, entry_point = spec["id"], spec.get("entry_point")
         wrappers = [wrapper["name"] for wrapper in spec.get("additional_wrappers") or ()]
         kwargs = dict(spec.get("kwargs") or {})
-    except (KeyError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise DatasetError(f"env_spec is malformed ({error!r})", setting="env_spec") from error
     wrappers = [name for name in wrappers if name not in HARMLESS_WRAPPERS]
     if wrappers:

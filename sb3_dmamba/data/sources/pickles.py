@@ -19,6 +19,10 @@ from sb3_dmamba.io import describe_missing_path
 
 _NUMBER = re.compile(r"[biuf]\d*|\?|bool|u?int\d+|float\d+")
 _SB3_BUFFER = re.compile(r"(stable_baselines3|sb3_contrib)\..*ReplayBuffer$")
+_DEEPEST_TUPLE = 100
+_NUMBER_BYTES = 8
+_MOST_SHARING = 100  # times its size that a pickle may unfold to, by references to the same parts
+_ALWAYS_FITS = 1 << 26  # bytes
 _ALLOWED_TYPES = "only pickles of numpy arrays, numbers, texts, lists, tuples and dicts are read"
 
 
@@ -26,9 +30,12 @@ def load_plain_pickle(path: Path) -> Any:
     """Unpickle plain containers, numbers and numeric NumPy arrays without running code."""
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            _check_opcodes(data)
+            check_opcodes(cast("IO[bytes]", data))
             data.seek(0)
-            return _Unpickler(data, path).load()
+            contents = _Unpickler(data, path).load()
+            if _measure(contents, {}) > max(_MOST_SHARING * len(data), _ALWAYS_FITS):
+                raise ValueError("parts that it refers to repeatedly make up more than its size")
+            return contents
     except DatasetError:
         raise
     except FileNotFoundError:
@@ -43,23 +50,73 @@ def to_array(value: Any) -> ndarray:
     if isinstance(value, _Array):
         return value.value
     if isinstance(value, (list, tuple)):
-        parts = [part.value if isinstance(part, _Array) else part for part in value]
+        is_number = (bool, int, float)  # NumPy would make an array of texts of any size
+        parts = [part if isinstance(part, is_number) else to_array(part) for part in value]
         try:
             array = np.array(parts)
-        except (ValueError, TypeError, MemoryError, RecursionError) as error:
+        except (ValueError, TypeError, OverflowError, RecursionError) as error:
             raise DatasetError(f"its parts make up no array ({error})") from error
         if array.dtype.kind in "biuf":
             return array
     raise DatasetError(f"it is a {type(value).__name__} without numbers: give an array of numbers")
 
 
-def _check_opcodes(data: mmap.mmap) -> None:
-    """Raise ValueError at memo indices and extensions, which the C unpickler trusts."""
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(cast("IO[bytes]", data))):
-        if "PUT" in opcode.name and not 0 <= int(argument or 0) <= count:
-            raise ValueError(f"memo index {argument} after {count} opcodes")
-        if opcode.name.startswith("EXT"):
+def check_opcodes(data: IO[bytes]) -> None:
+    """Raise an exception at what crashes the C unpickler, which trusts a pickle.
+
+    It makes a table of as many entries as the highest memo index, and the hash of a tuple of
+    tuples, as a dictionary's key has it, recurses without a limit.
+    """
+    depths: list[int] = []  # of each object on the unpickler's stack: of tuples in tuples
+    marks: list[int] = []
+    memo: dict[int, int] = {}
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+        name, before = opcode.name, opcode.stack_before
+        if name.startswith("EXT"):
             raise ValueError(f"extension {argument}")
+        if "PUT" in name or name == "MEMOIZE":
+            index = len(memo) if argument is None else int(argument)
+            if not 0 <= index <= count:
+                raise ValueError(f"memo index {argument} after {count} opcodes")
+            memo[index] = depths[-1]
+            continue
+        if name == "MARK":
+            marks.append(len(depths))
+            continue
+        if name == "POP" and marks and marks[-1] == len(depths):
+            marks.pop()
+            continue
+        has_mark = pickletools.markobject in before
+        start = marks.pop() - before.index(pickletools.markobject) if has_mark else None
+        start = len(depths) - len(before) if start is None else start
+        taken = depths[start:]
+        del depths[start:]
+        depth = 0
+        if "TUPLE" in name:
+            depth = 1 + max(taken, default=0)
+        elif "GET" in name:
+            depth = memo.get(int(argument or 0), 0)
+        elif name == "DUP":
+            depth = taken[0]
+        if depth > _DEEPEST_TUPLE:
+            raise ValueError(f"tuples are nested {depth} deep")
+        depths += [depth] * len(opcode.stack_after)
+
+
+def _measure(value: Any, sizes: dict[int, float]) -> float:
+    """Return the bytes of all numbers in a value, those of a part as often as it occurs.
+
+    It is infinite where a part contains itself.
+    """
+    if isinstance(value, _Array):
+        return value.n_bytes
+    if not isinstance(value, (list, tuple, dict)):
+        return _NUMBER_BYTES
+    if id(value) not in sizes:
+        sizes[id(value)] = math.inf
+        parts = value.values() if isinstance(value, dict) else value
+        sizes[id(value)] = sum(_measure(part, sizes) for part in parts)
+    return sizes[id(value)]
 
 
 # Stand-ins for NumPy's own classes, whose __setstate__ trusts what it is given: an array of
@@ -93,6 +150,11 @@ class _Array:
         array = cls()
         array._value = _decode(*arguments)
         return array
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of its numbers."""
+        return self._value.nbytes if isinstance(self._value, ndarray) else 0
 
     @property
     def value(self) -> ndarray:
