@@ -76,6 +76,8 @@ class _Execution:
         self._evaluate_if_due()
         done = self.model.num_timesteps
         if done < self.n_updates:
+            with self.run.task.make_env():  # before training: it may need an extra
+                pass
             trajectories = load_data(self.run)
             self.curve = LossCurve(self.folder, done, self.n_updates)
             n_steps = None if done else self.n_updates  # None goes on with the schedule
