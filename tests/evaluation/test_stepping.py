@@ -218,8 +218,8 @@ def test_actions_have_the_dtype_and_lie_within_the_bounds_of_their_space() -> No
 
 def step_often(env: Any, action: Any) -> None:
     for _ in range(8):
-        ended = env.step(action)[2]
-        if action.ndim == 1 and ended:
+        _, _, *ends, _ = env.step(action)
+        if action.ndim == 1 and any(ends):
             env.reset()
 
 
