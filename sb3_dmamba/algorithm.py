@@ -349,8 +349,7 @@ class DecisionMamba(BaseAlgorithm):
         if isinstance(observation, Mapping) and "observation" in observation:
             flat = flatten_for(policy.flat_space, observation["observation"])
             observation = {**observation, "observation": flat}
-        actions, state = policy.predict(observation, state, episode_start, deterministic)
-        return actions.astype(self.action_space.dtype, copy=False), state
+        return policy.predict(observation, state, episode_start, deterministic)
 
     @property
     def trained_policy(self) -> DecisionMambaPolicy:

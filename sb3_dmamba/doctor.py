@@ -116,7 +116,7 @@ class Package:
         return command
 
 
-_FOR_CONTRIBUTORS = ("dev", "docs")
+_FOR_CONTRIBUTORS = ("test", "dev", "docs")
 
 
 def find_packages() -> list[Package]:

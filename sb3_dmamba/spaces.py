@@ -418,6 +418,18 @@ def check_action_space(space: spaces.Space[Any]) -> spaces.Box | spaces.Discrete
     raise SpaceError(f"the action space {space} {problem}", setting="action_space", value=space)
 
 
+def cast_actions(space: spaces.Space[Any], actions: ndarray) -> ndarray:
+    """Return a copy of actions in the dtype and within the bounds of their space.
+
+    A float64 bound such as 0.1 is larger in float32, in which actions are computed.
+
+    Shapes: ``actions`` (n, *action), or (*action) of one environment.
+    """
+    if isinstance(space, spaces.Box):
+        actions = np.clip(actions, space.low, space.high)
+    return np.array(actions, dtype=space.dtype)
+
+
 def check_environment_fits(
     observation_space: spaces.Box,
     action_space: spaces.Space[Any],

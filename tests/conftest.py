@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -25,9 +24,6 @@ torch.set_num_threads(1)
 # How long an example takes says more of the machine than of the code.
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
-
-# The tests of the d3rlpy API import it at their top; those elsewhere are skipped, and say why.
-collect_ignore = [] if find_spec("d3rlpy") else ["d3rlpy"]
 
 SHARED_DATA = Path(
     os.environ.get("SB3_DMAMBA_SHARED_DATA") or Path(__file__).parents[2] / "shared" / "data"

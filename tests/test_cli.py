@@ -213,17 +213,19 @@ def test_demo_on_the_bundled_dataset() -> None:
     assert document["report"]["env_id"] == "HalfCheetah-v5"
 
 
-def test_the_demo_looks_for_its_environment_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_is_looked_for_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "_TASK", "CartPole-v1")
 
     def missing(*_: Any) -> Any:
         raise MissingDependencyError("mujoco", "make Hopper-v5", "mujoco")
 
     monkeypatch.setattr("sb3_dmamba.tasks.make_environment", missing)
-    result = run("demo", exit_code=1)
-    assert result.stderr.startswith("MissingDependencyError: mujoco")
-    assert result.stderr.count("\n") == 1
-    assert not Path("runs").exists()
+    training = ["train", "CartPole-v1", "--dataset", DATASET, "--eval-every", "1"]
+    for arguments in (["demo"], training):
+        result = run(*arguments, exit_code=1)
+        assert result.stderr.startswith("MissingDependencyError: mujoco")
+        assert result.stderr.count("\n") == 1
+        assert not Path("runs").exists()
 
 
 WITHOUT = """

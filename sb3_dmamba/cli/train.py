@@ -179,8 +179,12 @@ def _default_output(task: str | None, resume: Path | None) -> Path:
 def _run(plan: _Plan, out: cli.Output) -> None:
     with _report_interrupt(plan):
         model = _make_model(plan)
+    from sb3_dmamba.context import make_factory
     from sb3_dmamba.training.distributed import join_processes
 
+    if plan.eval_every and (env := model._context.find_env()) is not None:
+        with make_factory(env)():  # before the data is loaded: it may need an extra
+            pass
     model._compile_ahead()
     with join_processes(model.device) as processes:
         with _report_interrupt(plan), processes.leader_first():

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.atari_wrappers import EpisodicLifeEnv
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
+from sb3_dmamba.envs import stepping
 from sb3_dmamba.envs.batches import find_normalizers
 from sb3_dmamba.envs.stepping import (
     Lives,
@@ -77,6 +78,8 @@ class ReturnTracker:
         self.set_targets(targets)
         self.remaining: NDArray[np.float64] = self.targets.copy()
         self.episode_start: NDArray[np.bool_] = np.ones(n, dtype=np.bool_)
+        self._lengths: NDArray[np.int64] = np.zeros(n, dtype=np.int64)  # of the episodes so far
+        self._has_warned = False
 
     def set_targets(self, targets: TargetReturn) -> None:
         """Change the targets of the episodes that start later."""
@@ -92,6 +95,7 @@ class ReturnTracker:
     def start(self, rows: NDArray[np.bool_]) -> None:
         """Begin episodes in ``rows``, (n,): their last observations are first ones, no others."""
         self.remaining[rows] = self.targets[rows]
+        self._lengths[rows] = 0
         self.episode_start = rows.copy()
 
     def receive(self, rewards: Any) -> None:
@@ -100,6 +104,10 @@ class ReturnTracker:
         self.remaining = subtract_rewards(
             self.remaining, values, self.clip_rewards, self.delayed_rewards
         )
+        self._lengths += 1
+        if not self._has_warned and (self._lengths == stepping.LONG_EPISODE).any():
+            self._has_warned = True
+            stepping.warn_of_long_episode("give gymnasium.make its max_episode_steps")
 
     def condition(self, space: gym.Space[Any], observations: Any) -> Observation:
         """Return a batch of observations of ``space``, flat, with their returns-to-go."""

@@ -16,6 +16,7 @@ from gymnasium.utils import RecordConstructorArgs
 from numpy.typing import NDArray
 
 from sb3_dmamba.errors import ConfigError, StepError
+from sb3_dmamba.io import warn_caller
 
 
 def make_envs(name: str, make_env: Callable[[], Any], n_envs: int) -> list[gym.Env[Any, Any]]:
@@ -124,6 +125,18 @@ def _is_flag(value: Any) -> bool:
         return value in (False, True)  # as are 0 and 1, and NumPy's
     except (TypeError, ValueError):  # an array of several
         return False
+
+
+LONG_EPISODE = 10_000
+"""Steps of an episode after which :func:`warn_of_long_episode` says how to end it."""
+
+
+def warn_of_long_episode(fix: str) -> None:
+    """Warn that an episode has run for :data:`LONG_EPISODE` steps, and how to cut it."""
+    warn_caller(
+        f"an episode has run for {LONG_EPISODE:,} steps and has not ended: if the environment "
+        f"never ends it, {fix}, which cuts episodes"
+    )
 
 
 class CheckedEnv(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):

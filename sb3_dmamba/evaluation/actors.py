@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sb3_dmamba.envs.return_to_go import ReturnTracker, subtract_rewards
 from sb3_dmamba.errors import SpaceError
-from sb3_dmamba.spaces import channels_first, flatten_for, is_conditioned
+from sb3_dmamba.spaces import cast_actions, channels_first, flatten_for, is_conditioned
 from sb3_dmamba.tasks import ReferenceScores
 
 
@@ -139,9 +139,8 @@ class StatefulActor:
             observation[None], returns_to_go, self._state, self._deterministic
         )
         self._remaining, self._is_first = remaining, False  # only now: act may refuse its input
-        action = actions[0]
-        dtype = self._policy.action_space.dtype
-        return int(action) if actions.ndim == 1 else action.astype(dtype, copy=False)
+        action = cast_actions(self._policy.action_space, actions)[0]
+        return int(action) if actions.ndim == 1 else action
 
     def _check_observation(self, x: Any) -> NDArray[Any]:
         space = flat_space_of(self._policy)

@@ -15,15 +15,15 @@ from gymnasium.utils import RecordConstructorArgs
 from numpy.typing import NDArray
 
 from sb3_dmamba.checks import check_integer, check_optional_integer
+from sb3_dmamba.envs import stepping
 from sb3_dmamba.envs.return_to_go import subtract_rewards
-from sb3_dmamba.envs.stepping import Lives
 from sb3_dmamba.errors import ConfigError, StepError
 from sb3_dmamba.evaluation.actors import ActingPolicy, flat_space_of
 from sb3_dmamba.evaluation.report import EvaluationReport, ReportDetails, TargetResult
 from sb3_dmamba.evaluation.workers import Envs, LocalEnvs, WorkerEnvs
-from sb3_dmamba.io import warn_caller
 from sb3_dmamba.spaces import (
     arrange_space,
+    cast_actions,
     channels_first,
     check_environment_fits,
     flat_space,
@@ -35,8 +35,6 @@ from sb3_dmamba.tasks import ReferenceScores
 
 DEFAULT_MAX_ENVS = 128
 """Environments alive at once at most, unless ``n_envs`` says otherwise."""
-
-_LONG = 10_000  # steps of an episode after which an evaluation says how to end it
 
 MakeEnv = Callable[[], "gym.Env[Any, Any]"]
 OnProgress = Callable[[int, int], None]
@@ -258,9 +256,8 @@ class _Episodes:
     ) -> tuple[NDArray[Any], NDArray[np.float64], NDArray[np.bool_]]:
         """Step the environments, and enter scores and lengths; returns the rewards to subtract."""
         if isinstance(self._action_space, spaces.Box):
-            # a copy: an environment may keep or change its action
-            actions = np.array(actions, dtype=self._action_space.dtype)
             actions = actions.reshape(-1, *self._action_space.shape)
+            actions = cast_actions(self._action_space, actions)  # a copy, which it may change
         try:
             shown, rewards, scores, ended = self._envs.step(env.tolist(), actions)
         except StepError as error:
@@ -269,12 +266,10 @@ class _Episodes:
             raise error.located(where) from error
         self.returns[job] += scores
         self.lengths[job] += 1
-        if self._step_limit is None and (self.lengths[job] == _LONG).any() and not self._has_warned:
+        is_long = (self.lengths[job] == stepping.LONG_EPISODE).any()
+        if self._step_limit is None and is_long and not self._has_warned:
             self._has_warned = True
-            warn_caller(
-                f"an episode has run for {_LONG:,} steps and has not ended: if the environment "
-                "never ends it, pass max_episode_steps= (--max-steps), which cuts episodes"
-            )
+            stepping.warn_of_long_episode("pass max_episode_steps= (--max-steps)")
         if self._step_limit is not None:
             ended = ended | (self.lengths[job] >= self._step_limit)
         return self._as_batch(shown), rewards, ended
@@ -316,7 +311,7 @@ class SeedEpisodes(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         RecordConstructorArgs.__init__(self, seed=self._next_seed)
         gym.Wrapper.__init__(self, env)
         self._is_fresh = True
-        self._lives = Lives(env)
+        self._lives = stepping.Lives(env)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

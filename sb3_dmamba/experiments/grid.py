@@ -85,6 +85,8 @@ class _Execution:
         self._evaluate_if_due()
         done = self.model.num_timesteps
         if done < self.n_updates:
+            with self.run.task.make_env():  # before training: it may need an extra
+                pass
             if isinstance(self.model, DecisionMamba):
                 self.model._compile_ahead()
             trajectories = load_data(self.run)

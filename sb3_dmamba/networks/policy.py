@@ -36,7 +36,7 @@ from sb3_dmamba.networks.encoders import (
 from sb3_dmamba.networks.memory import ActingState, StreamMemory, WindowMemory
 from sb3_dmamba.networks.mixers import forget_kept_weights
 from sb3_dmamba.networks.model import SequenceModel
-from sb3_dmamba.spaces import channels_first, space_from_json, space_to_json
+from sb3_dmamba.spaces import cast_actions, channels_first, space_from_json, space_to_json
 
 Self = TypeVar("Self", bound="DecisionMambaPolicy")
 
@@ -170,7 +170,7 @@ class DecisionMambaPolicy(BasePolicy):
             deterministic: Whether a discrete action is the most likely one, or sampled.
 
         Returns:
-            The actions, and the state to pass to the next call.
+            The actions, in the space's dtype, and the state to pass to the next call.
 
         Raises:
             ConditioningError: The observation has no finite return-to-go, or ``state`` is of
@@ -183,6 +183,7 @@ class DecisionMambaPolicy(BasePolicy):
         if episode_start is not None:
             state = state.reset(read_starts(episode_start, n_envs))
         actions, new_state = self.act(observations, returns_to_go, state, deterministic)
+        actions = cast_actions(self.action_space, actions)
         return (actions.squeeze(axis=0) if single else actions), new_state
 
     def _check_state(self, state: Any, n_envs: int) -> ActingState:

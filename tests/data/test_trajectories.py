@@ -341,7 +341,7 @@ def test_worked_by_hand() -> None:
     assert data[1].observations.tolist() == [[4], [5]]  # frames, as they are stored
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     lengths=st.lists(st.integers(1, 9), min_size=1, max_size=5),
     stack=st.integers(2, 6),

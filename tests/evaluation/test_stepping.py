@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from gymnasium import spaces
+from gymnasium.vector import SyncVectorEnv
 from gymnasium.wrappers import TimeLimit
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_dmamba import context
 from sb3_dmamba.data.recording import collect
+from sb3_dmamba.envs import stepping
 from sb3_dmamba.envs.return_to_go import ReturnToGo
 from sb3_dmamba.errors import (
     ConditioningError,
@@ -20,9 +25,10 @@ from sb3_dmamba.errors import (
     SpaceError,
     StepError,
 )
-from sb3_dmamba.evaluation import evaluate_targets, rollouts
+from sb3_dmamba.evaluation import evaluate_targets
 from sb3_dmamba.evaluation.workers import WorkerEnvs
 from tests.evaluation.toys import SeededEnv, ToyPolicy
+from tests.models import tiny_model
 
 ACTION = np.array([0.25, 0.5], dtype=np.float32)
 
@@ -178,9 +184,59 @@ def test_a_reward_that_is_an_array_of_one_counts() -> None:
     assert venv.step(ACTION[None])[1].shape == (1,)
 
 
+def test_actions_have_the_dtype_and_lie_within_the_bounds_of_their_space() -> None:
+    class Strict(SeededEnv):  # raises where an action is not in its space
+        def __init__(self, dtype: Any) -> None:
+            super().__init__()
+            low, high = np.array([[-0.1, -0.1], [0.1, 0.3]], dtype)
+            self.action_space = spaces.Box(low, high, dtype=dtype)
+
+    for dtype in (np.float16, np.float32, np.float64):
+        make = partial(Strict, dtype)
+        data = collect("random", make(), 20, seed=4)
+        model = tiny_model(memory="stream").fit(data, 1)
+        assert model.action_space.dtype == dtype
+        with torch.no_grad():  # every tanh at its end: in float32, 0.1 is more than 0.1
+            model.policy.model.head.projection.bias.fill_(99.0)
+        env: Any = ReturnToGo(make(), 20.0)
+        shown, _ = env.reset(seed=4)
+        batch = {name: rows[None] for name, rows in shown.items()}
+        actor = model.as_stateful_wrapper(20.0)
+        for action in (
+            model.predict(shown)[0],
+            model.predict(batch)[0][0],
+            model.policy.predict(shown)[0],
+            actor.predict(shown["observation"], 0.0),
+        ):
+            assert action.dtype == dtype
+            assert action in env.action_space
+            np.testing.assert_array_equal(action, env.action_space.high)
+        model.evaluate(20.0, 2, env=make)
+        if dtype == np.float32:
+            model.evaluate(20.0, 2, env=partial(Strict, np.float64))
+
+
+def step_often(env: Any, action: Any) -> None:
+    for _ in range(8):
+        _, _, *ends, _ = env.step(action)
+        if action.ndim == 1 and any(ends):
+            env.reset()
+
+
 def test_an_endless_episode_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rollouts, "_LONG", 3)
+    monkeypatch.setattr(stepping, "LONG_EPISODE", 3)
     with pytest.warns(UserWarning, match="max_episode_steps") as caught:
         evaluate_targets(ToyPolicy(SeededEnv()), SeededEnv, [1.0, 2.0], 3)
     assert [each.filename for each in caught] == [__file__]
     evaluate_targets(ToyPolicy(SeededEnv()), SeededEnv, [1.0], 1, max_episode_steps=4)
+    for make, batched in (
+        (SeededEnv, False),
+        (lambda: SyncVectorEnv([SeededEnv] * 2), True),
+        (lambda: DummyVecEnv([SeededEnv] * 2), True),
+    ):
+        env: Any = ReturnToGo(make(), 1.0)
+        env.seed(4) if isinstance(env, VecEnv) else env.reset(seed=4)  # 2 and 3 steps, 3 and 4
+        env.reset()
+        with pytest.warns(UserWarning, match="max_episode_steps") as caught:
+            step_often(env, np.tile(ACTION, (2, 1)) if batched else ACTION)
+        assert len(caught) == 1

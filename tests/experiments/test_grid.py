@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from sb3_dmamba.algorithm import DecisionMamba
-from sb3_dmamba.errors import ExperimentError
+from sb3_dmamba.errors import ExperimentError, UnknownTaskError
 from sb3_dmamba.experiments import grid, runs
 from sb3_dmamba.experiments.grid import execute_run
 from sb3_dmamba.experiments.plan import Plan
@@ -178,3 +179,13 @@ def test_an_orphan_ends_by_itself(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="is gone"):
         execute_run(planned.folder.path, "cpu", parent=1 << 30)
     assert not planned.folder.is_done
+
+
+def test_an_environment_that_cannot_be_made_is_noticed_before_training(tmp_path: Path) -> None:
+    (planned,) = plan_one(tmp_path).runs
+    task = dataclasses.replace(planned.run.task, env_id="absent/Nothing-v0")
+    folder = RunFolder.prepare(tmp_path, dataclasses.replace(planned.run, task=task))
+    with pytest.raises(UnknownTaskError):
+        execute_run(folder.path, "cpu")
+    assert not folder.model.exists()
+    assert not any(folder.evaluations.glob("*"))

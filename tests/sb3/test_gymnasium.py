@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import gymnasium as gym
@@ -9,7 +10,10 @@ import numpy as np
 import pytest
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 
+from sb3_dmamba.algorithm import DecisionMamba
+from sb3_dmamba.data.recording import collect
 from sb3_dmamba.envs.return_to_go import ReturnToGo
+from tests.models import TINY
 from tests.sb3.setting import TARGET, Episodes, by_hand, fitted, make_env
 
 AutoresetMode: Any = getattr(gym.vector, "AutoresetMode", None)  # Gymnasium 1.1 and later
@@ -67,3 +71,78 @@ def test_around_a_vector_environment(kind: str, mode: str) -> None:
     model = fitted(memory="window" if kind == "sync" else "stream")
     env: Any = ReturnToGo(make_vector(kind, mode, make_env, 3), TARGET)
     check(play_vector(model, env, mode, 14), model)
+
+
+class ThreeSteps(gym.Env[Any, Any]):
+    """Episodes of three steps that pay 1 each: every one returns 3."""
+
+    observation_space = gym.spaces.Box(0.0, 3.0, (1,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.t = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        self.t += 1
+        return np.full(1, self.t, np.float32), 1.0, self.t == 3, False, {}
+
+
+@pytest.fixture
+def three_steps() -> Iterator[str]:
+    gym.register("ThreeSteps-v0", entry_point=ThreeSteps)
+    yield "ThreeSteps-v0"
+    del gym.registry["ThreeSteps-v0"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@KINDS
+def test_three_steps_that_pay_1_return_3(kind: str, mode: str, three_steps: str) -> None:
+    modes = {} if AutoresetMode is None else {"autoreset_mode": AutoresetMode(mode)}
+    how = modes | ({"context": "fork"} if kind == "async" else {})
+    for recorded in ("inside", "outside"):
+        env: Any = gym.make_vec(three_steps, 2, kind, vector_kwargs=how)
+        recorder = gym.wrappers.vector.RecordEpisodeStatistics
+        inner = recorder(env) if recorded == "inside" else env
+        wrapped: Any = ReturnToGo(inner, [3.0, 5.0])
+        outer = recorder(wrapped) if recorded == "outside" else wrapped
+        shown, _ = outer.reset(seed=0)
+        seen, returns = [shown["return_to_go"][:, 0]], []
+        for _ in range(12):
+            shown, _, terminated, _, infos = outer.step(np.zeros(2, np.int64))
+            if terminated.all():
+                told = infos if "episode" in infos else infos["final_info"]
+                returns += told["episode"]["r"].tolist()
+            if mode == "Disabled" and terminated.any():
+                seen.append(shown["return_to_go"][:, 0])
+                shown, _ = outer.reset(options={"reset_mask": terminated})
+            seen.append(shown["return_to_go"][:, 0])
+        outer.close()
+        assert set(returns) == {3.0}
+        cycle = [3, 2, 1] if mode == "SameStep" else [3, 2, 1, 0]
+        expected = np.resize(cycle, len(seen))
+        np.testing.assert_array_equal(seen, np.stack([expected, expected + 2], axis=1))
+    env = gym.make_vec(three_steps, 2, kind, vector_kwargs=how)
+    assert collect("random", env, 18, seed=0).returns.tolist() == [3.0] * 6
+    env.close()
+
+
+def test_environments_that_are_vectors_themselves() -> None:
+    env: Any = gym.make_vec("CartPole-v1", 3, "vector_entry_point")
+    data = collect("random", env, 90, seed=0)
+    whole = data.drop_cut_episodes()
+    assert len(whole) >= 3
+    np.testing.assert_array_equal(data.returns, data.lengths)
+    wrapped: Any = ReturnToGo(env, 200.0)
+    model = DecisionMamba("CartPole-v1", seed=0, **TINY).fit(data, 2)
+    shown, _ = wrapped.reset(seed=4)
+    state, played, lengths = None, [], np.zeros(3, int)
+    for _ in range(60):
+        actions, state = model.predict(shown, state, wrapped.episode_start)
+        shown, _, terminated, truncated, _ = wrapped.step(actions)
+        lengths = np.where(wrapped.episode_start, 0, lengths + 1)
+        np.testing.assert_array_equal(shown["return_to_go"][:, 0], 200.0 - lengths)
+        played += lengths[terminated | truncated].tolist()
+    env.close()
+    assert len(played) >= 3
