@@ -46,6 +46,7 @@ _RETURNED = {
     "step_wait": "4 values (observations, rewards, dones, infos), as Stable-Baselines3's step has",
 }
 _UNPACKING = re.compile(r"values to unpack \(expected ([25])\b")
+_NO_NUMBER = re.compile(r"float\(\) argument|string to float|array element with a sequence")
 
 
 def call_environment(name: str, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -56,17 +57,32 @@ def call_environment(name: str, method: Callable[..., Any], *args: Any, **kwargs
     count = int(_RETURNED[name][0])
     try:
         result = method(*args, **kwargs)
-    except ValueError as error:
-        if not _UNPACKING.search(str(error)):
+    except (AttributeError, TypeError, ValueError) as error:
+        _check_what_a_wrapper_read(error)
+        is_number = name != "reset" and _NO_NUMBER.search(str(error)) is not None
+        if not (is_number or _UNPACKING.search(str(error))):
             raise
-        problem = f"a wrapper could not read what {name} returned ({error}): expected {{}}"
-        raise StepError(problem.format(_RETURNED[name]), setting=name, value=str(error)) from error
+        expected = "a number as reward" if is_number else _RETURNED[name]
+        problem = f"a wrapper could not read what {name} returned ({error}): expected {expected}"
+        setting = "reward" if is_number else name
+        raise StepError(problem, setting=setting, value=str(error)) from error
     is_tuple = isinstance(result, (tuple, list))
     if is_tuple and len(result) == count and (name != "reset" or isinstance(result[1], dict)):
         return result
     got = f"{len(result)} values" if is_tuple else f"one {type(result).__name__}"
     problem = f"{name} returned {got}: expected {_RETURNED[name]}"
     raise StepError(problem, setting=name, value=result)
+
+
+def _check_what_a_wrapper_read(error: BaseException) -> None:
+    """Raise StepError where a wrapper failed over a malformed reward, flag or info of a step."""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    read = {} if last is None else last.tb_frame.f_locals
+    names = ("reward", "terminated", "truncated", "info")
+    if isinstance(read.get("self"), gym.Wrapper) and all(name in read for name in names):
+        _check_step(*(read[name] for name in names))
 
 
 def reset_environment(env: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
@@ -82,6 +98,12 @@ def step_environment(env: gym.Env[Any, Any], action: Any) -> tuple[Any, Any, Any
     """
     result = call_environment("step", env.step, action)
     observation, reward, terminated, truncated, info = result
+    return observation, *_check_step(reward, terminated, truncated, info)
+
+
+def _check_step(
+    reward: Any, terminated: Any, truncated: Any, info: Any
+) -> tuple[Any, Any, Any, dict[str, Any]]:
     if not (isinstance(reward, float) and math.isfinite(reward)):  # else nothing to look at
         values = check_rewards(reward)
         reward = float(values[0]) if np.ndim(reward) else reward
@@ -92,7 +114,7 @@ def step_environment(env: gym.Env[Any, Any], action: Any) -> tuple[Any, Any, Any
     if not isinstance(info, dict):
         problem = f"the environment returned info={info!r}: expected a dict"
         raise StepError(problem, setting="info", value=info)
-    return observation, reward, terminated, truncated, info
+    return reward, terminated, truncated, info
 
 
 def check_rewards(

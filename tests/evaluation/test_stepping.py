@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gymnasium.wrappers import TimeLimit
+from gymnasium.wrappers import RecordEpisodeStatistics, TimeLimit
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
@@ -132,6 +132,12 @@ def test_vectors_of_rewards() -> None:
     assert (caught.value.setting, caught.value.index) == ("reward", 1)
 
 
+class Failing(SeededEnv):
+    def step(self, action: Any) -> Any:
+        reward, terminated, truncated, info = None, False, False, None
+        raise TypeError("mine", reward, terminated, truncated, info)
+
+
 class OldReset(SeededEnv):
     """Returns no info from reset, as the old gym did."""
 
@@ -184,3 +190,28 @@ def test_an_endless_episode_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
         evaluate_targets(ToyPolicy(SeededEnv()), SeededEnv, [1.0, 2.0], 3)
     assert [each.filename for each in caught] == [__file__]
     evaluate_targets(ToyPolicy(SeededEnv()), SeededEnv, [1.0], 1, max_episode_steps=4)
+
+
+@pytest.mark.parametrize("caller", [evaluate, play, record])
+def test_values_that_a_wrapper_cannot_read(caller: Any) -> None:
+    wraps: list[Any] = [Monitor, RecordEpisodeStatistics]
+    for wrap in wraps:
+        for name, value in (("reward", None), ("reward", "much"), ("reward", np.ones(2))):
+            with pytest.raises(StepError) as caught:
+                caller(lambda wrap=wrap, value=value: wrap(Returning(reward=value)))
+            assert (caught.value.setting, str(caught.value.value)) == (name, str(value))
+        with pytest.raises(StepError) as caught:
+            caller(lambda wrap=wrap: wrap(Returning(info=None, truncated=True)))
+        assert caught.value.setting == "info"
+    with pytest.raises(TypeError, match="mine"):  # an error of the environment is its own
+        caller(lambda: Monitor(Failing()))
+
+
+def test_rewards_that_a_vector_of_environments_cannot_read() -> None:
+    for value in (None, "much", [1.0, 2.0]):
+        env: Any = ReturnToGo(DummyVecEnv([lambda value=value: Returning(reward=value)]), 1.0)
+        env.reset()
+        env.step(ACTION[None])
+        with pytest.raises(StepError) as caught:
+            env.step(ACTION[None])
+        assert caught.value.setting == "reward"
