@@ -120,6 +120,19 @@ def test_parts_that_cannot_be_matched() -> None:
         assert error.setting == "observation_space"
         assert error.choices == (("goal", 2), ("position", 2))
     model.fit(load_trajectories(data, observation_space=RECORDED), 1)
+    with pytest.raises(SpaceError) as caught:
+        model.evaluate(3, 1, env=lambda: ReturnToGo(Reach(), 3))
+    assert caught.value.setting == "env"
+
+
+def test_an_actor_takes_a_tuple_that_ends_in_a_dict() -> None:
+    space = spaces.Tuple([POSITION, spaces.Dict(a=POSITION)])
+    steps = {"actions": np.arange(9) % 2, "rewards": np.ones(9), "terminals": np.arange(9) == 8}
+    observations = np.zeros((9, 2)), {"a": np.ones((9, 2))}
+    data = load_trajectories({"observations": observations, **steps}, observation_space=space)
+    model = DecisionMamba(None, n_updates=1, hidden_size=8, n_layers=1).fit(data)
+    actor = model.as_stateful_wrapper(3.0)
+    assert actor.predict((np.zeros(2), {"a": np.ones(2)}), 0.0) in (0, 1)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64])

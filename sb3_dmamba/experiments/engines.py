@@ -9,6 +9,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -168,6 +169,7 @@ def raise_failures(failures: dict[str, str]) -> None:
 
 _THREAD_VARIABLES = tuple(f"{each}_NUM_THREADS" for each in ("OMP", "MKL", "OPENBLAS", "NUMBA"))
 _LOG_LINES = 3  # of a failed run's log, quoted in the message
+_ERROR_LINE = re.compile(r"[\w.]+(Error|Exception): ")  # what is before it is no part of it
 
 
 def run_command(path: Path, device: str, threads: int) -> list[str]:
@@ -223,7 +225,9 @@ def _describe_failure(folder: RunFolder, status: int) -> str | None:
         lines = folder.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     except OSError:
         lines = []
-    said = " / ".join(line.strip() for line in lines[-_LOG_LINES:])
+    lines = lines[-_LOG_LINES:]
+    errors = [index for index, line in enumerate(lines) if _ERROR_LINE.match(line)]
+    said = " / ".join(line.strip() for line in lines[errors[-1] if errors else 0 :])
     ending = f"ended with status {status}{': ' if said else ''}{said}"
     return f"its process {ending} (log: {folder.log})"
 

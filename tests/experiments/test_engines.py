@@ -24,7 +24,7 @@ from tests.experiments.toys import toy_plan
 
 DONE = "import pathlib, sys; (pathlib.Path(sys.argv[1]) / 'result.json').write_text('{}')"
 KILLED = "import os; os.kill(os.getpid(), 9)"
-FAILS = "import sys; sys.exit('DatasetError: no such data')"
+FAILS = "import sys; print('a notice', file=sys.stderr); sys.exit('DatasetError: no such data')"
 
 
 @pytest.fixture
@@ -109,6 +109,24 @@ def test_progress_shows_runs_and_their_updates(
     assert "data, mamba, seed 1" in text
     assert "7/20" in text
     assert "evaluating (window)" in text
+
+
+def test_progress_in_a_log_is_lines(
+    folders: list[RunFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = {"updates": 7, "total": 20, "phase": "training", "time": time.time()}
+    write_json(folders[1].progress, running)
+    codes = {folders[1].path: "import time; time.sleep(1.2);" + DONE, folders[2].path: FAILS}
+    stand_in(monkeypatch, lambda path: codes[path])
+    folders[0].result.write_text("{}")
+    console = Console(width=20, file=io.StringIO())
+    execute_runs(folders[:3], Engine(jobs=1), console)
+    said = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert said[0].startswith("3 runs, 1 of them done before")
+    assert said[1] == "data, mamba, seed 1: 7 of 20 updates, training"  # once a minute
+    assert said[2] == "data, mamba, seed 1: done (2 of 3 runs done)"
+    assert said[3].startswith("data, attention, seed 0: failed: its process ended with status 1")
+    assert len(said) == 4
 
 
 def test_the_command_of_a_run_says_what_is_wrong(
