@@ -32,7 +32,7 @@ COMMAND = "from sb3_dmamba.cli import main; main()"
 TINY = [
     "experiment", "mixers", "--variants", "mamba", "--evaluations", "4", "--device", "cpu",
     "--set", "hidden_size=8", "n_layers=1", "d_state=2", "context_length=3", "batch_size=4",
-    "--updates", "6000", "--episodes", "1", "--targets", "5", "10",
+    "--updates", "3000", "--episodes", "1", "--targets", "5", "10",
 ]  # fmt: skip
 DEADLINE = 500.0
 
