@@ -47,6 +47,8 @@ _RETURNED = {
 }
 _UNPACKING = re.compile(r"values to unpack \(expected ([25])\b")
 _NO_NUMBER = re.compile(r"float\(\) argument|string to float|array element with a sequence")
+# modules that read what an environment returns; an error of a process is passed on, and not theirs
+_READERS = re.compile(r"stable_baselines3\.common\.|gymnasium\.(wrappers|vector)\b(?!.*async)")
 
 
 def call_environment(name: str, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -58,9 +60,15 @@ def call_environment(name: str, method: Callable[..., Any], *args: Any, **kwargs
     try:
         result = method(*args, **kwargs)
     except (AttributeError, TypeError, ValueError) as error:
-        _check_what_a_wrapper_read(error)
+        reader, read = _find_reader(error)
+        if isinstance(read.get("self"), gym.Wrapper) and set(_OF_A_STEP) <= set(read):
+            reward, *flags = (read[each] for each in _OF_A_STEP)
+            _check_step(reward, *flags)
+            if np.ndim(reward):
+                problem = f"a wrapper could not read reward={reward!r}: expected a number"
+                raise StepError(problem, setting="reward", value=reward) from error
         is_number = name != "reset" and _NO_NUMBER.search(str(error)) is not None
-        if not (is_number or _UNPACKING.search(str(error))):
+        if not (is_number or _UNPACKING.search(str(error)) or _READERS.match(reader)):
             raise
         expected = "a number as reward" if is_number else _RETURNED[name]
         problem = f"a wrapper could not read what {name} returned ({error}): expected {expected}"
@@ -74,15 +82,19 @@ def call_environment(name: str, method: Callable[..., Any], *args: Any, **kwargs
     raise StepError(problem, setting=name, value=result)
 
 
-def _check_what_a_wrapper_read(error: BaseException) -> None:
-    """Raise StepError where a wrapper failed over a malformed reward, flag or info of a step."""
-    last = error.__traceback__
-    while last is not None and last.tb_next is not None:
-        last = last.tb_next
-    read = {} if last is None else last.tb_frame.f_locals
-    names = ("reward", "terminated", "truncated", "info")
-    if isinstance(read.get("self"), gym.Wrapper) and all(name in read for name in names):
-        _check_step(*(read[name] for name in names))
+_OF_A_STEP = ("reward", "terminated", "truncated", "info")
+
+
+def _find_reader(error: BaseException) -> tuple[str, dict[str, Any]]:
+    """Return the module that an error is of, NumPy left out, and the local variables there."""
+    found: tuple[str, dict[str, Any]] = "", {}
+    trace = error.__traceback__
+    while trace is not None:
+        module = str(trace.tb_frame.f_globals.get("__name__", ""))
+        if not module.startswith("numpy."):
+            found = module, trace.tb_frame.f_locals
+        trace = trace.tb_next
+    return found
 
 
 def reset_environment(env: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
@@ -114,6 +126,9 @@ def _check_step(
     if not isinstance(info, dict):
         problem = f"the environment returned info={info!r}: expected a dict"
         raise StepError(problem, setting="info", value=info)
+    terminated, truncated = (
+        bool(flag) if isinstance(flag, np.ndarray) else flag for flag in (terminated, truncated)
+    )
     return reward, terminated, truncated, info
 
 
@@ -122,11 +137,11 @@ def check_rewards(
 ) -> NDArray[np.float64]:
     """Return a step's rewards as (n,) float64; StepError unless those ``counted`` are finite."""
     try:
-        given = np.asarray(rewards)
+        given = np.asarray(rewards)  # RuntimeError for a tensor with a gradient
         if given.dtype.kind not in "biuf" or np.ma.is_masked(rewards):
             raise TypeError(given.dtype)
         values: NDArray[np.float64] = given.astype(np.float64).reshape(n)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError):
         problem = f"the environment returned reward={rewards!r}: expected {n} finite number(s)"
         raise StepError(problem, setting="reward", value=rewards) from None
     wrong = ~np.isfinite(values)

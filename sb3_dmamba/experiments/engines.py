@@ -247,12 +247,20 @@ def _orderly_termination() -> Iterator[None]:
         yield
         return
 
+    status = 128 + signal.SIGTERM
+    is_ended = threading.Event()
+
     def end(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
+        is_ended.set()
+        raise SystemExit(status)
 
     before = signal.signal(signal.SIGTERM, end)
     try:
         yield
+    except SystemExit:  # with another status, where it passed through Ray
+        if is_ended.is_set():
+            raise SystemExit(status) from None
+        raise
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
