@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -206,7 +207,8 @@ def test_values_that_a_wrapper_cannot_read(caller: Any) -> None:
         with pytest.raises(StepError) as caught:
             caller(lambda wrap=wrap: wrap(Returning(info=None, truncated=True)))
         assert caught.value.setting == "info"
-    for reward in ([1.0], np.ones((1, 1))):  # counts alone, and not in a Monitor of the user's
+    odd: list[Any] = [[1.0], np.ones((1, 1))]
+    for reward in odd:  # counts alone, and not in a Monitor of the user's
         caller(lambda reward=reward: Returning(reward=reward, truncated=np.array([False])))
         with pytest.raises(StepError) as caught:
             caller(lambda reward=reward: Monitor(Returning(reward=reward)))
@@ -217,7 +219,7 @@ def test_values_that_a_wrapper_cannot_read(caller: Any) -> None:
 
 def test_rewards_that_a_vector_of_environments_cannot_read() -> None:
     for value in (None, "much", [1.0, 2.0]):
-        env: Any = ReturnToGo(DummyVecEnv([lambda value=value: Returning(reward=value)]), 1.0)
+        env: Any = ReturnToGo(DummyVecEnv([partial(Returning, reward=value)]), 1.0)
         env.reset()
         env.step(ACTION[None])
         with pytest.raises(StepError) as caught:

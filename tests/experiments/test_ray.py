@@ -57,7 +57,7 @@ def processes_of(folder: Path) -> dict[int, int]:
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., tuple[subprocess.Popen[bytes], Path]]]:
     """Start a sweep; return its process and what it prints."""
-    started = []
+    started: list[subprocess.Popen[bytes]] = []
 
     def begin(code: str, *arguments: str) -> tuple[subprocess.Popen[bytes], Path]:
         log, token = tmp_path / f"log-{len(started)}.txt", tmp_path / "token"
@@ -100,11 +100,11 @@ def test_what_is_killed_is_tried_again_and_what_fails_is_named(start: Any, tmp_p
     fails, *others = plan(out, *arguments)
     fails.model.write_bytes(b"no model")
     process, log = start(TWO_CPUS + COMMAND, *arguments, "--output", str(out))
-    killed = []
-    for folder, get in zip(others, (dict.keys, dict.values), strict=True):  # its process, a worker
+    kill: tuple[Any, Any] = dict.keys, dict.values  # the process of a run, a worker of Ray
+    for folder, get in zip(others, kill, strict=True):
         wait_for(folder.progress.exists, process, log)
-        killed += list(get(processes_of(folder.path)))
-        os.kill(killed[-1], signal.SIGKILL)
+        (pid,) = get(processes_of(folder.path))
+        os.kill(pid, signal.SIGKILL)
     assert "2 of 3 runs done" not in log.read_text()
     assert "data, mamba, seed 1: " in log.read_text()  # a line before the first run ends
     assert process.wait(DEADLINE) == 1, log.read_text()
