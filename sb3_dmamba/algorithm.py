@@ -98,7 +98,7 @@ class DecisionMamba(BaseAlgorithm):
 
     def __init__(
         self,
-        task: str | Task | Environment | None,
+        task: str | Task | Environment | None = None,
         env: Environment | None = None,
         *,
         config: DecisionMambaConfig | None = None,
@@ -111,7 +111,8 @@ class DecisionMamba(BaseAlgorithm):
         stats_window_size: int = 100,
         **overrides: Any,
     ) -> None:
-        if _is_policy(task):
+        if _is_policy(task) or "policy" in overrides:
+            task = overrides.get("policy", task)
             message = (
                 f"{task!r} is a policy, and the first argument is what to learn: a task's name, an "
                 f"environment or None. Write DecisionMamba(env) or DecisionMamba(None, env=env); "

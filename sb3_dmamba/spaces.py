@@ -53,11 +53,19 @@ def with_source(space: spaces.Space[Any], source: spaces.Space[Any] | None) -> s
     return FlatBox(space, source)
 
 
+PARTS = "sb3_dmamba_parts"  # in a dtype's metadata
+
+
 def name_parts(space: Any) -> list[tuple[str, int]] | None:
     """Return names and sizes of the parts of a flattened Dict or Tuple; None where none is known.
 
+    Given an array, the parts are those in its dtype's metadata, as ``ReturnToGo`` shows it.
+
     A name is a path such as ``arm/position``; the order is that of the flat view.
     """
+    if isinstance(space, np.ndarray):
+        known = (space.dtype.metadata or {}).get(PARTS)
+        return None if known is None else list(known)
     source = getattr(space, "source", None)
     return list(_walk_parts(source, "")) if isinstance(source, _COMPOSITE) else None
 
@@ -108,7 +116,7 @@ def _arrange(space: spaces.Space[Any], like: spaces.Space[Any]) -> spaces.Space[
     return spaces.Dict(parts) if is_dict else spaces.Tuple([part for _, part in parts])
 
 
-def _check_same_parts(space: spaces.Space[Any], ours: spaces.Space[Any], what: str) -> None:
+def _check_same_parts(space: Any, ours: spaces.Space[Any], what: str) -> None:
     """Raise SpaceError unless both have the same parts in the same order, as far as is known."""
     parts, expected = name_parts(space), name_parts(ours)
     if parts is None or expected is None or parts == expected:
@@ -125,7 +133,7 @@ def _check_same_parts(space: spaces.Space[Any], ours: spaces.Space[Any], what: s
     raise SpaceError(problem, setting="observation_space", value=parts, choices=expected)
 
 
-def find_columns(space: spaces.Space[Any], wanted: spaces.Space[Any]) -> list[int] | None:
+def find_columns(space: Any, wanted: spaces.Space[Any]) -> list[int] | None:
     """Return the columns of a flat space in the order of another's parts; None where it has it.
 
     Raises:
@@ -140,6 +148,21 @@ def find_columns(space: spaces.Space[Any], wanted: spaces.Space[Any]) -> list[in
     for name, size in parts:
         starts[name], start = start, start + size
     return [starts[name] + index for name, size in order for index in range(size)]
+
+
+def arrange_columns(observations: ndarray, model_space: spaces.Box) -> ndarray:
+    """Return flat observations with their parts, where these are known, in a model's order.
+
+    Raises:
+        SpaceError: The parts differ in their names or sizes.
+    """
+    parts, expected = name_parts(observations), name_parts(model_space)
+    if parts is None or expected is None or observations.shape[-1:] != model_space.shape:
+        return observations
+    if sorted(parts) != sorted(expected):
+        _check_same_parts(observations, model_space, "the environment")
+    columns = find_columns(observations, model_space)
+    return observations if columns is None else observations[..., columns].astype(np.float32)
 
 
 def flat_space(space: spaces.Space[Any]) -> spaces.Box:

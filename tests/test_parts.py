@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from gymnasium.vector import SyncVectorEnv
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
 from sb3_dmamba import DecisionMamba, ReturnToGo, Trajectories, collect, load_trajectories
 from sb3_dmamba.errors import SpaceError
@@ -72,6 +73,10 @@ def test_parts_are_matched_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     record().save(tmp_path / "store")
     monkeypatch.setattr(DecisionMambaPolicy, "act", note)
     conditioned = model.condition_env
+
+    def by_hand() -> Any:
+        return ReturnToGo(Reach(), 3)
+
     look: Any = Reach().look()
 
     def set_env(env: Any) -> None:
@@ -93,6 +98,16 @@ def test_parts_are_matched_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "evaluation in fit": lambda: fit().fit(n_steps=1, eval_env=Reach(), eval_freq=1),
         "predict": lambda: model.predict({"observation": Reach().look(), "return_to_go": 3.0}),
         "actor": lambda: model.as_stateful_wrapper(3.0).predict(look, 0.0),
+        "by hand": lambda: model.predict(ReturnToGo(Reach(), 3).reset()[0]),
+        "by hand, VecEnv": lambda: model.predict(ReturnToGo(DummyVecEnv([Reach]), 3).reset()),
+        "by hand, vector env": lambda: model.predict(
+            ReturnToGo(SyncVectorEnv([Reach]), 3).reset()[0]
+        ),
+        "by hand, inside": lambda: model.predict(SyncVectorEnv([by_hand]).reset()[0]),
+        "evaluate_policy": lambda: evaluate_policy(model, by_hand(), 1, warn=False),
+        "evaluate_policy, VecEnv": lambda: evaluate_policy(
+            model, VecMonitor(ReturnToGo(DummyVecEnv([Reach]), 3)), 1
+        ),
         "store": lambda: fit().fit(tmp_path / "store", 1).evaluate(3, 1, env=Reach),
     }
     wrong = []
@@ -120,6 +135,29 @@ def test_parts_that_cannot_be_matched() -> None:
         assert error.setting == "observation_space"
         assert error.choices == (("goal", 2), ("position", 2))
     model.fit(load_trajectories(data, observation_space=RECORDED), 1)
+    with pytest.raises(SpaceError) as caught:
+        model.evaluate(3, 1, env=lambda: ReturnToGo(Reach(), 3))
+    assert caught.value.setting == "env"
+
+
+def test_a_return_to_go_made_by_hand_with_other_parts() -> None:
+    class Placed(Renamed):
+        def look(self) -> Any:
+            return {"place": np.zeros(2, np.float32), "goal": np.zeros(2, np.float32)}
+
+    with pytest.raises(SpaceError) as caught:
+        fit().predict(ReturnToGo(Placed(), 3).reset()[0])
+    assert caught.value.choices == (("goal", 2), ("position", 2))
+
+
+def test_an_actor_takes_a_tuple_that_ends_in_a_dict() -> None:
+    space = spaces.Tuple([POSITION, spaces.Dict(a=POSITION)])
+    steps = {"actions": np.arange(9) % 2, "rewards": np.ones(9), "terminals": np.arange(9) == 8}
+    observations = np.zeros((9, 2)), {"a": np.ones((9, 2))}
+    data = load_trajectories({"observations": observations, **steps}, observation_space=space)
+    model = DecisionMamba(None, n_updates=1, hidden_size=8, n_layers=1).fit(data)
+    actor = model.as_stateful_wrapper(3.0)
+    assert actor.predict((np.zeros(2), {"a": np.ones(2)}), 0.0) in (0, 1)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64])

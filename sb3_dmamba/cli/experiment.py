@@ -141,8 +141,9 @@ def _run(
     where = engines.Engine(**engine), slurm, output.console
     try:
         finished = engines.run_experiment(chosen, Request(**request), folder, command, *where)
-    except KeyboardInterrupt:
-        typer.echo("The same command goes on from the last checkpoints.", err=True)
+    except (KeyboardInterrupt, SystemExit):  # the latter on SIGTERM
+        kept = "what is done: costs that were measured, runs, and the last checkpoints"
+        typer.echo(f"Stopped. The same command goes on from {kept}.", err=True)
         raise
     output.files(finished.files)
     if slurm is not None:

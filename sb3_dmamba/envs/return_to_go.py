@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, SupportsFloat, TypeAlias, overload
 
@@ -29,10 +30,12 @@ from sb3_dmamba.envs.stepping import (
 )
 from sb3_dmamba.errors import ConditioningError, SpaceError
 from sb3_dmamba.spaces import (
+    PARTS,
     arrange_space,
     flat_space,
     flatten_observation,
     is_conditioned,
+    name_parts,
     with_source,
 )
 
@@ -80,6 +83,7 @@ class ReturnTracker:
         self.episode_start: NDArray[np.bool_] = np.ones(n, dtype=np.bool_)
         self._lengths: NDArray[np.int64] = np.zeros(n, dtype=np.int64)  # of the episodes so far
         self._has_warned = False
+        self.dtype: np.dtype[Any] | None = None  # of flat observations, where it names their parts
 
     def set_targets(self, targets: TargetReturn) -> None:
         """Change the targets of the episodes that start later."""
@@ -111,13 +115,17 @@ class ReturnTracker:
 
     def condition(self, space: gym.Space[Any], observations: Any) -> Observation:
         """Return a batch of observations of ``space``, flat, with their returns-to-go."""
-        flat = flatten_observation(space, observations, batch=True)
+        flat = self._name_parts(flatten_observation(space, observations, batch=True))
         return {"observation": flat, "return_to_go": self.remaining.astype(np.float32)[:, None]}
 
     def condition_one(self, space: gym.Space[Any], observation: Any, row: int = 0) -> Observation:
         """Return the observation of one environment, flat, with its return-to-go."""
         to_go = self.remaining[row : row + 1].astype(np.float32)
-        return {"observation": flatten_observation(space, observation), "return_to_go": to_go}
+        flat = self._name_parts(flatten_observation(space, observation))
+        return {"observation": flat, "return_to_go": to_go}
+
+    def _name_parts(self, flat: NDArray[Any]) -> NDArray[Any]:
+        return flat if self.dtype is None else flat.view(self.dtype)
 
 
 def conditioned_space(observation_space: gym.Space[Any]) -> spaces.Dict:
@@ -125,11 +133,12 @@ def conditioned_space(observation_space: gym.Space[Any]) -> spaces.Dict:
     if is_conditioned(observation_space):
         problem = "the environment shows a return-to-go already: use its set_target_return"
         raise SpaceError(problem, setting="observation_space", value=observation_space)
+    flat = flat_space(observation_space)
+    if (parts := name_parts(flat)) is not None:  # which buffers of this dtype keep
+        flat = copy.copy(flat)
+        flat.dtype = np.dtype(np.float32, metadata={PARTS: tuple(parts)})
     return spaces.Dict(
-        {
-            "observation": flat_space(observation_space),
-            "return_to_go": spaces.Box(-np.inf, np.inf, (1,), np.float32),
-        }
+        {"observation": flat, "return_to_go": spaces.Box(-np.inf, np.inf, (1,), np.float32)}
     )
 
 
@@ -246,12 +255,18 @@ class ReturnToGo:
         Raises:
             SpaceError: The parts differ in their names or sizes.
         """
-        self._space = arrange_space(self._space, space)
-        shown: Any = conditioned_space(self._space)
+        shown: Any = self._condition(arrange_space(self._space, space))
         if isinstance(self, ReturnToGoVectorEnv):
             self.single_observation_space = shown
             shown = batch_space(shown, self.num_envs)
         self.observation_space = shown
+
+    def _condition(self, space: gym.Space[Any]) -> spaces.Dict:
+        """Return the space of what is shown of observations of ``space`` from now on."""
+        self._space, shown = space, conditioned_space(space)
+        dtype = shown["observation"].dtype
+        self._tracker.dtype = dtype if dtype is not None and dtype.metadata else None
+        return shown
 
     def set_target_return(self, target_return: TargetReturn) -> None:
         """Ask for another return from the next episodes on, and raise, as the constructor does."""
@@ -276,8 +291,9 @@ class ReturnToGoEnv(ReturnToGo, gym.Wrapper[Observation, Any, Any, Any], RecordC
             delayed_rewards=delayed_rewards,
         )
         gym.Wrapper.__init__(self, env)
-        self._space = with_source(env.observation_space, find_flattened(env))
-        self.observation_space = conditioned_space(self._space)
+        self.observation_space = self._condition(
+            with_source(env.observation_space, find_flattened(env))
+        )
         self._lives = Lives(env)
         self._statistics = LifeStatistics()
 
@@ -338,8 +354,7 @@ class ReturnToGoVectorEnv(ReturnToGo, VectorWrapper):
     ) -> None:
         self._tracker = ReturnTracker(env.num_envs, target_return, clip_rewards, delayed_rewards)
         super().__init__(env)
-        self._space = env.single_observation_space
-        self.single_observation_space = conditioned_space(self._space)
+        self.single_observation_space = self._condition(env.single_observation_space)
         self.observation_space = batch_space(self.single_observation_space, env.num_envs)
         self._mode = autoreset_mode(env)
         self._to_reset = np.zeros(env.num_envs, dtype=np.bool_)
@@ -417,8 +432,7 @@ class ReturnToGoVecEnv(ReturnToGo, VecEnvWrapper):
         delayed_rewards: bool = False,
     ) -> None:
         self._tracker = ReturnTracker(env.num_envs, target_return, clip_rewards, delayed_rewards)
-        self._space = env.observation_space
-        super().__init__(env, conditioned_space(self._space))
+        super().__init__(env, self._condition(env.observation_space))
         normalizers = find_normalizers(env)  # the innermost is paid the environment's rewards
         self._reward_source = normalizers[-1] if normalizers else None
         self._may_lose_lives = np.array(env.env_is_wrapped(EpisodicLifeEnv))

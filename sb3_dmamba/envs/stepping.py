@@ -47,6 +47,9 @@ _RETURNED = {
     "step_wait": "4 values (observations, rewards, dones, infos), as Stable-Baselines3's step has",
 }
 _UNPACKING = re.compile(r"values to unpack \(expected ([25])\b")
+_NO_NUMBER = re.compile(r"float\(\) argument|string to float|array element with a sequence")
+# modules that read what an environment returns; an error of a process is passed on, and not theirs
+_READERS = re.compile(r"stable_baselines3\.common\.|gymnasium\.(wrappers|vector)\b(?!.*async)")
 
 
 def call_environment(name: str, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -57,17 +60,42 @@ def call_environment(name: str, method: Callable[..., Any], *args: Any, **kwargs
     count = int(_RETURNED[name][0])
     try:
         result = method(*args, **kwargs)
-    except ValueError as error:
-        if not _UNPACKING.search(str(error)):
+    except (AttributeError, TypeError, ValueError) as error:
+        reader, read = _find_reader(error)
+        if isinstance(read.get("self"), gym.Wrapper) and set(_OF_A_STEP) <= set(read):
+            reward, *flags = (read[each] for each in _OF_A_STEP)
+            _check_step(reward, *flags)
+            if np.ndim(reward):
+                problem = f"a wrapper could not read reward={reward!r}: expected a number"
+                raise StepError(problem, setting="reward", value=reward) from error
+        is_number = name != "reset" and _NO_NUMBER.search(str(error)) is not None
+        if not (is_number or _UNPACKING.search(str(error)) or _READERS.match(reader)):
             raise
-        problem = f"a wrapper could not read what {name} returned ({error}): expected {{}}"
-        raise StepError(problem.format(_RETURNED[name]), setting=name, value=str(error)) from error
+        expected = "a number as reward" if is_number else _RETURNED[name]
+        problem = f"a wrapper could not read what {name} returned ({error}): expected {expected}"
+        setting = "reward" if is_number else name
+        raise StepError(problem, setting=setting, value=str(error)) from error
     is_tuple = isinstance(result, (tuple, list))
     if is_tuple and len(result) == count and (name != "reset" or isinstance(result[1], dict)):
         return result
     got = f"{len(result)} values" if is_tuple else f"one {type(result).__name__}"
     problem = f"{name} returned {got}: expected {_RETURNED[name]}"
     raise StepError(problem, setting=name, value=result)
+
+
+_OF_A_STEP = ("reward", "terminated", "truncated", "info")
+
+
+def _find_reader(error: BaseException) -> tuple[str, dict[str, Any]]:
+    """Return the module that an error is of, NumPy left out, and the local variables there."""
+    found: tuple[str, dict[str, Any]] = "", {}
+    trace = error.__traceback__
+    while trace is not None:
+        module = str(trace.tb_frame.f_globals.get("__name__", ""))
+        if not module.startswith("numpy."):
+            found = module, trace.tb_frame.f_locals
+        trace = trace.tb_next
+    return found
 
 
 def reset_environment(env: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
@@ -83,6 +111,12 @@ def step_environment(env: gym.Env[Any, Any], action: Any) -> tuple[Any, Any, Any
     """
     result = call_environment("step", env.step, action)
     observation, reward, terminated, truncated, info = result
+    return observation, *_check_step(reward, terminated, truncated, info)
+
+
+def _check_step(
+    reward: Any, terminated: Any, truncated: Any, info: Any
+) -> tuple[Any, Any, Any, dict[str, Any]]:
     if not (isinstance(reward, float) and math.isfinite(reward)):  # else nothing to look at
         values = check_rewards(reward)
         reward = float(values[0]) if np.ndim(reward) else reward
@@ -93,7 +127,10 @@ def step_environment(env: gym.Env[Any, Any], action: Any) -> tuple[Any, Any, Any
     if not isinstance(info, dict):
         problem = f"the environment returned info={info!r}: expected a dict"
         raise StepError(problem, setting="info", value=info)
-    return observation, reward, terminated, truncated, info
+    terminated, truncated = (
+        bool(flag) if isinstance(flag, np.ndarray) else flag for flag in (terminated, truncated)
+    )
+    return reward, terminated, truncated, info
 
 
 def check_rewards(
@@ -101,11 +138,11 @@ def check_rewards(
 ) -> NDArray[np.float64]:
     """Return a step's rewards as (n,) float64; StepError unless those ``counted`` are finite."""
     try:
-        given = np.asarray(rewards)
+        given = np.asarray(rewards)  # RuntimeError for a tensor with a gradient
         if given.dtype.kind not in "biuf" or np.ma.is_masked(rewards):
             raise TypeError(given.dtype)
         values: NDArray[np.float64] = given.astype(np.float64).reshape(n)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError):
         problem = f"the environment returned reward={rewards!r}: expected {n} finite number(s)"
         raise StepError(problem, setting="reward", value=rewards) from None
     wrong = ~np.isfinite(values)

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import gymnasium as gym
 import numpy as np
+from gymnasium import spaces
 from numpy.typing import NDArray
 
 from sb3_dmamba.envs.return_to_go import ReturnTracker, subtract_rewards
@@ -145,7 +146,8 @@ class StatefulActor:
     def _check_observation(self, x: Any) -> NDArray[Any]:
         space = flat_space_of(self._policy)
         shape = space.shape or ()
-        if isinstance(x, tuple) and len(x) == 2 and isinstance(x[1], dict):
+        takes_pairs = isinstance(getattr(space, "source", None), spaces.Tuple)
+        if isinstance(x, tuple) and len(x) == 2 and isinstance(x[1], dict) and not takes_pairs:
             message = "the observation is a tuple: of reset's (observation, info) pass the first"
             raise SpaceError(message, setting="observation", value=x, choices=[shape])
         observation = channels_first(flatten_for(space, x), space)

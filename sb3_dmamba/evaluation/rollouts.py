@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from sb3_dmamba.checks import check_integer, check_optional_integer
 from sb3_dmamba.envs import stepping
 from sb3_dmamba.envs.return_to_go import subtract_rewards
-from sb3_dmamba.errors import ConfigError, StepError
+from sb3_dmamba.errors import ConfigError, SpaceError, StepError
 from sb3_dmamba.evaluation.actors import ActingPolicy, flat_space_of
 from sb3_dmamba.evaluation.report import EvaluationReport, ReportDetails, TargetResult
 from sb3_dmamba.evaluation.workers import Envs, LocalEnvs, WorkerEnvs
@@ -28,6 +28,7 @@ from sb3_dmamba.spaces import (
     check_environment_fits,
     flat_space,
     flatten_observation,
+    is_conditioned,
     observation_dtype,
     with_source,
 )
@@ -166,6 +167,11 @@ def _check_targets(target_returns: Any) -> NDArray[np.float64]:
 def _check_spaces(description: dict[str, Any], policy: ActingPolicy) -> None:
     """Check that the policy can act there, and bring parts of observations into its order."""
     shown_space = with_source(description["observation_space"], description.get("flattened"))
+    if is_conditioned(shown_space):
+        problem = (
+            "env shows a return-to-go already, and evaluate adds its own: leave ReturnToGo out"
+        )
+        raise SpaceError(problem, setting="env", value=shown_space)
     space = arrange_space(shown_space, flat_space_of(policy))
     description["observation_space"] = space
     shown = flat_space(space), description["action_space"]

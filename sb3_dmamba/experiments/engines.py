@@ -9,15 +9,19 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import os
+import re
 import shlex
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from types import FrameType
+from typing import Any, Literal
 
 from rich import progress as rich
 from rich.console import Console
@@ -100,7 +104,7 @@ def run_experiment(
         DecisionMambaError: Whatever planning raises.
     """
     engine = engine or Engine()
-    plan = make_plan(experiment, request)
+    plan = make_plan(experiment, request, None if console is None else _Lines(console))
     if plan.processor_seconds is not None:
         engine = _on_the_processor(engine)
     folders = [planned.folder for planned in plan.runs]
@@ -132,13 +136,22 @@ def execute_runs(
     failures: dict[str, str] = {}
 
     def on_end(folder: RunFolder, failure: str | None) -> None:
+        label = folder.read_run().label
         if failure is not None:
-            failures[folder.read_run().label] = failure
+            failures[label] = failure
+        if console is not None and (failure is not None or not console.is_terminal):
+            n_done = sum(each.is_done for each in folders)
+            outcome = "done" if failure is None else f"failed: {failure}"
+            _Lines(console)(f"{label}: {outcome} ({n_done} of {len(folders)} runs done)")
 
     if waiting:
-        execute = _execute_with_ray if engine.kind == "ray" else execute_locally
+        is_ray = engine.kind == "ray"
+        if console is not None:
+            where = "Ray" if is_ray else f"this machine, {engine.jobs} at a time"
+            n_done = len(folders) - len(waiting)
+            _Lines(console)(f"{len(folders)} runs, {n_done} of them done before: on {where}")
         with _show_progress(folders, console):
-            execute(waiting, engine, on_end)
+            (_execute_with_ray if is_ray else execute_locally)(waiting, engine, on_end)
     return failures
 
 
@@ -157,6 +170,7 @@ def raise_failures(failures: dict[str, str]) -> None:
 
 _THREAD_VARIABLES = tuple(f"{each}_NUM_THREADS" for each in ("OMP", "MKL", "OPENBLAS", "NUMBA"))
 _LOG_LINES = 3  # of a failed run's log, quoted in the message
+_ERROR_LINE = re.compile(r"[\w.]+(Error|Exception): ")  # what is before it is no part of it
 
 
 def run_command(path: Path, device: str, threads: int) -> list[str]:
@@ -206,41 +220,75 @@ def _make_environment(threads: int) -> dict[str, str]:
     return environment
 
 
+_KILLED = "its process was killed by signal"
+
+
 def _describe_failure(folder: RunFolder, status: int) -> str | None:
     if status == 0:
         return None
     if status < 0:
-        return f"its process was killed by signal {-status} (log: {folder.log})"
+        return f"{_KILLED} {-status} (log: {folder.log})"
     try:
         lines = folder.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     except OSError:
         lines = []
-    said = " / ".join(line.strip() for line in lines[-_LOG_LINES:])
+    lines = lines[-_LOG_LINES:]
+    errors = [index for index, line in enumerate(lines) if _ERROR_LINE.match(line)]
+    said = " / ".join(line.strip() for line in lines[errors[-1] if errors else 0 :])
     ending = f"ended with status {status}{': ' if said else ''}{said}"
     return f"its process {ending} (log: {folder.log})"
 
 
 # --- Engines -------------------------------------------------------------------------------------
 
-_RAY_RETRIES = 3  # of a task whose node was lost; the run goes on from its checkpoint
+_RAY_RETRIES = 3  # of a task whose worker or process was lost; the run goes on from its checkpoint
+
+
+@contextlib.contextmanager
+def _orderly_termination() -> Iterator[None]:
+    """Raise SystemExit on SIGTERM, so that runs are ended; Ray would print traces of its C++.
+
+    Nothing changes outside the main thread.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    status = 128 + signal.SIGTERM
+    is_ended = threading.Event()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        is_ended.set()
+        raise SystemExit(status)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    except SystemExit:  # with another status, where it passed through Ray
+        if is_ended.is_set():
+            raise SystemExit(status) from None
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 def execute_locally(folders: Sequence[RunFolder], engine: Engine, on_end: OnEnd) -> None:
     """Execute ``engine.jobs`` runs at a time on this machine; an interrupt ends them all."""
     processes = _Processes()
     pool = concurrent.futures.ThreadPoolExecutor(engine.jobs)
-    try:
-        futures = {
-            pool.submit(processes.execute, folder, engine.device, engine.threads): folder
-            for folder in folders
-        }
-        for future in concurrent.futures.as_completed(futures):
-            on_end(futures[future], future.result())
-    except BaseException:
-        processes.stop()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
+    with _orderly_termination():
+        try:
+            futures = {
+                pool.submit(processes.execute, folder, engine.device, engine.threads): folder
+                for folder in folders
+            }
+            for future in concurrent.futures.as_completed(futures):
+                on_end(futures[future], future.result())
+        except BaseException:
+            processes.stop()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _execute_with_ray(folders: Sequence[RunFolder], engine: Engine, on_end: OnEnd) -> None:
@@ -250,23 +298,31 @@ def _execute_with_ray(folders: Sequence[RunFolder], engine: Engine, on_end: OnEn
     except ImportError as error:
         raise MissingDependencyError("ray", "run experiments with --ray", "ray") from error
     if is_ours := not ray.is_initialized():
-        ray.init(log_to_driver=False)
+        try:
+            ray.init(log_to_driver=False, logging_level="ERROR")
+        except Exception as error:  # Ray raises plain ones
+            raise ExperimentError(f"Ray does not start: {error}") from error
     needs = {"num_cpus": engine.threads, "num_gpus": int(engine.device.startswith("cuda"))}
-    task = ray.remote(**needs, max_retries=_RAY_RETRIES)(_execute_at)
-    pending = {
-        task.remote(str(folder.path.resolve()), engine.device, engine.threads): folder
-        for folder in folders
-    }
+    _warn_if_no_node_has(needs, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+    retries = {"max_retries": _RAY_RETRIES, "retry_exceptions": [_KilledError]}
+    task = ray.remote(**needs, **retries)(_execute_at)
+    pending: dict[Any, RunFolder] = {}
     try:
-        while pending:
-            ended, _ = ray.wait(list(pending), num_returns=1)
-            for reference in ended:
-                folder = pending.pop(reference)
-                try:
-                    on_end(folder, ray.get(reference))
-                except ray.exceptions.RayError as error:
-                    on_end(folder, f"Ray lost it: {str(error).splitlines()[0]}")
-    except KeyboardInterrupt:
+        with _orderly_termination():  # after init, which sets a handler of its own
+            for folder in folders:
+                where = str(folder.path.resolve()), engine.device, engine.threads
+                pending[task.remote(*where)] = folder
+            while pending:
+                ended, _ = ray.wait(list(pending), num_returns=1)
+                for reference in ended:
+                    folder = pending.pop(reference)
+                    try:
+                        on_end(folder, ray.get(reference))
+                    except ray.exceptions.RayTaskError as error:
+                        on_end(folder, str(error.cause))
+                    except ray.exceptions.RayError as error:
+                        on_end(folder, f"Ray lost it: {str(error).splitlines()[0]}")
+    except BaseException:
         for reference in pending:
             ray.cancel(reference, force=True)
         raise
@@ -275,8 +331,25 @@ def _execute_with_ray(folders: Sequence[RunFolder], engine: Engine, on_end: OnEn
             ray.shutdown()
 
 
+def _warn_if_no_node_has(needs: Mapping[str, int], nodes: Sequence[Mapping[str, float]]) -> None:
+    wanted = {"CPU": needs["num_cpus"], "GPU": needs["num_gpus"]}
+    if not any(all(node.get(k, 0) >= n for k, n in wanted.items()) for node in nodes):
+        message = (
+            f"no node of Ray has what a run asks for ({wanted}), so runs wait until one joins: ask "
+            "for fewer --threads or another --device"
+        )
+        warnings.warn(message, stacklevel=2)
+
+
+class _KilledError(Exception):
+    """The process of a run was killed: Ray tries it again, perhaps on another node."""
+
+
 def _execute_at(path: str, device: str, threads: int) -> str | None:
-    return _Processes().execute(RunFolder(Path(path)), device, threads)
+    failure = _Processes().execute(RunFolder(Path(path)), device, threads)
+    if failure is not None and failure.startswith(_KILLED):
+        raise _KilledError(failure)
+    return failure
 
 
 _SCRIPT = """\
@@ -288,7 +361,7 @@ _SCRIPT = """\
 #SBATCH --ntasks=1
 #SBATCH --cpus-per-task={threads}
 #SBATCH --requeue
-#SBATCH --output={logs}/slurm-%A_%a.txt
+#SBATCH --output={logs}
 {gpu}
 set -euo pipefail
 
@@ -316,7 +389,7 @@ def write_slurm_script(
         file=shlex.quote(str(path)),
         command=command,
         threads=engine.threads,
-        logs=waiting[0].parent,
+        logs=shlex.quote(str(waiting[0].parent / "slurm-").replace("%", "%%") + "%A_%a.txt"),
         gpu="#SBATCH --gpus=1\n" if engine.device.startswith("cuda") else "",
         folders="\n".join(f"  {shlex.quote(str(folder))}" for folder in waiting),
         variables=" ".join(f"{name}={value}" for name, value in variables.items()),
@@ -331,12 +404,23 @@ def write_slurm_script(
 # --- Progress ------------------------------------------------------------------------------------
 
 _LOOK_SECONDS = 0.5
+_LINE_SECONDS = 60.0  # between two lines of the runs that train, where there is no terminal
 _STALE_SECONDS = 600.0  # age of a progress file that a crash left
+
+
+@dataclass(frozen=True)
+class _Lines:
+    """Prints unwrapped lines."""
+
+    console: Console
+
+    def __call__(self, text: str) -> None:
+        self.console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
 @contextlib.contextmanager
 def _show_progress(folders: Sequence[RunFolder], console: Console | None) -> Iterator[None]:
-    """Show how many runs are done, and the updates and time left of those that train."""
+    """Show how many runs are done, and the updates of those that train: bars, or lines in a log."""
     if console is None:
         yield
         return
@@ -345,9 +429,11 @@ def _show_progress(folders: Sequence[RunFolder], console: Console | None) -> Ite
     phase, left = rich.TextColumn("{task.fields[phase]}"), rich.TextColumn("left")
     runs = rich.TextColumn("{task.description}"), rich.BarColumn(bar_width=24)
     times = phase, rich.TimeElapsedColumn(), left, rich.TimeRemainingColumn()
-    progress = rich.Progress(*runs, rich.MofNCompleteColumn(), *times, console=console)
+    columns = *runs, rich.MofNCompleteColumn(), *times
+    progress = rich.Progress(*columns, console=console, disable=not console.is_terminal)
     every_run = progress.add_task("[bold]runs", total=len(folders), phase="")
     rows: dict[RunFolder, rich.TaskID] = {}
+    said_at: dict[RunFolder, float] = {}
 
     def look() -> None:
         for folder in folders:
@@ -359,6 +445,10 @@ def _show_progress(folders: Sequence[RunFolder], console: Console | None) -> Ite
                 if folder not in rows:
                     rows[folder] = progress.add_task(labels[folder], total=state["total"], phase="")
                 progress.update(rows[folder], completed=state["updates"], phase=state["phase"])
+                if time.time() - said_at.get(folder, 0.0) >= _LINE_SECONDS and progress.disable:
+                    said_at[folder] = time.time()
+                    done = f"{state['updates']} of {state['total']} updates"
+                    _Lines(console)(f"{labels[folder]}: {done}, {state['phase']}")
         progress.update(every_run, completed=sum(folder.is_done for folder in folders))
 
     def keep_looking() -> None:

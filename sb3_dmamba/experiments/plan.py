@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -122,8 +123,19 @@ class Plan:
     processor_seconds: float | None = None  # of each training
 
 
-def make_plan(experiment: Experiment, request: Request) -> Plan:
-    """Load the data, plan every run, and write its description into its folder."""
+def make_plan(
+    experiment: Experiment, request: Request, say: Callable[[str], None] | None = None
+) -> Plan:
+    """Load the data, plan every run, and write its description into its folder.
+
+    Args:
+        experiment: The experiment.
+        request: Data, seeds and other options.
+        say: Given a line of text before and after each cost is measured; None says nothing.
+
+    Raises:
+        DecisionMambaError: An option is invalid, or data cannot be loaded.
+    """
     budget = _choose_budget(experiment, request)
     variants = catalogue.choose_variants(experiment.name, experiment.variants, request.variants)
     seeds = request.seeds or experiment.seeds
@@ -148,7 +160,8 @@ def make_plan(experiment: Experiment, request: Request) -> Plan:
             n_updates = request.n_updates
             if budget is not None:
                 probe = template.plan(_PROBE_UPDATES, first, loaded.get(options))
-                seconds = _find_update_seconds(probe, f"{planned.name}, {name}", request.cells)
+                label = f"{planned.name}, {name}"
+                seconds = _find_update_seconds(probe, label, request.cells, say)
                 n_updates = max(1, round(budget / seconds))
             common = template.plan(n_updates, first, loaded.get(options))
             for seed in seeds:
@@ -174,13 +187,20 @@ def _choose_budget(experiment: Experiment, request: Request) -> float | None:
     return check_number("processor_seconds", seconds, 0.001, math.inf, "above 0")
 
 
-def _find_update_seconds(run: Run, label: str, cells: Path) -> float:
+def _find_update_seconds(
+    run: Run, label: str, cells: Path, say: Callable[[str], None] | None
+) -> float:
     """Return the processor time of an update: as measured before, or measured now."""
     path = cells / "costs" / f"{run.cost_key}.json"
     known = runs.read_json(path, None)
     if known is None:
+        say = say or (lambda _: None)
+        say(f"{label}: measuring the processor time of an update, once, before anything trains")
+        started = time.monotonic()
         known = {"label": label, "update_seconds": measure_update_seconds(run)}
         runs.write_json(path, known)
+        measured = f"{1000 * known['update_seconds']:.3g} ms an update"
+        say(f"{label}: {measured}, measured in {time.monotonic() - started:.0f} s (kept in {path})")
     return float(known["update_seconds"])
 
 

@@ -36,7 +36,13 @@ from sb3_dmamba.networks.encoders import (
 from sb3_dmamba.networks.memory import ActingState, StreamMemory, WindowMemory
 from sb3_dmamba.networks.mixers import forget_kept_weights
 from sb3_dmamba.networks.model import SequenceModel
-from sb3_dmamba.spaces import cast_actions, channels_first, space_from_json, space_to_json
+from sb3_dmamba.spaces import (
+    arrange_columns,
+    cast_actions,
+    channels_first,
+    space_from_json,
+    space_to_json,
+)
 
 Self = TypeVar("Self", bound="DecisionMambaPolicy")
 
@@ -361,6 +367,7 @@ def read_observation(
             setting="observation",
         )
     observations = channels_first(np.asarray(observation["observation"]), space)
+    observations = arrange_columns(observations, space)  # of a ReturnToGo that knows no model
     single = observations.ndim == len(space.shape)
     if single:
         observations = observations[np.newaxis]

@@ -135,6 +135,8 @@ def test_every_flag_of_an_end_is_read(tmp_path: Path) -> None:
         {**BOTH, "dones": DONE, "is_last": DONE, "dones_float": DONE.astype(float)},
         {**BOTH, "is_first": at(0, 3, 6, 9), "ends": np.arange(4), "not_done": ~DONE},
         {"terminals": at(2, 8)[:, None], "timeouts": at(5, 11)[:, None].astype("f4")},
+        {**BOTH, "masks": ~DONE, "discount": 1 - DONE * 0.5, "absorbing": at(2)},
+        {**BOTH, "episode_ids": np.arange(12) // 3, "infos/timeout": at(5, 11)},
     ]
     wrong = [
         *({"terminals": at(2, 8), name: DONE} for name in ("episode_ends", "is_last", "Done")),
@@ -142,7 +144,9 @@ def test_every_flag_of_an_end_is_read(tmp_path: Path) -> None:
         *({"terminals": at(2, 8), name: at(5, 11)} for name in ("trunc", "time_out", "TimeLimits")),
         *({"terminals": at(2, 8), name: at(0, 3, 6, 9)} for name in ("is_first", "episode_starts")),
         *({"terminals": at(2), "timeouts": at(5, 11), "dones": DONE},),
-        *({"terminals": at(2, 8), "not_dones": ~DONE},),
+        *({"terminals": at(2, 8), name: ~DONE} for name in ("not_dones", "masks", "discounts")),
+        *({"terminals": at(2, 8), name: np.arange(12) // 3} for name in ("episode_id", "trajIdx")),
+        *({"terminals": at(2, 8), f"{group}timeout": DONE} for group in ("infos/", "TimeLimit.")),
         *({"terminal": at(2, 8), "timeouts": at(5, 11)},),
     ]
     for flags in right:

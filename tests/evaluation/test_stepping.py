@@ -10,7 +10,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from gymnasium.vector import SyncVectorEnv
-from gymnasium.wrappers import TimeLimit
+from gymnasium.wrappers import RecordEpisodeStatistics, TimeLimit
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
@@ -59,6 +59,7 @@ WRONG: list[tuple[str, Any]] = [
     ("reward", "1.0"),
     ("reward", np.ma.masked),
     ("reward", np.ones(2)),
+    ("reward", torch.ones(1, requires_grad=True)),
     ("terminated", None),
     ("terminated", "no"),
     ("truncated", {}),
@@ -136,6 +137,12 @@ def test_vectors_of_rewards() -> None:
     with pytest.raises(StepError) as caught:
         collect(lambda _: ACTION, DummyVecEnv([Paying] * 2), 9, seed=4)
     assert (caught.value.setting, caught.value.index) == ("reward", 1)
+
+
+class Failing(SeededEnv):
+    def step(self, action: Any) -> Any:
+        reward, terminated, truncated, info = None, False, False, None
+        raise TypeError("mine", reward, terminated, truncated, info)
 
 
 class OldReset(SeededEnv):
@@ -240,3 +247,43 @@ def test_an_endless_episode_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.warns(UserWarning, match="max_episode_steps") as caught:
             step_often(env, np.tile(ACTION, (2, 1)) if batched else ACTION)
         assert len(caught) == 1
+
+
+@pytest.mark.parametrize("caller", [evaluate, play, record])
+def test_values_that_a_wrapper_cannot_read(caller: Any) -> None:
+    wraps: list[Any] = [Monitor, RecordEpisodeStatistics]
+    for wrap in wraps:
+        for value in (None, "much", np.ones(2), {"a": 1.0}):
+            with pytest.raises(StepError) as caught:
+                caller(lambda wrap=wrap, value=value: wrap(Returning(reward=value)))
+            assert caught.value.setting == "reward"
+        with pytest.raises(StepError) as caught:
+            caller(lambda wrap=wrap: wrap(Returning(info=None, truncated=True)))
+        assert caught.value.setting == "info"
+    odd: list[Any] = [[1.0], np.ones((1, 1))]
+    for reward in odd:  # counts alone, and not in a Monitor of the user's
+        caller(lambda reward=reward: Returning(reward=reward, truncated=np.array([False])))
+        with pytest.raises(StepError) as caught:
+            caller(lambda reward=reward: Monitor(Returning(reward=reward)))
+        assert caught.value.setting == "reward"
+    with pytest.raises(TypeError, match="mine"):  # an error of the environment is its own
+        caller(lambda: Monitor(Failing()))
+
+
+def test_rewards_that_a_vector_of_environments_cannot_read() -> None:
+    for value in (None, "much", [1.0, 2.0]):
+        env: Any = ReturnToGo(DummyVecEnv([partial(Returning, reward=value)]), 1.0)
+        env.reset()
+        env.step(ACTION[None])
+        with pytest.raises(StepError) as caught:
+            env.step(ACTION[None])
+        assert caught.value.setting == "reward"
+    makes: list[Any] = [lambda: SyncVectorEnv([short]), lambda: DummyVecEnv([short])]
+
+    def short() -> Any:
+        return Returning(observation=np.zeros(3, np.float32))
+
+    for make in makes:
+        with pytest.raises(StepError) as caught:
+            collect(lambda _: ACTION[None], make(), 9)
+        assert caught.value.setting in ("step", "step_wait")

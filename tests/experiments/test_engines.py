@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import time
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from tests.experiments.toys import toy_plan
 
 DONE = "import pathlib, sys; (pathlib.Path(sys.argv[1]) / 'result.json').write_text('{}')"
 KILLED = "import os; os.kill(os.getpid(), 9)"
-FAILS = "import sys; sys.exit('DatasetError: no such data')"
+FAILS = "import sys; print('a notice', file=sys.stderr); sys.exit('DatasetError: no such data')"
 
 
 @pytest.fixture
@@ -112,6 +111,24 @@ def test_progress_shows_runs_and_their_updates(
     assert "evaluating (window)" in text
 
 
+def test_progress_in_a_log_is_lines(
+    folders: list[RunFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = {"updates": 7, "total": 20, "phase": "training", "time": time.time()}
+    write_json(folders[1].progress, running)
+    codes = {folders[1].path: "import time; time.sleep(1.2);" + DONE, folders[2].path: FAILS}
+    stand_in(monkeypatch, lambda path: codes[path])
+    folders[0].result.write_text("{}")
+    console = Console(width=20, file=io.StringIO())
+    execute_runs(folders[:3], Engine(jobs=1), console)
+    said = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert said[0].startswith("3 runs, 1 of them done before")
+    assert said[1] == "data, mamba, seed 1: 7 of 20 updates, training"  # once a minute
+    assert said[2] == "data, mamba, seed 1: done (2 of 3 runs done)"
+    assert said[3].startswith("data, attention, seed 0: failed: its process ended with status 1")
+    assert len(said) == 4
+
+
 def test_the_command_of_a_run_says_what_is_wrong(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -119,60 +136,6 @@ def test_the_command_of_a_run_says_what_is_wrong(
     assert module == "sb3_dmamba.experiments.grid"
     assert main(arguments) == 1
     assert f"ExperimentError: there is no run at {tmp_path / 'none'}" in capsys.readouterr().err
-
-
-def fake_ray(monkeypatch: pytest.MonkeyPatch, lost: str) -> list[Any]:
-    """Put a module in Ray's place that runs tasks at once; return what it was asked for."""
-    calls: list[Any] = []
-
-    class RayError(Exception):
-        pass
-
-    class Task:
-        def __init__(self, function: Callable[..., Any]) -> None:
-            self.function = function
-
-        def remote(self, *arguments: Any) -> tuple[Any, ...]:
-            calls.append(("task", arguments))
-            return (self.function, *arguments)
-
-    def get(reference: tuple[Any, ...]) -> Any:
-        if lost in reference[1]:
-            raise RayError("The worker died\nand more")
-        return reference[0](*reference[1:])
-
-    def remote(**options: Any) -> Any:
-        calls.append(("remote", options))
-        return Task
-
-    ray: Any = types.SimpleNamespace(
-        is_initialized=lambda: False,
-        init=lambda **_: calls.append("init"),
-        shutdown=lambda: calls.append("shutdown"),
-        remote=remote,
-        wait=lambda pending, num_returns: (pending[:num_returns], pending[num_returns:]),
-        get=get,
-        cancel=lambda *_, **__: None,
-        exceptions=types.SimpleNamespace(RayError=RayError),
-    )
-    monkeypatch.setitem(sys.modules, "ray", ray)
-    return calls
-
-
-def test_ray_runs_every_run_as_a_task(
-    folders: list[RunFolder], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stand_in(monkeypatch, lambda path: FAILS if path == folders[1].path.resolve() else DONE)
-    calls = fake_ray(monkeypatch, lost=folders[3].path.name)
-    failures = execute_runs(folders, Engine("ray", threads=2, device="cuda:0"))
-    assert [each.is_done for each in folders] == [True, False, True, False]
-    assert set(failures) == {"data, mamba, seed 1", "data, attention, seed 1"}
-    assert failures["data, attention, seed 1"] == "Ray lost it: The worker died"
-    assert ("remote", {"num_cpus": 2, "num_gpus": 1, "max_retries": 3}) in calls
-    assert [call[1] for call in calls if call[0] == "task"] == [
-        (str(each.path.resolve()), "cuda:0", 2) for each in folders
-    ]
-    assert (calls[0], calls[-1]) == ("init", "shutdown")
 
 
 def test_without_ray_the_error_says_how_to_get_it(
@@ -219,6 +182,11 @@ def test_a_cpu_s_script_asks_for_no_gpu_and_one_of_nothing_is_refused(
     write_slurm_script(script, folders, "toy", "dmamba experiment toy", Engine())
     assert "--gpus" not in script.read_text()
     assert f'exec {sys.executable} -m sb3_dmamba.experiments.grid "${{runs[' in script.read_text()
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    environment = {**os.environ, "SLURM_ARRAY_TASK_ID": "3"}
+    subprocess.run(["bash", str(script)], env=environment, check=True)  # a real training
+    assert [folder.is_done for folder in folders] == [False, False, True, False]
+    assert folders[2].read_result().last_update == 20
     for folder in folders:
         folder.result.write_text("{}")
     with pytest.raises(ExperimentError, match="without --slurm"):

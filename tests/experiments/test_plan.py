@@ -98,6 +98,36 @@ def test_a_budget_buys_the_same_updates_each_time(
     assert engines._on_the_processor(engines.Engine()).device == "cpu"
 
 
+def test_costs_are_told_and_an_interrupt_keeps_those_that_were_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    costs: list[float] = []
+
+    def measure(run: Run) -> float:
+        costs.append(0.1)
+        if len(costs) == 2:
+            raise KeyboardInterrupt
+        return costs[-1]
+
+    monkeypatch.setattr(module, "measure_update_seconds", measure)
+    request = Request(
+        cells=tmp_path / "cells",
+        data=(str(save_data(tmp_path / "data")),),
+        target_returns=(5.0,),
+        processor_seconds=4.0,
+    )
+    said: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        make_plan(TOY, request, said.append)
+    assert [line.partition(":")[0] for line in said] == ["data, mamba"] * 2 + ["data, attention"]
+    assert "100 ms" in said[1]
+    (kept,) = (tmp_path / "cells" / "costs").iterdir()
+    assert str(kept) in said[1]
+    plan = make_plan(TOY, request, said.append)
+    assert [line.partition(":")[0] for line in said[3:]] == ["data, attention"] * 2
+    assert {each.run.config.n_updates for each in plan.runs} == {40}
+
+
 def test_data_without_a_task_gets_its_scale_and_targets_from_itself(tmp_path: Path) -> None:
     plan = toy_plan(tmp_path, target_returns=())
     (task,) = plan.tasks

@@ -28,10 +28,12 @@ DONES = ("dones", "done")  # either of both, as the old gym has it
 KEYS = (*REQUIRED, *TERMINATED, *TRUNCATED)
 FLAGS = (*TERMINATED, *TRUNCATED, *DONES)
 
-_FLAG_LIKE = re.compile(  # names that others give to the ends of episodes, or to their starts
-    r"(?P<not>not_?|non_?)?(is_?|has_?|episode_?|ep_?|traj(ectory)?_?|env_?|step_?|next_?)*"
+_FLAG_LIKE = re.compile(  # names that others give to the ends of episodes, their starts, or both
+    r"(infos?[/._])?(TimeLimit[._])?(?P<not>not_?|non_?)?(is_?|has_?|episode_?|ep_?|traj(ectory)?_?|env_?|step_?|next_?)*"
     r"(term(inal|inate|inated|ination)?|done|time_?(out|limit)|trunc(ate|ated|ation)?|end|ended|last"
-    r"|(?P<start>first|start|init|initial))s?(_?(flag|float|mask|bool|step)s?)?",
+    r"|absorbing|(?P<start>first|start|init|initial))s?(_?(flag|float|mask|bool|step)s?)?"
+    r"|(?P<alive>masks?|continues?|cont|alive|discounts?)"
+    r"|(?P<id>(episode|ep|traj(ectory)?)_?(id|idx|index|num|number)s?)",
     re.IGNORECASE,
 )
 
@@ -225,7 +227,7 @@ def step_shape(key: str, array: Any) -> tuple[int, ...]:
 
 
 def list_flag_like(keys: Iterable[Any]) -> list[str]:
-    """Return the names that look like ends or starts of episodes, and are no flag that is read."""
+    """Return the names that look like ends, starts or numbers of episodes and are no known flag."""
     found = [key for key in keys if isinstance(key, str) and key not in FLAGS]
     return [key for key in found if _FLAG_LIKE.fullmatch(key)]
 
@@ -285,10 +287,15 @@ def _read_marks(name: str, values: Any, n_steps: int) -> Bool[ndarray, "N"] | No
         array = np.asarray(values)
     except (TypeError, ValueError):
         return None
-    is_flags = array.dtype.kind in "biuf" and array.shape in ((n_steps,), (n_steps, 1))
-    if kind is None or not is_flags or not ((array == 0) | (array == 1)).all():
+    is_a_number = array.dtype.kind in "biuf" and array.shape in ((n_steps,), (n_steps, 1))
+    if kind is None or not is_a_number:
         return None
-    marks: Bool[ndarray, "N"] = (array.reshape(n_steps) != 0) ^ (kind["not"] is not None)
+    array = array.reshape(n_steps)
+    if kind["id"]:
+        return np.append(array[1:] != array[:-1], False)
+    if not ((array == 0) | (array == 1)).all():
+        return None
+    marks: Bool[ndarray, "N"] = (array != 0) ^ bool(kind["not"] or kind["alive"])
     return np.append(marks[1:], False) if kind["start"] else marks
 
 

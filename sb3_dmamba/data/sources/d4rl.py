@@ -282,7 +282,8 @@ class _FlatFile:
         check_lengths({key: array.shape for key, array in self._arrays.items()})
         self.n_steps = len(self._arrays["rewards"])
         flags = {key: self._read(key, 0, self.n_steps) for key in FLAGS if key in self._arrays}
-        found = {key: self._find(key) for key in list_flag_like(keys) if self._is_a_step(key)}
+        names = list_flag_like([*keys, *self._names_of_infos()])
+        found = {key: self._find(key) for key in names if self._is_a_step(key)}
         self._arrays |= found
         others = {key: self._read(key, 0, self.n_steps) for key in found}
         self._terminated, self._truncated = read_flags(
@@ -347,6 +348,15 @@ class _FlatFile:
                 problem = f"{key}: steps {first} to {last - 1} are damaged ({error})"
                 raise DatasetError(problem, index=first, setting=key) from error
         return values.reshape(stop - start, *step_shape(key, source))
+
+    def _names_of_infos(self) -> list[str]:
+        for key in ("infos", "info"):
+            with contextlib.suppress(OSError, RuntimeError, KeyError, TypeError, ValueError):
+                is_here = isinstance(self._file.get(key, getlink=True), h5py.HardLink)
+                node = self._file.get(key) if is_here else None
+                if isinstance(node, h5py.Group):
+                    return [f"{key}/{name}" for name in node]
+        return []
 
     def _is_a_step(self, key: str) -> bool:
         """Whether a number in this file has the length of the rewards, and can be read."""
