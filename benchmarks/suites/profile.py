@@ -25,7 +25,7 @@ _METHOD = (
     "updates under torch's profiler; each operator's own time goes to the group of its name or of "
     "what calls it. On a CPU it is the calling thread's, on a GPU the kernels'. The profiler "
     "itself takes time, most where there are many small operators: the last columns show an update "
-    "with and without it. Dropout's backward pass, a multiplication, is among the other operators."
+    "with and without it. Dropout's group has the gate and the residual, and not its backward pass."
 )
 
 

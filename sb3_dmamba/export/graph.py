@@ -18,7 +18,7 @@ from sb3_dmamba.networks import (
     SequenceModel,
 )
 from sb3_dmamba.networks.memory import StreamMemory, WindowMemory
-from sb3_dmamba.networks.model import DiscreteHead, Dropout
+from sb3_dmamba.networks.model import DiscreteHead, Dropout, Modulation
 
 EXAMPLE_ENVS = 2  # rows of the inputs to trace with: a single one would be taken to broadcast
 
@@ -33,7 +33,7 @@ def make_traceable(model: SequenceModel) -> None:
     A trace would take the results of a kernel for constants, and unroll the reference's loops.
     """
     for module in model.modules():
-        if isinstance(module, (MambaMixer, ConvolutionMixer, Dropout)):
+        if isinstance(module, (MambaMixer, ConvolutionMixer, Modulation, Dropout)):
             module.backend = "traceable"
 
 

@@ -205,21 +205,22 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU}
 
 
 class Modulation(nn.Module):
-    """Factors and shifts of each step's tokens, from the step's return-to-go.
+    """Norm whose factors and shifts come from each step's return-to-go.
 
     At the start they leave everything as it is: factors of one, shifts of zero.
 
     Args:
-        width: Size of a token.
+        config: ``hidden_size``, the size of a token, and ``backend``.
         has_gate: Whether there is a third row, the factor of what follows the norm.
 
     Source: Peebles and Xie 2023 (arXiv:2212.09748), adaLN, with gates that start at one.
     """
 
-    def __init__(self, width: int, has_gate: bool) -> None:
+    def __init__(self, config: DecisionMambaConfig, has_gate: bool) -> None:
         super().__init__()
+        self.width, self.backend = config.hidden_size, config.backend
         self.n_rows = 3 if has_gate else 2
-        self.projection = nn.Linear(CONDITION_SIZE, self.n_rows * width)
+        self.projection = nn.Linear(CONDITION_SIZE, self.n_rows * self.width)
 
     def reset(self) -> None:
         """Set the initial weights, which ``initialize`` must leave alone."""
@@ -228,10 +229,12 @@ class Modulation(nn.Module):
         with torch.no_grad():
             self.projection.bias.view(self.n_rows, -1).copy_(factor_shift_gate.unsqueeze(1))
 
-    def forward(self, condition: Float[Tensor, "B K C"]) -> Float[Tensor, "B K _"]:
-        """Return factors, shifts and, with a gate, gates, side by side."""
-        rows: Tensor = self.projection(condition)
-        return rows
+    def forward(
+        self, tokens: Float[Tensor, "B L H"], condition: Float[Tensor, "B K C"]
+    ) -> tuple[Float[Tensor, "B L H"], Float[Tensor, "B K _"]]:
+        """Return the normalised tokens and, with a gate, gates: a row for each step."""
+        rows = self.projection(condition)
+        return modulated_norm(tokens, rows, self.width, backend=self.backend)
 
 
 class Block(nn.Module):
@@ -249,7 +252,7 @@ class Block(nn.Module):
         width = config.hidden_size
         is_decoupled = config.conditioning == "decoupled"
         self.norm = nn.LayerNorm(width, elementwise_affine=not is_decoupled)
-        self.modulation = Modulation(width, has_gate=True) if is_decoupled else None
+        self.modulation = Modulation(config, has_gate=True) if is_decoupled else None
         self.mixer: _Mixer = _MIXERS[config.mixer](config)
         self.dropout = Dropout(config.dropout, config.backend)
         self.channel_mixer: nn.Sequential | None = None
@@ -303,10 +306,8 @@ class Block(nn.Module):
         """Return the input of the mixer, and the factor of its output."""
         if self.modulation is None or condition is None:
             return self.norm(tokens), None
-        backend = self.dropout.backend
-        return modulated_norm(
-            tokens, self.modulation(condition), eps=self.norm.eps, backend=backend
-        )
+        normed, gate = self.modulation(tokens, condition)
+        return normed, gate
 
     def _add(
         self,
@@ -507,7 +508,7 @@ class SequenceModel(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         is_decoupled = config.conditioning == "decoupled"
         self.norm = nn.LayerNorm(config.hidden_size, elementwise_affine=not is_decoupled)
-        self.modulation = Modulation(config.hidden_size, has_gate=False) if is_decoupled else None
+        self.modulation = Modulation(config, has_gate=False) if is_decoupled else None
         self.head = make_head(action_space, config.hidden_size)
         initialize(self, config.init, leave=observation_encoder)
 
@@ -604,8 +605,7 @@ class SequenceModel(nn.Module):
         if self.modulation is None or condition is None:
             normed = self.norm(state_tokens)
         else:
-            rows, backend = self.modulation(condition), self.dropout.backend
-            normed, _ = modulated_norm(state_tokens, rows, eps=self.norm.eps, backend=backend)
+            normed, _ = self.modulation(state_tokens, condition)
         prediction: Tensor = self.head(normed)
         return prediction
 

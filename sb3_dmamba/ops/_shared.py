@@ -44,7 +44,8 @@ DROPOUT_LEVELS = 1 << 16  # a random int16 per element: probabilities are multip
 
 def count_tokens(length: int, n_steps: int) -> int:
     """Return the tokens of a step, of which the last step may have fewer."""
-    return -(-length // max(n_steps, 1))
+    n_steps = max(n_steps, 1)
+    return (length + n_steps - 1) // n_steps  # ONNX divides towards zero
 
 
 Forward = Callable[[Any, bool, bool, Sequence[Any]], tuple[Tensor, Tensor | None, Tensor | None]]

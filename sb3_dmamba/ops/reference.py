@@ -125,9 +125,8 @@ def compose_step(
     return linear(mixed, weights.out_proj), new_convolution_state, new_scan_state
 
 
-def modulated_norm(x: Tensor, modulation: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def modulated_norm(x: Tensor, modulation: Tensor, width: int, eps: float) -> tuple[Tensor, Tensor]:
     """Compute the norm; shapes are those of :func:`sb3_dmamba.ops.modulated_norm`."""
-    width = x.shape[2]
     factor, shift = modulation[..., :width], modulation[..., width : 2 * width]
     normed = functional.layer_norm(x, (width,), eps=eps)
     y = torch.addcmul(_repeat(shift, x), normed, _repeat(factor, x))

@@ -24,7 +24,7 @@ def operations(backend: str) -> dict[str, Operation]:
     """Return functions of x, residual, a step's rows (three, side by side) and levels."""
 
     def norm(x: Tensor, residual: Tensor, rows: Tensor, levels: Tensor) -> tuple[Tensor, ...]:
-        return modulated_norm(x, rows, eps=1e-4, backend=backend)
+        return modulated_norm(x, rows, x.shape[2], eps=1e-4, backend=backend)
 
     def add(parts: tuple[bool, ...]) -> Operation:
         def run(x: Tensor, residual: Tensor, rows: Tensor, levels: Tensor) -> tuple[Tensor, ...]:
@@ -33,8 +33,10 @@ def operations(backend: str) -> dict[str, Operation]:
                 each if part else None
                 for each, part in zip((residual, gate), parts[:2], strict=True)
             ]
-            dropout = {"levels": levels, "n_dropped": N_DROPPED} if parts[2] else {}
-            return (add_residual(x, *given, **dropout, backend=backend),)
+            given_levels = levels if parts[2] else None
+            return (
+                add_residual(x, *given, levels=given_levels, n_dropped=N_DROPPED, backend=backend),
+            )
 
         return run
 
@@ -82,7 +84,8 @@ def test_against_reference() -> None:
                 assert_same(found, expected, dtype)
                 with torch.no_grad():
                     inputs = [each.to(dtype) for each in drawn[:2]]
-                    alone = operation(*inputs[0].chunk(2, dim=-1), inputs[1], drawn[2])
+                    x, residual = inputs[0].chunk(2, dim=-1)
+                        alone = operation(x, residual, inputs[1], drawn[2])
                 for place, output in enumerate(alone):
                     value = found[f"output {place}"]
                     assert output.dtype == value.dtype
@@ -105,13 +108,13 @@ def test_gradcheck(backend: str) -> None:
     x, residual = (each.double().requires_grad_() for each in tokens.chunk(2, dim=-1))
     leaves = (x, residual, rows.double().requires_grad_())
     for operation in operations(backend).values():
-        assert torch.autograd.gradcheck(lambda *each: operation(*each, levels), leaves)  # noqa: B023
+        assert torch.autograd.gradcheck(operation, (*leaves, levels))
 
 
 def test_reference_by_hand() -> None:
     x = torch.tensor([[[1.0, 3.0], [4.0, 0.0], [2.0, 2.0]]])  # two steps: two tokens, and one
     rows = torch.tensor([[[2.0, 3.0, 10.0, 20.0, 7.0], [5.0, 6.0, 30.0, 40.0, 8.0]]])
-    y, rest = modulated_norm(x, rows, eps=0.0, backend="reference")
+    y, rest = modulated_norm(x, rows, 2, eps=0.0, backend="reference")
     assert torch.equal(y[0, :2], torch.tensor([[8.0, 23.0], [12.0, 17.0]]))
     assert y[0, 2].isnan().all()  # 0 / 0 without eps
     assert rest.tolist() == [[[7.0], [8.0]]]
@@ -141,13 +144,13 @@ def test_empty_one_output_and_autocast(backend: str) -> None:
             assert results["output 0"].shape == (shape[0], shape[1], shape[2])
     tokens, rows, levels = draw((2, 5, 3, 3))
     rows.requires_grad_()
-    _, rest = modulated_norm(tokens[..., :3], rows, backend=backend)
+    _, rest = modulated_norm(tokens[..., :3], rows, 3, backend=backend)
     rest.sum().backward()
     assert rows.grad is not None
     assert torch.equal(rows.grad[0, 0], torch.tensor([0.0] * 6 + [1.0] * 3))
     # As in the network: tokens in float32, what comes from matrix products in bfloat16.
     with torch.autocast("cpu", torch.bfloat16):
-        y, rest = modulated_norm(tokens[..., :3], rows.bfloat16(), backend=backend)
+        y, rest = modulated_norm(tokens[..., :3], rows.bfloat16(), 3, backend=backend)
         gate = rest[..., :3].bfloat16()
         added = add_residual(tokens.bfloat16()[..., 3:], y, gate, levels=levels, backend=backend)
     assert y.dtype == added.dtype == torch.float32
@@ -157,12 +160,13 @@ def test_what_does_not_fit_raises_value_error() -> None:
     tokens, rows, levels = draw((2, 5, 3, 3))
     x = tokens[..., :3]
     calls: list[tuple[Any, ...]] = [
-        (modulated_norm, x, rows[..., :5]),  # less than two rows
-        (modulated_norm, x, rows[:, :, :6][:1]),  # another batch
-        (modulated_norm, x, torch.ones(2, 4, 6)),  # two tokens a step are three steps
-        (modulated_norm, x, torch.ones(2, 0, 6)),
-        (modulated_norm, x[0], rows),
-        (modulated_norm, x.long(), rows),
+        (modulated_norm, x, rows[..., :5], 3),  # less than two rows
+        (modulated_norm, x, rows[:1], 3),  # another batch
+        (modulated_norm, x, torch.ones(2, 4, 6), 3),  # two tokens a step are three steps
+        (modulated_norm, x, torch.ones(2, 0, 6), 3),
+        (modulated_norm, x, rows, 4),
+        (modulated_norm, x[0], rows, 3),
+        (modulated_norm, x.long(), rows, 3),
         (add_residual, x, x[:, :4]),
         (add_residual, x, x, torch.ones(2, 3, 4)),
         (add_residual, x, x, torch.ones(2, 6, 3)),

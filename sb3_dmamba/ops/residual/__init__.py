@@ -15,6 +15,7 @@ __all__ = ["add_residual", "modulated_norm"]
 def modulated_norm(
     x: Float[Tensor, "B L D"],
     modulation: Float[Tensor, "B K _"],
+    width: int,
     *,
     eps: float = 1e-5,
     backend: str = "auto",
@@ -25,6 +26,7 @@ def modulated_norm(
         x: Input, shape (B, L, D); may be a strided view.
         modulation: D factors, D shifts and any number of others, shape (B, K, 2D or more). A step
             has ``ceil(L / K)`` tokens, the last one perhaps fewer.
+        width: D, which a trace keeps as a constant.
         eps: Added to the variance.
         backend: ``"auto"``, or the name of the implementation to use.
 
@@ -36,11 +38,11 @@ def modulated_norm(
         ValueError: Shapes, dtypes or devices do not fit; names the argument.
         BackendError: The backend does not exist or does not work here.
     """
-    _check_steps(x, modulation, 2)
-    check_tensors(x, ("x", x, x.shape, "(B, L, D)"),
+    _check_steps(x, modulation, 2 * width)
+    check_tensors(x, ("x", x, (*x.shape[:2], width), "(B, L, D)"),
                   ("modulation", modulation, modulation.shape, "(B, K, _)"))  # fmt: skip
     implementation = get_implementation("modulated_norm", backend, x.device.type, "residual")
-    y, rest = implementation(x, modulation, eps)
+    y, rest = implementation(x, modulation, width, eps)
     return y, rest
 
 
@@ -68,7 +70,7 @@ def add_residual(
         ValueError: Shapes, dtypes or devices do not fit; names the argument.
         BackendError: The backend does not exist or does not work here.
     """
-    _check_steps(x, x if gate is None else gate, 1)
+    _check_steps(x, x if gate is None else gate, x.shape[-1])
     of_gate = (x.shape[0], 0 if gate is None else gate.shape[1], x.shape[2])
     check_tensors(x, ("x", x, x.shape, "(B, L, D)"), ("residual", residual, x.shape, "(B, L, D)"),
                   ("gate", gate, of_gate, "(B, K, D)"))  # fmt: skip
@@ -84,14 +86,13 @@ def add_residual(
     return y
 
 
-def _check_steps(x: Tensor, rows: Tensor, n_parts: int) -> None:
-    fits = x.ndim == rows.ndim == 3 and x.shape[0] == rows.shape[0]
-    fits = fits and rows.shape[2] >= n_parts * x.shape[2]
+def _check_steps(x: Tensor, rows: Tensor, least: int) -> None:
+    fits = x.ndim == rows.ndim == 3 and x.shape[0] == rows.shape[0] and rows.shape[2] >= least
     if fits and x.numel():
         length, n_steps = x.shape[1], rows.shape[1]
         fits = n_steps > 0 and count_tokens(length, count_tokens(length, n_steps)) == n_steps
     if not fits:
         raise ValueError(
             f"x has shape {tuple(x.shape)} and the steps' rows {tuple(rows.shape)}, expected "
-            f"(B, L, D) and (B, K, {n_parts} * D) with K steps of ceil(L / K) tokens"
+            f"(B, L, D) and (B, K, {least}) with K steps of ceil(L / K) tokens"
         )

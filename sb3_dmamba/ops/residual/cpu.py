@@ -33,10 +33,10 @@ _WORK = 16  # of an element, in the units of _cpu.PARALLEL_THRESHOLD
 _FEW = 1 << 14  # elements of a norm in acting, below which the call itself takes longest
 
 
-def modulated_norm(x: Tensor, modulation: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def modulated_norm(x: Tensor, modulation: Tensor, width: int, eps: float) -> tuple[Tensor, Tensor]:
     """Compute the norm; shapes are those of :func:`sb3_dmamba.ops.modulated_norm`."""
     if x.numel() < _FEW and not torch.is_grad_enabled():
-        return reference.modulated_norm(x, modulation, eps)
+        return reference.modulated_norm(x, modulation, width, eps)
     dtype = torch.result_type(x, modulation)
     tensors: list[Tensor | None] = [x, modulation]
     if _cpu.prepare(tensors, 2, compute_dtype(x)):
