@@ -27,6 +27,7 @@ from sb3_dmamba.ops._simd import (
     store,
     store_lanes,
     store_sum,
+    vector_sizes,
 )
 
 _WORK = 16  # of an element, in the units of _cpu.PARALLEL_THRESHOLD
@@ -134,21 +135,21 @@ def _run(
     """Run a kernel on tokens, the rows of their steps, and tokens of another kind."""
     batch, length, channels = x.shape
     n_steps = length if rows is None else rows.shape[1]
-    bits, _, _ = _cpu.count_vectors(x.dtype, channels)
-    packed = struct.pack("<d" if bits == 64 else "<f4x", number)
+    kind, size, lanes = _cpu.choose_vectors(x.dtype)
+    packed = struct.pack("<d" if size == 8 else "<f4x", number)
     sizes = (0, batch, length, channels, n_steps, count_tokens(length, n_steps))
     tensors = [*outputs, *(None,) * (3 - len(outputs))]
     arguments = (
         *(*sizes, setting, int.from_bytes(packed, "little")),
-        *(*_cpu.row_arguments(bits // 8, x, rows, other), *_cpu.addresses(*tensors)),
+        *(*_cpu.row_arguments(size, x, rows, other), *_cpu.addresses(*tensors)),
     )
-    loaded = _cpu.load_kernel("residual.cpu", f"build_{kernel}", bits)
-    _cpu.call_kernel(loaded, arguments, 64, batch, x.numel() * _WORK)
+    loaded = _cpu.load_kernel("residual.cpu", f"build_{kernel}", kind)
+    _cpu.call_kernel(loaded, arguments, size * lanes, batch, x.numel() * _WORK)
 
 
-def _emit_inverse_root(builder: Any, x: Any, bits: int) -> Any:
-    root = _simd._call(builder, f"llvm.sqrt.v{_simd.VECTOR_BITS // bits}f{bits}", x.type, [x])
-    return builder.fdiv(_simd._constant(1.0, bits), root)
+def _emit_inverse_root(builder: Any, x: Any, vector: Any) -> Any:
+    root = _simd._call(builder, f"llvm.sqrt.{vector.suffix}", vector.llvm, [x])
+    return builder.fdiv(_simd._constant(1.0, vector), root)
 
 
 inverse_root: Any = _simd._vector_math(_emit_inverse_root, 1)  #: 1 / sqrt(x)
@@ -157,13 +158,11 @@ inverse_root: Any = _simd._vector_math(_emit_inverse_root, 1)  #: 1 / sqrt(x)
 @_simd._intrinsic
 def select_levels(typing_context: Any, address: Any, lowest: Any, vector: Any) -> Any:
     """Zero the lanes of a vector whose int16, of those at the address, is below the lowest."""
-    count = _simd.VECTOR_BITS // vector.bits
-
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        pointer = _simd._pointer(builder, args[0], ir.VectorType(ir.IntType(16), count))
-        edge = _simd._broadcast(builder, builder.trunc(args[1], ir.IntType(16)), count)
+        pointer = _simd._pointer(builder, args[0], ir.VectorType(ir.IntType(16), vector.lanes))
+        edge = _simd._broadcast(builder, builder.trunc(args[1], ir.IntType(16)), vector.lanes)
         is_kept = builder.icmp_signed(">=", builder.load(pointer, align=2), edge)
-        return builder.select(is_kept, args[2], _simd._constant(0.0, vector.bits))
+        return builder.select(is_kept, args[2], _simd._constant(0.0, vector))
 
     return vector(types.int64, types.int64, vector), codegen
 
@@ -174,15 +173,15 @@ def _row(tokens: int, b: int, t: int) -> int:
     return load_int(tokens) + b * load_int(tokens + 8) + t * load_int(tokens + 16)  # type: ignore[no-any-return]
 
 
-def build_norm_forward(bits: int, digest: int) -> Callable[[int, int], None]:
-    """Make the norm's forward kernel for floats of ``bits`` bits."""
-    size, width = bits // 8, 512 // bits
+def build_norm_forward(kind: int, digest: int) -> Callable[[int, int], None]:
+    """Make the norm's forward kernel for vectors of a kind."""
+    size, width, vector = vector_sizes(kind)
 
     def norm_forward(p: int, scratch: int) -> None:
         _ = digest  # a cached kernel is found again only while its sources are the same
         length, channels = load_int(p + LENGTH), load_int(p + CHANNELS)
         blocks, row = (channels + width - 1) // width, size * channels
-        eps, inverse = splat_load(p + NUMBER, bits), splat(1.0 / channels, bits)
+        eps, inverse = splat_load(p + NUMBER, kind), splat(1.0 / channels, kind)
         moments = load_int(p + OUT_1)
         while True:
             b = fetch_increment(p + COUNTER)
@@ -191,26 +190,26 @@ def build_norm_forward(bits: int, digest: int) -> Callable[[int, int], None]:
             for t in range(length):
                 x, factor = _row(p + X, b, t), _row(p + ROWS, b, t // load_int(p + N_TOKENS))
                 y = load_int(p + OUT_0) + (b * length + t) * row
-                total = splat(0.0, bits)
+                total = splat(0.0, kind)
                 for i in range(blocks):
                     lanes = min(width, channels - i * width)
-                    total = total + load_lanes(x + 64 * i, lanes, bits)
+                    total = total + load_lanes(x + vector * i, lanes, kind)
                 store_sum(scratch, total)
-                mean = splat_load(scratch, bits) * inverse
+                mean = splat_load(scratch, kind) * inverse
                 store(scratch, mean)
-                total = splat(0.0, bits)
+                total = splat(0.0, kind)
                 for i in range(blocks):
                     lanes = min(width, channels - i * width)
                     # Zero in the lanes beyond the last channel.
-                    off = load_lanes(x + 64 * i, lanes, bits) - load_lanes(scratch, lanes, bits)
+                    off = load_lanes(x + vector * i, lanes, kind) - load_lanes(scratch, lanes, kind)
                     total = fma(off, off, total)
                 store_sum(scratch, total)
-                scale = inverse_root(fma(splat_load(scratch, bits), inverse, eps))
+                scale = inverse_root(fma(splat_load(scratch, kind), inverse, eps))
                 for i in range(blocks):
-                    lanes, at = min(width, channels - i * width), 64 * i
-                    shift = load_lanes(factor + row + at, lanes, bits)
-                    normed = (load_lanes(x + at, lanes, bits) - mean) * scale
-                    result = fma(normed, load_lanes(factor + at, lanes, bits), shift)
+                    lanes, at = min(width, channels - i * width), vector * i
+                    shift = load_lanes(factor + row + at, lanes, kind)
+                    normed = (load_lanes(x + at, lanes, kind) - mean) * scale
+                    result = fma(normed, load_lanes(factor + at, lanes, kind), shift)
                     store_lanes(y + at, lanes, result)
                 if moments != 0:
                     store_lanes(moments + 2 * size * (b * length + t), 1, mean)
@@ -219,15 +218,15 @@ def build_norm_forward(bits: int, digest: int) -> Callable[[int, int], None]:
     return norm_forward
 
 
-def build_norm_backward(bits: int, digest: int) -> Callable[[int, int], None]:
-    """Make the norm's backward kernel for floats of ``bits`` bits."""
-    size, width = bits // 8, 512 // bits
+def build_norm_backward(kind: int, digest: int) -> Callable[[int, int], None]:
+    """Make the norm's backward kernel for vectors of a kind."""
+    size, width, vector = vector_sizes(kind)
 
     def norm_backward(p: int, scratch: int) -> None:
         _ = digest
         length, channels = load_int(p + LENGTH), load_int(p + CHANNELS)
         blocks, row = (channels + width - 1) // width, size * channels
-        n_tokens, inverse = load_int(p + N_TOKENS), splat(1.0 / channels, bits)
+        n_tokens, inverse = load_int(p + N_TOKENS), splat(1.0 / channels, kind)
         while True:
             b = fetch_increment(p + COUNTER)
             if b >= load_int(p + BATCH):
@@ -238,54 +237,54 @@ def build_norm_backward(bits: int, digest: int) -> Callable[[int, int], None]:
                 step = b * load_int(p + N_STEPS) + t // n_tokens
                 d_factor = load_int(p + OUT_1) + step * size * load_int(p + SETTING)
                 moments = load_int(p + OUT_2) + 2 * size * (b * length + t)
-                mean, scale = splat_load(moments, bits), splat_load(moments + size, bits)
-                total, projected = splat(0.0, bits), splat(0.0, bits)
+                mean, scale = splat_load(moments, kind), splat_load(moments + size, kind)
+                total, projected = splat(0.0, kind), splat(0.0, kind)
                 for i in range(blocks):
-                    lanes, at = min(width, channels - i * width), 64 * i
-                    grad = load_lanes(grad_y + at, lanes, bits)
-                    normed = (load_lanes(x + at, lanes, bits) - mean) * scale
+                    lanes, at = min(width, channels - i * width), vector * i
+                    grad = load_lanes(grad_y + at, lanes, kind)
+                    normed = (load_lanes(x + at, lanes, kind) - mean) * scale
                     of_factor, of_shift = grad * normed, grad
                     if t % n_tokens != 0:
-                        of_factor = of_factor + load_lanes(d_factor + at, lanes, bits)
-                        of_shift = of_shift + load_lanes(d_factor + row + at, lanes, bits)
+                        of_factor = of_factor + load_lanes(d_factor + at, lanes, kind)
+                        of_shift = of_shift + load_lanes(d_factor + row + at, lanes, kind)
                     store_lanes(d_factor + at, lanes, of_factor)
                     store_lanes(d_factor + row + at, lanes, of_shift)
-                    of_normed = grad * load_lanes(factor + at, lanes, bits)
+                    of_normed = grad * load_lanes(factor + at, lanes, kind)
                     total = total + of_normed
                     projected = fma(of_normed, normed, projected)
                 store_sum(scratch, total)
                 store_sum(scratch + size, projected)
-                total = splat_load(scratch, bits) * inverse
-                projected = splat_load(scratch + size, bits) * inverse
+                total = splat_load(scratch, kind) * inverse
+                projected = splat_load(scratch + size, kind) * inverse
                 for i in range(blocks):
-                    lanes, at = min(width, channels - i * width), 64 * i
-                    grad = load_lanes(grad_y + at, lanes, bits)
-                    of_normed = grad * load_lanes(factor + at, lanes, bits)
-                    normed = (load_lanes(x + at, lanes, bits) - mean) * scale
+                    lanes, at = min(width, channels - i * width), vector * i
+                    grad = load_lanes(grad_y + at, lanes, kind)
+                    of_normed = grad * load_lanes(factor + at, lanes, kind)
+                    normed = (load_lanes(x + at, lanes, kind) - mean) * scale
                     store_lanes(d_x + at, lanes, (of_normed - total - normed * projected) * scale)
 
     return norm_backward
 
 
-def build_add_forward(bits: int, digest: int) -> Callable[[int, int], None]:
-    """Make the sum's forward kernel for floats of ``bits`` bits."""
-    return _build_add(bits, digest, False)
+def build_add_forward(kind: int, digest: int) -> Callable[[int, int], None]:
+    """Make the sum's forward kernel for vectors of a kind."""
+    return _build_add(kind, digest, False)
 
 
-def build_add_backward(bits: int, digest: int) -> Callable[[int, int], None]:
-    """Make the sum's backward kernel for floats of ``bits`` bits."""
-    return _build_add(bits, digest, True)
+def build_add_backward(kind: int, digest: int) -> Callable[[int, int], None]:
+    """Make the sum's backward kernel for vectors of a kind."""
+    return _build_add(kind, digest, True)
 
 
-def _build_add(bits: int, digest: int, backward: bool) -> Callable[[int, int], None]:
-    size, width = bits // 8, 512 // bits
+def _build_add(kind: int, digest: int, backward: bool) -> Callable[[int, int], None]:
+    size, width, vector = vector_sizes(kind)
 
     def add(p: int, scratch: int) -> None:
         _ = digest
         length, channels = load_int(p + LENGTH), load_int(p + CHANNELS)
         n_tokens, has_gate = load_int(p + N_TOKENS), load_int(p + ROWS) != 0
         levels, lowest, row = load_int(p + OUT_1), load_int(p + SETTING), size * channels
-        one, scale = splat(1.0, bits), splat_load(p + NUMBER, bits)
+        one, scale = splat(1.0, kind), splat_load(p + NUMBER, kind)
         while True:
             b = fetch_increment(p + COUNTER)
             if b >= load_int(p + BATCH):
@@ -295,24 +294,24 @@ def _build_add(bits: int, digest: int, backward: bool) -> Callable[[int, int], N
                 token, other = b * length + t, _row(p + OTHER, b, t)
                 d_gate = load_int(p + OUT_2) + (b * load_int(p + N_STEPS) + t // n_tokens) * row
                 for i in range((channels + width - 1) // width):
-                    lanes, at = min(width, channels - i * width), 64 * i
-                    factor, result = one, splat(0.0, bits)
+                    lanes, at = min(width, channels - i * width), vector * i
+                    factor, result = one, splat(0.0, kind)
                     if levels != 0:
                         place = levels + 2 * (token * channels + i * width)
                         factor = select_levels(place, lowest, scale)
-                    kept = load_lanes(x + at, lanes, bits) * factor
+                    kept = load_lanes(x + at, lanes, kind) * factor
                     if load_int(p + OTHER) != 0:
-                        result = load_lanes(other + at, lanes, bits)
+                        result = load_lanes(other + at, lanes, kind)
                     if backward:  # other is the gradient
                         if has_gate:
                             of_gate = result * kept
                             if t % n_tokens != 0:
-                                of_gate = of_gate + load_lanes(d_gate + at, lanes, bits)
+                                of_gate = of_gate + load_lanes(d_gate + at, lanes, kind)
                             store_lanes(d_gate + at, lanes, of_gate)
-                            result = result * load_lanes(gate + at, lanes, bits)
+                            result = result * load_lanes(gate + at, lanes, kind)
                         result = result * factor
                     elif has_gate:
-                        result = fma(kept, load_lanes(gate + at, lanes, bits), result)
+                        result = fma(kept, load_lanes(gate + at, lanes, kind), result)
                     else:
                         result = result + kept
                     store_lanes(load_int(p + OUT_0) + token * row + at, lanes, result)
