@@ -85,7 +85,7 @@ def test_against_reference() -> None:
                 with torch.no_grad():
                     inputs = [each.to(dtype) for each in drawn[:2]]
                     x, residual = inputs[0].chunk(2, dim=-1)
-                        alone = operation(x, residual, inputs[1], drawn[2])
+                    alone = operation(x, residual, inputs[1], drawn[2])
                 for place, output in enumerate(alone):
                     value = found[f"output {place}"]
                     assert output.dtype == value.dtype
