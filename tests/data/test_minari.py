@@ -271,7 +271,7 @@ def test_bad_tables(minari_root: Path, data_format: str) -> None:
         at = table.schema.get_field_index(key)
         changed = table.remove_column(at)
         write(changed if values is None else changed.add_column(at, key, [values]))
-        wrong += unlike((key, values), refusal(folder), {"path": "", **expected})
+        wrong += unlike((key, values), refusal(folder), expected)
     assert not wrong, "\n".join(wrong)
     write(table.slice(0, 1))
     assert refusal(folder).setting == "rewards"

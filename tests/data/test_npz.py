@@ -80,8 +80,8 @@ def test_flags_that_do_not_tell_a_time_limit(tmp_path: Path) -> None:
             assert data.truncated.tolist() == [False, True, False]
             error = refusal(source, no_time_limit=True, max_episode_steps=3)
             assert error.setting == "max_episode_steps"
-    for starts in (np.array([0, 4, 7]), steps):
-        error = refusal(arrays | {"episode_starts": starts}, no_time_limit=True)
+    for no_flags in (np.array([0, 4, 7]), steps):
+        error = refusal(arrays | {"episode_starts": no_flags}, no_time_limit=True)
         assert error.setting == "episode_starts"
     both = arrays | {"terminals": steps == 3, "episode_starts": np.isin(steps, (0, 4, 7))}
     for source in (both, write(tmp_path / "a.npz", both)):

@@ -84,12 +84,15 @@ def _open(path: Path) -> Iterator[tuple[list[str], Callable[[Sequence[str]], Ite
         if path.suffix == ".parquet":
             with pa.parquet.ParquetFile(path) as file:
                 about = file.metadata
-                sizes = (about.row_group(i).total_byte_size for i in range(about.num_row_groups))
-                n_rows = max(1, CHUNK_BYTES * about.num_rows // max(1, sum(sizes)))
-                yield (
-                    file.schema_arrow.names,
-                    lambda columns: file.iter_batches(n_rows, columns=list(columns)),
-                )
+                groups = range(about.num_row_groups)
+                size = sum(about.row_group(group).total_byte_size for group in groups)
+                n_rows = max(1, CHUNK_BYTES * about.num_rows // max(1, size))
+
+                def read(columns: Sequence[str]) -> Iterator[Any]:
+                    for group in groups:  # all at once, pyarrow keeps what it has read
+                        yield from file.iter_batches(n_rows, [group], list(columns))
+
+                yield file.schema_arrow.names, read
             return
         with pa.memory_map(str(path)) as source:
             is_file = source.read(6) == b"ARROW1"
@@ -99,7 +102,7 @@ def _open(path: Path) -> Iterator[tuple[list[str], Callable[[Sequence[str]], Ite
             yield reader.schema.names, lambda columns: (each.select(columns) for each in batches)
     except FileNotFoundError:
         raise DatasetError(describe_missing_path(path), path=path) from None
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError, OverflowError) as error:
         kind = "Parquet" if path.suffix == ".parquet" else "Arrow"
         problem = f"{path} is damaged or no {kind} file ({error}): get it again"
         raise DatasetError(problem, path=path) from error

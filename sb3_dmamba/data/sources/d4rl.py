@@ -263,7 +263,10 @@ class D4RLFile:
 
     def _read_pickle(self) -> Trajectories:
         contents = load_plain_pickle(self.path)
-        given = {"observation_space": self.observation_space, "action_space": self.action_space}
+        given: dict[str, Any] = {
+            "observation_space": self.observation_space,
+            "action_space": self.action_space,
+        }
         try:
             with naming(self.path):
                 if isinstance(contents, dict):
@@ -271,7 +274,10 @@ class D4RLFile:
                     flat = {key: _to_array(contents, key) for key in keys}
                     contents = {**contents, **flat, **_read_flag_like(contents)}
                     limit = self.max_episode_steps
-                    time_limit = {"max_episode_steps": limit or None, "no_time_limit": limit == 0}
+                    time_limit: dict[str, Any] = {
+                        "max_episode_steps": limit or None,
+                        "no_time_limit": limit == 0,
+                    }
                     data = load_arrays(contents, **given, **time_limit, name=self.name)
                 else:
                     data = _join_episodes(contents, **given, name=self.name)
@@ -381,7 +387,7 @@ class _FlatFile:
         if isinstance(self._file, Archive):
             try:
                 node = self._file[key]
-            except ValueError as error:
+            except (OSError, ValueError) as error:
                 raise self._error(key, f"{error}: get the file again") from error
             return self._check_node(key, node, node.stored_bytes)
         if isinstance(self._file.get(key, getlink=True), h5py.ExternalLink):

@@ -83,13 +83,15 @@ def open_rows(
     limit = check_optional_integer("max_episode_steps", max_episode_steps, 1, error=DatasetError)
     is_path = isinstance(source, (str, os.PathLike))
     table = _open_path(Path(source).expanduser(), split) if is_path else _open(source, split)
-    with naming(table.label):
+    with table.naming():
         check_keys(table.columns, FLAGS)
         lengths, terminated, truncated = _read_ends(table, limit)
         if observation_space is None:
             observation_space = _infer_observation_space(table)
         if action_space is None:
-            action_space = infer_action_space(step["actions"] for step in table.steps("actions"))
+            action_space = infer_action_space(
+                step["actions"] for step in table.steps(lengths, "actions")
+            )
         return Rows(
             table,
             np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
@@ -107,9 +109,14 @@ class Table:
     """A table whose columns can be read a few rows at a time."""
 
     label: str
+    path: Path | None  # None: it is an object
     named: Path  # what may be a name of D4RL's
     columns: list[str]
     read: Callable[[Sequence[str]], Iterator[Any]]
+
+    def naming(self) -> contextlib.AbstractContextManager[None]:
+        """Add the path, if there is one, to a DatasetError raised inside."""
+        return contextlib.nullcontext() if self.path is None else naming(self.path)
 
     def rows(self, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Any]:
         """Yield a dict of arrays for each row, without optional columns that hold none."""
@@ -127,10 +134,15 @@ class Table:
                         raise within(error, f"row {number}", episode=number) from error
             yield row
 
-    def steps(self, *columns: str) -> Iterator[dict[str, Any]]:
-        """Yield the rewards of each row, and other columns as long as they are."""
-        for number, row in enumerate(self.rows(["rewards", *columns])):
+    def steps(self, lengths: Sequence[int], *columns: str) -> Iterator[dict[str, Any]]:
+        """Yield the rewards of each row, which has a known length, and other columns of as many."""
+        rows = self.rows(["rewards", *columns])
+        for number, length in enumerate(lengths):
+            row = next(rows, {"rewards": np.empty(0)})
             with _in_row(number):
+                if len(row["rewards"]) != length:
+                    problem = f"rewards: {len(row['rewards'])} values where {length} were read"
+                    raise DatasetError(f"{problem} before: get the file again", setting="rewards")
                 if isinstance(row.get("actions"), dict):
                     problem = "actions are structs: give a number or a list of numbers a step"
                     raise DatasetError(problem, setting="actions")
@@ -167,7 +179,7 @@ class Rows:
             bar.start(0, int(self.offsets[-1]))
         rows = self._iterate()
         for first, last in group_episodes(self.offsets, CHUNK_BYTES // self._bytes_per_step):
-            with naming(self.table.label):
+            with self.table.naming():
                 piece = list(itertools.islice(rows, last - first))  # raises by rows of the whole
             yield self._copy(piece, first, last)
 
@@ -177,13 +189,14 @@ class Rows:
         return max(1, np.dtype(observation_dtype(flat)).itemsize * math.prod(flat.shape))
 
     def _iterate(self) -> Iterator[tuple[Any, ndarray, ndarray]]:
-        for row in self.table.steps("observations", "actions"):
+        lengths = np.diff(self.offsets).tolist()
+        for row in self.table.steps(lengths, "observations", "actions"):
             observations = arrange(row["observations"], self.observation_space)
             yield observations, arrange(row["actions"], self.action_space), row["rewards"]
 
     def _copy(self, rows: Iterable[Any], first: int, last: int) -> Trajectories:
         shapes = flat_space(self.observation_space).shape, self.action_space.shape or ()
-        with naming(self.table.label), placing(int(self.offsets[first]), first):
+        with self.table.naming(), placing(int(self.offsets[first]), first):
             return copy_rows(
                 rows,
                 np.diff(self.offsets[first : last + 1]).tolist(),
@@ -256,7 +269,7 @@ def _open(source: Any, split: str | None) -> Table:
 
     names = [name for name in (dataset.info.dataset_name, dataset.info.config_name) if name]
     label = "/".join(names) or "dataset"
-    return Table(label, Path(names[-1] if names else ""), dataset.column_names, read)
+    return Table(label, None, Path(names[-1] if names else ""), dataset.column_names, read)
 
 
 def _open_path(path: Path, split: str | None) -> Table:
@@ -283,7 +296,7 @@ def _open_path(path: Path, split: str | None) -> Table:
     def read(columns: Sequence[str]) -> Iterator[Any]:
         return itertools.chain.from_iterable(read_batches(file, columns) for file in files)
 
-    return Table(str(path), path, read_names(files[0]), read)
+    return Table(str(path), path, path, read_names(files[0]), read)
 
 
 def _read_json(path: Path, find: Callable[[Any], list[Any]]) -> list[str]:
