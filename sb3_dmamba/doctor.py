@@ -231,7 +231,7 @@ class Place:
 
 def find_places() -> list[Place]:
     """Return the folders that datasets are downloaded to."""
-    minari = minari_folder(), "MINARI_DATASETS_PATH", "**/data/main_data.hdf5"
+    minari = minari_folder(), "MINARI_DATASETS_PATH", "**/data/metadata.json"
     d4rl = cache_folder(), "D4RL_DATASET_DIR", "*.hdf5"
     return [_describe_folder("Minari", *minari), _describe_folder("D4RL", *d4rl)]
 

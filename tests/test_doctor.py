@@ -150,7 +150,7 @@ def test_a_container_s_share_of_the_cores(tmp_path: Path, monkeypatch: pytest.Mo
 def test_places_of_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = tmp_path / "minari" / "cartpole" / "tiny-v0" / "data"
     data.mkdir(parents=True)
-    (data / "main_data.hdf5").write_bytes(b"")
+    (data / "metadata.json").write_bytes(b"")
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
     monkeypatch.setenv("D4RL_DATASET_DIR", str(tmp_path / "not" / "there"))
     minari, d4rl = find_places()

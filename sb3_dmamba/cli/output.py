@@ -228,8 +228,8 @@ def number(
 
 
 SOURCES_HELP = (
-    "A D4RL name or HDF5 file, a Decision Transformer pickle, a Minari id or folder, a DQN-replay "
-    "folder, a store."
+    "A D4RL name, an HDF5, .npz or Parquet file, a Decision Transformer pickle, a Minari id or "
+    "folder, a folder of a Hugging Face dataset or the DQN replay, a store."
 )
 HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 

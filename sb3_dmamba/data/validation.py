@@ -110,7 +110,7 @@ def _wrong_dtype(name: str, dtype: np.dtype[Any], expected: str) -> DatasetError
     return DatasetError(f"{name} are {dtype}{expected}", setting=name, value=dtype)
 
 
-def rows_per_chunk(array: ndarray) -> int:
+def rows_per_chunk(array: Any) -> int:
     """Return how many rows of ``array`` make up :data:`CHUNK_BYTES` as float64."""
     return max(1, CHUNK_BYTES // max(1, 8 * int(np.prod(array.shape[1:], dtype=np.int64))))
 

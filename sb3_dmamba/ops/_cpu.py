@@ -97,13 +97,19 @@ def is_compiling() -> bool:
     return _ahead.is_alive()
 
 
+_OF_AN_UPDATE = (
+    *(("causal_conv1d.cpu", ""), ("selective_scan._kernels", "")),
+    *(("residual.cpu", "norm_"), ("residual.cpu", "add_")),
+)  # modules of kernels, and what comes before the direction in their names
+
+
 def _compile_all() -> None:
     kind, _, _ = choose_vectors(torch.float32)
     with contextlib.suppress(Exception):  # the call that needs the kernel will raise it
-        for builder in ("build_forward", "build_backward"):
-            for module in ("causal_conv1d.cpu", "selective_scan._kernels"):
+        for direction in ("forward", "backward"):
+            for module, name in _OF_AN_UPDATE:
                 if threading.main_thread().is_alive():
-                    load_kernel(module, builder, kind)
+                    load_kernel(module, f"build_{name}{direction}", kind)
 
 
 def _source_digest() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from minari.data_collector import EpisodeBuffer
+from PIL import Image
 
 from sb3_dmamba.data import Trajectories, load_trajectories
 from sb3_dmamba.errors import DatasetError, DecisionMambaError
@@ -24,6 +26,25 @@ def import_d3rlpy() -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it imports the old gym, which warns
         return pytest.importorskip("d3rlpy", reason="the d3rlpy extra is not installed")
+
+
+def skip_without(package: str) -> Any:
+    """Import a package of the hub extra, or skip what needs it."""
+    return pytest.importorskip(package, reason=f"{package}, of the hub extra, is not installed")
+
+
+def import_datasets() -> Any:
+    """Import Hugging Face's datasets, or skip what needs it; its progress bars are off."""
+    datasets = skip_without("datasets")
+    datasets.disable_progress_bars()
+    return datasets
+
+
+def to_png(frame: Any) -> dict[str, Any]:
+    """Return a frame as the feature Image of Hugging Face's datasets stores it."""
+    file = io.BytesIO()
+    Image.fromarray(frame).save(file, "PNG")
+    return {"bytes": file.getvalue(), "path": None}
 
 
 def make_trajectories(

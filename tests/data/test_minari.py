@@ -16,13 +16,16 @@ import numpy as np
 import pytest
 from gymnasium import spaces, wrappers
 from gymnasium.spaces.utils import flatten
+from minari.data_collector import EpisodeBuffer
+from minari.dataset.minari_storage import MinariStorage
 from minari.serialization import serialize_space
 
 from sb3_dmamba.data import load_trajectories
 from sb3_dmamba.data.joining import join_pieces
-from sb3_dmamba.data.sources.minari import open_minari_folder, open_minari_id
+from sb3_dmamba.data.sources.minari import find_minari_folder, open_minari_folder, open_minari_id
+from sb3_dmamba.data.trajectories import replace
 from sb3_dmamba.errors import DatasetError
-from tests.data.builders import assert_same, refusal, unlike, write_minari
+from tests.data.builders import assert_same, refusal, skip_without, unlike, write_minari
 
 pytestmark = pytest.mark.usefixtures("minari_root")
 LENGTHS = [3, 1, 4]
@@ -56,6 +59,16 @@ def _make(space: spaces.Space[Any], **options: Any) -> list[list[Any]]:
     return seen
 
 
+FORMATS = ("hdf5", "arrow", "parquet")
+
+
+def need(data_format: str) -> dict[str, str]:
+    """Return the option that stores a dataset so, or skip the test."""
+    if data_format != "hdf5":
+        skip_without("pyarrow")
+    return {"data_format": data_format}
+
+
 SPACES: list[spaces.Space[Any]] = [
     spaces.Box(-5, 5, (2, 3), np.float32),
     spaces.Box(-5, 5, (3,), np.int64),
@@ -65,9 +78,10 @@ SPACES: list[spaces.Space[Any]] = [
 ]
 
 
-def test_observation_spaces(minari_root: Path) -> None:
+@pytest.mark.parametrize("data_format", FORMATS)
+def test_observation_spaces(minari_root: Path, data_format: str) -> None:
     for space in SPACES:
-        seen = _make(space)
+        seen = _make(space, **need(data_format))
         data = load_trajectories("box/small-v0")
         for episode, samples in zip(data, seen, strict=True):
             is_box = isinstance(space, spaces.Box)
@@ -77,8 +91,9 @@ def test_observation_spaces(minari_root: Path) -> None:
         shutil.rmtree(minari_root / "box")
 
 
+@pytest.mark.parametrize("data_format", FORMATS)
 @pytest.mark.parametrize("jpeg", [True, False])
-def test_frames_stay_bytes(minari_root: Path, jpeg: bool) -> None:
+def test_frames_stay_bytes(minari_root: Path, jpeg: bool, data_format: str) -> None:
     for space in (FRAME, spaces.Box(0, 255, (33, 40), np.uint8)):
         # Smooth frames, so that JPEG is nearly lossless.
         ramp = np.linspace(0, 255, space.shape[1])
@@ -90,7 +105,8 @@ def test_frames_stay_bytes(minari_root: Path, jpeg: bool) -> None:
             {"observations": frames, "actions": taken}
             for frames, taken in zip(seen, actions, strict=True)
         ]
-        write_minari("frames-v0", space, ACTIONS, episodes, jpeg_encoding=jpeg)
+        options = {"jpeg_encoding": jpeg, **need(data_format)}
+        write_minari("frames-v0", space, ACTIONS, episodes, **options)
         data = load_trajectories("frames-v0")
         assert data.observations.dtype == np.uint8
         expected = np.concatenate([frames[:-1] for frames in seen])
@@ -99,8 +115,9 @@ def test_frames_stay_bytes(minari_root: Path, jpeg: bool) -> None:
         shutil.rmtree(minari_root / "frames-v0")
 
 
-def test_a_dataset_object_and_its_selection() -> None:
-    _make(VECTOR)
+@pytest.mark.parametrize("data_format", FORMATS)
+def test_a_dataset_object_and_its_selection(data_format: str) -> None:
+    _make(VECTOR, **need(data_format))
     dataset = minari.load_dataset("box/small-v0")
     assert load_trajectories(dataset).lengths.tolist() == LENGTHS
     chosen = dataset.filter_episodes(lambda episode: len(episode.rewards) > 1)
@@ -172,7 +189,7 @@ def _edit(root: Path, **changes: Any) -> None:
 
 
 BAD_METADATA: list[tuple[dict[str, Any], dict[str, Any]]] = [
-    ({"data_format": "arrow"}, {"setting": "data_format", "value": "arrow"}),
+    ({"data_format": "zarr"}, {"setting": "data_format", "value": "zarr"}),
     ({"total_episodes": 0}, {"path": "data"}),
     ({"total_episodes": 4}, {"path": "main_data.hdf5", "setting": "episode_3"}),
     ({"observation_space": None}, {"setting": "observation_space"}),
@@ -230,6 +247,85 @@ def test_bad_episodes(minari_root: Path) -> None:
         wrong += unlike((key, values), error, {"path": path, **expected})
         path.write_bytes(whole)
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("data_format", FORMATS[1:])
+def test_bad_tables(minari_root: Path, data_format: str) -> None:
+    _make(VECTOR, **need(data_format))
+    import pyarrow as pa
+    from pyarrow import feather, parquet
+
+    folder = minari_root / "box" / "small-v0" / "data"
+    assert load_trajectories(folder).lengths.tolist() == LENGTHS
+    (path,) = (folder / "2").glob("part-*")
+    whole, wrong = path.read_bytes(), []
+    table = (feather if data_format == "arrow" else parquet).read_table(path)
+
+    def write(changed: Any) -> None:
+        if data_format == "arrow":
+            feather.write_feather(changed, path, compression="uncompressed")
+        else:
+            parquet.write_table(changed, path)
+
+    for key, values, expected in BAD_TABLES:
+        at = table.schema.get_field_index(key)
+        changed = table.remove_column(at)
+        write(changed if values is None else changed.add_column(at, key, [values]))
+        wrong += unlike((key, values), refusal(folder), expected)
+    assert not wrong, "\n".join(wrong)
+    write(table.slice(0, 1))
+    assert refusal(folder).setting == "rewards"
+    for damaged in (whole[: len(whole) // 2], b"", b"no table"):
+        path.write_bytes(damaged)
+        assert refusal(folder).path == str(path)
+    write(pa.concat_tables([table.slice(0, 2), table.slice(2)]))
+    assert load_trajectories(folder).lengths.tolist() == LENGTHS
+    path.unlink()
+    assert "download it again" in str(refusal(folder))
+    _edit(minari_root, total_episodes=2)
+    assert load_trajectories(folder).lengths.tolist() == LENGTHS[:2]
+
+
+BAD_TABLES: list[tuple[str, Any, dict[str, Any]]] = [
+    ("rewards", None, {"setting": "rewards"}),
+    ("rewards", ["x"] * 5, {"setting": "rewards"}),
+    ("rewards", [0.0, None, 0.0, 0.0, 0.0], {"setting": "rewards"}),
+    ("rewards", [[0.0, 1.0]] * 5, {"setting": "rewards", "value": (4, 2)}),
+    ("rewards", [0, 0, 0, np.inf, 0], {"setting": "rewards", "episode": 2, "index": 7}),
+    ("observations", None, {"setting": "observations"}),
+    ("observations", [[0.0] * 3] * 5, {"setting": "observations", "value": (4, 3)}),
+    ("observations", [[0.0] * n for n in range(5)], {"setting": "observations", "index": 1}),
+    ("observations", [b"no image"] * 5, {"setting": "observations"}),
+    ("actions", [[0.0] * 3] * 5, {"setting": "actions", "value": (4, 3)}),
+    ("actions", [[2.0, 2.0]] * 5, {"setting": "actions", "episode": 2, "index": 4}),
+    ("terminations", [False, True, False, False, False], {"setting": "terminations", "index": 1}),
+]
+
+
+@pytest.mark.parametrize("data_format", FORMATS[1:])
+def test_recorded_data_are_the_same_in_every_format(
+    tmp_path: Path, data_format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = find_minari_folder("sb3_dmamba/halfcheetah-v0")
+    old = MinariStorage.read(original / "data")
+    (tmp_path / "copy").mkdir()
+    place, given = tmp_path / "copy" / "data", (old.observation_space, old.action_space)
+    new = MinariStorage.new(place, *given, **need(data_format))
+    keys = ("observations", "actions", "rewards", "terminations", "truncations", "infos")
+    episodes = old.get_episodes(range(0, 90, 30))
+    new.update_episodes(
+        EpisodeBuffer(id=None, **{key: each[key] for key in keys}) for each in episodes
+    )
+    metadata = json.loads((place / "metadata.json").read_text())
+    metadata["env_spec"] = old.metadata["env_spec"]
+    (place / "metadata.json").write_text(json.dumps(metadata))
+    expected = load_trajectories(original)[[0, 30, 60]]
+    found = load_trajectories(tmp_path / "copy")
+    assert_same(found, replace(expected, source=found.source))
+    monkeypatch.setattr("sb3_dmamba.data.sources.minari.CHUNK_BYTES", 1)
+    pieces = list(open_minari_folder(tmp_path / "copy").pieces())
+    assert [len(piece) for piece in pieces] == [1, 1, 1]
+    assert_same(join_pieces(pieces), found)
 
 
 def test_damaged_files(minari_root: Path) -> None:

@@ -30,7 +30,14 @@ from sb3_dmamba.data import Trajectories, load_trajectories
 from sb3_dmamba.data.recording import collect
 from sb3_dmamba.data.sources import SOURCES
 from sb3_dmamba.spaces import flat_space, flatten_observation
-from tests.data.builders import assert_same, import_d3rlpy, write_minari
+from tests.data.builders import (
+    assert_same,
+    import_d3rlpy,
+    import_datasets,
+    skip_without,
+    to_png,
+    write_minari,
+)
 from tests.data.dqn_files import FRAME, STACK, Played, Recorder
 
 pytestmark = pytest.mark.filterwarnings("ignore:the ring is full")
@@ -151,6 +158,11 @@ def write_hdf5(case: Case, folder: Path) -> Written:
     return folder / "data.hdf5", spaces_of(case)
 
 
+def write_npz(case: Case, folder: Path) -> Written:
+    np.savez_compressed(folder / "data.npz", **flat_arrays(case))
+    return folder / "data.npz", spaces_of(case)
+
+
 def write_d4rl_name(case: Case, folder: Path) -> Written:
     path, _ = write_hdf5(case, folder)
     path.rename(folder / "hopper_medium-v2.hdf5")
@@ -164,7 +176,54 @@ def write_pickle(case: Case, folder: Path) -> Written:
     return folder / "data.pkl", spaces_of(case)
 
 
-def write_minari_object(case: Case, folder: Path) -> Written:
+def make_rows(case: Case) -> Any:
+    """Return a table with a row an episode, as D4RL's sets on the hub: their ``dones`` are ends."""
+    datasets = import_datasets()
+    names = {"observations": case.shown, "actions": case.data.actions, "rewards": case.data.rewards}
+    columns = names | {"dones": case.flags()[0]}
+
+    def cut(values: Any, part: slice) -> Any:
+        if isinstance(values, dict):
+            return {key: cut(each, part) for key, each in values.items()}
+        return [to_png(each) for each in values[part]] if values.ndim > 3 else values[part].tolist()
+
+    def describe(values: Any) -> Any:
+        if isinstance(values, dict):
+            return {key: describe(each) for key, each in values.items()}
+        if values.ndim > 3:
+            return datasets.List(datasets.Image())
+        feature = datasets.Value(values.dtype.name)
+        for _ in range(values.ndim):
+            feature = datasets.List(feature)
+        return feature
+
+    rows = {key: [cut(values, part) for part in case.parts()] for key, values in columns.items()}
+    features = datasets.Features({key: describe(values) for key, values in columns.items()})
+    return datasets.Dataset.from_dict(rows, features=features)
+
+
+def write_dataset(case: Case, folder: Path) -> Written:
+    return make_rows(case), spaces_of(case)
+
+
+def write_dataset_dict(case: Case, folder: Path) -> Written:
+    rows, datasets = make_rows(case), import_datasets()
+    backwards = rows.select(range(len(rows))[::-1])
+    both = datasets.DatasetDict(test=rows, train=backwards.select(range(len(rows))[::-1]))
+    return both, {**spaces_of(case), "split": "train"}
+
+
+def write_saved_dataset(case: Case, folder: Path) -> Written:
+    make_rows(case).save_to_disk(folder / "saved", num_shards=2)
+    return folder / "saved", spaces_of(case)
+
+
+def write_parquet(case: Case, folder: Path) -> Written:
+    make_rows(case).to_parquet(folder / "rows.parquet")
+    return folder / "rows.parquet", spaces_of(case)
+
+
+def write_minari_object(case: Case, folder: Path, **options: Any) -> Written:
     """Write as Minari's own collector does: with the observation after the last step."""
     data = case.data
     ends = np.select([data.terminated, data.truncated], ["terminated", "truncated"], "cut")
@@ -179,7 +238,18 @@ def write_minari_object(case: Case, folder: Path) -> Written:
         for part, end in zip(case.parts(), ends, strict=True)
     ]
     written = ("written/case-v0", case.space, data.action_space, episodes)
-    return write_minari(*written, jpeg_encoding=False), {}
+    return write_minari(*written, jpeg_encoding=False, **options), {}
+
+
+def write_minari_arrow(case: Case, folder: Path) -> Written:
+    skip_without("pyarrow")
+    return write_minari_object(case, folder, data_format="arrow")
+
+
+def write_minari_parquet(case: Case, folder: Path) -> Written:
+    skip_without("pyarrow")
+    write_minari_object(case, folder, data_format="parquet")
+    return folder / "minari" / "written" / "case-v0" / "data", {}
 
 
 def write_minari_id(case: Case, folder: Path) -> Written:
@@ -340,10 +410,17 @@ FORMATS = (
     Format("arrays", "arrays:load_arrays", write_arrays, MAPPINGS),
     Format("D4RL HDF5", "d4rl:open_d4rl_file", write_hdf5, FLAT),
     Format("D4RL name", "d4rl:open_d4rl_name", write_d4rl_name, ("continuous",)),
+    Format("npz", "d4rl:open_d4rl_file", write_npz, FLAT),
     Format("DT pickle", "d4rl:open_d4rl_file", write_pickle, FLAT),
     Format("Minari id", "minari:open_minari_id", write_minari_id, MAPPINGS),
     Format("Minari folder", "minari:open_minari_folder", write_minari_folder, MAPPINGS),
     Format("Minari object", "minari:load_minari_object", write_minari_object, MAPPINGS),
+    Format("Minari Arrow", "minari:load_minari_object", write_minari_arrow, MAPPINGS),
+    Format("Minari Parquet", "minari:open_minari_folder", write_minari_parquet, MAPPINGS),
+    Format("Dataset", "huggingface:open_rows", write_dataset, MAPPINGS),
+    Format("DatasetDict", "huggingface:open_rows", write_dataset_dict, MAPPINGS),
+    Format("saved Dataset", "huggingface:open_rows", write_saved_dataset, MAPPINGS),
+    Format("Parquet", "huggingface:open_rows", write_parquet, MAPPINGS),
     Format(
         "to_minari", "minari:load_minari_object", write_to_minari, EVERYTHING, keeps_frames=False
     ),

@@ -42,10 +42,11 @@ def load_trajectories(
     """Load a dataset.
 
     Args:
-        source: A Minari id, ``MinariDataset`` or folder; a D4RL name, HDF5 file or Decision
-            Transformer pickle; a folder of the Atari DQN replay; a buffer of d3rlpy or
-            Stable-Baselines3; a dict of flat arrays with D4RL's keys or Gymnasium's; a folder that
-            ``Trajectories.save`` wrote; or ``Trajectories``, which come back as they are.
+        source: A Minari id, ``MinariDataset`` or folder; a D4RL name, HDF5 or .npz file or Decision
+            Transformer pickle; a dataset of Hugging Face, its saved folder or Parquet file; a
+            folder of the Atari DQN replay; a buffer of d3rlpy or Stable-Baselines3; a dict of flat
+            arrays with D4RL's keys or Gymnasium's; a folder that ``Trajectories.save`` wrote; or
+            ``Trajectories``, which come back as they are.
         reward_mode: ``"dense"``, or ``"delayed"``: :meth:`Trajectories.with_delayed_rewards`.
         top_fraction: Keep only this fraction of the episodes, those with the largest returns, as
             :meth:`Trajectories.take_top` does; None keeps all.
@@ -267,15 +268,26 @@ def _is_dqn_replay_folder(folder: Path) -> bool:
     return any(any(folder.glob(f"{place}$store$_*_ckpt.*.gz")) for place in places)
 
 
+def _has_rows(path: Path) -> bool:
+    """Whether this is a table of Hugging Face's datasets."""
+    if not path.is_dir():
+        return path.suffix.lower() == ".parquet" and path.is_file()
+    files = ("dataset_dict.json", "dataset_info.json")
+    patterns = ("*.parquet", "data/*.parquet")
+    return any((path / name).is_file() for name in files) or any(
+        any(path.glob(pattern)) for pattern in patterns
+    )
+
+
 def _is_name(test: Callable[[str], object]) -> Callable[[object], bool]:
     """Match the texts for which a test finds something."""
     return lambda source: isinstance(source, str) and test(source) is not None
 
 
-def _has_base(package: str, name: str) -> Callable[[object], bool]:
-    """Match the instances of a class without importing its package."""
+def _has_base(package: str, *names: str) -> Callable[[object], bool]:
+    """Match the instances of classes without importing their package."""
     return lambda source: any(
-        base.__name__ == name and base.__module__.partition(".")[0] == package
+        base.__name__ in names and base.__module__.partition(".")[0] == package
         for base in type(source).__mro__
     )
 
@@ -289,9 +301,9 @@ SOURCES = (
         "sb3_dmamba.data.trajectories:load_store",
     ),
     Source(
-        "a Minari dataset's folder (with data/main_data.hdf5 inside)",
+        "a Minari dataset's folder (with data/metadata.json inside)",
         "path",
-        _contains("data/metadata.json", "data/main_data.hdf5", "main_data.hdf5"),
+        _contains("data/metadata.json", "data/main_data.hdf5", "main_data.hdf5", "0/metadata.json"),
         "sb3_dmamba.data.sources.minari:open_minari_folder",
     ),
     Source(
@@ -319,6 +331,18 @@ SOURCES = (
         "sb3_dmamba.data.sources.d4rl:open_d4rl_file",
     ),
     Source(
+        "a folder that datasets.save_to_disk wrote, a Parquet file of episodes or a folder of some",
+        "path",
+        _is_path(_has_rows),
+        "sb3_dmamba.data.sources.huggingface:open_rows",
+    ),
+    Source(
+        "a NumPy file of flat arrays (.npz)",
+        "path",
+        _has_suffix(".npz"),
+        "sb3_dmamba.data.sources.d4rl:open_d4rl_file",
+    ),
+    Source(
         "a Minari id ('mujoco/hopper/medium-v0')",
         "name",
         # an id ends in a version; with a namespace one that is missing was likely forgotten
@@ -330,6 +354,12 @@ SOURCES = (
         "object",
         _has_base("minari", "MinariDataset"),
         "sb3_dmamba.data.sources.minari:load_minari_object",
+    ),
+    Source(
+        "a Dataset or DatasetDict of Hugging Face's datasets",
+        "object",
+        _has_base("datasets", "Dataset", "DatasetDict", "IterableDataset", "IterableDatasetDict"),
+        "sb3_dmamba.data.sources.huggingface:open_rows",
     ),
     Source(
         "a d3rlpy ReplayBuffer or MDPDataset",

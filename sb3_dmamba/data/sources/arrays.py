@@ -14,7 +14,7 @@ from gymnasium import spaces
 from jaxtyping import Bool, Int64
 from numpy import ndarray
 
-from sb3_dmamba.checks import near_names
+from sb3_dmamba.checks import check_optional_integer, near_names
 from sb3_dmamba.data.mapping import as_array, iterate_rows
 from sb3_dmamba.data.trajectories import Trajectories
 from sb3_dmamba.data.validation import check_finite
@@ -25,6 +25,7 @@ REQUIRED = ("observations", "actions", "rewards")
 TERMINATED = ("terminals", "terminations", "terminated")
 TRUNCATED = ("timeouts", "truncations", "truncated")
 DONES = ("dones", "done")  # either of both, as the old gym has it
+STARTS = ("episode_starts", "episode_start")  # the step after either
 KEYS = (*REQUIRED, *TERMINATED, *TRUNCATED)
 FLAGS = (*TERMINATED, *TRUNCATED, *DONES)
 
@@ -55,6 +56,8 @@ def load_arrays(
     action_space: spaces.Space[Any] | None = None,
     env_id: str | None = None,
     env_kwargs: Mapping[str, Any] | None = None,
+    max_episode_steps: int | None = None,
+    no_time_limit: bool = False,
     name: str = "arrays",
 ) -> Trajectories:
     """Cut flat arrays of steps into episodes.
@@ -65,13 +68,18 @@ def load_arrays(
         source: ``observations`` (N, ...) (a dict or tuple of arrays where ``observation_space`` is
             a Dict or Tuple), ``actions`` (N, ...), ``rewards`` (N,), and at least one of
             ``terminals`` (``terminations``, ``terminated``) and ``timeouts`` (``truncations``,
-            ``truncated``), (N,). ``dones`` (``done``) tells the one that is not given. Numbers and
-            flags may be columns, (N, 1). Other keys are left alone.
+            ``truncated``), (N,). ``dones`` (``done``), else ``episode_starts``, tells the one that
+            is not given. Numbers and flags may be columns, (N, 1). Other keys are left alone.
         observation_space: The environment's. None: an unbounded Box, or frames of bytes.
         action_space: The environment's. None: Discrete, up to the largest integer that occurs, or a
             Box from -1 to 1 if no float lies outside.
         env_id: What ``gymnasium.make`` takes.
         env_kwargs: Its other arguments.
+        max_episode_steps: Where no array tells truncations, the steps after which an episode that
+            did not terminate was truncated. Where ``dones`` or ``episode_starts`` is the only flag,
+            an episode of as many steps was truncated, any other terminated.
+        no_time_limit: True: where ``dones`` or ``episode_starts`` is the only flag, every end is a
+            termination.
         name: Name of the dataset in summaries and reports.
 
     Raises:
@@ -80,7 +88,8 @@ def load_arrays(
             or the action space cannot be inferred.
         SpaceError: A space cannot be learnt.
     """
-    check_keys(source)
+    limit = check_time_limit(max_episode_steps, no_time_limit)
+    check_keys(source, flags_needed(limit))
     arrays = {key: as_array(source[key], key) for key in (*KEYS[1:], *DONES) if key in source}
     check_lengths({key: array.shape for key, array in arrays.items()})
     actions = arrays.pop("actions")
@@ -90,7 +99,7 @@ def load_arrays(
         problem = f"actions have dtype {actions.dtype}: give one number or vector a step"
         raise DatasetError(problem, setting="actions", value=actions.dtype)
     others = {key: source[key] for key in list_flag_like(source)}
-    terminated, truncated = read_flags(arrays, len(rewards), others=others)
+    terminated, truncated = read_flags(arrays, len(rewards), limit, others)
     offsets, ends = cut_episodes(terminated, truncated)
     if action_space is None:
         action_space = infer_action_space(iterate_rows(actions))
@@ -178,7 +187,34 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
         raise
 
 
-def check_keys(keys: Iterable[Any], terminated: Sequence[str] = TERMINATED) -> None:
+@contextlib.contextmanager
+def placing(step: int, episode: int) -> Iterator[None]:
+    """Count from the whole dataset's first step in a DatasetError about a piece of it."""
+    try:
+        yield
+    except DatasetError as error:
+        if episode:
+            error.args = (f"from step {step} (episode {episode}) on: {error}",)
+            error.index = None if error.index is None else error.index + step
+            error.episode = None if error.episode is None else error.episode + episode
+        raise
+
+
+def check_time_limit(max_episode_steps: Any, no_time_limit: bool) -> int | None:
+    """Return the steps after which episodes were truncated, 0 for never, None where none says."""
+    limit = check_optional_integer("max_episode_steps", max_episode_steps, 1, error=DatasetError)
+    if no_time_limit and limit is not None:
+        problem = f"max_episode_steps={limit} contradicts no_time_limit=True: leave one of them out"
+        raise DatasetError(problem, setting="max_episode_steps", value=limit)
+    return 0 if no_time_limit else limit
+
+
+def flags_needed(limit: int | None) -> tuple[str, ...]:
+    """Return the flags of which one is enough; any, where the time limit is known."""
+    return (*TERMINATED, *TRUNCATED) if limit is None else (*FLAGS, *STARTS)
+
+
+def check_keys(keys: Iterable[Any], flags: Sequence[str] = (*TERMINATED, *TRUNCATED)) -> None:
     """Check that each array has one name that is known, and no other array nearly one."""
     found = list(keys)
     listed = ", ".join(map(repr, found[:_N_LISTED])) or "nothing"
@@ -186,9 +222,11 @@ def check_keys(keys: Iterable[Any], terminated: Sequence[str] = TERMINATED) -> N
         if key not in found:
             problem = f"there is no {key!r} (there is {listed}){_rename_hint(found, key)}"
             raise DatasetError(problem, setting=key, choices=found)
-    if not any(key in found for key in (*terminated, *TRUNCATED)):
+    if not any(key in found for key in flags):
         hint = _rename_hint(found, "terminals")
         hint += " if no time limit ended an episode" if hint else ""
+        if any(key in found for key in (*DONES, *STARTS)):
+            hint += "; or pass no_time_limit=True, or max_episode_steps, the time limit"
         problem = f"there is neither 'terminals' nor 'timeouts' but {listed}{hint}"
         raise DatasetError(problem, setting="terminals", choices=found)
     known = (*REQUIRED, *FLAGS)
@@ -243,8 +281,9 @@ def read_flags(
     Args:
         arrays: The flags by name, (N,); ``dones`` are either.
         n_steps: N.
-        time_limit: Steps after which an episode was truncated.
+        time_limit: Steps after which an episode was truncated; 0 and None are no limit.
         others: What :func:`list_flag_like` found; must mark no other steps, where it marks any.
+            Starts of episodes stand for ``dones``.
 
     Raises:
         DatasetError: A flag is none, is given twice, or marks an end that the others do not.
@@ -252,6 +291,18 @@ def read_flags(
     terminated = read_flag(arrays, TERMINATED)
     truncated = read_flag(arrays, TRUNCATED)
     done = read_flag(arrays, DONES)
+    marked = {} if done is None else {next(name for name in DONES if name in arrays): done}
+    for name, values in (others or {}).items():
+        marks = _read_marks(name, values, n_steps)
+        marked |= {} if marks is None else {name: marks}
+    if done is None:
+        done = next((marked[name] for name in STARTS if name in marked), None)
+    if terminated is None and truncated is None:
+        if done is None:
+            problem = "the starts of episodes are no flags: give one boolean a step"
+            raise DatasetError(problem, setting=STARTS[0])
+        if time_limit:
+            truncated = done & (_count_steps(done) == time_limit - 1)
     if done is not None and terminated is None:
         terminated = done if truncated is None else done & ~truncated
     elif done is not None and terminated is not None and truncated is None:
@@ -260,15 +311,8 @@ def read_flags(
         terminated = np.zeros(n_steps, dtype=bool)
     if truncated is None:
         truncated = np.zeros(n_steps, dtype=bool)
-        if time_limit is not None:
-            starts = np.concatenate([[0], np.flatnonzero(terminated) + 1])
-            steps = np.arange(n_steps)
-            within = steps - starts[np.searchsorted(starts, steps, side="right") - 1]
-            truncated = (within % time_limit == time_limit - 1) & ~terminated
-    marked = {} if done is None else {next(name for name in DONES if name in arrays): done}
-    for name, values in (others or {}).items():
-        marks = _read_marks(name, values, n_steps)
-        marked |= {} if marks is None else {name: marks}
+        if time_limit:
+            truncated = (_count_steps(terminated) % time_limit == time_limit - 1) & ~terminated
     for name, marks in marked.items():
         stray = np.flatnonzero(marks & ~(terminated | truncated))
         if len(stray):
@@ -278,6 +322,13 @@ def read_flags(
             )
             raise DatasetError(problem, index=int(stray[0]), setting=name)
     return terminated, truncated
+
+
+def _count_steps(ends: Bool[ndarray, "N"]) -> Int64[ndarray, "N"]:
+    """Return the number of each step since the last end before it."""
+    starts, steps = np.concatenate([[0], np.flatnonzero(ends) + 1]), np.arange(len(ends))
+    counts: Int64[ndarray, "N"] = steps - starts[np.searchsorted(starts, steps, side="right") - 1]
+    return counts
 
 
 def _read_marks(name: str, values: Any, n_steps: int) -> Bool[ndarray, "N"] | None:
@@ -317,6 +368,34 @@ def read_flag(arrays: Mapping[str, ndarray], names: Sequence[str]) -> Bool[ndarr
         problem = f"{name}[{step}] is {flags[step]}: only 0 and 1 are flags"
         raise DatasetError(problem, index=step, setting=name, value=flags[step], choices=(0, 1))
     return np.asarray(flags).astype(bool)
+
+
+def read_ends(
+    arrays: Mapping[str, ndarray], others: Mapping[str, Any] | None = None
+) -> tuple[bool, bool | None]:
+    """Return whether one episode terminated and was truncated; None where no flag says.
+
+    ``dones`` say that it terminated, unless it was truncated. ``others`` as for :func:`read_flags`.
+    """
+    terminated, truncated, done = (
+        _read_end(arrays, names) for names in (TERMINATED, TRUNCATED, DONES)
+    )
+    last = np.arange(len(arrays["rewards"])) == len(arrays["rewards"]) - 1
+    read_flags({"terminals": last}, len(last), others=others)
+    return (bool(done) and not truncated if terminated is None else terminated), truncated
+
+
+def _read_end(arrays: Mapping[str, ndarray], names: Sequence[str]) -> bool | None:
+    """Return the flag of an episode's last step; None where no array has it."""
+    flags = read_flag(arrays, names)
+    if flags is None:
+        return None
+    early = np.flatnonzero(flags[:-1])
+    if len(early):
+        name = next(name for name in names if name in arrays)
+        problem = f"{name}: step {early[0]} is flagged, and only the last, {len(flags) - 1}, may be"
+        raise DatasetError(problem, index=int(early[0]), setting=name)
+    return bool(flags[-1])
 
 
 def cut_episodes(

@@ -1,4 +1,4 @@
-"""D4RL datasets: HDF5 files of flat arrays, Decision Transformer pickles, and D4RL names."""
+"""D4RL's layouts: flat arrays in HDF5 and .npz, Decision Transformer pickles, and D4RL names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import numpy as np
 from gymnasium import spaces
 from numpy import ndarray
 
-from sb3_dmamba.checks import check_optional_integer
 from sb3_dmamba.d4rl import D4RLName, cache_folder, find_robot, parse_name
 from sb3_dmamba.data.joining import IN_MEMORY_BYTES, join_pieces, spill_pieces
 from sb3_dmamba.data.sources.arrays import (
@@ -23,23 +22,25 @@ from sb3_dmamba.data.sources.arrays import (
     FLAGS,
     KEYS,
     REQUIRED,
-    TERMINATED,
-    TRUNCATED,
     check_keys,
     check_lengths,
+    check_time_limit,
     copy_rows,
     cut_episodes,
+    flags_needed,
     infer_action_space,
     infer_observation_space,
     list_flag_like,
     load_arrays,
     naming,
-    read_flag,
+    placing,
+    read_ends,
     read_flags,
     step_shape,
 )
 from sb3_dmamba.data.sources.download import OFFLINE_VARIABLE, download_file, is_offline
 from sb3_dmamba.data.sources.hdf5 import check_numbers, find_node, list_keys
+from sb3_dmamba.data.sources.npz import Archive, NpyArray
 from sb3_dmamba.data.sources.pickles import load_plain_pickle, to_array
 from sb3_dmamba.data.trajectories import Trajectories, replace
 from sb3_dmamba.data.validation import CHUNK_BYTES, group_episodes, rows_per_chunk
@@ -177,25 +178,28 @@ def open_d4rl_file(
     env_id: str | None = None,
     env_kwargs: Mapping[str, Any] | None = None,
     max_episode_steps: int | None = None,
+    no_time_limit: bool = False,
 ) -> D4RLFile:
-    """Take an HDF5 file of flat arrays with D4RL's keys, or a Decision Transformer pickle.
+    """Take an HDF5 or .npz file of flat arrays with D4RL's keys, or a Decision Transformer pickle.
 
     Args:
-        source: The file. HDF5: ``observations`` and ``actions`` (N, ...), ``rewards``,
+        source: The file. HDF5 and .npz: ``observations`` and ``actions`` (N, ...), ``rewards``,
             ``terminals`` and ``timeouts`` (N,). A pickle: a list of one dict an episode with the
             same keys, or one dict of flat arrays; no code in it is run.
         observation_space: The environment's. None: an unbounded Box, or frames of bytes.
         action_space: The environment's. None: inferred from the actions, as for a dict of arrays.
         env_id: What ``gymnasium.make`` takes. None: found by the file's name and shapes.
         env_kwargs: Its other arguments.
-        max_episode_steps: Where an HDF5 file has no ``timeouts`` (D4RL's oldest), the steps after
-            which an episode that did not terminate ended; None is no limit.
+        max_episode_steps: Where flat arrays have no ``timeouts`` (D4RL's oldest), the steps after
+            which an episode that did not terminate was truncated, as for a dict of arrays.
+        no_time_limit: Where ``dones`` or ``episode_starts`` is their only flag, True says that
+            every end is a termination.
 
     Raises:
         DatasetError: ``max_episode_steps`` is not a positive integer.
     """
     path = Path(source).expanduser()
-    limit = check_optional_integer("max_episode_steps", max_episode_steps, 1, error=DatasetError)
+    limit = check_time_limit(max_episode_steps, no_time_limit)
     return D4RLFile(path, observation_space, action_space, env_id, env_kwargs, limit)
 
 
@@ -231,19 +235,19 @@ class D4RLFile:
 
     def environment(self, observation: tuple[int, ...], action: tuple[int, ...]) -> dict[str, Any]:
         """Return ``env_id`` and ``env_kwargs``: those given, else those of the file's name."""
-        robot = find_robot(self.path, observation, action)
-        if self.env_id is None and robot is not None:
-            return {"env_id": robot.env_id, "env_kwargs": self.env_kwargs or robot.env_kwargs}
-        return {"env_id": self.env_id, "env_kwargs": self.env_kwargs or {}}
+        return find_environment(self.path, observation, action, self.env_id, self.env_kwargs)
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[_FlatFile]:
+        is_archive = self.path.suffix.lower() == ".npz"
+        file: h5py.File | Archive
         try:
-            file = h5py.File(self.path, "r")
+            file = Archive(self.path) if is_archive else h5py.File(self.path, "r")
         except FileNotFoundError:
             raise DatasetError(describe_missing_path(self.path), path=self.path) from None
-        except OSError as error:
-            problem = f"{self.path} is damaged or no HDF5 file ({error}): get it again"
+        except (OSError, ValueError) as error:
+            kind = ".npz" if is_archive else "HDF5"
+            problem = f"{self.path} is damaged or no {kind} file ({error}): get it again"
             raise DatasetError(problem, path=self.path) from error
         with file, naming(self.path):
             yield _FlatFile(file, self)
@@ -252,32 +256,60 @@ class D4RLFile:
     def _is_pickle(self) -> bool:
         return self.path.suffix.lower() in (".pkl", ".pickle")
 
+    @property
+    def name(self) -> str:
+        """Name of the dataset in summaries and reports."""
+        return f"{'npz' if self.path.suffix.lower() == '.npz' else 'd4rl'}:{self.path}"
+
     def _read_pickle(self) -> Trajectories:
         contents = load_plain_pickle(self.path)
-        load = load_arrays if isinstance(contents, dict) else _join_episodes
-        with naming(self.path):
-            if isinstance(contents, dict):
-                keys = [key for key in (*KEYS, *DONES) if key in contents]
-                flat = {key: _to_array(contents, key) for key in keys}
-                contents = {**contents, **flat, **_read_flag_like(contents)}
-            data = load(
-                contents,
-                observation_space=self.observation_space,
-                action_space=self.action_space,
-                name=f"d4rl:{self.path}",
-            )
+        given: dict[str, Any] = {
+            "observation_space": self.observation_space,
+            "action_space": self.action_space,
+        }
+        try:
+            with naming(self.path):
+                if isinstance(contents, dict):
+                    keys = [key for key in (*KEYS, *DONES) if key in contents]
+                    flat = {key: _to_array(contents, key) for key in keys}
+                    contents = {**contents, **flat, **_read_flag_like(contents)}
+                    limit = self.max_episode_steps
+                    time_limit: dict[str, Any] = {
+                        "max_episode_steps": limit or None,
+                        "no_time_limit": limit == 0,
+                    }
+                    data = load_arrays(contents, **given, **time_limit, name=self.name)
+                else:
+                    data = _join_episodes(contents, **given, name=self.name)
+        except MemoryError as error:
+            problem = f"{self.path}: its episodes do not fit into memory together"
+            raise DatasetError(problem, path=self.path) from error
         shapes = data.observations.shape[1:], data.actions.shape[1:]
         return replace(data, **self.environment(*shapes))
 
 
-class _FlatFile:
-    """An open HDF5 file of flat arrays: the flags are read, the other arrays on demand."""
+def find_environment(
+    path: Path,
+    observation: tuple[int, ...],
+    action: tuple[int, ...],
+    env_id: str | None,
+    env_kwargs: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """Return ``env_id`` and ``env_kwargs``: those given, else those of a file's name and shapes."""
+    robot = find_robot(path, observation, action)
+    if env_id is None and robot is not None:
+        return {"env_id": robot.env_id, "env_kwargs": env_kwargs or robot.env_kwargs}
+    return {"env_id": env_id, "env_kwargs": env_kwargs or {}}
 
-    def __init__(self, file: h5py.File, options: D4RLFile) -> None:
+
+class _FlatFile:
+    """An open file of flat arrays: the flags are read, the other arrays on demand."""
+
+    def __init__(self, file: h5py.File | Archive, options: D4RLFile) -> None:
         self._file, self._options = file, options
-        keys = list_keys(file)
+        keys = list(file) if isinstance(file, Archive) else list_keys(file)
         self._check_kind(keys)
-        check_keys(keys)
+        check_keys(keys, flags_needed(options.max_episode_steps))
         self._arrays = {key: self._find(key) for key in (*KEYS, *DONES) if key in keys}
         check_lengths({key: array.shape for key, array in self._arrays.items()})
         self.n_steps = len(self._arrays["rewards"])
@@ -320,20 +352,14 @@ class _FlatFile:
         arrays["terminals"] = self._terminated[start:stop]
         arrays["timeouts"] = self._truncated[start:stop]
         shapes = self._shapes["observations"], self._shapes["actions"]
-        try:
+        with placing(start, first):
             return load_arrays(
                 arrays,
                 observation_space=self._options.observation_space,
                 action_space=self._action_space,
                 **self._options.environment(*shapes),
-                name=f"d4rl:{self._options.path}",
+                name=self._options.name,
             )
-        except DatasetError as error:
-            if first:
-                error.args = (f"from step {start} (episode {first}) on: {error}",)
-                error.index = None if error.index is None else error.index + start
-                error.episode = None if error.episode is None else error.episode + first
-            raise
 
     def _read(self, key: str, start: int, stop: int) -> ndarray:
         """Read steps of an array, a piece at a time; floats become float32."""
@@ -364,17 +390,25 @@ class _FlatFile:
             node = self._find(key)
         except DatasetError:
             return False
-        return bool(node.shape[0] == node.size == self.n_steps)
+        return bool(node.shape[0] == math.prod(node.shape) == self.n_steps)
 
-    def _find(self, key: str) -> h5py.Dataset:
+    def _find(self, key: str) -> h5py.Dataset | NpyArray:
         """Return an array whose contents lie in this file and are numbers."""
+        if isinstance(self._file, Archive):
+            try:
+                return check_numbers(self._file[key], key)
+            except ValueError as error:
+                problem = f"{key}: {error}: get the file again"
+                raise DatasetError(problem, setting=key) from error
         node = find_node(self._file, key)
         if not isinstance(node, h5py.Dataset):
             raise DatasetError(f"{key}: it is not an array", setting=key)
         return check_numbers(node, key)
 
     def _check_kind(self, keys: Sequence[str]) -> None:
-        """Recognise files of other kinds that have the same ending."""
+        """Recognise HDF5 files of other kinds."""
+        if isinstance(self._file, Archive):
+            return
         if "episode_0" in keys:
             folder = str(self._options.path.resolve().parent)
             raise DatasetError(f"this is a file of Minari's: pass its folder, {folder!r}")
@@ -384,7 +418,7 @@ class _FlatFile:
             )
 
 
-def _memory_type(array: h5py.Dataset) -> np.dtype[Any]:
+def _memory_type(array: h5py.Dataset | NpyArray) -> np.dtype[Any]:
     dtype: np.dtype[Any] = array.dtype
     return np.dtype(np.float32) if dtype.kind == "f" else dtype
 
@@ -433,20 +467,14 @@ def _join_episodes(
 def _read_episode(episode: Any) -> dict[str, ndarray]:
     if not isinstance(episode, Mapping):
         raise DatasetError(f"expected a dict of arrays, got {type(episode).__name__}")
-    check_keys(episode, (*TERMINATED, *DONES))
+    check_keys(episode, FLAGS)
     arrays = {key: _to_array(episode, key) for key in (*KEYS, *DONES) if key in episode}
     check_lengths({key: array.shape for key, array in arrays.items()})
     for key, array in arrays.items():
         arrays[key] = array.reshape(len(array), *step_shape(key, array))
-    terminated, truncated, done = (
-        _read_end(arrays, names) for names in (TERMINATED, TRUNCATED, DONES)
-    )
-    if terminated is None:
-        terminated = bool(done) and not truncated
+    terminated, truncated = read_ends(arrays, _read_flag_like(episode))
     arrays["terminated"] = np.array(terminated)
     arrays["truncated"] = np.array(not terminated if truncated is None else truncated)
-    last = np.arange(len(arrays["rewards"])) == len(arrays["rewards"]) - 1
-    read_flags({"terminals": last}, len(last), others=_read_flag_like(episode))
     return arrays
 
 
@@ -457,19 +485,6 @@ def _read_flag_like(source: Mapping[Any, Any]) -> dict[str, ndarray]:
         with contextlib.suppress(DatasetError):
             found[key] = to_array(source[key])
     return found
-
-
-def _read_end(arrays: Mapping[str, ndarray], names: tuple[str, ...]) -> bool | None:
-    """Return the flag of an episode's last step; None where no array has it."""
-    name = next((name for name in names if name in arrays), None)
-    flags = None if name is None else read_flag(arrays, [name])
-    if flags is None:
-        return None
-    early = np.flatnonzero(flags[:-1])
-    if len(early):
-        problem = f"{name}: step {early[0]} is flagged, and only the last, {len(flags) - 1}, may be"
-        raise DatasetError(problem, index=int(early[0]), setting=name)
-    return bool(flags[-1])
 
 
 def _to_array(source: Mapping[Any, Any], key: str) -> ndarray:

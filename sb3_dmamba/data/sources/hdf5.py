@@ -50,9 +50,9 @@ def list_keys(group: h5py.Group) -> list[str]:
         raise DatasetError(f"{group.name} is damaged ({error}): get the file again") from error
 
 
-def check_numbers(node: h5py.Dataset, key: str) -> h5py.Dataset:
-    """Return an array if it is one of numbers."""
-    if node.dtype.kind not in "biuf" or not node.ndim:
+def check_numbers(node: Any, key: str) -> Any:
+    """Return an array of a file if it is one of numbers."""
+    if node.dtype.kind not in "biuf" or not node.shape:
         raise _error(key, f"it holds {node.dtype}, shape {node.shape}: give numbers")
     return node
 

@@ -1,9 +1,8 @@
-"""Minari datasets: an id, a folder or a ``MinariDataset``."""
+"""Minari datasets, in HDF5, Arrow or Parquet: an id, a folder or a ``MinariDataset``."""
 
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import math
 import os
@@ -11,7 +10,7 @@ import re
 import shutil
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,28 +19,27 @@ from urllib.request import getproxies
 import h5py
 import numpy as np
 from gymnasium import spaces
-from jaxtyping import UInt8
 from numpy import ndarray
-from PIL import Image
 
 from sb3_dmamba.checks import near_names
 from sb3_dmamba.data.joining import IN_MEMORY_BYTES, spill_pieces
 from sb3_dmamba.data.sources.arrays import copy_rows, naming
+from sb3_dmamba.data.sources.arrow import arrange, decode_images, read_columns, to_numpy
 from sb3_dmamba.data.sources.download import OFFLINE_VARIABLE, is_offline
 from sb3_dmamba.data.sources.hdf5 import find_node
 from sb3_dmamba.data.trajectories import Trajectories
-from sb3_dmamba.data.validation import CHUNK_BYTES
+from sb3_dmamba.data.validation import CHUNK_BYTES, within
 from sb3_dmamba.envs.make import HARMLESS_WRAPPERS, qualify_id
 from sb3_dmamba.errors import DatasetError
 from sb3_dmamba.io import Bar, describe_missing_path, minari_folder, warn_caller
 from sb3_dmamba.spaces import check_action_space, flat_space, observation_dtype
 
 _METADATA = "metadata.json"
+_FORMATS = ("hdf5", "arrow", "parquet")
 _VERSION = re.compile(r"-v\d+$")
 _OTHER_D4RL = re.compile(r"(antmaze|maze2d|pen|hammer|door|relocate|kitchen)-[a-z-]+-v\d")
 _BUNDLED = Path(__file__).parents[1] / "bundled"  # laid out as Minari lays out its own folder
 _HOST = "huggingface.co"  # of Minari's default, hf://farama-minari
-_NO_IMAGE = (OSError, AttributeError, ValueError, SyntaxError)  # what Pillow raises
 _INSTALL = 'pip install "minari[hf]" (or "minari[gcs]" where MINARI_REMOTE begins with gcp)'
 
 
@@ -114,6 +112,7 @@ class Dataset:
     """A dataset whose metadata was read and checked, and whose episodes were not yet read."""
 
     folder: Path
+    data_format: str  # hdf5, arrow or parquet
     observation_space: spaces.Space[Any]
     action_space: spaces.Box | spaces.Discrete
     n_episodes: int
@@ -139,15 +138,18 @@ class Dataset:
             recorded = _read_space(metadata, "action_space")
             taken = check_action_space(recorded if action_space is None else action_space)
             data_format = metadata.get("data_format", "hdf5")
-            if data_format != "hdf5":
-                problem = f"the dataset is stored as {data_format!r}: only 'hdf5' is read"
-                raise DatasetError(problem, setting="data_format", value=data_format)
-            n_episodes = _read_count(metadata, "total_episodes", folder)
-            n_steps = _read_count(metadata, "total_steps", folder) or n_episodes
+            if data_format not in _FORMATS:
+                problem = f"the dataset is stored as {data_format!r}, and {_FORMATS} are read"
+                where = {"setting": "data_format", "value": data_format, "choices": _FORMATS}
+                raise DatasetError(problem, **where)
+            n_episodes = _read_count(metadata, "total_episodes")
+            n_episodes = _count_episodes(folder) if n_episodes is None else n_episodes
+            n_steps = _read_count(metadata, "total_steps") or n_episodes
             env_id, env_kwargs = _read_environment(metadata, folder)
         row = np.dtype(observation_dtype(flat)).itemsize * math.prod(flat.shape)
         return cls(
             folder,
+            data_format,
             observation_space,
             taken,
             n_episodes,
@@ -180,37 +182,91 @@ class Dataset:
         if not len(episodes):
             problem = f"the Minari dataset in {self.folder} has no episodes: it needs at least one"
             raise DatasetError(problem, path=self.folder)
+        with self._open() as find:
+            parts = [find(number) for number in episodes]
+            return copy_rows(
+                (each.steps(self.observation_space, self.action_space) for each in parts),
+                [each.length for each in parts],
+                [_read_end(each, "terminations") for each in parts],
+                [_read_end(each, "truncations") for each in parts],
+                space=self.observation_space,
+                action_space=self.action_space,
+                label=lambda index: parts[index].name,
+                env_id=self.env_id,
+                env_kwargs=self.env_kwargs,
+                source=self.source,
+            )
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[Callable[[int], _HDF5Episode | _ArrowEpisode]]:
+        """Give a function that finds an episode by its number."""
+        if self.data_format != "hdf5":
+            with naming(self.folder):
+                yield lambda number: _ArrowEpisode(self.folder, number, self.data_format)
+            return
         path = self.folder / "main_data.hdf5"
         try:
             with naming(path), h5py.File(path, "r") as file:
-                groups = [_find(file, f"episode_{number}", h5py.Group) for number in episodes]
-                lengths = [_find_length(group) for group in groups]
-                parts = list(zip(groups, lengths, strict=True))
-                return copy_rows(
-                    self._iterate_rows(parts),
-                    lengths,
-                    [_read_end(group, "terminations", length) for group, length in parts],
-                    [_read_end(group, "truncations", length) for group, length in parts],
-                    space=self.observation_space,
-                    action_space=self.action_space,
-                    label=lambda index: str(groups[index].name),
-                    env_id=self.env_id,
-                    env_kwargs=self.env_kwargs,
-                    source=self.source,
-                )
+                yield lambda number: _HDF5Episode(file, number)
         except FileNotFoundError:
             raise DatasetError(describe_missing_path(path), path=path) from None
         except OSError as error:
             problem = f"{path} is damaged or no HDF5 file ({error}): download the dataset again"
             raise DatasetError(problem, path=path) from error
 
-    def _iterate_rows(
-        self, parts: Sequence[tuple[h5py.Group, int]]
-    ) -> Iterator[tuple[Any, ndarray, ndarray]]:
-        for group, length in parts:
-            observations = _decode(_find(group, "observations"), self.observation_space, length)
-            actions, rewards = (_find(group, key, h5py.Dataset) for key in ("actions", "rewards"))
-            yield observations, actions[()], rewards[()]
+
+class _HDF5Episode:
+    """An episode in an open HDF5 file; each array is read when it is asked for."""
+
+    def __init__(self, file: h5py.File, number: int) -> None:
+        self._group = _find(file, f"episode_{number}", h5py.Group)
+        self.name = str(self._group.name)
+        self.length = _check_length(self.name, len(_find(self._group, "rewards", h5py.Dataset)))
+
+    def read(self, key: str) -> ndarray:
+        values: ndarray = _find(self._group, key, h5py.Dataset)[()]
+        return values
+
+    def steps(self, space: spaces.Space[Any], _: object) -> tuple[Any, ndarray, ndarray]:
+        observations = _decode(_find(self._group, "observations"), space, self.length)
+        return observations, self.read("actions"), self.read("rewards")
+
+
+class _ArrowEpisode:
+    """An episode in a folder of Arrow or Parquet files; observations and actions on demand.
+
+    Its last row holds the observation after the last step, and nothing else.
+    """
+
+    def __init__(self, folder: Path, number: int, data_format: str) -> None:
+        self.name = f"episode {number}"
+        self._folder, self._pattern = folder / str(number), f"*.{data_format}"
+        self._arrays = self._read("rewards", "terminations", "truncations")
+        self.length = _check_length(self.name, len(self._arrays["rewards"]))
+
+    def read(self, key: str) -> ndarray:
+        values: ndarray = self._arrays[key]
+        return values
+
+    def steps(
+        self, space: spaces.Space[Any], action_space: spaces.Space[Any]
+    ) -> tuple[Any, Any, ndarray]:
+        found = self._read("observations", "actions")
+        actions = arrange(found["actions"], action_space)
+        return arrange(found["observations"], space), actions, self.read("rewards")
+
+    def _read(self, *columns: str) -> dict[str, Any]:
+        files = sorted(self._folder.glob(self._pattern))
+        if not files:
+            problem = f"{self.name}: there is no {self._folder / self._pattern}: download it again"
+            raise DatasetError(problem, path=self._folder)
+        try:
+            arrays = read_columns(files, columns)
+            return {
+                key: to_numpy(each.slice(0, len(each) - 1), key) for key, each in arrays.items()
+            }
+        except DatasetError as error:
+            raise within(error, self.name) from error
 
 
 def _find(group: Any, key: str, kind: type | tuple[type, ...] = (h5py.Group, h5py.Dataset)) -> Any:
@@ -220,10 +276,9 @@ def _find(group: Any, key: str, kind: type | tuple[type, ...] = (h5py.Group, h5p
     return node
 
 
-def _find_length(group: h5py.Group) -> int:
-    length = len(_find(group, "rewards", h5py.Dataset))
-    if not length:
-        raise DatasetError(f"{group.name}: the episode has no steps", setting="rewards")
+def _check_length(name: str, length: int) -> int:
+    if length < 1:
+        raise DatasetError(f"{name}: the episode has no steps", setting="rewards")
     return length
 
 
@@ -238,37 +293,19 @@ def _decode(node: Any, space: spaces.Space[Any], length: int) -> Any:
         problem = f"{node.name} needs one observation for each of {length} steps and one after"
         raise DatasetError(problem, setting="observations")
     if isinstance(space, spaces.Box) and node.ndim != 1 + len(space.shape):
-        return _decode_jpeg(node[:length], space, node.name)
+        return decode_images(node[:length], node.name, space.shape)
     return node[()][:length]
 
 
-def _decode_jpeg(frames: ndarray, space: spaces.Box, name: str) -> UInt8[ndarray, "T *frame"]:
-    """Decode frames that Minari stored as JPEG files."""
-    images = np.empty((len(frames), *space.shape), dtype=np.uint8)
-    for index, frame in enumerate(frames):
-        try:
-            with Image.open(io.BytesIO(frame.tobytes())) as opened:
-                shape = (opened.height, opened.width, len(opened.getbands()))
-                fits = math.prod(shape) == images[index].size  # before it is decoded
-                image = np.asarray(opened) if fits else np.empty(0)
-        except (Image.DecompressionBombError, *_NO_IMAGE) as error:
-            raise DatasetError(f"{name}: frame {index} is not an image ({error})") from error
-        if image.size != images[index].size:
-            problem = f"{name}: frame {index} has shape {shape}, expected {space.shape}"
-            raise DatasetError(problem)
-        images[index] = image.reshape(space.shape)
-    return images
-
-
-def _read_end(group: h5py.Group, key: str, length: int) -> bool:
+def _read_end(episode: _HDF5Episode | _ArrowEpisode, key: str) -> bool:
     """Return whether the flag of the last step is set; no other may be."""
-    values: ndarray = _find(group, key, h5py.Dataset)[()]
+    values, length = episode.read(key), episode.length
     if values.shape != (length,):
-        problem = f"{group.name}: {key} have shape {values.shape}, expected {(length,)}"
+        problem = f"{episode.name}: {key} have shape {values.shape}, expected {(length,)}"
         raise DatasetError(problem, setting=key, value=values.shape)
     early = np.flatnonzero(values[:-1])
     if len(early):
-        problem = f"{group.name}: {key}[{early[0]}] is set before the last step, {length - 1}"
+        problem = f"{episode.name}: {key}[{early[0]}] is set before the last step, {length - 1}"
         raise DatasetError(problem, index=int(early[0]), setting=key)
     return bool(values[-1])
 
@@ -315,18 +352,21 @@ def _restore_order(space: spaces.Space[Any], recorded: Any) -> spaces.Space[Any]
     return space
 
 
-def _read_count(metadata: dict[str, Any], key: str, folder: Path) -> int:
-    """Return a count, which may be written as 21.0; where it is null, the file's own, or 0."""
+def _read_count(metadata: dict[str, Any], key: str) -> int | None:
+    """Return a count, which may be written as 21.0; None where it is null."""
     count = metadata.get(key, 0)
     if count is None:
-        return _count_groups(folder) if key == "total_episodes" else 0
+        return None
     is_number = isinstance(count, (int, float)) and not isinstance(count, bool)
     if not is_number or count % 1 != 0 or not 0 <= count < 2**63:
         raise DatasetError(f"{key} is {count!r}: it is a count", setting=key, value=count)
     return int(count)
 
 
-def _count_groups(folder: Path) -> int:
+def _count_episodes(folder: Path) -> int:
+    """Count the episodes that there are, by their groups in HDF5, else by their folders."""
+    if not (folder / "main_data.hdf5").exists():
+        return sum(1 for _ in folder.glob(f"*/{_METADATA}"))
     try:
         with h5py.File(folder / "main_data.hdf5", "r") as file:
             return sum(name.startswith("episode_") for name in file)

@@ -158,6 +158,7 @@ inverse_root: Any = _simd._vector_math(_emit_inverse_root, 1)  #: 1 / sqrt(x)
 @_simd._intrinsic
 def select_levels(typing_context: Any, address: Any, lowest: Any, vector: Any) -> Any:
     """Zero the lanes of a vector whose int16, of those at the address, is below the lowest."""
+
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         pointer = _simd._pointer(builder, args[0], ir.VectorType(ir.IntType(16), vector.lanes))
         edge = _simd._broadcast(builder, builder.trunc(args[1], ir.IntType(16)), vector.lanes)
