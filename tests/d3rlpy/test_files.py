@@ -13,6 +13,7 @@ import pytest
 import torch
 from d3rlpy.preprocessing import MultiplyRewardScaler
 
+from sb3_dmamba import machine
 from sb3_dmamba.errors import ConfigError, MissingDependencyError
 from tests.d3rlpy.cases import (
     ACTIONS,
@@ -44,6 +45,19 @@ print(type(d3rlpy.load_learnable("model.d3")).__name__)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     said = run_python("-c", code, cwd=tmp_path, env=environment)
     assert said.split()[-1] == "DiscreteDecisionMamba"
+
+
+def test_a_file_has_the_precision_that_auto_chose(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for flag, chosen in (("avx512_bf16", "bf16"), ("avx2", "fp32")):
+        monkeypatch.setattr(machine, "read_cpu_flags", lambda flag=flag: frozenset({flag}))
+        make_algo("mamba", (9,), precision="auto").save(tmp_path / "model.d3")
+        monkeypatch.setattr(machine, "read_cpu_flags", lambda: frozenset({"none"}))
+        assert d3rlpy.load_learnable(str(tmp_path / "model.d3")).config.precision == chosen
+    with pytest.raises(ConfigError) as caught:
+        make_algo("mamba", (9,), precision="tf32").fit(None, 1, 1)
+    assert (caught.value.setting, caught.value.value) == ("precision", "tf32")
 
 
 SETTINGS: dict[str, dict[str, Any]] = {
