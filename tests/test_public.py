@@ -60,7 +60,7 @@ def test_names() -> None:
     [
         (
             DecisionMamba,
-            "task, env=None, *, config=None, seed=None, device='auto', verbose=0, "
+            "task=None, env=None, *, config=None, seed=None, device='auto', verbose=0, "
             "tensorboard_log=None, policy_kwargs=None, recipe=None, stats_window_size=100, "
             "**overrides",
         ),

@@ -143,12 +143,19 @@ class _Execution:
         n_parameters = sum(each.numel() for each in self.model.policy.parameters())
         result = {
             "n_parameters": n_parameters,
-            "return_importance": measure_return_importance(self.model, load_data(self.run)),
+            "return_importance": self._measure_importance(),
             "losses": curve.entries,
             "evaluations": rows,
         }
         write_json(self.folder.result, result)
         self.folder.progress.unlink(missing_ok=True)
+
+    def _measure_importance(self) -> float | None:
+        try:
+            trajectories = load_data(self.run)
+        except DecisionMambaError:  # of a run that was done before, the data may be gone
+            return None
+        return measure_return_importance(self.model, trajectories)
 
     def _read_evaluation(self, update: int, memory: str) -> list[dict[str, Any]]:
         path = self._evaluation_path(update, memory)

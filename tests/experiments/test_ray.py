@@ -94,6 +94,7 @@ def plan(out: Path, *arguments: str) -> list[RunFolder]:
     return sorted(folders, key=lambda folder: folder.read_run().seed)
 
 
+@pytest.mark.slow
 def test_what_is_killed_is_tried_again_and_what_fails_is_named(start: Any, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = "--data", str(save_data(tmp_path / "data")), "--seeds", "0", "1", "2"
