@@ -19,6 +19,8 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
+import warnings
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,17 +43,19 @@ def run(command: Sequence[object], log: Path, seconds: float | None = None) -> i
 
     Returns its exit status; None if it was killed.
     """
-    process = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of threads, none of which the child needs
+        process = os.fork()
     if not process:
         status = 70
         try:
-            output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(output, 1)
-            os.dup2(output, 2)
+            sys.stdout = sys.stderr = log.open("w", buffering=1)
             sys.argv = ["dmamba", *map(str, command)]
             sb3_dmamba.cli.main()
         except SystemExit as end:
             status = end.code if isinstance(end.code, int) else bool(end.code)
+        except BaseException:
+            traceback.print_exc()
         finally:
             sys.stdout.flush()
             os._exit(status)
