@@ -208,7 +208,7 @@ def test_a_store_holds_what_it_did(make: Any, tmp_path: Path) -> None:
         again = (tmp_path / "again" / file.name).read_bytes()
         if file.suffix == ".json":
             header = json.loads(again)
-            assert header.pop("checksums").keys() == {f.stem for f in store.glob("*.npy")}
+            assert header.pop("crc32").keys() == {f.stem for f in store.glob("*.npy")}
             assert header == json.loads(file.read_bytes())
         else:
             assert again == file.read_bytes(), file.name
@@ -384,7 +384,8 @@ def test_a_result_is_gathered_again_from_its_evaluations(tmp_path: Path) -> None
     folder = shutil.copytree(CELL, tmp_path / CELL.name)
     (folder / "result.json").unlink()
     run_python("-m", "sb3_dmamba.experiments.grid", str(folder), "--device", "cpu")
-    assert (folder / "result.json").read_bytes() == (CELL / "result.json").read_bytes()
+    gathered, before = (json.loads((each / "result.json").read_text()) for each in (folder, CELL))
+    assert gathered == {**before, "return_importance": None}  # whose data are not here
 
 
 def test_a_report_of_an_evaluation() -> None:
