@@ -58,7 +58,7 @@ def test_files_and_folders_of_another_kind(tmp_path: Path) -> None:
 def test_options_that_do_not_exist() -> None:
     cases: list[tuple[Any, str, str]] = [
         ({}, "env", "did you mean 'env_id'?"),
-        ({}, "zzz", "env_id, env_kwargs, name, reward_mode, top_fraction"),
+        ({}, "zzz", "max_episode_steps, no_time_limit, name, reward_mode, top_fraction"),
         (
             "a/b-v0",
             "env_id",
