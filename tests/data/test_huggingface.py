@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from sb3_dmamba.cli import app
 from sb3_dmamba.data import Trajectories, load_trajectories
 from sb3_dmamba.data.sources import huggingface
-from sb3_dmamba.data.sources.huggingface import open_rows
+from sb3_dmamba.data.sources.huggingface import Table, open_rows
 from sb3_dmamba.errors import DatasetError, MissingDependencyError
 from tests.data.builders import assert_same, import_datasets, refusal, skip_without, to_png, unlike
 
@@ -300,3 +300,10 @@ def test_paths_need_no_datasets(tmp_path: Path) -> None:
         "assert 'datasets' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, str(path)], check=True, timeout=240)
+
+
+def test_fewer_rows_at_a_second_reading_are_refused() -> None:
+    table = Table("x", None, Path(), ["rewards", "actions"], lambda columns: iter(()))
+    with pytest.raises(DatasetError) as caught:
+        next(table.steps([2], "actions"))
+    assert (caught.value.episode, caught.value.setting) == (0, "rewards")
