@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -80,7 +81,7 @@ def test_flags_of_the_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     monkeypatch.setattr(machine, "_CPU_INFO", info)
     assert read_cpu_flags() is None  # not Linux
     info.write_text("processor\t: 0\nflags\t\t: fpu avx2\n\nprocessor\t: 1\nflags\t\t: fpu avx2\n")
-    assert read_cpu_flags() == {"fpu", "avx2"}
+    assert read_cpu_flags() == frozenset({"fpu", "avx2"})
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")  # torch uses less than the CPU has
     assert read_cpu_flags() is None
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
@@ -139,7 +140,7 @@ def test_tf32_is_cuda_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     # the device's check aside, an update computes forward and backward with the setting
     monkeypatch.setattr("sb3_dmamba.algorithm.check_precision", lambda *_: None)
     seen: list[str] = []
-    backward = torch.Tensor.backward
+    backward: Any = torch.Tensor.backward
 
     def note(self: torch.Tensor, *args: Any, **kwargs: Any) -> None:
         seen.append(_tf32_setting())
@@ -273,8 +274,8 @@ def test_time_without_a_core(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
             (tmp_path / thread / "schedstat").write_text(f"123 {waited} 4\n", encoding="ascii")
     assert read_waiting_seconds() == 2.5
     monkeypatch.setattr(machine, "_THREADS", tmp_path / "none")
-    monkeypatch.setattr(machine.time, "perf_counter", lambda: 30.0)
-    monkeypatch.setattr(machine.time, "process_time", lambda: 10.0)
+    monkeypatch.setattr(time, "perf_counter", lambda: 30.0)
+    monkeypatch.setattr(time, "process_time", lambda: 10.0)
     assert read_waiting_seconds() == 20.0
 
 
@@ -290,7 +291,7 @@ def test_a_starved_training_says_so_once(monkeypatch: pytest.MonkeyPatch) -> Non
         return clock["now"]
 
     monkeypatch.setattr(loop, "read_waiting_seconds", read)
-    monkeypatch.setattr(loop.time, "perf_counter", tick)
+    monkeypatch.setattr(time, "perf_counter", tick)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(loop.StarvationWatch, "has_warned", False)
     for name in PASSIVE_WAITING:
