@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import importlib
 import os
 import re
 import shlex
@@ -294,7 +295,7 @@ def execute_locally(folders: Sequence[RunFolder], engine: Engine, on_end: OnEnd)
 def _execute_with_ray(folders: Sequence[RunFolder], engine: Engine, on_end: OnEnd) -> None:
     """Execute runs as Ray's tasks; a cluster that is connected already is used as it is."""
     try:
-        import ray
+        ray: Any = importlib.import_module("ray")
     except ImportError as error:
         raise MissingDependencyError("ray", "run experiments with --ray", "ray") from error
     if is_ours := not ray.is_initialized():

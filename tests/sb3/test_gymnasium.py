@@ -89,9 +89,13 @@ class ThreeSteps(gym.Env[Any, Any]):
         return np.full(1, self.t, np.float32), 1.0, self.t == 3, False, {}
 
 
+def make_three_steps(**_kwargs: Any) -> gym.Env[Any, Any]:
+    return ThreeSteps()
+
+
 @pytest.fixture
 def three_steps() -> Iterator[str]:
-    gym.register("ThreeSteps-v0", entry_point=ThreeSteps)
+    gym.register("ThreeSteps-v0", entry_point=make_three_steps)
     yield "ThreeSteps-v0"
     del gym.registry["ThreeSteps-v0"]
 

@@ -376,6 +376,8 @@ class _FlatFile:
         return values.reshape(stop - start, *step_shape(key, source))
 
     def _names_of_infos(self) -> list[str]:
+        if isinstance(self._file, Archive):
+            return []
         for key in ("infos", "info"):
             with contextlib.suppress(OSError, RuntimeError, KeyError, TypeError, ValueError):
                 is_here = isinstance(self._file.get(key, getlink=True), h5py.HardLink)
