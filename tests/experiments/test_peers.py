@@ -21,7 +21,7 @@ from sb3_dmamba.experiments.plan import Plan
 from sb3_dmamba.experiments.runs import Run
 from tests.experiments.toys import TINY, TOY, cartpole_data, changed, toy_plan
 
-pytest.importorskip("d3rlpy")
+pytest.importorskip("d3rlpy", reason="the d3rlpy extra is not installed")
 peers = pytest.importorskip("sb3_dmamba.experiments.peers")
 
 TARGETS = (-60.0, -20.0)
