@@ -147,7 +147,13 @@ def test_atari_runs_from_replay_files_to_the_table(
         evaluations=1,
         max_episode_steps=6,
         target_returns=(5.0,),
-        settings={"hidden_size": 8, "n_layers": 1, "d_state": 2, "context_length": 3, "batch_size": 4},
+        settings={
+            "hidden_size": 8,
+            "n_layers": 1,
+            "d_state": 2,
+            "context_length": 3,
+            "batch_size": 4,
+        },
         data_options={"n_buffers": 2, "n_steps": 40, "trajectories_per_buffer": 1},
     )
     engines.run_experiment(the("atari"), request, tmp_path / "out", "dmamba experiment atari")
