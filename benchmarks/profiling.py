@@ -25,6 +25,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "dropout": ("bench::dropout", "dropout"),
     "scan": ("selectivescan", "selective_scan", "scan_forward", "scan_backward", "pscan"),
     "convolution": ("causalconv", "causal_conv1d", "conv_forward", "conv_backward", "conv"),
+    "norm and residual": ("residual",),
     "attention": ("attention", "flash", "softmax"),
     "norm": ("layer_norm", "layernorm", "gammabeta"),
     "GEMM": ("aten::mm", "addmm", "bmm", "gemm", "cutlass", "nvjet", "matmul", "linear"),

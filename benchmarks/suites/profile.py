@@ -17,6 +17,9 @@ from sb3_dmamba.training.updater import Updater
 
 NETWORKS = {
     "Mamba": Network({"channel_mixing": False}),
+    "Mamba, decoupled": Network(
+        {"channel_mixing": False, "conditioning": "decoupled", "time_encoding": "none"}
+    ),
     "Mamba, bf16": Network({"channel_mixing": False, "precision": "bf16"}),
     "Mamba + MLP": Network({}),
     "attention + MLP": Network({"mixer": "attention"}),

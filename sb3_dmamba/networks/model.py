@@ -317,7 +317,7 @@ class Block(nn.Module):
         readout: slice | None,
     ) -> Float[Tensor, "B M H"]:
         """Add the mixer's output to the tokens, and mix the channels."""
-        if readout is not None:  # one token a step, as the gate has rows
+        if readout is not None:  # the state tokens: one for each step, as for each row of the gate
             tokens = tokens[:, readout]
         return self._mix_channels(self.dropout(mixed, tokens, gate))
 

@@ -87,5 +87,7 @@ def make_differentiable(
             wanted = zip(gradients, needed, strict=True)
             return None, None, *(gradient if need else None for gradient, need in wanted)
 
-    apply: Callable[..., tuple[Tensor, Tensor | None]] = Operation.apply
+    # Profilers show the name of the operation's folder.
+    named: Any = type(run_forward.__module__.split(".")[-2], (Operation,), {})
+    apply: Callable[..., tuple[Tensor, Tensor | None]] = named.apply
     return apply

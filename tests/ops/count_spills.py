@@ -2,24 +2,28 @@
 
 ``python -m tests.ops.count_spills`` prints, for the machine or what ``NUMBA_CPU_NAME`` and
 ``NUMBA_CPU_FEATURES`` say, each kernel, then stores to the stack and reads from it: in all, and in
-the innermost loops. ``NUMBA_CACHE_DIR`` has to be empty: a cached kernel has no assembly.
+the innermost loops. It compiles them anew: a cached kernel has no assembly.
 """
 
 from __future__ import annotations
 
+import os
 import re
+import tempfile
 from typing import NamedTuple
 
 import torch
 
 from sb3_dmamba.ops import _cpu
 
+WAYS = ("forward", "backward")
 KERNELS = [
     ("selective_scan._kernels", "build_forward"),
     ("selective_scan._kernels", "build_backward"),
     ("causal_conv1d.cpu", "build_forward"),
     ("causal_conv1d.cpu", "build_backward"),
     ("mamba_step.cpu", "build_step"),
+    *(("residual.cpu", f"build_{name}_{way}") for name in ("norm", "add") for way in WAYS),
 ]
 _VECTOR_ON_STACK = re.compile(r"^\tv?\w+\s.*\(%rsp\).*%[xyz]mm|^\tv?\w+\s.*%[xyz]mm.*\(%rsp\)")
 _STORE = re.compile(r"%[xyz]mm\d+, -?\d*\(%rsp\)$")
@@ -66,5 +70,7 @@ def count_all() -> dict[str, Spills]:
 
 
 if __name__ == "__main__":
-    for name, counts in count_all().items():
-        print(name, *counts)  # noqa: T201
+    with tempfile.TemporaryDirectory() as empty:
+        os.environ["NUMBA_CACHE_DIR"] = empty  # before Numba is imported
+        for name, counts in count_all().items():
+            print(name, *counts)  # noqa: T201

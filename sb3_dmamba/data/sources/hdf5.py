@@ -10,7 +10,7 @@ import h5py
 
 from sb3_dmamba.errors import DatasetError
 
-MAX_COMPRESSION = 1100  # deflate reaches 1032 to 1
+_MAX_COMPRESSION = 1100  # deflate reaches 1032 to 1
 _SLACK_BYTES = 1 << 20
 _LARGEST_CHUNK = 1 << 28  # bytes; the library holds a whole chunk in memory
 _OUTSIDE = "its contents lie in another file, which is not followed"
@@ -57,12 +57,19 @@ def check_numbers(node: Any, key: str) -> Any:
     return node
 
 
+def describe_excess(announced: int, stored: int) -> str:
+    """Say so where an array is said to have more bytes than what is stored can hold; else ''."""
+    if announced <= _MAX_COMPRESSION * stored + _SLACK_BYTES:
+        return ""
+    return f"{announced:,} bytes are announced, {stored:,} stored"
+
+
 def _find_problem(node: h5py.Dataset, group: h5py.Group) -> str:
     if node.external or node.is_virtual or node.file.filename != group.file.filename:
         return _OUTSIDE
     stored = node.id.get_storage_size()
-    if node.nbytes > MAX_COMPRESSION * stored + _SLACK_BYTES:
-        return f"{node.nbytes:,} bytes are announced, {stored:,} stored: get it again"
+    if problem := describe_excess(node.nbytes, stored):
+        return f"{problem}: get it again"
     if node.chunks is None:
         return ""
     size = math.prod(node.chunks) * node.dtype.itemsize
@@ -72,7 +79,7 @@ def _find_problem(node: h5py.Dataset, group: h5py.Group) -> str:
     filters = [settings.get_filter(index)[0] for index in range(settings.get_nfilters())]
     if filters.count(h5py.h5z.FILTER_DEFLATE) > 1:
         return "it is compressed twice: write it anew"
-    if h5py.h5z.FILTER_DEFLATE in filters and MAX_COMPRESSION * stored > _LARGEST_CHUNK:
+    if h5py.h5z.FILTER_DEFLATE in filters and _MAX_COMPRESSION * stored > _LARGEST_CHUNK:
         return _find_bomb(node, size, 1 << filters.index(h5py.h5z.FILTER_DEFLATE))
     return ""
 
@@ -85,7 +92,7 @@ def _find_bomb(node: h5py.Dataset, size: int, skipped: int) -> str:
     suspects: list[Any] = []
     node.id.chunk_iter(
         lambda chunk: (
-            suspects.append(chunk) if MAX_COMPRESSION * chunk.size > _LARGEST_CHUNK else None
+            suspects.append(chunk) if _MAX_COMPRESSION * chunk.size > _LARGEST_CHUNK else None
         )
     )
     for chunk in suspects:

@@ -12,13 +12,11 @@ from typing import IO, Any
 
 import numpy as np
 from numpy import ndarray
-from numpy.lib import format as npy
 
-_MAX_COMPRESSION = 1100  # deflate reaches 1032 to 1
-_SLACK_BYTES = 1 << 20
+from sb3_dmamba.data.sources.hdf5 import describe_excess
+from sb3_dmamba.data.store import read_npy_header
 
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # what numpy.savez writes
-_HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 _DAMAGES = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
 
 
@@ -69,20 +67,15 @@ class NpyArray:
     """An array that lies in a .npz file: its shape and dtype, and its rows on demand."""
 
     def __init__(self, file: IO[bytes], member: zipfile.ZipInfo) -> None:
-        version = npy.read_magic(file)
-        if version not in _HEADERS:
-            raise ValueError(f"it is an array of format {version}, expected one of numbers")
-        self.shape: tuple[int, ...]
-        self.shape, self._is_fortran, self.dtype = _HEADERS[version](file)
+        self.shape, self._is_fortran, self.dtype = read_npy_header(file)
         self._file, self._first_byte = file, file.tell()
         self.nbytes = math.prod(self.shape) * self.dtype.itemsize
         is_whole = self._first_byte + self.nbytes == member.file_size
-        if not (is_whole or self.dtype.hasobject) or min(self.shape, default=0) < 0:
+        if not (is_whole or self.dtype.hasobject):
             found = f"{member.file_size - self._first_byte:,} bytes"
             raise ValueError(f"{found} for an array of {self.dtype} and shape {self.shape}")
-        if self.nbytes > _MAX_COMPRESSION * member.compress_size + _SLACK_BYTES:
-            stored = member.compress_size
-            raise ValueError(f"{self.nbytes:,} bytes are announced, {stored:,} stored")
+        if problem := describe_excess(self.nbytes, member.compress_size):
+            raise ValueError(problem)
         self._whole: ndarray | None = None
 
     def __len__(self) -> int:
